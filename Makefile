@@ -1,0 +1,102 @@
+# Fine-tune openPangu-Embedded-1B: `make` lists what there is.
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL: # stages follow one another, and each uses the whole machine
+.SUFFIXES:
+
+# Read before RECIPE has its default: the demo has a recipe of its own.
+demo_recipe := $(or $(value RECIPE),recipes/demo.yaml)
+
+##@ Variables
+##= RECIPE      the recipe file (recipes/openpangu-1b.yaml; for demo: recipes/demo.yaml)
+RECIPE ?= recipes/openpangu-1b.yaml
+##= SET         settings that override the recipe's: SET="train.lr=1e-5 train.iterations=1000"
+SET ?=
+##= PROMPT      for chat: the one question to answer
+PROMPT ?=
+##= MODEL       for chat: another checkpoint than the exported one
+MODEL ?=
+##= VENV        the Python environment (.venv)
+VENV ?= .venv
+##= PYTHON      CPython 3.9, 3.10 or 3.11 to make it with (the first one found)
+PYTHON ?=
+##= PYPI_INDEX  the package index or a mirror of it (https://pypi.org/simple)
+PYPI_INDEX ?= https://pypi.org/simple
+
+# What the user gives is text and not Make: a $ in a prompt stays a $.
+$(foreach v,RECIPE SET PROMPT MODEL VENV PYTHON PYPI_INDEX,$(eval override $v := $$(value $v)))
+export PROMPT VENV PYTHON PYPI_INDEX
+
+quote = '$(subst ','\'',$1)'
+bin = $(call quote,$(VENV)/bin/)
+sets = $(foreach s,$(SET),--set $(call quote,$s))
+options = --recipe $(call quote,$(RECIPE)) $(sets)
+
+##@ Start here
+.PHONY: help setup demo
+help: ## this list
+	@awk '/^##@ / { printf "\n%s\n", substr($$0, 5) } \
+	     /^##= / { print "  " substr($$0, 5) } \
+	     /^[a-z]+:.* ## / { name = $$0; sub(/:.*/, "", name); sub(/^.* ## /, ""); printf "  make %-12s%s\n", name, $$0 }' Makefile
+
+setup: env ## make or update the Python environment (the other targets do so by themselves)
+	@echo 'Ready:' $(call quote,$(VENV))
+
+demo: env ## every stage on a tiny model and the example conversations, on any machine, in minutes
+	@$(bin)openpangu-sft demo --recipe $(call quote,$(demo_recipe)) $(sets)
+
+##@ Stages, in this order
+stages := format preprocess merge convert sft export
+.PHONY: $(stages) chat
+format: env ## raw conversations to samples
+preprocess: env ## samples to packed shards of token ids
+merge: env ## all shards to the one dataset that training reads
+convert: env ## the Hugging Face checkpoint to a Megatron-core checkpoint
+sft: env ## fine-tune
+export: env ## the newest checkpoint of the run to a Hugging Face checkpoint
+$(stages):
+	@$(bin)openpangu-sft $@ $(options)
+
+chat: env ## talk to the exported model; with PROMPT="…" one answer
+	@$(bin)openpangu-sft chat $(options) $(if $(MODEL),--model $(call quote,$(MODEL))) $${PROMPT:+"--prompt=$$PROMPT"}
+
+##@ Development
+.PHONY: test lint fmt lock clean
+# pytest's own options: PYTEST_ADDOPTS="-k merge -x"
+test: lint ## lint, then all tests
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(bin)pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+lint: env ## formatting, style, types, shell scripts
+	@$(bin)ruff format --check --output-format concise .
+	@$(bin)ruff check .
+	@$(bin)mypy
+	@PATH=$(bin):"$$PATH"; if command -v shellcheck >/dev/null; then shellcheck $(wildcard .ci/run *.sh */*.sh); \
+	    else echo 'shellcheck is not installed (it has no wheel for this machine): shell scripts not checked'; fi
+
+fmt: env ## apply the formatting that lint wants
+	@$(bin)ruff format .
+	@$(bin)ruff check --fix-only .
+
+# Requirements with hashes and not uv.lock: that one holds the index's file addresses, so no mirror could be used.
+# Keeps the versions it can; LOCKFLAGS=--upgrade takes the newest of all. Then every supported machine must have
+# a wheel of everything, as nothing is built.
+compile = $(bin)uv --no-config --no-python-downloads pip compile --quiet --default-index $(call quote,$(PYPI_INDEX)) \
+    --python-version 3.9 --universal --fork-strategy fewest --only-binary :all: --generate-hashes --no-annotate \
+    --no-emit-index-url --custom-compile-command 'make lock' $(LOCKFLAGS)
+lock: env ## re-make locks/ from pyproject.toml
+	@$(compile) --group dev pyproject.toml --output-file locks/portable.txt
+	@echo uv | $(compile) - --output-file locks/uv.txt
+	@for machine in x86_64 aarch64; do for python in 3.9 3.10 3.11; do \
+	    $(bin)uv --no-config --no-python-downloads pip compile --quiet --default-index $(call quote,$(PYPI_INDEX)) \
+	        --no-deps --only-binary :all: --python-version $$python --python-platform $$machine-manylinux_2_36 \
+	        locks/portable.txt >/dev/null || exit 1; done; done
+
+clean: ## remove what the demo, the tests and the tools wrote (not the environment)
+	@rm -rf .cache/demo .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist src/*.egg-info
+	@find src tests scripts -name __pycache__ -prune -exec rm -rf {} +
+
+.PHONY: env
+setup_script := scripts/setup.sh
+env:
+	@$(setup_script)

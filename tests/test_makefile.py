@@ -1,0 +1,120 @@
+"""The Makefile hands what the user gives to openpangu-sft as it was given."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+STAGES = ["format", "preprocess", "merge", "convert", "sft", "export"]
+TARGETS = [*STAGES, "help", "setup", "demo", "chat", "test", "lint", "fmt", "lock", "clean"]
+AWKWARD = 'it\'s "50% off": $HOME $(id) ${x} `id` \\ #1 --set; 你好，世界'
+
+
+class Make:
+    """Runs the Makefile with an openpangu-sft that only notes what it was called with."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.calls = directory / "calls"
+        program = directory / "the venv/bin/openpangu-sft"
+        program.parent.mkdir(parents=True)
+        program.write_text('#!/bin/sh\nprintf "%s\\0" "$@" >>calls\nexit "${FAKE_EXIT:-0}"\n')
+        program.chmod(0o755)
+        shutil.copy(ROOT / "Makefile", directory)
+
+    def __call__(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["make", "setup_script=true", "VENV=the venv", *arguments],
+            cwd=self.directory,
+            env={"PATH": os.environ["PATH"], **environment},
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+        )
+
+    def called_with(self) -> list[str]:
+        return self.calls.read_text(encoding="utf-8").split("\0")[:-1]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    return Make(tmp_path)
+
+
+def test_help_is_the_default_and_names_every_target(make: Make) -> None:
+    shown = make().stdout
+    assert shown == make("help").stdout
+    for target in TARGETS:
+        assert f"  make {target} " in shown
+    for variable in ("RECIPE", "SET", "PROMPT", "MODEL", "VENV", "PYTHON", "PYPI_INDEX"):
+        assert f"\n  {variable} " in shown
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_stage(make: Make, stage: str) -> None:
+    done = make(stage)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert make.called_with() == [stage, "--recipe", "recipes/openpangu-1b.yaml"]
+
+
+def test_settings_are_shown_one_by_one(make: Make) -> None:
+    shown = make("-n", "sft", "SET=a.b=1 c.d=[1,2]").stdout
+    assert "--set 'a.b=1' --set 'c.d=[1,2]'" in shown
+
+
+def test_settings_arrive_as_they_are(make: Make) -> None:
+    settings = ["data.workers=4", "a=[1,2]", "paths.cache=$HOME/x", "b='q'", 'c="q"', "d=(1)", "e=;id", "f=#", "g=*"]
+    assert make("sft", f"SET={' '.join(settings)}", "RECIPE=my recipes/$x.yaml").returncode == 0
+    expected = [part for setting in settings for part in ("--set", setting)]
+    assert make.called_with() == ["sft", "--recipe", "my recipes/$x.yaml", *expected]
+
+
+def test_chat_without_a_prompt(make: Make) -> None:
+    assert make("chat").returncode == 0
+    assert make.called_with() == ["chat", "--recipe", "recipes/openpangu-1b.yaml"]
+
+
+@pytest.mark.parametrize("prompt", [AWKWARD, "--help", "two\nlines", "three   spaces   "])
+def test_prompt_arrives_as_it_is(make: Make, prompt: str) -> None:
+    assert make("chat", f"PROMPT={prompt}", "MODEL=the model").returncode == 0
+    assert make.called_with()[3:] == ["--model", "the model", f"--prompt={prompt}"]
+
+
+def test_prompt_from_the_environment(make: Make) -> None:
+    assert make("chat", PROMPT=AWKWARD).returncode == 0
+    assert make.called_with()[-1] == f"--prompt={AWKWARD}"
+
+
+def test_demo_has_its_own_recipe(make: Make) -> None:
+    for arguments, environment, recipe in (
+        ([], {}, "recipes/demo.yaml"),
+        (["RECIPE=mine.yaml"], {}, "mine.yaml"),
+        ([], {"RECIPE": "theirs.yaml"}, "theirs.yaml"),
+    ):
+        make.calls.unlink(missing_ok=True)
+        assert make("demo", "SET=a=1", *arguments, **environment).returncode == 0
+        assert make.called_with() == ["demo", "--recipe", recipe, "--set", "a=1"]
+
+
+def test_failure_of_a_stage_is_a_failure(make: Make) -> None:
+    done = make("sft", FAKE_EXIT="3")
+    assert done.returncode == 2  # GNU make's only code for it; it names the stage's own:
+    assert "Error 3" in done.stderr
+
+
+def test_no_stage_without_its_environment(make: Make) -> None:
+    assert make("sft", "setup_script=false").returncode == 2
+    assert not make.calls.exists()
+
+
+def test_clean_keeps_the_environment_and_the_models(make: Make) -> None:
+    for name in (".cache/demo", ".cache/openpangu-1b", "src/x.egg-info", "src/a/__pycache__", "tests", "scripts"):
+        (make.directory / name).mkdir(parents=True)
+    assert make("clean").returncode == 0
+    left = {str(path.relative_to(make.directory)) for path in make.directory.rglob("*") if path.is_dir()}
+    assert left == {".cache", ".cache/openpangu-1b", "src", "src/a", "tests", "scripts", "the venv", "the venv/bin"}
