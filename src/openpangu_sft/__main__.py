@@ -1,0 +1,5 @@
+"""Run as: python -m openpangu_sft STAGE --recipe recipes/demo.yaml"""
+
+from openpangu_sft.cli import main
+
+main()

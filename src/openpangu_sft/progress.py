@@ -1,0 +1,50 @@
+"""Progress of long work: a bar on a terminal, plain lines in a log. Everything goes to stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Callable
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+console = Console(stderr=True, highlight=False)
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+@contextlib.contextmanager
+def progress(what: str, total: int, done: int = 0) -> Iterator[Callable[[int, str], None]]:
+    """Yields a function to call with (units done since the last call, a note shown behind the bar)."""
+    if console.is_terminal:
+        bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        with bar:
+            task = bar.add_task(what, total=total, completed=done, note="")
+
+            def advance(units: int, note: str = "") -> None:
+                bar.update(task, advance=units, note=note)
+
+            yield advance
+        return
+    began, last_line, position = time.monotonic(), time.monotonic(), done
+
+    def log(units: int, note: str = "") -> None:
+        nonlocal last_line, position
+        position += units
+        now = time.monotonic()
+        if now - last_line >= SECONDS_BETWEEN_LINES:
+            last_line = now
+            left = (now - began) / max(position - done, 1) * (total - position)
+            console.print(f"{what}: {position}/{total} {note} {left:.0f} s left".replace("  ", " "), soft_wrap=True)
+
+    yield log
