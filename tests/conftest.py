@@ -1,0 +1,78 @@
+"""A tiny model, tokenizer and recipe that tests share; built once per test process, in a second or two."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from openpangu_sft.recipe import Recipe
+from openpangu_sft.recipe_file import load_recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+
+TINY = [
+    "model.num_layers=2",
+    "model.hidden_size=32",
+    "model.ffn_hidden_size=48",
+    "model.num_attention_heads=4",
+    "model.num_query_groups=2",
+    "model.kv_channels=8",
+    "model.vocab_size=1536",
+    "data.seq_length=128",
+    "data.workers=1",
+    "train.global_batch_size=2",
+    "train.iterations=6",
+    "train.lr_warmup_iterations=2",
+    "train.save_interval=3",
+    "train.device=cpu",
+]
+
+MakeRecipe = Callable[..., Recipe]
+
+
+def example_texts() -> list[str]:
+    """Texts of both example files."""
+    from openpangu_sft.demo.base_model import texts_of
+
+    records = json.loads((ROOT / "examples/instructions_en.json").read_text("utf-8"))
+    records += map(json.loads, (ROOT / "examples/service_zh.jsonl").read_text("utf-8").splitlines())
+    return list(texts_of(records))
+
+
+@pytest.fixture(scope="session")
+def tiny_hf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face checkpoint in openPangu's form: two layers, random fp32 weights, a tokenizer. Read only."""
+    from openpangu_sft.demo.base_model import make_base_model
+
+    directory = tmp_path_factory.mktemp("tiny") / "hf"
+    make_base_model(load_recipe(ROOT / "recipes/demo.yaml", [*TINY, f"paths.hf={directory}"]), example_texts())
+    return directory
+
+
+@pytest.fixture
+def make_recipe(tmp_path: Path, tiny_hf: Path) -> MakeRecipe:
+    """Gives tiny recipes whose paths lie in the test's own directory, with the given overrides."""
+
+    def make(*overrides: str) -> Recipe:
+        own = [f"paths.cache={tmp_path}", f"paths.hf={tiny_hf}"]
+        return load_recipe(ROOT / "recipes/demo.yaml", [*TINY, *own, *overrides])
+
+    return make
+
+
+def write_samples(path: Path, samples: list[Any]) -> None:
+    """Writes records as jsonl."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples), "utf-8")
+
+
+def conversation(*contents: str, system: str = "") -> dict[str, Any]:
+    """A sample in which user and assistant take turns."""
+    roles = ["user", "assistant"]
+    messages = [{"role": roles[number % 2], "content": content} for number, content in enumerate(contents)]
+    return {"meta_prompt": [system], "data": messages}
