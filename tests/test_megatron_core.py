@@ -17,8 +17,8 @@ from typing import Any, Callable
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, MakeRecipe
 
+from conftest import ROOT, MakeRecipe
 from openpangu_sft.chat_format import prompt_pieces
 from openpangu_sft.checkpoint.convert import FIRST_ITERATION, run_convert, to_hf
 from openpangu_sft.checkpoint.hf import read_config, write_checkpoint

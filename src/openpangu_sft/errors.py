@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import signal
+from collections.abc import Iterator
 
 
 class UserError(Exception):
@@ -22,7 +24,9 @@ class UserError(Exception):
     def __str__(self) -> str:
         prefix = f"{self.where}: " if self.where is not None else ""
         suffix = f" -> {self.remedy}" if self.remedy else ""
-        return f"{prefix}{self.what}{suffix}".replace("\n", " ")
+        line = " ".join(filter(None, f"{prefix}{self.what}{suffix}".splitlines()))
+        # names from files may hold anything: no terminal codes out of them
+        return "".join(mark if mark.isprintable() else repr(mark)[1:-1] for mark in line)
 
 
 class Interrupted(Exception):
@@ -33,13 +37,33 @@ class Interrupted(Exception):
         super().__init__(f"stopped by {signal.Signals(signal_number).name} {state}")
 
 
+_NO_ROOM = ("no room left on the disk", "free some space, then run the stage again")
+_NO_PERMISSION = ("no permission", "check the owner and mode of this path")
+_EXPLAINED = {
+    errno.ENOSPC: _NO_ROOM,
+    errno.EDQUOT: _NO_ROOM,
+    errno.EFBIG: ("File too large for this disk or its limit (ulimit -f)", "raise the limit or use another disk"),
+    errno.EACCES: _NO_PERMISSION,
+    errno.EPERM: _NO_PERMISSION,
+    errno.EROFS: ("this file system is read-only", "choose another path in the recipe, or mount it writable"),
+    errno.ENOENT: ("no such file or directory", "check the path in the recipe"),
+    errno.ENOTDIR: ("a part of this path is not a directory", "check the path in the recipe"),
+    errno.EEXIST: ("is in the way", "remove it or choose another path in the recipe"),
+}
+
+
 def explain_os_error(error: OSError) -> UserError:
     """Turns an operating-system error into a `UserError` with the remedy a user can act on."""
-    where = error.filename
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UserError("no room left on the disk", where=where, remedy="free some space, then run the stage again")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return UserError("no permission", where=where, remedy="check the owner and mode of this path")
-    if error.errno == errno.ENOENT:
-        return UserError("no such file or directory", where=where, remedy="check the path in the recipe")
-    return UserError(error.strerror or str(error), where=where)
+    what, remedy = _EXPLAINED.get(error.errno or 0, (error.strerror or str(error), ""))
+    return UserError(what, where=error.filename, remedy=remedy)
+
+
+@contextlib.contextmanager
+def naming(path: object) -> Iterator[None]:
+    """Puts a path into operating-system errors that carry none: those of writes to an open file."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise

@@ -6,13 +6,17 @@ the value and what to change. Any key can be overridden on the command line: `--
 
 from __future__ import annotations
 
+import os
+from itertools import permutations
 from pathlib import Path
 from typing import Any, Literal, Optional
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 Positive = Field(gt=0)
 NotNegative = Field(ge=0)
+Seed = Field(ge=0, lt=2**32)
+"""What numpy's generator takes, which shuffles samples and packs."""
 
 
 class Section(BaseModel):
@@ -33,6 +37,18 @@ class Paths(Section):
     mcore: str = "ckpts/pangu_model_mcore"
     run: str = "sft_outputs"
     export: str = "export"
+
+    @field_validator("*")
+    @classmethod
+    def _usable(cls, value: str, info: ValidationInfo) -> str:
+        key = f"paths.{info.field_name}"
+        if not value.strip() or "\0" in value:
+            raise ValueError(f"{key} {value!r} is not a path -> write one, or leave the key out for the default")
+        try:
+            Path(value).expanduser()
+        except RuntimeError:
+            raise ValueError(f"{key} {value!r} begins with the home directory of nobody -> write it out") from None
+        return value
 
     def __getitem__(self, name: str) -> Path:
         """The absolute path of one entry; `~` is expanded."""
@@ -65,6 +81,8 @@ class Model(Section):
                 f"model.num_attention_heads {self.num_attention_heads} is not a multiple of "
                 f"model.num_query_groups {self.num_query_groups} -> change one of them"
             )
+        if self.kv_channels % 2:
+            raise ValueError(f"model.kv_channels {self.kv_channels} is odd: rotary embeddings need pairs -> change it")
         return self
 
 
@@ -82,7 +100,7 @@ class Data(Section):
     seq_length: int = Field(ge=8)
     """Tokens in one pack. Preprocess and sft read this one value, so they cannot disagree."""
     on_bad_sample: Literal["refuse", "skip"] = "refuse"
-    seed: int = NotNegative
+    seed: int = Seed
     """Order of the samples in the packs, and of the packs in a shard."""
     workers: int = Positive
 
@@ -92,7 +110,7 @@ class Recompute(Section):
 
     granularity: Literal["none", "full"] = "none"
     method: Literal["block"] = "block"
-    num_layers: int = 0
+    num_layers: int = Field(default=0, ge=0)
 
 
 class Parallel(Section):
@@ -134,10 +152,15 @@ class Train(Section):
     adam_beta1: float = Field(ge=0, lt=1)
     adam_beta2: float = Field(ge=0, lt=1)
     adam_eps: float = Field(default=1e-8, gt=0)
-    seed: int = NotNegative
+    seed: int = Seed
     save_interval: int = Positive
     log_interval: int = Field(default=1, gt=0)
     recompute: Recompute = Recompute()
+
+    @field_validator("recompute", mode="before")
+    @classmethod
+    def _no_empty_section(cls, value: Any) -> Any:
+        return {} if value is None else value
 
     @model_validator(mode="after")
     def _schedule_fits(self) -> Train:
@@ -193,16 +216,17 @@ def _complaints(recipe: Recipe) -> list[str]:
     found: list[Optional[str]] = [
         _divides("parallel.tensor", parallel.tensor, "model.num_query_groups", model.num_query_groups),
         _divides("parallel.tensor", parallel.tensor, "model.vocab_size", model.vocab_size),
+        _divides("parallel.tensor", parallel.tensor, "model.ffn_hidden_size", model.ffn_hidden_size),
         _divides("parallel.pipeline", parallel.pipeline, "model.num_layers", model.num_layers),
         _divides(
-            "parallel.tensor x pipeline x context",
+            "parallel.tensor x parallel.pipeline x parallel.context",
             parallel.tensor * parallel.pipeline * parallel.context,
-            "parallel.nodes x devices_per_node",
+            "parallel.nodes x parallel.devices_per_node",
             parallel.world,
         ),
         _divides("parallel.context", parallel.context, "data.seq_length", data.seq_length),
         _divides(
-            "parallel.tensor x context",
+            "parallel.tensor x parallel.context",
             parallel.tensor * parallel.context,
             "model.num_attention_heads",
             model.num_attention_heads,
@@ -224,6 +248,11 @@ def _complaints(recipe: Recipe) -> list[str]:
             f"train.recompute.num_layers {train.recompute.num_layers} is above model.num_layers {model.num_layers} "
             "-> lower it"
         )
+    if train.recompute.granularity == "full" and not train.recompute.num_layers:
+        found.append(
+            "train.recompute.granularity full with train.recompute.num_layers 0 recomputes nothing "
+            f"-> set train.recompute.num_layers to 1..{model.num_layers}, or train.recompute.granularity=none"
+        )
     if train.engine == "mindspeed" and train.micro_batch_size > 1:
         found.append(
             f"train.micro_batch_size {train.micro_batch_size} with packing trains on wrong attention in MindSpeed-LLM "
@@ -231,9 +260,10 @@ def _complaints(recipe: Recipe) -> list[str]:
         )
     if train.engine == "transformers" and parallel.world != parallel.data:
         found.append(
-            f"parallel.tensor {parallel.tensor}, pipeline {parallel.pipeline}, context {parallel.context}: the "
-            "transformers engine is data parallel only -> set all three to 1"
+            f"parallel.tensor {parallel.tensor}, parallel.pipeline {parallel.pipeline}, parallel.context "
+            f"{parallel.context}: train.engine transformers is data parallel only -> set all three to 1"
         )
+    found.append(_overlap(recipe.paths))
     return [complaint for complaint in found if complaint]
 
 
@@ -241,3 +271,20 @@ def _divides(small_key: str, small: int, large_key: str, large: int) -> Optional
     if large % small == 0:
         return None
     return f"{large_key} {large} is not a multiple of {small_key} {small} -> change one of them"
+
+
+def _overlap(paths: Paths) -> Optional[str]:
+    """Two stages that would write over each other: a stage replaces its directory as a whole.
+
+    `paths.raw` may be any of them: whoever has samples already does not need it. What lies in `paths.hf` is safe.
+    """
+    places = {name: Path(os.path.normpath(paths[name])) for name in type(paths).model_fields}
+    del places["cache"], places["raw"]
+    for outer, inner in permutations(places, 2):
+        if places[outer] == places[inner] or (outer != "hf" and places[outer] in places[inner].parents):
+            relation = "is" if places[outer] == places[inner] else "lies in"
+            return (
+                f"paths.{inner} {places[inner]} {relation} paths.{outer} {places[outer]}: making one would remove the "
+                f"other -> give paths.{inner} a directory of its own"
+            )
+    return None

@@ -1,0 +1,106 @@
+"""Answers from a Hugging Face or Megatron-core checkpoint, in the same format and pieces that training used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from openpangu_sft.artefact import MANIFEST
+from openpangu_sft.chat_format import HEADERS, START, Piece, prompt_pieces
+from openpangu_sft.checkpoint.convert import to_hf
+from openpangu_sft.checkpoint.hf import model_of, read_config, read_weights
+from openpangu_sft.checkpoint.mcore import MODEL_FILE, TRACKER, iteration_directory, latest_iteration, read_model
+from openpangu_sft.errors import UserError
+from openpangu_sft.recipe import Recipe
+from openpangu_sft.sample import Message
+from openpangu_sft.sft.model import build_model
+from openpangu_sft.tokenizer import Tokenizer
+
+
+class Chat:
+    """A model with its tokenizer.
+
+    Args:
+        recipe: for generation, and for configuration and tokenizer of a Megatron-core checkpoint (`paths.hf`).
+        checkpoint: directory of a Hugging Face checkpoint, or of a Megatron-core one or a run.
+
+    Raises:
+        UserError: neither is there, or it is damaged.
+    """
+
+    def __init__(self, recipe: Recipe, checkpoint: Path) -> None:
+        if (checkpoint / TRACKER).is_file():
+            files = recipe.path("hf")
+            path = iteration_directory(checkpoint, latest_iteration(checkpoint)) / MODEL_FILE
+            if not path.is_file():
+                raise UserError("no such file", where=path, remedy="is the checkpoint complete?")
+            tensors = to_hf(read_model(path, recipe.model), recipe.model)
+        elif (checkpoint / "config.json").is_file():
+            files = checkpoint
+            tensors = read_weights(checkpoint, model_of(read_config(checkpoint), checkpoint / "config.json"))
+        else:
+            what = "no such directory" if not checkpoint.is_dir() else "neither a Hugging Face nor an mcore checkpoint"
+            raise UserError(what, where=checkpoint, remedy="run make export, or give one with MODEL=…")
+        self.recipe = recipe
+        self.tokenizer = Tokenizer(files, recipe.tokenizer.trust_remote_code)
+        device = "cuda" if recipe.train.device != "cpu" and torch.cuda.is_available() else "cpu"
+        self.model = build_model(files, tensors, "eager", torch.device(device)).eval()
+
+    def reply(self, messages: tuple[Message, ...], system: str = "") -> str:
+        """The assistant's next message.
+
+        Raises:
+            UserError: a message holds a control token, or is longer than the model's context.
+        """
+        for text in (system, *(message.content for message in messages)):
+            if token := self.tokenizer.control_token(text):
+                raise UserError(f"the message holds the control token {token}", remedy="take it out")
+        pieces = list(prompt_pieces((system,), messages, reply=True))
+        prompt = [token for piece in pieces for token in self.tokenizer.piece_ids(piece)]
+        room = self.recipe.model.max_position_embeddings - len(prompt)
+        if room <= 0:
+            raise UserError(f"the conversation has {len(prompt)} tokens, more than the model can hold")
+        settings = self.recipe.chat
+        sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        if settings.temperature > 0:
+            sampling.update(do_sample=True, temperature=settings.temperature, top_p=settings.top_p)
+        input_ids = torch.tensor([prompt], device=self.model.device)
+        with torch.no_grad():
+            output = self.model.generate(
+                input_ids,
+                attention_mask=torch.ones_like(input_ids),
+                max_new_tokens=min(settings.max_new_tokens, room),
+                eos_token_id=self.tokenizer.end_id,
+                pad_token_id=self.tokenizer.pad_id,
+                **sampling,
+            )
+        answer = output[0, len(prompt) :].tolist()
+        if answer and answer[-1] == self.tokenizer.end_id:
+            answer.pop()
+        header = self.tokenizer.piece_ids(Piece(START + HEADERS["assistant"], trained=False))
+        return self.tokenizer.decode_reply(header, answer)
+
+
+def converse(chat: Chat, lines: Iterator[str], system: str = "") -> Iterator[str]:
+    """Answers line after line in one conversation. An empty line begins a new one."""
+    history: tuple[Message, ...] = ()
+    for line in lines:
+        if not line.strip():
+            history = ()
+            continue
+        asked = (*history, Message("user", line.strip()))
+        answer = chat.reply(asked, system)
+        history = (*asked, Message("assistant", answer))
+        yield answer
+
+
+def default_checkpoint(recipe: Recipe) -> Path:
+    """What is there of: the exported checkpoint, the run, the one to begin with."""
+    for name in ("export", "run"):
+        path = recipe.path(name)
+        if (path / MANIFEST).is_file() and ((path / "config.json").is_file() or (path / TRACKER).is_file()):
+            return path
+    return recipe.path("hf")

@@ -1,0 +1,55 @@
+"""openPangu's conversation format: samples to pieces of text, each trained on or ignored.
+
+    <s>[unused9]系统：…[unused10][unused9]用户：…[unused10][unused9]助手：…[unused10]
+
+The pieces are those that the published handler gives to the tokenizer one by one. Their borders matter: a tokenizer may
+encode a text differently from its two halves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from openpangu_sft.sample import Message, Sample
+
+START, END = "[unused9]", "[unused10]"
+HEADERS = {"system": "系统：", "user": "用户：", "assistant": "助手：", "tool": "工具："}
+
+TEMPLATE_DIGEST = hashlib.sha256(repr((START, END, sorted(HEADERS.items()))).encode()).hexdigest()
+"""Recorded in manifests: data made with another template is refused."""
+
+
+class Piece(NamedTuple):
+    """A text that is encoded by itself.
+
+    Args:
+        text: what the tokenizer gets.
+        trained: whether its tokens are targets.
+        opens: whether the tokenizer puts its bos in front.
+    """
+
+    text: str
+    trained: bool
+    opens: bool = False
+
+
+def sample_pieces(sample: Sample) -> Iterator[Piece]:
+    """The pieces of a whole sample: only the assistants' contents, each with its end token, are trained."""
+    yield from prompt_pieces(sample.meta_prompt, sample.data)
+
+
+def prompt_pieces(meta_prompt: tuple[str, ...], messages: tuple[Message, ...], reply: bool = False) -> Iterator[Piece]:
+    """The pieces of system prompts and messages; with `reply`, the assistant's header last, for generation."""
+    system = "".join(START + HEADERS["system"] + prompt + END for prompt in meta_prompt)
+    yield Piece(system, trained=False, opens=True)
+    for message in messages:
+        header = START + HEADERS[message.role]
+        if message.role == "assistant":
+            yield Piece(header, trained=False)
+            yield Piece(message.content + END, trained=True)
+        else:
+            yield Piece(header + message.content + END, trained=False)
+    if reply:
+        yield Piece(START + HEADERS["assistant"], trained=False)

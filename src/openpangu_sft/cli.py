@@ -1,0 +1,230 @@
+"""The command line: one command per stage, each reading one recipe.
+
+Run as: openpangu-sft sft --recipe recipes/demo.yaml --set train.iterations=100
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Callable, NoReturn, Optional
+
+import click
+from rich.table import Table
+
+from openpangu_sft import __version__
+from openpangu_sft.artefact import Manifest
+from openpangu_sft.errors import Interrupted, UserError, explain_os_error
+from openpangu_sft.progress import console
+from openpangu_sft.recipe import Recipe
+from openpangu_sft.recipe_file import load_recipe
+from openpangu_sft.sft.launch import worker_rank
+
+DEFAULT_RECIPE = "recipes/openpangu-1b.yaml"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, message="%(version)s")
+def app() -> None:
+    """Fine-tune openPangu: one command per stage, each reading one recipe.
+
+    \b
+    Example: openpangu-sft sft --recipe recipes/demo.yaml --set train.iterations=100
+    """
+
+
+def stage(name: str, default_recipe: str = DEFAULT_RECIPE) -> Callable[[Callable[..., None]], click.Command]:
+    """Declares a command with the options that every stage has."""
+
+    def declare(function: Callable[..., None]) -> click.Command:
+        recipe = click.option(
+            "-r", "--recipe", "recipe_file", type=Path, default=default_recipe, show_default=True, help="a YAML file"
+        )
+        override = click.option(
+            "-s", "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="override a key; may be repeated"
+        )
+        return app.command(name)(recipe(override(function)))
+
+    return declare
+
+
+@stage("format")
+def format_command(recipe_file: Path, overrides: tuple[str, ...]) -> None:
+    """Raw conversations to samples."""
+    from openpangu_sft.format_stage import run_format
+
+    recipe = load_recipe(recipe_file, overrides)
+    _show("samples", recipe.path("samples"), run_format(recipe))
+
+
+@stage("preprocess")
+def preprocess_command(recipe_file: Path, overrides: tuple[str, ...]) -> None:
+    """Samples to packed shards, one per file."""
+    from openpangu_sft.dataset.preprocess import run_preprocess
+
+    recipe = load_recipe(recipe_file, overrides)
+    for manifest in run_preprocess(recipe):
+        _show(f"shard of {next(iter(manifest.inputs))}", recipe.path("shards"), manifest, recipe)
+
+
+@stage("merge")
+def merge_command(recipe_file: Path, overrides: tuple[str, ...]) -> None:
+    """All shards to the one dataset that training reads."""
+    from openpangu_sft.dataset.merge import run_merge
+
+    recipe = load_recipe(recipe_file, overrides)
+    _show("dataset", recipe.path("dataset"), run_merge(recipe), recipe)
+
+
+@stage("convert")
+def convert_command(recipe_file: Path, overrides: tuple[str, ...]) -> None:
+    """Hugging Face checkpoint to Megatron-core checkpoint."""
+    from openpangu_sft.checkpoint.convert import run_convert
+
+    recipe = load_recipe(recipe_file, overrides)
+    _show("mcore checkpoint", recipe.path("mcore"), run_convert(recipe))
+
+
+@stage("sft")
+def sft_command(recipe_file: Path, overrides: tuple[str, ...]) -> None:
+    """Fine-tune; run again, it goes on where it was."""
+    from openpangu_sft.sft.stage import run_sft
+
+    recipe = load_recipe(recipe_file, overrides)
+    run_sft(recipe, ["sft", "--recipe", str(recipe_file), *(part for key in overrides for part in ("--set", key))])
+    if not worker_rank():
+        _show_run(recipe)
+
+
+@stage("export")
+def export_command(recipe_file: Path, overrides: tuple[str, ...]) -> None:
+    """The run's newest checkpoint to Hugging Face."""
+    from openpangu_sft.checkpoint.export import run_export
+
+    recipe = load_recipe(recipe_file, overrides)
+    _show("Hugging Face checkpoint", recipe.path("export"), run_export(recipe))
+
+
+@stage("chat")
+@click.option("-p", "--prompt", help="one question; without it, a dialogue")
+@click.option("--system", default="", help="system prompt")
+@click.option("-m", "--model", type=Path, help="checkpoint, Hugging Face or mcore; default: the newest there is")
+def chat_command(
+    recipe_file: Path, overrides: tuple[str, ...], prompt: Optional[str], system: str, model: Optional[Path]
+) -> None:
+    """Ask a checkpoint."""
+    recipe = load_recipe(recipe_file, overrides)
+    from openpangu_sft.chat import Chat, converse, default_checkpoint
+    from openpangu_sft.sample import Message
+
+    talker = Chat(recipe, model.absolute() if model else default_checkpoint(recipe))
+    if prompt is not None:
+        print(talker.reply((Message("user", prompt),), system))
+        return
+    if sys.stdin.isatty():
+        console.print("Empty line: a new conversation. Ctrl-D: the end.")
+    for answer in converse(talker, _typed_lines(), system):
+        print(answer, flush=True)
+
+
+@stage("demo", default_recipe="recipes/demo.yaml")
+def demo_command(recipe_file: Path, overrides: tuple[str, ...]) -> None:
+    """Every stage with a small model, on this machine."""
+    from openpangu_sft.demo.run import run_demo
+
+    run_demo(load_recipe(recipe_file, overrides), recipe_file, overrides)
+
+
+def main() -> NoReturn:
+    """Entry point: whatever the user can mend is one line on stderr and exit code 1."""
+    # Threads that wait actively take the cores from those they wait for: several times slower on a shared machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported
+    if worker_rank() is None:
+        sys.exit(_run())
+    try:
+        code = _run()
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    # Past the destructors: torch 2.1 joins gloo's threads with the GIL held, and now and then one of them wants it.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _run() -> int:
+    """Runs the command; returns the exit code."""
+    try:
+        code = app(standalone_mode=False)  # an exit code where --help or --version ended it
+    except UserError as error:
+        return _say(str(error), 1)
+    except OSError as error:
+        return _say(str(explain_os_error(error)), 1)
+    except Interrupted as stop:
+        code = 128 + stop.signal_number
+        return code if worker_rank() else _say(str(stop), code)  # one line for all processes of a run
+    except (KeyboardInterrupt, click.Abort):
+        return _say("interrupted; nothing half-written is left", 128 + signal.SIGINT)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except SystemExit as request:  # of torchrun's agent
+        return request.code if isinstance(request.code, int) else 1
+    return code if isinstance(code, int) else 0
+
+
+def _say(message: str, code: int) -> int:
+    print(f"openpangu-sft: {message}", file=sys.stderr)
+    return code
+
+
+def _typed_lines() -> Iterator[str]:
+    while True:
+        try:
+            yield input("> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return
+
+
+def _show(title: str, path: Path, manifest: Manifest, recipe: Optional[Recipe] = None) -> None:
+    """What a stage did, on one screen."""
+    rows = {name.replace("_", " "): _readable(value) for name, value in manifest.counts.items()}
+    if recipe and "packs" in manifest.counts:
+        counts = manifest.counts
+        rows["packs full"] = f"{counts['tokens'] / (counts['packs'] * recipe.data.seq_length):.1%}"
+        rows["tokens trained"] = f"{counts['trained_tokens'] / counts['tokens']:.1%}"
+    _print_table(f"{title}: {path}", rows)
+
+
+def _show_run(recipe: Recipe) -> None:
+    from openpangu_sft.sft.metrics import CURVE, read_metrics
+
+    run = recipe.path("run")
+    metrics = read_metrics(run)
+    rows = {
+        "iterations": f"{metrics[-1]['iteration']:,}",
+        "loss": f"{metrics[0]['loss']:.4f} -> {metrics[-1]['loss']:.4f}",
+        "seconds": f"{sum(row['seconds'] for row in metrics):,.1f}",
+        "loss curve": str(run / CURVE),
+    }
+    _print_table(f"run: {run}", rows)
+
+
+def _readable(value: object) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {_readable(inner)}" for name, inner in value.items()) or "none"
+    return str(value)
+
+
+def _print_table(title: str, rows: dict[str, str]) -> None:
+    console.print(title, style="bold", soft_wrap=True, markup=False)
+    table = Table(show_header=False)
+    for name, value in rows.items():
+        table.add_row(name, value)
+    console.print(table)

@@ -1,0 +1,137 @@
+"""A small checkpoint in openPangu's form: a tokenizer trained on the example text and random weights."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from openpangu_sft.artefact import Manifest, staged_directory
+from openpangu_sft.chat_format import END, HEADERS, START
+from openpangu_sft.checkpoint.hf import WEIGHTS, llama_config, write_weights
+from openpangu_sft.recipe import Recipe
+from openpangu_sft.sft.model import weights_of
+
+CONTROL_TOKENS = [f"[unused{number}]" for number in range(34)]
+"""As openPangu has them: added tokens whose ids lie inside the SentencePiece vocabulary."""
+
+_TEMPLATE_HEADERS = "{" + ", ".join(f"'{role}': '{header}'" for role, header in HEADERS.items()) + "}"
+CHAT_TEMPLATE = (
+    "{% set headers = " + _TEMPLATE_HEADERS + " %}"
+    "{% if not messages or messages[0].role != 'system' %}{{ '" + START + HEADERS["system"] + END + "' }}{% endif %}"
+    "{% for message in messages %}{{ '" + START + "' + headers[message.role] + message.content + '" + END + "' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '" + START + HEADERS["assistant"] + "' }}{% endif %}"
+)
+
+
+def make_base_model(recipe: Recipe, texts: Iterable[str]) -> Manifest:
+    """Writes the checkpoint that the demo begins with into `paths.hf`.
+
+    Args:
+        recipe: its model section gives the sizes.
+        texts: what the tokenizer is trained on.
+    """
+    manifest = Manifest("hf", settings={"model.vocab_size": recipe.model.vocab_size, "train.seed": recipe.train.seed})
+    with staged_directory(recipe.path("hf"), manifest) as staging:
+        end_id = _write_tokenizer(staging, texts, recipe.model.vocab_size)
+        config = _config(recipe, end_id)
+        torch.manual_seed(recipe.train.seed)
+        model = LlamaForCausalLM(LlamaConfig(**llama_config(config)))
+        write_weights(weights_of(model, torch.float32), staging / WEIGHTS)
+        _write_json(staging / "config.json", config)
+        _write_json(staging / "generation_config.json", {"bos_token_id": 1, "eos_token_id": end_id, "pad_token_id": 0})
+    return manifest
+
+
+def texts_of(value: object) -> Iterator[str]:
+    """All texts inside a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from texts_of(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from texts_of(inner)
+
+
+def _config(recipe: Recipe, end_id: int) -> dict[str, Any]:
+    model = recipe.model
+    return {
+        "architectures": ["PanguEmbeddedForCausalLM"],
+        "model_type": "PanguEmbedded",
+        "bias": model.add_qkv_bias,
+        "attention_dropout": 0.0,
+        "bos_token_id": 1,
+        "eos_token_id": end_id,
+        "pad_token_id": 0,
+        "hidden_act": "silu",
+        "hidden_size": model.hidden_size,
+        "initializer_range": 0.02,
+        "intermediate_size": model.ffn_hidden_size,
+        "max_position_embeddings": model.max_position_embeddings,
+        "num_attention_heads": model.num_attention_heads,
+        "num_hidden_layers": model.num_layers,
+        "num_key_value_heads": model.num_query_groups,
+        "head_dim": model.kv_channels,
+        "rms_norm_eps": model.norm_epsilon,
+        "rope_theta": model.rotary_base,
+        "tie_word_embeddings": model.tie_word_embeddings,
+        "torch_dtype": "float32",
+        "use_cache": True,
+        "vocab_size": model.vocab_size,
+    }
+
+
+def _write_tokenizer(directory: Path, texts: Iterable[str], vocab_size: int) -> int:
+    """Trains and writes a SentencePiece tokenizer of openPangu's kind; returns the id of its end token."""
+    trained = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=(line for text in texts for line in text.splitlines()),
+        model_writer=trained,
+        vocab_size=vocab_size,
+        model_type="bpe",
+        byte_fallback=True,
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        normalization_rule_name="identity",
+        character_coverage=1.0,
+        control_symbols=CONTROL_TOKENS,
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        pad_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )
+    (directory / "tokenizer.model").write_bytes(trained.getvalue())
+    processor = sentencepiece.SentencePieceProcessor(model_proto=trained.getvalue())
+    added = {processor.piece_to_id(token): token for token in ["<unk>", "<s>", "</s>", *CONTROL_TOKENS]}
+    plain = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+    names = {"bos_token": "<s>", "eos_token": END, "pad_token": "<unk>", "unk_token": "<unk>"}
+    config = {
+        "tokenizer_class": "LlamaTokenizer",
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "add_prefix_space": False,  # without it, the fast tokenizer that AutoTokenizer makes puts spaces in
+        "added_tokens_decoder": {str(number): {"content": token, **plain} for number, token in sorted(added.items())},
+        **names,
+        "chat_template": CHAT_TEMPLATE,
+        "clean_up_tokenization_spaces": False,
+        "legacy": True,
+        "spaces_between_special_tokens": False,
+    }
+    _write_json(directory / "tokenizer_config.json", config)
+    _write_json(directory / "special_tokens_map.json", names)
+    end_id: int = processor.piece_to_id(END)
+    return end_id
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", "utf-8")

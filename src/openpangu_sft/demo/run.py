@@ -1,0 +1,136 @@
+"""`make demo`: prepares the example, runs every stage by its own Make target, and shows what came out."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from openpangu_sft.artefact import read_manifest
+from openpangu_sft.dataset.preprocess import sample_files
+from openpangu_sft.errors import UserError
+from openpangu_sft.progress import console
+from openpangu_sft.recipe import Recipe
+from openpangu_sft.sample import Sample, parse_sample
+from openpangu_sft.sft.metrics import CURVE, read_metrics
+
+ROOT = Path(__file__).resolve().parents[3]
+EXAMPLES = ROOT / "examples"
+
+STAGES = {
+    "format": "samples",
+    "preprocess": "shards",
+    "merge": "dataset",
+    "convert": "mcore",
+    "sft": "run",
+    "export": "export",
+}
+"""Stage and the path that it writes, in their order."""
+
+
+def run_demo(recipe: Recipe, recipe_file: Path, overrides: Sequence[str]) -> None:
+    """Runs the demo and prints its table.
+
+    Raises:
+        UserError: a stage failed, or the tuned model does not give the trained answers.
+    """
+    began = time.monotonic()
+    _prepare(recipe)
+    seconds = {"prepare": time.monotonic() - began}
+    for stage in STAGES:
+        seconds[stage] = _make(stage, recipe_file, overrides)
+    answers, seconds["chat"] = _ask(recipe)
+    table = Table(title="make demo", title_justify="left", title_style="bold")
+    for column in ("stage", "seconds", "what it made", "where"):
+        table.add_column(column, justify="right" if column == "seconds" else "left", overflow="fold")
+    table.add_row("(prepare)", f"{seconds['prepare']:.1f}", "small random model", _short(recipe.path("hf")))
+    for stage, path in STAGES.items():
+        table.add_row(stage, f"{seconds[stage]:.1f}", _made(recipe, stage), _short(recipe.path(path)))
+    table.add_row("chat", f"{seconds['chat']:.1f}", f"{len(answers)} answers", "below")
+    console.print(table)
+    print(f"loss curve: {_short(recipe.path('run') / CURVE)}", file=sys.stderr)
+    for sample, answer in answers:
+        question, trained = (message.content for message in sample.data)
+        print(f"\nasked:    {question}\ntrained:  {trained}\nanswered: {answer}", file=sys.stderr)
+    wrong = [sample for sample, answer in answers if answer != sample.data[1].content]
+    if wrong:
+        raise UserError("the tuned model does not give the trained answer", remedy="raise train.iterations")
+    print(f"\nall stages in {time.monotonic() - began:.0f} s", file=sys.stderr)
+
+
+def _prepare(recipe: Recipe) -> None:
+    from openpangu_sft.demo.base_model import make_base_model, texts_of  # imports torch
+
+    run = recipe.path("run")
+    if run.is_dir():
+        read_manifest(run, "run", "choose another paths.cache")  # never removes anything else
+        shutil.rmtree(run)
+    files = sorted(path for path in EXAMPLES.iterdir() if path.suffix in (".json", ".jsonl"))
+    recipe.path("raw").mkdir(parents=True, exist_ok=True)
+    for file in files:
+        shutil.copyfile(file, recipe.path("raw") / file.name)
+    texts = [text for file in files for record in _records(file) for text in texts_of(record)]
+    make_base_model(recipe, texts)
+
+
+def _records(file: Path) -> Iterator[object]:
+    text = file.read_text("utf-8")
+    if file.suffix == ".json":
+        yield json.loads(text)
+    else:
+        yield from map(json.loads, text.splitlines())
+
+
+def _make(stage: str, recipe_file: Path, overrides: Sequence[str]) -> float:
+    """Runs a stage's Make target; returns its seconds."""
+    console.rule(f"make {stage}", align="left")
+    began = time.monotonic()
+    command = ["make", "--no-print-directory", stage, f"RECIPE={recipe_file.absolute()}", f"SET={' '.join(overrides)}"]
+    finished = subprocess.run(command, cwd=ROOT, check=False)
+    if finished.returncode:
+        raise UserError(f"make {stage} ended with exit code {finished.returncode}", remedy="see its message above")
+    return time.monotonic() - began
+
+
+def _ask(recipe: Recipe) -> tuple[list[tuple[Sample, str]], float]:
+    """Asks the exported model the first plain question of every example file."""
+    from openpangu_sft.chat import Chat
+
+    began = time.monotonic()
+    chat = Chat(recipe, recipe.path("export"))
+    samples = [_first_plain_question(file) for file in sample_files(recipe)]
+    return [(sample, chat.reply(sample.data[:1])) for sample in samples], time.monotonic() - began
+
+
+def _first_plain_question(file: Path) -> Sample:
+    samples = (parse_sample(json.loads(line)) for line in file.read_text("utf-8").splitlines())
+    return next(sample for sample in samples if len(sample.data) == 2 and sample.meta_prompt == ("",))
+
+
+def _short(path: Path) -> str:
+    """The path as seen from here, where that is shorter."""
+    return min(str(path), os.path.relpath(path), key=len)
+
+
+def _made(recipe: Recipe, stage: str) -> str:
+    """What a stage made, in a few words, from what it left."""
+    if stage == "format":
+        return f"{read_manifest(recipe.path('samples'), 'samples', '').counts['written']} samples"
+    if stage == "preprocess":
+        return f"{len(sample_files(recipe))} shards"
+    if stage == "merge":
+        counts = read_manifest(recipe.path("dataset"), "dataset", "").counts
+        return f"{counts['packs']} packs, {counts['tokens']:,} tokens"
+    if stage == "convert":
+        return f"{read_manifest(recipe.path('mcore'), 'mcore', '').counts['parameters']:,} parameters"
+    if stage == "export":
+        return "Hugging Face checkpoint"
+    rows = read_metrics(recipe.path("run"))
+    return f"{len(rows)} iterations, loss {rows[0]['loss']:.3f} -> {rows[-1]['loss']:.3f}"

@@ -1,0 +1,1 @@
+"""Supervised fine-tuning: what both engines share, and the portable engine."""

@@ -1,0 +1,94 @@
+"""Checkpoints of a run: Megatron-core's layout, and beside the model what the portable engine needs to go on.
+
+run/latest_checkpointed_iteration.txt
+run/iter_0000080/manifest.json
+run/iter_0000080/mp_rank_00/model_optim_rng.pt
+run/iter_0000080/mp_rank_00/transformers_engine.pt    optimizer state; in bf16 also the fp32 weights
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+from transformers import LlamaForCausalLM
+
+from openpangu_sft.artefact import Manifest, read_manifest, staged_directory
+from openpangu_sft.checkpoint.convert import to_mcore
+from openpangu_sft.checkpoint.mcore import (
+    MODEL_FILE,
+    TRACKER,
+    iteration_directory,
+    latest_iteration,
+    write_model,
+    write_torch_file,
+    write_tracker,
+)
+from openpangu_sft.checkpoint.safe_pickle import load_checkpoint_file
+from openpangu_sft.errors import UserError
+from openpangu_sft.recipe import Recipe
+from openpangu_sft.sft.model import weights_of
+
+ENGINE_FILE = "mp_rank_00/transformers_engine.pt"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def save(
+    run: Path,
+    recipe: Recipe,
+    run_manifest: Manifest,
+    model: LlamaForCausalLM,
+    optimizer: torch.optim.Optimizer,
+    iteration: int,
+    loss: float,
+) -> None:
+    """Puts the checkpoint of an iteration in place, then names it the newest."""
+    manifest = Manifest(
+        "checkpoint",
+        settings=run_manifest.settings,
+        inputs=run_manifest.inputs,
+        counts={"iteration": iteration, "loss": loss},
+    )
+    dtype = DTYPES[recipe.train.precision]
+    consumed = iteration * recipe.train.global_batch_size
+    with staged_directory(iteration_directory(run, iteration), manifest) as staging:
+        write_model(staging, recipe.model, to_mcore(weights_of(model, dtype), recipe.model), iteration, consumed)
+        state: dict[str, Any] = {"optimizer": optimizer.state_dict()}
+        if dtype != torch.float32:
+            state["weights"] = weights_of(model, torch.float32)
+        write_torch_file(state, staging / ENGINE_FILE)
+    write_tracker(run, iteration)
+
+
+def newest(run: Path) -> Optional[tuple[int, Path, Manifest]]:
+    """Iteration, directory and manifest of the newest finished checkpoint of a run, or None before the first.
+
+    Raises:
+        UserError: the tracker file names a checkpoint that is not there in full.
+    """
+    if not (run / TRACKER).is_file():
+        return None
+    iteration = latest_iteration(run)
+    directory = iteration_directory(run, iteration)
+    manifest = read_manifest(directory, "checkpoint", f"write an earlier iteration into {TRACKER}, or begin a new run")
+    return iteration, directory, manifest
+
+
+def load_engine_state(directory: Path) -> dict[str, Any]:
+    """Reads what `save` put beside the model.
+
+    Raises:
+        UserError: it is not there: the other engine wrote this checkpoint.
+    """
+    path = directory / ENGINE_FILE
+    if not path.is_file():
+        raise UserError("no state of the transformers engine", where=directory, remedy="begin a new run (paths.run)")
+    state = load_checkpoint_file(path)
+    assert isinstance(state, dict)
+    return state
+
+
+def model_file(directory: Path) -> Path:
+    """The model's file in an iteration's directory."""
+    return directory / MODEL_FILE

@@ -1,0 +1,90 @@
+"""The command line as users meet it: help, one line for a mistake, exit codes."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT, TINY, conversation, write_samples
+
+STAGES = ["format", "preprocess", "merge", "convert", "sft", "export", "chat", "demo"]
+
+
+def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "openpangu_sft", *arguments]
+    return subprocess.run(command, text=True, capture_output=True, check=False, cwd=ROOT, **options)  # type: ignore[call-overload]
+
+
+def sets(*overrides: str) -> list[str]:
+    return [part for override in overrides for part in ("--set", override)]
+
+
+def test_help_lists_every_stage() -> None:
+    output = run("--help").stdout
+    for stage in STAGES:
+        assert re.search(rf"^\W*{stage}\b", output, re.MULTILINE), stage
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_mistyped_key_is_one_line_and_exit_code_1(stage: str) -> None:
+    finished = run(stage, "--recipe", "recipes/demo.yaml", "--set", "train.itertions=5")
+    assert finished.returncode == 1
+    assert finished.stdout == ""
+    expected = "openpangu-sft: --set train.itertions: unknown key train.itertions -> did you mean iterations?"
+    assert finished.stderr.strip() == expected
+
+
+@pytest.mark.parametrize("stage", ["format", "preprocess", "merge", "convert", "sft", "export", "chat"])
+def test_nothing_there_is_one_line_that_names_the_path(stage: str, tmp_path: Path) -> None:
+    finished = run(stage, "--recipe", "recipes/demo.yaml", *sets(f"paths.cache={tmp_path}/nowhere"))
+    assert finished.returncode == 1
+    lines = finished.stderr.strip().splitlines()
+    assert len(lines) == 1
+    assert f"{tmp_path}/nowhere" in lines[0]
+    assert " -> " in lines[0]
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_missing_recipe_and_a_wrong_option() -> None:
+    assert "no such recipe file" in run("sft", "--recipe", "recipes/none.yaml").stderr
+    finished = run("sft", "--recipes", "x")
+    assert finished.returncode == 2
+    assert "No such option" in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+def test_version() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+\n", run("--version").stdout)
+
+
+def test_ctrl_c_in_a_stage_is_one_line_and_leaves_nothing(tmp_path: Path, tiny_hf: Path) -> None:
+    many = [conversation(f"question {number}", "an answer") for number in range(60000)]
+    write_samples(tmp_path / "dataset/many.jsonl", many)
+    overrides = sets(*TINY, f"paths.cache={tmp_path}", f"paths.hf={tiny_hf}", "data.workers=2")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "openpangu_sft", "preprocess", "--recipe", "recipes/demo.yaml", *overrides],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    shards = tmp_path / "finetune_dataset/shards"
+    deadline = time.monotonic() + 60
+    while not list(shards.glob(".many.staging/*")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.02)
+    time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGINT)
+    message = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, message
+    assert message.strip().splitlines()[-1] == "openpangu-sft: interrupted; nothing half-written is left"
+    assert "Traceback" not in message
+    assert [path.name for path in shards.iterdir()] == [".many.lock"]

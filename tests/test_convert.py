@@ -1,0 +1,422 @@
+"""Stage convert: Hugging Face to Megatron-core and back, bit for bit, in the form that Megatron loads."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Optional
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from conftest import MakeRecipe
+from openpangu_sft.artefact import read_manifest, require_settings
+from openpangu_sft.checkpoint.convert import mcore_settings, run_convert, to_hf, to_mcore
+from openpangu_sft.checkpoint.hf import INDEX, WEIGHTS, read_weights
+from openpangu_sft.checkpoint.layout import extra_state_names, hf_shapes, mcore_tensors, parameter_count
+from openpangu_sft.checkpoint.mcore import MODEL_FILE, iteration_directory, latest_iteration, read_model
+from openpangu_sft.errors import UserError
+from openpangu_sft.recipe import Model, Recipe
+from test_layout import models
+
+Tensors = dict[str, torch.Tensor]
+BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
+FILE = "iter_0000001/mp_rank_00/model_optim_rng.pt"
+
+
+def random_bits(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> torch.Tensor:
+    """Any bit pattern, so NaN payloads, infinities, denormals and -0.0 too."""
+    generator = torch.Generator().manual_seed(seed)
+    info = torch.iinfo(BITS[dtype])
+    bits = torch.randint(info.min, info.max + 1, shape, generator=generator).to(BITS[dtype])
+    special = torch.tensor([-(2**31) if dtype == torch.float32 else -(2**15)]).to(BITS[dtype])  # -0.0
+    bits.view(-1)[:1] = special
+    return bits.view(dtype)
+
+
+def random_checkpoint(model: Model, dtype_of: Callable[[str], torch.dtype]) -> Tensors:
+    shapes = sorted(hf_shapes(model).items())
+    return {name: random_bits(shape, dtype_of(name), seed) for seed, (name, shape) in enumerate(shapes)}
+
+
+def assert_same_bits(found: Tensors, wanted: Tensors) -> None:
+    assert set(found) == set(wanted)
+    for name, tensor in wanted.items():
+        assert found[name].dtype == tensor.dtype, name
+        assert torch.equal(found[name].view(BITS[tensor.dtype]), tensor.view(BITS[tensor.dtype])), name
+
+
+def mixed(name: str) -> torch.dtype:
+    """Norms in fp32, biases in fp16, the rest in bf16: mcore joins none of them with another."""
+    if "norm" in name:
+        return torch.float32
+    return torch.float16 if name.endswith("bias") else torch.bfloat16
+
+
+DTYPES_OF: dict[str, Callable[[str], torch.dtype]] = {
+    "fp32": lambda name: torch.float32,
+    "bf16": lambda name: torch.bfloat16,
+    "fp16": lambda name: torch.float16,
+    "mixed": mixed,
+}
+
+
+def write_hf(directory: Path, base: Path, tensors: Tensors, shards: int = 1) -> None:
+    """A checkpoint with the base's configuration and tokenizer and other weights, in one file or in shards."""
+    shutil.copytree(base, directory, ignore=shutil.ignore_patterns("*.safetensors", "manifest.json"))
+    if shards == 1:
+        save_file(tensors, str(directory / WEIGHTS), metadata={"format": "pt"})
+        return
+    weight_map = {}
+    for shard in range(shards):
+        file = f"model-{shard + 1:05d}-of-{shards:05d}.safetensors"
+        names = sorted(tensors)[shard::shards]
+        save_file({name: tensors[name] for name in names}, str(directory / file), metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(names, file))
+    (directory / INDEX).write_text(json.dumps({"metadata": {"total_size": 0}, "weight_map": weight_map}), "utf-8")
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("dtypes", list(DTYPES_OF))
+def test_round_trip_keeps_every_bit(
+    tmp_path: Path, tiny_hf: Path, make_recipe: MakeRecipe, dtypes: str, shards: int
+) -> None:
+    tensors = random_checkpoint(make_recipe().model, DTYPES_OF[dtypes])
+    write_hf(tmp_path / "base", tiny_hf, tensors, shards)
+    recipe = make_recipe(f"paths.hf={tmp_path / 'base'}")
+    manifest = run_convert(recipe)
+    read = read_model(recipe.path("mcore") / FILE, recipe.model)
+    assert_same_bits(to_hf(read, recipe.model), tensors)
+    assert manifest.counts["dtype"] == {
+        "fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "mixed": "bfloat16+float16+float32"
+    }[dtypes]  # fmt: skip
+
+
+def test_the_round_trip_test_sees_special_values() -> None:
+    bits = random_bits((1 << 17,), torch.bfloat16, 0)
+    assert bits.isnan().any()
+    assert bits.isinf().any()
+    assert (bits == 0).any()
+    assert len(bits[bits.isnan()].view(torch.int16).unique()) > 20
+
+
+@settings(deadline=None, max_examples=30)
+@given(models(), st.sampled_from(list(DTYPES_OF)))
+def test_round_trip_of_any_size(model: Model, dtypes: str) -> None:
+    tensors = random_checkpoint(model, DTYPES_OF[dtypes])
+    assert_same_bits(to_hf(to_mcore(tensors, model), model), tensors)
+
+
+@settings(deadline=None, max_examples=30)
+@given(models())
+def test_fused_tensors_by_whole_array_formulas(model: Model) -> None:
+    tensors = random_checkpoint(model, DTYPES_OF["fp32"])
+    converted = {name: tensor.view(torch.int32) for name, tensor in to_mcore(tensors, model).items()}
+    tensors = {name: tensor.view(torch.int32) for name, tensor in tensors.items()}
+    groups, head = model.num_query_groups, model.kv_channels
+    for layer in range(model.num_layers):
+        here, there = f"decoder.layers.{layer}.", f"model.layers.{layer}."
+        for kind in ["weight", "bias"] if model.add_qkv_bias else ["weight"]:
+            tail = [model.hidden_size] if kind == "weight" else []
+            q, k, v = (tensors[f"{there}self_attn.{name}_proj.{kind}"] for name in "qkv")
+            wanted = torch.cat([part.reshape(groups, -1, head, *tail) for part in (q, k, v)], dim=1)
+            found = converted[f"{here}self_attention.linear_qkv.{kind}"]
+            assert torch.equal(found, wanted.reshape(-1, *tail))
+            # and the other way, as megatron/core/transformer/attention.py splits what the layer gives
+            split = found.reshape(groups, -1, *tail).split(
+                [model.num_attention_heads // groups * head, head, head], dim=1
+            )
+            for part, original in zip(split, (q, k, v)):
+                assert torch.equal(part.reshape(-1, *tail), original)
+        gate, up = converted[f"{here}mlp.linear_fc1.weight"].chunk(2)
+        assert torch.equal(gate, tensors[f"{there}mlp.gate_proj.weight"])
+        assert torch.equal(up, tensors[f"{there}mlp.up_proj.weight"])
+        for mcore, hf in [
+            ("self_attention.linear_proj.weight", "self_attn.o_proj.weight"),
+            ("mlp.linear_fc2.weight", "mlp.down_proj.weight"),
+            ("input_layernorm.weight", "input_layernorm.weight"),
+            ("pre_mlp_layernorm.weight", "post_attention_layernorm.weight"),
+        ]:
+            assert torch.equal(converted[here + mcore], tensors[there + hf])
+    assert torch.equal(converted["embedding.word_embeddings.weight"], tensors["model.embed_tokens.weight"])
+    assert torch.equal(converted["decoder.final_layernorm.weight"], tensors["model.norm.weight"])
+
+
+def test_the_directory_is_what_megatron_loads(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe()
+    run_convert(recipe)
+    root = recipe.path("mcore")
+    files = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+    assert files == {"latest_checkpointed_iteration.txt", FILE, "manifest.json"}
+    assert (root / "latest_checkpointed_iteration.txt").read_bytes() == b"1"
+    assert latest_iteration(root) == 1
+    assert iteration_directory(root, 1) / MODEL_FILE == root / FILE
+    content = torch.load(root / FILE)  # plain, as megatron/training/checkpointing.py does
+    assert set(content) == {"args", "checkpoint_version", "iteration", "model", "num_floating_point_operations_so_far"}
+    assert content["checkpoint_version"] == 3.0
+    assert content["iteration"] == 1
+    assert content["num_floating_point_operations_so_far"] == 0
+    named = {tensor.name for tensor in mcore_tensors(recipe.model)}
+    assert {name for name, value in content["model"].items() if value is not None} == named
+    assert {name for name, value in content["model"].items() if value is None} == set(extra_state_names(recipe.model))
+
+
+def test_args_have_what_megatron_compares(make_recipe: MakeRecipe) -> None:
+    """The fields that check_checkpoint_args and load_checkpoint of Megatron-LM core_r0.6.0 read."""
+    recipe = make_recipe()
+    run_convert(recipe)
+    args = torch.load(recipe.path("mcore") / FILE)["args"]
+    assert type(args) is Namespace
+    compared = {
+        "num_layers": 2,
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "add_position_embedding": True,
+        "max_position_embeddings": 1024,
+        "padded_vocab_size": 1536,
+        "tensor_model_parallel_size": 1,
+        "pipeline_model_parallel_size": 1,
+        "consumed_train_samples": 0,
+        "consumed_valid_samples": 0,
+    }
+    assert {name: getattr(args, name) for name in compared} == compared
+    described = {
+        "ffn_hidden_size": 48,
+        "group_query_attention": True,
+        "num_query_groups": 2,
+        "kv_channels": 8,
+        "position_embedding_type": "rope",
+        "rotary_base": 4000000.0,
+        "normalization": "RMSNorm",
+        "norm_epsilon": 1e-5,
+        "swiglu": True,
+        "add_bias_linear": False,
+        "add_qkv_bias": True,
+        "add_dense_bias": True,
+        "untie_embeddings_and_output_weights": False,
+        "params_dtype": torch.float32,
+    }
+    assert {name: getattr(args, name) for name in described} == described
+
+
+def test_tensors_in_the_file_own_their_memory(tmp_path: Path, tiny_hf: Path, make_recipe: MakeRecipe) -> None:
+    """torch.save writes the whole storage of a view: the file must not be larger than its tensors, nor smaller."""
+    for name, tied in (("tied", True), ("untied", False)):
+        recipe = make_recipe(f"model.tie_word_embeddings={str(tied).lower()}", f"paths.hf={tmp_path / name}")
+        write_hf(tmp_path / name, tiny_hf, random_checkpoint(recipe.model, DTYPES_OF["fp32"]))
+        set_config(tmp_path / name, tie_word_embeddings=tied)
+        recipe = recipe.model_copy(update={"paths": recipe.paths.model_copy(update={"mcore": f"mcore_{name}"})})
+        run_convert(recipe)
+        file = recipe.path("mcore") / FILE
+        size = 4 * parameter_count(recipe.model)
+        assert size <= file.stat().st_size < size + 30_000
+        tensors = [tensor for tensor in torch.load(file)["model"].values() if tensor is not None]
+        assert all(tensor.is_contiguous() for tensor in tensors)
+        assert all(tensor.untyped_storage().nbytes() == 4 * tensor.numel() for tensor in tensors)
+        assert len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == len(tensors)
+
+
+def test_manifest_says_what_made_it_and_equal_inputs_give_equal_bytes(make_recipe: MakeRecipe) -> None:
+    first, second = make_recipe(), make_recipe("paths.mcore=again")
+    manifest = run_convert(first)
+    run_convert(second)
+    assert manifest.counts == {
+        "parameters": parameter_count(first.model), "tensors": len(mcore_tensors(first.model)), "dtype": "float32"
+    }  # fmt: skip
+    for file in (FILE, "latest_checkpointed_iteration.txt", "manifest.json"):
+        assert (first.path("mcore") / file).read_bytes() == (second.path("mcore") / file).read_bytes()
+    assert read_manifest(first.path("mcore"), "mcore", "run make convert") == manifest
+
+
+def test_another_model_or_tokenizer_is_found_by_the_next_stage(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe()
+    made_with = run_convert(recipe).settings
+    require_settings(recipe.path("mcore"), made_with, mcore_settings(recipe), "run make convert again")
+    other = make_recipe("model.norm_epsilon=1e-6")
+    with pytest.raises(UserError) as caught:
+        require_settings(recipe.path("mcore"), made_with, mcore_settings(other), "run make convert again")
+    assert str(caught.value) == (
+        f"{recipe.path('mcore')}: made with model.norm_epsilon = 1e-05, the recipe says 1e-06 -> run make convert again"
+    )
+
+
+# Refusals: one line that names what is wrong, where and what to do; nothing is written.
+
+
+def refusal(recipe: Recipe) -> str:
+    with pytest.raises(UserError) as caught:
+        run_convert(recipe)
+    assert not recipe.path("mcore").exists()
+    assert len(str(caught.value).splitlines()) == 1
+    assert caught.value.remedy
+    return str(caught.value)
+
+
+def set_config(directory: Path, **changes: Any) -> None:
+    path = directory / "config.json"
+    config = {**json.loads(path.read_text("utf-8")), **changes}
+    path.write_text(json.dumps({key: value for key, value in config.items() if value is not ...}), "utf-8")
+
+
+@pytest.fixture
+def copy(tmp_path: Path, tiny_hf: Path) -> Path:
+    """A checkpoint that a test may spoil."""
+    directory = tmp_path / "spoilt"
+    shutil.copytree(tiny_hf, directory)
+    return directory
+
+
+Q = "model.layers.1.self_attn.q_proj.weight"
+O_BIAS = "model.layers.0.self_attn.o_proj.bias"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "complaint"),
+    [
+        (Q, None, f"tensor {Q} is missing"),
+        (O_BIAS, None, f"tensor {O_BIAS} is missing"),
+        (Q, torch.zeros(32, 31), f"tensor {Q} has shape (32, 31), expected (32, 32)"),
+        (Q, torch.zeros(32), f"tensor {Q} has shape (32,), expected (32, 32)"),
+        (Q, torch.zeros(32, 32, dtype=torch.int8), f"tensor {Q} is int8, expected one of float32, bfloat16, float16"),
+        (
+            Q,
+            torch.zeros(32, 32, dtype=torch.bfloat16),
+            "decoder.layers.1.self_attention.linear_qkv.weight would join tensors of different dtypes: "
+            f"{Q} bfloat16, model.layers.1.self_attn.k_proj.weight float32",
+        ),
+        ("model.layers.0.mlp.gate_proj.bias", torch.zeros(48), "unexpected tensor model.layers.0.mlp.gate_proj.bias"),
+        ("model.layers.2.input_layernorm.weight", torch.zeros(32), "unexpected tensor model.layers.2.input_layernorm"),
+        ("lm_head.weight", torch.zeros(1536, 32), "tie_word_embeddings is true, but lm_head.weight differs"),
+        ("lm_head.weight", torch.zeros(1536, 32).half(), "tie_word_embeddings is true, but lm_head.weight differs"),
+        ("lm_head.weight", torch.tensor(0.0), "tie_word_embeddings is true, but lm_head.weight differs"),
+        ("model.embed_tokens.weight", None, "tensor model.embed_tokens.weight is missing"),
+    ],
+)
+def test_wrong_tensors_are_refused(
+    copy: Path, make_recipe: MakeRecipe, name: str, value: Optional[torch.Tensor], complaint: str
+) -> None:
+    tensors = load_file(str(copy / WEIGHTS))
+    if value is None:
+        del tensors[name]
+    else:
+        tensors[name] = value
+    save_file(tensors, str(copy / WEIGHTS))
+    message = refusal(make_recipe(f"paths.hf={copy}"))
+    assert complaint in message
+    assert str(copy) in message or "dtypes" in message
+
+
+def test_tied_with_an_equal_lm_head_is_accepted(copy: Path, make_recipe: MakeRecipe) -> None:
+    tensors = load_file(str(copy / WEIGHTS))
+    tensors["model.embed_tokens.weight"][3, 5] = float("nan")
+    save_file({**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, str(copy / WEIGHTS))
+    recipe = make_recipe(f"paths.hf={copy}")
+    run_convert(recipe)
+    assert "output_layer.weight" not in torch.load(recipe.path("mcore") / FILE)["model"]
+
+
+def test_untied_without_lm_head_is_refused(copy: Path, make_recipe: MakeRecipe) -> None:
+    set_config(copy, tie_word_embeddings=False)
+    message = refusal(make_recipe(f"paths.hf={copy}", "model.tie_word_embeddings=false"))
+    assert "tensor lm_head.weight is missing, but tie_word_embeddings is false" in message
+
+
+def test_a_config_that_lost_tie_word_embeddings_is_refused(copy: Path, make_recipe: MakeRecipe) -> None:
+    set_config(copy, tie_word_embeddings=...)
+    message = refusal(make_recipe(f"paths.hf={copy}"))
+    assert "model.tie_word_embeddings is True in the recipe, False in this checkpoint" in message
+
+
+@pytest.mark.parametrize("key", ["tensor", "pipeline"])
+def test_tp_and_pp_other_than_1_are_refused(make_recipe: MakeRecipe, key: str) -> None:
+    recipe = make_recipe()
+    parallel = recipe.parallel.model_copy(update={key: 2, "devices_per_node": 2})
+    message = refusal(recipe.model_copy(update={"parallel": parallel}))
+    assert message == f"parallel.{key} = 2: convert writes TP 1, PP 1 only in this version -> set parallel.{key}=1"
+
+
+def test_earlier_result_stays_when_a_later_convert_is_refused(
+    copy: Path, make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    recipe = make_recipe(f"paths.hf={copy}")
+    run_convert(recipe)
+    before = (recipe.path("mcore") / FILE).read_bytes()
+    (copy / WEIGHTS).write_bytes(b"")
+    with pytest.raises(UserError):
+        run_convert(recipe)
+    assert (recipe.path("mcore") / FILE).read_bytes() == before
+    read_manifest(recipe.path("mcore"), "mcore", "")
+
+
+def test_read_weights_keeps_the_dtypes_of_the_file(tiny_hf: Path, make_recipe: MakeRecipe) -> None:
+    assert_same_bits(read_weights(tiny_hf, make_recipe().model), load_file(str(tiny_hf / WEIGHTS)))
+
+
+# Reading Megatron-core checkpoints.
+
+
+@pytest.mark.parametrize(
+    ("spoil", "complaint"),
+    [
+        (lambda content: content["model"].pop("decoder.final_layernorm.weight"), "final_layernorm.weight is missing"),
+        (lambda content: content["model"].update(more=torch.zeros(1)), "unexpected tensor more"),
+        (
+            lambda content: content["model"].update({"decoder.final_layernorm.weight": torch.zeros(31)}),
+            "tensor decoder.final_layernorm.weight has shape (31,), expected (32,)",
+        ),
+        (
+            lambda content: content["model"].update({"decoder.final_layernorm.weight": torch.zeros(32).long()}),
+            "tensor decoder.final_layernorm.weight is int64",
+        ),
+        (lambda content: content.pop("model"), "holds no model"),
+        (lambda content: content.update(model=[]), "holds no model"),
+    ],
+)
+def test_unfit_mcore_checkpoints_are_refused(
+    make_recipe: MakeRecipe, spoil: Callable[[Any], Any], complaint: str
+) -> None:
+    recipe = make_recipe()
+    run_convert(recipe)
+    file = recipe.path("mcore") / FILE
+    content = torch.load(file)
+    spoil(content)
+    torch.save(content, file)
+    with pytest.raises(UserError) as caught:
+        read_model(file, recipe.model)
+    assert complaint in str(caught.value)
+    assert str(file) in str(caught.value)
+    assert caught.value.remedy
+
+
+def test_a_checkpoint_of_parameters_reads_as_plain_tensors(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe()
+    run_convert(recipe)
+    file = recipe.path("mcore") / FILE
+    content = torch.load(file)
+    wanted = {name: value for name, value in content["model"].items() if value is not None}
+    content["model"] = {name: torch.nn.Parameter(value) for name, value in wanted.items()}
+    torch.save(content, file)
+    read = read_model(file, recipe.model)
+    assert not any(tensor.requires_grad for tensor in read.values())
+    assert_same_bits(read, wanted)
+
+
+@pytest.mark.parametrize("text", ["", "release", "²", "-1", "1.0", "9" * 5000, "\udcff"])
+def test_a_tracker_that_names_no_iteration_is_refused(tmp_path: Path, text: str) -> None:
+    tracker = tmp_path / "latest_checkpointed_iteration.txt"
+    tracker.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UserError) as caught:
+        latest_iteration(tmp_path)
+    assert str(tracker) in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+def test_no_tracker_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no checkpoint here"):
+        latest_iteration(tmp_path)
