@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from conftest import ROOT, SHARED, TINY, example_texts
 from openpangu_sft.chat_format import HEADERS, prompt_pieces
@@ -33,7 +34,7 @@ def make(target: str, *variables: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's directory, with a space and a non-ASCII letter in its path… which Make cannot have; so without."""
+    """The demo's directory."""
     return tmp_path_factory.mktemp("demo")
 
 
@@ -114,6 +115,15 @@ def test_special_tokens_are_single_and_inside_the_vocabulary(tiny_hf: Path) -> N
     assert tokenizer.hf.bos_token_id == 1
     assert tokenizer.pad_id == 0
     assert tokenizer.hf.eos_token_id == tokenizer.end_id
+
+
+def test_the_fast_tokenizer_that_transformers_makes_of_it_gives_the_same_ids(tiny_hf: Path) -> None:
+    fast = AutoTokenizer.from_pretrained(str(tiny_hf))
+    slow = Tokenizer(tiny_hf, trust_remote_code=False).hf
+    assert fast.is_fast
+    for text in example_texts():
+        whole = f"[unused9]用户：{text}[unused10]"
+        assert fast.encode(whole) == slow.encode(whole)
 
 
 def test_the_examples_have_what_they_should_show() -> None:

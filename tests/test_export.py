@@ -275,7 +275,7 @@ def test_export_never_replaces_the_base(tmp_path: Path, tiny_hf: Path, make_reci
     (tmp_path / "link").symlink_to(tmp_path)
     recipe = make_recipe(f"paths.hf={tmp_path / 'base'}", f"paths.export={tmp_path / 'link/base'}")
     make_run(recipe)
-    with pytest.raises(UserError, match=r"paths\.export and paths\.hf are the same directory"):
+    with pytest.raises(UserError, match=r"paths\.hf and paths\.export are the same"):
         run_export(recipe)
     assert (tmp_path / "base" / WEIGHTS).read_bytes() == before
 

@@ -13,6 +13,7 @@ from conftest import ROOT
 from openpangu_sft.errors import UserError
 from openpangu_sft.recipe import Recipe
 from openpangu_sft.recipe_file import load_recipe
+from openpangu_sft.recipe_reference import reference
 
 OPENPANGU, DEMO = ROOT / "recipes/openpangu-1b.yaml", ROOT / "recipes/demo.yaml"
 
@@ -58,7 +59,6 @@ PUBLISHED = {
     "train.adam_eps": 1e-8,  # Megatron-LM's default, which the script leaves as it is
     "train.seed": 1234,
     "train.save_interval": 100,
-    "train.log_interval": 1,
     "train.recompute": {"granularity": "full", "method": "block", "num_layers": 26},
 }
 
@@ -496,7 +496,6 @@ def test_a_type_error_points_at_the_override_or_the_line_it_comes_from(tmp_path:
         ("data.seq_length=8",),
         (*TRANSFORMERS, "train.micro_batch_size=2"),
         (*TRANSFORMERS, "train.device=cpu", "parallel.devices_per_node=2"),
-        ("paths.mcore=ckpts/pangu_model/mcore",),
         ("paths.samples=raw",),  # samples that need no `make format`
         ("paths.samples=raw/mine.jsonl",),
     ],
@@ -556,3 +555,14 @@ def test_random_files_give_a_recipe_or_one_line(tmp_path_factory: pytest.TempPat
     path = tmp_path_factory.mktemp("recipe") / "own.yaml"
     path.write_text("\n".join(lines), "utf-8", "replace")
     recipe_or_refusal(path, [])
+
+
+def test_the_reference_in_the_docs_is_that_of_the_code() -> None:
+    page = (ROOT / "docs/recipe.md").read_text("utf-8")
+    assert page == reference(), "run: python -m openpangu_sft.recipe_reference > docs/recipe.md"
+
+
+def test_every_key_is_described() -> None:
+    rows = [line for line in reference().splitlines() if line.startswith("| `")]
+    assert len(rows) > 50
+    assert not [row for row in rows if row.endswith("|  |")]

@@ -216,6 +216,20 @@ def only_one_run(target: Path) -> Iterator[None]:
         lock.release()
 
 
+def require_apart(one_key: str, one: Path, other_key: str, other: Path) -> None:
+    """Refuses two places of which one would be lost, or read, when the other is written. Follows symbolic links.
+
+    Raises:
+        UserError: they are the same, or one lies in the other.
+    """
+    first, second = Path(os.path.realpath(one)), Path(os.path.realpath(other))
+    if first == second or first in second.parents or second in first.parents:
+        raise UserError(
+            f"{one_key} and {other_key} are the same or lie in each other: {one}, {other}",
+            remedy=f"give {other_key} a directory of its own",
+        )
+
+
 def write_durably(path: Path, text: str) -> None:
     """Writes a text file so that it is there in full, or as before, whatever happens meanwhile."""
     temporary = path.with_name(f".{path.name}.tmp")

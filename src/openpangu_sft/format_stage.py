@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import reprlib
 from collections import Counter
@@ -16,7 +15,7 @@ from typing import Any, BinaryIO, Callable
 
 from rich.markup import escape
 
-from openpangu_sft.artefact import Manifest, sha256_of, staged_directory
+from openpangu_sft.artefact import Manifest, require_apart, sha256_of, staged_directory
 from openpangu_sft.errors import UserError, explain_os_error
 from openpangu_sft.progress import progress
 from openpangu_sft.recipe import Recipe
@@ -51,7 +50,7 @@ def run_format(recipe: Recipe) -> Manifest:
             room to write. What was in `paths.samples` before is still there then.
     """
     raw, target = recipe.path("raw"), recipe.path("samples")
-    _refuse_overlap(raw, target)
+    require_apart("paths.raw", raw, "paths.samples", target)
     data = recipe.data
     settings = {"data.source_format": data.source_format, "data.on_bad_sample": data.on_bad_sample}
     manifest = Manifest("samples", settings=settings)
@@ -204,12 +203,3 @@ def _outputs(files: list[Path]) -> dict[str, Path]:
             raise UserError(what, where=file.parent, remedy="rename one of them")
         outputs[name] = file
     return outputs
-
-
-def _refuse_overlap(raw: Path, target: Path) -> None:
-    one, other = Path(os.path.realpath(raw)), Path(os.path.realpath(target))
-    if one == other or other in one.parents or one in other.parents:
-        raise UserError(
-            f"paths.raw and paths.samples lie in each other: {raw}, {target}",
-            remedy="give the samples a directory of their own",
-        )

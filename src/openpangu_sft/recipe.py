@@ -6,12 +6,12 @@ the value and what to change. Any key can be overridden on the command line: `--
 
 from __future__ import annotations
 
-import os
-from itertools import permutations
 from pathlib import Path
-from typing import Any, Literal, Optional
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from openpangu_sft.recipe_rules import complaints
 
 Positive = Field(gt=0)
 NotNegative = Field(ge=0)
@@ -22,21 +22,32 @@ Seed = Field(ge=0, lt=2**32)
 class Section(BaseModel):
     """A group of settings: unknown keys are errors, and a number is not taken for a flag or a text."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class Paths(Section):
     """Where each stage reads and writes. Relative paths are below `cache`."""
 
     cache: str = "/cache"
+    """What relative paths below are relative to."""
     raw: str = "raw"
+    """Your conversations: a directory of .json, .jsonl and .parquet files, or one file."""
     samples: str = "dataset"
+    """What format writes and preprocess reads; your own .jsonl samples can lie here instead."""
     shards: str = "finetune_dataset/shards"
+    """What preprocess writes: one directory per samples file."""
     dataset: str = "finetune_dataset/merged"
+    """What merge writes and sft reads; Megatron's --data-path is `data` in it."""
     hf: str = "ckpts/pangu_model"
+    """The Hugging Face checkpoint to begin with, tokenizer included."""
     mcore: str = "ckpts/pangu_model_mcore"
+    """What convert writes and sft begins with."""
     run: str = "sft_outputs"
+    """What sft writes: checkpoints, metrics.jsonl, loss.png."""
     export: str = "export"
+    """What export writes."""
 
     @field_validator("*")
     @classmethod
@@ -59,20 +70,35 @@ class Model(Section):
     """Sizes of the model; checked against the checkpoint's config.json."""
 
     num_layers: int = Positive
+    """Transformer layers."""
     hidden_size: int = Positive
+    """Width of the residual stream."""
     ffn_hidden_size: int = Positive
+    """Width of the MLP."""
     num_attention_heads: int = Positive
+    """Query heads."""
     num_query_groups: int = Positive
+    """Key-value heads; each serves a group of query heads."""
     kv_channels: int = Positive
+    """Size of a head."""
     vocab_size: int = Positive
+    """Rows of the embedding."""
     max_position_embeddings: int = Positive
+    """Longest context in tokens."""
     rotary_base: float = Positive
+    """Base of the rotary position embedding."""
     norm_epsilon: float = Positive
+    """Added to the variance in RMSNorm."""
     normalization: Literal["RMSNorm"] = "RMSNorm"
+    """Kind of the norms."""
     activation: Literal["swiglu"] = "swiglu"
+    """Kind of the MLP."""
     add_qkv_bias: bool
+    """Whether query, key and value projections have a bias."""
     add_dense_bias: bool
+    """Whether the attention's output projection has a bias."""
     tie_word_embeddings: bool
+    """Whether the output layer is the embedding."""
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Model:
@@ -97,30 +123,41 @@ class Data(Section):
     """From raw conversations to packs."""
 
     source_format: Literal["auto", "alpaca", "sharegpt", "openai", "samples"] = "auto"
+    """Format of the raw conversations; auto goes by the keys of each record."""
     seq_length: int = Field(ge=8)
     """Tokens in one pack. Preprocess and sft read this one value, so they cannot disagree."""
     on_bad_sample: Literal["refuse", "skip"] = "refuse"
+    """What a bad sample does: refuse stops the stage, skip counts it and writes it into a rejects file."""
     seed: int = Seed
     """Order of the samples in the packs, and of the packs in a shard."""
     workers: int = Positive
+    """Processes that encode."""
 
 
 class Recompute(Section):
     """Activations that are computed again in the backward pass instead of being kept."""
 
     granularity: Literal["none", "full"] = "none"
+    """full recomputes whole layers."""
     method: Literal["block"] = "block"
+    """Which layers: block takes the first ones."""
     num_layers: int = Field(default=0, ge=0)
+    """How many."""
 
 
 class Parallel(Section):
     """How the work is spread over devices, in Megatron's terms."""
 
     nodes: int = Field(default=1, gt=0)
+    """Machines; with several, export MASTER_ADDR and NODE_RANK on each."""
     devices_per_node: int = Positive
+    """Processes on each machine, one per device."""
     tensor: int = Field(default=1, gt=0)
+    """Tensor parallel size (TP)."""
     pipeline: int = Field(default=1, gt=0)
+    """Pipeline parallel size (PP)."""
     context: int = Field(default=1, gt=0)
+    """Context parallel size (CP)."""
 
     @property
     def world(self) -> int:
@@ -137,24 +174,39 @@ class Train(Section):
     """Supervised fine-tuning."""
 
     engine: Literal["mindspeed", "transformers"]
+    """Who trains: mindspeed (MindSpeed-LLM on NPUs) or transformers (Hugging Face on CPU or CUDA)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """For the transformers engine."""
     precision: Literal["fp32", "bf16"]
+    """Of the forward and backward pass, and of the weights in checkpoints; optimizer and its weights are fp32."""
     micro_batch_size: int = Positive
+    """Packs that a device takes at once."""
     global_batch_size: int = Positive
+    """Packs in an iteration, over all devices."""
     iterations: int = Positive
+    """Optimizer steps."""
     lr: float = Positive
+    """Highest learning rate."""
     min_lr: float = NotNegative
+    """Learning rate at the end."""
     lr_decay_style: Literal["cosine"] = "cosine"
+    """Shape of the way down."""
     lr_warmup_iterations: int = NotNegative
+    """Iterations of the linear way up."""
     weight_decay: float = NotNegative
+    """For matrices; biases and norms have none."""
     clip_grad: float = Positive
+    """Largest norm of the gradient."""
     adam_beta1: float = Field(ge=0, lt=1)
+    """Decay of Adam's mean."""
     adam_beta2: float = Field(ge=0, lt=1)
+    """Decay of Adam's variance."""
     adam_eps: float = Field(default=1e-8, gt=0)
+    """Added to Adam's denominator."""
     seed: int = Seed
+    """Order of the packs."""
     save_interval: int = Positive
-    log_interval: int = Field(default=1, gt=0)
+    """Iterations between checkpoints."""
     recompute: Recompute = Recompute()
 
     @field_validator("recompute", mode="before")
@@ -178,9 +230,11 @@ class Chat(Section):
     """How answers are generated."""
 
     max_new_tokens: int = Field(default=512, gt=0)
+    """Longest answer."""
     temperature: float = Field(default=0.0, ge=0)
     """0 always takes the most probable token."""
     top_p: float = Field(default=1.0, gt=0, le=1)
+    """With a temperature: the smallest set of tokens with this probability."""
 
 
 class Recipe(Section):
@@ -201,90 +255,10 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Recipe:
-        for complaint in _complaints(self):
+        for complaint in complaints(self):
             raise ValueError(complaint)
         return self
 
     def path(self, name: str) -> Path:
         """The absolute path of an entry of `paths`."""
         return self.paths[name]
-
-
-def _complaints(recipe: Recipe) -> list[str]:
-    """What cannot work together across sections, most basic first."""
-    model, data, parallel, train = recipe.model, recipe.data, recipe.parallel, recipe.train
-    found: list[Optional[str]] = [
-        _divides("parallel.tensor", parallel.tensor, "model.num_query_groups", model.num_query_groups),
-        _divides("parallel.tensor", parallel.tensor, "model.vocab_size", model.vocab_size),
-        _divides("parallel.tensor", parallel.tensor, "model.ffn_hidden_size", model.ffn_hidden_size),
-        _divides("parallel.pipeline", parallel.pipeline, "model.num_layers", model.num_layers),
-        _divides(
-            "parallel.tensor x parallel.pipeline x parallel.context",
-            parallel.tensor * parallel.pipeline * parallel.context,
-            "parallel.nodes x parallel.devices_per_node",
-            parallel.world,
-        ),
-        _divides("parallel.context", parallel.context, "data.seq_length", data.seq_length),
-        _divides(
-            "parallel.tensor x parallel.context",
-            parallel.tensor * parallel.context,
-            "model.num_attention_heads",
-            model.num_attention_heads,
-        ),
-        _divides(
-            "train.micro_batch_size x data-parallel replicas",
-            train.micro_batch_size * max(parallel.data, 1),
-            "train.global_batch_size",
-            train.global_batch_size,
-        ),
-    ]
-    if data.seq_length > model.max_position_embeddings:
-        found.append(
-            f"data.seq_length {data.seq_length} is above model.max_position_embeddings "
-            f"{model.max_position_embeddings} -> lower data.seq_length"
-        )
-    if train.recompute.num_layers > model.num_layers:
-        found.append(
-            f"train.recompute.num_layers {train.recompute.num_layers} is above model.num_layers {model.num_layers} "
-            "-> lower it"
-        )
-    if train.recompute.granularity == "full" and not train.recompute.num_layers:
-        found.append(
-            "train.recompute.granularity full with train.recompute.num_layers 0 recomputes nothing "
-            f"-> set train.recompute.num_layers to 1..{model.num_layers}, or train.recompute.granularity=none"
-        )
-    if train.engine == "mindspeed" and train.micro_batch_size > 1:
-        found.append(
-            f"train.micro_batch_size {train.micro_batch_size} with packing trains on wrong attention in MindSpeed-LLM "
-            "1.0.0 -> set train.micro_batch_size=1"
-        )
-    if train.engine == "transformers" and parallel.world != parallel.data:
-        found.append(
-            f"parallel.tensor {parallel.tensor}, parallel.pipeline {parallel.pipeline}, parallel.context "
-            f"{parallel.context}: train.engine transformers is data parallel only -> set all three to 1"
-        )
-    found.append(_overlap(recipe.paths))
-    return [complaint for complaint in found if complaint]
-
-
-def _divides(small_key: str, small: int, large_key: str, large: int) -> Optional[str]:
-    if large % small == 0:
-        return None
-    return f"{large_key} {large} is not a multiple of {small_key} {small} -> change one of them"
-
-
-def _overlap(paths: Paths) -> Optional[str]:
-    """Two stages that would write over each other: a stage replaces its directory as a whole.
-
-    `paths.raw` may be any of them: whoever has samples already does not need it. What lies in `paths.hf` is safe.
-    """
-    places = {name: Path(os.path.normpath(paths[name])) for name in type(paths).model_fields}
-    del places["cache"], places["raw"]
-    for outer, inner in permutations(places, 2):
-        if places[outer] == places[inner] or (outer != "hf" and places[outer] in places[inner].parents):
-            relation = "is" if places[outer] == places[inner] else "lies in"
-            return (
-                f"paths.{inner} {places[inner]} {relation} paths.{outer} {places[outer]}: making one would remove the "
-                f"other -> give paths.{inner} a directory of its own"
-            )
-    return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from openpangu_sft.artefact import Manifest, read_manifest, staged_directory
+from openpangu_sft.artefact import Manifest, read_manifest, require_apart, staged_directory
 from openpangu_sft.checkpoint.convert import to_hf, weights_digest
 from openpangu_sft.checkpoint.hf import llama_config, require_model, write_checkpoint
 from openpangu_sft.checkpoint.layout import parameter_count
@@ -26,10 +26,7 @@ def run_export(recipe: Recipe) -> Manifest:
     config = require_model(source, recipe.model)
     if not run.is_dir():
         raise UserError("no such directory", where=run, remedy="run make sft")
-    if target.resolve() == source.resolve():
-        raise UserError(
-            "paths.export and paths.hf are the same directory", where=target, remedy="set another paths.export"
-        )
+    require_apart("paths.hf", source, "paths.export", target)
     directory = iteration_directory(run, latest_iteration(run, "run make sft"))
     checkpoint = read_manifest(directory, "checkpoint", "run make sft")
     _require_input(checkpoint, "hf.tokenizer", tokenizer_digest(source), directory)

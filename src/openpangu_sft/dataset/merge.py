@@ -5,7 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from openpangu_sft.artefact import Manifest, read_manifest, require_settings, sha256_of, staged_directory
+from rich.markup import escape
+
+from openpangu_sft.artefact import Manifest, read_manifest, require_apart, require_settings, sha256_of, staged_directory
 from openpangu_sft.dataset.indexed import FIELDS, field_path, write_index
 from openpangu_sft.dataset.preprocess import (
     PREFIX,
@@ -15,6 +17,7 @@ from openpangu_sft.dataset.preprocess import (
     shard_directories,
 )
 from openpangu_sft.errors import UserError
+from openpangu_sft.progress import progress
 from openpangu_sft.recipe import Recipe
 
 SUMMED = ("read", "packed", "rejected", "packs", "tokens", "trained_tokens")
@@ -29,8 +32,7 @@ def run_merge(recipe: Recipe) -> Manifest:
         UserError: a shard is missing, is left over, is older than its samples or was made with other settings.
     """
     source, target, seq_length = recipe.path("shards"), recipe.path("dataset"), recipe.data.seq_length
-    if _is_within(target, source) or _is_within(source, target):
-        raise UserError("paths.dataset and paths.shards lie in each other", where=target, remedy="separate them")
+    require_apart("paths.shards", source, "paths.dataset", target)
     require_tokenizer(recipe)
     settings = data_settings(recipe)
     files = sample_files(recipe)
@@ -48,15 +50,13 @@ def run_merge(recipe: Recipe) -> Manifest:
 
     manifest = Manifest("dataset", settings, {directory.name: shard.digest for directory, shard in shards})
     manifest.counts = {name: sum(shard.counts[name] for _, shard in shards) for name in SUMMED}
-    with staged_directory(target, manifest) as staging:
+    steps = progress("merge", len(FIELDS) * len(shards))
+    with staged_directory(target, manifest) as staging, steps as advance:
         for field in FIELDS:
             with field_path(staging, PREFIX, field, "bin").open("wb") as merged:
                 for directory, _ in shards:
                     with field_path(directory, PREFIX, field, "bin").open("rb") as stream:
                         shutil.copyfileobj(stream, merged, 1 << 20)
+                    advance(1, escape(directory.name))
             write_index(field_path(staging, PREFIX, field, "idx"), manifest.counts["packs"], seq_length)
     return manifest
-
-
-def _is_within(inner: Path, outer: Path) -> bool:
-    return outer.resolve() in [inner.resolve(), *inner.resolve().parents]

@@ -22,7 +22,7 @@ from openpangu_sft.errors import UserError
 from openpangu_sft.recipe import Recipe
 from openpangu_sft.sft.launch import launch, worker_rank
 
-FREE_TO_CHANGE = {"train.device", "train.save_interval", "train.log_interval", "train.recompute", "train.iterations"}
+FREE_TO_CHANGE = {"train.device", "train.save_interval", "train.recompute", "train.iterations"}
 """Settings that a run may be continued with in another value: they change no loss, or the user means them to."""
 
 

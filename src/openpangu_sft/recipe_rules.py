@@ -1,0 +1,91 @@
+"""What settings of a recipe cannot work together, each complaint with the keys, their values and what to change."""
+
+from __future__ import annotations
+
+import os
+from itertools import permutations
+from pathlib import Path
+from typing import TYPE_CHECKING, Optional
+
+if TYPE_CHECKING:
+    from openpangu_sft.recipe import Paths, Recipe
+
+
+def complaints(recipe: Recipe) -> list[str]:
+    """What cannot work together across sections, most basic first."""
+    model, data, parallel, train = recipe.model, recipe.data, recipe.parallel, recipe.train
+    found: list[Optional[str]] = [
+        _divides("parallel.tensor", parallel.tensor, "model.num_query_groups", model.num_query_groups),
+        _divides("parallel.tensor", parallel.tensor, "model.vocab_size", model.vocab_size),
+        _divides("parallel.tensor", parallel.tensor, "model.ffn_hidden_size", model.ffn_hidden_size),
+        _divides("parallel.pipeline", parallel.pipeline, "model.num_layers", model.num_layers),
+        _divides(
+            "parallel.tensor x parallel.pipeline x parallel.context",
+            parallel.tensor * parallel.pipeline * parallel.context,
+            "parallel.nodes x parallel.devices_per_node",
+            parallel.world,
+        ),
+        _divides("parallel.context", parallel.context, "data.seq_length", data.seq_length),
+        _divides(
+            "parallel.tensor x parallel.context",
+            parallel.tensor * parallel.context,
+            "model.num_attention_heads",
+            model.num_attention_heads,
+        ),
+        _divides(
+            "train.micro_batch_size x data-parallel replicas",
+            train.micro_batch_size * max(parallel.data, 1),
+            "train.global_batch_size",
+            train.global_batch_size,
+        ),
+    ]
+    if data.seq_length > model.max_position_embeddings:
+        found.append(
+            f"data.seq_length {data.seq_length} is above model.max_position_embeddings "
+            f"{model.max_position_embeddings} -> lower data.seq_length"
+        )
+    if train.recompute.num_layers > model.num_layers:
+        found.append(
+            f"train.recompute.num_layers {train.recompute.num_layers} is above model.num_layers {model.num_layers} "
+            "-> lower it"
+        )
+    if train.recompute.granularity == "full" and not train.recompute.num_layers:
+        found.append(
+            "train.recompute.granularity full with train.recompute.num_layers 0 recomputes nothing "
+            f"-> set train.recompute.num_layers to 1..{model.num_layers}, or train.recompute.granularity=none"
+        )
+    if train.engine == "mindspeed" and train.micro_batch_size > 1:
+        found.append(
+            f"train.micro_batch_size {train.micro_batch_size} with packing trains on wrong attention in MindSpeed-LLM "
+            "1.0.0 -> set train.micro_batch_size=1"
+        )
+    if train.engine == "transformers" and parallel.world != parallel.data:
+        found.append(
+            f"parallel.tensor {parallel.tensor}, parallel.pipeline {parallel.pipeline}, parallel.context "
+            f"{parallel.context}: train.engine transformers is data parallel only -> set all three to 1"
+        )
+    found.append(_overlap(recipe.paths))
+    return [complaint for complaint in found if complaint]
+
+
+def _divides(small_key: str, small: int, large_key: str, large: int) -> Optional[str]:
+    if large % small == 0:
+        return None
+    return f"{large_key} {large} is not a multiple of {small_key} {small} -> change one of them"
+
+
+def _overlap(paths: Paths) -> Optional[str]:
+    """Two stages that would write over each other: a stage replaces its directory as a whole.
+
+    `paths.raw` may be any of them: whoever has samples already does not need it.
+    """
+    places = {name: Path(os.path.normpath(paths[name])) for name in type(paths).model_fields}
+    del places["cache"], places["raw"]
+    for outer, inner in permutations(places, 2):
+        if places[outer] == places[inner] or places[outer] in places[inner].parents:
+            relation = "is" if places[outer] == places[inner] else "lies in"
+            return (
+                f"paths.{inner} {places[inner]} {relation} paths.{outer} {places[outer]}: making one would remove the "
+                f"other -> give paths.{inner} a directory of its own"
+            )
+    return None
