@@ -13,6 +13,8 @@ demo_recipe := $(or $(value RECIPE),recipes/demo.yaml)
 RECIPE ?= recipes/openpangu-1b.yaml
 ##= SET         settings that override the recipe's: SET="train.lr=1e-5 train.iterations=1000"
 SET ?=
+##= SHARD       for preprocess: 3/16 makes the third of sixteen parts only, for as many machines
+SHARD ?=
 ##= PROMPT      for chat: the one question to answer
 PROMPT ?=
 ##= MODEL       for chat: another checkpoint than the exported one
@@ -25,7 +27,7 @@ PYTHON ?=
 PYPI_INDEX ?= https://pypi.org/simple
 
 # What the user gives is text and not Make: a $ in a prompt stays a $.
-$(foreach v,RECIPE SET PROMPT MODEL VENV PYTHON PYPI_INDEX,$(eval override $v := $$(value $v)))
+$(foreach v,RECIPE SET SHARD PROMPT MODEL VENV PYTHON PYPI_INDEX,$(eval override $v := $$(value $v)))
 export PROMPT VENV PYTHON PYPI_INDEX
 
 quote = '$(subst ','\'',$1)'
@@ -56,7 +58,7 @@ convert: env ## the Hugging Face checkpoint to a Megatron-core checkpoint
 sft: env ## fine-tune
 export: env ## the newest checkpoint of the run to a Hugging Face checkpoint
 $(stages):
-	@$(bin)openpangu-sft $@ $(options)
+	@$(bin)openpangu-sft $@ $(options) $(if $(filter preprocess,$@),$(if $(SHARD),--shard $(call quote,$(SHARD))))
 
 chat: env ## talk to the exported model; with PROMPT="…" one answer
 	@$(bin)openpangu-sft chat $(options) $(if $(MODEL),--model $(call quote,$(MODEL))) $${PROMPT:+"--prompt=$$PROMPT"}

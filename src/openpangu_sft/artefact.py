@@ -12,7 +12,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from openpangu_sft import __version__
 from openpangu_sft.errors import UserError, naming
 
 MANIFEST = "manifest.json"
+FLUSHED_AT_ONCE = 4
 
 
 @dataclass
@@ -102,6 +104,19 @@ def require_settings(directory: Path, made_with: Mapping[str, Any], wanted: Mapp
             raise UserError(f"made with {key} = {found}, the recipe says {value}", where=directory, remedy=remedy)
 
 
+def sum_counts(counts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Adds up the counts of artefacts of one kind; what is counted by name, like reasons, name by name."""
+    total: dict[str, Any] = {}
+    for name, first in counts[0].items():
+        values = [single[name] for single in counts]
+        if isinstance(first, dict):
+            names = sorted({inner for value in values for inner in value})
+            total[name] = {inner: sum(value.get(inner, 0) for value in values) for inner in names}
+        else:
+            total[name] = sum(values)
+    return total
+
+
 @contextlib.contextmanager
 def staged_directory(target: Path, manifest: Manifest) -> Iterator[Path]:
     """Gives an empty directory to fill; puts it in the place of `target` when the block ends without an error.
@@ -123,7 +138,7 @@ def staged_directory(target: Path, manifest: Manifest) -> Iterator[Path]:
             staging.mkdir()
             try:
                 yield staging
-                manifest.files = {name: _entry(staging / name) for name in _files_below(staging)}
+                manifest.files = _entries(staging)
                 write_durably(staging / MANIFEST, json.dumps(asdict(manifest), ensure_ascii=False, indent=1) + "\n")
                 for directory in [staging, *(path for path in staging.rglob("*") if path.is_dir())]:
                     sync_directory(directory)
@@ -256,6 +271,13 @@ def sync_directory(directory: Path) -> None:
 
 def _files_below(directory: Path) -> list[str]:
     return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
+
+
+def _entries(directory: Path) -> dict[str, dict[str, Any]]:
+    """Flushes the finished files of a directory to the disk and describes them; some at once, as that is waiting."""
+    names = _files_below(directory)
+    with ThreadPoolExecutor(FLUSHED_AT_ONCE) as pool:
+        return dict(zip(names, pool.map(lambda name: _entry(directory / name), names)))
 
 
 def _entry(path: Path) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class Chat:
         """
         for text in (system, *(message.content for message in messages)):
             if token := self.tokenizer.control_token(text):
-                raise UserError(f"the message holds the control token {token}", remedy="take it out")
+                raise UserError(f"the message holds the control token {token.group()}", remedy="take it out")
         pieces = list(prompt_pieces((system,), messages, reply=True))
         prompt = [token for piece in pieces for token in self.tokenizer.piece_ids(piece)]
         room = self.recipe.model.max_position_embeddings - len(prompt)

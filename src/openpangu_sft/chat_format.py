@@ -9,8 +9,8 @@ encode a text differently from its two halves.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Callable, NamedTuple
 
 from openpangu_sft.sample import Message, Sample
 
@@ -35,21 +35,43 @@ class Piece(NamedTuple):
     opens: bool = False
 
 
-def sample_pieces(sample: Sample) -> Iterator[Piece]:
+Cut = Callable[[str], Sequence[str]]
+"""Cuts a content into parts that are encoded by themselves, so that no token spans two of them; one part at least."""
+
+
+def whole(content: str) -> Sequence[str]:
+    """Cuts nowhere."""
+    return (content,)
+
+
+def sample_pieces(sample: Sample, cut: Cut = whole) -> Iterator[Piece]:
     """The pieces of a whole sample: only the assistants' contents, each with its end token, are trained."""
-    yield from prompt_pieces(sample.meta_prompt, sample.data)
+    yield from prompt_pieces(sample.meta_prompt, sample.data, cut=cut)
 
 
-def prompt_pieces(meta_prompt: tuple[str, ...], messages: tuple[Message, ...], reply: bool = False) -> Iterator[Piece]:
+def prompt_pieces(
+    meta_prompt: tuple[str, ...], messages: tuple[Message, ...], reply: bool = False, cut: Cut = whole
+) -> Iterator[Piece]:
     """The pieces of system prompts and messages; with `reply`, the assistant's header last, for generation."""
-    system = "".join(START + HEADERS["system"] + prompt + END for prompt in meta_prompt)
-    yield Piece(system, trained=False, opens=True)
+    system = [""]
+    for prompt in meta_prompt:
+        first, *others = cut(prompt)
+        system[-1] += START + HEADERS["system"] + first
+        system += others
+        system[-1] += END
+    yield from _pieces(system, trained=False, opens=True)
     for message in messages:
-        header = START + HEADERS[message.role]
+        header, [*contents, last] = START + HEADERS[message.role], cut(message.content)
         if message.role == "assistant":
             yield Piece(header, trained=False)
-            yield Piece(message.content + END, trained=True)
+            yield from _pieces([*contents, last + END], trained=True)
         else:
-            yield Piece(header + message.content + END, trained=False)
+            first, *others = [*contents, last + END]
+            yield from _pieces([header + first, *others], trained=False)
     if reply:
         yield Piece(START + HEADERS["assistant"], trained=False)
+
+
+def _pieces(texts: list[str], trained: bool, opens: bool = False) -> Iterator[Piece]:
+    for number, text in enumerate(texts):
+        yield Piece(text, trained, opens=opens and not number)

@@ -17,7 +17,7 @@ import click
 from rich.table import Table
 
 from openpangu_sft import __version__
-from openpangu_sft.artefact import Manifest
+from openpangu_sft.artefact import Manifest, sum_counts
 from openpangu_sft.errors import Interrupted, UserError, explain_os_error
 from openpangu_sft.progress import console
 from openpangu_sft.recipe import Recipe
@@ -62,13 +62,27 @@ def format_command(recipe_file: Path, overrides: tuple[str, ...]) -> None:
 
 
 @stage("preprocess")
-def preprocess_command(recipe_file: Path, overrides: tuple[str, ...]) -> None:
-    """Samples to packed shards, one per file."""
+@click.option("--shard", metavar="K/N", help="divide the inputs into N parts and make the K-th: for many machines")
+def preprocess_command(recipe_file: Path, overrides: tuple[str, ...], shard: Optional[str]) -> None:
+    """Samples to packed shards, one per file.
+
+    \b
+    Example: openpangu-sft preprocess --shard 3/16
+    """
+    os.environ.setdefault("USE_TORCH", "0")  # a tokenizer needs none, and importing it takes seconds and 200 MB
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would say that there is no torch
     from openpangu_sft.dataset.preprocess import run_preprocess
+    from openpangu_sft.dataset.spans import parse_part
 
     recipe = load_recipe(recipe_file, overrides)
-    for manifest in run_preprocess(recipe):
-        _show(f"shard of {next(iter(manifest.inputs))}", recipe.path("shards"), manifest, recipe)
+    shards = run_preprocess(recipe, *parse_part(shard))
+    for part, manifest, made in shards:
+        counts = manifest.counts
+        what = f"{counts['packed']:,} samples in {counts['packs']:,} packs" if made else "unchanged, not made again"
+        console.print(f"shard of {part.source}: {what}", markup=False, soft_wrap=True)
+    if shards:
+        total = Manifest("shards", counts=sum_counts([manifest.counts for _, manifest, _ in shards]))
+        _show("shards", recipe.path("shards"), total, recipe)
 
 
 @stage("merge")

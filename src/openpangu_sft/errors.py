@@ -6,6 +6,8 @@ import contextlib
 import errno
 import signal
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 
 class UserError(Exception):
@@ -20,6 +22,10 @@ class UserError(Exception):
     def __init__(self, what: str, *, where: object = None, remedy: str = "") -> None:
         self.what, self.where, self.remedy = what, where, remedy
         super().__init__(what)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """How it travels from a worker process: exceptions are pickled by their positional arguments otherwise."""
+        return partial(UserError, where=self.where, remedy=self.remedy), (self.what,)
 
     def __str__(self) -> str:
         prefix = f"{self.where}: " if self.where is not None else ""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import reprlib
 from collections import Counter
 from pathlib import Path
@@ -19,7 +18,7 @@ from openpangu_sft.artefact import Manifest, require_apart, sha256_of, staged_di
 from openpangu_sft.errors import UserError, explain_os_error
 from openpangu_sft.progress import progress
 from openpangu_sft.recipe import Recipe
-from openpangu_sft.sample import BadSample, Sample, parse_sample
+from openpangu_sft.sample import BadSample, Sample, parse_sample, reason_class
 from openpangu_sft.sources import alpaca, compact_json, keys_of, kind_of, openai, sharegpt
 from openpangu_sft.sources.reader import RawRecord, raw_files, read_records
 
@@ -82,12 +81,6 @@ def convert_record(record: object, source_format: str) -> Sample:
     if not isinstance(record, dict):
         raise BadSample(f"is {kind_of(record)}, not an object")
     return CONVERTERS[_detect(record) if source_format == "auto" else source_format](record)
-
-
-def reason_class(reason: str) -> str:
-    """A reason without what differs from record to record, for counting: no numbers, no quoted text, no details."""
-    general = re.sub(r"'[^']*'|\"[^\"]*\"", "…", reason)
-    return re.sub(r"\d+", "N", general.split(": ")[0]).split(" (counted")[0]
 
 
 def _detect(record: dict[str, Any]) -> str:

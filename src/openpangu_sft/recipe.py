@@ -128,6 +128,10 @@ class Data(Section):
     """Tokens in one pack. Preprocess and sft read this one value, so they cannot disagree."""
     on_bad_sample: Literal["refuse", "skip"] = "refuse"
     """What a bad sample does: refuse stops the stage, skip counts it and writes it into a rejects file."""
+    control_tokens: Literal["refuse", "escape", "allow"] = "refuse"
+    """What a control token inside a content is: a bad sample, plain text, or a control token (it can forge a turn)."""
+    too_long: Literal["refuse", "drop", "truncate"] = "refuse"
+    """What a sample above seq_length is: a bad sample, left out and counted, or cut behind an answer that fits."""
     seed: int = Seed
     """Order of the samples in the packs, and of the packs in a shard."""
     workers: int = Positive

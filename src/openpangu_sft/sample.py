@@ -5,6 +5,7 @@ File format (jsonl, of the published recipe): {"meta_prompt": ["…"], "data": [
 
 from __future__ import annotations
 
+import re
 import reprlib
 from dataclasses import dataclass
 from typing import Any
@@ -57,6 +58,12 @@ def parse_sample(record: object) -> Sample:
         if key not in record:
             raise BadSample(f"{key} is missing" + (': write "meta_prompt": [""] for none' if key != "data" else ""))
     return Sample(_meta_prompt(record["meta_prompt"]), _messages(record["data"]))
+
+
+def reason_class(reason: str) -> str:
+    """A reason without what differs from record to record, for counting: no numbers, no quoted text, no details."""
+    general = re.sub(r"'[^']*'|\"[^\"]*\"", "…", reason)
+    return re.sub(r"\d+", "N", general.split(": ")[0]).split(" (counted")[0]
 
 
 def _meta_prompt(value: object) -> tuple[str, ...]:

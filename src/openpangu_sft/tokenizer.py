@@ -7,38 +7,23 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import reprlib
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
-import numpy.typing as npt
 
 from openpangu_sft.artefact import sha256_of
-from openpangu_sft.chat_format import END, START, Piece
+from openpangu_sft.chat_format import END, HEADERS, START, Piece
 from openpangu_sft.errors import UserError
+from openpangu_sft.sentencepiece_direct import DirectEncoder, Unfit
 
 IGNORED = -100
 """Label of a token that is not a target (PyTorch's cross_entropy default, and MindSpeed-LLM's)."""
 
 FILES = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.json")
-
-Ids = npt.NDArray[np.int32]
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Token ids of a sample and their labels: the id itself where it is a target, else -100.
-
-    Args:
-        input_ids: int32 [tokens].
-        labels: int32 [tokens].
-    """
-
-    input_ids: Ids
-    labels: Ids
 
 
 class Tokenizer:
@@ -57,13 +42,21 @@ class Tokenizer:
             raise UserError("no tokenizer here (tokenizer_config.json)", where=directory, remedy="check paths.hf")
         self.directory = directory
         self.hf = _load(directory, trust_remote_code)
-        self._short: dict[Piece, list[int]] = {}
+        self._direct: Optional[DirectEncoder] = None
         self.start_id, self.end_id = self._single(START), self._single(END)
         self.pad_id: int = self.hf.pad_token_id if self.hf.pad_token_id is not None else 0
         self._added: dict[int, str] = {number: token.content for number, token in self.hf.added_tokens_decoder.items()}
         self._special = set(self.hf.all_special_ids)
         control = sorted({*self._added.values(), START, END} - {""}, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, control)))
+        self._control_marks = {token[0] for token in control}
+        self.is_control = np.zeros(max(len(self.hf), *self._added) + 1, bool)
+        """bool [ids]: whether an id stands for a control token. <unk> does not: any odd character becomes one."""
+        numbers = {*self._added, self.start_id, self.end_id} - {self.hf.unk_token_id}
+        self.is_control[list(numbers)] = True
+        opened = self.hf.encode(START, add_special_tokens=True)
+        self.opening = [number for number in opened if self.is_control[number] and number != self.start_id]
+        """Control tokens that a piece which opens a sample has around it: bos."""
 
     def __len__(self) -> int:
         return len(self.hf)
@@ -75,29 +68,41 @@ class Tokenizer:
             raise UserError(what, where=self.directory, remedy="check paths.hf: is it openPangu's?")
         return ids[0]
 
-    def control_token(self, text: str) -> Optional[str]:
+    def control_token(self, text: str, begin: int = 0) -> Optional[re.Match[str]]:
         """The first control token in a user's text: encoded as it stands it could forge a turn."""
-        found = self._control.search(text)
-        return found.group() if found else None
+        if not any(mark in text for mark in self._control_marks):  # far quicker than the search, and most often enough
+            return None
+        return self._control.search(text, begin)
 
     def piece_ids(self, piece: Piece) -> list[int]:
         """Token ids of one piece, encoded by itself."""
-        ids = self._short.get(piece)
-        if ids is None:
-            ids = self.hf.encode(piece.text, add_special_tokens=piece.opens)
-            if len(piece.text) < 16 and len(self._short) < 1000:  # headers come again in every message
-                self._short[piece] = ids
+        ids: list[int] = self.hf.encode(piece.text, add_special_tokens=piece.opens)
         return ids
 
-    def encode(self, pieces: Iterable[Piece]) -> Encoded:
-        """Token ids and labels of pieces in a row."""
-        input_ids: list[int] = []
-        labels: list[int] = []
-        for piece in pieces:
-            ids = self.piece_ids(piece)
-            input_ids += ids
-            labels += ids if piece.trained else [IGNORED] * len(ids)
-        return Encoded(np.array(input_ids, np.int32), np.array(labels, np.int32))
+    def encode(self, pieces: Sequence[Piece]) -> list[list[int]]:
+        """Token ids of each piece, encoded by itself: directly where `go_direct` has found that it may."""
+        return self._direct(pieces) if self._direct else [self.piece_ids(piece) for piece in pieces]
+
+    def go_direct(self, pieces: Sequence[Piece]) -> str:
+        """From now on `encode` goes to SentencePiece directly, if that gives the ids that the class gives.
+
+        Args:
+            pieces: to compare; some odd ones are added.
+
+        Returns:
+            Why it does not; empty if it does.
+        """
+        try:
+            direct = DirectEncoder(self.hf)
+        except Unfit as reason:
+            return str(reason)
+        compared = [Piece(text, trained=False, opens=opens) for text in _odd_texts() for opens in (False, True)]
+        compared += pieces
+        for piece, ids in zip(compared, direct(compared)):
+            if ids != self.piece_ids(piece):
+                return f"it gives other ids than SentencePiece alone for {reprlib.repr(piece.text)}"
+        self._direct = direct
+        return ""
 
     def decode_reply(self, header: Sequence[int], reply: Sequence[int]) -> str:
         """Text of generated tokens that follow a header.
@@ -117,6 +122,42 @@ class Tokenizer:
     def _decode(self, ids: Sequence[int]) -> str:
         # a clean-up would take the space out of " ." or " n't" wherever the model wrote one
         return str(self.hf.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def _odd_texts() -> list[str]:
+    """Texts in which classes around SentencePiece are known to differ from it."""
+    inner = [
+        "",
+        " ",
+        "a",
+        " a",
+        "a ",
+        "  a  b",
+        "\n\n a",
+        "\t",
+        "▁a",
+        "▁",
+        "好",
+        " 好a",
+        "A.b,c",
+        "1 234",
+        "\u3000",
+        "\0",
+        "é",
+    ]
+    inner += [
+        "e\u0301",
+        "\U0001f600",
+        "ﬁ①",
+        "\u200b",
+        "<0x41>",
+        "[unused",
+        "]",
+        "a" * 300,
+        " " * 300,
+        f"a{END} b {START}c",
+    ]
+    return [before + text + behind for text in inner for before, behind in (("", ""), (START + HEADERS["user"], END))]
 
 
 def tokenizer_files(directory: Path) -> list[Path]:

@@ -8,9 +8,7 @@ int32 lengths, int64 byte offsets, int64 document boundaries (0 first). Here eve
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +19,9 @@ MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
 INT32_CODE = 4
 HEADER = struct.Struct("<9sQBQQ")
+PREFIX = "data"
+"""Of the files in a shard and in a dataset: Megatron's --data-path is directory/data."""
+
 FIELDS = ("input_ids", "attention_mask", "labels")
 
 
@@ -75,40 +76,34 @@ def read_rows(directory: Path, prefix: str, field: str, seq_length: int) -> npt.
 
 
 class PackedWriter:
-    """Writes packs row by row into the three `.bin` files of a dataset, and the `.idx` files when it is closed.
+    """The six files of a packed dataset. Rows may be written in any order, and by several processes at once.
 
     `attention_mask` holds segment numbers 1, 2, 3… and 0 for padding, as later MindSpeed-LLM versions do with
     --neat-pack: where a segment ends must be known, and openPangu's eos ends every message, not every sample.
+
+    Args:
+        directory: of the files.
+        prefix: of their names.
+        rows: how many there will be.
+        seq_length: tokens in a row.
     """
 
-    def __init__(self, directory: Path, prefix: str, seq_length: int, pad_id: int) -> None:
-        self._directory, self._prefix, self._seq_length, self._pad_id = directory, prefix, seq_length, pad_id
-        self._streams: dict[str, BinaryIO] = {
-            field: field_path(directory, prefix, field, "bin").open("wb") for field in FIELDS
-        }
-        self.rows = 0
+    def __init__(self, directory: Path, prefix: str, rows: int, seq_length: int) -> None:
+        self._seq_length = seq_length
+        self._files = {field: field_path(directory, prefix, field, "bin") for field in FIELDS}
+        for field, path in self._files.items():
+            with path.open("wb") as stream:
+                stream.truncate(4 * rows * seq_length)
+            write_index(field_path(directory, prefix, field, "idx"), rows, seq_length)
 
-    def write(self, segments: Iterable[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]], ignored: int) -> None:
-        """Writes one pack of (input_ids, labels) segments; they must fit into seq_length."""
-        row = {
-            "input_ids": np.full(self._seq_length, self._pad_id, "<i4"),
-            "attention_mask": np.zeros(self._seq_length, "<i4"),
-            "labels": np.full(self._seq_length, ignored, "<i4"),
-        }
-        begin = 0
-        for number, (input_ids, labels) in enumerate(segments, 1):
-            end = begin + len(input_ids)
-            assert end <= self._seq_length, "the packs were planned with another seq_length"
-            row["input_ids"][begin:end] = input_ids
-            row["attention_mask"][begin:end] = number
-            row["labels"][begin:end] = labels
-            begin = end
-        for field, stream in self._streams.items():
-            stream.write(row[field].tobytes())
-        self.rows += 1
+    def write(self, first_row: int, **fields: npt.NDArray[np.int32]) -> None:
+        """Writes some rows that follow each other.
 
-    def close(self) -> None:
-        """Finishes the files."""
-        for field, stream in self._streams.items():
-            stream.close()
-            write_index(field_path(self._directory, self._prefix, field, "idx"), self.rows, self._seq_length)
+        Args:
+            first_row: the number of the first one.
+            fields: int32 [rows, seq_length] each: input_ids, attention_mask and labels.
+        """
+        for field, path in self._files.items():
+            with path.open("r+b") as stream:
+                stream.seek(4 * first_row * self._seq_length)
+                stream.write(np.ascontiguousarray(fields[field], "<i4").data)

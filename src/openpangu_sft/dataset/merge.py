@@ -1,62 +1,94 @@
-"""Stage merge: the shards of all input files, in the order of their names, to the one dataset that training reads."""
+"""Stage merge: the shards of all parts of the inputs, in the order of the inputs, to the one dataset training reads."""
 
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-from rich.markup import escape
-
-from openpangu_sft.artefact import Manifest, read_manifest, require_apart, require_settings, sha256_of, staged_directory
-from openpangu_sft.dataset.indexed import FIELDS, field_path, write_index
-from openpangu_sft.dataset.preprocess import (
-    PREFIX,
-    data_settings,
-    require_tokenizer,
-    sample_files,
-    shard_directories,
+from openpangu_sft.artefact import (
+    Manifest,
+    read_manifest,
+    require_apart,
+    require_settings,
+    staged_directory,
+    sum_counts,
 )
+from openpangu_sft.dataset.indexed import FIELDS, PREFIX, field_path, write_index
+from openpangu_sft.dataset.preprocess import data_settings, require_tokenizer, sample_files, shard_directories
+from openpangu_sft.dataset.spans import Part, parts_of, sha256_of_span
 from openpangu_sft.errors import UserError
 from openpangu_sft.progress import progress
 from openpangu_sft.recipe import Recipe
-
-SUMMED = ("read", "packed", "rejected", "packs", "tokens", "trained_tokens")
 
 
 def run_merge(recipe: Recipe) -> Manifest:
     """Stage merge: `paths.shards` to `paths.dataset`.
 
     The inputs are the shards of the recipe's samples files and nothing else, so the result can never become an input.
+    Their order is that of the samples, whichever of them was made first.
 
     Raises:
         UserError: a shard is missing, is left over, is older than its samples or was made with other settings.
     """
-    source, target, seq_length = recipe.path("shards"), recipe.path("dataset"), recipe.data.seq_length
+    source, target = recipe.path("shards"), recipe.path("dataset")
     require_apart("paths.shards", source, "paths.dataset", target)
     require_tokenizer(recipe)
     settings = data_settings(recipe)
     files = sample_files(recipe)
-    left_over = {path.name for path in shard_directories(source)} - {file.stem for file in files}
+    parts = parts_of(files, _divided_into(source))
+    left_over = {path.name for path in shard_directories(source)} - {part.name for part in parts}
     if left_over:
-        raise UserError("its samples file is gone", where=source / min(left_over), remedy="run make preprocess again")
-    shards: list[tuple[Path, Manifest]] = []
-    for file in files:
-        directory = source / file.stem
-        shard = read_manifest(directory, "shard", "run make preprocess")
-        require_settings(directory, shard.settings, settings, "run make preprocess again")
-        if shard.inputs != {file.name: sha256_of(file)}:
-            raise UserError("made from another content of " + file.name, where=directory, remedy="run make preprocess")
-        shards.append((directory, shard))
+        remedy = "remove it, or run make preprocess again"
+        raise UserError("belongs to no samples file as they are now", where=source / min(left_over), remedy=remedy)
+    shards = {source / part.name: _shard_of(part, source / part.name, settings) for part in parts}
+    manifest = Manifest("dataset", settings, {directory.name: shard.digest for directory, shard in shards.items()})
+    manifest.counts = sum_counts([shard.counts for shard in shards.values()])
+    with staged_directory(target, manifest) as staging:
+        _join(list(shards), staging, manifest.counts["packs"], recipe.data.seq_length)
+    return manifest
 
-    manifest = Manifest("dataset", settings, {directory.name: shard.digest for directory, shard in shards})
-    manifest.counts = {name: sum(shard.counts[name] for _, shard in shards) for name in SUMMED}
-    steps = progress("merge", len(FIELDS) * len(shards))
-    with staged_directory(target, manifest) as staging, steps as advance:
-        for field in FIELDS:
+
+def _divided_into(source: Path) -> int:
+    """How many parts the inputs were divided into, as the shards tell it.
+
+    Raises:
+        UserError: they tell different numbers.
+    """
+    found: dict[int, Path] = {}
+    for path in shard_directories(source):
+        part = str(read_manifest(path, "shard", "").settings.get("shard", ""))
+        found.setdefault(int(part.partition("/")[2] or 1), path)
+    if len(found) > 1:
+        (one, path), (other, other_path) = sorted(found.items())[:2]
+        what = f"shards of different divisions: {path.name} is of {one}, {other_path.name} is of {other}"
+        raise UserError(what, where=source, remedy=f"remove those of one division, or {source}, and preprocess again")
+    return next(iter(found), 1)
+
+
+def _shard_of(part: Part, directory: Path, settings: dict[str, Any]) -> Manifest:
+    """The manifest of the shard of one part of the inputs."""
+    again = f"run make preprocess SHARD={part.part}" if part.part else "run make preprocess"
+    if part.part and not directory.exists():
+        raise UserError(f"part {part.part} is missing: no such shard", where=directory, remedy=again)
+    shard = read_manifest(directory, "shard", again)
+    require_settings(directory, shard.settings, {**settings, "shard": part.part}, f"{again} again")
+    if shard.inputs != {part.source: sha256_of_span(part.span)}:
+        raise UserError(f"made from another content of {part.span.file.name}", where=directory, remedy=again)
+    return shard
+
+
+def _join(shards: list[Path], staging: Path, packs: int, seq_length: int) -> None:
+    """Writes the six files: the rows of all shards, one behind the other."""
+    with progress("merge", len(FIELDS) * len(shards)) as advance, ThreadPoolExecutor(len(FIELDS)) as pool:
+
+        def join(field: str) -> None:
             with field_path(staging, PREFIX, field, "bin").open("wb") as merged:
-                for directory, _ in shards:
+                for directory in shards:
                     with field_path(directory, PREFIX, field, "bin").open("rb") as stream:
                         shutil.copyfileobj(stream, merged, 1 << 20)
-                    advance(1, escape(directory.name))
-            write_index(field_path(staging, PREFIX, field, "idx"), manifest.counts["packs"], seq_length)
-    return manifest
+                    advance(1, "")
+            write_index(field_path(staging, PREFIX, field, "idx"), packs, seq_length)
+
+        list(pool.map(join, FIELDS))

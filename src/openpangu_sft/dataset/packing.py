@@ -1,21 +1,50 @@
-"""Which samples share a pack: greedy best fit over lengths, deterministic, shuffled by seed.
+"""Which samples share a pack: deterministic, as full as best fit makes them, and mixed by a seed.
 
-Pure planning: knows lengths only. A pack is filled with the longest sample that still fits, again and again, which is
-what MindSpeed-LLM's greedy_knapsack does (after LLaMA-Factory), so packs are as full as there. Which of the samples of
-one length goes where, their order in the pack and the order of the packs are drawn from the seed, so that no pack holds
-one topic only and none is sorted by length.
+Pure planning: knows lengths only. MindSpeed-LLM's greedy_knapsack (after LLaMA-Factory) fills each pack with the
+longest sample that still fits, again and again. Its packs are full, but the first ones hold the longest samples only
+and the last ones the shortest. Here a pack begins with the longest sample that is left, as there; then samples are
+drawn by the seed; the rest of the room is filled by best fit. Where that takes more packs than the greedy way, fewer
+are drawn, and in the end none, which is the greedy way itself: never is a plan less full than it.
 """
 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
+from array import array
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+Ints = npt.NDArray[np.int32]
+"""Numbers of samples and of packs: half the memory of numpy's own choice, and two thousand million are enough."""
 
-def plan_packs(lengths: Sequence[int], seq_length: int, seed: int) -> list[npt.NDArray[np.int64]]:
+UNDRAWN = 0.03
+"""Share of the tokens that is left to best fit alone, at the end, when there is little to choose from."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which samples are in which pack.
+
+    Args:
+        order: int32 [samples]; every sample once, pack after pack, in their order in the pack.
+        bounds: int64 [packs + 1]; pack p holds `order[bounds[p] : bounds[p + 1]]`.
+    """
+
+    order: Ints
+    bounds: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    def __getitem__(self, pack: int) -> Ints:
+        if not 0 <= pack < len(self):
+            raise IndexError(pack)
+        return self.order[self.bounds[pack] : self.bounds[pack + 1]]
+
+
+def plan_packs(lengths: npt.ArrayLike, seq_length: int, seed: int) -> Plan:
     """Spreads samples over packs.
 
     Args:
@@ -23,39 +52,139 @@ def plan_packs(lengths: Sequence[int], seq_length: int, seed: int) -> list[npt.N
         seq_length: tokens of a pack.
         seed: of all shuffling.
 
-    Returns:
-        For each pack the indices of its samples, in their order in the pack. Every sample is in exactly one pack.
-
     Raises:
         ValueError: a length is outside 1 to seq_length.
     """
-    sizes = np.asarray(lengths, np.int64)
+    sizes = np.asarray(lengths, np.int32)
     if sizes.size == 0:
-        return []
+        return Plan(np.empty(0, np.int32), np.zeros(1, np.int64))
     if sizes.min() < 1 or sizes.max() > seq_length:
         raise ValueError(f"lengths must lie in 1..{seq_length}, found {sizes.min()}..{sizes.max()}")
-    random = np.random.RandomState(seed)
-    shuffled = random.permutation(sizes.size)
-    # samples of one length lie together, in random order; each length's group is used up from its front
-    by_length = shuffled[np.argsort(sizes[shuffled], kind="stable")]
-    distinct, first = np.unique(sizes[by_length], return_index=True)
-    left = np.diff(np.append(first, sizes.size)).tolist()
-    front: list[int] = first.tolist()
-    available: list[int] = distinct.tolist()  # lengths that have samples left, ascending
-    group: list[int] = list(range(len(available)))  # their positions in `left` and `front`
+    random = np.random.RandomState(seed)  # the one generator whose numbers never change with numpy's version
+    shuffled = random.permutation(np.arange(sizes.size, dtype=np.int32))
+    stock = _Stock(sizes[shuffled], seq_length)
+    most = greedy_packs(sizes, seq_length)
+    mean = int(sizes.mean())
+    for reserve in (mean // 2, 2 * mean, seq_length):  # with the last one nothing fits beside it, so nothing is drawn
+        places, counts = stock.deal(reserve)
+        if len(counts) <= most:
+            break
+    return _shuffled(shuffled[places], counts, random)
 
-    packs: list[npt.NDArray[np.int64]] = []
-    while available:
-        room, chosen = seq_length, []
-        while (position := bisect.bisect_right(available, room) - 1) >= 0:
-            length, which = available[position], group[position]
-            count = min(left[which], room // length)
-            chosen.append(by_length[front[which] : front[which] + count])
-            front[which] += count
-            left[which] -= count
-            room -= length * count
-            if not left[which]:
-                del available[position], group[position]
-        packs.append(random.permutation(np.concatenate(chosen)))
-    order = random.permutation(len(packs))
-    return [packs[number] for number in order]
+
+def greedy_packs(lengths: npt.NDArray[np.int32], seq_length: int) -> int:
+    """How many packs the greedy way takes. Equal packs are counted, not made, so that it is quick."""
+    counts = np.bincount(lengths)
+    distinct = np.flatnonzero(counts)
+    sizes, left = distinct.tolist(), counts[distinct].tolist()
+    packs = 0
+    while sizes:
+        room, place, chosen = seq_length, len(sizes), []
+        while (place := bisect.bisect_right(sizes, room, 0, place) - 1) >= 0:
+            count = min(left[place], room // sizes[place])
+            chosen.append((place, count))
+            room -= count * sizes[place]
+        times = min(left[place] // count for place, count in chosen)
+        packs += times
+        for place, count in chosen:  # from the back, so that deleting moves none that is still to come
+            left[place] -= times * count
+            if not left[place]:
+                del sizes[place], left[place]
+    return packs
+
+
+class _Stock:
+    """Samples in a drawn order, and by length. Those of one length leave from both ends of their row:
+
+    whoever is drawn, or is the longest, from its front; whoever fills a gap, from its back.
+
+    Args:
+        sizes: int32 [samples], lengths in the drawn order.
+        seq_length: tokens of a pack.
+    """
+
+    def __init__(self, sizes: npt.NDArray[np.int32], seq_length: int) -> None:
+        self._seq_length, self._tokens = seq_length, int(sizes.sum())
+        occurring = np.bincount(sizes, minlength=seq_length + 1)
+        distinct = np.flatnonzero(occurring)
+        counts = occurring[distinct]
+        first = np.cumsum(counts) - counts
+        fitting = np.cumsum(occurring > 0)
+        self._by_length = np.argsort(sizes, kind="stable").astype(np.int32)
+        place_in_group = np.empty(sizes.size, np.int32)
+        place_in_group[self._by_length] = np.arange(sizes.size, dtype=np.int32) - np.repeat(
+            first.astype(np.int32), counts
+        )
+        # arrays and not lists: ten million Python integers would take most of a gigabyte
+        self._group = array("i", (fitting - 1).astype(np.int32)[sizes].tobytes())
+        self._place = array("i", place_in_group.tobytes())
+        self._sizes, self._first, self._counts = distinct.tolist(), first.tolist(), counts.tolist()
+        self._fitting = (
+            fitting.tolist()
+        )  # by room: how many of the lengths fit, so that the longest is the last of them
+
+    def deal(self, reserve: int) -> tuple[Ints, Ints]:
+        """Puts all samples into packs.
+
+        Args:
+            reserve: room to leave to best fit: whoever is drawn must leave as much.
+
+        Returns:
+            The samples' places in the drawn order, pack after pack, and the number of samples in each pack.
+        """
+        sizes, first, groups, places = self._sizes, self._first, self._group, self._place
+        front, back = [0] * len(sizes), list(self._counts)
+        # nearest[g] leads to the next group from g - 1 downwards that has samples left; 0 says that none has
+        nearest = list(range(len(sizes) + 1))
+        dealt, ends = array("i"), array("i")
+        drawn, samples, tokens = 0, len(groups), self._tokens
+        undrawn = UNDRAWN * tokens
+        while tokens:
+            longest = _find(nearest, len(sizes)) - 1
+            dealt.append(first[longest] + front[longest])
+            front[longest] += 1
+            if front[longest] == back[longest]:
+                nearest[longest + 1] = longest
+            room = self._seq_length - sizes[longest]
+            if tokens > undrawn:
+                while drawn < samples:
+                    group = groups[drawn]
+                    if front[group] <= places[drawn] < back[group]:  # else it is in a pack already
+                        if sizes[group] + reserve > room:
+                            break
+                        dealt.append(first[group] + front[group])
+                        front[group] += 1
+                        if front[group] == back[group]:
+                            nearest[group + 1] = group
+                        room -= sizes[group]
+                    drawn += 1
+            while room and (fitting := _find(nearest, self._fitting[room])):
+                group = fitting - 1
+                back[group] -= 1
+                dealt.append(first[group] + back[group])
+                if front[group] == back[group]:
+                    nearest[fitting] = group
+                room -= sizes[group]
+            tokens -= self._seq_length - room
+            ends.append(len(dealt))
+        counts = np.diff(np.frombuffer(ends, np.int32), prepend=np.int32(0))
+        return self._by_length[np.frombuffer(dealt, np.int32)], counts
+
+
+def _find(nearest: list[int], start: int) -> int:
+    """Follows a chain to its end, and makes it shorter for the next one (union-find by path halving)."""
+    while (following := nearest[start]) != start:
+        nearest[start] = nearest[following]
+        start = nearest[start]
+    return start
+
+
+def _shuffled(samples: Ints, counts: Ints, random: np.random.RandomState) -> Plan:
+    """Brings the packs, and the samples in each pack, into a random order."""
+    new_place = random.permutation(np.arange(len(counts), dtype=np.int32))
+    mixed = random.permutation(np.arange(len(samples), dtype=np.int32))
+    pack_of = np.repeat(new_place, counts)[mixed]
+    order = samples[mixed][np.argsort(pack_of, kind="stable")]
+    sizes = np.empty_like(counts)
+    sizes[new_place] = counts
+    return Plan(order, np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]))

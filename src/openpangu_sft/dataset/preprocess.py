@@ -1,47 +1,104 @@
-"""Stage preprocess: each samples file to one packed shard.
+"""Stage preprocess: samples files to packed shards, one for each file.
 
-A shard is a directory with the six files of Megatron's indexed format, its manifest and, where samples were rejected,
-`rejects.jsonl`.
+A shard is a directory with the six files of Megatron's indexed format, its manifest and, where samples were left out,
+`rejects.jsonl`. With `--shard 3/16` the inputs are divided into 16 equal parts, and this makes the shards of the third.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Optional
 
-from rich.markup import escape
-
-from openpangu_sft.artefact import MANIFEST, Manifest, read_manifest, sha256_of, staged_directory
-from openpangu_sft.chat_format import TEMPLATE_DIGEST
-from openpangu_sft.dataset.encode import Rejected, encode_all
-from openpangu_sft.dataset.indexed import PackedWriter
-from openpangu_sft.dataset.packing import plan_packs
-from openpangu_sft.dataset.spool import Spool
+from openpangu_sft.artefact import MANIFEST, Manifest, read_manifest, staged_directory
+from openpangu_sft.chat_format import TEMPLATE_DIGEST, Piece, sample_pieces
+from openpangu_sft.dataset.shard import write_shard
+from openpangu_sft.dataset.spans import Part, Span, SpanReader, parts_of, sha256_of_span
 from openpangu_sft.errors import UserError
-from openpangu_sft.progress import progress
+from openpangu_sft.progress import console
 from openpangu_sft.recipe import Recipe
-from openpangu_sft.sources.reader import READERS, read_records
-from openpangu_sft.tokenizer import IGNORED, Tokenizer, tokenizer_digest
+from openpangu_sft.sample import BadSample, parse_sample
+from openpangu_sft.sources.reader import READERS
+from openpangu_sft.tokenizer import Tokenizer, tokenizer_digest
 
-PREFIX = "data"
-"""Of the files in a shard and in a dataset: Megatron's --data-path is directory/data."""
-
-REJECTS = "rejects.jsonl"
 SUFFIX = ".jsonl"
 """Of samples files."""
 
+PLACES, SAMPLES_PER_PLACE = 8, 16
+"""How many of the user's samples the tokenizer's class encodes too, before SentencePiece is used without it."""
 
-def run_preprocess(recipe: Recipe) -> list[Manifest]:
-    """Stage preprocess: `paths.samples` to `paths.shards`, one shard per file; shards of files that are gone go too.
+
+class Shard(NamedTuple):
+    """A shard that is there now.
+
+    Args:
+        part: what it is made of.
+        manifest: of it.
+        made: whether this run made it; if not, an earlier one had, from the same inputs and settings.
+    """
+
+    part: Part
+    manifest: Manifest
+    made: bool
+
+
+def run_preprocess(recipe: Recipe, number: int = 1, parts: int = 1) -> list[Shard]:
+    """Stage preprocess: `paths.samples` to `paths.shards`.
+
+    Args:
+        number, parts: make the shards of this part only, counted from 1. The first one also removes shards that belong
+            to none.
 
     Raises:
         UserError: nothing to read, a bad sample (unless data.on_bad_sample is skip), or no sample is left.
     """
     files = sample_files(recipe)
     require_tokenizer(recipe)
+    all_parts = parts_of(files, parts)
+    mine = [part for part in all_parts if parts == 1 or part.part == f"{number}/{parts}"]
+    tokenizer: Optional[Tokenizer] = None
+    shards = []
+    for part in mine:
+        manifest = _describe(recipe, part)
+        if found := _unchanged(recipe, part, manifest):
+            shards.append(Shard(part, found, made=False))
+            continue
+        tokenizer = tokenizer or _open_tokenizer(recipe, mine)
+        with staged_directory(recipe.path("shards") / part.name, manifest) as staging:
+            before = part.span.file.stat()
+            manifest.counts = write_shard(recipe, tokenizer, part.span, staging)
+            after = part.span.file.stat()
+            if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+                raise UserError("changed while it was read", where=part.span.file, remedy="run the stage again")
+        shards.append(Shard(part, manifest, made=True))
+    if number == 1:
+        for path in shard_directories(recipe.path("shards")):
+            if path.name not in {part.name for part in all_parts}:
+                _remove_shard(path)
+    return shards
+
+
+def _describe(recipe: Recipe, part: Part) -> Manifest:
+    """The manifest of a shard before it is made."""
+    settings = {**data_settings(recipe), "shard": part.part}
+    return Manifest("shard", settings, {part.source: sha256_of_span(part.span)})
+
+
+def _unchanged(recipe: Recipe, part: Part, wanted: Manifest) -> Optional[Manifest]:
+    """The manifest of a shard that is there already and would be made again just the same."""
+    try:
+        found = read_manifest(recipe.path("shards") / part.name, "shard", "")
+    except UserError:
+        return None
+    same = (found.settings, found.inputs, found.version) == (wanted.settings, wanted.inputs, wanted.version)
+    return found if same else None
+
+
+def _open_tokenizer(recipe: Recipe, parts: list[Part]) -> Tokenizer:
+    """Loads the tokenizer, and lets it go to SentencePiece directly where that makes no difference."""
     tokenizer = Tokenizer(recipe.path("hf"), recipe.tokenizer.trust_remote_code)
     if len(tokenizer) > recipe.model.vocab_size:
         raise UserError(
@@ -49,11 +106,24 @@ def run_preprocess(recipe: Recipe) -> list[Manifest]:
             where=recipe.path("hf"),
             remedy="check model.vocab_size",
         )
-    manifests = [_make_shard(recipe, tokenizer, file) for file in files]
-    for path in shard_directories(recipe.path("shards")):
-        if path.name not in {file.stem for file in files}:
-            _remove_shard(path)
-    return manifests
+    reason = tokenizer.go_direct(list(_pieces_to_compare(parts)))
+    if reason:
+        console.print(f"tokenizer: its class is used, which is slower: {reason}", markup=False, soft_wrap=True)
+    return tokenizer
+
+
+def _pieces_to_compare(parts: list[Part]) -> Iterator[Piece]:
+    """Pieces of some samples from places all over the inputs."""
+    total = sum(part.span.end - part.span.begin for part in parts)
+    for place in (total * number // PLACES for number in range(PLACES)):
+        for part in parts:
+            file, begin, end = part.span
+            if place < end - begin:
+                for raw in islice(SpanReader(Span(file, begin + place, end)), SAMPLES_PER_PLACE):
+                    with contextlib.suppress(BadSample):  # it is named when its turn comes
+                        yield from sample_pieces(parse_sample(raw.content))
+                break
+            place -= end - begin
 
 
 def sample_files(recipe: Recipe) -> list[Path]:
@@ -98,7 +168,7 @@ def data_settings(recipe: Recipe) -> dict[str, Any]:
     return {
         "data.seq_length": recipe.data.seq_length,
         "data.seed": recipe.data.seed,
-        "data.on_bad_sample": recipe.data.on_bad_sample,
+        **{f"data.{key}": getattr(recipe.data, key) for key in ("on_bad_sample", "control_tokens", "too_long")},
         "template": TEMPLATE_DIGEST,
         "tokenizer": tokenizer_digest(recipe.path("hf")),
     }
@@ -119,53 +189,3 @@ def _remove_shard(path: Path) -> None:
     leaving = path.with_name(f".{path.name}.staging")  # under this name nobody takes what is left for a shard
     shutil.rmtree(leaving, ignore_errors=True)
     shutil.rmtree(path.rename(leaving))
-
-
-def _make_shard(recipe: Recipe, tokenizer: Tokenizer, file: Path) -> Manifest:
-    seq_length = recipe.data.seq_length
-    manifest = Manifest("shard", settings=data_settings(recipe), inputs={file.name: sha256_of(file)})
-    with staged_directory(recipe.path("shards") / file.stem, manifest) as staging:
-        spool = Spool(staging / "spool")
-        trained, rejected = _encode_file(recipe, tokenizer, file, spool, staging / REJECTS)
-        lengths = spool.finish()
-        if not lengths.size:
-            raise UserError("no sample is left to train on", where=file, remedy="look at the data")
-        packs = plan_packs(lengths.tolist(), seq_length, recipe.data.seed)
-        writer = PackedWriter(staging, PREFIX, seq_length, tokenizer.pad_id)
-        with progress(f"writing {escape(file.name)}", len(packs)) as advance:
-            for pack in packs:
-                writer.write((spool[number] for number in pack), IGNORED)
-                advance(1, "")
-        writer.close()
-        spool.remove()
-        manifest.counts = {
-            "read": lengths.size + rejected,
-            "packed": int(lengths.size),
-            "rejected": rejected,
-            "packs": writer.rows,
-            "tokens": int(lengths.sum()),
-            "trained_tokens": trained,
-        }
-    return manifest
-
-
-def _encode_file(recipe: Recipe, tokenizer: Tokenizer, file: Path, spool: Spool, rejects: Path) -> tuple[int, int]:
-    """Encodes a file into the spool; returns the number of trained tokens and of rejected samples."""
-    trained = rejected = position = 0
-    outcomes = encode_all(read_records(file), tokenizer, recipe.data.seq_length, recipe.data.workers)
-    with progress(f"encoding {escape(file.name)}", file.stat().st_size) as advance, contextlib.closing(outcomes):
-        for end, outcome in outcomes:
-            if isinstance(outcome, Rejected):
-                if recipe.data.on_bad_sample == "refuse":
-                    where = f"{file}{outcome.place}"
-                    raise UserError(outcome.reason, where=where, remedy="mend it, or set data.on_bad_sample=skip")
-                rejected += 1
-                entry = {"file": file.name, **outcome._asdict(), "place": outcome.place.lstrip(":")}
-                with rejects.open("a", encoding="utf-8", errors="backslashreplace") as stream:
-                    stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
-            else:
-                trained += int((outcome.labels != IGNORED).sum())
-                spool.append(outcome)
-            advance(end - position, "")
-            position = end
-    return trained, rejected

@@ -1,47 +1,92 @@
-"""Encoded samples on disk until it is known which pack each goes into: memory grows by 8 bytes a sample only."""
+"""Encoded samples on disk until it is known which pack each goes into: memory grows by bytes per sample, not per token.
+
+Each process that encodes has a file of its own, so that no token goes through the process that waits for them all.
+"""
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from openpangu_sft.tokenizer import Encoded
+from openpangu_sft.errors import naming
+
+ITEM = 4
+"""Bytes of a marked token."""
+
+
+class Stretch(NamedTuple):
+    """Samples that lie one behind the other in a file of the spool.
+
+    Args:
+        file: its name.
+        begin: of the first sample, in bytes.
+        lengths: int32 [samples], in tokens.
+    """
+
+    file: str
+    begin: int
+    lengths: npt.NDArray[np.int32]
 
 
 class Spool:
-    """Appends encoded samples to a file and gives them back by number.
+    """A directory of files with the marked tokens of samples; int32, nothing between them.
 
     Args:
-        path: of the temporary file; int32, per sample its input_ids and then its labels.
+        directory: is made, and removed in the end.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._stream = path.open("wb")
-        self._lengths: list[int] = []
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        directory.mkdir()
+        self._stretches: list[Stretch] = []
 
-    def append(self, encoded: Encoded) -> None:
-        """Adds a sample."""
-        self._stream.write(encoded.input_ids.tobytes())
-        self._stream.write(encoded.labels.tobytes())
-        self._lengths.append(len(encoded.input_ids))
+    def write(self, samples: Sequence[npt.NDArray[np.int32]]) -> Stretch:
+        """Appends samples to the file of this process."""
+        name = str(os.getpid())
+        path = self._directory / name
+        lengths = np.array(list(map(len, samples)), np.int32)
+        with naming(path), path.open("ab") as stream:
+            begin = stream.tell()
+            stream.writelines(sample.data for sample in samples)
+        return Stretch(name, begin, lengths)
 
-    def finish(self) -> npt.NDArray[np.int64]:
+    def add(self, stretch: Stretch) -> None:
+        """Takes over what a process has written; this order numbers the samples, from 0."""
+        self._stretches.append(stretch)
+
+    def finish(self) -> npt.NDArray[np.int32]:
         """Ends writing; returns the length of every sample in tokens."""
-        self._stream.close()
-        lengths = np.array(self._lengths, np.int64)
-        self._begins = np.concatenate([[0], np.cumsum(2 * lengths)])
-        self._values = np.memmap(self._path, np.int32, "r") if lengths.size else np.empty(0, np.int32)
-        return lengths
+        files = sorted({stretch.file for stretch in self._stretches})
+        empty = [np.empty(0, np.int32)]
+        self._lengths = np.concatenate(empty + [stretch.lengths for stretch in self._stretches])
+        self._file = np.repeat(
+            np.array([files.index(stretch.file) for stretch in self._stretches], np.int16),
+            [len(stretch.lengths) for stretch in self._stretches],
+        )
+        begins = [
+            stretch.begin + ITEM * (np.cumsum(stretch.lengths, dtype=np.int64) - stretch.lengths)
+            for stretch in self._stretches
+        ]
+        self._begin = np.concatenate([np.empty(0, np.int64), *begins])
+        self._descriptors = [os.open(self._directory / file, os.O_RDONLY) for file in files]
+        self._stretches = []
+        return self._lengths
 
-    def __getitem__(self, number: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-        both = self._values[self._begins[number] : self._begins[number + 1]]
-        half = len(both) // 2
-        return both[:half], both[half:]
+    def read(self, sample: int, into: npt.NDArray[np.int32]) -> None:
+        """Reads the tokens of a sample; several processes may do so at once."""
+        descriptor, begin = self._descriptors[self._file[sample]], int(self._begin[sample])
+        # not mapped into memory: what is mapped counts as used as long as the kernel likes
+        count = os.preadv(descriptor, [into.data.cast("B")], begin)
+        assert count == ITEM * len(into), "the spool was cut short"
 
     def remove(self) -> None:
-        """Deletes the file."""
-        self._values = np.empty(0, np.int32)
-        self._path.unlink()
+        """Deletes all files."""
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+        shutil.rmtree(self._directory)

@@ -10,6 +10,7 @@ import contextlib
 import multiprocessing
 import signal
 from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
 from typing import Any, Callable, TypeVar, cast
@@ -31,9 +32,15 @@ def ordered_map(
     The processes are forked, so that what the function holds (a tokenizer) is shared and not loaded again. Whoever
     stops early closes the generator, and the processes are gone.
 
+    With one worker it is this process that does the work.
+
     Raises:
         UserError: a process died, for instance because memory ran out.
+        UserError, OSError: the function raised it.
     """
+    if workers == 1:
+        yield from map(function, items)
+        return
     processes: dict[Connection, ForkProcess] = {}
     busy: dict[Connection, int] = {}
     done: dict[int, Result] = {}
@@ -42,7 +49,10 @@ def ordered_map(
     def collect() -> None:
         for connection in cast("list[Connection]", wait(list(busy))):
             with _alive(processes[connection]):
-                done[busy.pop(connection)] = connection.recv()
+                result = connection.recv()
+            if isinstance(result, _Raised):
+                raise result.error
+            done[busy.pop(connection)] = result
 
     try:
         _start(function, workers, processes)
@@ -72,6 +82,13 @@ def ordered_map(
             connection.close()
 
 
+@dataclass(frozen=True)
+class _Raised:
+    """An error on its way from a worker to whoever waits for its result."""
+
+    error: Exception
+
+
 def _start(function: Callable[[Any], Any], workers: int, processes: dict[Connection, ForkProcess]) -> None:
     context = multiprocessing.get_context("fork")
     # Ctrl-C reaches the whole process group; the workers are born with it blocked, and this process ends them
@@ -92,7 +109,13 @@ def _work(function: Callable[[Any], Any], connection: Connection, inherited: lis
         ours.close()
     with contextlib.suppress(EOFError, OSError):
         while True:
-            connection.send(function(connection.recv()))
+            item = connection.recv()
+            result: Any
+            try:
+                result = function(item)
+            except (UserError, OSError) as error:  # the user's to mend; any other is ours, and its traceback is printed
+                result = _Raised(error)
+            connection.send(result)
 
 
 @contextlib.contextmanager

@@ -9,8 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from openpangu_sft.dataset.indexed import read_rows
-from openpangu_sft.dataset.preprocess import PREFIX
+from openpangu_sft.dataset.indexed import PREFIX, read_rows
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 import pyarrow
 from pyarrow import parquet
@@ -96,14 +96,22 @@ def read_lines(path: Path) -> Iterator[RawRecord]:
     with path.open("rb") as stream:
         for number, line in enumerate(stream, 1):
             position += len(line)
-            if number == 1 and line.startswith(UTF8_BOM):
-                line = line[len(UTF8_BOM) :]
-            if not line.strip():
-                continue
-            yield _line(line, f":{number}", position)
+            if record := record_of_line(line, number, position, first=number == 1):
+                yield record
 
 
-def _line(line: bytes, place: str, position: int) -> RawRecord:
+def record_of_line(line: bytes, number: int, position: int, first: bool) -> Optional[RawRecord]:
+    """The record that a line of a JSON lines file holds; None if it is blank.
+
+    Args:
+        line: with its line feed, which only the last one may lack.
+        number: of the line, from 1.
+        position: of its end in the file, in bytes.
+        first: whether a byte order mark may stand before it.
+    """
+    if first and line.startswith(UTF8_BOM):
+        line = line[len(UTF8_BOM) :]
+    place = f":{number}"
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -111,6 +119,8 @@ def _line(line: bytes, place: str, position: int) -> RawRecord:
         if error.reason == "unexpected end of data" and not line.endswith(b"\n"):
             reason = "the last line is cut off, inside a character"
         return RawRecord(place, position, unreadable=reason, text=line.decode("utf-8", "backslashreplace"))
+    if not line.strip():
+        return None
     try:
         return RawRecord(place, position, parse_json(text))
     except BadSample as error:

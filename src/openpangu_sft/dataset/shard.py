@@ -1,0 +1,192 @@
+"""One shard: the samples of a part of the inputs, encoded, spread over packs and written.
+
+Everything here runs in several processes and gives the same bytes for any number of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Union
+
+import numpy as np
+from rich.markup import escape
+
+from openpangu_sft.dataset.encode import Encoded, Limits, TooLong, encode_samples, input_ids_of, labels_of
+from openpangu_sft.dataset.indexed import PREFIX, PackedWriter
+from openpangu_sft.dataset.packing import Plan, plan_packs
+from openpangu_sft.dataset.spans import Span, SpanReader, lines_before, spans_of
+from openpangu_sft.dataset.spool import Spool, Stretch
+from openpangu_sft.dataset.workers import ordered_map
+from openpangu_sft.errors import UserError, naming
+from openpangu_sft.progress import progress
+from openpangu_sft.recipe import Recipe
+from openpangu_sft.sample import BadSample, Sample, parse_sample, reason_class
+from openpangu_sft.sources.reader import RawRecord
+from openpangu_sft.tokenizer import Tokenizer
+
+REJECTS = "rejects.jsonl"
+VALUES_AT_ONCE = 1 << 20
+"""Tokens in the rows that a process writes at once."""
+
+
+@dataclass
+class Refused:
+    """A sample that is not trained on: its line in the span, why, the record or its text, and whether it is dropped."""
+
+    line: int
+    reason: str
+    record: Any
+    dropped: bool
+
+
+@dataclass
+class SpanResult:
+    """What became of the lines of a span."""
+
+    span: Span
+    lines: int
+    stretch: Stretch
+    trained: int = 0
+    truncated: int = 0
+    refused: list[Refused] = field(default_factory=list)
+
+
+def write_shard(recipe: Recipe, tokenizer: Tokenizer, span: Span, staging: Path) -> dict[str, Any]:
+    """Makes the files of a shard in a directory.
+
+    Returns:
+        Counts for its manifest; read = packed + rejected + dropped.
+
+    Raises:
+        UserError: a bad sample (unless data.on_bad_sample is skip), or no sample is left.
+    """
+    spool = Spool(staging / "spool")
+    counts = _encode(recipe, tokenizer, span, spool, staging / REJECTS)
+    lengths = spool.finish()
+    if not lengths.size:
+        if not counts["read"]:
+            raise UserError("holds no records", where=span.file, remedy="fill it, or move it away")
+        raise UserError("no sample is left to train on", where=span.file, remedy="look at the data")
+    plan = plan_packs(lengths, recipe.data.seq_length, recipe.data.seed)
+    writer = PackedWriter(staging, PREFIX, len(plan), recipe.data.seq_length)
+    rows = _Rows(recipe.data.seq_length, tokenizer.pad_id, spool, lengths, plan, writer)
+    step = max(1, VALUES_AT_ONCE // recipe.data.seq_length)
+    blocks = [range(begin, min(begin + step, len(plan))) for begin in range(0, len(plan), step)]
+    written = ordered_map(rows, blocks, min(recipe.data.workers, len(blocks)))
+    with progress(f"writing {escape(span.file.name)}", len(plan)) as advance, contextlib.closing(written):
+        for block in written:
+            advance(len(block), "")
+    spool.remove()
+    return {**counts, "packs": len(plan), "tokens": int(lengths.sum(dtype=np.int64))}
+
+
+def _encode(recipe: Recipe, tokenizer: Tokenizer, span: Span, spool: Spool, rejects: Path) -> dict[str, Any]:
+    """Encodes the lines of a span into the spool; returns counts."""
+    counts: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    spans = spans_of(span, recipe.data.workers)
+    workers = min(recipe.data.workers, len(spans)) or 1
+    encode = _EncodeSpan(tokenizer, Limits.of(recipe), spool)
+    with contextlib.ExitStack() as stack:
+        advance = stack.enter_context(progress(f"encoding {escape(span.file.name)}", span.end - span.begin))
+        results = stack.enter_context(contextlib.closing(ordered_map(encode, spans, workers)))
+        for result in results:
+            if result.refused:
+                before = lines_before(span) + counts["lines"]
+                with naming(rejects), rejects.open("a", encoding="utf-8", errors="backslashreplace") as stream:
+                    for refused in result.refused:
+                        _note(refused, span.file, before + refused.line, recipe, stream)
+                        reasons[reason_class(refused.reason)] += 1
+            spool.add(result.stretch)
+            dropped = sum(refused.dropped for refused in result.refused)
+            counts.update(
+                lines=result.lines,
+                packed=len(result.stretch.lengths),
+                rejected=len(result.refused) - dropped,
+                dropped=dropped,
+                truncated=result.truncated,
+                trained_tokens=result.trained,
+            )
+            advance(result.span.end - result.span.begin, "")
+    read = counts["packed"] + counts["rejected"] + counts["dropped"]
+    names = ("packed", "rejected", "dropped", "truncated", "trained_tokens")
+    return {"read": read, **{name: counts[name] for name in names}, "reasons": dict(sorted(reasons.items()))}
+
+
+def _note(refused: Refused, file: Path, line: int, recipe: Recipe, stream: Any) -> None:
+    """Writes a sample that is left out into the rejects file.
+
+    Raises:
+        UserError: bad ones are not to be left out.
+    """
+    if recipe.data.on_bad_sample == "refuse" and not refused.dropped:
+        remedy = "mend it, or set data.on_bad_sample=skip"
+        raise UserError(refused.reason, where=f"{file}:{line}", remedy=remedy)
+    entry = {"file": file.name, "place": str(line), "reason": refused.reason, "record": refused.record}
+    stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+
+class _EncodeSpan:
+    """Encodes the samples of a span into the spool's file of the process that it is called in."""
+
+    def __init__(self, tokenizer: Tokenizer, limits: Limits, spool: Spool) -> None:
+        self._tokenizer, self._limits, self._spool = tokenizer, limits, spool
+
+    def __call__(self, span: Span) -> SpanResult:
+        reader = SpanReader(span)
+        records = list(reader)
+        outcomes = encode_samples([_sample(raw) for raw in records], self._tokenizer, self._limits)
+        encoded = [outcome for outcome in outcomes if isinstance(outcome, Encoded)]
+        result = SpanResult(span, reader.lines, self._spool.write([outcome.marked for outcome in encoded]))
+        result.trained = sum(int(np.count_nonzero(outcome.marked >= 0)) for outcome in encoded)
+        result.truncated = sum(outcome.truncated for outcome in encoded)
+        for raw, outcome in zip(records, outcomes):
+            if isinstance(outcome, BadSample):
+                dropped = isinstance(outcome, TooLong) and self._limits.too_long == "drop"
+                line = int(raw.place[1:])
+                result.refused.append(Refused(line, str(outcome), raw.text or raw.content, dropped))
+        return result
+
+
+def _sample(raw: RawRecord) -> Union[Sample, BadSample]:
+    try:
+        return BadSample(raw.unreadable) if raw.unreadable else parse_sample(raw.content)
+    except BadSample as error:
+        return error
+
+
+class _Rows:
+    """Writes rows: the samples of their packs out of the spool, then padding."""
+
+    def __init__(
+        self,
+        seq_length: int,
+        pad_id: int,
+        spool: Spool,
+        lengths: np.ndarray[Any, np.dtype[np.int32]],
+        plan: Plan,
+        writer: PackedWriter,
+    ) -> None:
+        self._seq_length, self._pad_id = seq_length, pad_id
+        self._spool, self._lengths, self._plan, self._writer = spool, lengths, plan, writer
+
+    def __call__(self, rows: range) -> range:
+        marked = np.full((len(rows), self._seq_length), ~self._pad_id, np.int32)
+        numbers = np.zeros_like(marked)
+        for row, pack in enumerate(rows):
+            begin = 0
+            for number, (sample, length) in enumerate(self._samples(pack), 1):
+                self._spool.read(sample, marked[row, begin : begin + length])
+                numbers[row, begin : begin + length] = number
+                begin += length
+        self._writer.write(rows.start, input_ids=input_ids_of(marked), attention_mask=numbers, labels=labels_of(marked))
+        return rows
+
+    def _samples(self, pack: int) -> Iterator[tuple[int, int]]:
+        samples = self._plan[pack]
+        return zip(samples.tolist(), self._lengths[samples].tolist())

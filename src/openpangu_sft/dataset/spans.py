@@ -1,0 +1,156 @@
+"""Spans of samples files: byte ranges that hold whole lines, so that several processes and machines share one file."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, Optional
+
+from openpangu_sft.errors import UserError
+from openpangu_sft.sources.reader import RawRecord, record_of_line
+
+LARGEST, SMALLEST = 1 << 20, 1 << 16
+"""Bytes of the spans that processes work on, one after another."""
+
+SPANS_PER_WORKER = 4
+BLOCK = 1 << 20
+
+
+class Span(NamedTuple):
+    """The lines of a file that begin at `begin` or behind it, and before `end`; both in bytes."""
+
+    file: Path
+    begin: int
+    end: int
+
+
+class Part(NamedTuple):
+    """What one shard is made of.
+
+    Args:
+        name: of the shard.
+        span: its lines; it begins and ends with one.
+        part: "3/16" where the inputs are divided over machines, else empty.
+    """
+
+    name: str
+    span: Span
+    part: str = ""
+
+    @property
+    def source(self) -> str:
+        """The name of its input in manifests: a file, or bytes of one."""
+        file, begin, end = self.span
+        return f"{file.name}[{begin}:{end}]" if self.name != file.stem else file.name
+
+
+def parts_of(files: Sequence[Path], parts: int = 1) -> list[Part]:
+    """Divides the inputs into equal parts by bytes; a file on a border is cut between two lines.
+
+    Raises:
+        UserError: two shards would have the same name.
+    """
+    sizes = [file.stat().st_size for file in files]
+    total, found, before = sum(sizes), dict[str, Part](), 0
+    for file, size in zip(files, sizes):
+        borders = [total * number // parts - before for number in range(parts + 1)]
+        for number, (begin, end) in enumerate(zip(borders, borders[1:]), 1):
+            lines = Span(file, *(_line_begin(file, min(max(place, 0), size)) for place in (begin, end)))
+            if lines.begin == lines.end and size:
+                continue
+            cut = (lines.begin, lines.end) != (0, size)
+            name = f"{file.stem}.{number}-of-{parts}" if cut else file.stem
+            if name in found:
+                what = f"{found[name].span.file.name} and {file.name} would both become the shard {name}"
+                raise UserError(what, where=file.parent, remedy="rename one of them")
+            found[name] = Part(name, lines, f"{number}/{parts}" if parts > 1 else "")
+            if not size:
+                break
+        before += size
+    return list(found.values())
+
+
+def parse_part(text: Optional[str]) -> tuple[int, int]:
+    """Reads "3/16": the third of sixteen parts. Without a text it is the whole.
+
+    Raises:
+        UserError: no such part.
+    """
+    match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", (text or "1/1").strip())
+    if match and 1 <= int(match.group(1)) <= int(match.group(2)):
+        return int(match.group(1)), int(match.group(2))
+    what = f"{text!r} is not a part of the inputs: parts are counted 1/16 to 16/16"
+    if match and match.group(1).strip("0") == "":
+        what += "; a job that counts from 0 has to add 1"
+    raise UserError(what, where="--shard", remedy="write e.g. SHARD=3/16")
+
+
+def spans_of(span: Span, workers: int) -> list[Span]:
+    """Cuts a span into pieces of work, some for each worker; no border needs to be that of a line."""
+    size = span.end - span.begin
+    step = min(max(size // (SPANS_PER_WORKER * workers), SMALLEST), LARGEST)
+    return [Span(span.file, begin, min(begin + step, span.end)) for begin in range(span.begin, span.end, step)]
+
+
+class SpanReader:
+    """Iterates over the records of a span; their places are lines counted from 1 at its begin.
+
+    Args:
+        span: what to read.
+
+    Attributes:
+        lines: how many lines were read, blank ones included.
+    """
+
+    def __init__(self, span: Span) -> None:
+        self._span = span
+        self.lines = 0
+
+    def __iter__(self) -> Iterator[RawRecord]:
+        file, begin, end = self._span
+        position = _line_begin(file, begin, end)
+        with file.open("rb") as stream:
+            stream.seek(position)
+            while position < end and (line := stream.readline()):
+                self.lines += 1
+                position += len(line)
+                if record := record_of_line(line, self.lines, position, first=position == len(line)):
+                    yield record
+
+
+def lines_before(span: Span) -> int:
+    """How many lines of the file begin before the span."""
+    with span.file.open("rb") as stream:
+        left, lines = span.begin, 0
+        while left and (block := stream.read(min(left, BLOCK))):
+            lines += block.count(b"\n")
+            left -= len(block)
+    return lines
+
+
+def sha256_of_span(span: Span) -> str:
+    """sha256 of a span's bytes, as hexadecimal."""
+    digest, left = hashlib.sha256(), span.end - span.begin
+    with span.file.open("rb") as stream:
+        stream.seek(span.begin)
+        while left and (block := stream.read(min(left, BLOCK))):
+            digest.update(block)
+            left -= len(block)
+    return digest.hexdigest()
+
+
+def _line_begin(file: Path, place: int, end: Optional[int] = None) -> int:
+    """Where the first line begins that begins at this place or behind it; `end` or the file's end if none does."""
+    if not place:
+        return 0
+    with file.open("rb") as stream:
+        stream.seek(place - 1)
+        position = place - 1
+        while (end is None or position < end) and (block := stream.read(SMALLEST)):
+            newline = block.find(b"\n")
+            if newline >= 0:
+                return position + newline + 1
+            position += len(block)
+    return position if end is None else end
