@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from openpangu_sft.dataset.indexed import PREFIX, PackedWriter
 from openpangu_sft.recipe import Recipe
 from openpangu_sft.recipe_file import load_recipe
 
@@ -69,6 +71,26 @@ def write_samples(path: Path, samples: list[Any]) -> None:
     """Writes records as jsonl."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples), "utf-8")
+
+
+def write_packs(
+    directory: Path, packs: list[list[tuple[np.ndarray, np.ndarray]]], seq_length: int, pad_id: int
+) -> dict[str, np.ndarray]:
+    """Writes packs of (input_ids, labels) segments, the last pack first; returns the rows of every field."""
+    shape = (len(packs), seq_length)
+    rows = {"input_ids": np.full(shape, pad_id), "attention_mask": np.zeros(shape), "labels": np.full(shape, -100)}
+    rows = {field: values.astype(np.int32) for field, values in rows.items()}
+    for pack, segments in enumerate(packs):
+        begin = 0
+        for number, (input_ids, labels) in enumerate(segments, 1):
+            inside = slice(begin, begin := begin + len(input_ids))
+            rows["input_ids"][pack, inside] = input_ids
+            rows["attention_mask"][pack, inside] = number
+            rows["labels"][pack, inside] = labels
+    writer = PackedWriter(directory, PREFIX, len(packs), seq_length)
+    for pack in reversed(range(len(packs))):
+        writer.write(pack, **{field: values[pack : pack + 1] for field, values in rows.items()})
+    return rows
 
 
 def conversation(*contents: str, system: str = "") -> dict[str, Any]:

@@ -18,14 +18,14 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import ROOT, MakeRecipe
+from conftest import ROOT, MakeRecipe, write_packs
 from openpangu_sft.chat_format import prompt_pieces
 from openpangu_sft.checkpoint.convert import FIRST_ITERATION, run_convert, to_hf
 from openpangu_sft.checkpoint.hf import read_config, write_checkpoint
 from openpangu_sft.checkpoint.layout import hf_shapes
 from openpangu_sft.checkpoint.mcore import MODEL_FILE, Tensors, iteration_directory, read_model
 from openpangu_sft.checkpoint.safe_pickle import load_checkpoint_file
-from openpangu_sft.dataset.indexed import FIELDS, PackedWriter, field_path
+from openpangu_sft.dataset.indexed import FIELDS, field_path
 from openpangu_sft.recipe import Model, Recipe
 from openpangu_sft.sample import Message
 from openpangu_sft.sft.model import build_model
@@ -126,8 +126,8 @@ def write_prompts(path: Path, tiny_hf: Path) -> list[torch.Tensor]:
         ("", "Name three large cities in China, and write one sentence about the history of each of them."),
     ]
     prompts = [
-        torch.tensor(tokenizer.encode(prompt_pieces((system,), (Message("user", text),), True)).input_ids).long()
-        for system, text in conversations
+        torch.tensor([number for ids in tokenizer.encode(pieces) for number in ids])
+        for pieces in (list(prompt_pieces((system,), (Message("user", text),), True)) for system, text in conversations)
     ]
     torch.save(prompts, path)
     return prompts
@@ -185,24 +185,19 @@ def test_without_the_patch_megatron_refuses_the_checkpoint(
 
 def test_megatron_reads_and_would_write_the_same_dataset(tmp_path: Path, copy_core: CopyCore) -> None:
     seq_length, random = 32, np.random.RandomState(1)
-    writer = PackedWriter(tmp_path, "data", seq_length, pad_id=7)
-    expected: dict[str, list[np.ndarray[Any, Any]]] = {field: [] for field in FIELDS}
+    packs = []
     for lengths in ([20, 12], [31], [1, 2, 3], [32]):
         input_ids = [random.randint(0, 153376, length, np.int32) for length in lengths]
         labels = [np.where(random.rand(len(ids)) < 0.5, IGNORED, ids).astype(np.int32) for ids in input_ids]
-        numbers = [np.full(length, number, np.int32) for number, length in enumerate(lengths, 1)]
-        writer.write(zip(input_ids, labels), IGNORED)
-        padding = seq_length - sum(lengths)
-        for field, parts, pad in zip(FIELDS, (input_ids, numbers, labels), (7, 0, IGNORED)):
-            expected[field].append(np.concatenate([*parts, np.full(padding, pad, np.int32)]))
-    writer.close()
+        packs.append(list(zip(input_ids, labels)))
+    expected = write_packs(tmp_path, packs, seq_length, pad_id=7)
 
     prefixes = [str(field_path(tmp_path, "data", field, "idx"))[: -len(".idx")] for field in FIELDS]
     run_megatron("dataset", copy_core(tmp_path / "core"), *prefixes)
     for prefix, field in zip(prefixes, FIELDS):
         rows = np.load(prefix + ".npy")
         assert rows.dtype == np.int32
-        assert np.array_equal(rows, np.stack(expected[field]))
+        assert np.array_equal(rows, expected[field])
         for suffix in (".bin", ".idx"):
             assert Path(prefix + suffix).read_bytes() == Path(prefix + ".copy" + suffix).read_bytes()
 

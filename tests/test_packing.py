@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openpangu_sft.dataset.packing import plan_packs
+from openpangu_sft.dataset.packing import Plan, greedy_packs, plan_packs
 
 
 def best_fit(lengths: list[int], room: int) -> list[list[int]]:
@@ -23,8 +23,10 @@ def best_fit(lengths: list[int], room: int) -> list[list[int]]:
     return packs
 
 
-def plain(packs: list[np.ndarray]) -> list[list[int]]:
-    return [pack.tolist() for pack in packs]
+def plain(plan: Plan) -> list[list[int]]:
+    assert plan.bounds[0] == 0
+    assert plan.bounds[-1] == len(plan.order)
+    return [pack.tolist() for pack in plan]
 
 
 def check(lengths: list[int], seq_length: int, seed: int) -> None:
@@ -32,7 +34,9 @@ def check(lengths: list[int], seq_length: int, seed: int) -> None:
     assert sorted(number for pack in packs for number in pack) == list(range(len(lengths)))
     assert all(pack for pack in packs)
     assert all(sum(lengths[number] for number in pack) <= seq_length for pack in packs)
-    assert len(packs) <= len(best_fit(lengths, seq_length))
+    greedy = len(best_fit(lengths, seq_length))
+    assert len(packs) <= greedy
+    assert greedy_packs(np.array(lengths, np.int32), seq_length) == greedy
     assert packs == plain(plan_packs(np.array(lengths), seq_length, seed))
 
 
@@ -48,6 +52,9 @@ DRAWS = {
     "all equal": lambda random: np.full(1000, 700),
     "all full": lambda random: np.full(500, 2048),
     "all tiny": lambda random: np.ones(5000),
+    "three fit as a rule": lambda random: random.uniform(500, 1000, 3000),
+    "none below a tenth": lambda random: 200 + random.lognormal(5, 1, 3000),
+    "two fit as a rule": lambda random: np.where(random.rand(3000) < 0.5, 1250, 750) + random.normal(0, 75, 3000),
     "two sizes": lambda random: random.choice([1025, 1023], 1000),
     "uniform": lambda random: random.uniform(1, 2048, 3000),
 }
@@ -90,13 +97,24 @@ def test_packs_are_not_sorted_by_their_samples() -> None:
     assert abs(np.corrcoef(np.arange(len(longest)), longest)[0, 1]) < 0.1
 
 
+def test_every_pack_has_long_samples_and_short_ones() -> None:
+    """The greedy way puts the longest together and the shortest together, and training sees one kind at a time."""
+    lengths = np.clip(np.random.RandomState(1).lognormal(4, 1, 30000), 1, 4096).astype(int)
+    typical = lengths.mean()
+    ours = np.array([lengths[pack].mean() for pack in plan_packs(lengths, 4096, 7)])
+    greedy = np.array([np.mean(pack) for pack in best_fit(lengths.tolist(), 4096)])
+    between = (ours > typical / 2) & (ours < typical * 2)
+    assert between.mean() > 0.95
+    assert ((greedy > typical / 2) & (greedy < typical * 2)).mean() < 0.6  # what this guards against
+
+
 def test_samples_of_one_length_are_dealt_at_random() -> None:
     packs = plan_packs([10] * 1000, 100, 3)
     assert sum(np.ptp(pack) > 500 for pack in packs) > 90  # else neighbours in the file would share a pack
 
 
 def test_no_samples_no_packs() -> None:
-    assert plan_packs([], 8, 0) == []
+    assert plain(plan_packs([], 8, 0)) == []
 
 
 @pytest.mark.parametrize("lengths", [[0], [9], [3, -1], [8, 9, 1]])

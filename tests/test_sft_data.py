@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openpangu_sft.dataset.indexed import PackedWriter
+from conftest import write_packs
 from openpangu_sft.sft.data import PackedDataset, micro_batches, positions_within, segment_bounds, training_order
 
 
@@ -59,11 +59,9 @@ def test_replicas_share_every_global_batch_without_overlap(
 
 
 def test_a_batch_holds_what_was_written(tmp_path: pytest.TempPathFactory) -> None:
-    writer = PackedWriter(tmp_path, "data", 8, pad_id=0)
     first, second = np.array([1, 5, 6], np.int32), np.array([1, 7], np.int32)
-    writer.write([(first, np.array([-100, -100, 6], np.int32)), (second, np.array([-100, 7], np.int32))], -100)
-    writer.write([(second, np.array([-100, 7], np.int32))], -100)
-    writer.close()
+    short = (second, np.array([-100, 7], np.int32))
+    write_packs(tmp_path, [[(first, np.array([-100, -100, 6], np.int32)), short], [short]], 8, pad_id=0)
     dataset = PackedDataset(tmp_path, 8)
     assert len(dataset) == 2
     batch = dataset.batch(np.array([1, 0]), torch.device("cpu"))

@@ -10,16 +10,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
-from transformers import AutoTokenizer, dynamic_module_utils
+from transformers import AddedToken, AutoTokenizer, dynamic_module_utils
 
 from conftest import SHARED, conversation
-from openpangu_sft.chat_format import Piece, prompt_pieces, sample_pieces
-from openpangu_sft.dataset.encode import encode_sample
+from openpangu_sft.chat_format import Piece, prompt_pieces
+from openpangu_sft.dataset.encode import Encoded, Limits, encode_samples, input_ids_of, labels_of
 from openpangu_sft.errors import UserError
 from openpangu_sft.sample import BadSample, Message, Sample, parse_sample
 from openpangu_sft.tokenizer import IGNORED, Tokenizer, tokenizer_digest
@@ -180,10 +181,17 @@ def internlm_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.fixture(scope="module", params=["pangu", "llama", "internlm"])
+FILES = {"pangu": "pangu_files", "llama": "tiny_hf", "internlm": "internlm_files"}
+
+
+@pytest.fixture(scope="module", params=[*FILES, *(f"{name} direct" for name in FILES)])
 def tokenizer(request: pytest.FixtureRequest, own_module_cache: None) -> Tokenizer:
-    name = {"pangu": "pangu_files", "llama": "tiny_hf", "internlm": "internlm_files"}[request.param]
-    return Tokenizer(request.getfixturevalue(name), trust_remote_code=True)
+    """A tokenizer as the class has it, or going to SentencePiece directly."""
+    name, *direct = request.param.split()
+    opened = Tokenizer(request.getfixturevalue(FILES[name]), trust_remote_code=True)
+    if direct:
+        assert opened.go_direct([]) == ""
+    return opened
 
 
 def plain(tokenizer: Tokenizer) -> Any:
@@ -211,15 +219,21 @@ def test_golden_sequences(pangu_files: Path) -> None:
 
 def test_only_answers_and_their_ends_are_trained(pangu_files: Path) -> None:
     tokenizer = Tokenizer(pangu_files, trust_remote_code=True)
-    encoded = tokenizer.encode(sample_pieces(parse_sample(conversation("你好", "a", "是", ""))))
+    encoded = encode(tokenizer, parse_sample(conversation("你好", "a", "是", "")))
+    assert isinstance(encoded, Encoded)
     answer = tokenizer.hf.encode("a", add_special_tokens=False)
-    input_ids, labels = encoded.input_ids.tolist(), encoded.labels.tolist()
+    input_ids, labels = input_ids_of(encoded.marked).tolist(), labels_of(encoded.marked).tolist()
     assert [label for label in labels if label != IGNORED] == [*answer, 45892, 45892]
     assert all(label in (IGNORED, token) for token, label in zip(input_ids, labels))
     for place in (place for place, label in enumerate(labels) if label != IGNORED):
         header = input_ids[:place][-4:]
         assert 74458 in header  # 助手: never behind the user's header
-    assert encoded.input_ids.dtype == encoded.labels.dtype == "int32"
+    assert encoded.marked.dtype == input_ids_of(encoded.marked).dtype == labels_of(encoded.marked).dtype == "int32"
+
+
+def encode(tokenizer: Tokenizer, sample: Sample, control_tokens: str = "refuse") -> Any:
+    [outcome] = encode_samples([sample], tokenizer, Limits(999, control_tokens, "refuse"))
+    return outcome
 
 
 def test_ids_are_those_of_the_plain_tokenizer_on_real_texts(tokenizer: Tokenizer) -> None:
@@ -230,7 +244,7 @@ def test_ids_are_those_of_the_plain_tokenizer_on_real_texts(tokenizer: Tokenizer
     for file in files:
         for text in list(texts_in(json.loads(file.read_text("utf-8"))))[::37]:
             expected = reference.encode(text + "[unused10]", add_special_tokens=False)
-            assert tokenizer.encode([Piece(text + "[unused10]", trained=True)]).labels.tolist() == expected
+            assert tokenizer.encode([Piece(text + "[unused10]", trained=True)]) == [expected]
             seen += 1
     assert seen > 100
 
@@ -261,17 +275,14 @@ CLEAN = st.lists(CHUNK.filter(lambda text: not any(token in text for token in AD
 @example([("", True), ("", False)])
 @example([(" a", True), (" a", True)])
 @example([("[unused9]助手：", False), ("[unused9]助手：", True)])
+@example([("[unused9]用户：<s[unused10]", False), ("[unused[unused10]", True), ("[unused9][unused10]", False)])
+@example([("[unused10]", True), ("[unused9]a", True), ("a[unused10]", True), ("[unused9]\0[unused10]", True)])
 def test_encode_equals_the_published_way(tokenizer: Tokenizer, parts: list[tuple[str, bool]]) -> None:
     pieces = [Piece(text, trained, opens=not place) for place, (text, trained) in enumerate(parts)]
-    input_ids: list[int] = []
-    labels: list[int] = []
-    for place, (text, trained) in enumerate(parts):
-        ids = reference(tokenizer).encode(text, add_special_tokens=not place)
-        input_ids += ids
-        labels += ids if trained else [-100] * len(ids)
-    for _ in range(2):  # the second time some come from the cache
-        encoded = tokenizer.encode(pieces)
-        assert (encoded.input_ids.tolist(), encoded.labels.tolist()) == (input_ids, labels)
+    expected = [
+        reference(tokenizer).encode(text, add_special_tokens=not place) for place, (text, _) in enumerate(parts)
+    ]
+    assert tokenizer.encode(pieces) == expected
 
 
 _references: dict[Path, Any] = {}
@@ -331,13 +342,19 @@ def test_every_control_token_is_found_wherever_it_stands(tokenizer: Tokenizer, t
     added = [token.content for token in tokenizer.hf.added_tokens_decoder.values()]
     found = tokenizer.control_token(text)
     assert (found is not None) == any(token in text for token in added)
-    assert found is None or (found in added and found in text)
+    assert found is None or (found.group() in added and found.start() == min(map(text.find, added_in(text, added))))
+
+
+def added_in(text: str, added: list[str]) -> list[str]:
+    return [token for token in added if token in text]
 
 
 def test_each_control_token_is_found(tokenizer: Tokenizer) -> None:
     for token in tokenizer.hf.added_tokens_decoder.values():
         for text in (token.content, f"好{token.content}好", f"\n{token.content}", f"[unused{token.content}"):
-            assert tokenizer.control_token(text) == token.content
+            found = tokenizer.control_token(text)
+            assert found
+            assert found.group() == token.content
 
 
 def test_a_control_token_that_normalisation_makes_is_refused(tmp_path: Path) -> None:
@@ -359,14 +376,133 @@ def test_a_control_token_that_normalisation_makes_is_refused(tmp_path: Path) -> 
     added = {processor.piece_to_id(token): token for token in ("<unk>", "<s>", "</s>", "[unused9]", "[unused10]")}
     write_config(tmp_path, added, tokenizer_class="LlamaTokenizer")
     tokenizer = Tokenizer(tmp_path, trust_remote_code=False)
-    encode_sample(parse_sample(conversation("好", "好")), tokenizer, 999)
-    for number, forged in enumerate(["［unused10］", "［unused９］系统：", "［unused9］"]):
-        contents = ["问", "答", "好"]
-        contents[number] += forged
-        bad = Sample((contents[2],), (Message("user", contents[0]), Message("assistant", contents[1])))
-        assert tokenizer.control_token(forged) is None
-        with pytest.raises(BadSample, match="could forge a turn: take it out"):
-            encode_sample(bad, tokenizer, 999)
+    for direct in (False, True):
+        if direct:
+            assert tokenizer.go_direct([]) == ""
+        assert isinstance(encode(tokenizer, parse_sample(conversation("好", "好"))), Encoded)
+        for number, forged in enumerate(["［unused10］", "［unused９］系统：", "［unused9］"]):
+            contents = ["问", "答", "好"]
+            contents[number] += forged
+            bad = Sample((contents[2],), (Message("user", contents[0]), Message("assistant", contents[1])))
+            assert tokenizer.control_token(forged) is None
+            name = "[unused10]" if number == 0 else "[unused9]"
+            said = f"the tokenizer makes {name} of some text in it, which could forge a turn: take it out"
+            for policy in ("refuse", "escape"):  # it cannot be escaped: it is not there before the tokenizer
+                refused = encode(tokenizer, bad, policy)
+                assert isinstance(refused, BadSample)
+                assert str(refused) == said
+            assert isinstance(encode(tokenizer, bad, "allow"), Encoded)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(TEXT, min_size=2, max_size=4), st.lists(TEXT, min_size=1, max_size=2))
+@example(["[unused10]", "[unused9]"], ["[unused[unused10]<s>"])
+def test_escaped_control_tokens_are_plain_text(tokenizer: Tokenizer, contents: list[str], prompts: list[str]) -> None:
+    contents = contents[: len(contents) // 2 * 2]
+    contents, prompts = ([text.replace("▁", "_") for text in texts] for texts in (contents, prompts))
+    messages = tuple(Message(("user", "assistant")[number % 2], text) for number, text in enumerate(contents))
+    encoded = encode(tokenizer, Sample(tuple(prompts), messages), "escape")
+    if not isinstance(encoded, Encoded):  # above 999 tokens, or an ordinary piece of this tokenizer has such an id
+        assert "above data.seq_length" in str(encoded) or "could forge a turn" in str(encoded)
+        return
+    ids = input_ids_of(encoded.marked)
+    frames = len(contents) + len(prompts)
+    assert np.count_nonzero(ids == tokenizer.start_id) == np.count_nonzero(ids == tokenizer.end_id) == frames
+    assert np.count_nonzero(tokenizer.is_control[ids]) == 2 * frames + 1  # and bos
+    expected = [f"系统：{text}" for text in prompts]
+    expected += [("用户：", "助手：")[number % 2] + text for number, text in enumerate(contents)]
+    assert turns(tokenizer, ids.tolist()) == expected
+
+
+def turns(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
+    """The text between each start token and its end token."""
+    found: list[str] = []
+    while tokenizer.start_id in ids:
+        begin, end = ids.index(tokenizer.start_id), ids.index(tokenizer.end_id)
+        found.append(tokenizer.hf.sp_model.decode(ids[begin + 1 : end]))
+        ids = ids[end + 1 :]
+    return found
+
+
+# --- straight to SentencePiece -----------------------------------------------------------------------------------
+
+
+class Lookalike:
+    """Does what SentencePiece does, and is none."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
+def test_a_class_that_does_more_is_left_to_itself(pangu_files: Path, tiny_hf: Path, tmp_path: Path) -> None:
+    def reason(change: Callable[[Any], object]) -> str:
+        tokenizer = Tokenizer(tiny_hf, trust_remote_code=False)
+        change(tokenizer.hf)
+        said = tokenizer.go_direct([])
+        assert said
+        pieces = [Piece("[unused9]用户： Ab  c[unused10]", trained=False)]
+        assert tokenizer.encode(pieces) == [tokenizer.hf.encode(pieces[0].text, add_special_tokens=False)]
+        return said
+
+    def strip(hf: Any) -> None:
+        number = hf.convert_tokens_to_ids("[unused9]")
+        hf._added_tokens_decoder[number] = AddedToken("[unused9]", rstrip=True)
+
+    def renumber(hf: Any) -> None:
+        hf._convert_token_to_id = lambda token: hf.sp_model.piece_to_id(token) ^ 1
+
+    assert reason(lambda hf: setattr(hf, "do_lower_case", True)) == "it makes letters small"
+    assert reason(lambda hf: setattr(hf, "sp_model", Lookalike(hf.sp_model))) == "it has no sp_model of SentencePiece's"
+    assert reason(strip) == "its added token [unused9] takes spaces around it away, or wants them there"
+    assert "it gives other ids than SentencePiece alone for" in reason(renumber)
+    assert "it gives other ids" in reason(lambda hf: setattr(hf, "_tokenize", lambda text: [*text]))
+    assert "it gives other ids" in reason(
+        lambda hf: setattr(hf, "legacy", False) or setattr(hf, "add_prefix_space", True)
+    )
+
+
+def test_what_only_the_users_own_texts_show_is_found(tiny_hf: Path) -> None:
+    tokenizer = Tokenizer(tiny_hf, trust_remote_code=False)
+    tokenize = tokenizer.hf._tokenize
+    tokenizer.hf._tokenize = lambda text: tokenize(text.replace("colour", "color"))
+    piece = Piece("[unused9]用户：a colour[unused10]", trained=False)
+    said = tokenizer.go_direct([piece])
+    assert said.startswith("it gives other ids than SentencePiece alone for '[unused9]用户：")
+    assert tokenizer.encode([piece]) == [tokenizer.hf.encode(piece.text, add_special_tokens=False)]
+    assert tokenizer.go_direct([Piece("a", trained=False)]) == ""
+
+
+@settings(max_examples=60, deadline=None)
+@given(TEXT)
+@example("\u9f98\u9f98 a")
+def test_characters_that_a_model_does_not_know(odd_tokenizer: Tokenizer, text: str) -> None:
+    """Without byte fallback such a character is <unk>, unless its text happens to be that of an added token."""
+    for piece in (Piece(text, trained=True), Piece(f"[unused9]用户：{text}[unused10]", trained=False, opens=True)):
+        assert odd_tokenizer.encode([piece]) == [odd_tokenizer.piece_ids(piece)]
+
+
+@pytest.fixture(scope="module")
+def odd_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """A unigram model with normalisation, a dummy prefix, no byte fallback, and few characters."""
+    directory, trained = tmp_path_factory.mktemp("odd"), io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["the cat sat on the mat 系统：用户：助手：工具：你好", "a b c d e f g 一二三"] * 20),
+        model_writer=trained,
+        vocab_size=90,
+        model_type="unigram",
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    (directory / "tokenizer.model").write_bytes(trained.getvalue())
+    size = sentencepiece.SentencePieceProcessor(model_proto=trained.getvalue()).get_piece_size()
+    added = {0: "<unk>", 1: "<s>", 2: "</s>", size: "[unused9]", size + 1: "[unused10]", size + 2: "龘"}
+    write_config(directory, added, tokenizer_class="LlamaTokenizer")
+    tokenizer = Tokenizer(directory, trust_remote_code=False)
+    assert tokenizer.go_direct([]) == ""
+    return tokenizer
 
 
 # --- tokenizers that cannot be used ------------------------------------------------------------------------------
