@@ -13,6 +13,10 @@ demo_recipe := $(or $(value RECIPE),recipes/demo.yaml)
 RECIPE ?= recipes/openpangu-1b.yaml
 ##= SET         settings that override the recipe's: SET="train.lr=1e-5 train.iterations=1000"
 SET ?=
+##= SAMPLE      for preview: the number of one sample, from 1 (the first three)
+SAMPLE ?=
+##= HTML        for preview: where its page goes (preview.html in paths.cache)
+HTML ?=
 ##= PROMPT      for chat: the one question to answer
 PROMPT ?=
 ##= MODEL       for chat: another checkpoint than the exported one
@@ -25,7 +29,7 @@ PYTHON ?=
 PYPI_INDEX ?= https://pypi.org/simple
 
 # What the user gives is text and not Make: a $ in a prompt stays a $.
-$(foreach v,RECIPE SET PROMPT MODEL VENV PYTHON PYPI_INDEX,$(eval override $v := $$(value $v)))
+$(foreach v,RECIPE SET SAMPLE HTML PROMPT MODEL VENV PYTHON PYPI_INDEX,$(eval override $v := $$(value $v)))
 export PROMPT VENV PYTHON PYPI_INDEX
 
 quote = '$(subst ','\'',$1)'
@@ -48,7 +52,7 @@ demo: env ## every stage on a tiny model and the example conversations, on any m
 
 ##@ Stages, in this order
 stages := format preprocess merge convert sft export
-.PHONY: $(stages) chat
+.PHONY: $(stages) preview chat
 format: env ## raw conversations to samples
 preprocess: env ## samples to packed shards of token ids
 merge: env ## all shards to the one dataset that training reads
@@ -57,6 +61,10 @@ sft: env ## fine-tune
 export: env ## the newest checkpoint of the run to a Hugging Face checkpoint
 $(stages):
 	@$(bin)openpangu-sft $@ $(options)
+
+preview: env ## what training will see: numbers and samples, token by token, here and as a page
+	@$(bin)openpangu-sft preview $(options) $(if $(SAMPLE),--sample=$(call quote,$(SAMPLE))) \
+	    $(if $(HTML),--html=$(call quote,$(HTML)))
 
 chat: env ## talk to the exported model; with PROMPT="…" one answer
 	@$(bin)openpangu-sft chat $(options) $(if $(MODEL),--model $(call quote,$(MODEL))) $${PROMPT:+"--prompt=$$PROMPT"}
