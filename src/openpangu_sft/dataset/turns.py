@@ -86,13 +86,20 @@ class TurnRoles:
             int64 [turns], positions in `ROLES`.
         """
         found = np.full(len(following), _OPEN, np.int64)
-        for width in range(1, following.shape[1] + 1):
-            left = np.flatnonzero(found == _OPEN)
+        left = np.arange(len(following))  # turns whose role is not known yet
+        beginnings: list[tuple[int, ...]] = [()]
+        which = np.zeros(len(following), np.int64)  # the position of each of these turns' beginning
+        for column in following.T:
             if not left.size:
                 break
-            beginnings, which = np.unique(following[left, :width], axis=0, return_inverse=True)
-            found[left] = np.array([self._role(tuple(ids)) for ids in beginnings.tolist()])[which]
-        found[found == _OPEN] = _UNKNOWN
+            # one number for a beginning and the id behind it: rows of ids would take several times longer to sort
+            pairs = which << 32 | column[left].astype(np.uint32)
+            distinct, which = np.unique(pairs, return_inverse=True)
+            beginnings = [(*beginnings[pair >> 32], pair & 0xFFFFFFFF) for pair in distinct.tolist()]
+            found[left] = np.array([self._role(ids) for ids in beginnings])[which]
+            still_open = found[left] == _OPEN
+            left, which = left[still_open], which[still_open]
+        found[left] = _UNKNOWN
         return found
 
     def _role(self, ids: tuple[int, ...]) -> int:
