@@ -15,6 +15,10 @@ RECIPE ?= recipes/openpangu-1b.yaml
 SET ?=
 ##= SHARD       for preprocess: 3/16 makes the third of sixteen parts only, for as many machines
 SHARD ?=
+##= SAMPLE      for preview: the number of one sample, from 1 (the first three)
+SAMPLE ?=
+##= HTML        for preview: where its page goes (preview.html in paths.cache)
+HTML ?=
 ##= PROMPT      for chat: the one question to answer
 PROMPT ?=
 ##= MODEL       for chat: another checkpoint than the exported one
@@ -27,12 +31,13 @@ PYTHON ?=
 PYPI_INDEX ?= https://pypi.org/simple
 
 # What the user gives is text and not Make: a $ in a prompt stays a $.
-$(foreach v,RECIPE SET SHARD PROMPT MODEL VENV PYTHON PYPI_INDEX,$(eval override $v := $$(value $v)))
+$(foreach v,RECIPE SET SHARD SAMPLE HTML PROMPT MODEL VENV PYTHON PYPI_INDEX,$(eval override $v := $$(value $v)))
 export PROMPT VENV PYTHON PYPI_INDEX
 
 quote = '$(subst ','\'',$1)'
 bin = $(call quote,$(VENV)/bin/)
 sets = $(foreach s,$(SET),--set $(call quote,$s))
+given = $(if $($1),--$2=$(call quote,$($1)))
 options = --recipe $(call quote,$(RECIPE)) $(sets)
 
 ##@ Start here
@@ -50,7 +55,7 @@ demo: env ## every stage on a tiny model and the example conversations, on any m
 
 ##@ Stages, in this order
 stages := format preprocess merge convert sft export
-.PHONY: $(stages) chat
+.PHONY: $(stages) preview chat
 format: env ## raw conversations to samples
 preprocess: env ## samples to packed shards of token ids
 merge: env ## all shards to the one dataset that training reads
@@ -58,10 +63,14 @@ convert: env ## the Hugging Face checkpoint to a Megatron-core checkpoint
 sft: env ## fine-tune
 export: env ## the newest checkpoint of the run to a Hugging Face checkpoint
 $(stages):
-	@$(bin)openpangu-sft $@ $(options) $(if $(filter preprocess,$@),$(if $(SHARD),--shard $(call quote,$(SHARD))))
+	@$(bin)openpangu-sft $@ $(options) $(more)
+preprocess: more = $(call given,SHARD,shard)
+
+preview: env ## what training will see: numbers and samples, token by token, here and as a page
+	@$(bin)openpangu-sft preview $(options) $(call given,SAMPLE,sample) $(call given,HTML,html)
 
 chat: env ## talk to the exported model; with PROMPT="…" one answer
-	@$(bin)openpangu-sft chat $(options) $(if $(MODEL),--model $(call quote,$(MODEL))) $${PROMPT:+"--prompt=$$PROMPT"}
+	@$(bin)openpangu-sft chat $(options) $(call given,MODEL,model) $${PROMPT:+"--prompt=$$PROMPT"}
 
 ##@ Development
 .PHONY: test lint fmt lock clean

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 STAGES = ["format", "preprocess", "merge", "convert", "sft", "export"]
-TARGETS = [*STAGES, "help", "setup", "demo", "chat", "test", "lint", "fmt", "lock", "clean"]
+TARGETS = [*STAGES, "help", "setup", "demo", "preview", "chat", "test", "lint", "fmt", "lock", "clean"]
 AWKWARD = 'it\'s "50% off": $HOME $(id) ${x} `id` \\ #1 --set; 你好，世界'
 
 
@@ -51,7 +51,7 @@ def test_help_is_the_default_and_names_every_target(make: Make) -> None:
     assert shown == make("help").stdout
     for target in TARGETS:
         assert f"  make {target} " in shown
-    for variable in ("RECIPE", "SET", "PROMPT", "MODEL", "VENV", "PYTHON", "PYPI_INDEX"):
+    for variable in ("RECIPE", "SET", "SAMPLE", "HTML", "PROMPT", "MODEL", "VENV", "PYTHON", "PYPI_INDEX"):
         assert f"\n  {variable} " in shown
 
 
@@ -72,6 +72,16 @@ def test_settings_arrive_as_they_are(make: Make) -> None:
     assert make("sft", f"SET={' '.join(settings)}", "RECIPE=my recipes/$x.yaml").returncode == 0
     expected = [part for setting in settings for part in ("--set", setting)]
     assert make.called_with() == ["sft", "--recipe", "my recipes/$x.yaml", *expected]
+
+
+def test_preview(make: Make) -> None:
+    assert make("preview").returncode == 0
+    assert make.called_with() == ["preview", "--recipe", "recipes/openpangu-1b.yaml"]
+
+
+def test_preview_of_a_sample_into_a_file(make: Make) -> None:
+    assert make("preview", "SAMPLE=7", f"HTML={AWKWARD}").returncode == 0
+    assert make.called_with()[3:] == ["--sample=7", f"--html={AWKWARD}"]
 
 
 def test_chat_without_a_prompt(make: Make) -> None:

@@ -5,6 +5,7 @@ Run as: openpangu-sft sft --recipe recipes/demo.yaml --set train.iterations=100
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -14,11 +15,12 @@ from pathlib import Path
 from typing import Callable, NoReturn, Optional
 
 import click
+from rich.console import Console
 from rich.table import Table
 
 from openpangu_sft import __version__
 from openpangu_sft.artefact import Manifest, sum_counts
-from openpangu_sft.errors import Interrupted, UserError, explain_os_error
+from openpangu_sft.errors import Interrupted, UserError, explain_os_error, printable
 from openpangu_sft.progress import console
 from openpangu_sft.recipe import Recipe
 from openpangu_sft.recipe_file import load_recipe
@@ -92,6 +94,26 @@ def merge_command(recipe_file: Path, overrides: tuple[str, ...]) -> None:
 
     recipe = load_recipe(recipe_file, overrides)
     _show("dataset", recipe.path("dataset"), run_merge(recipe), recipe)
+
+
+@stage("preview")
+@click.option("--sample", type=int, metavar="N", help="show this one; counted from 1 through the packs in their order")
+@click.option(
+    "--count", type=click.IntRange(min=1), metavar="N", help="how many samples  [default: 3; with --sample: 1]"
+)
+@click.option("--html", type=Path, metavar="FILE", help="the page  [default: preview.html in paths.cache]")
+def preview_command(
+    recipe_file: Path, overrides: tuple[str, ...], sample: Optional[int], count: Optional[int], html: Optional[Path]
+) -> None:
+    """What training will see: numbers and samples, token by token."""
+    from openpangu_sft.preview.stage import run_preview
+    from openpangu_sft.preview.terminal import show
+
+    preview, page = run_preview(load_recipe(recipe_file, overrides), sample, count, html)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a locale without Chinese must not end it
+    show(preview, Console(highlight=False))
+    console.print(f"page: {printable(str(page))}", soft_wrap=True, markup=False)
 
 
 @stage("convert")

@@ -31,8 +31,12 @@ class UserError(Exception):
         prefix = f"{self.where}: " if self.where is not None else ""
         suffix = f" -> {self.remedy}" if self.remedy else ""
         line = " ".join(filter(None, f"{prefix}{self.what}{suffix}".splitlines()))
-        # names from files may hold anything: no terminal codes out of them
-        return "".join(mark if mark.isprintable() else repr(mark)[1:-1] for mark in line)
+        return printable(line)
+
+
+def printable(text: str) -> str:
+    """A text from a file, which may hold anything, without what a terminal or a browser would act on."""
+    return "".join(mark if mark.isprintable() else repr(mark)[1:-1] for mark in text)
 
 
 class Interrupted(Exception):

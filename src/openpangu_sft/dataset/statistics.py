@@ -1,0 +1,185 @@
+"""Numbers over a whole packed dataset, read in blocks of rows: memory does not grow with it, no loop runs per token."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from openpangu_sft.dataset.indexed import FIELDS, read_rows
+from openpangu_sft.dataset.preprocess import PREFIX
+from openpangu_sft.dataset.turns import ROLES, TurnRoles, following_ids
+from openpangu_sft.progress import progress
+from openpangu_sft.tokenizer import IGNORED, Ids
+
+BLOCK_TOKENS = 1 << 20
+"""Tokens that are looked at together."""
+
+Counts = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """How often each whole number occurs.
+
+    Args:
+        counts: int64 [largest possible number + 1].
+    """
+
+    counts: Counts
+
+    @property
+    def total(self) -> int:
+        """How many numbers there are."""
+        return int(self.counts.sum())
+
+    @property
+    def sum(self) -> int:
+        """What they add up to."""
+        return int(self.counts @ np.arange(len(self.counts)))
+
+    @property
+    def mean(self) -> float:
+        """Their mean."""
+        return self.sum / self.total
+
+    @property
+    def minimum(self) -> int:
+        """The smallest one."""
+        return int(np.flatnonzero(self.counts)[0])
+
+    @property
+    def median(self) -> int:
+        """The middle one; of an even number of them the lower of the two."""
+        return int(np.searchsorted(self.counts.cumsum(), (self.total + 1) // 2))
+
+    @property
+    def maximum(self) -> int:
+        """The largest one."""
+        return int(np.flatnonzero(self.counts)[-1])
+
+    def between(self, edges: list[int]) -> list[int]:
+        """How many numbers lie above each edge and not above the next."""
+        upto = self.counts.cumsum()[np.minimum(edges, len(self.counts) - 1)]
+        found: list[int] = np.diff(upto).tolist()
+        return found
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What a packed dataset holds.
+
+    Args:
+        seq_length: tokens in a pack.
+        packs: number of packs.
+        trained_tokens: number of tokens that are targets.
+        lengths: tokens of each sample.
+        fill: tokens of each pack, without its padding.
+        turns: number of turns by role; all of `ROLES`.
+        samples_before: samples in all rows before each block of rows.
+    """
+
+    seq_length: int
+    packs: int
+    trained_tokens: int
+    lengths: Distribution
+    fill: Distribution
+    turns: dict[str, int]
+    samples_before: list[int]
+
+    @property
+    def samples(self) -> int:
+        """Number of samples."""
+        return self.lengths.total
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens, without padding."""
+        return self.lengths.sum
+
+
+class Rows:
+    """The three fields of a packed dataset, mapped into memory.
+
+    Args:
+        directory: of the dataset.
+        seq_length: tokens in a pack.
+    """
+
+    def __init__(self, directory: Path, seq_length: int) -> None:
+        fields = {field: read_rows(directory, PREFIX, field, seq_length) for field in FIELDS}
+        self.input_ids, self.segments, self.labels = (
+            fields[field] for field in ("input_ids", "attention_mask", "labels")
+        )
+        self.seq_length = seq_length
+        self.block = max(1, BLOCK_TOKENS // seq_length)
+
+    def __len__(self) -> int:
+        return min(len(self.input_ids), len(self.segments), len(self.labels))
+
+    def locate(self, sample: int, statistics: Statistics) -> tuple[int, int, int]:
+        """Where a sample lies.
+
+        Args:
+            sample: counted through the packs in their order, from 0.
+            statistics: of these rows.
+
+        Returns:
+            Its row, and its first and its past-the-last column.
+        """
+        before = bisect_right(statistics.samples_before, sample) - 1
+        first = before * self.block
+        rows, begins, ends = segment_runs(self.segments[first : first + self.block])
+        position = sample - statistics.samples_before[before]
+        return first + int(rows[position]), int(begins[position]), int(ends[position])
+
+
+def segment_runs(segments: Ids) -> tuple[Counts, Counts, Counts]:
+    """The segments of packs, in their order.
+
+    Args:
+        segments: int32 [packs, seq_length], the segment number of each token and 0 for padding.
+
+    Returns:
+        Three int64 [segments]: row, first column, past-the-last column.
+    """
+    starts = np.ones(segments.shape, bool)
+    starts[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    rows, begins = np.nonzero(starts)
+    lengths = np.diff(np.append(rows * segments.shape[1] + begins, segments.size))
+    taken = segments[rows, begins] != 0
+    return rows[taken], begins[taken], (begins + lengths)[taken]
+
+
+def measure(rows: Rows, start_id: int, roles: TurnRoles) -> Statistics:
+    """Reads a whole dataset once.
+
+    Args:
+        rows: of the dataset.
+        start_id: the token that begins every turn.
+        roles: finds who speaks in a turn.
+    """
+    lengths = np.zeros(rows.seq_length + 1, np.int64)
+    fill = np.zeros(rows.seq_length + 1, np.int64)
+    turns = np.zeros(len(ROLES), np.int64)
+    samples_before: list[int] = []
+    trained = 0
+    with progress("reading the dataset", len(rows)) as advance:
+        for first in range(0, len(rows), rows.block):
+            block = slice(first, first + rows.block)
+            input_ids, segments = np.asarray(rows.input_ids[block]), np.asarray(rows.segments[block])
+            samples_before.append(int(lengths.sum()))
+            _, begins, ends = segment_runs(segments)
+            lengths += np.bincount(ends - begins, minlength=len(lengths))
+            fill += np.bincount(np.count_nonzero(segments, axis=1), minlength=len(fill))
+            trained += int(np.count_nonzero(rows.labels[block] != IGNORED))
+            where = np.nonzero((input_ids == start_id) & (segments != 0))
+            turns += np.bincount(roles.find(following_ids(input_ids, *where)), minlength=len(turns))
+            advance(len(input_ids), "")
+    counted = dict(zip(ROLES, turns.tolist()))
+    return Statistics(
+        rows.seq_length, len(rows), trained, Distribution(lengths), Distribution(fill), counted, samples_before
+    )

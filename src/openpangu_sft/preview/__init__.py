@@ -1,0 +1,1 @@
+"""What training will see: numbers over the dataset and its samples, token by token."""

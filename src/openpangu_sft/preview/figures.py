@@ -1,0 +1,144 @@
+"""The numbers of a preview, in the words and the order in which terminal and page show them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from openpangu_sft.artefact import Manifest
+from openpangu_sft.dataset.statistics import Distribution, Statistics
+from openpangu_sft.errors import printable
+
+BARS = 16
+"""Most bars in a histogram."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number: its name, its value, and what explains it."""
+
+    name: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """How many of something lie in a range, or have a role."""
+
+    label: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Bars with what they count.
+
+    Args:
+        title: what is shown.
+        across: what the bars' labels mean.
+        upwards: what is counted.
+        bars: in their order.
+        ticks: what stands at the left end, in the middle and at the right end of the scale across.
+        note: smallest, middle and largest value.
+    """
+
+    title: str
+    across: str
+    upwards: str
+    bars: list[Bar]
+    ticks: tuple[str, ...] = ()
+    note: str = ""
+
+    @property
+    def highest(self) -> int:
+        """The largest count."""
+        return max(bar.count for bar in self.bars)
+
+    @property
+    def total(self) -> int:
+        """All counts together."""
+        return sum(bar.count for bar in self.bars)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """All numbers: single ones, the two histograms, turns by role."""
+
+    single: list[Figure]
+    lengths: Histogram
+    fill: Histogram
+    roles: Histogram
+
+
+def figures_of(statistics: Statistics, manifest: Manifest) -> Figures:
+    """Puts numbers into words.
+
+    Args:
+        statistics: of the dataset.
+        manifest: of the dataset; its counts say what was read and rejected.
+    """
+    room = statistics.packs * statistics.seq_length
+    padding, tokens, trained = room - statistics.tokens, statistics.tokens, statistics.trained_tokens
+    single = [
+        Figure("samples", f"{statistics.samples:,}", _reading(manifest.counts)),
+        Figure("packs", f"{statistics.packs:,}", f"{statistics.seq_length:,} tokens each"),
+        Figure("tokens", f"{tokens:,}", f"and {padding:,} padding"),
+        Figure("trained tokens", f"{trained:,}", f"{trained / tokens:.1%} of the tokens"),
+        Figure("packs full", f"{tokens / room:.1%}", f"{statistics.samples / statistics.packs:.1f} samples per pack"),
+    ]
+    single += [
+        Figure(printable(name.replace("_", " ")), f"{sum(reasons.values()):,}", _listed(reasons))
+        for name, reasons in manifest.counts.items()
+        if isinstance(reasons, dict) and reasons and all(isinstance(count, int) for count in reasons.values())
+    ]
+    return Figures(single, _lengths(statistics.lengths), _fill(statistics), _roles(statistics.turns))
+
+
+def _reading(counts: dict[str, Any]) -> str:
+    """How many samples were read and rejected, as far as the manifest says."""
+    return ", ".join(f"{counts[name]:,} {name}" for name in ("read", "rejected") if isinstance(counts.get(name), int))
+
+
+def _listed(reasons: dict[str, int]) -> str:
+    most_first = sorted(reasons.items(), key=lambda entry: (-entry[1], entry[0]))
+    return ", ".join(f"{printable(reason)}: {count:,}" for reason, count in most_first)
+
+
+def _lengths(lengths: Distribution) -> Histogram:
+    width = _round_width(lengths.maximum)
+    edges = list(range(0, lengths.maximum + width, width))
+    bars = [
+        Bar(f"{edge + 1:,}–{edge + width:,}" if width > 1 else f"{edge + 1:,}", count)
+        for edge, count in zip(edges, lengths.between(edges))
+    ]
+    note = (
+        f"shortest {lengths.minimum:,}, median {lengths.median:,}, mean {lengths.mean:,.1f}, "
+        f"longest {lengths.maximum:,}"
+    )
+    ticks = ("0", f"{edges[-1] / 2:,.1f}".replace(".0", ""), f"{edges[-1]:,}")
+    return Histogram("Sample length", "tokens in a sample", "samples", bars, ticks, note)
+
+
+def _round_width(span: int) -> int:
+    """The smallest of 1, 2, 5, 10, 20… that gives at most `BARS` bars."""
+    width, factors = 1, (2, 2.5, 2)
+    step = 0
+    while -(-span // width) > BARS:
+        width = int(width * factors[step % 3])
+        step += 1
+    return width
+
+
+def _fill(statistics: Statistics) -> Histogram:
+    fill, whole = statistics.fill, statistics.seq_length
+    edges = [round(whole * tenth / 10) for tenth in range(11)]
+    bars = [Bar(f"{10 * tenth}–{10 * tenth + 10}%", count) for tenth, count in enumerate(fill.between(edges))]
+    least, middle, most = (value / whole for value in (fill.minimum, fill.median, fill.maximum))
+    note = f"emptiest {least:.1%}, median {middle:.1%}, fullest {most:.1%}"
+    return Histogram("Pack fill", "share of a pack that is not padding", "packs", bars, ("0%", "50%", "100%"), note)
+
+
+def _roles(turns: dict[str, int]) -> Histogram:
+    bars = [Bar(role, count) for role, count in turns.items() if count or role != "unknown"]
+    return Histogram("Turns by role", "role", "turns", bars)

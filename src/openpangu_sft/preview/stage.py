@@ -1,0 +1,116 @@
+"""`make preview`: reads the merged dataset, writes the page, and gives what the terminal shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+from openpangu_sft.artefact import MANIFEST, Manifest, read_manifest, require_settings, write_durably
+from openpangu_sft.chat_format import TEMPLATE_DIGEST
+from openpangu_sft.dataset.statistics import Rows, Statistics, measure
+from openpangu_sft.dataset.turns import Pieces, TurnRoles
+from openpangu_sft.errors import UserError, naming
+from openpangu_sft.preview.figures import Figures, figures_of
+from openpangu_sft.preview.page import render_page
+from openpangu_sft.preview.segments import Segment, SegmentReader
+from openpangu_sft.recipe import Recipe
+from openpangu_sft.tokenizer import Tokenizer, tokenizer_digest
+
+SHOWN = 3
+"""Samples that are shown where the user names none."""
+
+AGAIN = "run make preprocess and make merge again"
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What is shown.
+
+    Args:
+        dataset: its directory.
+        hf: the directory of its tokenizer.
+        seq_length: tokens in a pack.
+        figures: numbers over the whole dataset.
+        segments: the samples shown token by token.
+    """
+
+    dataset: Path
+    hf: Path
+    seq_length: int
+    figures: Figures
+    segments: list[Segment]
+
+
+def run_preview(
+    recipe: Recipe, sample: Optional[int] = None, count: Optional[int] = None, html: Optional[Path] = None
+) -> tuple[Preview, Path]:
+    """Makes the preview of `paths.dataset` and writes its page.
+
+    Args:
+        sample: the first one to show, counted from 1 through the packs in their order; default: 1.
+        count: how many to show; default: 3, or 1 where `sample` is given.
+        html: where the page goes; default: preview.html in `paths.cache`.
+
+    Returns:
+        The preview, and where its page is.
+
+    Raises:
+        UserError: there is no dataset, it was made with other settings, there is no such sample, or the page must not
+            be written where it was asked for.
+    """
+    html = (html or Path(recipe.paths.cache).expanduser() / "preview.html").absolute()
+    _require_free(html)
+    directory = recipe.path("dataset")
+    manifest = read_manifest(directory, "dataset", "run make merge")
+    tokenizer = Tokenizer(recipe.path("hf"), recipe.tokenizer.trust_remote_code)
+    settings = {
+        "data.seq_length": recipe.data.seq_length,
+        "template": TEMPLATE_DIGEST,
+        "tokenizer": tokenizer_digest(recipe.path("hf")),
+    }
+    require_settings(directory, manifest.settings, settings, AGAIN)
+    first = 1 if sample is None else sample
+    samples = manifest.counts["packed"]
+    if not 1 <= first <= samples:
+        raise UserError(f"there is no sample {first}", where=directory, remedy=f"choose one from 1 to {samples:,}")
+
+    rows = Rows(directory, recipe.data.seq_length)
+    statistics = measure(rows, tokenizer.start_id, TurnRoles(Pieces(tokenizer)))
+    _require_counted(directory, manifest, statistics)
+    reader = SegmentReader(rows, statistics, tokenizer)
+    last = min(samples, first - 1 + (count or (SHOWN if sample is None else 1)))
+    segments = [reader.read(number) for number in range(first, last + 1)]
+    figures = figures_of(statistics, manifest)
+    preview = Preview(directory, recipe.path("hf"), recipe.data.seq_length, figures, segments)
+    with naming(html.parent):
+        html.parent.mkdir(parents=True, exist_ok=True)
+    write_durably(html, render_page(preview))
+    return preview, html
+
+
+def _require_free(html: Path) -> None:
+    """Refuses a page in place of something else: whatever is there already is replaced."""
+    remedy = "name another file with --html"
+    if html.suffix.lower() not in (".html", ".htm"):
+        raise UserError("does not end in .html", where=html, remedy=remedy)
+    if html.is_dir():
+        raise UserError("is a directory", where=html, remedy=remedy)
+    for parent in html.parents:
+        if (parent / MANIFEST).is_file():
+            what = f"lies in {parent}, which a stage replaces as a whole"
+            raise UserError(what, where=html, remedy=remedy)
+
+
+def _require_counted(directory: Path, manifest: Manifest, statistics: Statistics) -> None:
+    """Refuses a dataset that does not hold what its manifest says."""
+    found = {
+        "packs": statistics.packs,
+        "packed": statistics.samples,
+        "tokens": statistics.tokens,
+        "trained_tokens": statistics.trained_tokens,
+    }
+    for name, number in found.items():
+        if manifest.counts.get(name) != number:
+            what = f"holds {name} {number}, its manifest says {manifest.counts.get(name)}"
+            raise UserError(what, where=directory, remedy=AGAIN)

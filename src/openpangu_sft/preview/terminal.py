@@ -1,0 +1,109 @@
+"""A preview in the terminal: tokens above their ids, a bar under what is trained: eyes and logs may lack colour."""
+
+from __future__ import annotations
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from openpangu_sft.errors import printable
+from openpangu_sft.preview.figures import Figures, Histogram
+from openpangu_sft.preview.segments import Segment, Token, Turn
+from openpangu_sft.preview.stage import Preview
+
+INDENT = 4
+TRAINED = "green"
+UNDERLINE = "━"
+LEGEND = (
+    f"{UNDERLINE * 3} under a token: trained; none: ignored. · is a space, ↵ a newline, <0xE4> a character's byte; "
+    "=好 behind the last one names it."
+)
+BAR_WIDTH = 40
+
+
+def show(preview: Preview, console: Console) -> None:
+    """Prints samples, then numbers."""
+    console.print(Text(LEGEND, "dim"))
+    for segment in preview.segments:
+        console.print()
+        _show_segment(segment, console)
+    console.print()
+    console.print(Text(f"dataset: {printable(str(preview.dataset))}", "bold"), soft_wrap=True)
+    _show_figures(preview.figures, console)
+
+
+def _show_segment(segment: Segment, console: Console) -> None:
+    where = (
+        f"pack {segment.pack:,}, segment {segment.position:,}, from token {segment.offset:,}; {segment.length:,} tokens"
+    )
+    share = f"{segment.trained:,} trained ({segment.trained / segment.length:.1%})"
+    console.print(Text.assemble((f"sample {segment.sample:,}", "bold"), f"  {where}, {share}"))
+    for turn in segment.turns:
+        _show_turn(turn, console)
+
+
+def _show_turn(turn: Turn, console: Console) -> None:
+    trained = f"  {turn.trained} of {len(turn.tokens)} trained" if turn.trained else "  ignored"
+    console.print(Text.assemble("  ", (turn.role, "bold"), (trained, "dim")))
+    line: list[Token] = []
+    used = 0
+    for token in turn.tokens:
+        if line and used + _width(token) > console.width - INDENT:
+            _show_line(line, console)
+            line, used = [], 0
+        line.append(token)
+        used += _width(token) + 1
+        if token.ends_line:
+            _show_line(line, console)
+            line, used = [], 0
+    if line:
+        _show_line(line, console)
+
+
+def _show_line(tokens: list[Token], console: Console) -> None:
+    """Up to three lines: texts, ids, bars under what is trained."""
+    texts, ids, bars = Text(" " * INDENT), Text(" " * INDENT), Text(" " * INDENT)
+    for token in tokens:
+        width, text, number = _width(token), _text(token), str(token.number)
+        texts.append(text, f"bold {TRAINED}" if token.trained else "dim")
+        texts.append(" " * (width - cell_len(text) + 1))
+        ids.append(number.ljust(width) + " ", TRAINED if token.trained else "dim")
+        bars.append((UNDERLINE if token.trained else " ") * width + " ", TRAINED)
+    for line in (texts, ids, bars):
+        line.rstrip()
+        if line:
+            console.print(line, soft_wrap=True)
+
+
+def _text(token: Token) -> str:
+    return f"{token.text}={token.completes}" if token.completes else token.text
+
+
+def _width(token: Token) -> int:
+    return max(cell_len(_text(token)), len(str(token.number)))
+
+
+def _show_figures(figures: Figures, console: Console) -> None:
+    table = Table(show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column(overflow="fold")
+    for figure in figures.single:
+        table.add_row(Text(figure.name), Text(figure.value), Text(figure.note))
+    console.print(table)
+    for histogram in (figures.lengths, figures.fill, figures.roles):
+        _show_histogram(histogram, console)
+
+
+def _show_histogram(histogram: Histogram, console: Console) -> None:
+    console.print()
+    note = f"  {histogram.note}" if histogram.note else ""
+    console.print(Text.assemble((histogram.title, "bold"), note))
+    labels = max(len(bar.label) for bar in histogram.bars)
+    counts = max(len(f"{bar.count:,}") for bar in histogram.bars)
+    for bar in histogram.bars:
+        # at least a sliver for one of millions: nothing that is there looks as if it were not
+        length = -(-bar.count * BAR_WIDTH // max(histogram.highest, 1))
+        console.print(Text(f"  {bar.label:>{labels}}  {bar.count:>{counts},}  {'█' * length}".rstrip()))
+    console.print(Text(f"  {histogram.across}; {histogram.upwards}", "dim"))

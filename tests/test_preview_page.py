@@ -1,0 +1,193 @@
+"""The preview's page, as a parser and as a real browser see it."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any, Optional
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from conftest import MakeRecipe, conversation, write_samples
+from openpangu_sft.dataset.merge import run_merge
+from openpangu_sft.dataset.preprocess import run_preprocess
+from openpangu_sft.preview.stage import Preview, run_preview
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+needs_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on PATH")
+
+# what each of them would do is seen in the document's data-acted
+ACT = "document.documentElement.dataset.acted=1"
+HOSTILE = f'<script>{ACT}</script><img src=x onerror="{ACT}"></span></div></main><svg onload="{ACT}">"\'&amp;'
+SAMPLES = [
+    conversation("Ask", HOSTILE, HOSTILE, "done", system=HOSTILE),
+    conversation("写一首诗", "床前明月光，\n疑是地上霜。🎉\n" * 4, "Thanks", "  " + "unbroken" * 30),
+    conversation("Hi", "Hello"),
+]
+POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
+
+MEASURE = """
+<body><pre id="result"></pre><script>
+const page = PAGE, widths = [1280, 420, 320], found = {};
+let left = widths.length;
+for (const width of widths) {
+  const frame = document.createElement("iframe");
+  frame.style.cssText = `width:${width}px;height:900px;border:0`;
+  frame.onload = () => {
+    const inside = frame.contentDocument, view = frame.contentWindow;
+    const style = (name) => Array.from(inside.querySelectorAll(`.sample .${name}`), (token) => {
+      const computed = view.getComputedStyle(token), names = ["color", "backgroundColor", "borderBottomColor"];
+      return names.map((name) => computed[name]).join(" ");
+    });
+    found[width] = {
+      overflow: inside.documentElement.scrollWidth - view.innerWidth,
+      trained: style("trained"), ignored: style("ignored"),
+      scripts: inside.querySelectorAll("script").length,
+      acted: inside.documentElement.dataset.acted || document.documentElement.dataset.acted || "",
+      requests: view.performance.getEntriesByType("resource").length,
+      outside: inside.querySelectorAll("body > :not(main)").length,
+    };
+    if (!--left) document.getElementById("result").textContent = JSON.stringify(found);
+  };
+  frame.srcdoc = page;
+  document.body.append(frame);
+}
+</script>
+"""
+
+
+@pytest.fixture
+def previewed(make_recipe: MakeRecipe) -> tuple[Preview, str]:
+    """A preview of hostile and long samples, and its page."""
+    recipe = make_recipe("data.seq_length=1024")
+    write_samples(recipe.path("samples") / "a.jsonl", SAMPLES)
+    run_preprocess(recipe)
+    run_merge(recipe)
+    preview, path = run_preview(recipe)
+    return preview, path.read_text("utf-8")
+
+
+class Elements(HTMLParser):
+    """Collects what a page is made of."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
+        self.tokens: list[list[str]] = []  # classes, text, completed character and id of each token of a sample
+        self._within: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, Optional[str]]]) -> None:
+        self.tags.add(tag)
+        self.attributes.update(name for name, _ in attrs)
+        names = dict(attrs).get("class") or ""
+        if tag in ("meta", "br"):
+            return
+        self._within.append(names or tag)
+        if names.startswith("token ") and "tokens" in self._within:
+            self.tokens.append([names])
+
+    def handle_endtag(self, tag: str) -> None:
+        self._within.pop()
+
+    def handle_data(self, data: str) -> None:
+        if "tokens" in self._within and data.strip():
+            self.tokens[-1].append(data)
+
+
+def test_page_shows_every_token_with_its_id_and_its_mark(previewed: tuple[Preview, str]) -> None:
+    preview, page = previewed
+    assert page.lstrip().startswith("<!DOCTYPE html>")
+    shown = Elements(page).tokens
+    expected = []
+    for token in (token for segment in preview.segments for turn in segment.turns for token in turn.tokens):
+        names = f"token {'trained' if token.trained else 'ignored'}{' control' if token.control else ''}"
+        expected.append([names, token.text, *filter(None, [token.completes]), str(token.number)])
+    assert shown == expected
+    assert len(shown) > 500
+
+
+def test_page_needs_nothing_and_holds_nothing_that_acts(previewed: tuple[Preview, str]) -> None:
+    _, page = previewed
+    elements = Elements(page)
+    assert not elements.tags & {"script", "link", "img", "svg", "iframe", "object", "embed", "base", "form", "a"}
+    assert not elements.attributes & {"src", "href", "srcset", "data", "action", "background"}
+    assert not [name for name in elements.attributes if name.startswith("on")]
+    style = re.findall(r"<style>(.*?)</style>", page, re.DOTALL)
+    assert len(style) == 1
+    assert "url(" not in style[0]
+    assert "@import" not in style[0]
+    assert "http" not in POLICY.sub("", page).replace("http-equiv", "")
+    assert "default-src 'none'" in page
+    assert "prefers-color-scheme: dark" in style[0]
+
+
+def browse(page: Path, *options: str) -> str:
+    """Opens a page in headless Chromium, for which no network is there; returns what it prints."""
+    assert BROWSER
+    command = [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+    command += [
+        f"--user-data-dir={page.parent / 'profile'}",
+        "--proxy-server=127.0.0.1:9",
+        "--virtual-time-budget=20000",
+    ]
+    finished = subprocess.run(
+        [*command, *options, page.as_uri()], capture_output=True, text=True, timeout=180, check=True
+    )
+    return finished.stdout
+
+
+def measured(directory: Path, page: str) -> dict[str, dict[str, Any]]:
+    """Lays a page out in frames of several widths; returns what is found in each."""
+    wrapper = directory / "measure.html"
+    wrapper.write_text(MEASURE.replace("PAGE", json.dumps(page).replace("<", "\\u003c")), "utf-8")
+    result = re.search(r'<pre id="result">(.*?)</pre>', browse(wrapper, "--dump-dom", "--window-size=1400,1000"))
+    assert result
+    found: dict[str, dict[str, Any]] = json.loads(html.unescape(result.group(1)))
+    return found
+
+
+@needs_browser
+@pytest.mark.parametrize("policy", [True, False], ids=["as it is", "without its policy"])
+def test_browser_lays_it_out_and_runs_nothing(previewed: tuple[Preview, str], tmp_path: Path, policy: bool) -> None:
+    preview, page = previewed
+    found = measured(tmp_path, page if policy else POLICY.sub("", page))
+    assert sorted(found) == ["1280", "320", "420"]
+    trained = sum(segment.trained for segment in preview.segments)
+    for width, seen in found.items():
+        assert seen["overflow"] <= 0, width
+        assert (seen["scripts"], seen["acted"], seen["requests"], seen["outside"]) == (0, "", 0, 0)
+        assert len(seen["trained"]) == trained
+        assert len(seen["ignored"]) == sum(segment.length for segment in preview.segments) - trained
+        assert len(set(seen["trained"])) == 1
+        assert not set(seen["trained"]) & set(seen["ignored"])
+        assert all("rgba(0, 0, 0, 0)" in style for style in seen["ignored"])  # neither background nor underline
+        assert "rgba(0, 0, 0, 0)" not in seen["trained"][0]
+
+
+@needs_browser
+def test_browser_would_have_run_what_is_not_escaped(previewed: tuple[Preview, str], tmp_path: Path) -> None:
+    """What the test above relies on: the hostile text acts where nothing keeps it from it."""
+    _, page = previewed
+    found = measured(tmp_path, POLICY.sub("", page).replace("<main>", f"<main>{HOSTILE}"))
+    assert {seen["acted"] for seen in found.values()} == {"1"}
+
+
+@needs_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_screenshot_is_not_blank(previewed: tuple[Preview, str], tmp_path: Path, scheme: str) -> None:
+    picture = tmp_path / f"{scheme}.png"
+    options = ["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
+    browse(tmp_path / "preview.html", f"--screenshot={picture}", "--window-size=1280,1600", *options)
+    pixels = matplotlib.image.imread(picture)[..., :3]
+    assert pixels.shape[:2] == (1600, 1280)
+    assert len(np.unique((pixels * 255).astype(np.uint8).reshape(-1, 3), axis=0)) > 50
+    assert (pixels.mean() < 0.4) == (scheme == "dark")
