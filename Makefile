@@ -23,6 +23,10 @@ HTML ?=
 PROMPT ?=
 ##= MODEL       for chat: another checkpoint than the exported one
 MODEL ?=
+##= SIZE        for bench-data: MB of samples to preprocess (200)
+SIZE ?= 200
+##= DATA_DIR    for bench-data: the real conversations that it draws from (../shared/data)
+DATA_DIR ?= ../shared/data
 ##= VENV        the Python environment (.venv)
 VENV ?= .venv
 ##= PYTHON      CPython 3.9, 3.10 or 3.11 to make it with (the first one found)
@@ -31,7 +35,8 @@ PYTHON ?=
 PYPI_INDEX ?= https://pypi.org/simple
 
 # What the user gives is text and not Make: a $ in a prompt stays a $.
-$(foreach v,RECIPE SET SHARD SAMPLE HTML PROMPT MODEL VENV PYTHON PYPI_INDEX,$(eval override $v := $$(value $v)))
+variables := RECIPE SET SHARD SAMPLE HTML PROMPT MODEL SIZE DATA_DIR VENV PYTHON PYPI_INDEX
+$(foreach v,$(variables),$(eval override $v := $$(value $v)))
 export PROMPT VENV PYTHON PYPI_INDEX
 
 quote = '$(subst ','\'',$1)'
@@ -45,7 +50,7 @@ options = --recipe $(call quote,$(RECIPE)) $(sets)
 help: ## this list
 	@awk '/^##@ / { printf "\n%s\n", substr($$0, 5) } \
 	     /^##= / { print "  " substr($$0, 5) } \
-	     /^[a-z]+:.* ## / { name = $$0; sub(/:.*/, "", name); sub(/^.* ## /, ""); printf "  make %-12s%s\n", name, $$0 }' Makefile
+	     /^[a-z-]+:.* ## / { name = $$0; sub(/:.*/, "", name); sub(/^.* ## /, ""); printf "  make %-12s%s\n", name, $$0 }' Makefile
 
 setup: env ## make or update the Python environment (the other targets do so by themselves)
 	@echo 'Ready:' $(call quote,$(VENV))
@@ -71,6 +76,12 @@ preview: env ## what training will see: numbers and samples, token by token, her
 
 chat: env ## talk to the exported model; with PROMPT="…" one answer
 	@$(bin)openpangu-sft chat $(options) $(call given,MODEL,model) $${PROMPT:+"--prompt=$$PROMPT"}
+
+##@ Benchmarks
+.PHONY: bench-data
+# what is measured, and more options: docs/benchmarks.md
+bench-data: env ## preprocessing against its limit and against the published way
+	@$(bin)python -m benchmarks.data --size $(call quote,$(SIZE)) --data-dir $(call quote,$(DATA_DIR))
 
 ##@ Development
 .PHONY: test lint fmt lock clean
@@ -105,7 +116,7 @@ lock: env ## re-make locks/ from pyproject.toml
 
 clean: ## remove what the demo, the tests and the tools wrote (not the environment)
 	@rm -rf .cache/demo .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist src/*.egg-info
-	@find src tests scripts -name __pycache__ -prune -exec rm -rf {} +
+	@find src tests scripts benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 .PHONY: env
 setup_script := scripts/setup.sh

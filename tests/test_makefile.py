@@ -11,7 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 STAGES = ["format", "preprocess", "merge", "convert", "sft", "export"]
-TARGETS = [*STAGES, "help", "setup", "demo", "preview", "chat", "test", "lint", "fmt", "lock", "clean"]
+TARGETS = [*STAGES, "help", "setup", "demo", "preview", "chat", "test", "lint", "fmt", "lock", "clean", "bench-data"]
+VARIABLES = "RECIPE SET SHARD SAMPLE HTML PROMPT MODEL SIZE DATA_DIR VENV PYTHON PYPI_INDEX".split()
 AWKWARD = 'it\'s "50% off": $HOME $(id) ${x} `id` \\ #1 --set; 你好，世界'
 
 
@@ -51,7 +52,7 @@ def test_help_is_the_default_and_names_every_target(make: Make) -> None:
     assert shown == make("help").stdout
     for target in TARGETS:
         assert f"  make {target} " in shown
-    for variable in ("RECIPE", "SET", "SAMPLE", "HTML", "PROMPT", "MODEL", "VENV", "PYTHON", "PYPI_INDEX"):
+    for variable in VARIABLES:
         assert f"\n  {variable} " in shown
 
 
@@ -60,6 +61,14 @@ def test_stage(make: Make, stage: str) -> None:
     done = make(stage)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert make.called_with() == [stage, "--recipe", "recipes/openpangu-1b.yaml"]
+
+
+def test_a_part_of_the_inputs_is_for_preprocess_alone(make: Make) -> None:
+    make("preprocess", "SHARD=3/16")
+    assert make.called_with() == ["preprocess", "--recipe", "recipes/openpangu-1b.yaml", "--shard=3/16"]
+    make.calls.unlink()
+    make("merge", "SHARD=3/16")
+    assert make.called_with() == ["merge", "--recipe", "recipes/openpangu-1b.yaml"]
 
 
 def test_settings_are_shown_one_by_one(make: Make) -> None:
@@ -111,6 +120,15 @@ def test_demo_has_its_own_recipe(make: Make) -> None:
         assert make.called_with() == ["demo", "--recipe", recipe, "--set", "a=1"]
 
 
+def test_bench_data_is_handed_size_and_place(make: Make) -> None:
+    python = make.directory / "the venv/bin/python"
+    (make.directory / "the venv/bin/openpangu-sft").rename(python)  # notes its arguments just as well
+    for arguments, size, place in ([], "200", "../shared/data"), (["SIZE=0.5", "DATA_DIR=my $x"], "0.5", "my $x"):
+        make.calls.unlink(missing_ok=True)
+        assert make("bench-data", *arguments).returncode == 0
+        assert make.called_with() == ["-m", "benchmarks.data", "--size", size, "--data-dir", place]
+
+
 def test_failure_of_a_stage_is_a_failure(make: Make) -> None:
     done = make("sft", FAKE_EXIT="3")
     assert done.returncode == 2  # GNU make's only code for it; it names the stage's own:
@@ -123,8 +141,9 @@ def test_no_stage_without_its_environment(make: Make) -> None:
 
 
 def test_clean_keeps_the_environment_and_the_models(make: Make) -> None:
-    for name in (".cache/demo", ".cache/openpangu-1b", "src/x.egg-info", "src/a/__pycache__", "tests", "scripts"):
+    whole = ["tests", "scripts", "benchmarks"]
+    for name in (".cache/demo", ".cache/openpangu-1b", "src/x.egg-info", "src/a/__pycache__", *whole):
         (make.directory / name).mkdir(parents=True)
     assert make("clean").returncode == 0
     left = {str(path.relative_to(make.directory)) for path in make.directory.rglob("*") if path.is_dir()}
-    assert left == {".cache", ".cache/openpangu-1b", "src", "src/a", "tests", "scripts", "the venv", "the venv/bin"}
+    assert left == {".cache", ".cache/openpangu-1b", "src", "src/a", *whole, "the venv", "the venv/bin"}

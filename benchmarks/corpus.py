@@ -1,0 +1,157 @@
+"""What the data benchmark reads: real conversations, drawn and joined until they are enough, and a real tokenizer."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from sentencepiece import SentencePieceProcessor
+
+from openpangu_sft.chat_format import END
+from openpangu_sft.errors import UserError
+from openpangu_sft.sample import Message, Sample
+from openpangu_sft.sources import alpaca, sharegpt
+from openpangu_sft.sources.reader import read_records
+
+CONVERTERS = {
+    "alpaca_en_demo.json": alpaca.convert,
+    "alpaca_zh_demo.json": alpaca.convert,
+    "glaive_toolcall_zh_demo.json": sharegpt.convert,
+    "identity.json": alpaca.convert,
+}
+MODEL = "internlm_v7_sft.model"
+UNUSED = "<TOKENS_UNUSED_"
+CONTROL_TOKENS = [f"[unused{number}]" for number in range(34)]
+PARTS = 4
+MOST_JOINED = 4
+
+MESSAGE_ROOM = 8
+"""Most tokens that the format puts around a text, its header included."""
+NUMBER_ROOM = 16
+"""Most tokens of a number behind a question."""
+
+
+class Corpus(NamedTuple):
+    """How much was written."""
+
+    conversations: int
+    jsonl_bytes: int
+    text_bytes: int
+
+
+class Drawn(NamedTuple):
+    """A real conversation and the most tokens that it can become."""
+
+    sample: Sample
+    tokens: int
+
+
+def require_data(directory: Path) -> None:
+    """Raises `UserError` unless the conversations and the SentencePiece model are there."""
+    for name in (*CONVERTERS, MODEL):
+        if not (directory / name).is_file():
+            remedy = "set DATA_DIR to a directory that holds it: docs/benchmarks.md says where it comes from"
+            raise UserError("no such file", where=directory / name, remedy=remedy)
+
+
+def texts_of(record: dict[str, Any]) -> list[str]:
+    """Every system prompt and message content of a record in a samples file."""
+    return [*record["meta_prompt"], *(message["content"] for message in record["data"])]
+
+
+def write_tokenizer(model: Path, directory: Path) -> None:
+    """Makes a tokenizer of openPangu's kind: its special tokens take ids inside the SentencePiece vocabulary.
+
+    They take those pieces that the model's authors have left unused, which no text becomes: a piece of some text under
+    a special token's id would be a forged turn to the engine, and the conversation would be rejected.
+
+    Raises:
+        UserError: the model does not have enough such pieces.
+    """
+    processor = SentencePieceProcessor(model_file=str(model))
+    free = [number for number in range(len(processor)) if processor.id_to_piece(number).startswith(UNUSED)]
+    if len(free) < len(CONTROL_TOKENS):
+        what = f"has {len(free)} pieces {UNUSED}…>, {len(CONTROL_TOKENS)} are needed"
+        raise UserError(what, where=model, remedy=f"take {MODEL}")
+    added = {0: "<unk>", 1: "<s>", 2: "</s>", **dict(zip(free, CONTROL_TOKENS))}
+    plain = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+    config = {
+        "tokenizer_class": "LlamaTokenizer",
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "added_tokens_decoder": {str(number): {"content": token, **plain} for number, token in added.items()},
+        "bos_token": "<s>",
+        "eos_token": END,
+        "pad_token": "<unk>",
+        "unk_token": "<unk>",
+        "clean_up_tokenization_spaces": False,
+        "legacy": True,
+    }
+    directory.mkdir(parents=True)
+    shutil.copyfile(model, directory / "tokenizer.model")
+    (directory / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")
+
+
+def write_samples(source: Path, directory: Path, size: int, seq_length: int, seed: int) -> Corpus:
+    """Writes samples files; equal arguments give equal files.
+
+    Each line is 1 to 4 real conversations behind one another, under the first one's system prompts, as long as they
+    fit into a pack. The questions are numbered, so that no two lines are equal.
+
+    Args:
+        source: holds the real conversations and the SentencePiece model.
+        directory: where the files go.
+        size: bytes of jsonl.
+        seq_length: tokens of a pack.
+        seed: of the drawing.
+    """
+    known = _real_conversations(source, seq_length)
+    draw = random.Random(seed)
+    conversations = jsonl_bytes = text_bytes = asked = 0
+    directory.mkdir(parents=True)
+    for part in range(1, PARTS + 1):
+        with (directory / f"part-{part}.jsonl").open("wb") as stream:
+            while jsonl_bytes < size * part // PARTS:
+                joined, room = [], seq_length
+                for drawn in draw.choices(known, k=draw.randint(1, MOST_JOINED)):
+                    room -= drawn.tokens
+                    if room >= 0:
+                        joined.append(drawn.sample)
+                sample, asked = _join(joined, asked)
+                record = sample.to_json()
+                jsonl_bytes += stream.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+                text_bytes += sum(len(text.encode()) for text in texts_of(record))
+                conversations += 1
+    return Corpus(conversations, jsonl_bytes, text_bytes)
+
+
+def _real_conversations(source: Path, seq_length: int) -> list[Drawn]:
+    """The conversations that fit into a pack. None of them is bad: the converters would raise."""
+    processor = SentencePieceProcessor(model_file=str(source / MODEL))
+    known: list[Drawn] = []
+    for name, convert in CONVERTERS.items():
+        for raw in read_records(source / name):
+            sample = convert(cast("dict[str, Any]", raw.content))
+            texts = texts_of(sample.to_json())
+            tokens = sum(map(len, processor.encode(texts))) + MESSAGE_ROOM * len(texts)
+            tokens += NUMBER_ROOM * sum(message.role == "user" for message in sample.data)
+            if tokens <= seq_length:
+                known.append(Drawn(sample, tokens))
+    if not known:
+        raise UserError(f"no conversation fits into {seq_length} tokens", where=source, remedy="raise --seq-length")
+    return known
+
+
+def _join(samples: list[Sample], asked: int) -> tuple[Sample, int]:
+    """One conversation of several, its questions numbered on from `asked`; and the number of the last one."""
+    messages: list[Message] = []
+    for message in (message for sample in samples for message in sample.data):
+        content = message.content
+        if message.role == "user":
+            asked += 1
+            content += f" ({asked})"
+        messages.append(Message(message.role, content))
+    return Sample(samples[0].meta_prompt, tuple(messages)), asked
