@@ -9,8 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from openpangu_sft.dataset.indexed import read_rows
-from openpangu_sft.dataset.preprocess import PREFIX
+from openpangu_sft.dataset.indexed import PREFIX, read_rows
 from openpangu_sft.tokenizer import IGNORED
 
 Row = npt.NDArray[np.int32]

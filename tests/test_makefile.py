@@ -12,7 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 STAGES = ["format", "preprocess", "merge", "convert", "sft", "export"]
 TARGETS = [*STAGES, "help", "setup", "demo", "preview", "chat", "test", "lint", "fmt", "lock", "clean", "bench-data"]
-VARIABLES = "RECIPE SET SHARD SAMPLE HTML PROMPT MODEL SIZE DATA_DIR VENV PYTHON PYPI_INDEX".split()
+VARIABLES = ["RECIPE", "SET", "SHARD", "SAMPLE", "HTML", "PROMPT", "MODEL"]
+VARIABLES += ["SIZE", "DATA_DIR", "VENV", "PYTHON", "PYPI_INDEX"]
 AWKWARD = 'it\'s "50% off": $HOME $(id) ${x} `id` \\ #1 --set; 你好，世界'
 
 
@@ -101,7 +102,7 @@ def test_chat_without_a_prompt(make: Make) -> None:
 @pytest.mark.parametrize("prompt", [AWKWARD, "--help", "two\nlines", "three   spaces   "])
 def test_prompt_arrives_as_it_is(make: Make, prompt: str) -> None:
     assert make("chat", f"PROMPT={prompt}", "MODEL=the model").returncode == 0
-    assert make.called_with()[3:] == ["--model", "the model", f"--prompt={prompt}"]
+    assert make.called_with()[3:] == ["--model=the model", f"--prompt={prompt}"]
 
 
 def test_prompt_from_the_environment(make: Make) -> None:

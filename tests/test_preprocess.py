@@ -7,6 +7,8 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,13 +22,15 @@ import numpy as np
 import pytest
 
 from conftest import ROOT, TINY, MakeRecipe, conversation, write_samples
+from openpangu_sft import __version__
 from openpangu_sft.artefact import read_manifest
 from openpangu_sft.chat_format import sample_pieces
 from openpangu_sft.dataset import shard, spans, workers
 from openpangu_sft.dataset.indexed import FIELDS, read_rows
+from openpangu_sft.dataset.merge import run_merge
 from openpangu_sft.dataset.preprocess import run_preprocess
 from openpangu_sft.dataset.workers import ordered_map
-from openpangu_sft.errors import UserError
+from openpangu_sft.errors import UserError, explain_os_error
 from openpangu_sft.recipe import Recipe
 from openpangu_sft.sample import parse_sample
 from openpangu_sft.tokenizer import Tokenizer
@@ -307,6 +311,104 @@ def test_the_longest_sample_fills_a_pack_and_one_token_more_is_too_long(make_rec
     )
 
 
+# --- again, and in parts -----------------------------------------------------------------------------------------
+
+
+def test_what_has_not_changed_is_not_made_again(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe()
+    write_samples(recipe.path("samples") / "a.jsonl", samples(5))
+    write_samples(recipe.path("samples") / "b.jsonl", samples(5))
+    first = run_preprocess(recipe)
+    assert [made for _, _, made in first] == [True, True]
+    before = tree(recipe.path("shards"))
+
+    again = run_preprocess(recipe)
+    assert [made for _, _, made in again] == [False, False]
+    assert [manifest for _, manifest, _ in again] == [manifest for _, manifest, _ in first]
+    assert tree(recipe.path("shards")) == before
+
+    write_samples(recipe.path("samples") / "b.jsonl", samples(6))
+    assert [made for _, _, made in run_preprocess(recipe)] == [False, True]
+    (recipe.path("shards") / "a/data_packed_labels_document.bin").write_bytes(b"")
+    assert [made for _, _, made in run_preprocess(recipe)] == [True, False]
+    for overrides in (["data.seed=7"], ["data.seq_length=256"], ["data.too_long=drop"], ["data.control_tokens=escape"]):
+        assert [made for _, _, made in run_preprocess(make_recipe(*overrides))] == [True, True], overrides
+        assert [made for _, _, made in run_preprocess(make_recipe(*overrides))] == [False, False], overrides
+
+
+@pytest.mark.parametrize("what", ["template", "tokenizer", "version"])
+def test_what_was_made_with_something_else_is_made_again(
+    make_recipe: MakeRecipe, tiny_hf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    shutil.copytree(tiny_hf, tmp_path / "hf")
+    recipe = make_recipe(f"paths.hf={tmp_path}/hf")
+    write_samples(recipe.path("samples") / "a.jsonl", samples(5))
+    run_preprocess(recipe)
+    if what == "template":
+        monkeypatch.setattr("openpangu_sft.dataset.preprocess.TEMPLATE_DIGEST", "another")
+    elif what == "tokenizer":
+        (tmp_path / "hf/special_tokens_map.json").write_text("{}", "utf-8")
+    else:
+        path = recipe.path("shards") / "a/manifest.json"
+        path.write_text(path.read_text("utf-8").replace(__version__, "0.0.1"), "utf-8")
+    assert [made for _, _, made in run_preprocess(recipe)] == [True]
+    assert [made for _, _, made in run_preprocess(recipe)] == [False]
+
+
+def test_parts_in_any_order_give_one_dataset(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe()
+    files = {"a": samples(60), "b": samples(2, 60), "c": samples(40, 62)}
+    for name, records in files.items():
+        write_samples(recipe.path("samples") / f"{name}.jsonl", records)
+    trees = []
+    for order in ((1, 2, 3, 4), (4, 2, 1, 3)):
+        for number in order:
+            for part, _, made in run_preprocess(recipe, number, 4):
+                assert (part.part, made) == (f"{number}/4", not trees)
+        trees.append(tree(recipe.path("shards")))
+        run_merge(recipe)
+        trees.append(tree(recipe.path("dataset")))
+    assert trees[:2] == trees[2:]
+    names = [path.name for path in sorted(recipe.path("shards").iterdir()) if path.name[0] != "."]
+    assert names == ["a.1-of-4", "a.2-of-4", "a.3-of-4", "b", "c.3-of-4", "c.4-of-4"]
+    merged = {field: read_rows(recipe.path("dataset"), "data", field, 128) for field in FIELDS}
+    assert Counter(segments_of(merged, 0)) == expected_segments(recipe, [*files["a"], *files["b"], *files["c"]])
+    assert list(read_manifest(recipe.path("dataset"), "dataset", "").inputs) == names
+
+
+def test_a_missing_part_is_named(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe()
+    write_samples(recipe.path("samples") / "a.jsonl", samples(60))
+    for number in (1, 3):
+        run_preprocess(recipe, number, 3)
+    with pytest.raises(UserError) as caught:
+        run_merge(recipe)
+    expected = f"{recipe.path('shards') / 'a.2-of-3'}: part 2/3 is missing: no such shard"
+    assert str(caught.value) == f"{expected} -> run make preprocess SHARD=2/3"
+
+
+def test_divisions_are_not_mixed(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe()
+    write_samples(recipe.path("samples") / "a.jsonl", samples(60))
+    run_preprocess(recipe)
+    run_preprocess(recipe, 2, 2)
+    with pytest.raises(UserError, match=r"different divisions: a is of 1, a\.2-of-2 is of 2 -> remove"):
+        run_merge(recipe)
+    run_preprocess(recipe, 1, 2)  # the first one clears away what belongs to no part
+    assert run_merge(recipe).counts["packed"] == 60
+    run_preprocess(recipe)
+    assert [path.name for path in recipe.path("shards").iterdir() if path.name[0] != "."] == ["a"]
+
+
+def test_a_bad_line_of_a_later_part_is_named_by_its_place_in_the_file(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe()
+    path = recipe.path("samples") / "a.jsonl"
+    write_samples(path, [*samples(50), {}, *samples(3)])
+    with pytest.raises(UserError) as caught:
+        run_preprocess(recipe, 3, 3)
+    assert str(caught.value).startswith(f"{path}:51: meta_prompt is missing")
+
+
 # --- nothing to read ---------------------------------------------------------------------------------------------
 
 
@@ -458,7 +560,98 @@ def test_an_error_in_the_source_ends_the_workers() -> None:
     assert children() == before
 
 
+# --- no room, no permission, somebody else -----------------------------------------------------------------------
+
+
+def attempt(recipe: Recipe, count: int, *before: str) -> str:
+    """Runs the stage in a process of its own, which must fail with one line; returns it."""
+    shell = [*before, "exec " + shlex.join(command(recipe, count))]
+    finished = subprocess.run(["bash", "-c", " && ".join(shell)], capture_output=True, text=True, env=ENVIRONMENT)
+    assert (finished.returncode, finished.stdout) == (1, "")
+    [line] = [line for line in finished.stderr.splitlines() if not line.startswith(("encoding ", "writing "))]
+    return line
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_no_room(make_recipe: MakeRecipe, count: int) -> None:
+    """A limit on the size of files stands for a full disk: both fail in the middle of a write."""
+    recipe = make_recipe()
+    path = recipe.path("samples") / "a.jsonl"
+    write_samples(path, samples(50))
+    run_preprocess(recipe)
+    before = tree(recipe.path("shards"))
+    write_samples(path, samples(4000))
+    line = attempt(recipe, count, "trap '' XFSZ", "ulimit -f 64")
+    assert line.startswith(f"openpangu-sft: {recipe.path('shards')}/.a.staging/spool/")
+    assert line.endswith("File too large for this disk or its limit (ulimit -f) -> raise the limit or use another disk")
+    assert tree(recipe.path("shards")) == before
+
+
+def test_a_full_disk(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=300k", "none", str(disk)], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"no right to mount a small disk: {mounted.stderr.strip()}")
+    try:
+        recipe = make_recipe(f"paths.shards={disk}/shards")
+        path = recipe.path("samples") / "a.jsonl"
+        write_samples(path, samples(50))
+        run_preprocess(recipe)
+        before = tree(recipe.path("shards"))
+        for count in (4000, 600):  # no room for the spool, or none for the rows
+            write_samples(path, samples(count))
+            with pytest.raises(OSError, match="No space left") as caught:
+                run_preprocess(recipe)
+            said = str(explain_os_error(caught.value))
+            assert said.startswith(f"{disk}/shards/.a.staging/")
+            assert said.endswith("no room left on the disk -> free some space, then run the stage again")
+            assert tree(recipe.path("shards")) == before
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_no_permission(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = make_recipe()
+    write_samples(recipe.path("samples") / "a.jsonl", samples(5))
+    run_preprocess(recipe)
+    before = tree(recipe.path("shards"))
+    write_samples(recipe.path("samples") / "a.jsonl", samples(6))
+    if os.geteuid():
+        recipe.path("shards").chmod(0o500)
+        undo, said = [], "no permission -> check the owner and mode of this path"
+    else:  # root may write everywhere but where a file system is mounted read-only
+        shards = str(recipe.path("shards"))
+        for options in (["--bind"], ["-o", "remount,bind,ro"]):
+            mounted = subprocess.run(["mount", *options, shards, shards], capture_output=True, text=True)
+            if mounted.returncode:
+                pytest.skip(f"no right to mount: {mounted.stderr.strip()}")
+        undo, said = ["umount", shards], "this file system is read-only -> choose another path in the recipe, or mount"
+    try:
+        assert said in attempt(recipe, 1)
+    finally:
+        if undo:
+            subprocess.run(undo, check=True)
+        recipe.path("shards").chmod(0o700)
+    assert tree(recipe.path("shards")) == before
+
+
+def test_another_run_on_the_same_output(much: Recipe) -> None:
+    running = start(much, 2)
+    line = attempt(much, 2)
+    where = much.path("shards") / "a"
+    assert line == f"openpangu-sft: {where}: another run is writing here -> wait for it or choose another path"
+    assert running.poll() is None
+    os.killpg(running.pid, signal.SIGINT)
+    running.communicate(timeout=20)
+
+
 # --- killed and interrupted, for real ----------------------------------------------------------------------------
+
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
 
 
 def command(recipe: Recipe, count: int) -> list[str]:
@@ -478,20 +671,21 @@ def in_group(group: int) -> list[int]:
     return found
 
 
-def start(recipe: Recipe, count: int) -> subprocess.Popen[str]:
+def start(recipe: Recipe, count: int, must_live: bool = True) -> subprocess.Popen[str]:
     """Begins a run in a process group of its own; returns once it has encoded something and its workers work."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
     running = subprocess.Popen(
         command(recipe, count),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=environment,
+        env=ENVIRONMENT,
         text=True,
         start_new_session=True,
     )
     spool = recipe.path("shards") / ".a.staging/spool"
     until = time.monotonic() + 60
     while not (any(file.stat().st_size for file in spool.glob("*")) and len(in_group(running.pid)) == count + 1):
+        if running.poll() is not None and not must_live:
+            break
         assert running.poll() is None, running.communicate()
         assert time.monotonic() < until
         time.sleep(0.01)
@@ -534,6 +728,27 @@ def test_kill_in_the_middle_leaves_no_process_and_no_half_result(make_recipe: Ma
     undisturbed = make_recipe(f"paths.shards={recipe.path('shards')}2")
     run_preprocess(undisturbed)
     assert tree(undisturbed.path("shards")) == after_the_kill
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.02, 0.05, 0.1, 0.2, 0.4])
+def test_killed_at_any_moment_and_run_again_it_is_as_if_undisturbed(make_recipe: MakeRecipe, moment: float) -> None:
+    """The whole process group is killed some time after the first samples are in the spool, twice."""
+    recipe = make_recipe()
+    write_samples(recipe.path("samples") / "a.jsonl", samples(1500))
+    write_samples(recipe.path("samples") / "b.jsonl", samples(300))
+    undisturbed = make_recipe(f"paths.shards={recipe.path('shards')}2")
+    run_preprocess(undisturbed)
+    for _ in range(2):
+        running = start(recipe, 2, must_live=False)
+        time.sleep(moment)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGKILL)
+        running.wait()
+        for name in ("a", "b"):
+            if (recipe.path("shards") / name).exists():
+                read_manifest(recipe.path("shards") / name, "shard", "")
+    run_preprocess(recipe)
+    assert tree(recipe.path("shards")) == tree(undisturbed.path("shards"))
 
 
 def test_ctrl_c_is_one_line(much: Recipe) -> None:

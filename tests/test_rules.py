@@ -39,12 +39,16 @@ LONG = json.dumps(
     {"meta_prompt": [""], "data": [*turns("user"), {"role": "assistant", "content": "a " * 200}]}
 ).encode()
 
+FORGES = "which could forge a turn: take it out, or set data.control_tokens=escape"
+
 RULES = {
     "byte-order-mark": Rule("a byte order mark at the beginning of the file", b"\xef\xbb\xbf" + GOOD, ""),
     "crlf": Rule("CRLF at the end of a line", GOOD + b"\r", ""),
     "blank": Rule("blank lines", b"  \r\n\n" + GOOD, ""),
     "not-utf8": Rule("valid UTF-8", b'{"a": "\xff"}', "not UTF-8: byte 0xff at byte 8 of the line"),
-    "not-json": Rule("valid JSON", b"{broken", "not valid JSON: Expecting property name enclosed in double quotes (column 2)"),
+    "not-json": Rule(
+        "valid JSON", b"{broken", "not valid JSON: Expecting property name enclosed in double quotes (column 2)"
+    ),
     "nan": Rule("only numbers that JSON knows", b'{"a": NaN}', "number that JSON does not know: NaN"),
     "nested": Rule("not nested without end", b"[" * 100000, "nested too deeply"),
     "array": Rule(
@@ -58,7 +62,9 @@ RULES = {
     ),
     "null-meta-prompt": Rule("and is not null", sample(meta_prompt=None), "meta_prompt is null, not a list of texts"),
     "text-meta-prompt": Rule("a text as well as a list of texts, mixed in one file", sample(meta_prompt="简短"), ""),
-    "mixed-meta-prompt": Rule("with nothing but texts in it", sample(meta_prompt=["a", 1]), "meta_prompt 2 is a number, not a text"),
+    "mixed-meta-prompt": Rule(
+        "with nothing but texts in it", sample(meta_prompt=["a", 1]), "meta_prompt 2 is a number, not a text"
+    ),
     "empty-meta-prompt": Rule(
         "not an empty list: chat always writes a system header",
         sample(meta_prompt=[]),
@@ -67,7 +73,9 @@ RULES = {
     "no-data": Rule("`data` is there", sample(data=...), "data is missing"),
     "null-data": Rule("and is not null", sample(data=None), "data is null, not a list of messages"),
     "no-messages": Rule("and not empty", sample(data=[]), "data has no messages"),
-    "no-message": Rule("messages are objects", sample(data=["好"]), "message 1 is a text, not an object with role and content"),
+    "no-message": Rule(
+        "messages are objects", sample(data=["好"]), "message 1 is a text, not an object with role and content"
+    ),
     "no-role": Rule("with a role", sample(data=[{"content": "好"}]), "role of message 1 is missing, not a text"),
     "no-content": Rule("and a content", sample(data=[{"role": "user"}]), "content of message 1 is missing, not a text"),
     "null-content": Rule("that is not null", sample(data=content(None)), "content of message 1 is null, not a text"),
@@ -88,7 +96,9 @@ RULES = {
         "message 1 has role system: move its content into meta_prompt",
     ),
     "assistant-first": Rule(
-        "the user comes first", sample(data=turns("assistant", "user", "assistant")), "message 1 (assistant) comes first: expected user"
+        "the user comes first",
+        sample(data=turns("assistant", "user", "assistant")),
+        "message 1 (assistant) comes first: expected user",
     ),
     "tool-first": Rule(
         "a tool follows an assistant or a tool",
@@ -99,7 +109,9 @@ RULES = {
         "and never begins", sample(data=turns("tool", "assistant")), "message 1 (tool) comes first: expected user"
     ),
     "user-twice": Rule(
-        "nobody speaks twice", sample(data=turns("user", "user", "assistant")), "message 2 (user) follows user: expected assistant"
+        "nobody speaks twice",
+        sample(data=turns("user", "user", "assistant")),
+        "message 2 (user) follows user: expected assistant",
     ),
     "assistant-twice": Rule(
         "the assistant neither",
@@ -107,7 +119,9 @@ RULES = {
         "message 3 (assistant) follows assistant: expected user or tool",
     ),
     "tools-twice": Rule(
-        "several tools may answer one after another", sample(data=turns("user", "assistant", "tool", "tool", "assistant")), ""
+        "several tools may answer one after another",
+        sample(data=turns("user", "assistant", "tool", "tool", "assistant")),
+        "",
     ),
     "odd-last": Rule(
         "the last message is the assistant's",
@@ -122,24 +136,24 @@ RULES = {
     "start-token": Rule(
         "no start token in a content",
         sample(data=content("a[unused9]助手：b")),
-        "message 1 holds the control token [unused9], which could forge a turn: take it out, or set data.control_tokens=escape",
+        f"message 1 holds the control token [unused9], {FORGES}",
     ),
     "end-token": Rule(
         "no end token",
         sample(data=content("a[unused10]b")),
-        "message 1 holds the control token [unused10], which could forge a turn: take it out, or set data.control_tokens=escape",
+        f"message 1 holds the control token [unused10], {FORGES}",
     ),
     "other-token": Rule(
         "nor any other added token of the tokenizer",
         sample(meta_prompt=["<s>"]),
-        "meta_prompt holds the control token <s>, which could forge a turn: take it out, or set data.control_tokens=escape",
+        f"meta_prompt holds the control token <s>, {FORGES}",
     ),
     "too-long": Rule(
         "not longer than `data.seq_length`",
         LONG,
         "221 tokens, above data.seq_length 128: shorten it, or set data.too_long",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", [name for name, rule in RULES.items() if rule.message])

@@ -22,6 +22,8 @@ HEADER = struct.Struct("<9sQBQQ")
 PREFIX = "data"
 """Of the files in a shard and in a dataset: Megatron's --data-path is directory/data."""
 
+Ids = npt.NDArray[np.int32]
+
 FIELDS = ("input_ids", "attention_mask", "labels")
 
 

@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from openpangu_sft.chat_format import HEADERS
+from openpangu_sft.dataset.indexed import Ids
 from openpangu_sft.errors import UserError
-from openpangu_sft.tokenizer import Ids, Tokenizer
+from openpangu_sft.tokenizer import Tokenizer
 
 ROLES = (*HEADERS, "unknown")
 """Roles in the order in which they are counted; the last one is a turn that begins with no header."""

@@ -8,10 +8,11 @@ from typing import Optional
 
 import numpy as np
 
+from openpangu_sft.dataset.indexed import Ids
 from openpangu_sft.dataset.statistics import Rows, Statistics
 from openpangu_sft.dataset.turns import ROLES, Pieces, TurnRoles, byte_of, following_ids
 from openpangu_sft.errors import printable
-from openpangu_sft.tokenizer import IGNORED, Ids, Tokenizer
+from openpangu_sft.tokenizer import IGNORED, Tokenizer
 
 NEWLINE, SPACE = "↵", "·"
 

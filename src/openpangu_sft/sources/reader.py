@@ -118,7 +118,9 @@ def record_of_line(line: bytes, number: int, position: int, first: bool) -> Opti
         reason = f"not UTF-8: byte 0x{line[error.start]:02x} at byte {error.start + 1} of the line"
         if error.reason == "unexpected end of data" and not line.endswith(b"\n"):
             reason = "the last line is cut off, inside a character"
-        return RawRecord(place, position, unreadable=reason, text=line.decode("utf-8", "backslashreplace").rstrip("\r\n"))
+        return RawRecord(
+            place, position, unreadable=reason, text=line.decode("utf-8", "backslashreplace").rstrip("\r\n")
+        )
     if not line.strip():
         return None
     try:
