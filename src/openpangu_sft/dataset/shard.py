@@ -65,23 +65,22 @@ def write_shard(recipe: Recipe, tokenizer: Tokenizer, span: Span, staging: Path)
     Raises:
         UserError: a bad sample (unless data.on_bad_sample is skip), or no sample is left.
     """
-    spool = Spool(staging / "spool")
-    counts = _encode(recipe, tokenizer, span, spool, staging / REJECTS)
-    lengths = spool.finish()
-    if not lengths.size:
-        if not counts["read"]:
-            raise UserError("holds no records", where=span.file, remedy="fill it, or move it away")
-        raise UserError("no sample is left to train on", where=span.file, remedy="look at the data")
-    plan = plan_packs(lengths, recipe.data.seq_length, recipe.data.seed)
-    writer = PackedWriter(staging, PREFIX, len(plan), recipe.data.seq_length)
-    rows = _Rows(recipe.data.seq_length, tokenizer.pad_id, spool, lengths, plan, writer)
-    step = max(1, VALUES_AT_ONCE // recipe.data.seq_length)
-    blocks = [range(begin, min(begin + step, len(plan))) for begin in range(0, len(plan), step)]
-    written = ordered_map(rows, blocks, min(recipe.data.workers, len(blocks)))
-    with progress(f"writing {escape(span.file.name)}", len(plan)) as advance, contextlib.closing(written):
-        for block in written:
-            advance(len(block), "")
-    spool.remove()
+    with Spool(staging / "spool") as spool:
+        counts = _encode(recipe, tokenizer, span, spool, staging / REJECTS)
+        lengths = spool.finish()
+        if not lengths.size:
+            if not counts["read"]:
+                raise UserError("holds no records", where=span.file, remedy="fill it, or move it away")
+            raise UserError("no sample is left to train on", where=span.file, remedy="look at the data")
+        plan = plan_packs(lengths, recipe.data.seq_length, recipe.data.seed)
+        writer = PackedWriter(staging, PREFIX, len(plan), recipe.data.seq_length)
+        rows = _Rows(recipe.data.seq_length, tokenizer.pad_id, spool, lengths, plan, writer)
+        step = max(1, VALUES_AT_ONCE // recipe.data.seq_length)
+        blocks = [range(begin, min(begin + step, len(plan))) for begin in range(0, len(plan), step)]
+        written = ordered_map(rows, blocks, min(recipe.data.workers, len(blocks)))
+        with progress(f"writing {escape(span.file.name)}", len(plan)) as advance, contextlib.closing(written):
+            for block in written:
+                advance(len(block), "")
     return {**counts, "packs": len(plan), "tokens": int(lengths.sum(dtype=np.int64))}
 
 

@@ -37,14 +37,17 @@ class Stretch(NamedTuple):
 class Spool:
     """A directory of files with the marked tokens of samples; int32, nothing between them.
 
+    To be used in a `with` block, which removes it in the end.
+
     Args:
-        directory: is made, and removed in the end.
+        directory: is made.
     """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         directory.mkdir()
         self._stretches: list[Stretch] = []
+        self._descriptors: list[int] = []
 
     def write(self, samples: Sequence[npt.NDArray[np.int32]]) -> Stretch:
         """Appends samples to the file of this process."""
@@ -85,8 +88,10 @@ class Spool:
         count = os.preadv(descriptor, [into.data.cast("B")], begin)
         assert count == ITEM * len(into), "the spool was cut short"
 
-    def remove(self) -> None:
-        """Deletes all files."""
+    def __enter__(self) -> Spool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         for descriptor in self._descriptors:
             os.close(descriptor)
-        shutil.rmtree(self._directory)
+        shutil.rmtree(self._directory, ignore_errors=True)
