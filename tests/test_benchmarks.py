@@ -16,11 +16,8 @@ from benchmarks.agreement import read_segments
 from benchmarks.corpus import CONVERTERS, MODEL, Corpus, texts_of, write_samples
 from benchmarks.packing import best_fit_packs
 from benchmarks.raw import deal
-from conftest import ROOT, SHARED
-from openpangu_sft.dataset.indexed import PackedWriter
-from openpangu_sft.dataset.preprocess import PREFIX
+from conftest import ROOT, SHARED, write_packs
 from openpangu_sft.sample import parse_sample
-from openpangu_sft.tokenizer import IGNORED
 
 DATA = SHARED / "data"
 
@@ -84,10 +81,8 @@ def test_segments_agree_in_any_order_and_only_if_all_are_the_same(tmp_path: Path
 
     def written(name: str, *packs: list[tuple[list[int], list[int]]]) -> Path:
         (tmp_path / name).mkdir()
-        writer = PackedWriter(tmp_path / name, PREFIX, 8, 0)
-        for pack in packs:
-            writer.write([(np.array(ids, np.int32), np.array(labels, np.int32)) for ids, labels in pack], IGNORED)
-        writer.close()
+        arrays = [[(np.array(ids, np.int32), np.array(labels, np.int32)) for ids, labels in pack] for pack in packs]
+        write_packs(tmp_path / name, arrays, 8, pad_id=0)
         return tmp_path / name
 
     numbered = read_segments(written("a", [one, two], [one]), 8)

@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 import pytest
@@ -16,8 +16,8 @@ from rich.console import Console
 
 from conftest import MakeRecipe, conversation, write_samples
 from openpangu_sft.artefact import MANIFEST, read_manifest
-from openpangu_sft.chat_format import sample_pieces
 from openpangu_sft.dataset import statistics
+from openpangu_sft.dataset.encode import Limits, encode_samples, input_ids_of, labels_of
 from openpangu_sft.dataset.indexed import field_path
 from openpangu_sft.dataset.merge import run_merge
 from openpangu_sft.dataset.preprocess import run_preprocess
@@ -31,7 +31,7 @@ from openpangu_sft.preview.terminal import show
 from openpangu_sft.recipe import Recipe
 from openpangu_sft.sample import parse_sample
 from openpangu_sft.sft.data import segment_bounds
-from openpangu_sft.tokenizer import IGNORED, Encoded, Tokenizer
+from openpangu_sft.tokenizer import IGNORED, Tokenizer
 
 HOSTILE = '<script>document.documentElement.dataset.acted = "yes"</script><img src=x onerror="acted()">'
 ESCAPES = "\x1b[31mred\x1b[0m \x07 \u202eevil [bold]markup[/bold]"
@@ -73,8 +73,16 @@ def tokenizer(tiny_hf: Path) -> Tokenizer:
     return Tokenizer(tiny_hf, trust_remote_code=False)
 
 
-def encoded(tokenizer: Tokenizer) -> list[Encoded]:
-    return [tokenizer.encode(sample_pieces(parse_sample(sample))) for sample in SAMPLES]
+class Row(NamedTuple):
+    input_ids: np.ndarray
+    labels: np.ndarray
+
+
+def encoded(tokenizer: Tokenizer) -> list[Row]:
+    """The samples, each one alone."""
+    parsed = [parse_sample(sample) for sample in SAMPLES]
+    outcomes = encode_samples(parsed, tokenizer, Limits(160, "refuse", "refuse"))
+    return [Row(input_ids_of(outcome.marked), labels_of(outcome.marked)) for outcome in outcomes]  # type: ignore[union-attr]
 
 
 def reader_of(recipe: Recipe, tokenizer: Tokenizer) -> SegmentReader:
