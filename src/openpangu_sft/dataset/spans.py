@@ -11,7 +11,7 @@ from typing import NamedTuple, Optional
 from openpangu_sft.errors import UserError
 from openpangu_sft.sources.reader import RawRecord, record_of_line
 
-LARGEST, SMALLEST = 1 << 20, 1 << 16
+LARGEST, SMALLEST = 1 << 19, 1 << 16
 """Bytes of the spans that processes work on, one after another."""
 
 SPANS_PER_WORKER = 4
