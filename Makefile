@@ -17,6 +17,8 @@ SET ?=
 PROMPT ?=
 ##= MODEL       for chat: another checkpoint than the exported one
 MODEL ?=
+##= DATASET     for inspect: a directory or a path prefix (the recipe's dataset)
+DATASET ?=
 ##= VENV        the Python environment (.venv)
 VENV ?= .venv
 ##= PYTHON      CPython 3.9, 3.10 or 3.11 to make it with (the first one found)
@@ -25,7 +27,7 @@ PYTHON ?=
 PYPI_INDEX ?= https://pypi.org/simple
 
 # What the user gives is text and not Make: a $ in a prompt stays a $.
-$(foreach v,RECIPE SET PROMPT MODEL VENV PYTHON PYPI_INDEX,$(eval override $v := $$(value $v)))
+$(foreach v,RECIPE SET PROMPT MODEL DATASET VENV PYTHON PYPI_INDEX,$(eval override $v := $$(value $v)))
 export PROMPT VENV PYTHON PYPI_INDEX
 
 quote = '$(subst ','\'',$1)'
@@ -60,6 +62,11 @@ $(stages):
 
 chat: env ## talk to the exported model; with PROMPT="…" one answer
 	@$(bin)openpangu-sft chat $(options) $(if $(MODEL),--model $(call quote,$(MODEL))) $${PROMPT:+"--prompt=$$PROMPT"}
+
+##@ Beside the stages
+.PHONY: inspect
+inspect: env ## check a packed dataset, this project's or MindSpeed-LLM's: DATASET=/cache/finetune_dataset/demo_data
+	@$(bin)openpangu-sft inspect $(options) $(if $(DATASET),-- $(call quote,$(DATASET)))
 
 ##@ Development
 .PHONY: test lint fmt lock clean

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 STAGES = ["format", "preprocess", "merge", "convert", "sft", "export"]
-TARGETS = [*STAGES, "help", "setup", "demo", "chat", "test", "lint", "fmt", "lock", "clean"]
+TARGETS = [*STAGES, "help", "setup", "demo", "chat", "inspect", "test", "lint", "fmt", "lock", "clean"]
 AWKWARD = 'it\'s "50% off": $HOME $(id) ${x} `id` \\ #1 --set; 你好，世界'
 
 
@@ -51,7 +51,7 @@ def test_help_is_the_default_and_names_every_target(make: Make) -> None:
     assert shown == make("help").stdout
     for target in TARGETS:
         assert f"  make {target} " in shown
-    for variable in ("RECIPE", "SET", "PROMPT", "MODEL", "VENV", "PYTHON", "PYPI_INDEX"):
+    for variable in ("RECIPE", "SET", "PROMPT", "MODEL", "DATASET", "VENV", "PYTHON", "PYPI_INDEX"):
         assert f"\n  {variable} " in shown
 
 
@@ -88,6 +88,18 @@ def test_prompt_arrives_as_it_is(make: Make, prompt: str) -> None:
 def test_prompt_from_the_environment(make: Make) -> None:
     assert make("chat", PROMPT=AWKWARD).returncode == 0
     assert make.called_with()[-1] == f"--prompt={AWKWARD}"
+
+
+@pytest.mark.parametrize("dataset", ["/cache/finetune_dataset/demo_data", AWKWARD, "--help", "two  spaces "])
+def test_dataset_arrives_as_it_is(make: Make, dataset: str) -> None:
+    assert make("inspect", f"DATASET={dataset}", "SET=data.seq_length=64").returncode == 0
+    expected = ["inspect", "--recipe", "recipes/openpangu-1b.yaml", "--set", "data.seq_length=64", "--", dataset]
+    assert make.called_with() == expected
+
+
+def test_inspect_without_a_dataset(make: Make) -> None:
+    assert make("inspect").returncode == 0
+    assert make.called_with() == ["inspect", "--recipe", "recipes/openpangu-1b.yaml"]
 
 
 def test_demo_has_its_own_recipe(make: Make) -> None:
