@@ -392,17 +392,17 @@ def test_rows_that_were_not_padded(
     monkeypatch.setattr(inspection, "BLOCK_TOKENS", block)
     padded = sound_rows()
     ends = [16 - row.count(0) for row in padded["attention_mask"]]
-    rows = {field: [*(row[:end] for row, end in zip(padded[field], ends)), []] for field in FIELDS}
+    rows = {field: [[], *(row[:end] for row, end in zip(padded[field], ends))] for field in FIELDS}
     prefix = write_dataset(tmp_path, rows)
     report = run_inspect(make_recipe("data.seq_length=16"), prefix)
     (said,) = findings(report)
     assert (
-        "3 of 4 rows, first row 0: 13 tokens, the recipe has data.seq_length = 16; every row must have as many" in said
+        "3 of 4 rows, first row 0: 0 tokens, the recipe has data.seq_length = 16; every row must have as many" in said
     )
     figures = ("seq_length", "rows", "tokens", "segments", "longest segment", "packs full")
     assert [report.figures[name] for name in figures] == ["0 to 16", "4", "41", "6", "16", "100.0%"]
     patch_value(Path(f"{prefix}_packed_labels_document.bin"), 13 + 16 + 5, 77)
-    assert "1 of 4 rows, first row 2, column 5: label 77 is neither" in findings(run_inspect(make_recipe(), prefix))[1]
+    assert "1 of 4 rows, first row 3, column 5: label 77 is neither" in findings(run_inspect(make_recipe(), prefix))[1]
 
 
 def test_a_manifest_with_another_length(recipe: Recipe) -> None:
@@ -498,6 +498,29 @@ def test_a_dataset_of_the_published_handler(
     assert report.figures["tokens"] == "41"
     assert report.figures["tokens trained"] == "70.7%"
     assert report.figures["segments"] == "unknown: attention_mask holds no segment numbers"
+
+
+def test_padding_of_the_published_handler(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    """What is padding has to be guessed there: the row's last id, where it is not trained."""
+    rows = published_rows()
+    rows["labels"][1][15] = -100  # a full row that ends untrained
+    for field, values in {"input_ids": 9, "labels": 9, "attention_mask": 9}.items():
+        rows[field][2][12:15] = [values] * 3  # a row with one token of padding
+    for field, value in zip(FIELDS, (0, 0, -100)):
+        rows[field][0][1] = value  # an unknown token, which has the id of padding
+    report = run_inspect(make_recipe("data.seq_length=16"), write_dataset(tmp_path, rows))
+    assert [line.endswith(f"3 of 3 rows, first row 0: holds token ids{UNNUMBERED}") for line in findings(report)] == [
+        True
+    ]
+    assert report.figures["tokens"] == str(13 + 16 + 15)
+
+
+def test_a_row_of_one_token_id_is_not_taken_for_the_published_handlers(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    rows = sound_rows()
+    rows["input_ids"][1], rows["labels"][1], rows["attention_mask"][1] = [5] * 16, [-100] * 16, [0, 1] * 8
+    first, second = foreign(make_recipe, write_dataset(tmp_path, rows))
+    assert "first row 1, column 1: segment number 1 after padding (0)" in first
+    assert "first row 1: no trained token" in second
 
 
 def test_ones_and_zeros(make_recipe: MakeRecipe, tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ class PackedRules:
         breach.rows += without.size
 
     def _count_segments(self, block: Block, trained: Flags) -> None:
-        mask = block.mask.astype(np.int64)  # differences of the widest values
+        mask = block.mask
         before = np.roll(mask, 1)
         begins = np.zeros(len(mask), bool)
         begins[block.starts] = True
