@@ -610,13 +610,28 @@ def test_files_that_a_manifest_lists(recipe: Recipe) -> None:
         content["version"] = "[/]"  # markup
 
     edit_manifest(recipe, edit)
-    said = [line.split(" -> ")[0] for line in findings(run_inspect(recipe))]
+    report = run_inspect(recipe)
+    assert report.figures["made by"] == "openpangu-sft \\[/] (dataset)"
+    said = [line.split(" -> ")[0] for line in findings(report)]
     size = (directory / LABELS_INDEX).stat().st_size
     assert said == [
         f"{directory}/manifest.json: does not list {LABELS}",
         f"{directory}/rejects.jsonl: is missing",
         f"{directory}/{LABELS_INDEX}: {size} bytes, the manifest has {size + 1}",
     ]
+
+
+def test_a_manifest_is_of_its_own_dataset_only(recipe: Recipe, make_recipe: MakeRecipe) -> None:
+    prefix = write_dataset(recipe.path("dataset"), sound_rows())
+    assert foreign(make_recipe, prefix) == []
+    assert findings(run_inspect(recipe)) == []
+
+
+def test_rows_of_any_length_beside_a_manifest_without_one(recipe: Recipe) -> None:
+    rows = {field: [row[:at] for row, at in zip(sound_rows()[field], (12, 16, 11))] for field in FIELDS}
+    write_dataset(recipe.path("dataset"), rows, "data")
+    edit_manifest(recipe, lambda content: content["settings"].update({"data.seq_length": "128"}))
+    assert "3 of 3 rows, first row 0: 12 tokens, the manifest has" in findings(run_inspect(recipe))[0]
 
 
 # Anything
@@ -633,9 +648,9 @@ def breaks_a_rule(rows: Rows, vocab_size: int) -> bool:
         content = len(numbers)
         while content and numbers[content - 1] == 0:
             content -= 1
-        if sorted(numbers[:content]) != numbers[:content] or numbers[:1] not in ([1], [0]):
+        if sorted(numbers[:content]) != numbers[:content] or numbers[0] != min(content, 1):
             return True
-        if set(numbers[:content]) != set(range(1, max(numbers) + 1)):
+        if len(set(numbers[:content])) != max(numbers):
             return True
         if set(labels[content:]) - {-100} or len(set(ids[content:])) > 1 or set(labels[1:]) <= {-100}:
             return True
