@@ -19,6 +19,8 @@ SHARD ?=
 SAMPLE ?=
 ##= HTML        for preview: where its page goes (preview.html in paths.cache)
 HTML ?=
+##= DATASET     for inspect: a directory or a path prefix (the recipe's dataset)
+DATASET ?=
 ##= PROMPT      for chat: the one question to answer
 PROMPT ?=
 ##= MODEL       for chat: another checkpoint than the exported one
@@ -35,7 +37,7 @@ PYTHON ?=
 PYPI_INDEX ?= https://pypi.org/simple
 
 # What the user gives is text and not Make: a $ in a prompt stays a $.
-variables := RECIPE SET SHARD SAMPLE HTML PROMPT MODEL SIZE DATA_DIR VENV PYTHON PYPI_INDEX
+variables := RECIPE SET SHARD SAMPLE HTML DATASET PROMPT MODEL SIZE DATA_DIR VENV PYTHON PYPI_INDEX
 $(foreach v,$(variables),$(eval override $v := $$(value $v)))
 export PROMPT VENV PYTHON PYPI_INDEX
 
@@ -71,11 +73,16 @@ $(stages):
 	@$(bin)openpangu-sft $@ $(options) $(more)
 preprocess: more = $(call given,SHARD,shard)
 
+chat: env ## talk to the exported model; with PROMPT="…" one answer
+	@$(bin)openpangu-sft chat $(options) $(call given,MODEL,model) $${PROMPT:+"--prompt=$$PROMPT"}
+
+##@ Beside the stages
+.PHONY: preview inspect
 preview: env ## what training will see: numbers and samples, token by token, here and as a page
 	@$(bin)openpangu-sft preview $(options) $(call given,SAMPLE,sample) $(call given,HTML,html)
 
-chat: env ## talk to the exported model; with PROMPT="…" one answer
-	@$(bin)openpangu-sft chat $(options) $(call given,MODEL,model) $${PROMPT:+"--prompt=$$PROMPT"}
+inspect: env ## check a packed dataset, this project's or MindSpeed-LLM's
+	@$(bin)openpangu-sft inspect $(options) $(if $(DATASET),-- $(call quote,$(DATASET)))
 
 ##@ Benchmarks
 .PHONY: bench-data

@@ -14,7 +14,7 @@ import pytest
 
 from conftest import ROOT, TINY, conversation, write_samples
 
-STAGES = ["format", "preprocess", "merge", "preview", "convert", "sft", "export", "chat", "demo"]
+STAGES = ["format", "preprocess", "merge", "convert", "sft", "export", "chat", "preview", "inspect", "demo"]
 
 
 def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
@@ -41,7 +41,7 @@ def test_a_mistyped_key_is_one_line_and_exit_code_1(stage: str) -> None:
     assert finished.stderr.strip() == expected
 
 
-@pytest.mark.parametrize("stage", ["format", "preprocess", "merge", "preview", "convert", "sft", "export", "chat"])
+@pytest.mark.parametrize("stage", STAGES[:-1])
 def test_nothing_there_is_one_line_that_names_the_path(stage: str, tmp_path: Path) -> None:
     finished = run(stage, "--recipe", "recipes/demo.yaml", *sets(f"paths.cache={tmp_path}/nowhere"))
     assert finished.returncode == 1

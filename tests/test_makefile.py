@@ -11,8 +11,22 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 STAGES = ["format", "preprocess", "merge", "convert", "sft", "export"]
-TARGETS = [*STAGES, "help", "setup", "demo", "preview", "chat", "test", "lint", "fmt", "lock", "clean", "bench-data"]
-VARIABLES = ["RECIPE", "SET", "SHARD", "SAMPLE", "HTML", "PROMPT", "MODEL"]
+TARGETS = [
+    *STAGES,
+    "help",
+    "setup",
+    "demo",
+    "preview",
+    "inspect",
+    "chat",
+    "test",
+    "lint",
+    "fmt",
+    "lock",
+    "clean",
+    "bench-data",
+]
+VARIABLES = ["RECIPE", "SET", "SHARD", "SAMPLE", "HTML", "DATASET", "PROMPT", "MODEL"]
 VARIABLES += ["SIZE", "DATA_DIR", "VENV", "PYTHON", "PYPI_INDEX"]
 AWKWARD = 'it\'s "50% off": $HOME $(id) ${x} `id` \\ #1 --set; 你好，世界'
 
@@ -108,6 +122,18 @@ def test_prompt_arrives_as_it_is(make: Make, prompt: str) -> None:
 def test_prompt_from_the_environment(make: Make) -> None:
     assert make("chat", PROMPT=AWKWARD).returncode == 0
     assert make.called_with()[-1] == f"--prompt={AWKWARD}"
+
+
+@pytest.mark.parametrize("dataset", ["/cache/finetune_dataset/demo_data", AWKWARD, "--help", "two  spaces "])
+def test_dataset_arrives_as_it_is(make: Make, dataset: str) -> None:
+    assert make("inspect", f"DATASET={dataset}", "SET=data.seq_length=64").returncode == 0
+    expected = ["inspect", "--recipe", "recipes/openpangu-1b.yaml", "--set", "data.seq_length=64", "--", dataset]
+    assert make.called_with() == expected
+
+
+def test_inspect_without_a_dataset(make: Make) -> None:
+    assert make("inspect").returncode == 0
+    assert make.called_with() == ["inspect", "--recipe", "recipes/openpangu-1b.yaml"]
 
 
 def test_demo_has_its_own_recipe(make: Make) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 from filelock import FileLock, Timeout
 
@@ -53,12 +53,13 @@ class Manifest:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def sha256_of(path: Path) -> str:
-    """sha256 of a file's content, as hexadecimal."""
+def sha256_of(path: Path, advance: Callable[[int, str], object] = lambda units, note: None) -> str:
+    """sha256 of a file's content, as hexadecimal; `advance` of a progress is told the bytes read."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):
             digest.update(block)
+            advance(len(block), "")
     return digest.hexdigest()
 
 
@@ -80,7 +81,7 @@ def read_manifest(directory: Path, kind: str, remedy: str) -> Manifest:
     if not path.is_file():
         what = "there is no finished result here" if directory.is_dir() else "no such directory"
         raise UserError(f"{what} (expected: {kind})", where=directory, remedy=remedy)
-    manifest = _parse(path, remedy)
+    manifest = parse_manifest(path, remedy)
     if manifest.kind != kind:
         raise UserError(f"holds {manifest.kind}, expected {kind}", where=directory, remedy="check paths in the recipe")
     for name, entry in manifest.files.items():
@@ -180,7 +181,7 @@ def _require_replaceable(target: Path, kind: str) -> None:
     remedy = "choose another path in the recipe"
     if not (target / MANIFEST).is_file():
         raise UserError("is not empty and was not made by this stage", where=target, remedy=remedy)
-    manifest = _parse(target / MANIFEST, remedy)
+    manifest = parse_manifest(target / MANIFEST, remedy)
     if manifest.kind != kind:
         raise UserError(f"holds {manifest.kind}, not {kind}", where=target, remedy=remedy)
     for name in _files_below(target):
@@ -192,8 +193,12 @@ def _require_replaceable(target: Path, kind: str) -> None:
             )
 
 
-def _parse(path: Path, remedy: str) -> Manifest:
-    """Reads a manifest, whatever kind it is of."""
+def parse_manifest(path: Path, remedy: str) -> Manifest:
+    """Reads a manifest, whatever kind it is of, and looks at nothing beside it.
+
+    Raises:
+        UserError: not a manifest.
+    """
     try:
         manifest = Manifest(**json.loads(path.read_text("utf-8")))
         for part in (manifest.settings, manifest.inputs, manifest.counts, manifest.files):

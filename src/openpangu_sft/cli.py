@@ -167,6 +167,24 @@ def chat_command(
         print(answer, flush=True)
 
 
+@stage("inspect")
+@click.argument("dataset", required=False, type=Path)
+def inspect_command(recipe_file: Path, overrides: tuple[str, ...], dataset: Optional[Path]) -> None:
+    """Check a packed dataset, ours or MindSpeed-LLM's.
+
+    DATASET is a directory or a path prefix; without it, the recipe's paths.dataset.
+    """
+    from openpangu_sft.dataset.inspection import run_inspect
+
+    report = run_inspect(load_recipe(recipe_file, overrides), dataset)
+    _print_table(f"packed dataset: {report.path}", report.figures)
+    for finding in report.findings:
+        console.print(str(finding), soft_wrap=True, markup=False)
+    if report.findings:
+        count = len(report.findings)
+        raise UserError("1 finding" if count == 1 else f"{count} findings", where=report.path, remedy="see above")
+
+
 @stage("demo", default_recipe="recipes/demo.yaml")
 def demo_command(recipe_file: Path, overrides: tuple[str, ...]) -> None:
     """Every stage with a small model, on this machine."""

@@ -1,0 +1,208 @@
+"""Inspects an existing packed dataset, ours or MindSpeed-LLM's: what it holds, and what is wrong with it.
+
+Nothing is written. The files are read once, block after block, so that memory does not grow with the dataset.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Optional
+
+import numpy as np
+from rich.markup import escape
+
+from openpangu_sft.artefact import MANIFEST, Manifest, sha256_of
+from openpangu_sft.dataset.index_reader import (
+    Index,
+    entry_findings,
+    index_blocks,
+    of_rows,
+    read_index,
+    read_values,
+    row_blocks,
+    rows_where,
+    same_rows,
+)
+from openpangu_sft.dataset.indexed import FIELDS
+from openpangu_sft.dataset.packed_rules import PackedRules
+from openpangu_sft.dataset.place import Place, find_dataset
+from openpangu_sft.errors import UserError
+from openpangu_sft.progress import progress
+from openpangu_sft.recipe import Recipe
+
+BLOCK_TOKENS = 1 << 20
+"""Tokens of each field that are in memory together, or one row if it is longer."""
+
+CONSEQUENCES = {
+    "unnumbered": " and no segment numbers: MindSpeed-LLM would cut attention at every message end (openPangu's eos "
+    "ends every message), so an answer never sees its question",
+    "no_target": ": the loss of such a row is 0/0 and stops the run",
+}
+"""Of breaches whose harm does not speak for itself."""
+
+
+@dataclass
+class Report:
+    """What was found.
+
+    Args:
+        path: the dataset, as a user would name it.
+        figures: by name, for the screen.
+        findings: what is wrong.
+    """
+
+    path: str
+    figures: dict[str, str] = field(default_factory=dict)
+    findings: list[UserError] = field(default_factory=list)
+
+
+def run_inspect(recipe: Recipe, dataset: Optional[Path] = None) -> Report:
+    """Checks a dataset.
+
+    Args:
+        recipe: gives model.vocab_size, and data.seq_length for a dataset without a manifest.
+        dataset: a directory, a path prefix or one of the six files; `paths.dataset` if there is none.
+
+    Raises:
+        UserError: there is no dataset, there are several, or the manifest is of something else.
+    """
+    place = find_dataset(dataset.expanduser().absolute() if dataset else recipe.path("dataset"))
+    manifest = place.manifest
+    report = Report(str(place))
+    report.figures["made by"] = "other software: there is no manifest"
+    if manifest:
+        report.figures["made by"] = f"openpangu-sft {escape(str(manifest.version))} ({manifest.kind})"
+    indexes, readable = _read_indexes(place, report)
+    if "input_ids" in indexes:
+        _check_lengths(indexes["input_ids"], place, recipe, report)
+    rules = PackedRules(recipe.model.vocab_size, trusted=manifest is not None)
+    if readable:
+        _check_rows(indexes, rules, place, report)
+    if manifest:
+        _check_files(place, manifest, report)
+        if readable:
+            _check_counts(place, manifest, rules, report)
+    return report
+
+
+def _read_indexes(place: Place, report: Report) -> tuple[dict[str, Index], bool]:
+    """The indexes that are sound enough to look at, and whether the rows of all fields can be read."""
+    indexes: dict[str, Index] = {}
+    readable = True
+    for name in FIELDS:
+        missing = [path for suffix in ("bin", "idx") if not (path := place.file(name, suffix)).is_file()]
+        if missing:
+            report.findings += [UserError("is missing", where=path, remedy=place.remedy) for path in missing]
+            readable = False
+            continue
+        try:
+            indexes[name] = read_index(place.file(name, "idx"), place.remedy)
+        except UserError as finding:
+            report.findings.append(finding)
+            readable = False
+            continue
+        findings, sound = entry_findings(indexes[name], place.remedy)
+        report.findings += findings
+        readable = readable and sound
+    if "labels" in indexes and indexes["labels"].dtype.kind == "u":
+        what = f"has values of type {indexes['labels'].dtype.name}, which cannot hold -100"
+        report.findings.append(UserError(what, where=indexes["labels"].path, remedy=place.remedy))
+        readable = False
+    if indexes:
+        first, *others = indexes.values()
+        report.figures["rows"] = f"{first.rows:,}"
+        unlike = [finding for other in others for finding in same_rows(first, other, place.remedy)]
+        report.findings += unlike
+        readable = readable and not unlike
+    return indexes, readable
+
+
+def _check_lengths(index: Index, place: Place, recipe: Recipe, report: Report) -> None:
+    """All rows have one length, the manifest's or else the recipe's."""
+    if not index.rows:
+        return
+    if place.manifest:
+        expected, says = place.manifest.settings.get("data.seq_length"), "the manifest"
+    else:
+        expected, says = recipe.data.seq_length, "the recipe"
+    blocks = [index.lengths[begin:end] for begin, end in index_blocks(index.rows)]
+    shortest, longest = min(int(block.min()) for block in blocks), max(int(block.max()) for block in blocks)
+    if shortest == longest:
+        report.figures["seq_length"] = f"{shortest:,}"
+        if shortest != expected:
+            remedy = place.remedy if place.manifest else f"set data.seq_length={shortest}, or preprocess again"
+            what = f"rows have {shortest} tokens, {says} has data.seq_length = {expected}"
+            report.findings.append(UserError(what, where=index.path, remedy=remedy))
+        return
+    report.figures["seq_length"] = f"{shortest:,} to {longest:,}"
+    for what in rows_where(
+        lambda begin, end: np.not_equal(index.lengths[begin:end], expected if isinstance(expected, int) else -1),
+        index.rows,
+        index.rows,
+        lambda row: (
+            f"{index.lengths[row]} tokens, {says} has data.seq_length = {expected}; every row must have as many"
+        ),
+    ):
+        report.findings.append(UserError(what, where=index.path, remedy=place.remedy))
+
+
+def _check_rows(indexes: dict[str, Index], rules: PackedRules, place: Place, report: Report) -> None:
+    """Reads all rows, and tells what rules they break."""
+    lengths = indexes["input_ids"].lengths
+    with progress(f"checking {escape(place.directory.name)}", len(lengths)) as advance:
+        for begin, end in row_blocks(indexes["input_ids"], BLOCK_TOKENS):
+            input_ids, mask, labels = (read_values(indexes[name], begin, end) for name in FIELDS)
+            rules.add(begin, lengths[begin:end], input_ids, mask, labels)
+            advance(end - begin, "")
+    rules.finish()
+    values = indexes["input_ids"].values()
+    unknown = "unknown: attention_mask holds no segment numbers"
+    report.figures.update(
+        {
+            "tokens": f"{rules.tokens:,}",
+            "packs full": f"{rules.tokens / max(values, 1):.1%}",
+            "tokens trained": f"{rules.trained / max(rules.tokens, 1):.1%}",
+            "segments": f"{rules.segments:,}" if rules.numbered else unknown,
+            "longest segment": f"{rules.longest:,}" if rules.numbered else unknown,
+        }
+    )
+    remedies = {
+        "vocabulary": f"check model.vocab_size and the tokenizer, or {place.remedy}",
+        "unnumbered": "preprocess again with make preprocess",
+    }
+    for rule, breach in rules.breaches.items():
+        if breach.rows:
+            what = f"{of_rows(breach.rows, len(lengths))}, {breach.first}{CONSEQUENCES.get(rule, '')}"
+            where = place.file(breach.field, "bin")
+            report.findings.append(UserError(what, where=where, remedy=remedies.get(rule, place.remedy)))
+
+
+def _check_files(place: Place, manifest: Manifest, report: Report) -> None:
+    """Every file is the one that the manifest describes."""
+    own = {place.file(name, suffix).name for name in FIELDS for suffix in ("bin", "idx")}
+    for name in sorted(own - set(manifest.files)):
+        what = f"does not list {name}"
+        report.findings.append(UserError(what, where=place.directory / MANIFEST, remedy=place.remedy))
+    present = {name: place.directory / name for name in manifest.files if (place.directory / name).is_file()}
+    for name in sorted(set(manifest.files) - set(present) - own):
+        report.findings.append(UserError("is missing", where=place.directory / name, remedy=place.remedy))
+    total = sum(path.stat().st_size for path in present.values())
+    with progress(f"sha256 of {escape(place.directory.name)}", total) as advance:
+        for name, path in present.items():
+            size, entry = path.stat().st_size, manifest.files[name]
+            if size != entry["bytes"]:
+                what = f"{size} bytes, the manifest has {entry['bytes']}"
+                report.findings.append(UserError(what, where=path, remedy=place.remedy))
+            elif sha256_of(path, advance) != entry["sha256"]:
+                what = "its content is not what the manifest describes (sha256)"
+                report.findings.append(UserError(what, where=path, remedy=place.remedy))
+
+
+def _check_counts(place: Place, manifest: Manifest, rules: PackedRules, report: Report) -> None:
+    found = {"packs": rules.rows, "tokens": rules.tokens, "trained_tokens": rules.trained, "packed": rules.segments}
+    names = {"packs": "rows", "tokens": "tokens", "trained_tokens": "trained tokens", "packed": "segments"}
+    for key, count in found.items():
+        if manifest.counts.get(key) != count:
+            what = f"says {key} = {manifest.counts.get(key)}, found {count} {names[key]}"
+            report.findings.append(UserError(what, where=place.directory / MANIFEST, remedy=place.remedy))
