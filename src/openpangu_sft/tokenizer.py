@@ -18,7 +18,7 @@ import numpy as np
 from openpangu_sft.artefact import sha256_of
 from openpangu_sft.chat_format import END, HEADERS, START, Piece
 from openpangu_sft.errors import UserError
-from openpangu_sft.sentencepiece_direct import DirectEncoder, Unfit
+from openpangu_sft.sentencepiece_direct import DirectEncoder, Unfit, has_any
 
 IGNORED = -100
 """Label of a token that is not a target (PyTorch's cross_entropy default, and MindSpeed-LLM's)."""
@@ -70,7 +70,7 @@ class Tokenizer:
 
     def control_token(self, text: str, begin: int = 0) -> Optional[re.Match[str]]:
         """The first control token in a user's text: encoded as it stands it could forge a turn."""
-        if not any(mark in text for mark in self._control_marks):  # far quicker than the search, and most often enough
+        if not has_any(text, self._control_marks):
             return None
         return self._control.search(text, begin)
 

@@ -71,12 +71,16 @@ def encode_samples(
     batch: list[Union[list[Piece], BadSample]] = [
         sample if isinstance(sample, BadSample) else _pieces(sample, tokenizer, limits) for sample in samples
     ]
-    pieces = [entry for entry in batch if not isinstance(entry, BadSample)]
-    ids = iter(tokenizer.encode(list(chain.from_iterable(pieces))))
-    return [
-        entry if isinstance(entry, BadSample) else _encoded(entry, [next(ids) for _ in entry], tokenizer, limits)
-        for entry in batch
-    ]
+    tokens = _Tokens([piece for entry in batch if not isinstance(entry, BadSample) for piece in entry], tokenizer)
+    outcomes: list[Union[Encoded, BadSample]] = []
+    first = 0
+    for entry in batch:
+        if isinstance(entry, BadSample):
+            outcomes.append(entry)
+        else:
+            outcomes.append(_outcome(tokens, range(first, first + len(entry)), limits))
+            first += len(entry)
+    return outcomes
 
 
 def _pieces(sample: Sample, tokenizer: Tokenizer, limits: Limits) -> Union[list[Piece], BadSample]:
@@ -104,49 +108,59 @@ def _inside_control_tokens(content: str, tokenizer: Tokenizer) -> list[str]:
     return [*parts, content[begin:]]
 
 
-def _encoded(
-    pieces: list[Piece], ids: list[list[int]], tokenizer: Tokenizer, limits: Limits
-) -> Union[Encoded, BadSample]:
-    lengths = list(map(len, ids))
-    count, used = sum(lengths), len(pieces)
+class _Tokens:
+    """The tokens of pieces in a row, in arrays, as there are thousands of pieces and millions of tokens.
+
+    Attributes:
+        pieces: of all samples of a batch.
+        ends: where the tokens of each piece end; one more in front, which is 0.
+        marked: int32 [tokens].
+    """
+
+    def __init__(self, pieces: list[Piece], tokenizer: Tokenizer) -> None:
+        ids = tokenizer.encode(pieces)
+        self.pieces = pieces
+        lengths = list(map(len, ids))
+        self.ends = list(accumulate(lengths, initial=0))
+        values = np.fromiter(chain.from_iterable(ids), np.int32, self.ends[-1])
+        self.marked = np.where(np.repeat([not piece.trained for piece in pieces], lengths), ~values, values)
+        self._tokenizer = tokenizer
+        self._control = np.concatenate([[0], np.cumsum(tokenizer.is_control[values])])
+
+    def forged(self, pieces: range) -> str:
+        """A control token that is in none of the pieces and came out nevertheless, say, of full-width letters."""
+        frame = sum(self.pieces[number].text.count(START) + self.pieces[number].text.count(END) for number in pieces)
+        frame += len(self._tokenizer.opening)
+        begin, end = self.ends[pieces.start], self.ends[pieces.stop]
+        if self._control[end] - self._control[begin] == frame:
+            return ""
+        values = input_ids_of(self.marked[begin:end])
+        expected = Counter(self._tokenizer.opening)
+        for token, number in ((START, self._tokenizer.start_id), (END, self._tokenizer.end_id)):
+            expected[number] = sum(self.pieces[piece].text.count(token) for piece in pieces)
+        found = Counter(values[self._tokenizer.is_control[values]].tolist()) - expected
+        return str(self._tokenizer.hf.convert_ids_to_tokens(next(found.elements())))
+
+
+def _outcome(tokens: _Tokens, pieces: range, limits: Limits) -> Union[Encoded, BadSample]:
+    """What becomes of the sample that has these pieces."""
+    begin, kept = tokens.ends[pieces.start], pieces
+    count = tokens.ends[pieces.stop] - begin
     if count > limits.seq_length:
         if limits.too_long != "truncate":
-            return TooLong(
-                f"{count} tokens, above data.seq_length {limits.seq_length}: shorten it, or set data.too_long"
-            )
-        used, count = _fitting(pieces, lengths, limits.seq_length)
-        if not used:
-            return TooLong(
-                f"{count} tokens to the end of its first answer, above data.seq_length {limits.seq_length}: shorten it"
-            )
-    values = np.fromiter(chain.from_iterable(ids[:used]), np.int32, count)
-    if limits.control_tokens != "allow" and (token := _forged(pieces[:used], values, tokenizer)):
+            what = f"{count} tokens, above data.seq_length {limits.seq_length}: shorten it, or set data.too_long"
+            return TooLong(what)
+        answers = [
+            number + 1
+            for number in pieces
+            if tokens.pieces[number].trained and tokens.pieces[number].text.endswith(END)
+        ]
+        fitting = [stop for stop in answers if tokens.ends[stop] - begin <= limits.seq_length]
+        if not fitting:
+            count = tokens.ends[answers[0]] - begin
+            what = f"{count} tokens to the end of its first answer, above data.seq_length {limits.seq_length}"
+            return TooLong(f"{what}: shorten it")
+        kept = range(pieces.start, fitting[-1])
+    if limits.control_tokens != "allow" and (token := tokens.forged(kept)):
         return BadSample(f"the tokenizer makes {token} of some text in it, which could forge a turn: take it out")
-    ignored = np.repeat([not piece.trained for piece in pieces[:used]], lengths[:used])
-    return Encoded(np.where(ignored, ~values, values), truncated=used < len(pieces))
-
-
-def _forged(pieces: list[Piece], values: Marked, tokenizer: Tokenizer) -> str:
-    """A control token that no piece's frame has and that came out nevertheless, say, of full-width letters."""
-    control = values[tokenizer.is_control[values]]
-    frame = Counter(tokenizer.opening if pieces[0].opens else ())
-    for token, number in ((START, tokenizer.start_id), (END, tokenizer.end_id)):
-        frame[number] += sum(piece.text.count(token) for piece in pieces)
-    if len(control) == sum(frame.values()):
-        return ""
-    return str(tokenizer.hf.convert_ids_to_tokens(next((Counter(control.tolist()) - frame).elements())))
-
-
-def _fitting(pieces: list[Piece], lengths: list[int], room: int) -> tuple[int, int]:
-    """How many pieces to keep so that the last one is an answer and all fit, and their tokens.
-
-    Returns:
-        0 and the tokens up to the first answer's end, if not even that fits.
-    """
-    answers = [
-        (number, tokens)
-        for number, (piece, tokens) in enumerate(zip(pieces, accumulate(lengths)), 1)
-        if piece.trained and piece.text.endswith(END)
-    ]
-    fitting = [answer for answer in answers if answer[1] <= room]
-    return fitting[-1] if fitting else (0, answers[0][1])
+    return Encoded(tokens.marked[begin : tokens.ends[kept.stop]], truncated=kept != pieces)

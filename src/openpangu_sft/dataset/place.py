@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Optional
 
 from openpangu_sft.artefact import MANIFEST, Manifest, parse_manifest
-from openpangu_sft.dataset.indexed import FIELDS, field_path
-from openpangu_sft.dataset.indexed import PREFIX
+from openpangu_sft.dataset.indexed import FIELDS, PREFIX, field_path
 from openpangu_sft.errors import UserError
 
 NAMES = re.compile(rf"(?P<prefix>.+)_packed_({'|'.join(FIELDS)})_document(\.(bin|idx))?", re.DOTALL)

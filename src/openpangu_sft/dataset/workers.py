@@ -7,6 +7,7 @@ they can wait for ever after a worker is killed while a task is being handed ove
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 import signal
 from collections.abc import Generator, Iterable, Iterator
@@ -107,6 +108,9 @@ def _start(function: Callable[[Any], Any], workers: int, processes: dict[Connect
 def _work(function: Callable[[Any], Any], connection: Connection, inherited: list[Connection]) -> None:
     for ours in inherited:  # else the workers hold each other's lines open and never learn that the parent is gone
         ours.close()
+    # What came with the fork stays, so the collector need not look at it, nor have its pages copied by that.
+    gc.freeze()
+    gc.set_threshold(100_000)  # there are many lists and no cycles
     with contextlib.suppress(EOFError, OSError):
         while True:
             item = connection.recv()
