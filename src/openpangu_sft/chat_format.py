@@ -63,7 +63,7 @@ def prompt_pieces(
     for message in messages:
         header, [*contents, last] = START + HEADERS[message.role], cut(message.content)
         if message.role == "assistant":
-            yield Piece(header, trained=False)
+            yield Piece(header, False)
             yield from _pieces([*contents, last + END], trained=True)
         else:
             first, *others = [*contents, last + END]
@@ -74,4 +74,4 @@ def prompt_pieces(
 
 def _pieces(texts: list[str], trained: bool, opens: bool = False) -> Iterator[Piece]:
     for number, text in enumerate(texts):
-        yield Piece(text, trained, opens=opens and not number)
+        yield Piece(text, trained, opens and not number)

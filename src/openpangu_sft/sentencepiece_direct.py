@@ -17,7 +17,7 @@ from typing import Any, Callable, Optional
 
 from sentencepiece import SentencePieceProcessor
 
-from openpangu_sft.chat_format import END, START, Piece
+from openpangu_sft.chat_format import END, HEADERS, START, Piece
 
 _Layout = list[Optional[list[int]]]
 
@@ -55,6 +55,9 @@ class DirectEncoder:
         )
         self._start, self._end = [self._added.get(START, 0)], [self._added.get(END, 0)]
         self._before, self._behind = _affixes(hf)
+        frames = [START + HEADERS["assistant"], START + HEADERS["system"] + END]  # every answer has the one
+        self._known = {text: list(hf.encode(text, add_special_tokens=False)) for text in frames}
+        self._longest_known = max(map(len, frames))
 
     def __call__(self, pieces: Sequence[Piece]) -> list[list[int]]:
         """Token ids of each piece, encoded by itself."""
@@ -71,6 +74,8 @@ class DirectEncoder:
     def _layout(self, piece: Piece, stretches: list[str]) -> _Layout:
         """The ids of the added tokens in a piece, and None for each stretch between them, which goes into a list."""
         text = piece.text
+        if known := self._known.get(text) if len(text) <= self._longest_known else None:
+            return [self._before, known, self._behind] if piece.opens else [known]
         inner_begin = len(START) if text.startswith(START) else 0
         inner_end = len(text) - len(END) if text.endswith(END) else len(text)
         inner = text[inner_begin:inner_end]
