@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,16 @@ def write_samples(path: Path, samples: list[Any]) -> None:
     """Writes records as jsonl."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples), "utf-8")
+
+
+def upstreams() -> dict[str, Any]:
+    """The content of patches/upstream.toml."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        tomllib = pytest.importorskip("tomli")
+    content: dict[str, Any] = tomllib.loads((ROOT / "patches/upstream.toml").read_text("utf-8"))
+    return content
 
 
 def write_packs(

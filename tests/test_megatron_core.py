@@ -12,13 +12,13 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Callable
+from typing import Callable
 
 import numpy as np
 import pytest
 import torch
 
-from conftest import ROOT, MakeRecipe, write_packs
+from conftest import ROOT, MakeRecipe, upstreams, write_packs
 from openpangu_sft.chat_format import prompt_pieces
 from openpangu_sft.checkpoint.convert import FIRST_ITERATION, run_convert, to_hf
 from openpangu_sft.checkpoint.hf import read_config, write_checkpoint
@@ -67,16 +67,6 @@ def patched(copy_core: CopyCore, tmp_path_factory: pytest.TempPathFactory) -> Pa
         environment = {**os.environ, "GIT_CEILING_DIRECTORIES": str(folder.parent)}
         subprocess.run(["git", "apply", str(PATCHES / name)], cwd=folder, env=environment, check=True, timeout=60)
     return folder
-
-
-def upstreams() -> dict[str, Any]:
-    """The content of patches/upstream.toml."""
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        tomllib = pytest.importorskip("tomli")
-    content: dict[str, Any] = tomllib.loads((PATCHES / "upstream.toml").read_text("utf-8"))
-    return content
 
 
 def run_megatron(command: str, *arguments: object) -> None:

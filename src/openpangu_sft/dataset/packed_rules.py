@@ -221,9 +221,8 @@ def _content_ends(block: Block, trained: Flags) -> npt.NDArray[np.int64]:
     places = np.arange(1, len(block.mask) + 1)
     content = np.where((block.input_ids != last_ids) | trained, places, 0)
     ends: npt.NDArray[np.int64] = np.maximum(np.maximum.reduceat(content, block.starts), block.starts)
-    last = (
-        _row_ends(block) - 1
-    )  # one such token with its own id in attention_mask is content: a full row ends untrained
+    last = _row_ends(block) - 1
+    # one such token with its own id in attention_mask is content: a full row ends untrained
     return np.where((ends == last) & (block.mask[last] == block.input_ids[last]), last + 1, ends)
 
 

@@ -96,8 +96,9 @@ def figures_of(statistics: Statistics, manifest: Manifest) -> Figures:
 
 
 def _reading(counts: dict[str, Any]) -> str:
-    """How many samples were read and rejected, as far as the manifest says."""
-    return ", ".join(f"{counts[name]:,} {name}" for name in ("read", "rejected") if isinstance(counts.get(name), int))
+    """What became of the samples that were read."""
+    names = ["read", "rejected", *(name for name in ("dropped", "truncated") if counts[name])]
+    return ", ".join(f"{counts[name]:,} {name}" for name in names)
 
 
 def _listed(reasons: dict[str, int]) -> str:

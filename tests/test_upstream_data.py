@@ -1,0 +1,135 @@
+"""The real MindSpeed-LLM 1.0.0 takes our packed files as they are, and its merge gives the bytes that ours gives.
+
+Runs where its sources are at hand: MEGATRON_LM_URL, MINDSPEED_URL and MINDSPEED_LLM_URL name git repositories that have
+the commits of patches/upstream.toml, and the packages that it imports are there (on PYTHONPATH, say). A stand-in for
+torch_npu beside the repository lets it run without an NPU.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import SHARED, MakeRecipe, conversation, upstreams, write_samples
+from openpangu_sft.dataset.indexed import FIELDS, PREFIX, read_rows
+from openpangu_sft.dataset.merge import run_merge
+from openpangu_sft.dataset.preprocess import run_preprocess
+from openpangu_sft.recipe import Recipe
+from openpangu_sft.sft.data import training_order
+
+STAND_IN = SHARED / "npu_standin"
+URLS = {"megatron-lm": "MEGATRON_LM_URL", "mindspeed": "MINDSPEED_URL", "mindspeed-llm": "MINDSPEED_LLM_URL"}
+
+IMPORTED = ["einops", "peft", "scipy"]
+
+DRAW = """
+import sys
+from argparse import Namespace
+from mindspeed_llm import megatron_adaptor
+import numpy as np
+import torch
+from megatron.core import parallel_state
+from megatron.training import global_vars
+from mindspeed_llm.tasks.preprocess import decoder_packed_mtf_dataset as packed
+
+prefix, seq_length, samples, output = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+
+class Settings(Namespace):
+    def __getattr__(self, name):
+        return False  # every flag that is not set
+
+
+global_vars.set_args(Settings(reset_position_ids=True))
+torch.distributed.init_process_group("gloo", init_method=f"file://{output}.rendezvous", rank=0, world_size=1)
+parallel_state.initialize_model_parallel()
+train, _, _ = packed._build_train_valid_test_datasets(prefix, "100,0,0", seq_length, 0, 2, [samples, 0, 0], 1234)
+items = [train[number] for number in range(samples)]
+drawn = {name: np.stack([item[name] for item in items]) for name in ("input_ids", "attention_mask", "labels")}
+np.savez(output, order=np.asarray(train.shuffle_index[:samples]), **drawn)
+"""
+
+
+@pytest.fixture(scope="module")
+def upstream(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MindSpeed-LLM with Megatron's folder in it, as its installation guide has it."""
+    missing = [name for name in URLS.values() if not os.environ.get(name)]
+    if missing:
+        pytest.skip(f"the upstream sources are not at hand: {', '.join(missing)} not set")
+    if lacking := [name for name in IMPORTED if importlib.util.find_spec(name) is None]:
+        pytest.skip(f"MindSpeed-LLM imports packages that are not there: {', '.join(lacking)}")
+    if not STAND_IN.is_dir():
+        pytest.skip("no stand-in for torch_npu beside the repository (shared/npu_standin)")
+    directory = tmp_path_factory.mktemp("upstream")
+    for name, variable in URLS.items():
+        commit = upstreams()[name]["commit"]
+        git = ["git", "-C", str(directory / name)]
+        subprocess.run(["git", "init", "--quiet", str(directory / name)], check=True)
+        subprocess.run([*git, "fetch", "--quiet", "--depth=1", os.environ[variable], commit], check=True)
+        subprocess.run([*git, "checkout", "--quiet", "FETCH_HEAD"], check=True)
+    shutil.copytree(directory / "megatron-lm/megatron", directory / "mindspeed-llm/megatron")
+    return directory
+
+
+@pytest.fixture
+def recipe(make_recipe: MakeRecipe) -> Recipe:
+    recipe = make_recipe("data.seq_length=96")
+    for name, count in (("b", 30), ("a", 20), ("c", 7)):
+        records = [
+            conversation(f"{name} 问题 {number}", f"答案 {number} " * (number % 5 + 1)) for number in range(count)
+        ]
+        write_samples(recipe.path("samples") / f"{name}.jsonl", records)
+    run_preprocess(recipe)
+    run_merge(recipe)
+    return recipe
+
+
+def run_upstream(upstream: Path, *arguments: str) -> None:
+    paths = [
+        STAND_IN,
+        upstream / "mindspeed",
+        upstream / "mindspeed-llm",
+        *filter(None, [os.environ.get("PYTHONPATH")]),
+    ]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), "OMP_NUM_THREADS": "1"}
+    finished = subprocess.run(
+        [sys.executable, *arguments], cwd=upstream / "mindspeed-llm", env=environment, capture_output=True, text=True
+    )
+    assert finished.returncode == 0, finished.stderr[-4000:]
+
+
+def test_its_merge_gives_the_same_bytes(upstream: Path, recipe: Recipe, tmp_path: Path) -> None:
+    shards = tmp_path / "flat"
+    shards.mkdir()
+    for shard in (path for path in recipe.path("shards").iterdir() if path.is_dir()):
+        for file in shard.glob(f"{PREFIX}_packed_*"):
+            shutil.copyfile(file, shards / f"{shard.name}{file.name[len(PREFIX) :]}")
+    (tmp_path / "merged").mkdir()
+    keys = [f"packed_{field}_document" for field in FIELDS]
+    output = tmp_path / "merged/data"  # not in its input: it would read what it writes, without end
+    command = ["--input", str(shards), "--output-prefix", str(output), "--merge-group-keys", *keys]
+    run_upstream(upstream, "preprocess_data.py", *command)
+    theirs = sorted((tmp_path / "merged").iterdir())
+    assert len(theirs) == 6
+    for file in theirs:
+        assert file.read_bytes() == (recipe.path("dataset") / file.name).read_bytes(), file.name
+
+
+def test_its_dataset_class_reads_ours_as_it_is(upstream: Path, recipe: Recipe, tmp_path: Path) -> None:
+    ours = {field: read_rows(recipe.path("dataset"), PREFIX, field, 96) for field in FIELDS}
+    packs = len(ours["labels"])
+    copy = tmp_path / "copy"  # it writes an index beside the data
+    shutil.copytree(recipe.path("dataset"), copy)
+    (tmp_path / "draw.py").write_text(DRAW, "utf-8")
+    run_upstream(upstream, str(tmp_path / "draw.py"), str(copy / PREFIX), "96", str(2 * packs), str(tmp_path / "drawn"))
+    drawn = np.load(tmp_path / "drawn.npz")
+    order = training_order(packs, 2 * packs, 1234)[: 2 * packs]
+    assert drawn["order"].tolist() == order.tolist()
+    for field in FIELDS:
+        assert (drawn[field] == ours[field][order]).all(), field
