@@ -19,6 +19,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from conftest import ROOT, TINY, MakeRecipe, conversation, write_samples
+from openpangu_sft import __version__
 from openpangu_sft.dataset import index_reader, inspection
 from openpangu_sft.dataset.indexed import FIELDS, HEADER, field_path
 from openpangu_sft.dataset.inspection import Report, run_inspect
@@ -136,7 +137,7 @@ def test_a_dataset_of_ours(recipe: Recipe) -> None:
     masks = np.fromfile(field_path(recipe.path("dataset"), "data", "attention_mask", "bin"), "<i4").reshape(rows, 128)
     longest = max(np.bincount(row[row > 0]).max() for row in masks)
     assert report.figures == {
-        "made by": "openpangu-sft 0.1.0 (dataset)",
+        "made by": f"openpangu-sft {__version__} (dataset)",
         "rows": str(rows),
         "seq_length": "128",
         "tokens": f"{counts['tokens']:,}",
@@ -152,7 +153,7 @@ def test_what_a_dataset_of_ours_can_be_called(recipe: Recipe, name: str) -> None
     report = run_inspect(recipe, recipe.path("dataset").parent / name)
     assert findings(report) == []
     kind = "shard" if name == "shards/a" else "dataset"
-    assert report.figures["made by"] == f"openpangu-sft 0.1.0 ({kind})"
+    assert report.figures["made by"] == f"openpangu-sft {__version__} ({kind})"
 
 
 def test_a_manifest_counts_more_than_the_recipe(recipe: Recipe, make_recipe: MakeRecipe) -> None:
@@ -551,7 +552,7 @@ def test_one_segment_in_every_row_of_ours(make_recipe: MakeRecipe) -> None:
     while True:  # an answer that fills the pack to the last token
         write_samples(recipe.path("samples") / "a.jsonl", [conversation("q", "a " * length)])
         try:
-            (manifest,) = run_preprocess(recipe)
+            [(_, manifest, _)] = run_preprocess(recipe)
         except UserError:
             length -= 1
             continue
@@ -758,7 +759,7 @@ def test_the_command_line(recipe: Recipe, tmp_path: Path) -> None:
     directory = recipe.path("dataset")
     assert (finished.returncode, finished.stdout) == (0, "")
     assert finished.stderr.startswith(f"packed dataset: {directory}\n")
-    assert "openpangu-sft 0.1.0 (dataset)" in finished.stderr
+    assert f"openpangu-sft {__version__} (dataset)" in finished.stderr
     assert "->" not in finished.stderr
 
     prefix = write_dataset(tmp_path / "other", published_rows())

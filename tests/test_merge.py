@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import MakeRecipe, conversation, write_samples
+from conftest import MakeRecipe, SmallDisk, conversation, write_samples
 from openpangu_sft.artefact import read_manifest
 from openpangu_sft.chat_format import TEMPLATE_DIGEST
 from openpangu_sft.dataset import preprocess
 from openpangu_sft.dataset.indexed import FIELDS, read_rows
 from openpangu_sft.dataset.merge import run_merge
 from openpangu_sft.dataset.preprocess import run_preprocess
-from openpangu_sft.errors import UserError
+from openpangu_sft.errors import UserError, explain_os_error
 from openpangu_sft.recipe import Recipe
 from openpangu_sft.sft.data import PackedDataset
 
@@ -215,6 +215,20 @@ def test_killed_between_the_two_renames_of_a_shard(recipe: Recipe) -> None:
     shard.rename(shard.with_name(".b.retired"))
     run_merge(recipe)
     assert tree(recipe.path("dataset")) == expected
+
+
+def test_a_full_disk_leaves_the_earlier_result(make_recipe: MakeRecipe, recipe: Recipe, small_disk: SmallDisk) -> None:
+    disk = small_disk(200)
+    elsewhere = make_recipe(f"paths.dataset={disk}/merged")
+    run_merge(elsewhere)
+    before = tree(disk / "merged")
+    write_samples(recipe.path("samples") / "d.jsonl", samples("d", 400))
+    run_preprocess(recipe)
+    with pytest.raises(OSError, match="No space left") as caught:
+        run_merge(elsewhere)
+    said = str(explain_os_error(caught.value))
+    assert said == f"{disk}/merged: no room left on the disk -> free some space, then run the stage again"
+    assert tree(disk / "merged") == before
 
 
 def test_somebody_elses_directory_is_never_replaced(recipe: Recipe, make_recipe: MakeRecipe, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import ROOT, TINY, MakeRecipe, conversation, write_samples
+from conftest import ROOT, TINY, MakeRecipe, SmallDisk, conversation, write_samples
 from openpangu_sft import __version__
 from openpangu_sft.artefact import read_manifest
 from openpangu_sft.chat_format import sample_pieces
@@ -587,30 +587,21 @@ def test_no_room(make_recipe: MakeRecipe, count: int) -> None:
     assert tree(recipe.path("shards")) == before
 
 
-def test_a_full_disk(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=300k", "none", str(disk)], capture_output=True, text=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"no right to mount a small disk: {mounted.stderr.strip()}")
-    try:
-        recipe = make_recipe(f"paths.shards={disk}/shards")
-        path = recipe.path("samples") / "a.jsonl"
-        write_samples(path, samples(50))
-        run_preprocess(recipe)
-        before = tree(recipe.path("shards"))
-        for count in (4000, 600):  # no room for the spool, or none for the rows
-            write_samples(path, samples(count))
-            with pytest.raises(OSError, match="No space left") as caught:
-                run_preprocess(recipe)
-            said = str(explain_os_error(caught.value))
-            assert said.startswith(f"{disk}/shards/")
-            assert said.endswith("no room left on the disk -> free some space, then run the stage again")
-            assert tree(recipe.path("shards")) == before
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
+def test_a_full_disk(make_recipe: MakeRecipe, small_disk: SmallDisk) -> None:
+    disk = small_disk(300)
+    recipe = make_recipe(f"paths.shards={disk}/shards")
+    path = recipe.path("samples") / "a.jsonl"
+    write_samples(path, samples(50))
+    run_preprocess(recipe)
+    before = tree(recipe.path("shards"))
+    for count in (4000, 600):  # no room for the spool, or none for the rows
+        write_samples(path, samples(count))
+        with pytest.raises(OSError, match="No space left") as caught:
+            run_preprocess(recipe)
+        said = str(explain_os_error(caught.value))
+        assert said.startswith(f"{disk}/shards/")
+        assert said.endswith("no room left on the disk -> free some space, then run the stage again")
+        assert tree(recipe.path("shards")) == before
 
 
 def test_no_permission(make_recipe: MakeRecipe, tmp_path: Path) -> None:
