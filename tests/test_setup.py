@@ -41,7 +41,7 @@ class Checkout:
             shutil.copy(ROOT / name, root / name)
         (root / "README.md").write_text("a copy for a test\n")
         (root / "src/openpangu_sft").mkdir(parents=True)
-        (root / "src/openpangu_sft/__init__.py").touch()
+        (root / "src/openpangu_sft/__init__.py").write_text('__version__ = "1"\n')
         self.lock.write_text(lock_of("packaging", "setuptools", "wheel", "iniconfig"))
 
     def start(self, **settings: str) -> subprocess.Popen[str]:
