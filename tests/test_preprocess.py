@@ -7,6 +7,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -558,6 +559,38 @@ def test_an_error_in_the_source_ends_the_workers() -> None:
     with pytest.raises(UserError, match="cut short"):
         list(ordered_map(str, items(), 2))
     assert children() == before
+
+
+def on_screen(recipe: Recipe, *options: str) -> str:
+    finished = subprocess.run([*command(recipe, 2), *options], capture_output=True, text=True, env=ENVIRONMENT)
+    assert (finished.returncode, finished.stdout) == (0, ""), finished.stderr
+    return finished.stderr
+
+
+def test_the_screen_says_what_became_of_every_sample(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe()
+    write_samples(recipe.path("samples") / "a.jsonl", [*samples(20), {}, {"meta_prompt": None}, {}])
+    write_samples(recipe.path("samples") / "b.jsonl", [*samples(5), conversation("问 " * 200, "答")])
+    options = ["--set", "data.on_bad_sample=skip", "--set", "data.too_long=drop"]
+    for times in ("20 samples in ", "unchanged, not made again"):
+        screen = on_screen(recipe, *options)
+        assert f"shard of a.jsonl: {times}" in screen
+        rows = dict(re.findall(r"│ (\w[\w ]*?) +│ (.*?) +│", screen))
+        assert [rows[name] for name in ("read", "packed", "rejected", "dropped")] == ["29", "25", "3", "1"]
+        for reason in ("meta_prompt is missing: 2", "data is missing: 1", "N tokens, above data.seq_length N: 1"):
+            assert reason in re.sub(r" *│\n│ +│ ", " ", screen)
+        assert rows["packs full"].endswith("%")
+        assert rows["tokens trained"].endswith("%")
+
+
+def test_parts_on_the_command_line(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe()
+    write_samples(recipe.path("samples") / "a.jsonl", samples(2))
+    assert "shard of a.jsonl[0:" in on_screen(recipe, "--shard", "1/2")
+    assert on_screen(recipe, "--shard", "2/9") == "part 2/9 of the inputs holds no lines: nothing to do\n"
+    finished = subprocess.run([*command(recipe, 1), "--shard=0/9"], capture_output=True, text=True, env=ENVIRONMENT)
+    assert finished.returncode == 1
+    assert finished.stderr.startswith("openpangu-sft: --shard: '0/9' is not a part of the inputs")
 
 
 # --- no room, no permission, somebody else -----------------------------------------------------------------------

@@ -275,6 +275,7 @@ CLEAN = st.lists(CHUNK.filter(lambda text: not any(token in text for token in AD
 @example([("", True), ("", False)])
 @example([(" a", True), (" a", True)])
 @example([("[unused9]助手：", False), ("[unused9]助手：", True)])
+@example([("a" * 30_000, True), ("[unused9]用户：" + "好" * 10_000 + "[unused10]", False), (" " * 30_000, True)])
 @example([("[unused9]用户：<s[unused10]", False), ("[unused[unused10]", True), ("[unused9][unused10]", False)])
 @example([("[unused10]", True), ("[unused9]a", True), ("a[unused10]", True), ("[unused9]\0[unused10]", True)])
 def test_encode_equals_the_published_way(tokenizer: Tokenizer, parts: list[tuple[str, bool]]) -> None:

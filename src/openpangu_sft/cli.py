@@ -82,7 +82,9 @@ def preprocess_command(recipe_file: Path, overrides: tuple[str, ...], shard: Opt
         counts = manifest.counts
         what = f"{counts['packed']:,} samples in {counts['packs']:,} packs" if made else "unchanged, not made again"
         console.print(f"shard of {part.source}: {what}", markup=False, soft_wrap=True)
-    if shards:
+    if not shards:
+        console.print(f"part {shard} of the inputs holds no lines: nothing to do", soft_wrap=True)
+    else:
         total = Manifest("shards", counts=sum_counts([manifest.counts for _, manifest, _ in shards]))
         _show("shards", recipe.path("shards"), total, recipe)
 
