@@ -88,6 +88,7 @@ def _encode(recipe: Recipe, tokenizer: Tokenizer, span: Span, spool: Spool, reje
     """Encodes the lines of a span into the spool; returns counts."""
     counts: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
+    first_line = -1
     spans = spans_of(span, recipe.data.workers)
     workers = min(recipe.data.workers, len(spans)) or 1
     encode = _EncodeSpan(tokenizer, Limits.of(recipe), spool)
@@ -96,10 +97,12 @@ def _encode(recipe: Recipe, tokenizer: Tokenizer, span: Span, spool: Spool, reje
         results = stack.enter_context(contextlib.closing(ordered_map(encode, spans, workers)))
         for result in results:
             if result.refused:
-                before = lines_before(span) + counts["lines"]
+                first_line = (
+                    first_line if first_line >= 0 else lines_before(span)
+                )  # read through once, and only if asked
                 with naming(rejects), rejects.open("a", encoding="utf-8", errors="backslashreplace") as stream:
                     for refused in result.refused:
-                        _note(refused, span.file, before + refused.line, recipe, stream)
+                        _note(refused, span.file, first_line + counts["lines"] + refused.line, recipe, stream)
                         reasons[reason_class(refused.reason)] += 1
             spool.add(result.stretch)
             dropped = sum(refused.dropped for refused in result.refused)
