@@ -583,6 +583,18 @@ def test_the_screen_says_what_became_of_every_sample(make_recipe: MakeRecipe) ->
         assert rows["tokens trained"].endswith("%")
 
 
+def test_many_shards_are_told_on_one_screen(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe()
+    for number in range(13):
+        write_samples(recipe.path("samples") / f"{number}.jsonl", samples(2))
+    run_preprocess(recipe)
+    write_samples(recipe.path("samples") / "7.jsonl", samples(3))
+    screen = on_screen(recipe)
+    assert "13 shards: 1 made, 12 unchanged\n" in screen
+    assert "shard of" not in screen
+    assert "│ 27 " in screen
+
+
 def test_parts_on_the_command_line(make_recipe: MakeRecipe) -> None:
     recipe = make_recipe()
     write_samples(recipe.path("samples") / "a.jsonl", samples(2))

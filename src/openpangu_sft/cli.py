@@ -26,6 +26,7 @@ from openpangu_sft.recipe import Recipe
 from openpangu_sft.recipe_file import load_recipe
 from openpangu_sft.sft.launch import worker_rank
 
+SHARDS_ON_A_SCREEN = 12
 DEFAULT_RECIPE = "recipes/openpangu-1b.yaml"
 
 
@@ -78,7 +79,12 @@ def preprocess_command(recipe_file: Path, overrides: tuple[str, ...], shard: Opt
 
     recipe = load_recipe(recipe_file, overrides)
     shards = run_preprocess(recipe, *parse_part(shard))
-    for part, manifest, made in shards:
+    if len(shards) > SHARDS_ON_A_SCREEN:
+        made_now = sum(made for _, _, made in shards)
+        console.print(
+            f"{len(shards):,} shards: {made_now:,} made, {len(shards) - made_now:,} unchanged", soft_wrap=True
+        )
+    for part, manifest, made in shards if len(shards) <= SHARDS_ON_A_SCREEN else ():
         counts = manifest.counts
         what = f"{counts['packed']:,} samples in {counts['packs']:,} packs" if made else "unchanged, not made again"
         console.print(f"shard of {part.source}: {what}", markup=False, soft_wrap=True)
