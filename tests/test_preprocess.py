@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers import LlamaTokenizer
 
 from conftest import ROOT, TINY, MakeRecipe, SmallDisk, conversation, write_samples
 from openpangu_sft import __version__
@@ -299,6 +300,46 @@ def test_bad_samples_are_skipped_into_a_file(make_recipe: MakeRecipe, count: int
         same = reject["record"] == line if isinstance(reject["record"], str) else reject["record"] == json.loads(line)
         assert same
     assert len(rejects) == len(BAD)
+
+
+def test_rejects_can_be_mended_and_run_again(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe("data.on_bad_sample=skip")
+    path = recipe.path("samples") / "a.jsonl"
+    lines = [json.dumps(sample, ensure_ascii=False) for sample in samples(12)]
+    broken = [lines[0][:-1], lines[1].replace("assistant", "gpt"), lines[2].replace("[{", "[1, {", 1)]
+    path.parent.mkdir()
+    path.write_text("\n".join([*broken, *lines[3:]]), "utf-8")
+    run_preprocess(recipe)
+    rejects = (recipe.path("shards") / "a/rejects.jsonl").read_text("utf-8").splitlines()
+    records = [json.loads(reject)["record"] for reject in rejects]
+    back = [record if isinstance(record, str) else json.dumps(record, ensure_ascii=False) for record in records]
+    assert back == broken
+    mended = [back[0] + "}", back[1].replace("gpt", "assistant"), back[2].replace("[1, {", "[{")]
+    (path.parent / "mended.jsonl").write_text("\n".join(mended), "utf-8")
+    run_preprocess(recipe)
+    assert Counter(segments_of(read_shard(recipe, "mended"), 0)) == expected_segments(recipe, samples(3))
+
+
+def test_a_class_that_changes_the_users_texts_is_used_itself(
+    make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No odd text shows it, only the user's own: they are compared before the class is done without."""
+    recipe = make_recipe()
+    write_samples(recipe.path("samples") / "a.jsonl", samples(30))
+    run_preprocess(recipe)
+    assert "its class is used" not in capsys.readouterr().err
+    directly = read_shard(recipe, "a")["input_ids"].tolist()
+    tokenize = LlamaTokenizer._tokenize
+    monkeypatch.setattr(
+        LlamaTokenizer, "_tokenize", lambda self, text, **more: tokenize(self, text.replace("答案", "回答"), **more)
+    )
+    (recipe.path("shards") / "a/manifest.json").unlink()
+    shutil.rmtree(recipe.path("shards") / "a")
+    run_preprocess(recipe)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "tokenizer: its class is used, which is slower: it gives other ids than SentencePiece alone for" in said
+    assert Counter(segments_of(read_shard(recipe, "a"), 0)) == expected_segments(recipe, samples(30))
+    assert read_shard(recipe, "a")["input_ids"].tolist() != directly
 
 
 def test_the_longest_sample_fills_a_pack_and_one_token_more_is_too_long(make_recipe: MakeRecipe) -> None:

@@ -72,8 +72,7 @@ def preprocess_command(recipe_file: Path, overrides: tuple[str, ...], shard: Opt
     \b
     Example: openpangu-sft preprocess --shard 3/16
     """
-    os.environ.setdefault("USE_TORCH", "0")  # a tokenizer needs none, and importing it takes seconds and 200 MB
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would say that there is no torch
+    _without_torch()
     from openpangu_sft.dataset.preprocess import run_preprocess
     from openpangu_sft.dataset.spans import parse_part
 
@@ -114,6 +113,7 @@ def preview_command(
     recipe_file: Path, overrides: tuple[str, ...], sample: Optional[int], count: Optional[int], html: Optional[Path]
 ) -> None:
     """What training will see: numbers and samples, token by token."""
+    _without_torch()
     from openpangu_sft.preview.stage import run_preview
     from openpangu_sft.preview.terminal import show
 
@@ -242,6 +242,12 @@ def _run() -> int:
 def _say(message: str, code: int) -> int:
     print(f"openpangu-sft: {message}", file=sys.stderr)
     return code
+
+
+def _without_torch() -> None:
+    """Keeps transformers from importing torch: a tokenizer needs none, and it takes seconds and 200 MB."""
+    os.environ.setdefault("USE_TORCH", "0")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would say that there is no torch
 
 
 def _typed_lines() -> Iterator[str]:
