@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
 import pytest
 import torch
@@ -15,41 +14,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from checkpoint_files import (
+    Tensors,
+    assert_same_bits,
+    random_bits,
+    random_checkpoint,
+    read_hf,
+    read_mcore,
+    set_config,
+    write_hf,
+)
 from conftest import MakeRecipe
 from openpangu_sft.artefact import read_manifest, require_settings
-from openpangu_sft.checkpoint.convert import mcore_settings, run_convert, to_hf, to_mcore
-from openpangu_sft.checkpoint.hf import INDEX, WEIGHTS, read_weights
-from openpangu_sft.checkpoint.layout import extra_state_names, hf_shapes, mcore_tensors, parameter_count
-from openpangu_sft.checkpoint.mcore import MODEL_FILE, iteration_directory, latest_iteration, read_model
+from openpangu_sft.checkpoint.convert import mcore_settings, run_convert
+from openpangu_sft.checkpoint.hf import WEIGHTS
+from openpangu_sft.checkpoint.layout import Layout, extra_state_names, mcore_tensors, parameter_count, single
+from openpangu_sft.checkpoint.mcore_reader import latest_iteration, parts_of
+from openpangu_sft.checkpoint.torch_arrays import tensors_of, to_array, to_tensor, weights_of
+from openpangu_sft.checkpoint.transfer import Transfer
+from openpangu_sft.checkpoint.weights import Part, Weights
 from openpangu_sft.errors import UserError
 from openpangu_sft.recipe import Model, Recipe
-from test_layout import models
+from test_layout import layouts, models
 
-Tensors = dict[str, torch.Tensor]
-BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 FILE = "iter_0000001/mp_rank_00/model_optim_rng.pt"
-
-
-def random_bits(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> torch.Tensor:
-    """Any bit pattern, so NaN payloads, infinities, denormals and -0.0 too."""
-    generator = torch.Generator().manual_seed(seed)
-    info = torch.iinfo(BITS[dtype])
-    bits = torch.randint(info.min, info.max + 1, shape, generator=generator).to(BITS[dtype])
-    special = torch.tensor([-(2**31) if dtype == torch.float32 else -(2**15)]).to(BITS[dtype])  # -0.0
-    bits.view(-1)[:1] = special
-    return bits.view(dtype)
-
-
-def random_checkpoint(model: Model, dtype_of: Callable[[str], torch.dtype]) -> Tensors:
-    shapes = sorted(hf_shapes(model).items())
-    return {name: random_bits(shape, dtype_of(name), seed) for seed, (name, shape) in enumerate(shapes)}
-
-
-def assert_same_bits(found: Tensors, wanted: Tensors) -> None:
-    assert set(found) == set(wanted)
-    for name, tensor in wanted.items():
-        assert found[name].dtype == tensor.dtype, name
-        assert torch.equal(found[name].view(BITS[tensor.dtype]), tensor.view(BITS[tensor.dtype])), name
 
 
 def mixed(name: str) -> torch.dtype:
@@ -67,21 +55,6 @@ DTYPES_OF: dict[str, Callable[[str], torch.dtype]] = {
 }
 
 
-def write_hf(directory: Path, base: Path, tensors: Tensors, shards: int = 1) -> None:
-    """A checkpoint with the base's configuration and tokenizer and other weights, in one file or in shards."""
-    shutil.copytree(base, directory, ignore=shutil.ignore_patterns("*.safetensors", "manifest.json"))
-    if shards == 1:
-        save_file(tensors, str(directory / WEIGHTS), metadata={"format": "pt"})
-        return
-    weight_map = {}
-    for shard in range(shards):
-        file = f"model-{shard + 1:05d}-of-{shards:05d}.safetensors"
-        names = sorted(tensors)[shard::shards]
-        save_file({name: tensors[name] for name in names}, str(directory / file), metadata={"format": "pt"})
-        weight_map.update(dict.fromkeys(names, file))
-    (directory / INDEX).write_text(json.dumps({"metadata": {"total_size": 0}, "weight_map": weight_map}), "utf-8")
-
-
 @pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize("dtypes", list(DTYPES_OF))
 def test_round_trip_keeps_every_bit(
@@ -91,8 +64,7 @@ def test_round_trip_keeps_every_bit(
     write_hf(tmp_path / "base", tiny_hf, tensors, shards)
     recipe = make_recipe(f"paths.hf={tmp_path / 'base'}")
     manifest = run_convert(recipe)
-    read = read_model(recipe.path("mcore") / FILE, recipe.model)
-    assert_same_bits(to_hf(read, recipe.model), tensors)
+    assert_same_bits(read_mcore(recipe.path("mcore"), recipe.model), tensors)
     assert manifest.counts["dtype"] == {
         "fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "mixed": "bfloat16+float16+float32"
     }[dtypes]  # fmt: skip
@@ -106,11 +78,30 @@ def test_the_round_trip_test_sees_special_values() -> None:
     assert len(bits[bits.isnan()].view(torch.int16).unique()) > 20
 
 
+def to_mcore(tensors: Tensors, model: Model, layout: Optional[Layout] = None, tp: int = 0, pp: int = 0) -> Tensors:
+    """The tensors of one rank, as they are written."""
+    made = Transfer(weights_of(tensors), model).mcore(layout or single(model), tp, pp)
+    return {
+        name: torch.cat([to_tensor(chunk).reshape(-1) for chunk in tensor.chunks()]).reshape(tensor.shape)
+        for name, tensor in made.items()
+    }
+
+
+def rank_parts(tensors: Tensors, model: Model, layout: Layout, rank: tuple[int, int]) -> list[Part]:
+    """One rank's tensors, taken apart again as the reader does it."""
+    made = to_mcore(tensors, model, layout, *rank)
+    table = mcore_tensors(model, layout, *rank)
+    return [part for entry in table for part in parts_of(entry.blocks, to_array(made[entry.name]), Path("x"))]
+
+
 @settings(deadline=None, max_examples=30)
-@given(models(), st.sampled_from(list(DTYPES_OF)))
-def test_round_trip_of_any_size(model: Model, dtypes: str) -> None:
+@given(st.data(), st.sampled_from(list(DTYPES_OF)))
+def test_round_trip_of_any_size_in_any_layout(data: st.DataObject, dtypes: str) -> None:
+    model = data.draw(models())
+    layout = data.draw(layouts(model))
     tensors = random_checkpoint(model, DTYPES_OF[dtypes])
-    assert_same_bits(to_hf(to_mcore(tensors, model), model), tensors)
+    parts = [part for rank in layout.ranks() for part in rank_parts(tensors, model, layout, rank)]
+    assert_same_bits(tensors_of(Weights(parts), model), tensors)
 
 
 @settings(deadline=None, max_examples=30)
@@ -156,15 +147,15 @@ def test_the_directory_is_what_megatron_loads(make_recipe: MakeRecipe) -> None:
     assert files == {"latest_checkpointed_iteration.txt", FILE, "manifest.json"}
     assert (root / "latest_checkpointed_iteration.txt").read_bytes() == b"1"
     assert latest_iteration(root) == 1
-    assert iteration_directory(root, 1) / MODEL_FILE == root / FILE
     content = torch.load(root / FILE)  # plain, as megatron/training/checkpointing.py does
     assert set(content) == {"args", "checkpoint_version", "iteration", "model", "num_floating_point_operations_so_far"}
     assert content["checkpoint_version"] == 3.0
     assert content["iteration"] == 1
     assert content["num_floating_point_operations_so_far"] == 0
-    named = {tensor.name for tensor in mcore_tensors(recipe.model)}
+    layout = single(recipe.model)
+    named = {tensor.name for tensor in mcore_tensors(recipe.model, layout, 0, 0)}
     assert {name for name, value in content["model"].items() if value is not None} == named
-    assert {name for name, value in content["model"].items() if value is None} == set(extra_state_names(recipe.model))
+    assert {name for name, value in content["model"].items() if value is None} == set(extra_state_names(layout, 0))
 
 
 def test_args_have_what_megatron_compares(make_recipe: MakeRecipe) -> None:
@@ -227,7 +218,7 @@ def test_manifest_says_what_made_it_and_equal_inputs_give_equal_bytes(make_recip
     manifest = run_convert(first)
     run_convert(second)
     assert manifest.counts == {
-        "parameters": parameter_count(first.model), "tensors": len(mcore_tensors(first.model)), "dtype": "float32"
+        "parameters": parameter_count(first.model), "ranks": 1, "layout": "TP 1, PP 1", "dtype": "float32"
     }  # fmt: skip
     for file in (FILE, "latest_checkpointed_iteration.txt", "manifest.json"):
         assert (first.path("mcore") / file).read_bytes() == (second.path("mcore") / file).read_bytes()
@@ -256,12 +247,6 @@ def refusal(recipe: Recipe) -> str:
     assert len(str(caught.value).splitlines()) == 1
     assert caught.value.remedy
     return str(caught.value)
-
-
-def set_config(directory: Path, **changes: Any) -> None:
-    path = directory / "config.json"
-    config = {**json.loads(path.read_text("utf-8")), **changes}
-    path.write_text(json.dumps({key: value for key, value in config.items() if value is not ...}), "utf-8")
 
 
 @pytest.fixture
@@ -333,14 +318,6 @@ def test_a_config_that_lost_tie_word_embeddings_is_refused(copy: Path, make_reci
     assert "model.tie_word_embeddings is True in the recipe, False in this checkpoint" in message
 
 
-@pytest.mark.parametrize("key", ["tensor", "pipeline"])
-def test_tp_and_pp_other_than_1_are_refused(make_recipe: MakeRecipe, key: str) -> None:
-    recipe = make_recipe()
-    parallel = recipe.parallel.model_copy(update={key: 2, "devices_per_node": 2})
-    message = refusal(recipe.model_copy(update={"parallel": parallel}))
-    assert message == f"parallel.{key} = 2: convert writes TP 1, PP 1 only in this version -> set parallel.{key}=1"
-
-
 def test_earlier_result_stays_when_a_later_convert_is_refused(
     copy: Path, make_recipe: MakeRecipe, tmp_path: Path
 ) -> None:
@@ -354,69 +331,5 @@ def test_earlier_result_stays_when_a_later_convert_is_refused(
     read_manifest(recipe.path("mcore"), "mcore", "")
 
 
-def test_read_weights_keeps_the_dtypes_of_the_file(tiny_hf: Path, make_recipe: MakeRecipe) -> None:
-    assert_same_bits(read_weights(tiny_hf, make_recipe().model), load_file(str(tiny_hf / WEIGHTS)))
-
-
-# Reading Megatron-core checkpoints.
-
-
-@pytest.mark.parametrize(
-    ("spoil", "complaint"),
-    [
-        (lambda content: content["model"].pop("decoder.final_layernorm.weight"), "final_layernorm.weight is missing"),
-        (lambda content: content["model"].update(more=torch.zeros(1)), "unexpected tensor more"),
-        (
-            lambda content: content["model"].update({"decoder.final_layernorm.weight": torch.zeros(31)}),
-            "tensor decoder.final_layernorm.weight has shape (31,), expected (32,)",
-        ),
-        (
-            lambda content: content["model"].update({"decoder.final_layernorm.weight": torch.zeros(32).long()}),
-            "tensor decoder.final_layernorm.weight is int64",
-        ),
-        (lambda content: content.pop("model"), "holds no model"),
-        (lambda content: content.update(model=[]), "holds no model"),
-    ],
-)
-def test_unfit_mcore_checkpoints_are_refused(
-    make_recipe: MakeRecipe, spoil: Callable[[Any], Any], complaint: str
-) -> None:
-    recipe = make_recipe()
-    run_convert(recipe)
-    file = recipe.path("mcore") / FILE
-    content = torch.load(file)
-    spoil(content)
-    torch.save(content, file)
-    with pytest.raises(UserError) as caught:
-        read_model(file, recipe.model)
-    assert complaint in str(caught.value)
-    assert str(file) in str(caught.value)
-    assert caught.value.remedy
-
-
-def test_a_checkpoint_of_parameters_reads_as_plain_tensors(make_recipe: MakeRecipe) -> None:
-    recipe = make_recipe()
-    run_convert(recipe)
-    file = recipe.path("mcore") / FILE
-    content = torch.load(file)
-    wanted = {name: value for name, value in content["model"].items() if value is not None}
-    content["model"] = {name: torch.nn.Parameter(value) for name, value in wanted.items()}
-    torch.save(content, file)
-    read = read_model(file, recipe.model)
-    assert not any(tensor.requires_grad for tensor in read.values())
-    assert_same_bits(read, wanted)
-
-
-@pytest.mark.parametrize("text", ["", "release", "²", "-1", "1.0", "9" * 5000, "\udcff"])
-def test_a_tracker_that_names_no_iteration_is_refused(tmp_path: Path, text: str) -> None:
-    tracker = tmp_path / "latest_checkpointed_iteration.txt"
-    tracker.write_bytes(text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(UserError) as caught:
-        latest_iteration(tmp_path)
-    assert str(tracker) in str(caught.value)
-    assert len(str(caught.value)) < 300
-
-
-def test_no_tracker_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no checkpoint here"):
-        latest_iteration(tmp_path)
+def test_reading_keeps_the_dtypes_of_the_file(tiny_hf: Path, make_recipe: MakeRecipe) -> None:
+    assert_same_bits(read_hf(tiny_hf, make_recipe().model), load_file(str(tiny_hf / WEIGHTS)))

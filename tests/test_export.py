@@ -15,17 +15,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
+from checkpoint_files import BITS, assert_same_bits, read_hf, set_config
 from conftest import ROOT, MakeRecipe
 from openpangu_sft.artefact import Manifest, read_manifest
-from openpangu_sft.checkpoint.convert import weights_digest
 from openpangu_sft.checkpoint.export import run_export
-from openpangu_sft.checkpoint.hf import WEIGHTS, read_config, read_weights
+from openpangu_sft.checkpoint.hf import WEIGHTS, read_config
+from openpangu_sft.checkpoint.origin import hf_digests
 from openpangu_sft.errors import UserError
 from openpangu_sft.recipe import Recipe
-from openpangu_sft.sft.checkpoints import save
+from openpangu_sft.sft.checkpoints import VERSIONS, save
 from openpangu_sft.sft.model import build_model
 from openpangu_sft.tokenizer import FILES, tokenizer_digest
-from test_convert import BITS, assert_same_bits, set_config
 
 Tensors = dict[str, torch.Tensor]
 CPU = torch.device("cpu")
@@ -38,10 +38,10 @@ def make_run(recipe: Recipe, iteration: int = 3, seed: int = 0) -> Tensors:
     dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
     tensors = {
         name: (tensor.float() + 0.05 * torch.randn(tensor.shape, generator=generator)).to(dtype)
-        for name, tensor in read_weights(base, recipe.model).items()
+        for name, tensor in read_hf(base, recipe.model).items()
     }
     model = build_model(base, dict(tensors), "eager", CPU)
-    inputs = {"dataset": "d" * 64, "hf.tokenizer": tokenizer_digest(base), "hf.hf": weights_digest(base)}
+    inputs = {"dataset": "d" * 64, **{f"hf.{name}": digest for name, digest in hf_digests(base).items()}}
     manifest = Manifest("run", settings={"train.lr": recipe.train.lr}, inputs=inputs)
     optimizer = torch.optim.AdamW(model.parameters())
     save(recipe.path("run"), recipe, manifest, model, optimizer, iteration, 1.25)
@@ -67,7 +67,7 @@ def test_stock_transformers_gives_the_same_logits(make_recipe: MakeRecipe, preci
     found = logits(loaded)
     assert found.dtype == wanted.dtype == tensors["model.norm.weight"].dtype
     assert torch.equal(found.view(BITS[found.dtype]), wanted.view(BITS[found.dtype]))
-    base = logits(build_model(recipe.path("hf"), read_weights(recipe.path("hf"), recipe.model), "eager", CPU))
+    base = logits(build_model(recipe.path("hf"), read_hf(recipe.path("hf"), recipe.model), "eager", CPU))
     assert not torch.allclose(found.float(), base, atol=0.1)  # the run's weights, not the base's
 
 
@@ -174,7 +174,7 @@ def test_tokenizer_files_are_the_bases_byte_for_byte(tmp_path: Path, tiny_hf: Pa
     for name in copied:
         assert (recipe.path("export") / name).read_bytes() == (tmp_path / "base" / name).read_bytes()
     assert {path.name for path in recipe.path("export").iterdir()} == {
-        *copied, "config.json", WEIGHTS, "manifest.json"
+        *copied, "config.json", WEIGHTS, "manifest.json", "README.md"
     }  # fmt: skip
     assert tokenizer_digest(recipe.path("export")) == tokenizer_digest(tmp_path / "base")
 
@@ -185,12 +185,13 @@ def test_manifest_says_what_made_it(make_recipe: MakeRecipe) -> None:
     manifest = run_export(recipe)
     checkpoint = read_manifest(recipe.path("run") / "iter_0000003", "checkpoint", "")
     assert manifest.inputs == {
-        "checkpoint": checkpoint.digest,
+        "mcore": checkpoint.digest,
         "dataset": "d" * 64,
-        "hf.tokenizer": tokenizer_digest(recipe.path("hf")),
-        "hf.hf": weights_digest(recipe.path("hf")),
+        **{f"hf.{name}": digest for name, digest in hf_digests(recipe.path("hf")).items()},
     }
-    assert manifest.counts == {"iteration": 3, "loss": 1.25, "parameters": 64864, "dtype": "float32"}
+    assert manifest.counts == {
+        "iteration": 3, "loss": 1.25, "versions": VERSIONS, "parameters": 64864, "dtype": "float32", "form": "llama"
+    }  # fmt: skip
     assert manifest.settings == {"train.lr": recipe.train.lr}
     assert asdict(read_manifest(recipe.path("export"), "hf", "")) == asdict(manifest)
 
@@ -228,9 +229,8 @@ def test_a_run_without_a_checkpoint(make_recipe: MakeRecipe) -> None:
     recipe = make_recipe()
     recipe.path("run").mkdir()
     (recipe.path("run") / "manifest.json").write_text("{}", "utf-8")
-    assert refusal(recipe) == (
-        f"{recipe.path('run')}: no checkpoint here (latest_checkpointed_iteration.txt) -> run make sft"
-    )
+    what = "neither a Hugging Face checkpoint (config.json) nor a Megatron-core one (latest_checkpointed_iteration.txt)"
+    assert refusal(recipe) == f"{recipe.path('run')}: {what} -> run make sft"
 
 
 def test_a_checkpoint_that_is_not_there_in_full(make_recipe: MakeRecipe) -> None:
@@ -244,22 +244,28 @@ def test_a_checkpoint_that_is_not_there_in_full(make_recipe: MakeRecipe) -> None
     file.unlink()
     assert f"{file}: a file of this result is missing" in refusal(recipe)
     shutil.rmtree(directory)
-    assert refusal(recipe).startswith(f"{directory}: no such directory (expected: checkpoint)")
+    assert refusal(recipe).startswith(f"{directory}: iteration 3 is not there")
 
 
-@pytest.mark.parametrize("what", ["weights", "tokenizer"])
+@pytest.mark.parametrize("what", ["config", "tokenizer"])
 def test_another_base(tmp_path: Path, tiny_hf: Path, make_recipe: MakeRecipe, what: str) -> None:
     make_run(make_recipe())
     shutil.copytree(tiny_hf, tmp_path / "other")
     if what == "tokenizer":
         (tmp_path / "other/added_tokens.json").write_text("{}", "utf-8")
     else:
-        tensors = load_file(str(tiny_hf / WEIGHTS))
-        tensors["model.norm.weight"][0] += 1
-        save_file(tensors, str(tmp_path / "other" / WEIGHTS))
+        set_config(tmp_path / "other", attention_dropout=0.5)
     recipe = make_recipe(f"paths.hf={tmp_path / 'other'}")
     message = refusal(recipe)
-    assert message.endswith(f"began from a checkpoint with other {what} than paths.hf -> check paths.hf")
+    assert message.endswith(f"began from a checkpoint with another {what} than paths.hf -> check paths.hf")
+
+
+def test_the_bases_weights_are_not_needed(tmp_path: Path, tiny_hf: Path, make_recipe: MakeRecipe) -> None:
+    shutil.copytree(tiny_hf, tmp_path / "base")
+    recipe = make_recipe(f"paths.hf={tmp_path / 'base'}")
+    make_run(recipe)
+    (tmp_path / "base" / WEIGHTS).unlink()
+    run_export(recipe)
 
 
 def test_a_base_of_another_size(make_recipe: MakeRecipe) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,21 +10,21 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from checkpoint_files import read_hf, set_config, write_hf
 from conftest import MakeRecipe
-from openpangu_sft.checkpoint.convert import weights_digest
 from openpangu_sft.checkpoint.hf import (
     INDEX,
     WEIGHTS,
     llama_config,
     model_of,
+    open_hf,
     read_config,
-    read_weights,
     require_model,
     weight_files,
 )
+from openpangu_sft.checkpoint.origin import hf_digests
 from openpangu_sft.errors import UserError
 from openpangu_sft.recipe import Model
-from test_convert import set_config, write_hf
 
 
 @pytest.fixture
@@ -45,7 +44,7 @@ def sharded(tmp_path: Path, tiny_hf: Path) -> Path:
 
 def _read(directory: Path, model: Model) -> None:
     require_model(directory, model)
-    read_weights(directory, model)
+    open_hf(directory, model)
 
 
 def refusal(directory: Path, make_recipe: MakeRecipe) -> str:
@@ -190,7 +189,7 @@ def test_no_weights_are_refused(copy: Path, make_recipe: MakeRecipe) -> None:
 
 
 def test_shards_are_read_as_one(sharded: Path, tiny_hf: Path, make_recipe: MakeRecipe) -> None:
-    found, wanted = read_weights(sharded, make_recipe().model), load_file(str(tiny_hf / WEIGHTS))
+    found, wanted = read_hf(sharded, make_recipe().model), load_file(str(tiny_hf / WEIGHTS))
     assert set(found) == set(wanted)
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
     assert [file.name for file in weight_files(sharded)] == [
@@ -249,15 +248,20 @@ def test_names_from_a_file_cannot_write_terminal_codes_or_lines(copy: Path, make
     assert r"unexpected tensor evil \x1b[2J name" in refusal(copy, make_recipe)
 
 
-def test_weights_digest_follows_configuration_and_weights_but_nothing_else(copy: Path, tiny_hf: Path) -> None:
-    begun = weights_digest(copy)
-    assert begun == weights_digest(tiny_hf)
+def test_digests_follow_weights_configuration_and_tokenizer_but_nothing_else(copy: Path, tiny_hf: Path) -> None:
+    def changed(before: dict[str, str]) -> set[str]:
+        return {name for name, digest in hf_digests(copy).items() if digest != before[name]}
+
+    begun = hf_digests(copy)
+    assert begun == hf_digests(tiny_hf)
+    assert set(begun) == {"weights", "config", "tokenizer"}
     (copy / "README.md").write_text("more", "utf-8")
-    assert weights_digest(copy) == begun
+    assert not changed(begun)
     content = bytearray((copy / WEIGHTS).read_bytes())
     content[-1] ^= 1
     (copy / WEIGHTS).write_bytes(content)
-    changed = weights_digest(copy)
-    assert changed != begun
-    (copy / "config.json").write_text(json.dumps({**read_config(copy), "rope_theta": 1.0}), "utf-8")
-    assert weights_digest(copy) not in (begun, changed)
+    assert changed(begun) == {"weights"}
+    set_config(copy, rope_theta=1.0)
+    assert changed(begun) == {"weights", "config"}
+    (copy / "added_tokens.json").write_text("{}", "utf-8")
+    assert changed(begun) == {"weights", "config", "tokenizer"}

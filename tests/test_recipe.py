@@ -377,14 +377,22 @@ TRANSFORMERS = ("train.engine=transformers", "parallel.context=1")
 RULES: list[tuple[tuple[str, ...], str]] = [
     (("parallel.tensor=4",), "model.num_query_groups 6 is not a multiple of parallel.tensor 4 -> change one of them"),
     (
-        ("parallel.tensor=3",),
-        "model.vocab_size 153376 is not a multiple of parallel.tensor 3 -> change one of them",
-    ),
-    (
         ("parallel.tensor=2", "model.ffn_hidden_size=6145"),
         "model.ffn_hidden_size 6145 is not a multiple of parallel.tensor 2 -> change one of them",
     ),
-    (("parallel.pipeline=4",), "model.num_layers 26 is not a multiple of parallel.pipeline 4 -> change one of them"),
+    (
+        ("parallel.pipeline=4",),
+        "model.num_layers 26 is not a multiple of parallel.pipeline 4 -> change one of them, or give "
+        "parallel.num_layer_list",
+    ),
+    *(
+        (
+            ("parallel.pipeline=2", f"parallel.num_layer_list={given}"),
+            f"parallel.num_layer_list {given} does not spread model.num_layers 26 over parallel.pipeline 2 -> give 2 "
+            "numbers above 0 that add up to 26",
+        )
+        for given in ([26], [14, 13], [26, 0], [13, 12, 1], [])
+    ),
     (
         ("parallel.devices_per_node=5",),
         "parallel.nodes x parallel.devices_per_node 5 is not a multiple of parallel.tensor x parallel.pipeline x "

@@ -16,15 +16,16 @@ from typing import Any
 import pytest
 import torch
 
+from checkpoint_files import read_hf, read_mcore
 from conftest import ROOT, TINY, conversation, write_samples
 from openpangu_sft.artefact import read_manifest
-from openpangu_sft.checkpoint.convert import run_convert, to_hf
-from openpangu_sft.checkpoint.mcore import read_model
+from openpangu_sft.checkpoint.convert import run_convert
 from openpangu_sft.dataset.merge import run_merge
 from openpangu_sft.dataset.preprocess import run_preprocess
 from openpangu_sft.errors import UserError
 from openpangu_sft.recipe import Recipe
 from openpangu_sft.recipe_file import load_recipe
+from openpangu_sft.sft import checkpoints
 from openpangu_sft.sft.metrics import read_metrics
 from openpangu_sft.sft.stage import run_sft
 
@@ -116,21 +117,21 @@ def test_a_run_leaves_checkpoints_metrics_and_a_curve(options: Options) -> None:
     assert (run / "latest_checkpointed_iteration.txt").read_text() == "6"
     assert sorted(path.name for path in run.glob("iter_*")) == ["iter_0000003", "iter_0000006"]
     manifest = read_manifest(run / "iter_0000006", "checkpoint", "")
-    assert manifest.counts == {"iteration": 6, "loss": rows[-1]["loss"]}
+    assert manifest.counts == {"iteration": 6, "loss": rows[-1]["loss"], "versions": checkpoints.VERSIONS}
+    assert checkpoints.VERSIONS["torch"] == torch.__version__
     content = torch.load(run / "iter_0000006/mp_rank_00/model_optim_rng.pt")
     assert content["iteration"] == 6
     assert content["args"].consumed_train_samples == 12
 
 
 def test_the_first_loss_is_that_of_the_converted_weights(options: Options, tiny_hf: Path) -> None:
-    from openpangu_sft.checkpoint.hf import read_weights
     from openpangu_sft.sft.data import PackedDataset, micro_batches, training_order
     from openpangu_sft.sft.model import SEGMENTS, PackLoss, build_model
 
     recipe = recipe_of(options("train.micro_batch_size=2"))
     dataset = PackedDataset(recipe.path("dataset"), 128)
     packs = micro_batches(training_order(len(dataset), 12, recipe.train.seed), 1, 2, 2, 0, 1)[0]
-    loss = PackLoss(build_model(tiny_hf, read_weights(tiny_hf, recipe.model), SEGMENTS, torch.device("cpu")))
+    loss = PackLoss(build_model(tiny_hf, read_hf(tiny_hf, recipe.model), SEGMENTS, torch.device("cpu")))
     with torch.no_grad():
         expected = loss(dataset.batch(packs, torch.device("cpu"))).item()
     assert losses(train(options("train.micro_batch_size=2")))[0] == pytest.approx(expected, rel=1e-6)
@@ -147,10 +148,9 @@ def test_continued_after_a_checkpoint_it_gives_the_same_losses(
     (second / "latest_checkpointed_iteration.txt").write_text("3")  # as if killed between two checkpoints
     run = train([*options(*extra), f"paths.run={second}"])
     assert losses(run) == losses(undisturbed)
-    last = "iter_0000006/mp_rank_00/model_optim_rng.pt"
     model = recipe_of(options(*extra)).model
-    expected = read_model(undisturbed / last, model)
-    for name, tensor in read_model(run / last, model).items():
+    expected = read_mcore(undisturbed, model, 6)
+    for name, tensor in read_mcore(run, model, 6).items():
         assert torch.equal(tensor, expected[name]), name
 
 
@@ -242,7 +242,7 @@ def test_a_finished_run_is_left_as_it_is(options: Options) -> None:
 def test_bf16_checkpoints_are_bf16_and_keep_the_fp32_weights_beside(options: Options) -> None:
     run = train(options("train.precision=bf16"))
     model = recipe_of(options()).model
-    tensors = to_hf(read_model(run / "iter_0000006/mp_rank_00/model_optim_rng.pt", model), model)
+    tensors = read_mcore(run, model, 6)
     weights = torch.load(run / "iter_0000006/mp_rank_00/transformers_engine.pt")["weights"]
     for name, tensor in tensors.items():
         assert tensor.dtype == torch.bfloat16

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 from filelock import FileLock, Timeout
 
@@ -84,13 +84,22 @@ def read_manifest(directory: Path, kind: str, remedy: str) -> Manifest:
     manifest = parse_manifest(path, remedy)
     if manifest.kind != kind:
         raise UserError(f"holds {manifest.kind}, expected {kind}", where=directory, remedy="check paths in the recipe")
+    require_files(directory, manifest, remedy)
+    return manifest
+
+
+def require_files(directory: Path, manifest: Manifest, remedy: str) -> None:
+    """Refuses an artefact whose files are not all there in full size.
+
+    Raises:
+        UserError: names the first one.
+    """
     for name, entry in manifest.files.items():
         file = directory / name
         if not file.is_file():
             raise UserError("a file of this result is missing", where=file, remedy=remedy)
         if file.stat().st_size != entry["bytes"]:
             raise UserError(f"{file.stat().st_size} bytes, expected {entry['bytes']}", where=file, remedy=remedy)
-    return manifest
 
 
 def require_settings(directory: Path, made_with: Mapping[str, Any], wanted: Mapping[str, Any], remedy: str) -> None:
@@ -122,8 +131,8 @@ def sum_counts(counts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def staged_directory(target: Path, manifest: Manifest) -> Iterator[Path]:
     """Gives an empty directory to fill; puts it in the place of `target` when the block ends without an error.
 
-    The manifest may be completed inside the block. Only an artefact of the same kind is ever replaced, so that a
-    mistyped path never costs a user's own files.
+    The manifest may be completed inside the block, also by the entries of files whose sums are known already. Only an
+    artefact of the same kind is ever replaced, so that a mistyped path never costs a user's own files.
 
     Raises:
         UserError: the target is something else, or another process is writing it now.
@@ -139,7 +148,7 @@ def staged_directory(target: Path, manifest: Manifest) -> Iterator[Path]:
             staging.mkdir()
             try:
                 yield staging
-                manifest.files = _entries(staging)
+                manifest.files = _entries(staging, manifest.files)
                 write_durably(staging / MANIFEST, json.dumps(asdict(manifest), ensure_ascii=False, indent=1) + "\n")
                 for directory in [staging, *(path for path in staging.rglob("*") if path.is_dir())]:
                     sync_directory(directory)
@@ -236,20 +245,6 @@ def only_one_run(target: Path) -> Iterator[None]:
         lock.release()
 
 
-def require_apart(one_key: str, one: Path, other_key: str, other: Path) -> None:
-    """Refuses two places of which one would be lost, or read, when the other is written. Follows symbolic links.
-
-    Raises:
-        UserError: they are the same, or one lies in the other.
-    """
-    first, second = Path(os.path.realpath(one)), Path(os.path.realpath(other))
-    if first == second or first in second.parents or second in first.parents:
-        raise UserError(
-            f"{one_key} and {other_key} are the same or lie in each other: {one}, {other}",
-            remedy=f"give {other_key} a directory of its own",
-        )
-
-
 def write_durably(path: Path, text: str) -> None:
     """Writes a text file so that it is there in full, or as before, whatever happens meanwhile."""
     temporary = path.with_name(f".{path.name}.tmp")
@@ -278,15 +273,16 @@ def _files_below(directory: Path) -> list[str]:
     return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
 
 
-def _entries(directory: Path) -> dict[str, dict[str, Any]]:
+def _entries(directory: Path, known: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Flushes the finished files of a directory to the disk and describes them; some at once, as that is waiting."""
     names = _files_below(directory)
     with ThreadPoolExecutor(FLUSHED_AT_ONCE) as pool:
-        return dict(zip(names, pool.map(lambda name: _entry(directory / name), names)))
+        return dict(zip(names, pool.map(lambda name: _entry(directory / name, known.get(name)), names)))
 
 
-def _entry(path: Path) -> dict[str, Any]:
+def _entry(path: Path, known: Optional[dict[str, Any]]) -> dict[str, Any]:
     """Flushes a finished file to the disk and describes it."""
     with path.open("rb") as stream:
         os.fsync(stream.fileno())
-    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    assert known is None or known["bytes"] == path.stat().st_size, path
+    return known or {"bytes": path.stat().st_size, "sha256": sha256_of(path)}

@@ -10,9 +10,10 @@ import torch
 
 from openpangu_sft.artefact import MANIFEST
 from openpangu_sft.chat_format import HEADERS, START, Piece, prompt_pieces
-from openpangu_sft.checkpoint.convert import to_hf
-from openpangu_sft.checkpoint.hf import model_of, read_config, read_weights
-from openpangu_sft.checkpoint.mcore import MODEL_FILE, TRACKER, iteration_directory, latest_iteration, read_model
+from openpangu_sft.checkpoint.hf import CONFIG, model_of, open_hf, read_config
+from openpangu_sft.checkpoint.mcore import TRACKER
+from openpangu_sft.checkpoint.mcore_reader import open_mcore
+from openpangu_sft.checkpoint.torch_arrays import tensors_of
 from openpangu_sft.errors import UserError
 from openpangu_sft.recipe import Recipe
 from openpangu_sft.sample import Message
@@ -34,13 +35,10 @@ class Chat:
     def __init__(self, recipe: Recipe, checkpoint: Path) -> None:
         if (checkpoint / TRACKER).is_file():
             files = recipe.path("hf")
-            path = iteration_directory(checkpoint, latest_iteration(checkpoint)) / MODEL_FILE
-            if not path.is_file():
-                raise UserError("no such file", where=path, remedy="is the checkpoint complete?")
-            tensors = to_hf(read_model(path, recipe.model), recipe.model)
-        elif (checkpoint / "config.json").is_file():
-            files = checkpoint
-            tensors = read_weights(checkpoint, model_of(read_config(checkpoint), checkpoint / "config.json"))
+            tensors = tensors_of(open_mcore(checkpoint, recipe.model).weights, recipe.model)
+        elif (checkpoint / CONFIG).is_file():
+            files, model = checkpoint, model_of(read_config(checkpoint), checkpoint / CONFIG)
+            tensors = tensors_of(open_hf(checkpoint, model), model)
         else:
             what = "no such directory" if not checkpoint.is_dir() else "neither a Hugging Face nor an mcore checkpoint"
             raise UserError(what, where=checkpoint, remedy="run make export, or give one with MODEL=…")
@@ -101,6 +99,6 @@ def default_checkpoint(recipe: Recipe) -> Path:
     """What is there of: the exported checkpoint, the run, the one to begin with."""
     for name in ("export", "run"):
         path = recipe.path(name)
-        if (path / MANIFEST).is_file() and ((path / "config.json").is_file() or (path / TRACKER).is_file()):
+        if (path / MANIFEST).is_file() and ((path / CONFIG).is_file() or (path / TRACKER).is_file()):
             return path
     return recipe.path("hf")

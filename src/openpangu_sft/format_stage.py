@@ -14,8 +14,9 @@ from typing import Any, BinaryIO, Callable
 
 from rich.markup import escape
 
-from openpangu_sft.artefact import Manifest, require_apart, sha256_of, staged_directory
+from openpangu_sft.artefact import Manifest, sha256_of, staged_directory
 from openpangu_sft.errors import UserError, explain_os_error
+from openpangu_sft.places import require_apart
 from openpangu_sft.progress import progress
 from openpangu_sft.recipe import Recipe
 from openpangu_sft.sample import BadSample, Sample, parse_sample, reason_class

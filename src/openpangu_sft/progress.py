@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Iterator
 from typing import Callable
@@ -12,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 console = Console(stderr=True, highlight=False)
 
+MB = 1_000_000
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -48,3 +50,18 @@ def progress(what: str, total: int, done: int = 0) -> Iterator[Callable[[int, st
             console.print(f"{what}: {position}/{total} {note} {left:.0f} s left".replace("  ", " "), soft_wrap=True)
 
     yield log
+
+
+@contextlib.contextmanager
+def byte_progress(what: str, total: int) -> Iterator[Callable[[int, str], None]]:
+    """The same for bytes, shown in MB. What it yields may be called from several threads."""
+    done, lock = 0, threading.Lock()
+    with progress(f"{what} (MB)", total // MB) as advance:
+
+        def advance_bytes(units: int, note: str = "") -> None:
+            nonlocal done
+            with lock:
+                advance((done + units) // MB - done // MB, note)
+                done += units
+
+        yield advance_bytes

@@ -7,7 +7,7 @@ the value and what to change. Any key can be overridden on the command line: `--
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Optional
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -160,6 +160,10 @@ class Parallel(Section):
     """Tensor parallel size (TP)."""
     pipeline: int = Field(default=1, gt=0)
     """Pipeline parallel size (PP)."""
+    num_layer_list: Optional[list[int]] = None
+    """Layers of each pipeline stage where they are not to be the same: [14, 12]."""
+    make_vocab_size_divisible_by: int = Field(default=16, gt=0)
+    """The embedding is filled up to a multiple of this times `tensor`."""
     context: int = Field(default=1, gt=0)
     """Context parallel size (CP)."""
 

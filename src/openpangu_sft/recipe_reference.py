@@ -6,7 +6,7 @@ Run as: python -m openpangu_sft.recipe_reference > docs/recipe.md
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, get_args
+from typing import Any, Optional, get_args
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -37,11 +37,13 @@ def _rows(prefix: str, section: Any) -> Iterator[tuple[str, str, str, str]]:
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from _rows(key, field.annotation)
         else:
-            default = "" if field.is_required() else f"`{field.default}`"
+            default = "" if field.is_required() else "none" if field.default is None else f"`{field.default}`"
             yield f"`{key}`", _values(field), default, field.description or ""
 
 
 def _values(field: FieldInfo) -> str:
+    if field.annotation == Optional[list[int]]:
+        return "a list of integers"
     choices = get_args(field.annotation)
     if choices:
         return ", ".join(f"`{choice}`" for choice in choices)

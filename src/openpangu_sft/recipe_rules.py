@@ -16,9 +16,8 @@ def complaints(recipe: Recipe) -> list[str]:
     model, data, parallel, train = recipe.model, recipe.data, recipe.parallel, recipe.train
     found: list[Optional[str]] = [
         _divides("parallel.tensor", parallel.tensor, "model.num_query_groups", model.num_query_groups),
-        _divides("parallel.tensor", parallel.tensor, "model.vocab_size", model.vocab_size),
         _divides("parallel.tensor", parallel.tensor, "model.ffn_hidden_size", model.ffn_hidden_size),
-        _divides("parallel.pipeline", parallel.pipeline, "model.num_layers", model.num_layers),
+        _stages(recipe),
         _divides(
             "parallel.tensor x parallel.pipeline x parallel.context",
             parallel.tensor * parallel.pipeline * parallel.context,
@@ -72,6 +71,24 @@ def _divides(small_key: str, small: int, large_key: str, large: int) -> Optional
     if large % small == 0:
         return None
     return f"{large_key} {large} is not a multiple of {small_key} {small} -> change one of them"
+
+
+def _stages(recipe: Recipe) -> Optional[str]:
+    """Whether every pipeline stage has layers, and all layers have a stage."""
+    layers, stages, given = recipe.model.num_layers, recipe.parallel.pipeline, recipe.parallel.num_layer_list
+    if given is None:
+        if layers % stages == 0:
+            return None
+        return (
+            f"model.num_layers {layers} is not a multiple of parallel.pipeline {stages} -> change one of them, "
+            "or give parallel.num_layer_list"
+        )
+    if len(given) != stages or sum(given) != layers or min(given, default=0) < 1:
+        return (
+            f"parallel.num_layer_list {given} does not spread model.num_layers {layers} over parallel.pipeline "
+            f"{stages} -> give {stages} numbers above 0 that add up to {layers}"
+        )
+    return None
 
 
 def _overlap(paths: Paths) -> Optional[str]:

@@ -104,6 +104,15 @@ class Tokenizer:
         self._direct = direct
         return ""
 
+    def first_disagreement(self, other: Tokenizer) -> str:
+        """The first odd text of which another tokenizer makes other ids; empty if there is none."""
+        for text in _odd_texts():
+            for opens in (False, True):
+                piece = Piece(text, trained=False, opens=opens)
+                if self.piece_ids(piece) != other.piece_ids(piece):
+                    return reprlib.repr(text)
+        return ""
+
     def decode_reply(self, header: Sequence[int], reply: Sequence[int]) -> str:
         """Text of generated tokens that follow a header.
 

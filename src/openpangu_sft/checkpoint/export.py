@@ -2,51 +2,79 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Optional
 
-from openpangu_sft.artefact import Manifest, read_manifest, require_apart, staged_directory
-from openpangu_sft.checkpoint.convert import to_hf, weights_digest
-from openpangu_sft.checkpoint.hf import llama_config, require_model, write_checkpoint
+from openpangu_sft.artefact import Manifest, sha256_of, staged_directory
+from openpangu_sft.checkpoint.arrays import DTYPES
+from openpangu_sft.checkpoint.forms import LLAMA, write_companions, write_config
+from openpangu_sft.checkpoint.hf import CONFIG, WEIGHTS, open_hf, require_model
 from openpangu_sft.checkpoint.layout import parameter_count
-from openpangu_sft.checkpoint.mcore import MODEL_FILE, dtype_name, iteration_directory, latest_iteration, read_model
+from openpangu_sft.checkpoint.model_card import write_model_card
+from openpangu_sft.checkpoint.origin import Origin, open_origin
+from openpangu_sft.checkpoint.safetensors_file import write_safetensors
+from openpangu_sft.checkpoint.transfer import Transfer, require_equal, size_of, warn_of_loss
 from openpangu_sft.errors import UserError
-from openpangu_sft.progress import progress
+from openpangu_sft.places import require_apart, require_room
+from openpangu_sft.progress import byte_progress
 from openpangu_sft.recipe import Recipe
 from openpangu_sft.tokenizer import tokenizer_digest
 
 
-def run_export(recipe: Recipe) -> Manifest:
-    """Stage export: `paths.run` to `paths.export`, with configuration and tokenizer from `paths.hf`.
+def run_export(
+    recipe: Recipe,
+    source: Optional[Path] = None,
+    iteration: Optional[int] = None,
+    form: str = LLAMA,
+    dtype: Optional[str] = None,
+) -> Manifest:
+    """Stage export: to `paths.export`, with configuration, tokenizer and licence from `paths.hf`.
+
+    Args:
+        source: a run, a Megatron-core checkpoint of any layout, or a Hugging Face one; without it, `paths.run`.
+        iteration: of a Megatron-core checkpoint or run; without it, the newest.
+        form: llama or openpangu, see forms.py.
+        dtype: fp32, bf16 or fp16; without it, that of the source.
 
     Raises:
-        UserError: the run has no finished checkpoint, or it began from another model or tokenizer.
+        UserError: there is no finished checkpoint, it began from another model or tokenizer than `paths.hf`, the disk
+            has no room, or what was written is not the same.
     """
-    run, source, target = recipe.path("run"), recipe.path("hf"), recipe.path("export")
-    config = require_model(source, recipe.model)
-    if not run.is_dir():
-        raise UserError("no such directory", where=run, remedy="run make sft")
-    require_apart("paths.hf", source, "paths.export", target)
-    directory = iteration_directory(run, latest_iteration(run, "run make sft"))
-    checkpoint = read_manifest(directory, "checkpoint", "run make sft")
-    _require_input(checkpoint, "hf.tokenizer", tokenizer_digest(source), directory)
-    _require_input(checkpoint, "hf.hf", weights_digest(source), directory)
-    inputs = {"checkpoint": checkpoint.digest, **checkpoint.inputs}
-    manifest = Manifest("hf", settings=checkpoint.settings, inputs=inputs)
-    with progress("export", 2) as advance, staged_directory(target, manifest) as staging:
-        advance(0, "reading")
-        tensors = to_hf(read_model(directory / MODEL_FILE, recipe.model), recipe.model)
-        dtype = dtype_name(tensors["model.embed_tokens.weight"].dtype)
-        manifest.counts = {**checkpoint.counts, "parameters": parameter_count(recipe.model), "dtype": dtype}
-        advance(1, "writing")
-        exported: dict[str, Any] = {**llama_config(config), "torch_dtype": dtype}
-        write_checkpoint(staging, exported, tensors, source)
+    base, target, model = recipe.path("hf"), recipe.path("export"), recipe.model
+    config = require_model(base, model)
+    require_apart("paths.hf", base, "paths.export", target)
+    path = source or recipe.path("run")
+    require_apart("the source", path, "paths.export", target)
+    origin = open_origin(recipe, path, iteration, "check the path" if source else "run make sft")
+    _require_base(origin, base, path)
+    transfer = Transfer(origin.weights, model, DTYPES[dtype] if dtype else None)
+    tensors = transfer.hf()
+    size = size_of(tensors.values())
+    require_room(target, size)
+    manifest = Manifest("hf", settings=origin.manifest.settings if origin.manifest else {})
+    with staged_directory(target, manifest) as staging, ThreadPoolExecutor(1) as pool:
+        digests = pool.submit(origin.digests)  # reads what is being copied anyway
+        with byte_progress("export", 2 * size) as advance:
+            manifest.files[WEIGHTS] = write_safetensors(tensors, staging / WEIGHTS, advance)
+            written = open_hf(staging, model)
+            require_equal(transfer, written, staging, advance)
+        dtype_name = str(written.dtype("model.embed_tokens.weight"))
+        write_config(staging, config, base, form, dtype_name)
+        write_companions(staging, base, form, recipe.tokenizer.trust_remote_code)
+        counts = origin.manifest.counts if origin.manifest else {}
+        manifest.counts = {**counts, "parameters": parameter_count(model), "dtype": dtype_name, "form": form}
+        inputs = origin.manifest.inputs if origin.manifest else {}
+        manifest.inputs = {**inputs, **digests.result()}
+        write_model_card(staging, manifest, target.name, base.name)
+    warn_of_loss(transfer)
     return manifest
 
 
-def _require_input(checkpoint: Manifest, name: str, found: str, directory: Path) -> None:
-    if checkpoint.inputs.get(name) != found:
-        what = "tokenizer" if name.endswith("tokenizer") else "weights"
-        raise UserError(
-            f"began from a checkpoint with other {what} than paths.hf", where=directory, remedy="check paths.hf"
-        )
+def _require_base(origin: Origin, base: Path, path: Path) -> None:
+    """Whether training began with the configuration and tokenizer that are to be exported with its weights."""
+    for name, found in (("tokenizer", tokenizer_digest(base)), ("config", sha256_of(base / CONFIG))):
+        recorded = origin.base(name)
+        if recorded and recorded != found:
+            what = f"began from a checkpoint with another {name} than paths.hf"
+            raise UserError(what, where=path, remedy="check paths.hf")

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import json
-import re
-import shutil
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from openpangu_sft.artefact import MANIFEST
+from openpangu_sft.checkpoint.arrays import Array, same_bits
 from openpangu_sft.checkpoint.layout import hf_shapes
-from openpangu_sft.checkpoint.mcore import Tensors, require_tensors
-from openpangu_sft.errors import UserError, naming
+from openpangu_sft.checkpoint.safetensors_file import map_safetensors
+from openpangu_sft.checkpoint.weights import Weights, require_tensors, weights_of_arrays
+from openpangu_sft.errors import UserError
 from openpangu_sft.recipe import Model
-from openpangu_sft.tokenizer import tokenizer_files
 
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+CONFIG = "config.json"
+PANGU = "PanguEmbedded"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 _AGAIN = "download it again"
@@ -36,10 +33,10 @@ def read_config(directory: Path) -> dict[str, Any]:
     Raises:
         UserError: there is none, or it is not an object.
     """
-    path = directory / "config.json"
+    path = directory / CONFIG
     if not path.is_file():
         raise UserError("no Hugging Face checkpoint here (config.json)", where=directory, remedy="check paths.hf")
-    return _read_object(path)
+    return read_object(path)
 
 
 def model_of(config: Mapping[str, Any], path: Path) -> Model:
@@ -48,7 +45,7 @@ def model_of(config: Mapping[str, Any], path: Path) -> Model:
     Raises:
         UserError: a key is missing, or another architecture.
     """
-    if config.get("model_type") not in ("PanguEmbedded", "llama"):
+    if config.get("model_type") not in (PANGU, "llama"):
         raise UserError(
             f"model_type {config.get('model_type')!r} is not openPangu-Embedded", where=path, remedy="check paths.hf"
         )
@@ -59,7 +56,7 @@ def model_of(config: Mapping[str, Any], path: Path) -> Model:
             )
     try:
         heads = config["num_attention_heads"]
-        bias = config["bias"] if config["model_type"] == "PanguEmbedded" else config.get("attention_bias", False)
+        bias = config["bias"] if config["model_type"] == PANGU else config.get("attention_bias", False)
         return Model(
             num_layers=config["num_hidden_layers"],
             hidden_size=config["hidden_size"],
@@ -95,7 +92,7 @@ def require_model(directory: Path, model: Model) -> dict[str, Any]:
     Raises:
         UserError: names the first key that differs, with both values.
     """
-    config, path = read_config(directory), directory / "config.json"
+    config, path = read_config(directory), directory / CONFIG
     found = model_of(config, path)
     for key, value in model.model_dump().items():
         if getattr(found, key) != value:
@@ -136,7 +133,7 @@ def weight_files(directory: Path) -> list[Path]:
     if index.is_file() and single.is_file():
         raise UserError(f"there are two sets of weights, {WEIGHTS} and {INDEX}", where=directory, remedy="remove one")
     if index.is_file():
-        shards = _read_object(index).get("weight_map")
+        shards = read_object(index).get("weight_map")
         if not isinstance(shards, dict) or not shards or not all(_is_file_name(name) for name in shards.values()):
             raise UserError("weight_map names no files", where=index, remedy="download it again")
         names = sorted(set(shards.values()))
@@ -155,44 +152,44 @@ def weight_files(directory: Path) -> list[Path]:
     raise UserError(f"no weights here ({WEIGHTS})", where=directory, remedy="check paths.hf")
 
 
-def read_weights(directory: Path, model: Model) -> Tensors:
-    """Reads all tensors, by Hugging Face name, in the dtype of the file.
+def open_hf(directory: Path, model: Model) -> Weights:
+    """Opens all weights; their values are read when they are used.
 
     Raises:
         UserError: a tensor is missing, unexpected or of another shape; tie_word_embeddings contradicts the weights.
     """
-    found: Tensors = {}
-    with ExitStack() as stack:
-        for path in weight_files(directory):
-            try:
-                reader = stack.enter_context(safe_open(str(path), "pt"))
-                for name in reader.keys():  # noqa: SIM118 (not a dict)
-                    if name in found:
-                        raise UserError(f"tensor {name} is in another shard too", where=path, remedy=_AGAIN)
-                    found[name] = reader.get_tensor(name)
-            except SafetensorError as error:
-                raise UserError(f"damaged: {error}", where=path, remedy=_AGAIN) from None
-    head, embedding = found.get("lm_head.weight"), found.get("model.embed_tokens.weight")
+    found: dict[str, Array] = {}
+    for path in weight_files(directory):
+        for name, array in map_safetensors(path, _AGAIN).items():
+            if name in found:
+                raise UserError(f"tensor {name} is in another shard too", where=path, remedy=_AGAIN)
+            found[name] = array
+    head, embedding = found.get(_HEAD), found.get(_EMBEDDING)
     if model.tie_word_embeddings and head is not None and embedding is not None:
-        if not _same_bits(head, embedding):
+        if not same_bits(head, embedding):
             raise UserError(
-                "tie_word_embeddings is true, but lm_head.weight differs from model.embed_tokens.weight",
+                f"tie_word_embeddings is true, but {_HEAD} differs from {_EMBEDDING}",
                 where=directory,
                 remedy="set it to false in config.json and in the recipe",
             )
-        del found["lm_head.weight"]
+        del found[_HEAD]
     if not model.tie_word_embeddings and head is None:
         raise UserError(
-            "tensor lm_head.weight is missing, but tie_word_embeddings is false",
+            f"tensor {_HEAD} is missing, but tie_word_embeddings is false",
             where=directory,
             remedy="is it right in config.json? The class's default is false, openPangu-Embedded-1B has true",
         )
     remedy = "is this openPangu-Embedded, downloaded in full, with its own config.json?"
     require_tensors(found, hf_shapes(model), directory, remedy)
-    return found
+    return weights_of_arrays(found, directory)
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        UserError: it is not one.
+    """
     try:
         content = json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -204,34 +201,3 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 def _is_file_name(name: object) -> bool:
     return isinstance(name, str) and name == Path(name).name and name.endswith(".safetensors")
-
-
-def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two tensors are equal, NaN included."""
-    return (
-        one.dtype == other.dtype
-        and one.shape == other.shape
-        and torch.equal(one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))
-    )
-
-
-def write_weights(tensors: Tensors, path: Path) -> None:
-    """Writes safetensors. A full disk is an OSError, of which safetensors makes a type of its own without errno."""
-    with naming(path):
-        try:
-            save_file(tensors, str(path), metadata={"format": "pt"})
-        except SafetensorError as error:
-            code = re.search(r"\(os error (\d+)\)", str(error))
-            if code is None:
-                raise
-            raise OSError(int(code.group(1)), str(error)) from None
-
-
-def write_checkpoint(directory: Path, config: Mapping[str, Any], tensors: Tensors, source: Path) -> None:
-    """Writes a checkpoint that stock transformers loads; the tokenizer and generation config come from `source`."""
-    write_weights(tensors, directory / WEIGHTS)
-    (directory / "config.json").write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", "utf-8")
-    extra = [source / "generation_config.json", source / "chat_template.jinja"]
-    for path in [*tokenizer_files(source), *(path for path in extra if path.is_file())]:
-        assert path.name != MANIFEST
-        shutil.copyfile(path, directory / path.name)

@@ -10,7 +10,6 @@ from typing import Any
 from openpangu_sft.artefact import (
     Manifest,
     read_manifest,
-    require_apart,
     require_settings,
     staged_directory,
     sum_counts,
@@ -19,6 +18,7 @@ from openpangu_sft.dataset.indexed import FIELDS, PREFIX, field_path, write_inde
 from openpangu_sft.dataset.preprocess import data_settings, require_tokenizer, sample_files, shard_directories
 from openpangu_sft.dataset.spans import Part, parts_of, sha256_of_span
 from openpangu_sft.errors import UserError
+from openpangu_sft.places import require_apart
 from openpangu_sft.progress import progress
 from openpangu_sft.recipe import Recipe
 

@@ -14,9 +14,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from openpangu_sft.artefact import Manifest, staged_directory
 from openpangu_sft.chat_format import END, HEADERS, START
-from openpangu_sft.checkpoint.hf import WEIGHTS, llama_config, write_weights
+from openpangu_sft.checkpoint.hf import CONFIG, WEIGHTS, llama_config
+from openpangu_sft.checkpoint.safetensors_file import write_safetensors
+from openpangu_sft.checkpoint.torch_arrays import weights_of
+from openpangu_sft.checkpoint.transfer import Transfer
 from openpangu_sft.recipe import Recipe
-from openpangu_sft.sft.model import weights_of
+from openpangu_sft.sft.model import tensors_of_model
 
 CONTROL_TOKENS = [f"[unused{number}]" for number in range(34)]
 """As openPangu has them: added tokens whose ids lie inside the SentencePiece vocabulary."""
@@ -43,8 +46,9 @@ def make_base_model(recipe: Recipe, texts: Iterable[str]) -> Manifest:
         config = _config(recipe, end_id)
         torch.manual_seed(recipe.train.seed)
         model = LlamaForCausalLM(LlamaConfig(**llama_config(config)))
-        write_weights(weights_of(model, torch.float32), staging / WEIGHTS)
-        _write_json(staging / "config.json", config)
+        transfer = Transfer(weights_of(tensors_of_model(model, torch.float32)), recipe.model)
+        write_safetensors(transfer.hf(), staging / WEIGHTS)
+        _write_json(staging / CONFIG, config)
         _write_json(staging / "generation_config.json", {"bos_token_id": 1, "eos_token_id": end_id, "pad_token_id": 0})
     return manifest
 

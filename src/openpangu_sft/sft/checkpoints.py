@@ -12,26 +12,25 @@ from pathlib import Path
 from typing import Any, Optional
 
 import torch
+import transformers
 from transformers import LlamaForCausalLM
 
+from openpangu_sft import __version__
 from openpangu_sft.artefact import Manifest, read_manifest, staged_directory
-from openpangu_sft.checkpoint.convert import to_mcore
-from openpangu_sft.checkpoint.mcore import (
-    MODEL_FILE,
-    TRACKER,
-    iteration_directory,
-    latest_iteration,
-    write_model,
-    write_torch_file,
-    write_tracker,
-)
+from openpangu_sft.checkpoint.layout import layout_of
+from openpangu_sft.checkpoint.mcore import TRACKER, Position, iteration_directory, write_rank, write_tracker
+from openpangu_sft.checkpoint.mcore_reader import latest_iteration
 from openpangu_sft.checkpoint.safe_pickle import load_checkpoint_file
-from openpangu_sft.errors import UserError
+from openpangu_sft.checkpoint.torch_arrays import tensors_in, weights_of
+from openpangu_sft.checkpoint.transfer import Transfer
+from openpangu_sft.errors import UserError, naming
 from openpangu_sft.recipe import Recipe
-from openpangu_sft.sft.model import weights_of
+from openpangu_sft.sft.model import tensors_of_model
 
 ENGINE_FILE = "mp_rank_00/transformers_engine.pt"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+VERSIONS = {"openpangu-sft": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
+"""Of what has trained: for whoever asks later."""
 
 
 def save(
@@ -48,16 +47,17 @@ def save(
         "checkpoint",
         settings=run_manifest.settings,
         inputs=run_manifest.inputs,
-        counts={"iteration": iteration, "loss": loss},
+        counts={"iteration": iteration, "loss": loss, "versions": VERSIONS},
     )
-    dtype = DTYPES[recipe.train.precision]
-    consumed = iteration * recipe.train.global_batch_size
+    dtype, layout = DTYPES[recipe.train.precision], layout_of(recipe.model, recipe.parallel)
+    position = Position(iteration, iteration * recipe.train.global_batch_size)
     with staged_directory(iteration_directory(run, iteration), manifest) as staging:
-        write_model(staging, recipe.model, to_mcore(weights_of(model, dtype), recipe.model), iteration, consumed)
+        transfer = Transfer(weights_of(tensors_of_model(model, dtype)), recipe.model)
+        write_rank(staging, recipe.model, layout, (0, 0), transfer.mcore(layout, 0, 0), position)
         state: dict[str, Any] = {"optimizer": optimizer.state_dict()}
         if dtype != torch.float32:
-            state["weights"] = weights_of(model, torch.float32)
-        write_torch_file(state, staging / ENGINE_FILE)
+            state["weights"] = tensors_of_model(model, torch.float32)
+        _save(state, staging / ENGINE_FILE)
     write_tracker(run, iteration)
 
 
@@ -84,11 +84,18 @@ def load_engine_state(directory: Path) -> dict[str, Any]:
     path = directory / ENGINE_FILE
     if not path.is_file():
         raise UserError("no state of the transformers engine", where=directory, remedy="begin a new run (paths.run)")
-    state = load_checkpoint_file(path)
+    state = tensors_in(load_checkpoint_file(path))
     assert isinstance(state, dict)
     return state
 
 
-def model_file(directory: Path) -> Path:
-    """The model's file in an iteration's directory."""
-    return directory / MODEL_FILE
+def _save(content: object, path: Path) -> None:
+    """torch.save; a full disk is an OSError: torch makes a RuntimeError without errno of it."""
+    with naming(path):
+        try:
+            with path.open("wb") as stream:
+                torch.save(content, stream)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise

@@ -21,8 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from openpangu_sft.artefact import Manifest
-from openpangu_sft.checkpoint.convert import to_hf
-from openpangu_sft.checkpoint.mcore import MODEL_FILE, iteration_directory, latest_iteration, read_model
+from openpangu_sft.checkpoint.mcore_reader import open_mcore
+from openpangu_sft.checkpoint.torch_arrays import tensors_of
 from openpangu_sft.errors import Interrupted, UserError
 from openpangu_sft.progress import console, progress
 from openpangu_sft.recipe import Recipe
@@ -61,9 +61,9 @@ class _Training:
             self.loss = found.counts["loss"]
             state = checkpoints.load_engine_state(source)
         else:
-            source = iteration_directory(recipe.path("mcore"), latest_iteration(recipe.path("mcore")))
             state = {}
-        tensors = state.get("weights") or to_hf(read_model(source / MODEL_FILE, recipe.model), recipe.model)
+        begun = self.directory if newest else recipe.path("mcore")
+        tensors = state.get("weights") or tensors_of(open_mcore(begun, recipe.model).weights, recipe.model)
         weights = {name: tensor.float() for name, tensor in tensors.items()}  # bf16 runs under autocast
         self.model = build_model(recipe.path("hf"), weights, SEGMENTS, device).train()
         for layer in self.model.model.layers[: self._recomputed_layers()]:

@@ -12,7 +12,7 @@ from transformers.modeling_utils import AttentionInterface, no_init_weights
 from transformers.models.llama.modeling_llama import repeat_kv
 
 from openpangu_sft.checkpoint.hf import llama_config, read_config
-from openpangu_sft.checkpoint.mcore import Tensors
+from openpangu_sft.checkpoint.torch_arrays import Tensors
 from openpangu_sft.sft.data import Batch
 from openpangu_sft.tokenizer import IGNORED
 
@@ -83,7 +83,7 @@ def build_model(config_directory: Path, tensors: Tensors, attention: str, device
     return model
 
 
-def weights_of(model: LlamaForCausalLM, dtype: torch.dtype) -> Tensors:
+def tensors_of_model(model: LlamaForCausalLM, dtype: torch.dtype) -> Tensors:
     """The weights by Hugging Face name, on the CPU, in a dtype; tied ones once."""
     state = model.state_dict()
     if model.config.tie_word_embeddings:

@@ -1,0 +1,231 @@
+"""Opens Megatron-core checkpoints of any layout, as conversion or training leaves them."""
+
+from __future__ import annotations
+
+import re
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Optional
+
+import numpy as np
+
+from openpangu_sft.artefact import MANIFEST, Manifest, parse_manifest, require_files
+from openpangu_sft.checkpoint.arrays import Array
+from openpangu_sft.checkpoint.layout import Block, Layout, mcore_tensors
+from openpangu_sft.checkpoint.mcore import MODEL_FILE, OPTIMIZER_FILE, TRACKER, iteration_directory, rank_directory
+from openpangu_sft.checkpoint.safe_pickle import is_whole, load_checkpoint_file
+from openpangu_sft.checkpoint.weights import Part, Weights, require_tensors
+from openpangu_sft.errors import UserError
+from openpangu_sft.recipe import Model
+
+_RANK = re.compile(r"mp_rank_(\d{2})(?:_(\d{3}))?")
+_EMBEDDING = "embedding.word_embeddings.weight"
+_LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
+_DESCRIBED = ("num_attention_heads", "num_query_groups", "kv_channels", "rotary_base", "norm_epsilon")
+"""Sizes that shapes do not tell, and that training cannot tell either from the weights."""
+
+
+class McoreCheckpoint(NamedTuple):
+    """An open checkpoint.
+
+    Args:
+        directory: of the iteration.
+        iteration: its number.
+        layout: over which ranks it is spread.
+        weights: by Hugging Face name; padding of the vocabulary is not among them.
+        manifest: what made it, where this project did.
+    """
+
+    directory: Path
+    iteration: int
+    layout: Layout
+    weights: Weights
+    manifest: Optional[Manifest]
+
+    @property
+    def files(self) -> list[Path]:
+        """The model's file of every rank."""
+        return [self.directory / rank_directory(self.layout, *rank) / MODEL_FILE for rank in self.layout.ranks()]
+
+
+def latest_iteration(root: Path, remedy: str = "check the path") -> int:
+    """The iteration that the tracker file names.
+
+    Args:
+        root: directory of the tracker file.
+        remedy: what to do where there is none.
+
+    Raises:
+        UserError: no tracker file, or it names no number.
+    """
+    path = root / TRACKER
+    if not path.is_file():
+        raise UserError(f"no checkpoint here ({TRACKER})", where=root, remedy=remedy)
+    text = path.read_text("utf-8", errors="replace").strip()
+    if not re.fullmatch("[0-9]{1,12}", text):
+        raise UserError(
+            f"names iteration {text[:40]!r}, not a number", where=path, remedy="write the number of an iter_ directory"
+        )
+    return int(text)
+
+
+def open_mcore(
+    root: Path, model: Model, iteration: Optional[int] = None, remedy: str = "check the path"
+) -> McoreCheckpoint:
+    """Opens the newest checkpoint below a directory, or that of an iteration. Its values are read when they are used.
+
+    Raises:
+        UserError: there is none; it is half-written or damaged; it has other tensors than the model; ranks that should
+            hold the same do not.
+    """
+    newest = latest_iteration(root, remedy)
+    number = newest if iteration is None else iteration
+    directory = iteration_directory(root, number)
+    other = _another(root, directory)
+    if not directory.is_dir():
+        raise UserError(f"iteration {number} is not there", where=directory, remedy=other)
+    if number > newest:
+        raise UserError(f"is not finished: {TRACKER} names iteration {newest}", where=directory, remedy=other)
+    manifest = _manifest(root, directory, other)
+    contents = _read_ranks(directory, other)
+    layout = _layout(contents, model, directory)
+    parts: list[Part] = []
+    for (tp, pp), content in sorted(contents.items()):
+        where = directory / rank_directory(layout, tp, pp) / MODEL_FILE
+        tensors = {name: value for name, value in content["model"].items() if isinstance(value, np.ndarray)}
+        table = mcore_tensors(model, layout, tp, pp)
+        require_tensors(tensors, {t.name: t.shape for t in table}, where, "was it made with the model of this recipe?")
+        for tensor in table:
+            parts.extend(parts_of(tensor.blocks, tensors[tensor.name], where))
+    return McoreCheckpoint(directory, number, layout, Weights(parts, "the ranks are not of one checkpoint"), manifest)
+
+
+def parts_of(blocks: Sequence[Block], array: Array, where: Path) -> list[Part]:
+    """A tensor, cut into its blocks."""
+    parts, row = [], 0
+    for block in blocks:
+        if not block.padding:
+            parts.append(Part(block, array[row : row + block.rows], where))
+        row += block.rows
+    return parts
+
+
+def _manifest(root: Path, directory: Path, remedy: str) -> Optional[Manifest]:
+    """That of the iteration (a run's), or of the whole (a converted one's), its files all there in full size."""
+    for place in (directory, root):
+        if (place / MANIFEST).is_file():
+            manifest = parse_manifest(place / MANIFEST, remedy)
+            if manifest.kind != "run":
+                require_files(place, manifest, remedy)
+                return manifest
+    return None
+
+
+def _read_ranks(directory: Path, remedy: str) -> dict[tuple[int, int], Mapping[str, Any]]:
+    """The content of every rank's file, by (tensor rank, pipeline rank); the ranks are complete."""
+    if (directory / "metadata.json").is_file():
+        raise UserError(
+            "is in Megatron's distributed format (--use-dist-ckpt)", where=directory, remedy="save it without that flag"
+        )
+    found: dict[tuple[int, int], Path] = {}
+    staged = False
+    for path in sorted(directory.glob("mp_rank_*")):
+        match = _RANK.fullmatch(path.name)
+        if not match:
+            what = "is of a layout with expert parallelism, which this model has not"
+            raise UserError(what, where=path, remedy="check the path")
+        staged = staged or match[2] is not None
+        found[int(match[1]), int(match[2] or 0)] = path
+    if not found:
+        raise UserError("holds no checkpoint (mp_rank_00)", where=directory, remedy=remedy)
+    contents = {rank: _read_rank(path, remedy) for rank, path in found.items()}
+    tensor, pipeline = _sizes(contents, found)
+    for pp in range(pipeline):
+        for tp in range(tensor):
+            if (tp, pp) not in found:
+                name = f"mp_rank_{tp:02d}_{pp:03d}" if staged else f"mp_rank_{tp:02d}"
+                what = f"is half-written: of TP {tensor}, PP {pipeline} this rank is missing"
+                raise UserError(what, where=directory / name, remedy=remedy)
+    return contents
+
+
+def _read_rank(path: Path, remedy: str) -> Mapping[str, Any]:
+    file = path / MODEL_FILE
+    for part in (file, path / OPTIMIZER_FILE):
+        if part.exists() if part != file else True:
+            if not part.is_file():
+                raise UserError("is half-written: this file is missing", where=part, remedy=remedy)
+            if not is_whole(part):
+                raise UserError("is half-written: this file has no end", where=part, remedy=remedy)
+    content = load_checkpoint_file(file)
+    if isinstance(content, dict) and isinstance(content.get("model0"), dict):
+        what = "has several model parts in one rank (--num-layers-per-virtual-pipeline-stage)"
+        raise UserError(what, where=file, remedy="save it without that flag")
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise UserError("holds no model", where=file, remedy="give a Megatron-core checkpoint")
+    return content
+
+
+def _sizes(
+    contents: Mapping[tuple[int, int], Mapping[str, Any]], found: Mapping[tuple[int, int], Path]
+) -> tuple[int, int]:
+    """TP and PP as the saved arguments have them; without arguments, as the ranks that are there do."""
+    seen = max(tp for tp, _ in found) + 1, max(pp for _, pp in found) + 1
+    sizes = set()
+    for content in contents.values():
+        args = content.get("args")
+        given = (getattr(args, f"{kind}_model_parallel_size", None) for kind in ("tensor", "pipeline"))
+        sizes.add(tuple(size if isinstance(size, int) else here for size, here in zip(given, seen)))
+    if len(sizes) > 1:
+        raise UserError(
+            f"the ranks say different things of TP and PP: {sorted(sizes)}",
+            where=next(iter(found.values())).parent,
+            remedy="they are not of one checkpoint",
+        )
+    tensor, pipeline = sizes.pop()
+    if seen[0] > tensor or seen[1] > pipeline:
+        raise UserError(
+            f"belongs to no rank of TP {tensor}, PP {pipeline}", where=found[max(found)], remedy="remove it"
+        )
+    return tensor, pipeline
+
+
+def _layout(contents: Mapping[tuple[int, int], Mapping[str, Any]], model: Model, directory: Path) -> Layout:
+    """The layout, from what the ranks hold; and the model's sizes, as far as they are not in shapes, are compared."""
+    tensor, pipeline = (max(rank[kind] for rank in contents) + 1 for kind in (0, 1))
+    for key, size in (("num_query_groups", model.num_query_groups), ("ffn_hidden_size", model.ffn_hidden_size)):
+        if size % tensor:
+            raise UserError(
+                f"has TP {tensor}, which does not divide model.{key} {size}", where=directory, remedy=_RECIPE
+            )
+    args = contents[0, 0].get("args")
+    for key in _DESCRIBED if isinstance(args, Namespace) else ():
+        found, wanted = getattr(args, key, None), getattr(model, key)
+        if isinstance(found, (int, float)) and found != wanted:
+            raise UserError(f"has {key} {found}, the recipe says {wanted}", where=directory, remedy=_RECIPE)
+    stages = []
+    for pp in range(pipeline):
+        names = contents[0, pp]["model"]
+        stages.append(len({match[1] for match in map(_LAYER.match, map(str, names)) if match}))
+    if sum(stages) != model.num_layers:
+        what = f"has {sum(stages)} layers, the recipe says model.num_layers {model.num_layers}"
+        raise UserError(what, where=directory, remedy=_RECIPE)
+    embedding = contents[0, 0]["model"].get(_EMBEDDING)
+    if not isinstance(embedding, np.ndarray) or embedding.ndim != 2:
+        raise UserError(f"tensor {_EMBEDDING} is missing", where=directory, remedy=_RECIPE)
+    padded = len(embedding) * tensor
+    if padded < model.vocab_size:
+        what = f"has {padded} rows in its embedding, the recipe says model.vocab_size {model.vocab_size}"
+        raise UserError(what, where=directory, remedy=_RECIPE)
+    return Layout(tensor, tuple(stages), padded)
+
+
+_RECIPE = "was it made with the model of this recipe?"
+
+
+def _another(root: Path, but: Path) -> str:
+    """What to do where an iteration is not to be used."""
+    others = [path.name for path in root.glob("iter_*") if path != but]
+    numbers = sorted(int(name[5:]) for name in others if name[5:].isdigit())
+    return f"take another one: ITERATION={numbers[-1]}" if numbers else "there is no other one here: make it again"

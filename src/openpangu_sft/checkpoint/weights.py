@@ -1,0 +1,138 @@
+"""The weights of a model by Hugging Face name, wherever they lie: in safetensors, or spread over Megatron's ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple, Optional
+
+import numpy as np
+
+from openpangu_sft.checkpoint.arrays import CHUNK, DTYPES, Array, DType, first_difference
+from openpangu_sft.checkpoint.layout import Block, Shape, whole
+from openpangu_sft.errors import UserError
+
+
+class Part(NamedTuple):
+    """A block of a tensor and its values.
+
+    Args:
+        block: where it stands.
+        array: of the block's shape.
+        where: file that it was read from.
+    """
+
+    block: Block
+    array: Array
+    where: object
+
+
+class Weights:
+    """All tensors of a model. Values are read when they are asked for: parts are views of mapped files.
+
+    Args:
+        parts: what there is; together they cover every tensor.
+        repair: what to do where two ranks that should hold the same differ.
+
+    Raises:
+        UserError: a part that is on several ranks is not the same on all of them.
+    """
+
+    def __init__(self, parts: Iterable[Part], repair: str = "make the checkpoint again") -> None:
+        self._parts: dict[str, dict[Block, Part]] = {}
+        for part in parts:
+            first = self._parts.setdefault(part.block.name, {}).setdefault(part.block, part)
+            _require_dtype(next(iter(self._parts[part.block.name].values())), part, repair)
+            if first is not part:
+                _require_same(first, part, repair)
+
+    def names(self) -> list[str]:
+        """Hugging Face names."""
+        return list(self._parts)
+
+    def dtype(self, name: str) -> DType:
+        """Of one tensor."""
+        return next(iter(self._parts[name].values())).array.dtype
+
+    def dtypes(self) -> list[str]:
+        """All that there are, by the names that config.json uses, sorted."""
+        return sorted({str(self.dtype(name)) for name in self._parts})
+
+    def parts(self, name: str) -> Iterator[Part]:
+        """The parts that a tensor is in."""
+        return iter(self._parts[name].values())
+
+    def read(self, block: Block) -> Array:
+        """The values of a block: a view where they lie together, a copy where they do not. Not to be changed."""
+        parts = self._parts[block.name]
+        for part in parts.values():
+            view: Array = part.array[block.within(part.block)]
+            if view.shape == block.shape:
+                return view
+        gathered = np.empty(block.shape, self.dtype(block.name))
+        for part in parts.values():
+            gathered[part.block.within(block)] = part.array[block.within(part.block)]
+        return gathered
+
+    def chunks(self, block: Block) -> Iterator[Array]:
+        """The values of a block in C order, in contiguous arrays that follow one another."""
+        step = max(1, CHUNK * block.rows // max(1, math.prod(block.shape) * self.dtype(block.name).itemsize))
+        for begin in range(0, block.rows, step):
+            rows = min(step, block.rows - begin)
+            yield np.ascontiguousarray(self.read(block._replace(row=block.row + begin, rows=rows)))
+
+    def tensor(self, name: str, shape: Shape) -> Array:
+        """A whole tensor."""
+        return self.read(whole(name, shape))
+
+
+def weights_of_arrays(arrays: Mapping[str, Array], where: object = None) -> Weights:
+    """Weights of whole tensors."""
+    return Weights(Part(whole(name, array.shape), array, where) for name, array in arrays.items())
+
+
+def require_tensors(found: Mapping[str, Array], expected: Mapping[str, Shape], where: object, remedy: str) -> None:
+    """Refuses a checkpoint that has not just the tensors of the model.
+
+    Raises:
+        UserError: names the first tensor that is missing, unexpected, of another shape or of a dtype of no weights.
+    """
+    for name, shape in expected.items():
+        if name not in found:
+            raise UserError(f"tensor {name} is missing", where=where, remedy=remedy)
+        if found[name].shape != shape:
+            raise UserError(
+                f"tensor {name} has shape {found[name].shape}, expected {shape}", where=where, remedy=remedy
+            )
+    for name, tensor in found.items():
+        if name not in expected:
+            raise UserError(f"unexpected tensor {name}", where=where, remedy=remedy)
+        if tensor.dtype not in DTYPES.values():
+            raise UserError(
+                f"tensor {name} is {tensor.dtype}, expected one of {', '.join(map(str, DTYPES.values()))}",
+                where=where,
+                remedy="take a checkpoint that is not quantized",
+            )
+
+
+def difference(part: Part, other: Array) -> Optional[str]:
+    """What is not the same in two arrays of a block, in words; None where every bit is."""
+    if part.array.dtype != other.dtype:
+        return f"{part.block.name} is {part.array.dtype} here, {other.dtype} there"
+    index = first_difference(part.array, other)
+    if index is None:
+        return None
+    origin = (part.block.row, part.block.column)
+    place = ", ".join(str(position + begin) for position, begin in zip(index, origin))
+    return f"{part.block.name}[{place}] is {part.array[index]} here, {other[index]} there"
+
+
+def _require_same(first: Part, part: Part, repair: str) -> None:
+    if found := difference(part, first.array):
+        raise UserError(f"{found} ({first.where}): all ranks hold it", where=part.where, remedy=repair)
+
+
+def _require_dtype(first: Part, part: Part, repair: str) -> None:
+    if first.array.dtype != part.array.dtype:
+        what = f"part of {part.block.name} is {part.array.dtype}, another is {first.array.dtype} ({first.where})"
+        raise UserError(what, where=part.where, remedy=repair)

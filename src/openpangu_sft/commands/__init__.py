@@ -1,0 +1,1 @@
+"""The commands of the command line, one per stage. Each imports what it runs when it runs."""

@@ -1,0 +1,67 @@
+"""What every command has: the recipe's options, and a table of what it did."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Callable, Optional
+
+import click
+from rich.table import Table
+
+from openpangu_sft import __version__
+from openpangu_sft.artefact import Manifest
+from openpangu_sft.progress import console
+from openpangu_sft.recipe import Recipe
+
+DEFAULT_RECIPE = "recipes/openpangu-1b.yaml"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, message="%(version)s")
+def app() -> None:
+    """Fine-tune openPangu: one command per stage, each reading one recipe.
+
+    \b
+    Example: openpangu-sft sft --recipe recipes/demo.yaml --set train.iterations=100
+    """
+
+
+def stage(name: str, default_recipe: str = DEFAULT_RECIPE) -> Callable[[Callable[..., None]], click.Command]:
+    """Declares a command with the options that every stage has."""
+
+    def declare(function: Callable[..., None]) -> click.Command:
+        recipe = click.option(
+            "-r", "--recipe", "recipe_file", type=Path, default=default_recipe, show_default=True, help="a YAML file"
+        )
+        override = click.option(
+            "-s", "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="override a key; may be repeated"
+        )
+        return app.command(name)(recipe(override(function)))
+
+    return declare
+
+
+def show(title: str, path: Path, manifest: Manifest, recipe: Optional[Recipe] = None) -> None:
+    """What a stage did, on one screen."""
+    rows = {name.replace("_", " "): readable(value) for name, value in manifest.counts.items()}
+    if recipe and "packs" in manifest.counts:
+        counts = manifest.counts
+        rows["packs full"] = f"{counts['tokens'] / (counts['packs'] * recipe.data.seq_length):.1%}"
+        rows["tokens trained"] = f"{counts['trained_tokens'] / counts['tokens']:.1%}"
+    print_table(f"{title}: {path}", rows)
+
+
+def readable(value: object) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {readable(inner)}" for name, inner in value.items()) or "none"
+    return str(value)
+
+
+def print_table(title: str, rows: dict[str, str]) -> None:
+    console.print(title, style="bold", soft_wrap=True, markup=False)
+    table = Table(show_header=False)
+    for name, value in rows.items():
+        table.add_row(name, value)
+    console.print(table)

@@ -1,0 +1,79 @@
+"""Commands around training: sft, chat, and the demo of the whole way."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Optional
+
+import click
+
+from openpangu_sft.commands.base import print_table, stage
+from openpangu_sft.progress import console
+from openpangu_sft.recipe import Recipe
+from openpangu_sft.recipe_file import load_recipe
+from openpangu_sft.sft.launch import worker_rank
+
+
+@stage("sft")
+def sft_command(recipe_file: Path, overrides: tuple[str, ...]) -> None:
+    """Fine-tune; run again, it goes on where it was."""
+    from openpangu_sft.sft.stage import run_sft
+
+    recipe = load_recipe(recipe_file, overrides)
+    run_sft(recipe, ["sft", "--recipe", str(recipe_file), *(part for key in overrides for part in ("--set", key))])
+    if not worker_rank():
+        _show_run(recipe)
+
+
+@stage("chat")
+@click.option("-p", "--prompt", help="one question; without it, a dialogue")
+@click.option("--system", default="", help="system prompt")
+@click.option("-m", "--model", type=Path, help="checkpoint, Hugging Face or mcore; default: the newest there is")
+def chat_command(
+    recipe_file: Path, overrides: tuple[str, ...], prompt: Optional[str], system: str, model: Optional[Path]
+) -> None:
+    """Ask a checkpoint."""
+    recipe = load_recipe(recipe_file, overrides)
+    from openpangu_sft.chat import Chat, converse, default_checkpoint
+    from openpangu_sft.sample import Message
+
+    talker = Chat(recipe, model.absolute() if model else default_checkpoint(recipe))
+    if prompt is not None:
+        print(talker.reply((Message("user", prompt),), system))
+        return
+    if sys.stdin.isatty():
+        console.print("Empty line: a new conversation. Ctrl-D: the end.")
+    for answer in converse(talker, _typed_lines(), system):
+        print(answer, flush=True)
+
+
+@stage("demo", default_recipe="recipes/demo.yaml")
+def demo_command(recipe_file: Path, overrides: tuple[str, ...]) -> None:
+    """Every stage with a small model, on this machine."""
+    from openpangu_sft.demo.run import run_demo
+
+    run_demo(load_recipe(recipe_file, overrides), recipe_file, overrides)
+
+
+def _typed_lines() -> Iterator[str]:
+    while True:
+        try:
+            yield input("> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return
+
+
+def _show_run(recipe: Recipe) -> None:
+    from openpangu_sft.sft.metrics import CURVE, read_metrics
+
+    run = recipe.path("run")
+    metrics = read_metrics(run)
+    rows = {
+        "iterations": f"{metrics[-1]['iteration']:,}",
+        "loss": f"{metrics[0]['loss']:.4f} -> {metrics[-1]['loss']:.4f}",
+        "seconds": f"{sum(row['seconds'] for row in metrics):,.1f}",
+        "loss curve": str(run / CURVE),
+    }
+    print_table(f"run: {run}", rows)

@@ -1,0 +1,45 @@
+"""Whether a place can take a result, asked before any work: not on top of an input, and with room enough."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from openpangu_sft.errors import UserError
+
+
+def require_apart(one_key: str, one: Path, other_key: str, other: Path) -> None:
+    """Refuses two places of which one would be lost, or read, when the other is written. Follows symbolic links.
+
+    Raises:
+        UserError: they are the same, or one lies in the other.
+    """
+    first, second = Path(os.path.realpath(one)), Path(os.path.realpath(other))
+    if first == second or first in second.parents or second in first.parents:
+        raise UserError(
+            f"{one_key} and {other_key} are the same or lie in each other: {one}, {other}",
+            remedy=f"give {other_key} a directory of its own",
+        )
+
+
+def require_room(target: Path, size: int) -> None:
+    """Refuses to begin what would fill the disk. An earlier result stays until the new one is there, so both need room.
+
+    Args:
+        target: what is to be written; it need not exist.
+        size: in bytes.
+
+    Raises:
+        UserError: names what is needed and what is free.
+    """
+    place = target.absolute()
+    while not place.is_dir():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < size:
+        raise UserError(
+            f"needs {size / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free on this disk",
+            where=target,
+            remedy="free some space, or choose another path in the recipe",
+        )
