@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,20 @@ def make_recipe(tmp_path: Path, tiny_hf: Path) -> MakeRecipe:
         return load_recipe(ROOT / "recipes/demo.yaml", [*TINY, *own, *overrides])
 
     return make
+
+
+@pytest.fixture(scope="session")
+def patched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with megatron-core and the patches for it. Read only."""
+    from openpangu_sft.checkpoint.megatron import patched_core
+
+    try:
+        metadata.distribution("megatron-core")
+    except metadata.PackageNotFoundError:
+        pytest.skip("megatron-core is not installed: it has wheels for Python 3.10 and 3.11 on x86-64 only")
+    if not shutil.which("git"):
+        pytest.skip("git is not installed: it applies the patches")
+    return patched_core(tmp_path_factory.mktemp("megatron"))
 
 
 def write_samples(path: Path, samples: list[Any]) -> None:

@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
 import pytest
@@ -24,49 +21,16 @@ from openpangu_sft.checkpoint.convert import FIRST_ITERATION, run_convert, to_hf
 from openpangu_sft.checkpoint.hf import read_config, write_checkpoint
 from openpangu_sft.checkpoint.layout import hf_shapes
 from openpangu_sft.checkpoint.mcore import MODEL_FILE, Tensors, iteration_directory, read_model
+from openpangu_sft.checkpoint.megatron import copy_core, megatron_logits
 from openpangu_sft.checkpoint.safe_pickle import load_checkpoint_file
 from openpangu_sft.dataset.indexed import FIELDS, field_path
+from openpangu_sft.errors import UserError
 from openpangu_sft.recipe import Model, Recipe
 from openpangu_sft.sample import Message
 from openpangu_sft.sft.model import build_model
 from openpangu_sft.tokenizer import IGNORED, Tokenizer
 
 PATCHES = ROOT / "patches"
-UPSTREAM_VERSION = "0.6.0"
-
-CopyCore = Callable[[Path], Path]
-
-
-@pytest.fixture(scope="session")
-def copy_core() -> CopyCore:
-    """Copies the Python files of the installed megatron-core into a folder, as `megatron/core`."""
-    try:
-        installed = metadata.distribution("megatron-core")
-    except metadata.PackageNotFoundError:
-        pytest.skip("megatron-core is not installed: it has wheels for Python 3.10 and 3.11 on x86-64 only")
-    assert installed.version == UPSTREAM_VERSION
-
-    def copy(folder: Path) -> Path:
-        for entry in installed.files or []:
-            if entry.parts[:2] == ("megatron", "core") and entry.suffix == ".py":
-                (folder / entry).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(str(entry.locate()), folder / entry)
-        return folder
-
-    return copy
-
-
-@pytest.fixture(scope="session")
-def patched(copy_core: CopyCore, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """megatron-core with every patch that patches/upstream.toml has for Megatron-LM."""
-    if not shutil.which("git"):
-        pytest.skip("git is not installed: it applies the patches")
-    folder = copy_core(tmp_path_factory.mktemp("megatron"))
-    for name in upstreams()["megatron-lm"]["patches"]:
-        # below a clone, git would skip the patched files without a word
-        environment = {**os.environ, "GIT_CEILING_DIRECTORIES": str(folder.parent)}
-        subprocess.run(["git", "apply", str(PATCHES / name)], cwd=folder, env=environment, check=True, timeout=60)
-    return folder
 
 
 def run_megatron(command: str, *arguments: object) -> None:
@@ -103,24 +67,22 @@ def convert_random(make_recipe: MakeRecipe, tiny_hf: Path, hf: Path, dtype: torc
     return recipe
 
 
-def converted_file(recipe: Recipe) -> Path:
-    """The checkpoint that convert wrote."""
-    return iteration_directory(recipe.path("mcore"), FIRST_ITERATION) / MODEL_FILE
+def converted(recipe: Recipe) -> Path:
+    """Directory of the checkpoint that convert wrote."""
+    return iteration_directory(recipe.path("mcore"), FIRST_ITERATION)
 
 
-def write_prompts(path: Path, tiny_hf: Path) -> list[torch.Tensor]:
-    """Writes token ids of a Chinese and an English conversation."""
+def make_prompts(tiny_hf: Path) -> list[list[int]]:
+    """Token ids of a Chinese and an English conversation."""
     tokenizer = Tokenizer(tiny_hf, trust_remote_code=False)
     conversations = [
         ("你是客服助手，请用简短的话回答。", "你好，我上周买的耳机坏了，可以退货吗？请告诉我需要准备哪些材料。"),
         ("", "Name three large cities in China, and write one sentence about the history of each of them."),
     ]
-    prompts = [
-        torch.tensor([number for ids in tokenizer.encode(pieces) for number in ids])
+    return [
+        [number for ids in tokenizer.encode(pieces) for number in ids]
         for pieces in (list(prompt_pieces((system,), (Message("user", text),), True)) for system, text in conversations)
     ]
-    torch.save(prompts, path)
-    return prompts
 
 
 @pytest.mark.parametrize(
@@ -135,45 +97,40 @@ def test_converted_checkpoint_is_the_same_model_in_megatron(
     make_recipe: MakeRecipe, tiny_hf: Path, tmp_path: Path, patched: Path, dtype: torch.dtype, tied: bool
 ) -> None:
     recipe = convert_random(make_recipe, tiny_hf, tmp_path / "random", dtype, tied)
-    prompts = write_prompts(tmp_path / "prompts", tiny_hf)
-    run_megatron("gpt", patched, converted_file(recipe), tmp_path / "prompts", tmp_path / "result")
-    result = load_checkpoint_file(tmp_path / "result")
-
-    assert result["refused"] is None
-    written = load_checkpoint_file(converted_file(recipe))["model"]
-    assert set(result["keys"]) == set(written)  # the empty `_extra_state` entries too
-
+    prompts = make_prompts(tiny_hf)
+    ours = megatron_logits(converted(recipe), prompts, "fp32", recipe.model.vocab_size, 1, 1, patched)
     original = random_tensors(recipe.model, dtype)
+    weights = {name: tensor.float() for name, tensor in original.items()}
+    model = build_model(recipe.path("hf"), weights, "eager", torch.device("cpu")).eval()
+    for ids, found in zip(prompts, ours):
+        with torch.no_grad():
+            expected = model(torch.tensor([ids])).logits[0].numpy()
+        assert len(ids) > 20
+        assert found.shape == (len(ids), recipe.model.vocab_size)
+        assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+
+    run_megatron("gpt", patched, converted(recipe) / MODEL_FILE, tmp_path / "result")
+    saved, written = (load_checkpoint_file(path) for path in (tmp_path / "result", converted(recipe) / MODEL_FILE))
+    assert set(saved["model"]) == set(written["model"])  # the empty `_extra_state` entries too
     saved_by_megatron = to_hf(read_model(tmp_path / "result", recipe.model), recipe.model)
     assert saved_by_megatron.keys() == original.keys()
     for name, tensor in original.items():
         assert saved_by_megatron[name].dtype == dtype
         assert torch.equal(saved_by_megatron[name], tensor), name
 
-    weights = {name: tensor.float() for name, tensor in original.items()}
-    model = build_model(recipe.path("hf"), weights, "eager", torch.device("cpu")).eval()
-    for ids, ours in zip(prompts, result["logits"]):
-        with torch.no_grad():
-            expected = model(ids[None]).logits[0]
-        assert len(ids) > 20
-        assert ours.shape == (len(ids), recipe.model.vocab_size)
-        assert (ours - expected).abs().max() <= 1e-5 * expected.abs().max()
-
 
 def test_without_the_patch_megatron_refuses_the_checkpoint(
-    make_recipe: MakeRecipe, tiny_hf: Path, tmp_path: Path, copy_core: CopyCore
+    make_recipe: MakeRecipe, tiny_hf: Path, tmp_path: Path, patched: Path
 ) -> None:
     recipe = convert_random(make_recipe, tiny_hf, tmp_path / "random", torch.float32, True)
-    result = tmp_path / "result"
-    run_megatron("gpt", copy_core(tmp_path / "unpatched"), converted_file(recipe), "no prompts", result)
-    content = load_checkpoint_file(result)
+    copy_core(tmp_path)
+    with pytest.raises(UserError, match="Unexpected key") as caught:
+        megatron_logits(converted(recipe), [[1, 2]], "fp32", recipe.model.vocab_size, 1, 1, tmp_path)
     biases = {f"decoder.layers.{layer}.self_attention.linear_proj.bias" for layer in range(recipe.model.num_layers)}
-    assert "Unexpected key(s)" in content["refused"]
-    assert biases == set(re.findall(r'"(\S+)"', content["refused"]))
-    assert set(load_checkpoint_file(converted_file(recipe))["model"]) - set(content["keys"]) == biases
+    assert biases == set(re.findall(r'"(\S+)"', str(caught.value)))
 
 
-def test_megatron_reads_and_would_write_the_same_dataset(tmp_path: Path, copy_core: CopyCore) -> None:
+def test_megatron_reads_and_would_write_the_same_dataset(tmp_path: Path, patched: Path) -> None:
     seq_length, random = 32, np.random.RandomState(1)
     packs = []
     for lengths in ([20, 12], [31], [1, 2, 3], [32]):
@@ -183,7 +140,7 @@ def test_megatron_reads_and_would_write_the_same_dataset(tmp_path: Path, copy_co
     expected = write_packs(tmp_path, packs, seq_length, pad_id=7)
 
     prefixes = [str(field_path(tmp_path, "data", field, "idx"))[: -len(".idx")] for field in FIELDS]
-    run_megatron("dataset", copy_core(tmp_path / "core"), *prefixes)
+    run_megatron("dataset", patched, *prefixes)
     for prefix, field in zip(prefixes, FIELDS):
         rows = np.load(prefix + ".npy")
         assert rows.dtype == np.int32
