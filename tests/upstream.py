@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import pickle
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
 from conftest import ROOT, SHARED, upstreams
 
@@ -61,10 +65,15 @@ def run_upstream(upstream: Path, *arguments: str, refused: bool = False) -> str:
     """
     own = [STAND_IN, upstream / "mindspeed", upstream / "mindspeed-llm"]
     paths = [*own, *filter(None, [os.environ.get("PYTHONPATH")])]
+    own_environment = {
+        "PYTHONPATH": os.pathsep.join(map(str, paths)),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_DEVICE_MAX_CONNECTIONS": "1",  # as the published script has it; training asks for it
+    }
     process = subprocess.Popen(
         [sys.executable, *arguments],
         cwd=upstream / "mindspeed-llm",
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, **own_environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -77,3 +86,15 @@ def run_upstream(upstream: Path, *arguments: str, refused: bool = False) -> str:
         pytest.fail(f"not done in {TIMEOUT} s: {output[-4000:]}")
     assert (process.returncode != 0) == refused, output[-4000:]
     return output
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        """An enum of Megatron's among the saved arguments becomes None: Megatron is not there."""
+        return (lambda *_: None) if module.startswith("megatron.") else super().find_class(module, name)
+
+
+def load_upstream(path: Path) -> Any:
+    """What upstream or we have saved, without our own reader; dicts and tensors as torch.load gives them."""
+    reader = SimpleNamespace(Unpickler=_Unpickler, load=pickle.load, __name__="pickle")
+    return torch.load(path, map_location="cpu", pickle_module=reader)
