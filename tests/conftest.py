@@ -120,6 +120,14 @@ def upstreams() -> dict[str, Any]:
     return content
 
 
+@pytest.fixture(scope="session")
+def upstream(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real MindSpeed-LLM, where its sources are at hand. Read only."""
+    from upstream import checkout
+
+    return checkout(tmp_path_factory.mktemp("upstream"))
+
+
 def write_packs(
     directory: Path, packs: list[list[tuple[np.ndarray, np.ndarray]]], seq_length: int, pad_id: int
 ) -> dict[str, np.ndarray]:

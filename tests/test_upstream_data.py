@@ -1,33 +1,23 @@
 """The real MindSpeed-LLM 1.0.0 takes our packed files as they are, and its merge gives the bytes that ours gives.
 
-Runs where its sources are at hand: MEGATRON_LM_URL, MINDSPEED_URL and MINDSPEED_LLM_URL name git repositories that have
-the commits of patches/upstream.toml, and the packages that it imports are there (on PYTHONPATH, say). A stand-in for
-torch_npu beside the repository lets it run without an NPU.
+Runs where its sources are at hand (upstream.py).
 """
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from conftest import SHARED, MakeRecipe, conversation, upstreams, write_samples
+from conftest import MakeRecipe, conversation, write_samples
 from openpangu_sft.dataset.indexed import FIELDS, PREFIX, read_rows
 from openpangu_sft.dataset.merge import run_merge
 from openpangu_sft.dataset.preprocess import run_preprocess
 from openpangu_sft.recipe import Recipe
 from openpangu_sft.sft.data import training_order
-
-STAND_IN = SHARED / "npu_standin"
-URLS = {"megatron-lm": "MEGATRON_LM_URL", "mindspeed": "MINDSPEED_URL", "mindspeed-llm": "MINDSPEED_LLM_URL"}
-
-IMPORTED = ["einops", "peft", "scipy"]
+from upstream import run_upstream
 
 DRAW = """
 import sys
@@ -56,27 +46,6 @@ np.savez(output, order=np.asarray(train.shuffle_index[:samples]), **drawn)
 """
 
 
-@pytest.fixture(scope="module")
-def upstream(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MindSpeed-LLM with Megatron's folder in it, as its installation guide has it."""
-    missing = [name for name in URLS.values() if not os.environ.get(name)]
-    if missing:
-        pytest.skip(f"the upstream sources are not at hand: {', '.join(missing)} not set")
-    if lacking := [name for name in IMPORTED if importlib.util.find_spec(name) is None]:
-        pytest.skip(f"MindSpeed-LLM imports packages that are not there: {', '.join(lacking)}")
-    if not STAND_IN.is_dir():
-        pytest.skip("no stand-in for torch_npu beside the repository (shared/npu_standin)")
-    directory = tmp_path_factory.mktemp("upstream")
-    for name, variable in URLS.items():
-        commit = upstreams()[name]["commit"]
-        git = ["git", "-C", str(directory / name)]
-        subprocess.run(["git", "init", "--quiet", str(directory / name)], check=True)
-        subprocess.run([*git, "fetch", "--quiet", "--depth=1", os.environ[variable], commit], check=True)
-        subprocess.run([*git, "checkout", "--quiet", "FETCH_HEAD"], check=True)
-    shutil.copytree(directory / "megatron-lm/megatron", directory / "mindspeed-llm/megatron")
-    return directory
-
-
 @pytest.fixture
 def recipe(make_recipe: MakeRecipe) -> Recipe:
     recipe = make_recipe("data.seq_length=96")
@@ -88,20 +57,6 @@ def recipe(make_recipe: MakeRecipe) -> Recipe:
     run_preprocess(recipe)
     run_merge(recipe)
     return recipe
-
-
-def run_upstream(upstream: Path, *arguments: str) -> None:
-    paths = [
-        STAND_IN,
-        upstream / "mindspeed",
-        upstream / "mindspeed-llm",
-        *filter(None, [os.environ.get("PYTHONPATH")]),
-    ]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), "OMP_NUM_THREADS": "1"}
-    finished = subprocess.run(
-        [sys.executable, *arguments], cwd=upstream / "mindspeed-llm", env=environment, capture_output=True, text=True
-    )
-    assert finished.returncode == 0, finished.stderr[-4000:]
 
 
 def test_its_merge_gives_the_same_bytes(upstream: Path, recipe: Recipe, tmp_path: Path) -> None:
