@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,12 +16,12 @@ import numpy as np
 import pytest
 import torch
 
+from checkpoint_files import Tensors, assert_same_bits, read_mcore, set_config, write_hf
 from conftest import ROOT, MakeRecipe, upstreams, write_packs
+from openpangu_sft.artefact import MANIFEST
 from openpangu_sft.chat_format import prompt_pieces
-from openpangu_sft.checkpoint.convert import FIRST_ITERATION, run_convert, to_hf
-from openpangu_sft.checkpoint.hf import read_config, write_checkpoint
+from openpangu_sft.checkpoint.convert import run_convert
 from openpangu_sft.checkpoint.layout import hf_shapes
-from openpangu_sft.checkpoint.mcore import MODEL_FILE, Tensors, iteration_directory, read_model
 from openpangu_sft.checkpoint.megatron import copy_core, megatron_logits
 from openpangu_sft.checkpoint.safe_pickle import load_checkpoint_file
 from openpangu_sft.dataset.indexed import FIELDS, field_path
@@ -60,16 +61,15 @@ def random_tensors(model: Model, dtype: torch.dtype) -> Tensors:
 def convert_random(make_recipe: MakeRecipe, tiny_hf: Path, hf: Path, dtype: torch.dtype, tied: bool) -> Recipe:
     """Writes a random Hugging Face checkpoint and converts it."""
     recipe = make_recipe(f"paths.hf={hf}", f"model.tie_word_embeddings={str(tied).lower()}")
-    hf.mkdir()
-    config = {**read_config(tiny_hf), "tie_word_embeddings": tied}
-    write_checkpoint(hf, config, random_tensors(recipe.model, dtype), tiny_hf)
+    write_hf(hf, tiny_hf, random_tensors(recipe.model, dtype))
+    set_config(hf, tie_word_embeddings=tied)
     run_convert(recipe)
     return recipe
 
 
 def converted(recipe: Recipe) -> Path:
     """Directory of the checkpoint that convert wrote."""
-    return iteration_directory(recipe.path("mcore"), FIRST_ITERATION)
+    return recipe.path("mcore") / "iter_0000001"
 
 
 def make_prompts(tiny_hf: Path) -> list[list[int]]:
@@ -109,14 +109,14 @@ def test_converted_checkpoint_is_the_same_model_in_megatron(
         assert found.shape == (len(ids), recipe.model.vocab_size)
         assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
 
-    run_megatron("gpt", patched, converted(recipe) / MODEL_FILE, tmp_path / "result")
-    saved, written = (load_checkpoint_file(path) for path in (tmp_path / "result", converted(recipe) / MODEL_FILE))
+    file = converted(recipe) / "mp_rank_00/model_optim_rng.pt"
+    written = load_checkpoint_file(file)
+    run_megatron("gpt", patched, file, tmp_path / "result")
+    saved = load_checkpoint_file(tmp_path / "result")
     assert set(saved["model"]) == set(written["model"])  # the empty `_extra_state` entries too
-    saved_by_megatron = to_hf(read_model(tmp_path / "result", recipe.model), recipe.model)
-    assert saved_by_megatron.keys() == original.keys()
-    for name, tensor in original.items():
-        assert saved_by_megatron[name].dtype == dtype
-        assert torch.equal(saved_by_megatron[name], tensor), name
+    shutil.copyfile(tmp_path / "result", file)  # as if Megatron had saved it here
+    (recipe.path("mcore") / MANIFEST).unlink()
+    assert_same_bits(read_mcore(recipe.path("mcore"), recipe.model), original)
 
 
 def test_without_the_patch_megatron_refuses_the_checkpoint(

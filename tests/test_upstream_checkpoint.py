@@ -76,7 +76,7 @@ def convert(make_recipe: MakeRecipe, *overrides: str) -> Recipe:
 
 def layout_flags(recipe: Recipe) -> list[str]:
     """How both of upstream's commands are told where a pipeline is cut."""
-    layers = getattr(recipe.parallel, "num_layer_list", None)
+    layers = recipe.parallel.num_layer_list
     return ["--num-layer-list", ",".join(map(str, layers))] if layers else []
 
 

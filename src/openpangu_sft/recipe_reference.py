@@ -6,7 +6,7 @@ Run as: python -m openpangu_sft.recipe_reference > docs/recipe.md
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Optional, get_args
+from typing import Any, get_args
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -42,9 +42,9 @@ def _rows(prefix: str, section: Any) -> Iterator[tuple[str, str, str, str]]:
 
 
 def _values(field: FieldInfo) -> str:
-    if field.annotation == Optional[list[int]]:
-        return "a list of integers"
     choices = get_args(field.annotation)
+    if list[int] in choices:
+        return "a list of integers"
     if choices:
         return ", ".join(f"`{choice}`" for choice in choices)
     kind = {str: "text", int: "integer", float: "number", bool: "`true`, `false`"}[field.annotation]  # type: ignore[index]

@@ -29,7 +29,8 @@ class Transfer:
     def __init__(self, weights: Weights, model: Model, dtype: Optional[DType] = None) -> None:
         self.weights, self.model, self.dtype = weights, model, dtype
         self.loss = Loss()
-        """What the change of dtype has lost so far."""
+        """What the change of dtype has lost so far; a block that is on several ranks counts once."""
+        self._counted: set[Block] = set()
 
     def mcore(self, layout: Layout, tp: int, pp: int) -> dict[str, Stored]:
         """The tensors of one Megatron-core rank.
@@ -59,12 +60,14 @@ class Transfer:
 
     def _chunks(self, blocks: Sequence[Block]) -> Iterator[Array]:
         for block in blocks:
+            counts = block not in self._counted and not block.padding
+            self._counted.add(block)
             for chunk in self.weights.chunks(block):
                 if self.dtype is None or self.dtype == chunk.dtype:
                     yield chunk
                 else:
                     converted, loss = convert_dtype(chunk, self.dtype)
-                    if not block.padding:
+                    if counts:
                         self.loss += loss
                     yield converted
 
