@@ -25,6 +25,20 @@ DATASET ?=
 PROMPT ?=
 ##= MODEL       for chat: another checkpoint than the exported one
 MODEL ?=
+##= FROM        for convert, export: another checkpoint of any layout, or a run (paths.hf; paths.run)
+FROM ?=
+##= ITERATION   for convert, export, verify: of a run (the newest)
+ITERATION ?=
+##= DTYPE       for convert, export: fp32, bf16 or fp16 (as it is)
+DTYPE ?=
+##= FORM        for export: llama, which loads without remote code, or openpangu (llama)
+FORM ?=
+##= HF          for verify: the Hugging Face checkpoint (paths.hf)
+HF ?=
+##= MCORE       for verify: the Megatron-core checkpoint or run (paths.mcore)
+MCORE ?=
+##= ONLY        for verify: tensors, or manifest (the files of MCORE against its sums); all is compared without it
+ONLY ?=
 ##= SIZE        for bench-data: MB of samples to preprocess (200)
 SIZE ?= 200
 ##= DATA_DIR    for bench-data: the real conversations that it draws from (../shared/data)
@@ -37,7 +51,7 @@ PYTHON ?=
 PYPI_INDEX ?= https://pypi.org/simple
 
 # What the user gives is text and not Make: a $ in a prompt stays a $.
-variables := RECIPE SET SHARD SAMPLE HTML DATASET PROMPT MODEL SIZE DATA_DIR VENV PYTHON PYPI_INDEX
+variables := RECIPE SET SHARD SAMPLE HTML DATASET PROMPT MODEL FROM ITERATION DTYPE FORM HF MCORE ONLY SIZE DATA_DIR VENV PYTHON PYPI_INDEX
 $(foreach v,$(variables),$(eval override $v := $$(value $v)))
 export PROMPT VENV PYTHON PYPI_INDEX
 
@@ -66,23 +80,30 @@ stages := format preprocess merge convert sft export
 format: env ## raw conversations to samples
 preprocess: env ## samples to packed shards of token ids
 merge: env ## all shards to the one dataset that training reads
-convert: env ## the Hugging Face checkpoint to a Megatron-core checkpoint
+convert: env ## a checkpoint to a Megatron-core one of the recipe's TP x PP
 sft: env ## fine-tune
 export: env ## the newest checkpoint of the run to a Hugging Face checkpoint
 $(stages):
 	@$(bin)openpangu-sft $@ $(options) $(more)
 preprocess: more = $(call given,SHARD,shard)
+moved = $(call given,FROM,from) $(call given,ITERATION,iteration) $(call given,DTYPE,dtype)
+convert: more = $(moved)
+export: more = $(moved) $(call given,FORM,form)
 
 chat: env ## talk to the exported model; with PROMPT="…" one answer
 	@$(bin)openpangu-sft chat $(options) $(call given,MODEL,model) $${PROMPT:+"--prompt=$$PROMPT"}
 
 ##@ Beside the stages
-.PHONY: preview inspect
+.PHONY: preview inspect verify
 preview: env ## what training will see: numbers and samples, token by token, here and as a page
 	@$(bin)openpangu-sft preview $(options) $(call given,SAMPLE,sample) $(call given,HTML,html)
 
 inspect: env ## check a packed dataset, this project's or MindSpeed-LLM's
 	@$(bin)openpangu-sft inspect $(options) $(if $(DATASET),-- $(call quote,$(DATASET)))
+
+verify: env ## whether two checkpoints are the same model: tensors bit for bit, then logits
+	@$(bin)openpangu-sft verify $(options) $(call given,HF,hf) $(call given,MCORE,mcore) $(call given,ITERATION,iteration) \
+	    $(if $(ONLY),--$(call quote,$(ONLY)))
 
 ##@ Benchmarks
 .PHONY: bench-data

@@ -14,7 +14,7 @@ import pytest
 
 from conftest import ROOT, TINY, conversation, write_samples
 
-STAGES = ["format", "preprocess", "merge", "convert", "sft", "export", "chat", "preview", "inspect", "demo"]
+STAGES = ["format", "preprocess", "merge", "convert", "sft", "export", "chat", "preview", "inspect", "verify", "demo"]
 
 
 def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:

@@ -18,6 +18,7 @@ TARGETS = [
     "demo",
     "preview",
     "inspect",
+    "verify",
     "chat",
     "test",
     "lint",
@@ -27,6 +28,7 @@ TARGETS = [
     "bench-data",
 ]
 VARIABLES = ["RECIPE", "SET", "SHARD", "SAMPLE", "HTML", "DATASET", "PROMPT", "MODEL"]
+VARIABLES += ["FROM", "ITERATION", "DTYPE", "FORM", "HF", "MCORE", "ONLY"]
 VARIABLES += ["SIZE", "DATA_DIR", "VENV", "PYTHON", "PYPI_INDEX"]
 AWKWARD = 'it\'s "50% off": $HOME $(id) ${x} `id` \\ #1 --set; 你好，世界'
 
@@ -76,6 +78,24 @@ def test_stage(make: Make, stage: str) -> None:
     done = make(stage)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert make.called_with() == [stage, "--recipe", "recipes/openpangu-1b.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("target", "given", "options"),
+    [
+        ("convert", ["FROM=a b", "ITERATION=400", "DTYPE=bf16"], ["--from=a b", "--iteration=400", "--dtype=bf16"]),
+        ("export", ["FROM=x", "ITERATION=4", "DTYPE=fp32"], ["--from=x", "--iteration=4", "--dtype=fp32"]),
+        ("export", ["FORM=openpangu"], ["--form=openpangu"]),
+        ("verify", ["HF=it's", "MCORE=$x", "ITERATION=3"], ["--hf=it's", "--mcore=$x", "--iteration=3"]),
+        ("verify", ["ONLY=tensors"], ["--tensors"]),
+        ("verify", ["ONLY=manifest", "MCORE=m"], ["--mcore=m", "--manifest"]),
+        ("verify", [], []),
+    ],
+)
+def test_checkpoints(make: Make, target: str, given: list[str], options: list[str]) -> None:
+    done = make(target, *given)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert make.called_with() == [target, "--recipe", "recipes/openpangu-1b.yaml", *options]
 
 
 def test_a_part_of_the_inputs_is_for_preprocess_alone(make: Make) -> None:

@@ -77,12 +77,8 @@ def size_of(tensors: Iterable[Stored]) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
-def require_equal(transfer: Transfer, written: Weights, where: object, advance: Advance = nothing) -> None:
-    """Compares what was written, read back as anyone reads it, with what it was made from: every bit.
-
-    Raises:
-        UserError: names the first element that differs.
-    """
+def differences(transfer: Transfer, written: Weights, advance: Advance = nothing) -> Iterator[str]:
+    """What is not, bit for bit, what it should have been made from: in words, with the first element that differs."""
 
     def compare(part: Part) -> Optional[str]:
         found = difference(part, transfer.read(part.block))
@@ -91,9 +87,17 @@ def require_equal(transfer: Transfer, written: Weights, where: object, advance: 
 
     parts = [part for name in hf_shapes(transfer.model) for part in written.parts(name)]
     with ThreadPoolExecutor(COMPARED_AT_ONCE) as pool:
-        for found in pool.map(compare, parts):
-            if found:
-                raise UserError(f"differs from its source: {found}", where=where, remedy="check disk and memory")
+        yield from filter(None, pool.map(compare, parts))
+
+
+def require_equal(transfer: Transfer, written: Weights, where: object, advance: Advance = nothing) -> None:
+    """Compares what was written, read back as anyone reads it, with what it was made from.
+
+    Raises:
+        UserError: names the first element that differs.
+    """
+    for found in differences(transfer, written, advance):
+        raise UserError(f"differs from its source: {found}", where=where, remedy="check disk and memory")
 
 
 def warn_of_loss(transfer: Transfer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Callable, Optional
 
@@ -64,4 +65,13 @@ def print_table(title: str, rows: dict[str, str]) -> None:
     table = Table(show_header=False)
     for name, value in rows.items():
         table.add_row(name, value)
+    console.print(table)
+
+
+def print_rows(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table with a head."""
+    console.print(title, style="bold", soft_wrap=True, markup=False)
+    table = Table(*head)
+    for row in rows:
+        table.add_row(*row)
     console.print(table)

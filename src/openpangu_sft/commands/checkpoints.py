@@ -7,12 +7,16 @@ from typing import Optional
 
 import click
 
-from openpangu_sft.commands.base import show, stage
+from openpangu_sft.commands.base import print_rows, print_table, show, stage
+from openpangu_sft.errors import UserError
+from openpangu_sft.progress import console
 from openpangu_sft.recipe_file import load_recipe
 
 FROM = click.option("--from", "source", type=Path, metavar="DIR", help="another checkpoint, of any layout, or a run")
 ITERATION = click.option("--iteration", type=click.IntRange(0), metavar="N", help="of a run  [default: the newest]")
 DTYPE = click.option("--dtype", type=click.Choice(["fp32", "bf16", "fp16"]), help="of the result  [default: as it is]")
+
+LOGITS = ("precision", "prompt", "tokens", "logit", "difference", "same token", "check")
 
 
 @stage("convert")
@@ -63,3 +67,67 @@ def export_command(
 
     recipe = load_recipe(recipe_file, overrides)
     show("Hugging Face checkpoint", recipe.path("export"), run_export(recipe, source, iteration, form, dtype))
+
+
+@stage("verify")
+@click.option("--hf", type=Path, metavar="DIR", help="Hugging Face checkpoint  [default: paths.hf]")
+@click.option("--mcore", type=Path, metavar="DIR", help="Megatron-core checkpoint or run  [default: paths.mcore]")
+@ITERATION
+@click.option("--manifest", is_flag=True, help="only the files of the mcore checkpoint against its manifest's sums")
+@click.option("--tensors", is_flag=True, help="only the tensors")
+def verify_command(
+    recipe_file: Path,
+    overrides: tuple[str, ...],
+    hf: Optional[Path],
+    mcore: Optional[Path],
+    iteration: Optional[int],
+    manifest: bool,
+    tensors: bool,
+) -> None:
+    """Whether two checkpoints are the same model.
+
+    Every tensor bit for bit; then the logits of two prompts, Hugging Face's against megatron-core's.
+
+    \b
+    Example: openpangu-sft verify --mcore /cache/ckpts/pangu_model_mcore --tensors
+    """
+    from openpangu_sft.checkpoint.verify import check_manifest, compare_tensors
+
+    recipe = load_recipe(recipe_file, overrides)
+    hf, mcore = hf or recipe.path("hf"), mcore or recipe.path("mcore")
+    if manifest:
+        print_table(f"files: {mcore}", check_manifest(mcore))
+        return
+    compared = compare_tensors(recipe, hf, mcore, iteration)
+    print_table(f"tensors: {hf} and {mcore}", compared.figures)
+    if tensors:
+        return
+    from openpangu_sft.checkpoint.logits import compare_logits  # imports torch and transformers
+
+    rows = compare_logits(recipe, hf, compared.mcore)
+    print_rows(
+        "logits: Hugging Face against megatron-core 0.6.0 with the project's patch, on this CPU",
+        LOGITS,
+        [
+            (
+                row.precision,
+                row.prompt,
+                f"{row.tokens}",
+                f"{row.largest_logit:.3f}",
+                f"{row.largest_difference:.1e}",
+                f"{row.same_token:.0%}",
+                f"{row.measure:.2g} {'≤' if row.passed else '>'} {row.limit:.2g}",
+            )
+            for row in rows
+        ],
+    )
+    console.print(
+        "difference: the largest. check: in fp32 its share of the largest logit; in bf16 Megatron's distance from fp32 "
+        "in terms of Hugging Face's own",
+        soft_wrap=True,
+    )
+    if failed := [row for row in rows if not row.passed]:
+        what = f"gives other logits than {hf} in {failed[0].precision}, {failed[0].prompt} prompt"
+        raise UserError(
+            what, where=mcore, remedy="see the table; compare the versions of transformers and megatron-core"
+        )

@@ -12,7 +12,7 @@ from typing import Optional
 import numpy as np
 from rich.markup import escape
 
-from openpangu_sft.artefact import MANIFEST, Manifest, sha256_of
+from openpangu_sft.artefact import MANIFEST, Manifest
 from openpangu_sft.dataset.index_reader import (
     Index,
     entry_findings,
@@ -30,6 +30,7 @@ from openpangu_sft.dataset.place import Place, find_dataset
 from openpangu_sft.errors import UserError
 from openpangu_sft.progress import progress
 from openpangu_sft.recipe import Recipe
+from openpangu_sft.sums import wrong_files
 
 BLOCK_TOKENS = 1 << 20
 """Tokens of each field that are in memory together, or one row if it is longer."""
@@ -184,19 +185,7 @@ def _check_files(place: Place, manifest: Manifest, report: Report) -> None:
     for name in sorted(own - set(manifest.files)):
         what = f"does not list {name}"
         report.findings.append(UserError(what, where=place.directory / MANIFEST, remedy=place.remedy))
-    present = {name: place.directory / name for name in manifest.files if (place.directory / name).is_file()}
-    for name in sorted(set(manifest.files) - set(present) - own):
-        report.findings.append(UserError("is missing", where=place.directory / name, remedy=place.remedy))
-    total = sum(path.stat().st_size for path in present.values())
-    with progress(f"sha256 of {escape(place.directory.name)}", total) as advance:
-        for name, path in present.items():
-            size, entry = path.stat().st_size, manifest.files[name]
-            if size != entry["bytes"]:
-                what = f"{size} bytes, the manifest has {entry['bytes']}"
-                report.findings.append(UserError(what, where=path, remedy=place.remedy))
-            elif sha256_of(path, advance) != entry["sha256"]:
-                what = "its content is not what the manifest describes (sha256)"
-                report.findings.append(UserError(what, where=path, remedy=place.remedy))
+    report.findings += wrong_files(place.directory, manifest, place.remedy, own)
 
 
 def _check_counts(place: Place, manifest: Manifest, rules: PackedRules, report: Report) -> None:
