@@ -195,14 +195,14 @@ def test_the_command_shows_tables(converted: Converted, core: Path) -> None:
     recipe = converted()
     result = run(recipe)
     assert result.exit_code == 0, result.exception
-    for part in ("every bit", "precision", "fp32", "bf16", "Chinese", "English", "≤ 1e-05", "≤ 1.5"):
+    for part in ("every bit", "difference", "fp32", "bf16", "Chinese", "English", "≤ 1e-05", "≤ 1.5"):
         assert part in result.output
     result = run(recipe, "--manifest")
     assert result.exit_code == 0
     assert "every file is as it was made" in result.output
     result = run(recipe, "--tensors")
     assert result.exit_code == 0
-    assert "precision" not in result.output
+    assert "difference" not in result.output
 
 
 def test_the_command_fails_where_logits_differ(converted: Converted, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ FROM = click.option("--from", "source", type=Path, metavar="DIR", help="another 
 ITERATION = click.option("--iteration", type=click.IntRange(0), metavar="N", help="of a run  [default: the newest]")
 DTYPE = click.option("--dtype", type=click.Choice(["fp32", "bf16", "fp16"]), help="of the result  [default: as it is]")
 
-LOGITS = ("precision", "prompt", "tokens", "logit", "difference", "same token", "check")
+LOGITS = ("in", "prompt", "tokens", "logit", "difference", "same", "check")
 
 
 @stage("convert")
@@ -122,8 +122,8 @@ def verify_command(
         ],
     )
     console.print(
-        "difference: the largest. check: in fp32 its share of the largest logit; in bf16 Megatron's distance from fp32 "
-        "in terms of Hugging Face's own",
+        "logit, difference: the largest. same: positions with the same most probable token. check: in fp32 the "
+        "difference as a share of the logit; in bf16 Megatron's distance from fp32 in terms of Hugging Face's own.",
         soft_wrap=True,
     )
     if failed := [row for row in rows if not row.passed]:
