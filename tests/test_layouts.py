@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,17 +10,18 @@ import torch
 from safetensors.torch import load_file
 
 from checkpoint_files import assert_same_bits, random_checkpoint, read_hf, read_mcore, set_config, write_hf
-from conftest import MakeRecipe
+from conftest import SHARED, MakeRecipe
 from openpangu_sft.checkpoint.convert import run_convert
 from openpangu_sft.checkpoint.export import run_export
-from openpangu_sft.checkpoint.hf import WEIGHTS
-from openpangu_sft.checkpoint.layout import parameter_count
+from openpangu_sft.checkpoint.hf import WEIGHTS, model_of
+from openpangu_sft.checkpoint.layout import hf_shapes, parameter_count
 from openpangu_sft.errors import UserError
 from openpangu_sft.recipe import Recipe
 from split_checkpoint import random_llama, rank_state, write_split
 
 ENGINE = ("train.engine=mindspeed", "parallel.devices_per_node=24", "train.global_batch_size=24")
 VOCAB = 1536
+KINDS = ("normalization", "activation")
 
 LAYOUTS = [
     pytest.param(1, [4], 16, id="tp1"),
@@ -145,6 +147,29 @@ def test_checkpoints_cut_by_others_are_read(make: MakeRecipe, tiny_hf: Path) -> 
     assert set(manifest.inputs) == {"mcore"}
     run_convert(recipe, source=root)
     assert_same_bits(read_mcore(recipe.path("mcore"), recipe.model), weights)
+
+
+def test_the_untied_7b(make_recipe: MakeRecipe, tmp_path: Path, tiny_hf: Path) -> None:
+    """The sibling's own configuration, but for depth and width, in TP 8."""
+    published = SHARED / "data/openpangu_7b/config.json"
+    if not published.is_file():
+        pytest.skip("the 7B's config.json is not beside the repository (shared/data)")
+    config = json.loads(published.read_text("utf-8"))
+    model = model_of(config, published)
+    assert (model.tie_word_embeddings, model.kv_channels, model.num_query_groups) == (False, 128, 8)
+    assert {"lm_head.weight", "model.layers.33.self_attn.o_proj.bias"} <= set(hf_shapes(model))
+    small = {"num_hidden_layers": 3, "hidden_size": 64, "intermediate_size": 128, "head_dim": 4, "vocab_size": 1600}
+    model = model_of({**config, **small}, published)
+    sets = [f"model.{key}={str(value).lower()}" for key, value in model.model_dump().items() if key not in KINDS]
+    recipe = make_recipe(*sets, *ENGINE, *layout(8, [2, 1], 16), f"paths.hf={tmp_path / 'hf'}")
+    assert recipe.model == model
+    tensors = random_checkpoint(model, lambda name: torch.bfloat16)
+    write_hf(recipe.path("hf"), tiny_hf, tensors, shards=4)
+    set_config(recipe.path("hf"), **{**config, **small})
+    run_convert(recipe)
+    assert len(list(recipe.path("mcore").rglob("*.pt"))) == 16
+    run_export(recipe, source=recipe.path("mcore"))
+    assert_same_bits(load_file(str(recipe.path("export") / WEIGHTS)), tensors)
 
 
 # Another dtype.
