@@ -161,7 +161,14 @@ def test_the_untied_7b(make_recipe: MakeRecipe, tmp_path: Path, tiny_hf: Path) -
     small = {"num_hidden_layers": 3, "hidden_size": 64, "intermediate_size": 128, "head_dim": 4, "vocab_size": 1600}
     model = model_of({**config, **small}, published)
     sets = [f"model.{key}={str(value).lower()}" for key, value in model.model_dump().items() if key not in KINDS]
-    recipe = make_recipe(*sets, *ENGINE, *layout(8, [2, 1], 16), f"paths.hf={tmp_path / 'hf'}")
+    recipe = make_recipe(
+        *sets,
+        *ENGINE,
+        "parallel.devices_per_node=16",
+        "train.global_batch_size=16",
+        *layout(8, [2, 1], 16),
+        f"paths.hf={tmp_path / 'hf'}",
+    )
     assert recipe.model == model
     tensors = random_checkpoint(model, lambda name: torch.bfloat16)
     write_hf(recipe.path("hf"), tiny_hf, tensors, shards=4)
