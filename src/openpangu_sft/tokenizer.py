@@ -113,18 +113,19 @@ class Tokenizer:
         The texts are odd ones, and then every piece of the vocabulary: alone, and among its neighbours.
         """
 
-        def differs(text: str) -> bool:
-            return any(
-                self.hf.encode(text, add_special_tokens=opens) != other.encode(text, add_special_tokens=opens)
-                for opens in (False, True)
-            )
+        def differs(text: str, opens: bool = False) -> bool:
+            mine, its = (hf.encode(text, add_special_tokens=opens) for hf in (self.hf, other))
+            return bool(mine != its)
 
+        for text in _odd_texts():
+            if differs(text) or differs(text, opens=True):
+                return reprlib.repr(text)
         vocabulary = sorted(self.hf.get_vocab().items(), key=lambda item: int(item[1]))
         pieces = [token.replace("▁", " ") for token, _ in vocabulary]
-        batches = [pieces[begin : begin + COMPARED_AT_ONCE] for begin in range(0, len(pieces), COMPARED_AT_ONCE)]
-        for batch in (*([text] for text in _odd_texts()), *batches):
-            if differs(" ".join(batch)):
-                return reprlib.repr(next(filter(differs, batch), " ".join(batch)))
+        for begin in range(0, len(pieces), COMPARED_AT_ONCE):
+            some = pieces[begin : begin + COMPARED_AT_ONCE]
+            if differs(" ".join(some)):
+                return reprlib.repr(next(filter(differs, some), " ".join(some)))
         return ""
 
     def decode_reply(self, header: Sequence[int], reply: Sequence[int]) -> str:
