@@ -36,7 +36,7 @@ model = AutoModelForCausalLM.from_pretrained(path, {of_model})
 messages = [{{"role": "user", "content": "你好"}}]
 text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 inputs = tokenizer(text, return_tensors="pt")
-output = model.generate(**inputs, max_new_tokens=512)
+output = model.generate(inputs["input_ids"], attention_mask=inputs["attention_mask"], max_new_tokens=512)
 print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
 ```
 
@@ -115,7 +115,7 @@ def write_model_card(directory: Path, manifest: Manifest, name: str, base: str, 
 
 
 def _use(manifest: Manifest, name: str) -> str:
-    path = f"{name!r}  # this directory"
+    path = f"{name!r}  # where this file lies"
     if manifest.counts["form"] != LLAMA:
         trusting = "trust_remote_code=True"
         options = {"of_tokenizer": f"{trusting}, use_fast=False", "of_model": f'torch_dtype="auto", {trusting}'}
