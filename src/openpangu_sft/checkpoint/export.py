@@ -89,4 +89,5 @@ def _require_base(origin: Origin, base: Path, path: Path, trust_remote_code: boo
     if of_its_own and tokenizer_digest(path) != tokenizer_digest(base):
         its, bases = Tokenizer(path, trust_remote_code), Tokenizer(base, trust_remote_code)
         if text := bases.first_disagreement(its.hf):
-            raise UserError(f"has another tokenizer than paths.hf, for {text}", where=path, remedy="check paths.hf")
+            what = f"its tokenizer gives other ids than that of paths.hf, for {text}"
+            raise UserError(what, where=path, remedy="check paths.hf")
