@@ -106,10 +106,13 @@ verify: env ## whether two checkpoints are the same model: tensors bit for bit, 
 	    $(if $(ONLY),--$(call quote,$(ONLY)))
 
 ##@ Benchmarks
-.PHONY: bench-data
+.PHONY: bench-data bench-convert
 # what is measured, and more options: docs/benchmarks.md
 bench-data: env ## preprocessing against its limit and against the published way
 	@$(bin)python -m benchmarks.data --size $(call quote,$(SIZE)) --data-dir $(call quote,$(DATA_DIR))
+
+bench-convert: env ## conversions of a full-size random checkpoint against copying it
+	@$(bin)python -m benchmarks.convert
 
 ##@ Development
 .PHONY: test lint fmt lock clean
