@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 import reprlib
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from openpangu_sft.checkpoint.hf import CONFIG, PANGU, llama_config, read_object
-from openpangu_sft.errors import UserError
+from openpangu_sft.errors import UserError, naming
 from openpangu_sft.tokenizer import Tokenizer, load_hf, tokenizer_files
 
 LLAMA, OPENPANGU = "llama", "openpangu"
@@ -64,7 +63,8 @@ def write_companions(directory: Path, base: Path, form: str) -> None:
                     raise UserError(what, where=base / name, remedy="download it again")
     for path in files:
         if path.is_file() and (form == OPENPANGU or path.suffix != ".py"):
-            shutil.copyfile(path, directory / path.name)
+            with naming(directory / path.name):  # shutil would say that there is no room for the original
+                (directory / path.name).write_bytes(path.read_bytes())
 
 
 def make_tokenizer_stock(directory: Path, base: Path, trust_remote_code: bool) -> str:

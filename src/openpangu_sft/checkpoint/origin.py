@@ -42,15 +42,15 @@ class Origin(NamedTuple):
         """Refuses what a block has made of files that were written to meanwhile.
 
         The weights are views of mapped files, so the result may hold some of the old and some of the new. (Where a file
-        is cut short, the kernel ends the process with SIGBUS as soon as what is gone is read.)
+        is cut short, the kernel may end the process with SIGBUS when it reads what is gone; Python cannot prevent that.)
 
         Raises:
             UserError: names the file that changed.
         """
         try:
             yield
-        except UserError:
-            self._require_unchanged()  # what was found then follows from it
+        except Exception:
+            self._require_unchanged()  # what went wrong then follows from it
             raise
         self._require_unchanged()
 
