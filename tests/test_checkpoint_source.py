@@ -121,7 +121,7 @@ def stopped_while_writing(stage: Stage, target: Path) -> subprocess.Popen[str]:
 
 
 def test_a_source_that_is_cut_short_ends_the_stage(base: Path, tmp_path: Path) -> None:
-    """Or the kernel does, with SIGBUS, which Python cannot prevent. Nothing wrong is left, and the next run clears up."""
+    """Or the kernel does it, with SIGBUS, which Python cannot prevent. Nothing wrong is left; a next run clears up."""
     source = tmp_path / "source"
     shutil.copytree(base, source)
     target = tmp_path / "mcore"

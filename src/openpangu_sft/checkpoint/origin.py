@@ -42,7 +42,7 @@ class Origin(NamedTuple):
         """Refuses what a block has made of files that were written to meanwhile.
 
         The weights are views of mapped files, so the result may hold some of the old and some of the new. (Where a file
-        is cut short, the kernel may end the process with SIGBUS when it reads what is gone; Python cannot prevent that.)
+        is cut short, the kernel may end the process with SIGBUS when what is gone is read; Python cannot prevent that.)
 
         Raises:
             UserError: names the file that changed.
