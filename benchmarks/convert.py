@@ -102,9 +102,10 @@ class Bench:
         copy.unlink()
         mcore, exported = self.recipe.path("mcore"), self.recipe.path("export")
         for tensor, pipeline in LAYOUTS:
-            layout = [f"--set=parallel.tensor={tensor}", f"--set=parallel.pipeline={pipeline}"]
-            self._stage(f"HF → mcore, TP {tensor} PP {pipeline}", mcore, "convert", *layout)
-            self._stage(f"mcore, TP {tensor} PP {pipeline} → HF", exported, "export", f"--from={mcore}", FORM)
+            layout = f"(TP {tensor}, PP {pipeline})"
+            sizes = [f"--set=parallel.tensor={tensor}", f"--set=parallel.pipeline={pipeline}"]
+            self._stage(f"convert: HF to mcore {layout}", mcore, "convert", *sizes)
+            self._stage(f"export: mcore to HF {layout}", exported, "export", f"--from={mcore}", FORM)
             shutil.rmtree(exported)
             shutil.rmtree(mcore)
 
