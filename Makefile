@@ -66,7 +66,7 @@ options = --recipe $(call quote,$(RECIPE)) $(sets)
 help: ## this list
 	@awk '/^##@ / { printf "\n%s\n", substr($$0, 5) } \
 	     /^##= / { print "  " substr($$0, 5) } \
-	     /^[a-z-]+:.* ## / { name = $$0; sub(/:.*/, "", name); sub(/^.* ## /, ""); printf "  make %-12s%s\n", name, $$0 }' Makefile
+	     /^[a-z-]+:.* ## / { name = $$0; sub(/:.*/, "", name); sub(/^.* ## /, ""); printf "  make %-14s%s\n", name, $$0 }' Makefile
 
 setup: env ## make or update the Python environment (the other targets do so by themselves)
 	@echo 'Ready:' $(call quote,$(VENV))

@@ -180,7 +180,7 @@ def test_memory_is_counted_with_and_without_mapped_files(tmp_path: Path) -> None
         "with open(sys.argv[1], 'rb') as stream:\n"
         "    mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)\n"
         "sum(mapped[:: mmap.PAGESIZE])\n"
-        "time.sleep(0.6)\n"
+        "time.sleep(2)\n"
     )
     measured = run_measured(["-c", program, str(file)], tmp_path / "log")
     assert 32 << 20 < measured.peak_without_files < 64 << 20
