@@ -68,7 +68,7 @@ def write_companions(directory: Path, base: Path, form: str) -> None:
 
 
 def make_tokenizer_stock(directory: Path, base: Path, trust_remote_code: bool) -> str:
-    """Makes the copy of a tokenizer load without code of its own, and compares it with the original.
+    """Makes the copy of a tokenizer with code of its own load without it, and compares it with the original.
 
     openPangu's class becomes Llama's slow one, which splits and encodes in the same way if it is `legacy`: otherwise
     it would put a mark before each stretch behind a control token and take it off again. `add_prefix_space` does not
