@@ -118,7 +118,7 @@ class Place:
         if kind == "refused":
             assert len(value.splitlines()) == 1
             assert value.isprintable()
-            assert len(value) < 1000
+            assert len(value) < 1500
         shutil.rmtree(target, ignore_errors=True)
         return outcome
 

@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+LONGEST = 1000
+"""Characters of a finding that are shown: a name from a damaged file may be of any length."""
+
 
 class UserError(Exception):
     """Something the user can mend. The command line prints it as one line and exits with code 1.
@@ -30,7 +33,8 @@ class UserError(Exception):
     def __str__(self) -> str:
         prefix = f"{self.where}: " if self.where is not None else ""
         suffix = f" -> {self.remedy}" if self.remedy else ""
-        line = " ".join(filter(None, f"{prefix}{self.what}{suffix}".splitlines()))
+        what = self.what if len(self.what) <= LONGEST else f"{self.what[:LONGEST]}…"
+        line = " ".join(filter(None, f"{prefix}{what}{suffix}".splitlines()))
         return printable(line)
 
 

@@ -56,8 +56,9 @@ vllm serve {command}
 
 In chat requests send `"add_special_tokens": true`: vLLM leaves out `<s>` otherwise."""
 _FAST = """\
-Training used the slow tokenizer class, `use_fast=False`. The fast one, which transformers makes of it without this, and
-so does vLLM, gave the same ids for every piece of the vocabulary and for texts in which such classes may differ."""
+Training used the slow tokenizer class, `use_fast=False`. The fast one, which transformers and vLLM make of it unless
+they are asked for the slow one, gave the same ids for every piece of the vocabulary and for texts in which such classes
+may differ."""
 _NOT_FAST = """\
 Load the tokenizer with `use_fast=False`, as training did, and start vLLM with `--tokenizer-mode slow`: the fast class,
 which transformers makes of it otherwise, {found}."""
