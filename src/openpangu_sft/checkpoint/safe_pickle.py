@@ -140,9 +140,9 @@ class _Archive:
         self._zip.open(entry).close()  # compares the record's own header with the list that sent us here
         lengths = _LOCAL_HEADER.unpack_from(self._content.data, entry.header_offset)
         begin = entry.header_offset + _LOCAL_HEADER.size + sum(lengths)
-        data = self._content[begin : begin + elements * dtype.itemsize]
-        stored = entry.compress_type == zipfile.ZIP_STORED and entry.file_size >= data.nbytes
-        if not stored or data.nbytes != elements * dtype.itemsize:
+        size = elements * dtype.itemsize
+        data = self._content[begin : begin + size]
+        if entry.compress_type != zipfile.ZIP_STORED or {data.nbytes, entry.file_size, entry.compress_size} != {size}:
             raise pickle.UnpicklingError(f"record {name} is not what the pickle says")
         return data.view(dtype)
 
