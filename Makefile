@@ -66,7 +66,7 @@ options = --recipe $(call quote,$(RECIPE)) $(sets)
 help: ## this list
 	@awk '/^##@ / { printf "\n%s\n", substr($$0, 5) } \
 	     /^##= / { print "  " substr($$0, 5) } \
-	     /^[a-z-]+:.* ## / { name = $$0; sub(/:.*/, "", name); sub(/^.* ## /, ""); printf "  make %-12s%s\n", name, $$0 }' Makefile
+	     /^[a-z-]+:.* ## / { name = $$0; sub(/:.*/, "", name); sub(/^.* ## /, ""); printf "  make %-14s%s\n", name, $$0 }' Makefile
 
 setup: env ## make or update the Python environment (the other targets do so by themselves)
 	@echo 'Ready:' $(call quote,$(VENV))
@@ -106,10 +106,13 @@ verify: env ## whether two checkpoints are the same model: tensors bit for bit, 
 	    $(if $(ONLY),--$(call quote,$(ONLY)))
 
 ##@ Benchmarks
-.PHONY: bench-data
+.PHONY: bench-data bench-convert
 # what is measured, and more options: docs/benchmarks.md
 bench-data: env ## preprocessing against its limit and against the published way
 	@$(bin)python -m benchmarks.data --size $(call quote,$(SIZE)) --data-dir $(call quote,$(DATA_DIR))
+
+bench-convert: env ## conversions of a full-size random checkpoint against copying it
+	@$(bin)python -m benchmarks.convert
 
 ##@ Development
 .PHONY: test lint fmt lock clean

@@ -19,7 +19,7 @@ import click
 
 from benchmarks.agreement import Segments, read_segments
 from benchmarks.corpus import MODEL, Corpus, require_data, write_samples, write_tokenizer
-from benchmarks.measure import Measured, machine, run_measured
+from benchmarks.measure import Measured, machine, print_table, run_measured
 from benchmarks.packing import SEQ_LENGTHS, distributions, measure_packing
 from openpangu_sft.artefact import read_manifest
 from openpangu_sft.errors import UserError
@@ -31,6 +31,7 @@ RUNS = {"raw": "raw SentencePiece", "engine": "this engine: preprocess, merge", 
 PARTS = (*RUNS, "packing")
 BOS_ID, PAD_ID = 1, 0
 """Of corpus.py's tokenizer. No text becomes one of them, so they tell where segments begin and rows end."""
+SOFTWARE = ("sentencepiece", "transformers", "datasets", "numpy")
 OUTPUTS: dict[str, list[str]] = {
     "raw": [],
     "engine": ["finetune_dataset"],
@@ -112,7 +113,7 @@ def main(
         raise UserError(f"--only knows nothing of {min(unknown)!r}", remedy=f"choose from {','.join(PARTS)}")
     data_dir = data_dir.absolute()
     require_data(data_dir)
-    print(f"{machine()}; load before: {os.getloadavg()[0]:.1f}")
+    print(f"{machine(*SOFTWARE)}; load before: {os.getloadavg()[0]:.1f}")
     made: dict[str, Segments] = {}
     if wanted := [part for part in RUNS if part in parts]:
         with _directory(keep) as directory:
@@ -173,7 +174,7 @@ def _print_speeds(runs: dict[str, list[Measured]], megabytes: float) -> None:
         memory = [f"{peak / 1e6:,.0f} MB" for peak in peaks] if part != "raw" else ["-", "-"]  # all text is in it
         every = ", ".join(f"{run.seconds:.2f}" for run in measured)
         rows.append([RUNS[part], f"{best[part]:.2f}", f"{megabytes / best[part]:.2f}", *ratios, *memory, every])
-    _print_table(rows)
+    print_table(rows)
 
 
 def _print_agreement(made: dict[str, Segments]) -> None:
@@ -195,17 +196,7 @@ def _print_packing(samples: int, seed: int, data: Optional[Segments]) -> None:
             found = measure_packing(lengths, seq_length, seed)
             counts = [f"{found.packs:,}", f"{found.best_fit:,}", f"{found.packs / found.best_fit:.4f}"]
             rows.append([name, str(seq_length), f"{found.seconds:.2f}", f"{found.full:.2%}", *counts])
-    _print_table(rows)
-
-
-def _print_table(rows: list[list[str]]) -> None:
-    """Prints a Markdown table whose first row is its head."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    for row in (rows[0], rule, *rows[1:]):
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]
-        print(f"| {' | '.join(cells)} |")
-    print(flush=True)
+    print_table(rows)
 
 
 @contextmanager

@@ -120,14 +120,24 @@ def run_measured(command: Sequence[str], log: Path, **environment: str) -> Measu
     return Measured(seconds, memory.peak, memory.peak_without_files, output)
 
 
-def machine() -> str:
-    """What matters of the machine and its software, in one line; nothing that tells whose it is."""
+def machine(*packages: str) -> str:
+    """What matters of the machine and of its software, in one line; nothing that tells whose it is."""
     cores = len(os.sched_getaffinity(0))
     gigabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     names = [line.split(":", 1)[1].strip() for line in _lines(Path("/proc/cpuinfo")) if line.startswith("model name")]
-    software = ", ".join(f"{name} {version(name)}" for name in ("sentencepiece", "transformers", "datasets", "numpy"))
+    software = ", ".join(f"{name} {version(name)}" for name in packages)
     model = names[0] if names else platform.machine()
     return f"{cores} cores, {model}, {gigabytes:.0f} GB; Python {platform.python_version()}, {software}"
+
+
+def print_table(rows: list[list[str]]) -> None:
+    """Prints a Markdown table whose first row is its head."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    for row in (rows[0], rule, *rows[1:]):
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]
+        print(f"| {' | '.join(cells)} |")
+    print(flush=True)
 
 
 def _processes(session: int) -> Iterator[Path]:

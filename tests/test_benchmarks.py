@@ -1,4 +1,4 @@
-"""The data benchmark runs from end to end, checks what it measures, and shows all of it. Speed is not tested."""
+"""The benchmarks run from end to end, check what they measure, and show all of it. Speed is not tested."""
 
 from __future__ import annotations
 
@@ -13,10 +13,16 @@ import numpy as np
 import pytest
 
 from benchmarks.agreement import read_segments
+from benchmarks.convert import Row
 from benchmarks.corpus import CONVERTERS, MODEL, Corpus, texts_of, write_samples
+from benchmarks.measure import Measured, run_measured
 from benchmarks.packing import best_fit_packs
+from benchmarks.random_model import write_random_model
 from benchmarks.raw import deal
-from conftest import ROOT, SHARED, write_packs
+from conftest import ROOT, SHARED, TINY, MakeRecipe, write_packs
+from openpangu_sft.checkpoint.arrays import BF16
+from openpangu_sft.checkpoint.hf import open_hf, require_model
+from openpangu_sft.checkpoint.layout import hf_shapes, parameter_count
 from openpangu_sft.sample import parse_sample
 
 DATA = SHARED / "data"
@@ -30,8 +36,8 @@ def data() -> Path:
     return DATA
 
 
-def bench(*options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "benchmarks.data", *options]
+def bench(*options: str, name: str = "data") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", f"benchmarks.{name}", *options]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
 
 
@@ -112,3 +118,70 @@ def test_texts_are_dealt_evenly_and_all_of_them() -> None:
     assert sorted(text for hand in hands for batch in hand for text in batch) == sorted(texts)
     held = [sum(len(text.encode()) for batch in hand for text in batch) for hand in hands]
     assert max(held) < 1.1 * min(held)
+
+
+def test_the_whole_conversion_benchmark(tmp_path: Path) -> None:
+    sizes = [f"--set={setting}" for setting in TINY if setting.startswith("model.")]
+    done = bench(*sizes, "--repeat=2", f"--directory={tmp_path}", name="convert")
+    assert done.returncode == 0, done.stderr
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if line[:1] == "|"]
+    conversions = [
+        f"{title} (TP {size}, PP {size})"
+        for size in (1, 2)
+        for title in ("convert: HF to mcore", "export: mcore to HF")
+    ]
+    assert [row[0] for row in table if row[0].strip("-:")] == ["what", "copy, fsync", *conversions]
+    assert all(len(row[-1].split(", ")) == 2 for row in table[2:])  # both runs are shown
+    reached = [line for line in done.stdout.splitlines() if " x copy (at most " in line]
+    assert len(reached) == len(conversions)
+    for title, row, line in zip(conversions, table[3:], reached):
+        assert line.startswith(f"{title}: {row[3]} x copy (at most 2.5: ")
+    assert str(tmp_path) not in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_without_room_for_the_conversion_benchmark(tmp_path: Path) -> None:
+    done = bench("--set=model.vocab_size=1000000000", f"--directory={tmp_path}", name="convert")
+    assert done.returncode == 1
+    assert "bench-convert: " in done.stderr
+    assert "MB are free on this disk" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_row_of_the_conversion_benchmark() -> None:
+    copy = Row("copy", 2_000_000_000, [Measured(2.0, 5_000_000, 1_000_000), Measured(1.0, 5_000_000, 2_000_000)])
+    runs = [Measured(seconds, 3_000_000_000, peak) for seconds, peak in ((2.5, 100_000_000), (4.0, 1_100_000_000))]
+    row = Row("both", 2_200_000_000, runs)
+    cells = ["2,200 MB", "2.50", "2.50", "2.17", "800", "1,100 MB", "3,000 MB", "2.50, 4.00"]
+    assert row.cells(copy) == ["both", *cells]
+    assert row.reach(copy) == "both: 2.50 x copy (at most 2.5: yes), 1,100 MB without files (at most 1,000 MB: NO)"
+    assert row._replace(runs=runs[1:]).reach(copy).startswith("both: 4.00 x copy (at most 2.5: NO)")
+
+
+def test_the_random_model_is_one_of_openpangus_form(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    model = make_recipe().model
+    files = [write_random_model(tmp_path / name, model, seed) for name, seed in (("a", 1), ("b", 1), ("c", 2))]
+    contents = [file.read_bytes() for file in files]
+    assert contents[0] == contents[1] != contents[2]
+    assert require_model(tmp_path / "a", model)["model_type"] == "PanguEmbedded"
+    weights = open_hf(tmp_path / "a", model)
+    values = np.concatenate([weights.tensor(*item).astype(np.float32).ravel() for item in hf_shapes(model).items()])
+    assert {weights.dtype(name) for name in hf_shapes(model)} == {BF16}
+    assert len(values) == parameter_count(model)
+    assert values.std() == pytest.approx(0.02, rel=0.02)
+
+
+def test_memory_is_counted_with_and_without_mapped_files(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(bytes(64 << 20))
+    program = (
+        "import mmap, sys, time\n"
+        "own = bytes(1) * (32 << 20)\n"
+        "with open(sys.argv[1], 'rb') as stream:\n"
+        "    mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)\n"
+        "sum(mapped[:: mmap.PAGESIZE])\n"
+        "time.sleep(2)\n"
+    )
+    measured = run_measured(["-c", program, str(file)], tmp_path / "log")
+    assert 32 << 20 < measured.peak_without_files < 64 << 20
+    assert measured.peak > 96 << 20

@@ -26,6 +26,7 @@ TARGETS = [
     "lock",
     "clean",
     "bench-data",
+    "bench-convert",
 ]
 VARIABLES = ["RECIPE", "SET", "SHARD", "SAMPLE", "HTML", "DATASET", "PROMPT", "MODEL"]
 VARIABLES += ["FROM", "ITERATION", "DTYPE", "FORM", "HF", "MCORE", "ONLY"]

@@ -39,7 +39,7 @@ def require_room(target: Path, size: int) -> None:
     free = shutil.disk_usage(place).free
     if free < size:
         raise UserError(
-            f"needs {size / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free on this disk",
+            f"needs {size / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free on this disk",
             where=target,
             remedy="free some space, or choose another path in the recipe",
         )

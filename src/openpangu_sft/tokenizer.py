@@ -23,6 +23,9 @@ from openpangu_sft.sentencepiece_direct import DirectEncoder, Unfit, has_any
 IGNORED = -100
 """Label of a token that is not a target (PyTorch's cross_entropy default, and MindSpeed-LLM's)."""
 
+COMPARED_AT_ONCE = 1000
+"""Pieces of the vocabulary in one text."""
+
 FILES = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.json")
 
 
@@ -41,7 +44,7 @@ class Tokenizer:
         if not (directory / "tokenizer_config.json").is_file():
             raise UserError("no tokenizer here (tokenizer_config.json)", where=directory, remedy="check paths.hf")
         self.directory = directory
-        self.hf = _load(directory, trust_remote_code)
+        self.hf = load_hf(directory, trust_remote_code)
         self._direct: Optional[DirectEncoder] = None
         self.start_id, self.end_id = self._single(START), self._single(END)
         self.pad_id: int = self.hf.pad_token_id if self.hf.pad_token_id is not None else 0
@@ -104,13 +107,25 @@ class Tokenizer:
         self._direct = direct
         return ""
 
-    def first_disagreement(self, other: Tokenizer) -> str:
-        """The first odd text of which another tokenizer makes other ids; empty if there is none."""
+    def first_disagreement(self, other: Any) -> str:
+        """The first text, shortened, of which another Hugging Face tokenizer makes other ids; empty if there is none.
+
+        The texts are odd ones, and then every piece of the vocabulary: alone, and among its neighbours.
+        """
+
+        def differs(text: str, opens: bool = False) -> bool:
+            mine, its = (hf.encode(text, add_special_tokens=opens) for hf in (self.hf, other))
+            return bool(mine != its)
+
         for text in _odd_texts():
-            for opens in (False, True):
-                piece = Piece(text, trained=False, opens=opens)
-                if self.piece_ids(piece) != other.piece_ids(piece):
-                    return reprlib.repr(text)
+            if differs(text) or differs(text, opens=True):
+                return reprlib.repr(text)
+        vocabulary = sorted(self.hf.get_vocab().items(), key=lambda item: int(item[1]))
+        pieces = [token.replace("▁", " ") for token, _ in vocabulary]
+        for begin in range(0, len(pieces), COMPARED_AT_ONCE):
+            some = pieces[begin : begin + COMPARED_AT_ONCE]
+            if differs(" ".join(some)):
+                return reprlib.repr(next(filter(differs, some), " ".join(some)))
         return ""
 
     def decode_reply(self, header: Sequence[int], reply: Sequence[int]) -> str:
@@ -184,13 +199,21 @@ def tokenizer_digest(directory: Path) -> str:
     return digest.hexdigest()
 
 
-def _load(directory: Path, trust_remote_code: bool) -> Any:
+def load_hf(directory: Path, trust_remote_code: bool, use_fast: bool = False) -> Any:
+    """The Hugging Face class's object for a tokenizer.
+
+    Args:
+        use_fast: take what AutoTokenizer takes when it is not asked for the slow class.
+
+    Raises:
+        UserError: it does not load.
+    """
     from sentencepiece import SentencePieceProcessor
     from transformers import AutoTokenizer  # slow to import, and not every stage needs it
 
     try:
         loaded = AutoTokenizer.from_pretrained(
-            str(directory), use_fast=False, trust_remote_code=trust_remote_code, local_files_only=True
+            str(directory), use_fast=use_fast, trust_remote_code=trust_remote_code, local_files_only=True
         )
         if loaded is False:  # what transformers gives where SentencePiece cannot read its model
             SentencePieceProcessor(model_file=str(directory / FILES[0]))  # says why

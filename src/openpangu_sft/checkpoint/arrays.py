@@ -21,7 +21,7 @@ BF16: DType = np.dtype(ml_dtypes.bfloat16)
 DTYPES: dict[str, DType] = {"fp32": np.dtype(np.float32), "bf16": BF16, "fp16": np.dtype(np.float16)}
 """Of weights, by the names that recipes use; anything else belongs to a quantized checkpoint."""
 
-CHUNK = 1 << 23
+CHUNK = 1 << 20
 """Bytes that are moved or compared at once: few enough to stay in a processor's cache."""
 
 

@@ -46,13 +46,14 @@ def run_convert(
     transfer = Transfer(origin.weights, model, DTYPES[dtype] if dtype else None)
     ranks = {rank: transfer.mcore(layout, *rank) for rank in layout.ranks()}
     size = size_of(tensor for tensors in ranks.values() for tensor in tensors.values())
-    require_room(target, size)
     manifest = Manifest("mcore", settings=mcore_settings(recipe))
     with (
         staged_directory(target, manifest) as staging,
+        origin.unchanged(),
         ThreadPoolExecutor(1) as pool,
         byte_progress("convert", 2 * size) as advance,
     ):
+        require_room(target, size)
         digests = pool.submit(origin.digests)  # reads what is being copied anyway
         directory = iteration_directory(staging, FIRST.iteration)
         directory.mkdir()

@@ -8,7 +8,7 @@ from typing import Optional
 
 from openpangu_sft.artefact import Manifest, sha256_of, staged_directory
 from openpangu_sft.checkpoint.arrays import DTYPES
-from openpangu_sft.checkpoint.forms import LLAMA, write_companions, write_config
+from openpangu_sft.checkpoint.forms import LLAMA, make_tokenizer_stock, write_companions, write_config
 from openpangu_sft.checkpoint.hf import CONFIG, WEIGHTS, open_hf, require_model
 from openpangu_sft.checkpoint.layout import parameter_count
 from openpangu_sft.checkpoint.model_card import write_model_card
@@ -19,7 +19,10 @@ from openpangu_sft.errors import UserError
 from openpangu_sft.places import require_apart, require_room
 from openpangu_sft.progress import byte_progress
 from openpangu_sft.recipe import Recipe
-from openpangu_sft.tokenizer import tokenizer_digest
+from openpangu_sft.tokenizer import Tokenizer, tokenizer_digest, tokenizer_files
+
+_CARRIED_OVER = ("iteration", "loss", "versions")
+"""Counts of the training that stay true of what is exported."""
 
 
 def run_export(
@@ -47,34 +50,44 @@ def run_export(
     path = source or recipe.path("run")
     require_apart("the source", path, "paths.export", target)
     origin = open_origin(recipe, path, iteration, "check the path" if source else "run make sft")
-    _require_base(origin, base, path)
+    _require_base(origin, base, path, recipe.tokenizer.trust_remote_code)
     transfer = Transfer(origin.weights, model, DTYPES[dtype] if dtype else None)
     tensors = transfer.hf()
     size = size_of(tensors.values())
-    require_room(target, size)
-    manifest = Manifest("hf", settings=origin.manifest.settings if origin.manifest else {})
-    with staged_directory(target, manifest) as staging, ThreadPoolExecutor(1) as pool:
+    made_by = origin.manifest or Manifest("")
+    manifest = Manifest("hf", settings=made_by.settings)
+    manifest.counts = {name: made_by.counts[name] for name in _CARRIED_OVER if name in made_by.counts}
+    if origin.iteration is not None and not origin.manifest:
+        manifest.counts["iteration"] = origin.iteration
+    dtype_name = str(tensors["model.embed_tokens.weight"].dtype)
+    manifest.counts.update(parameters=parameter_count(model), dtype=dtype_name, form=form)
+    with staged_directory(target, manifest) as staging, origin.unchanged(), ThreadPoolExecutor(1) as pool:
+        require_room(target, size)
+        write_config(staging, config, base, form, dtype_name)
+        write_companions(staging, base, form)
+        if form == LLAMA:
+            trusted = recipe.tokenizer.trust_remote_code
+            manifest.counts["fast_tokenizer"] = make_tokenizer_stock(staging, base, trusted)
         digests = pool.submit(origin.digests)  # reads what is being copied anyway
         with byte_progress("export", 2 * size) as advance:
             manifest.files[WEIGHTS] = write_safetensors(tensors, staging / WEIGHTS, advance)
-            written = open_hf(staging, model)
-            require_equal(transfer, written, staging, advance)
-        dtype_name = str(written.dtype("model.embed_tokens.weight"))
-        write_config(staging, config, base, form, dtype_name)
-        write_companions(staging, base, form, recipe.tokenizer.trust_remote_code)
-        counts = origin.manifest.counts if origin.manifest else {}
-        manifest.counts = {**counts, "parameters": parameter_count(model), "dtype": dtype_name, "form": form}
-        inputs = origin.manifest.inputs if origin.manifest else {}
-        manifest.inputs = {**inputs, **digests.result()}
-        write_model_card(staging, manifest, target.name, base.name)
+            require_equal(transfer, open_hf(staging, model), staging, advance)
+        manifest.inputs = {**made_by.inputs, **digests.result()}
+        write_model_card(staging, manifest, target.name, base.name, path.absolute().name)
     warn_of_loss(transfer)
     return manifest
 
 
-def _require_base(origin: Origin, base: Path, path: Path) -> None:
+def _require_base(origin: Origin, base: Path, path: Path, trust_remote_code: bool) -> None:
     """Whether training began with the configuration and tokenizer that are to be exported with its weights."""
     for name, found in (("tokenizer", tokenizer_digest(base)), ("config", sha256_of(base / CONFIG))):
         recorded = origin.base(name)
         if recorded and recorded != found:
             what = f"began from a checkpoint with another {name} than paths.hf"
+            raise UserError(what, where=path, remedy="check paths.hf")
+    of_its_own = origin.iteration is None and tokenizer_files(path)
+    if of_its_own and tokenizer_digest(path) != tokenizer_digest(base):
+        its, bases = Tokenizer(path, trust_remote_code), Tokenizer(base, trust_remote_code)
+        if text := bases.first_disagreement(its.hf):
+            what = f"its tokenizer gives other ids than that of paths.hf, for {text}"
             raise UserError(what, where=path, remedy="check paths.hf")

@@ -1,15 +1,22 @@
-"""The README.md of an exported checkpoint: what it is, what made it, how to load it."""
+"""The README.md of an exported checkpoint: what it is, how to use it, what made it.
+
+Names of directories and whatever a manifest holds come from outside: they are escaped wherever they stand.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from openpangu_sft import __version__
 from openpangu_sft.artefact import Manifest
+from openpangu_sft.checkpoint.forms import LLAMA, SAME_IDS
+from openpangu_sft.errors import printable
 
 _LICENCE = "LICENSE"
 _TRAINING = {
@@ -20,25 +27,42 @@ _TRAINING = {
     "train.lr": "highest learning rate",
     "train.seed": "seed",
 }
-_USE = {
-    "llama": """```python
+_SNIPPET = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("{name}", torch_dtype="auto")
-tokenizer = AutoTokenizer.from_pretrained("{name}", use_fast=False)
+path = {path}
+tokenizer = AutoTokenizer.from_pretrained(path, {of_tokenizer})
+model = AutoModelForCausalLM.from_pretrained(path, {of_model})
+messages = [{{"role": "user", "content": "你好"}}]
+text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+inputs = tokenizer(text, return_tensors="pt")
+output = model.generate(inputs["input_ids"], attention_mask=inputs["attention_mask"], max_new_tokens=512)
+print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
 ```
 
+Two steps from messages to tokens, because the chat template has no `<s>`: the tokenizer puts it in front, as in
+training. `apply_chat_template(..., tokenize=True)` leaves it out."""
+_LLAMA_FORM = """
 The weights are openPangu's, under the name of the architecture that they equal: Llama with a bias on q, k, v and o.
-No remote code is needed. The slow tokenizer class is the one that training used.""",
-    "openpangu": """```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+No remote code is needed, but the packages `sentencepiece` and `protobuf` are.
 
-model = AutoModelForCausalLM.from_pretrained("{name}", torch_dtype="auto", trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True, use_fast=False)
+{of_the_fast_class}
+
+vLLM reads the same files (openpangu-sft did not try it):
+
+```sh
+vllm serve {command}
 ```
 
-Configuration and Python files are those of the base model; read them before you let them run.""",
-}
+In chat requests send `"add_special_tokens": true`: vLLM leaves out `<s>` otherwise."""
+_FAST = """\
+Training used the slow tokenizer class, `use_fast=False`. The fast one, which transformers makes of it without this, and
+so does vLLM, gave the same ids for every piece of the vocabulary and for texts in which such classes may differ."""
+_NOT_FAST = """\
+Load the tokenizer with `use_fast=False`, as training did, and start vLLM with `--tokenizer-mode slow`: the fast class,
+which transformers makes of it otherwise, {found}."""
+_OPENPANGU_FORM = """
+Configuration and Python files are those of the base model: read them before you let them run."""
 
 
 def recipe_digest(settings: dict[str, Any]) -> str:
@@ -46,13 +70,14 @@ def recipe_digest(settings: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-def write_model_card(directory: Path, manifest: Manifest, name: str, base: str) -> None:
+def write_model_card(directory: Path, manifest: Manifest, name: str, base: str, source: str) -> None:
     """Writes README.md with the metadata that model hubs read.
 
     Args:
         manifest: of the export, its inputs and counts complete.
         name: of the directory that it is put into.
         base: name of the base model.
+        source: name of what was exported: the title, unless it is a training of the base.
     """
     counts = manifest.counts
     lines = [
@@ -62,53 +87,74 @@ def write_model_card(directory: Path, manifest: Manifest, name: str, base: str) 
         "- en",
         "library_name: transformers",
         "pipeline_tag: text-generation",
-        f"base_model: {json.dumps(base, ensure_ascii=False)}",
+        f"base_model: {json.dumps(printable(base), ensure_ascii=False)}",
         "license: other",
         *([f"license_link: {_LICENCE}"] if (directory / _LICENCE).is_file() else []),
         "tags:",
         "- openpangu",
-        "- sft",
+        *(["- sft"] if "dataset" in manifest.inputs else []),
         "---",
         "",
-        f"# {base}, fine-tuned" if "dataset" in manifest.inputs else f"# {base}",
+        f"# {_plain(base)}, fine-tuned" if "dataset" in manifest.inputs else f"# {_plain(source)}",
         "",
-        f"{counts['parameters']:,} parameters, {counts['dtype']}. Made with openpangu-sft {__version__}.",
+        f"{counts['parameters']:,} parameters in {counts['dtype']}. Made with openpangu-sft {__version__}.",
         "",
-        "## How to load it",
+        "## How to use it",
         "",
-        _USE[counts["form"]].format(name=name),
+        _use(manifest, name),
         "",
         "## What made it",
         "",
         "| what | value |",
         "|---|---|",
-        *(f"| {name} | {value} |" for name, value in _facts(manifest, base)),
+        *(f"| {_plain(what)} | {value} |" for what, value in _facts(manifest, base)),
         "",
         "Every setting, and the sha256 of every file, is in `manifest.json`. The base model's licence holds.",
     ]
     (directory / "README.md").write_text("\n".join(lines) + "\n", "utf-8")
 
 
+def _use(manifest: Manifest, name: str) -> str:
+    path = f"{name!r}  # where this file lies"
+    if manifest.counts["form"] != LLAMA:
+        trusting = "trust_remote_code=True"
+        options = {"of_tokenizer": f"{trusting}, use_fast=False", "of_model": f'torch_dtype="auto", {trusting}'}
+        return _SNIPPET.format(path=path, **options) + "\n" + _OPENPANGU_FORM
+    found = manifest.counts["fast_tokenizer"]
+    command = shlex.quote(printable(name))
+    if found != SAME_IDS:
+        command += " --tokenizer-mode slow"
+    of_the_fast_class = _FAST if found == SAME_IDS else _NOT_FAST.format(found=_plain(found))
+    snippet = _SNIPPET.format(path=path, of_tokenizer="use_fast=False", of_model='torch_dtype="auto"')
+    return snippet + "\n" + _LLAMA_FORM.format(of_the_fast_class=of_the_fast_class, command=command)
+
+
 def _facts(manifest: Manifest, base: str) -> Iterator[tuple[str, str]]:
+    """What the table says; the values in Markdown."""
     inputs, counts = manifest.inputs, manifest.counts
-    yield "base model", _escaped(base)
+    yield "base model", _plain(base)
     for name, title in (("weights", "its weights"), ("config", "its configuration"), ("tokenizer", "its tokenizer")):
         if digest := inputs.get(f"hf.{name}") or inputs.get(name):
-            yield f"{title}, sha256", f"`{digest}`"
+            yield f"{title}, sha256", _code(digest)
     if "dataset" in inputs:
-        yield "training data, sha256", f"`{inputs['dataset']}`"
-    if manifest.settings:
-        yield "recipe, sha256", f"`{recipe_digest(manifest.settings)}`"
-    for key, title in _TRAINING.items():
-        if key in manifest.settings:
-            yield title, str(manifest.settings[key])
-    if "iteration" in counts:
-        yield "iterations", f"{counts['iteration']:,}"
-    if "loss" in counts:
-        yield "final loss", f"{counts['loss']:.4f}"
-    for name, version in counts.get("versions", {}).items():
-        yield f"trained with {name}", str(version)
+        yield "training data, sha256", _code(inputs["dataset"])
+        yield "recipe, sha256", _code(recipe_digest(manifest.settings))
+        for key, title in _TRAINING.items():
+            if key in manifest.settings:
+                yield title, _plain(manifest.settings[key])
+    if isinstance(iteration := counts.get("iteration"), int):
+        yield "iterations", f"{iteration:,}"
+    if isinstance(loss := counts.get("loss"), (int, float)):
+        yield "final loss", f"{loss:.4f}"
+    versions = counts.get("versions")
+    for name, version in versions.items() if isinstance(versions, dict) else ():
+        yield f"trained with {name}", _plain(version)
 
 
-def _escaped(text: str) -> str:
-    return text.replace("|", "\\|")
+def _plain(value: object) -> str:
+    """Text that Markdown shows as it is, on one line."""
+    return re.sub(r"([\\`*_\[\]<>&|~#$])", r"\\\1", printable(str(value)))
+
+
+def _code(digest: object) -> str:
+    return f"`{digest}`" if re.fullmatch("[0-9a-f]+", str(digest)) else _plain(digest)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Callable, NamedTuple, Optional
 
 from openpangu_sft.artefact import Manifest, sha256_of
 from openpangu_sft.checkpoint.hf import CONFIG, open_hf, require_model, weight_files
-from openpangu_sft.checkpoint.mcore import TRACKER
+from openpangu_sft.checkpoint.mcore import MODEL_FILE, TRACKER
 from openpangu_sft.checkpoint.mcore_reader import McoreCheckpoint, open_mcore
 from openpangu_sft.checkpoint.weights import Weights
 from openpangu_sft.errors import UserError
 from openpangu_sft.recipe import Recipe
-from openpangu_sft.tokenizer import tokenizer_digest
+from openpangu_sft.tokenizer import tokenizer_digest, tokenizer_files
+
+Stamp = tuple[int, int, int, int]
 
 
 class Origin(NamedTuple):
@@ -23,16 +26,38 @@ class Origin(NamedTuple):
     Args:
         weights: of the model.
         manifest: what made it, where this project did.
-        iteration: of a Megatron-core checkpoint.
-        title: what it is, for the user.
+        iteration: of a Megatron-core checkpoint; None for a Hugging Face one.
         digests: gives sha256 of what it consists of, by name; takes as long as reading it.
+        stamps: of its files, from before they were opened.
     """
 
     weights: Weights
     manifest: Optional[Manifest]
     iteration: Optional[int]
-    title: str
     digests: Callable[[], dict[str, str]]
+    stamps: Mapping[Path, Optional[Stamp]]
+
+    @contextlib.contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Refuses what a block has made of files that were written to meanwhile.
+
+        The weights are views of mapped files, so the result may hold some of the old and some of the new. (Where a file
+        is cut short, the kernel may end the process with SIGBUS when what is gone is read; Python cannot prevent that.)
+
+        Raises:
+            UserError: names the file that changed.
+        """
+        try:
+            yield
+        except Exception:
+            self._require_unchanged()  # what went wrong then follows from it
+            raise
+        self._require_unchanged()
+
+    def _require_unchanged(self) -> None:
+        for path, before in self.stamps.items():
+            if _stamp(path) != before:
+                raise UserError("changed while it was read", where=path, remedy="run the stage again when it is whole")
 
     def base(self, name: str) -> Optional[str]:
         """sha256 of the `weights`, `config` or `tokenizer` that training began with, where that is known."""
@@ -59,17 +84,18 @@ def open_origin(recipe: Recipe, path: Path, iteration: Optional[int] = None, rem
     if not path.is_dir():
         raise UserError("no such directory", where=path, remedy=remedy)
     if is_mcore(path):
+        before = {file: _stamp(file) for file in path.glob(f"iter_*/mp_rank_*/{MODEL_FILE}")}
         opened = open_mcore(path, recipe.model, iteration, remedy)
-        title = f"Megatron-core, {opened.layout}, iteration {opened.iteration}"
-        return Origin(opened.weights, opened.manifest, opened.iteration, title, lambda: {"mcore": _digest(opened)})
+        stamps = {file: before.get(file) for file in opened.files}
+        return Origin(opened.weights, opened.manifest, opened.iteration, lambda: {"mcore": _digest(opened)}, stamps)
     if iteration is not None:
         raise UserError(f"has no iterations, so none is {iteration}", where=path, remedy="leave ITERATION out")
     if not (path / CONFIG).is_file():
         what = f"neither a Hugging Face checkpoint ({CONFIG}) nor a Megatron-core one ({TRACKER})"
         raise UserError(what, where=path, remedy=remedy)
+    stamps = {file: _stamp(file) for file in (*weight_files(path), path / CONFIG, *tokenizer_files(path))}
     require_model(path, recipe.model)
-    weights = open_hf(path, recipe.model)
-    return Origin(weights, None, None, "Hugging Face", lambda: hf_digests(path))
+    return Origin(open_hf(path, recipe.model), None, None, lambda: hf_digests(path), stamps)
 
 
 def hf_digests(directory: Path) -> dict[str, str]:
@@ -87,6 +113,15 @@ def files_digest(files: Iterable[Path]) -> str:
     for path in files:
         digest.update(f"{path.name} {sha256_of(path)}\n".encode())
     return digest.hexdigest()
+
+
+def _stamp(path: Path) -> Optional[Stamp]:
+    """What differs once a file has been written to or replaced."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _digest(opened: McoreCheckpoint) -> str:

@@ -9,7 +9,7 @@ from typing import Optional
 from openpangu_sft.checkpoint.arrays import Array, DType, Loss, Stored, convert_dtype
 from openpangu_sft.checkpoint.layout import Block, Layout, Shape, hf_shapes, mcore_tensors, whole
 from openpangu_sft.checkpoint.output import Advance, nothing
-from openpangu_sft.checkpoint.weights import Part, Weights, difference
+from openpangu_sft.checkpoint.weights import Part, Weights, difference, pieces
 from openpangu_sft.errors import UserError
 from openpangu_sft.progress import console
 from openpangu_sft.recipe import Model
@@ -85,7 +85,12 @@ def differences(transfer: Transfer, written: Weights, advance: Advance = nothing
         advance(part.array.nbytes, "checking")
         return found
 
-    parts = [part for name in hf_shapes(transfer.model) for part in written.parts(name)]
+    parts = [
+        Part(piece, part.array[piece.within(part.block)], part.where)
+        for name in hf_shapes(transfer.model)
+        for part in written.parts(name)
+        for piece in pieces(part.block, part.array.dtype)  # a tensor that lies on several ranks is never joined whole
+    ]
     with ThreadPoolExecutor(COMPARED_AT_ONCE) as pool:
         yield from filter(None, pool.map(compare, parts))
 

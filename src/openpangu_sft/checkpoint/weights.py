@@ -76,14 +76,19 @@ class Weights:
 
     def chunks(self, block: Block) -> Iterator[Array]:
         """The values of a block in C order, in contiguous arrays that follow one another."""
-        step = max(1, CHUNK * block.rows // max(1, math.prod(block.shape) * self.dtype(block.name).itemsize))
-        for begin in range(0, block.rows, step):
-            rows = min(step, block.rows - begin)
-            yield np.ascontiguousarray(self.read(block._replace(row=block.row + begin, rows=rows)))
+        for piece in pieces(block, self.dtype(block.name)):
+            yield np.ascontiguousarray(self.read(piece))
 
     def tensor(self, name: str, shape: Shape) -> Array:
         """A whole tensor."""
         return self.read(whole(name, shape))
+
+
+def pieces(block: Block, dtype: DType) -> Iterator[Block]:
+    """A block's rows, in order, as blocks of about `CHUNK` bytes each."""
+    step = max(1, CHUNK * block.rows // max(1, math.prod(block.shape) * dtype.itemsize))
+    for begin in range(0, block.rows, step):
+        yield block._replace(row=block.row + begin, rows=min(step, block.rows - begin))
 
 
 def weights_of_arrays(arrays: Mapping[str, Array], where: object = None) -> Weights:

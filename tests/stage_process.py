@@ -1,0 +1,105 @@
+"""Stages as processes of their own, with a model that takes a while to write; tests stop them on the way."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from checkpoint_files import random_checkpoint, set_config, write_hf
+from conftest import ROOT, TINY
+from openpangu_sft.recipe import Recipe
+from openpangu_sft.recipe_file import load_recipe
+
+LARGER = [
+    "model.num_layers=4",
+    "model.hidden_size=512",
+    "model.ffn_hidden_size=1024",
+    "model.num_attention_heads=8",
+    "model.num_query_groups=4",
+    "model.kv_channels=64",
+    "model.vocab_size=32768",
+]
+"""52 MB in bf16; 70 MB in TP 2, PP 2, where the last stage has a copy of the embedding."""
+TP2_PP2 = ["train.engine=mindspeed", "parallel.devices_per_node=4", "parallel.tensor=2", "parallel.pipeline=2"]
+
+
+def larger_base(directory: Path, tiny_hf: Path) -> Path:
+    """A Hugging Face checkpoint of that size, in three files."""
+    recipe = load_recipe(ROOT / "recipes/demo.yaml", [*TINY, *LARGER])
+    write_hf(directory, tiny_hf, random_checkpoint(recipe.model, lambda name: torch.bfloat16), shards=3)
+    model = recipe.model
+    set_config(
+        directory,
+        num_hidden_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        intermediate_size=model.ffn_hidden_size,
+        num_attention_heads=model.num_attention_heads,
+        num_key_value_heads=model.num_query_groups,
+        head_dim=model.kv_channels,
+        vocab_size=model.vocab_size,
+        torch_dtype="bfloat16",
+    )
+    return directory
+
+
+class Stage:
+    """A stage's command line.
+
+    Args:
+        name: of the command.
+        overrides: of the demo's recipe.
+        options: of the command.
+    """
+
+    def __init__(self, name: str, overrides: list[str], *options: object) -> None:
+        self.recipe: Recipe = load_recipe(ROOT / "recipes/demo.yaml", overrides)
+        sets = [part for override in overrides for part in ("--set", override)]
+        command = [sys.executable, "-m", "openpangu_sft", name, "--recipe", str(ROOT / "recipes/demo.yaml")]
+        self.command = [*command, *sets, *map(str, options)]
+
+    def start(self, **options: Any) -> subprocess.Popen[str]:
+        """Starts it."""
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(self.command, text=True, **{**pipes, **options})
+
+    def run(self, limit: str = "") -> subprocess.CompletedProcess[str]:
+        """Runs it to its end.
+
+        Args:
+            limit: what the shell sets before it, as `ulimit -f 100`.
+        """
+        command = ["bash", "-c", f'{limit}; exec "$@"', "bash", *self.command] if limit else self.command
+        return subprocess.run(command, text=True, capture_output=True, timeout=120)
+
+    def refusal(self, limit: str = "") -> str:
+        """What it says, in one line, where it ends with exit code 1."""
+        ran = self.run(limit)
+        assert ran.returncode == 1, ran.stderr
+        [line] = ran.stderr.splitlines()
+        assert line.startswith("openpangu-sft: ")
+        return line[len("openpangu-sft: ") :]
+
+
+def sums(directory: Path) -> dict[str, str]:
+    """sha256 of every file below a directory."""
+    return {
+        str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+
+
+def bytes_below(directory: Path) -> int:
+    """Size of all files that are there now."""
+    size = 0
+    for path in directory.rglob("*"):
+        try:
+            size += path.stat().st_size if path.is_file() else 0
+        except FileNotFoundError:  # renamed meanwhile
+            continue
+    return size
