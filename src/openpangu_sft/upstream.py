@@ -104,15 +104,9 @@ def make_sources(target: Path = SOURCES, patches: Path = PATCHES) -> tuple[Manif
     Raises:
         UserError: a commit cannot be had, a patch does not fit, git is not installed, or the target has been changed.
     """
-    pins = read_pins(patches)
-    names = [patch for pin in pins.values() for patch in pin.patches]
-    wanted = Manifest(
-        KIND,
-        settings={name: {"commit": pin.commit, "patches": pin.patches} for name, pin in pins.items()},
-        inputs={f"patches/{patch}": sha256_of(patches / patch) for patch in names},
-    )
-    if found := _unchanged(target, wanted):
+    if found := find_sources(target, patches):
         return found, False
+    pins, wanted = read_pins(patches), _wanted(patches)
     require_git("fetches and patches the sources")
     times: dict[str, int] = {}
     with staged_directory(target, wanted) as staging:
@@ -132,18 +126,19 @@ def make_sources(target: Path = SOURCES, patches: Path = PATCHES) -> tuple[Manif
     return wanted, True
 
 
-def _unchanged(target: Path, wanted: Manifest) -> Optional[Manifest]:
-    """The manifest of what is there, where it is what is wanted, to the byte.
+def find_sources(target: Path = SOURCES, patches: Path = PATCHES) -> Optional[Manifest]:
+    """The manifest of what make_sources has put there, where that is what upstream.toml pins now, to the byte.
 
     Raises:
         UserError: somebody has worked in there, and would lose it when it is made anew, now or later.
     """
+    wanted = _wanted(patches)
     if not (target / MANIFEST).is_file():
         return None
     found = parse_manifest(target / MANIFEST, "remove this folder, and run make sources again")
     if found.kind != KIND:
         return None  # staged_directory will not replace it, and says so
-    for cache in target.rglob("__pycache__"):
+    for cache in list(target.rglob("__pycache__")):
         shutil.rmtree(cache)  # Python was run in there; nobody wrote these
     files = _described(target)
     for name, entry in files.items():
@@ -159,6 +154,17 @@ def _unchanged(target: Path, wanted: Manifest) -> Optional[Manifest]:
         return None
     _settle(target, found)
     return found
+
+
+def _wanted(patches: Path) -> Manifest:
+    """What the manifest says before anything is fetched."""
+    pins = read_pins(patches)
+    names = [patch for pin in pins.values() for patch in pin.patches]
+    return Manifest(
+        KIND,
+        settings={name: {"commit": pin.commit, "patches": pin.patches} for name, pin in pins.items()},
+        inputs={f"patches/{patch}": sha256_of(patches / patch) for patch in names},
+    )
 
 
 def _check_out(folder: Path, repository: Path, name: str, pin: Pin) -> int:
@@ -236,9 +242,7 @@ def _require_plain(sources: Path) -> None:
     links = [path for path in sources.rglob("*") if path.is_symlink()]
     for path in [*links, *_empty_folders(sources)]:
         what = "is a symbolic link" if path.is_symlink() else "is an empty folder: a submodule?"
-        raise UserError(
-            what, where=path.relative_to(sources), remedy="pin a commit without: there is no support for it"
-        )
+        raise UserError(what, where=path.relative_to(sources), remedy="pin a commit without: none is taken care of")
 
 
 def _empty_folders(sources: Path) -> Iterator[Path]:
@@ -246,16 +250,16 @@ def _empty_folders(sources: Path) -> Iterator[Path]:
 
 
 def _described(sources: Path) -> dict[str, dict[str, Any]]:
-    """Size, sum and mode of every file but the manifest, by name."""
-    paths = [path for path in sorted(sources.rglob("*")) if not path.is_dir() and path != sources / MANIFEST]
-    return {
-        path.relative_to(sources).as_posix(): {
-            "bytes": path.stat().st_size,
-            "sha256": sha256_of(path),
-            "mode": "755" if path.stat().st_mode & 0o100 else "644",
-        }
-        for path in paths
-    }
+    """Size, sum and mode of every file but the manifest, by name; a symbolic link has no sum."""
+    found = {}
+    for path in sorted(sources.rglob("*")):
+        name = path.relative_to(sources).as_posix()
+        if path.is_symlink():
+            found[name] = {"bytes": 0, "sha256": ""}
+        elif path.is_file() and name != MANIFEST:
+            mode = "755" if path.stat().st_mode & 0o100 else "644"
+            found[name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path), "mode": mode}
+    return found
 
 
 def _settle(sources: Path, manifest: Manifest) -> None:
