@@ -70,7 +70,8 @@ class SmallUpstream:
 
     def add_patch(self, name: str, file: str, before: str, after: str) -> None:
         """Pins one more patch, of one line in the middle of config.py."""
-        text = f"Why.\n\n--- a/{CONFIG}\n+++ b/{CONFIG}\n@@ -1,3 +1,3 @@\n a = 1\n-{before}\n+{after}\n c = 3\n"
+        text = f"Why.\n\ndiff --git a/{CONFIG} b/{CONFIG}\n--- a/{CONFIG}\n+++ b/{CONFIG}\n"
+        text += f"@@ -1,3 +1,3 @@\n a = 1\n-{before}\n+{after}\n c = 3\n"
         path = self.patches / name / file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, "utf-8")

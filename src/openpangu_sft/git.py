@@ -24,7 +24,7 @@ _REACHES_OUT = re.compile(
 _SILENT_CONFIG = {"GIT_CONFIG_NOSYSTEM": "1", "GIT_ATTR_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": os.devnull}
 _SILENT_CONFIG.update(HOME=os.devnull, XDG_CONFIG_HOME=os.devnull)  # before 2.32 git knows no GIT_CONFIG_GLOBAL
 
-_FETCH = ["-c", f"core.hooksPath={os.devnull}", "-c", "gc.auto=0", "-c", "color.ui=false"]
+_FETCH = ["-c", "gc.auto=0", "-c", "color.ui=false"]
 _FETCH += ["-c", "http.lowSpeedLimit=1", "-c", "http.lowSpeedTime=120"]  # for a server that has gone silent
 _FETCH += ["fetch", "--no-tags", "--no-recurse-submodules", "--progress"]
 
@@ -62,9 +62,10 @@ def git(*arguments: str, folder: Path, repository: Optional[Path] = None) -> str
         GitFailed: with what it said.
     """
     environment = {**_environment(), **_SILENT_CONFIG, "GIT_DEFAULT_HASH": "sha1"}
-    environment["GIT_CEILING_DIRECTORIES"] = str(folder.resolve().parent)  # below a clone, it would work on that
+    # Told of none, it would find a clone further up, and then `apply` passes over all files without a word.
+    environment["GIT_DIR"] = str(repository or os.devnull)
     if repository:
-        environment.update(GIT_DIR=str(repository), GIT_WORK_TREE=str(folder))
+        environment["GIT_WORK_TREE"] = str(folder)
     done = subprocess.run(
         ["git", *arguments], cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False
     )
