@@ -43,6 +43,11 @@ ONLY ?=
 SIZE ?= 200
 ##= DATA_DIR    for bench-data: the real conversations that it draws from (../shared/data)
 DATA_DIR ?= ../shared/data
+##= MEGATRON_LM_URL, MINDSPEED_URL, MINDSPEED_LLM_URL
+##=             for sources: other repositories or folders to fetch from (those in patches/upstream.toml)
+MEGATRON_LM_URL ?=
+MINDSPEED_URL ?=
+MINDSPEED_LLM_URL ?=
 ##= VENV        the Python environment (.venv)
 VENV ?= .venv
 ##= PYTHON      CPython 3.9, 3.10 or 3.11 to make it with (the first one found)
@@ -51,9 +56,10 @@ PYTHON ?=
 PYPI_INDEX ?= https://pypi.org/simple
 
 # What the user gives is text and not Make: a $ in a prompt stays a $.
-variables := RECIPE SET SHARD SAMPLE HTML DATASET PROMPT MODEL FROM ITERATION DTYPE FORM HF MCORE ONLY SIZE DATA_DIR VENV PYTHON PYPI_INDEX
+urls := MEGATRON_LM_URL MINDSPEED_URL MINDSPEED_LLM_URL
+variables := RECIPE SET SHARD SAMPLE HTML DATASET PROMPT MODEL FROM ITERATION DTYPE FORM HF MCORE ONLY SIZE DATA_DIR VENV PYTHON PYPI_INDEX $(urls)
 $(foreach v,$(variables),$(eval override $v := $$(value $v)))
-export PROMPT VENV PYTHON PYPI_INDEX
+export PROMPT VENV PYTHON PYPI_INDEX $(urls)
 
 quote = '$(subst ','\'',$1)'
 bin = $(call quote,$(VENV)/bin/)
@@ -104,6 +110,11 @@ inspect: env ## check a packed dataset, this project's or MindSpeed-LLM's
 verify: env ## whether two checkpoints are the same model: tensors bit for bit, then logits
 	@$(bin)openpangu-sft verify $(options) $(call given,HF,hf) $(call given,MCORE,mcore) $(call given,ITERATION,iteration) \
 	    $(if $(ONLY),--$(call quote,$(ONLY)))
+
+##@ For the NPUs
+.PHONY: sources
+sources: env ## MindSpeed-LLM, MindSpeed and Megatron-LM in .sources: the pinned commits, patched
+	@$(bin)openpangu-sft sources
 
 ##@ Benchmarks
 .PHONY: bench-data bench-convert
