@@ -28,6 +28,7 @@ TARGETS = [
     "bench-data",
     "bench-convert",
     "sources",
+    "image",
 ]
 VARIABLES = ["RECIPE", "SET", "SHARD", "SAMPLE", "HTML", "DATASET", "PROMPT", "MODEL"]
 VARIABLES += ["FROM", "ITERATION", "DTYPE", "FORM", "HF", "MCORE", "ONLY"]

@@ -13,8 +13,14 @@ from pathlib import Path
 def main(target, commit, directory):
     """Reads the installed packages of this interpreter."""
     packages = sorted(
-        {(found.metadata["Name"], found.version, found.metadata.get("License-Expression") or found.metadata.get("License") or "")
-         for found in metadata.distributions()}
+        {
+            (
+                found.metadata["Name"],
+                found.version,
+                found.metadata.get("License-Expression") or found.metadata.get("License") or "",
+            )
+            for found in metadata.distributions()
+        }
     )
     versions = {
         "target": target,

@@ -18,11 +18,10 @@ export UV_NO_CACHE=1 UV_HTTP_TIMEOUT=300 UV_LINK_MODE=copy PYTHONDONTWRITEBYTECO
 uv() { /tmp/uv --no-config --no-python-downloads --quiet "$@"; }
 
 "$python" -m venv --without-pip --prompt openpangu-sft $venv
-torch=locks/torch-$TORCH.txt
 index=$PYPI_INDEX
 [ "$TORCH" = pypi ] || [ "$(uname -m)" != x86_64 ] || index=$TORCH_INDEX
 uv pip install --python $venv/bin/python --no-deps --require-hashes --only-binary :all: \
-    --default-index "$index" -r "$torch"
+    --default-index "$index" -r "locks/torch-$TORCH.txt"
 uv pip install --python $venv/bin/python --no-deps --require-hashes --only-binary :all: \
     --default-index "$PYPI_INDEX" -r "locks/image-$TARGET.txt"
 
