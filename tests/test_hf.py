@@ -173,7 +173,8 @@ def test_damaged_weights_are_refused(copy: Path, make_recipe: MakeRecipe, how: s
 
 def test_a_git_lfs_pointer_is_refused(copy: Path, make_recipe: MakeRecipe) -> None:
     (copy / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "utf-8")
-    assert "damaged: " in refusal(copy, make_recipe)
+    what = "is only a Git LFS pointer -> get the file itself (git lfs pull)"
+    assert refusal(copy, make_recipe) == f"{copy / WEIGHTS}: {what}"
 
 
 def test_only_bin_weights_are_refused(copy: Path, make_recipe: MakeRecipe) -> None:

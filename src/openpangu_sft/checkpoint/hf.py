@@ -96,11 +96,10 @@ def require_model(directory: Path, model: Model) -> dict[str, Any]:
     found = model_of(config, path)
     for key, value in model.model_dump().items():
         if getattr(found, key) != value:
-            raise UserError(
-                f"model.{key} is {value} in the recipe, {getattr(found, key)} in this checkpoint",
-                where=path,
-                remedy=f"set model.{key}={getattr(found, key)}",
-            )
+            what, remedy = f"model.{key} is {value} in the recipe", f"set model.{key}={getattr(found, key)}"
+            if key == "tie_word_embeddings" and key not in config:
+                raise UserError(f"{what}, and not here: the class's default is false", where=path, remedy=_PUBLISHED)
+            raise UserError(f"{what}, {getattr(found, key)} in this checkpoint", where=path, remedy=remedy)
     return config
 
 
@@ -140,9 +139,9 @@ def weight_files(directory: Path) -> list[Path]:
         for name in names:
             if not (directory / name).is_file():
                 raise UserError("shard is missing", where=directory / name, remedy="download the checkpoint again")
-        return [directory / name for name in names]
+        return [_not_a_pointer(directory / name) for name in names]
     if single.is_file():
-        return [single]
+        return [_not_a_pointer(single)]
     if list(directory.glob("*.bin")):
         raise UserError(
             "only .bin weights, which transformers 4.53.2 refuses to load with torch 2.1",
@@ -150,6 +149,13 @@ def weight_files(directory: Path) -> list[Path]:
             remedy="take the safetensors files",
         )
     raise UserError(f"no weights here ({WEIGHTS})", where=directory, remedy="check paths.hf")
+
+
+def _not_a_pointer(path: Path) -> Path:
+    with path.open("rb") as stream:
+        if stream.read(24) == b"version https://git-lfs.":
+            raise UserError("is only a Git LFS pointer", where=path, remedy="get the file itself (git lfs pull)")
+    return path
 
 
 def open_hf(directory: Path, model: Model) -> Weights:
