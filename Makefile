@@ -119,7 +119,7 @@ sources: env ## MindSpeed-LLM, MindSpeed and Megatron-LM in .sources: the pinned
 ##@ Image
 .PHONY: image
 # what else may be replaced, mirrors and certificates among it: scripts/image/build.sh
-image: ## build the container image openpangu-sft:cpu; more: scripts/image/build.sh
+image: ## build the container image openpangu-sft:cpu (begun); scripts/image/build.sh says more
 	@scripts/image/build.sh
 
 ##@ Benchmarks
