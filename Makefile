@@ -43,6 +43,11 @@ ONLY ?=
 SIZE ?= 200
 ##= DATA_DIR    for bench-data: the real conversations that it draws from (../shared/data)
 DATA_DIR ?= ../shared/data
+##= MEGATRON_LM_URL, MINDSPEED_URL, MINDSPEED_LLM_URL
+##=             for sources: other repositories or folders to fetch from (those in patches/upstream.toml)
+MEGATRON_LM_URL ?=
+MINDSPEED_URL ?=
+MINDSPEED_LLM_URL ?=
 ##= VENV        the Python environment (.venv)
 VENV ?= .venv
 ##= PYTHON      CPython 3.9, 3.10 or 3.11 to make it with (the first one found)
@@ -51,9 +56,10 @@ PYTHON ?=
 PYPI_INDEX ?= https://pypi.org/simple
 
 # What the user gives is text and not Make: a $ in a prompt stays a $.
-variables := RECIPE SET SHARD SAMPLE HTML DATASET PROMPT MODEL FROM ITERATION DTYPE FORM HF MCORE ONLY SIZE DATA_DIR VENV PYTHON PYPI_INDEX
+urls := MEGATRON_LM_URL MINDSPEED_URL MINDSPEED_LLM_URL
+variables := RECIPE SET SHARD SAMPLE HTML DATASET PROMPT MODEL FROM ITERATION DTYPE FORM HF MCORE ONLY SIZE DATA_DIR VENV PYTHON PYPI_INDEX $(urls)
 $(foreach v,$(variables),$(eval override $v := $$(value $v)))
-export PROMPT VENV PYTHON PYPI_INDEX
+export PROMPT VENV PYTHON PYPI_INDEX $(urls)
 
 quote = '$(subst ','\'',$1)'
 bin = $(call quote,$(VENV)/bin/)
@@ -105,6 +111,17 @@ verify: env ## whether two checkpoints are the same model: tensors bit for bit, 
 	@$(bin)openpangu-sft verify $(options) $(call given,HF,hf) $(call given,MCORE,mcore) $(call given,ITERATION,iteration) \
 	    $(if $(ONLY),--$(call quote,$(ONLY)))
 
+##@ For the NPUs
+.PHONY: sources
+sources: env ## MindSpeed-LLM, MindSpeed and Megatron-LM in .sources: the pinned commits, patched
+	@$(bin)openpangu-sft sources
+
+##@ Image
+.PHONY: image
+# what else may be replaced, mirrors and certificates among it: scripts/image/build.sh
+image: ## build the container image openpangu-sft:cpu (begun); scripts/image/build.sh says more
+	@scripts/image/build.sh
+
 ##@ Benchmarks
 .PHONY: bench-data bench-convert
 # what is measured, and more options: docs/benchmarks.md
@@ -124,7 +141,7 @@ lint: env ## formatting, style, types, shell scripts
 	@$(bin)ruff format --check --output-format concise .
 	@$(bin)ruff check .
 	@$(bin)mypy
-	@PATH=$(bin):"$$PATH"; if command -v shellcheck >/dev/null; then shellcheck $(wildcard .ci/run *.sh */*.sh); \
+	@PATH=$(bin):"$$PATH"; if command -v shellcheck >/dev/null; then shellcheck $(wildcard .ci/run *.sh */*.sh */*/*.sh); \
 	    else echo 'shellcheck is not installed (it has no wheel for this machine): shell scripts not checked'; fi
 
 fmt: env ## apply the formatting that lint wants
@@ -137,9 +154,16 @@ fmt: env ## apply the formatting that lint wants
 compile = $(bin)uv --no-config --no-python-downloads pip compile --quiet --default-index $(call quote,$(PYPI_INDEX)) \
     --python-version 3.9 --universal --fork-strategy fewest --only-binary :all: --generate-hashes --no-annotate \
     --no-emit-index-url --custom-compile-command 'make lock' $(LOCKFLAGS)
+# The image takes torch by itself: PyTorch's CPU build (locks/torch-cpu.txt, by hand) or PyPI's with CUDA's libraries.
+cuda = $(shell sed -n 's/^\(nvidia-[a-z0-9-]*\|triton\)==.*/\1/p' locks/portable.txt)
+beside_torch := filelock fsspec jinja2 markupsafe mpmath networkx sympy typing-extensions
+left_out = $(foreach name,$1,--no-emit-package $(name))
 lock: env ## re-make locks/ from pyproject.toml
 	@$(compile) --group dev pyproject.toml --output-file locks/portable.txt
 	@echo uv | $(compile) - --output-file locks/uv.txt
+	@$(compile) $(call left_out,$(cuda) torch) --constraint locks/portable.txt pyproject.toml --output-file locks/image-cpu.txt
+	@echo torch==2.1.0 | $(compile) $(call left_out,$(beside_torch)) --constraint locks/portable.txt - \
+	    --output-file locks/torch-pypi.txt
 	@for machine in x86_64 aarch64; do for python in 3.9 3.10 3.11; do \
 	    $(bin)uv --no-config --no-python-downloads pip compile --quiet --default-index $(call quote,$(PYPI_INDEX)) \
 	        --no-deps --only-binary :all: --python-version $$python --python-platform $$machine-manylinux_2_36 \

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +16,8 @@ import pytest
 from openpangu_sft.dataset.indexed import PREFIX, PackedWriter
 from openpangu_sft.recipe import Recipe
 from openpangu_sft.recipe_file import load_recipe
+from openpangu_sft.upstream import VARIABLES
+from small_upstream import SmallUpstream
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -110,14 +111,14 @@ def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def upstreams() -> dict[str, Any]:
-    """The content of patches/upstream.toml."""
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        tomllib = pytest.importorskip("tomli")
-    content: dict[str, Any] = tomllib.loads((ROOT / "patches/upstream.toml").read_text("utf-8"))
-    return content
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SmallUpstream:
+    """Small repositories in the place of upstream's, and no others."""
+    if not shutil.which("git"):
+        pytest.skip("git is not installed: it fetches and patches the sources")
+    for variable in VARIABLES.values():
+        monkeypatch.delenv(variable, raising=False)
+    return SmallUpstream(tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -95,11 +95,8 @@ def sums(directory: Path) -> dict[str, str]:
 
 
 def bytes_below(directory: Path) -> int:
-    """Size of all files that are there now."""
-    size = 0
-    for path in directory.rglob("*"):
-        try:
-            size += path.stat().st_size if path.is_file() else 0
-        except FileNotFoundError:  # renamed meanwhile
-            continue
-    return size
+    """Size of all files; 0 where something goes away while it is counted."""
+    try:
+        return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+    except FileNotFoundError:
+        return 0

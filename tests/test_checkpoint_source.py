@@ -18,9 +18,11 @@ from openpangu_sft.checkpoint.export import run_export
 from openpangu_sft.checkpoint.hf import WEIGHTS
 from openpangu_sft.errors import UserError
 from stage_process import LARGER, Stage, larger_base, sums
-from test_checkpoint_kill import wait_until_written
+from test_checkpoint_kill import bytes_below, wait_until_written
 from test_export import make_run
 
+SIZE = 52_000_000
+"""Bytes of the larger model."""
 MODEL_FILE = "iter_0000003/mp_rank_00/model_optim_rng.pt"
 
 
@@ -114,10 +116,17 @@ def base(tmp_path_factory: pytest.TempPathFactory, tiny_hf: Path) -> Path:
 
 
 def stopped_while_writing(stage: Stage, target: Path) -> subprocess.Popen[str]:
-    process = stage.start()
-    wait_until_written(process, target, 1_000_000)
-    process.send_signal(signal.SIGSTOP)
-    return process
+    """A process that is halted in the middle of its file. Where that came too late, another one is."""
+    for _ in range(20):
+        process = stage.start()
+        wait_until_written(process, target, 1_000_000)
+        process.send_signal(signal.SIGSTOP)
+        if bytes_below(target.parent / f".{target.name}.staging") < SIZE * 3 // 4:
+            return process
+        process.send_signal(signal.SIGCONT)
+        process.communicate()
+        shutil.rmtree(target)
+    raise AssertionError("always too late")
 
 
 def test_a_source_that_is_cut_short_ends_the_stage(base: Path, tmp_path: Path) -> None:

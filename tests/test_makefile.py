@@ -27,10 +27,13 @@ TARGETS = [
     "clean",
     "bench-data",
     "bench-convert",
+    "sources",
+    "image",
 ]
 VARIABLES = ["RECIPE", "SET", "SHARD", "SAMPLE", "HTML", "DATASET", "PROMPT", "MODEL"]
 VARIABLES += ["FROM", "ITERATION", "DTYPE", "FORM", "HF", "MCORE", "ONLY"]
 VARIABLES += ["SIZE", "DATA_DIR", "VENV", "PYTHON", "PYPI_INDEX"]
+URLS = ["MEGATRON_LM_URL", "MINDSPEED_URL", "MINDSPEED_LLM_URL"]
 AWKWARD = 'it\'s "50% off": $HOME $(id) ${x} `id` \\ #1 --set; 你好，世界'
 
 
@@ -72,6 +75,7 @@ def test_help_is_the_default_and_names_every_target(make: Make) -> None:
         assert f"  make {target} " in shown
     for variable in VARIABLES:
         assert f"\n  {variable} " in shown
+    assert f"\n  {', '.join(URLS)}\n" in shown
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from checkpoint_files import Tensors, assert_same_bits, read_mcore, set_config, write_hf
-from conftest import ROOT, MakeRecipe, upstreams, write_packs
+from conftest import ROOT, MakeRecipe, write_packs
 from openpangu_sft.artefact import MANIFEST
 from openpangu_sft.chat_format import prompt_pieces
 from openpangu_sft.checkpoint.convert import run_convert
@@ -30,8 +30,6 @@ from openpangu_sft.recipe import Model, Recipe
 from openpangu_sft.sample import Message
 from openpangu_sft.sft.model import build_model
 from openpangu_sft.tokenizer import IGNORED, Tokenizer
-
-PATCHES = ROOT / "patches"
 
 
 def run_megatron(command: str, *arguments: object) -> None:
@@ -147,17 +145,3 @@ def test_megatron_reads_and_would_write_the_same_dataset(tmp_path: Path, patched
         assert np.array_equal(rows, expected[field])
         for suffix in (".bin", ".idx"):
             assert Path(prefix + suffix).read_bytes() == Path(prefix + ".copy" + suffix).read_bytes()
-
-
-def test_every_patch_is_listed_and_names_its_upstream() -> None:
-    listed = []
-    for name, upstream in upstreams().items():
-        assert set(upstream) == {"url", "mirrors", "branch", "commit", "patches"}
-        assert re.fullmatch("[0-9a-f]{40}", upstream["commit"])
-        for patch in upstream["patches"]:
-            assert Path(patch).parent.name == name
-            header, _, _ = (PATCHES / patch).read_text("utf-8").partition("diff --git")
-            assert upstream["commit"] in header
-            listed.append(PATCHES / patch)
-        assert [patch for patch in listed if patch.parent.name == name] == sorted((PATCHES / name).glob("*.patch"))
-    assert sorted(listed) == sorted(PATCHES.rglob("*.patch"))

@@ -161,7 +161,7 @@ def set_argument(name: str, value: object) -> partial[None]:
         ),
         pytest.param(
             set_argument("num_layer_list", None),
-            'Unexpected key(s) in state_dict: "decoder.layers.2.input_layernorm.weight", ',
+            'key(s) in state_dict: "decoder.layers.',  # too many for one stage, too few for the other
             id="even",
         ),
         pytest.param(

@@ -1,8 +1,8 @@
 """The real MindSpeed-LLM 1.0.0 for tests: its sources with this project's patches, run without an NPU.
 
-There where MEGATRON_LM_URL, MINDSPEED_URL and MINDSPEED_LLM_URL name git repositories that have the commits of
-patches/upstream.toml, and the packages that it imports are there (on PYTHONPATH, say). A stand-in for torch_npu beside
-the repository takes the NPU's place.
+There where `make sources` has run, or where MEGATRON_LM_URL, MINDSPEED_URL and MINDSPEED_LLM_URL name git repositories
+that have the commits of patches/upstream.toml; and the packages that it imports are there (on PYTHONPATH, say). A
+stand-in for torch_npu beside the repository takes the NPU's place.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import ROOT, SHARED, upstreams
+from conftest import SHARED
+from openpangu_sft.upstream import SOURCES, VARIABLES, find_sources, make_sources
 
 STAND_IN = SHARED / "npu_standin"
-URLS = {"megatron-lm": "MEGATRON_LM_URL", "mindspeed": "MINDSPEED_URL", "mindspeed-llm": "MINDSPEED_LLM_URL"}
 
 IMPORTED = ["einops", "peft", "scipy"]
 
@@ -32,24 +32,19 @@ TIMEOUT = 300
 
 
 def checkout(directory: Path) -> Path:
-    """MindSpeed-LLM with Megatron's folder in it, as its installation guide has it, and all patches applied."""
-    missing = [name for name in URLS.values() if not os.environ.get(name)]
-    if missing:
-        pytest.skip(f"the upstream sources are not at hand: {', '.join(missing)} not set")
+    """What `make sources` makes, in a folder of its own: running it writes there."""
+    missing = [name for name in VARIABLES.values() if not os.environ.get(name)]
+    if missing and not find_sources():
+        pytest.skip(f"the upstream sources are not at hand: no make sources here, and {', '.join(missing)} not set")
     if lacking := [name for name in IMPORTED if importlib.util.find_spec(name) is None]:
         pytest.skip(f"MindSpeed-LLM imports packages that are not there: {', '.join(lacking)}")
     if not STAND_IN.is_dir():
         pytest.skip("no stand-in for torch_npu beside the repository (shared/npu_standin)")
-    for name, variable in URLS.items():
-        upstream = upstreams()[name]
-        git = ["git", "-C", str(directory / name)]
-        subprocess.run(["git", "init", "--quiet", str(directory / name)], check=True)
-        subprocess.run([*git, "fetch", "--quiet", "--depth=1", os.environ[variable], upstream["commit"]], check=True)
-        subprocess.run([*git, "checkout", "--quiet", "FETCH_HEAD"], check=True)
-        for patch in upstream["patches"]:
-            subprocess.run([*git, "apply", str(ROOT / "patches" / patch)], check=True)
-    shutil.copytree(directory / "megatron-lm/megatron", directory / "mindspeed-llm/megatron")
-    return directory
+    if missing:
+        shutil.copytree(SOURCES, directory / "sources")
+    else:
+        make_sources(directory / "sources")
+    return directory / "sources"
 
 
 def run_upstream(upstream: Path, *arguments: str, refused: bool = False) -> str:

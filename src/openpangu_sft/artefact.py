@@ -32,7 +32,7 @@ class Manifest:
     """What made an artefact. Holds no time and no host name, so that equal inputs give equal bytes.
 
     Args:
-        kind: the artefact: samples, shard, dataset, mcore, run, hf.
+        kind: the artefact: samples, shard, dataset, mcore, run, hf, sources.
         settings: the recipe's settings that shaped the content, by dotted key.
         inputs: sha256 of everything that was read, by name.
         counts: figures for the next stage and for the user.
