@@ -146,7 +146,7 @@ compile = $(bin)uv --no-config --no-python-downloads pip compile --quiet --defau
     --python-version 3.9 --universal --fork-strategy fewest --only-binary :all: --generate-hashes --no-annotate \
     --no-emit-index-url --custom-compile-command 'make lock' $(LOCKFLAGS)
 lock: env ## re-make locks/ from pyproject.toml
-	@$(compile) --group dev pyproject.toml --output-file locks/portable.txt
+	@$(compile) --group dev --group upstream pyproject.toml --output-file locks/portable.txt
 	@echo uv | $(compile) - --output-file locks/uv.txt
 	@for machine in x86_64 aarch64; do for python in 3.9 3.10 3.11; do \
 	    $(bin)uv --no-config --no-python-downloads pip compile --quiet --default-index $(call quote,$(PYPI_INDEX)) \
