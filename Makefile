@@ -159,7 +159,7 @@ cuda = $(shell sed -n 's/^\(nvidia-[a-z0-9-]*\|triton\)==.*/\1/p' locks/portable
 beside_torch := filelock fsspec jinja2 markupsafe mpmath networkx sympy typing-extensions
 left_out = $(foreach name,$1,--no-emit-package $(name))
 lock: env ## re-make locks/ from pyproject.toml
-	@$(compile) --group dev pyproject.toml --output-file locks/portable.txt
+	@$(compile) --group dev --group upstream pyproject.toml --output-file locks/portable.txt
 	@echo uv | $(compile) - --output-file locks/uv.txt
 	@$(compile) $(call left_out,$(cuda) torch) --constraint locks/portable.txt pyproject.toml --output-file locks/image-cpu.txt
 	@echo torch==2.1.0 | $(compile) $(call left_out,$(beside_torch)) --constraint locks/portable.txt - \

@@ -181,6 +181,19 @@ def test_bench_data_is_handed_size_and_place(make: Make) -> None:
         assert make.called_with() == ["-m", "benchmarks.data", "--size", size, "--data-dir", place]
 
 
+@pytest.mark.parametrize("how", ["arguments", "environment", "not at all"])
+def test_sources_are_told_the_places(make: Make, how: str) -> None:
+    program = make.directory / "the venv/bin/openpangu-sft"
+    seen = " ".join(f'URL="${url}"' for url in URLS)
+    program.write_text(f'#!/bin/sh\nprintf "%s\\0" "$@" {seen} >>calls\n')
+    given = {} if how == "not at all" else {url: f"{AWKWARD} {url}" for url in URLS}
+    if how == "environment":
+        make("sources", **given)
+    else:
+        make("sources", *(f"{name}={value}" for name, value in given.items()))
+    assert make.called_with() == ["sources", *(f"URL={given.get(url, '')}" for url in URLS)]
+
+
 def test_failure_of_a_stage_is_a_failure(make: Make) -> None:
     done = make("sft", FAKE_EXIT="3")
     assert done.returncode == 2  # GNU make's only code for it; it names the stage's own:

@@ -18,7 +18,7 @@ from conftest import MakeRecipe, write_packs
 from openpangu_sft.artefact import MANIFEST
 from openpangu_sft.checkpoint.convert import run_convert
 from openpangu_sft.recipe import Model, Recipe
-from upstream import load_upstream, run_upstream
+from upstream import load_upstream, require_compiler, run_upstream
 
 Packs = list[list[tuple[np.ndarray, np.ndarray]]]
 
@@ -186,6 +186,7 @@ def train(upstream: Path, recipe: Recipe, directory: Path, *flags: str, refused:
 
     The first iteration of the warm-up has learning rate 0: what it saves is what it has loaded.
     """
+    require_compiler()
     model, parallel = recipe.model, recipe.parallel
     packs = random_packs(model.vocab_size)
     (directory / "packs").mkdir()

@@ -99,12 +99,13 @@ def test_two_runs_give_the_same_tree_whatever_the_settings_of_git_and_umask(
     monkeypatch.setenv("GIT_TEMPLATE_DIR", str(home / "template"))
     monkeypatch.setenv("GIT_CONFIG_PARAMETERS", "'core.autocrlf=true'")
     run_git(tmp_path, "init", "--quiet")  # below a clone, as it is in this project
+    monkeypatch.chdir(tmp_path)
     umask = os.umask(0o077)
     try:
-        make_sources(tmp_path / "a clone/elsewhere", small.patches)
+        make_sources(Path("a clone: mine/elsewhere"), Path("patches"))
     finally:
         os.umask(umask)
-    assert listing(tmp_path / "a clone/elsewhere") == first
+    assert listing(tmp_path / "a clone: mine/elsewhere") == first
 
 
 # Made once.

@@ -1,8 +1,7 @@
 """The real MindSpeed-LLM 1.0.0 for tests: its sources with this project's patches, run without an NPU.
 
 There where `make sources` has run, or where MEGATRON_LM_URL, MINDSPEED_URL and MINDSPEED_LLM_URL name git repositories
-that have the commits of patches/upstream.toml; and the packages that it imports are there (on PYTHONPATH, say). A
-stand-in for torch_npu beside the repository takes the NPU's place.
+that have the commits of patches/upstream.toml. A stand-in for torch_npu beside the repository takes the NPU's place.
 """
 
 from __future__ import annotations
@@ -10,9 +9,11 @@ from __future__ import annotations
 import importlib.util
 import os
 import pickle
+import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +26,7 @@ from openpangu_sft.upstream import SOURCES, VARIABLES, find_sources, make_source
 
 STAND_IN = SHARED / "npu_standin"
 
-IMPORTED = ["einops", "peft", "scipy"]
+IMPORTED = ["einops", "peft", "pybind11", "scipy"]
 
 TIMEOUT = 300
 """Seconds. A rank that waits for one that has gone would wait for half an hour."""
@@ -44,7 +45,23 @@ def checkout(directory: Path) -> Path:
         shutil.copytree(SOURCES, directory / "sources")
     else:
         make_sources(directory / "sources")
+    tools = directory / "tools"  # what compiles Megatron's helper asks whatever python3 is first on PATH
+    tools.mkdir()
+    for name, answer in {
+        "python3": f'exec {shlex.quote(sys.executable)} "$@"',
+        "python3-config": f"echo {sysconfig.get_config_var('EXT_SUFFIX')}",
+    }.items():
+        (tools / name).write_text(f"#!/bin/sh\n{answer}\n")
+        (tools / name).chmod(0o755)
     return directory / "sources"
+
+
+def require_compiler() -> None:
+    """Skips the test where Megatron's helper cannot be compiled, which training begins with."""
+    if not shutil.which("g++"):
+        pytest.skip("Megatron-LM compiles a helper when training begins, and g++ is not installed")
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        pytest.skip("Megatron-LM compiles a helper when training begins, and there is no Python.h (python3-dev)")
 
 
 def run_upstream(upstream: Path, *arguments: str, refused: bool = False) -> str:
@@ -62,6 +79,7 @@ def run_upstream(upstream: Path, *arguments: str, refused: bool = False) -> str:
     paths = [*own, *filter(None, [os.environ.get("PYTHONPATH")])]
     own_environment = {
         "PYTHONPATH": os.pathsep.join(map(str, paths)),
+        "PATH": f"{upstream.parent / 'tools'}{os.pathsep}{os.environ['PATH']}",
         "OMP_NUM_THREADS": "1",
         "CUDA_DEVICE_MAX_CONNECTIONS": "1",  # as the published script has it; training asks for it
     }

@@ -122,17 +122,22 @@ def without_password(text: str) -> str:
     return re.sub(r"(?<=://)[^/\s@]*@", "", text)
 
 
-def apply_patch(folder: Path, patch: Path) -> None:
+def apply_patch(folder: Path, patch: Path, to: str, remedy: str) -> None:
     """Applies a patch to the files in a folder, all of it or nothing.
 
+    Args:
+        folder: what the patch's file names are seen from.
+        patch: as git makes them; words may stand before it.
+        to: what the folder holds.
+        remedy: what to do where it does not fit.
+
     Raises:
-        UserError: it does not fit; names the patch, and git says which file it is.
+        UserError: it does not fit; names the patch and, in git's words, the file and line.
     """
     try:
         git("apply", str(patch.resolve()), folder=folder)
     except GitFailed as failure:
-        what = f"does not apply to {folder.name}: {failure}"
-        raise UserError(what, where=patch, remedy="make the patch anew for these sources") from None
+        raise UserError(f"does not apply to {to}: {failure}", where=patch, remedy=remedy) from None
 
 
 def _environment(kept: Optional[re.Pattern[str]] = None) -> dict[str, str]:

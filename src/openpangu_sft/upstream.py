@@ -106,7 +106,7 @@ def make_sources(target: Path = SOURCES, patches: Path = PATCHES) -> tuple[Manif
     """
     if found := find_sources(target, patches):
         return found, False
-    pins, wanted = read_pins(patches), _wanted(patches)
+    pins, wanted, target = read_pins(patches), _wanted(patches), target.absolute()
     require_git("fetches and patches the sources")
     times: dict[str, int] = {}
     with staged_directory(target, wanted) as staging:
@@ -114,7 +114,8 @@ def make_sources(target: Path = SOURCES, patches: Path = PATCHES) -> tuple[Manif
             with tempfile.TemporaryDirectory(dir=staging, prefix=".git-") as repository:
                 times[name] = _check_out(staging / name, Path(repository), name, pin)
             for patch in pin.patches:
-                apply_patch(staging / name, patches / patch)
+                remedy = f"make the patch anew for commit {pin.commit}"
+                apply_patch(staging / name, patches / patch, name, remedy)
         _add_megatron(staging)
         _require_plain(staging)
         wanted.files = _described(staging)

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from openpangu_sft.errors import UserError
+from openpangu_sft.git import apply_patch, require_git
 
 VERSION = "0.6.0"
 PATCHES = Path(__file__).parents[3] / "patches" / "megatron-lm"
@@ -64,22 +65,10 @@ def patched_core(folder: Path) -> Path:
     patches = sorted(PATCHES.glob("*.patch"))
     if not patches:
         raise UserError("no patches for Megatron-LM here", where=PATCHES, remedy="run from a clone of this project")
-    if not shutil.which("git"):
-        raise UserError("git is not installed: it applies the patches to megatron-core", remedy="install git")
+    require_git("applies the patches to megatron-core")
     copy_core(folder)
-    # Below a clone, or told of one (by a hook), git would skip the patched files without a word.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    environment["GIT_CEILING_DIRECTORIES"] = str(folder.resolve().parent)
     for patch in patches:
-        applied = subprocess.run(
-            ["git", "apply", str(patch)], cwd=folder, env=environment, capture_output=True, text=True, timeout=60
-        )
-        if applied.returncode:
-            raise UserError(
-                f"does not apply to megatron-core {VERSION}: {applied.stderr.strip()}",
-                where=patch,
-                remedy="get the file anew, and run make setup again",
-            )
+        apply_patch(folder, patch, f"megatron-core {VERSION}", "get the file anew, and run make setup again")
     return folder
 
 
