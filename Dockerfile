@@ -1,50 +1,110 @@
 # The images of openpangu-sft. Built by `make image`; docs/image.md says what may be replaced, and how to build offline.
 #
-#   npu   (default) the pinned Ascend stack, for training on NPUs
+#   npu   (default) the pinned Ascend stack with MindSpeed-LLM, for training on NPUs
 #   cpu   the portable engine and every other stage, on a plain base
 #
-# Nothing here is fetched by a name that can move: bases by digest once `make lock-base` has run, packages and Python's
-# source by sha256, upstream sources by commit.
-ARG BASE=docker.io/library/python:3.9-slim-bookworm
+# Nothing is fetched by a name that can move: bases by digest once `make lock-base` has run, packages and Python's source
+# by sha256, upstream sources by commit. No package manager of the base is used.
+ARG BASE=quay.io/ascend/cann:8.0.rc3.beta1-910b-ubuntu22.04-py3.10
+ARG CPU_BASE=docker.io/library/python:3.9-slim-bookworm
+# Has compilers and headers, which the bases lack; nothing of it gets into an image but what it has compiled. Its C library
+# must not be newer than the base's.
+ARG BUILD_BASE=docker.io/library/buildpack-deps:jammy
+# Where CPython 3.9 comes from: base (it has one) or source (compiled)
+ARG PYTHON_FROM=source
+ARG CPU_PYTHON_FROM=base
 
-FROM ${BASE} AS base
+FROM ${BASE} AS npu-base
+FROM ${CPU_BASE} AS cpu-base
+FROM ${BUILD_BASE} AS build-base
 
-# CPython of the wanted minor version: the base's own, or built from source.
-FROM base AS python
-# What the image will have beside its base grows below /tree, so that its directories too can be made the same for all.
-RUN mkdir -p /tree/opt/openpangu /tree/cache && ln -s /tree/opt/openpangu /opt/openpangu
+# What an image has beside its base grows below /tree, so that its directories too can be made the same for everybody.
+FROM build-base AS python-source
 ARG PYTHON_VERSION=3.9.10
 ARG PYTHON_URL=https://www.python.org/ftp/python/3.9.10/Python-3.9.10.tar.xz
 ARG PYTHON_SHA256=0a8fbfb5287ebc3a13e9baf3d54e08fa06778ffeccf6311aef821bb3a6586cc8
-COPY scripts/image/python.sh /build/scripts/image/
-RUN /build/scripts/image/python.sh
+COPY scripts/image/python_source.sh /build/
+RUN --mount=type=secret,id=ca /build/python_source.sh /tree/opt/openpangu/python
+
+FROM npu-base AS npu-python-base
+COPY scripts/image/python_base.sh /build/
+RUN /build/python_base.sh /tree/opt/openpangu/python
+
+FROM cpu-base AS cpu-python-base
+COPY scripts/image/python_base.sh /build/
+RUN /build/python_base.sh /tree/opt/openpangu/python
+
+FROM python-source AS npu-python-source
+FROM python-source AS cpu-python-source
+# hadolint ignore=DL3006
+FROM npu-python-${PYTHON_FROM} AS npu-python
+# hadolint ignore=DL3006
+FROM cpu-python-${CPU_PYTHON_FROM} AS cpu-python
 
 # Everything that is installed, with hashes.
-FROM python AS dependencies
+FROM npu-base AS npu-dependencies
+COPY --from=npu-python /tree/ /tree/
 ARG PYPI_INDEX=https://pypi.org/simple
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ARG TORCH=cpu
 WORKDIR /build
-COPY scripts/image/fetch_uv.py scripts/image/install.sh scripts/image/normalise.sh scripts/image/
+COPY scripts/image/fetch_uv.py scripts/image/install.sh scripts/image/normalise.sh ./
 COPY locks locks
+RUN --mount=type=secret,id=ca ./install.sh npu && ./normalise.sh 0 /tree
 
-FROM dependencies AS cpu-dependencies
-RUN --mount=type=secret,id=ca TARGET=cpu scripts/image/install.sh && scripts/image/normalise.sh 0 /tree
+FROM cpu-base AS cpu-dependencies
+COPY --from=cpu-python /tree/ /tree/
+ARG PYPI_INDEX=https://pypi.org/simple
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ARG TORCH=cpu
+WORKDIR /build
+COPY scripts/image/fetch_uv.py scripts/image/install.sh scripts/image/normalise.sh ./
+COPY locks locks
+RUN --mount=type=secret,id=ca ./install.sh cpu && ./normalise.sh 0 /tree
+
+# MindSpeed-LLM and what it needs, as `make sources` has left them, with the helper that Megatron-LM would compile when
+# training begins: in the image there is no compiler, and its code cannot be written to.
+FROM build-base AS upstream
+COPY .sources /sources
+COPY scripts/image/helpers.sh scripts/image/normalise.sh /build/
+RUN --mount=type=bind,from=npu-dependencies,target=/base \
+    /build/helpers.sh /sources /base && mkdir -p /tree/opt/openpangu/app && mv /sources /tree/opt/openpangu/app/.sources \
+    && /build/normalise.sh 0 /tree
 
 # What this commit adds: its code, and what describes the image.
-FROM cpu-dependencies AS cpu-assembled
+FROM scratch AS app
+COPY LICENSE pyproject.toml /opt/openpangu/app/
+COPY examples /opt/openpangu/app/examples
+COPY patches /opt/openpangu/app/patches
+COPY recipes /opt/openpangu/app/recipes
+COPY src /opt/openpangu/app/src
+COPY scripts/image/entrypoint.sh /opt/openpangu/entrypoint
+
+FROM npu-dependencies AS npu-described
+COPY --from=upstream /tree/opt/openpangu/app/.sources/manifest.json /build/sources.json
+COPY --from=app / /made
+COPY scripts/image/sbom.sh scripts/image/describe.py ./
 ARG COMMIT=unknown
+ARG BASE
 ARG SOURCE_DATE_EPOCH=0
-COPY . /build/tree/opt/openpangu/app
-RUN cd tree/opt/openpangu && mv app/scripts/image/entrypoint.sh entrypoint \
-    && /opt/openpangu/venv/bin/python app/scripts/image/describe.py cpu "$COMMIT" . \
-    && /build/scripts/image/normalise.sh "$SOURCE_DATE_EPOCH" /build/tree
+RUN --mount=type=secret,id=ca ./sbom.sh npu "$COMMIT" "$BASE" /made/opt/openpangu && ./normalise.sh "$SOURCE_DATE_EPOCH" /made
 
-FROM scratch AS cpu-tree
+FROM cpu-dependencies AS cpu-described
+COPY --from=app / /made
+COPY scripts/image/sbom.sh scripts/image/describe.py ./
+ARG COMMIT=unknown
+ARG CPU_BASE
+ARG SOURCE_DATE_EPOCH=0
+RUN --mount=type=secret,id=ca ./sbom.sh cpu "$COMMIT" "$CPU_BASE" /made/opt/openpangu && ./normalise.sh "$SOURCE_DATE_EPOCH" /made
+
+FROM cpu-base AS cpu
 COPY --from=cpu-dependencies /tree/ /
-COPY --from=cpu-assembled /build/tree/ /
-
-FROM base AS cpu
+COPY --from=cpu-described /made/ /
+ENV PATH=/opt/openpangu/venv/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1
+ENTRYPOINT ["/opt/openpangu/entrypoint"]
+CMD ["openpangu-sft", "--help"]
 ARG COMMIT=unknown
 ARG VERSION=unknown
 LABEL org.opencontainers.image.title="openpangu-sft cpu" \
@@ -52,10 +112,20 @@ LABEL org.opencontainers.image.title="openpangu-sft cpu" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.revision="${COMMIT}" \
       org.opencontainers.image.version="${VERSION}"
-COPY --from=cpu-tree / /
+
+FROM npu-base AS npu
+COPY --from=npu-dependencies /tree/ /
+COPY --from=upstream /tree/ /
+COPY --from=npu-described /made/ /
 ENV PATH=/opt/openpangu/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
-WORKDIR /cache
 ENTRYPOINT ["/opt/openpangu/entrypoint"]
 CMD ["openpangu-sft", "--help"]
+ARG COMMIT=unknown
+ARG VERSION=unknown
+LABEL org.opencontainers.image.title="openpangu-sft npu" \
+      org.opencontainers.image.description="Fine-tuning of openPangu-Embedded on Ascend NPUs: MindSpeed-LLM 1.0.0, patched" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.revision="${COMMIT}" \
+      org.opencontainers.image.version="${VERSION}"

@@ -25,7 +25,8 @@ DATASET ?=
 PROMPT ?=
 ##= MODEL       for chat: another checkpoint than the exported one
 MODEL ?=
-##= FROM        for convert, export: another checkpoint of any layout, or a run (paths.hf; paths.run)
+##= FROM        for convert, export: another checkpoint of any layout, or a run (paths.hf; paths.run);
+##=             for load: an archive of make save (this folder)
 FROM ?=
 ##= ITERATION   for convert, export, verify: of a run (the newest)
 ITERATION ?=
@@ -48,6 +49,18 @@ DATA_DIR ?= ../shared/data
 MEGATRON_LM_URL ?=
 MINDSPEED_URL ?=
 MINDSPEED_LLM_URL ?=
+##= RUNTIME     docker or host: in the image or in VENV (docker, where an engine answers and has this version's image)
+RUNTIME ?=
+##= TARGET      which image: npu or cpu (for stages: npu on a host that has NPUs; for the image's targets: npu)
+TARGET ?=
+##= NPUS        which NPUs a container sees: 0,1,2,3 (all)
+NPUS ?=
+##= CACHE       the directory that is /cache in a container (/cache)
+CACHE ?=
+##= DOCKER_FLAGS  more options for docker run: DOCKER_FLAGS="-v /models:/models:ro"
+DOCKER_FLAGS ?=
+##= REGISTRY    for push: registry.example.org/team
+REGISTRY ?=
 ##= VENV        the Python environment (.venv)
 VENV ?= .venv
 ##= PYTHON      CPython 3.9, 3.10 or 3.11 to make it with (the first one found)
@@ -58,14 +71,16 @@ PYPI_INDEX ?= https://pypi.org/simple
 # What the user gives is text and not Make: a $ in a prompt stays a $.
 urls := MEGATRON_LM_URL MINDSPEED_URL MINDSPEED_LLM_URL
 variables := RECIPE SET SHARD SAMPLE HTML DATASET PROMPT MODEL FROM ITERATION DTYPE FORM HF MCORE ONLY SIZE DATA_DIR VENV PYTHON PYPI_INDEX $(urls)
+variables += RUNTIME TARGET NPUS CACHE DOCKER_FLAGS REGISTRY
 $(foreach v,$(variables),$(eval override $v := $$(value $v)))
-export PROMPT VENV PYTHON PYPI_INDEX $(urls)
+export PROMPT VENV PYTHON PYPI_INDEX $(urls) RUNTIME TARGET NPUS CACHE DOCKER_FLAGS REGISTRY
 
 quote = '$(subst ','\'',$1)'
 bin = $(call quote,$(VENV)/bin/)
 sets = $(foreach s,$(SET),--set $(call quote,$s))
 given = $(if $($1),--$2=$(call quote,$($1)))
 options = --recipe $(call quote,$(RECIPE)) $(sets)
+run = scripts/run.sh openpangu-sft
 
 ##@ Start here
 .PHONY: help setup demo
@@ -77,38 +92,38 @@ help: ## this list
 setup: env ## make or update the Python environment (the other targets do so by themselves)
 	@echo 'Ready:' $(call quote,$(VENV))
 
-demo: env ## every stage on a tiny model and the example conversations, on any machine, in minutes
-	@$(bin)openpangu-sft demo --recipe $(call quote,$(demo_recipe)) $(sets)
+demo: ## every stage on a tiny model and the example conversations, on any machine, in minutes
+	@$(run) demo --recipe $(call quote,$(demo_recipe)) $(sets)
 
 ##@ Stages, in this order
 stages := format preprocess merge convert sft export
 .PHONY: $(stages) preview chat
-format: env ## raw conversations to samples
-preprocess: env ## samples to packed shards of token ids
-merge: env ## all shards to the one dataset that training reads
-convert: env ## a checkpoint to a Megatron-core one of the recipe's TP x PP
-sft: env ## fine-tune
-export: env ## the newest checkpoint of the run to a Hugging Face checkpoint
+format: ## raw conversations to samples
+preprocess: ## samples to packed shards of token ids
+merge: ## all shards to the one dataset that training reads
+convert: ## a checkpoint to a Megatron-core one of the recipe's TP x PP
+sft: ## fine-tune
+export: ## the newest checkpoint of the run to a Hugging Face checkpoint
 $(stages):
-	@$(bin)openpangu-sft $@ $(options) $(more)
+	@$(run) $@ $(options) $(more)
 preprocess: more = $(call given,SHARD,shard)
 moved = $(call given,FROM,from) $(call given,ITERATION,iteration) $(call given,DTYPE,dtype)
 convert: more = $(moved)
 export: more = $(moved) $(call given,FORM,form)
 
-chat: env ## talk to the exported model; with PROMPT="…" one answer
-	@$(bin)openpangu-sft chat $(options) $(call given,MODEL,model) $${PROMPT:+"--prompt=$$PROMPT"}
+chat: ## talk to the exported model; with PROMPT="…" one answer
+	@$(run) chat $(options) $(call given,MODEL,model) $${PROMPT:+"--prompt=$$PROMPT"}
 
 ##@ Beside the stages
 .PHONY: preview inspect verify
-preview: env ## what training will see: numbers and samples, token by token, here and as a page
-	@$(bin)openpangu-sft preview $(options) $(call given,SAMPLE,sample) $(call given,HTML,html)
+preview: ## what training will see: numbers and samples, token by token, here and as a page
+	@$(run) preview $(options) $(call given,SAMPLE,sample) $(call given,HTML,html)
 
-inspect: env ## check a packed dataset, this project's or MindSpeed-LLM's
-	@$(bin)openpangu-sft inspect $(options) $(if $(DATASET),-- $(call quote,$(DATASET)))
+inspect: ## check a packed dataset, this project's or MindSpeed-LLM's
+	@$(run) inspect $(options) $(if $(DATASET),-- $(call quote,$(DATASET)))
 
-verify: env ## whether two checkpoints are the same model: tensors bit for bit, then logits
-	@$(bin)openpangu-sft verify $(options) $(call given,HF,hf) $(call given,MCORE,mcore) $(call given,ITERATION,iteration) \
+verify: ## whether two checkpoints are the same model: tensors bit for bit, then logits
+	@$(run) verify $(options) $(call given,HF,hf) $(call given,MCORE,mcore) $(call given,ITERATION,iteration) \
 	    $(if $(ONLY),--$(call quote,$(ONLY)))
 
 ##@ For the NPUs
@@ -117,10 +132,28 @@ sources: env ## MindSpeed-LLM, MindSpeed and Megatron-LM in .sources: the pinned
 	@$(bin)openpangu-sft sources
 
 ##@ Image
-.PHONY: image
-# what else may be replaced, mirrors and certificates among it: scripts/image/build.sh
-image: ## build the container image openpangu-sft:cpu (begun); scripts/image/build.sh says more
+.PHONY: shell image image-diff save load push lock-base
+shell: ## a shell where the stages run
+	@scripts/run.sh bash
+
+# what may be replaced, mirrors and certificates among it: scripts/image/build.sh, docs/image.md
+image: $(if $(filter cpu,$(TARGET)),,sources) ## build the container image of TARGET
 	@scripts/image/build.sh
+
+image-diff: $(if $(filter cpu,$(TARGET)),,sources) ## build it twice, from nothing, and compare every file
+	@scripts/image/diff.sh
+
+save: ## the image in one archive with all that is needed where there is no network
+	@scripts/image/save.sh
+
+load: ## check such an archive, load its image and start it once
+	@FROM=$(call quote,$(FROM)) scripts/image/load.sh
+
+push: ## the image to REGISTRY
+	@scripts/image/push.sh
+
+lock-base: ## pin the base images by digest, in locks/bases.txt
+	@scripts/image/lock_bases.sh
 
 ##@ Benchmarks
 .PHONY: bench-data bench-convert
@@ -132,17 +165,23 @@ bench-convert: env ## conversions of a full-size random checkpoint against copyi
 	@$(bin)python -m benchmarks.convert
 
 ##@ Development
-.PHONY: test lint fmt lock clean
+.PHONY: test test-image lint fmt lock clean
 # pytest's own options: PYTEST_ADDOPTS="-k merge -x"
 test: lint ## lint, then all tests
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(bin)pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(bin)pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
+	    --ignore tests/image tests
+
+test-image: env ## the image's tests, with a real Docker engine: half an hour, 40 GB of disk
+	@$(bin)pytest --timeout 1800 tests/image
 
 lint: env ## formatting, style, types, shell scripts
 	@$(bin)ruff format --check --output-format concise .
 	@$(bin)ruff check .
 	@$(bin)mypy
-	@PATH=$(bin):"$$PATH"; if command -v shellcheck >/dev/null; then shellcheck $(wildcard .ci/run *.sh */*.sh */*/*.sh); \
-	    else echo 'shellcheck is not installed (it has no wheel for this machine): shell scripts not checked'; fi
+	@PATH=$(bin):"$$PATH"; if command -v shellcheck >/dev/null; then shellcheck -x $(wildcard .ci/run *.sh */*.sh */*/*.sh); \
+	    else echo 'shellcheck is not installed (it has no wheel for this machine): shell scripts not checked'; fi; \
+	    if command -v hadolint >/dev/null; then hadolint Dockerfile; \
+	    else echo 'hadolint is not installed (it has no wheel for this machine): Dockerfile not checked'; fi
 
 fmt: env ## apply the formatting that lint wants
 	@$(bin)ruff format .
@@ -162,6 +201,9 @@ lock: env ## re-make locks/ from pyproject.toml
 	@$(compile) --group dev --group upstream pyproject.toml --output-file locks/portable.txt
 	@echo uv | $(compile) - --output-file locks/uv.txt
 	@$(compile) $(call left_out,$(cuda) torch) --constraint locks/portable.txt pyproject.toml --output-file locks/image-cpu.txt
+	@echo torch==2.1.0 | $(compile) $(call left_out,$(cuda) torch) --constraint locks/portable.txt --overrides /dev/stdin \
+	    --group npu pyproject.toml --output-file locks/image-npu.txt
+	@$(compile) --group pyproject.toml:sbom --output-file locks/sbom.txt
 	@echo torch==2.1.0 | $(compile) $(call left_out,$(beside_torch)) --constraint locks/portable.txt - \
 	    --output-file locks/torch-pypi.txt
 	@for machine in x86_64 aarch64; do for python in 3.9 3.10 3.11; do \

@@ -27,6 +27,7 @@ def make(target: str, *variables: str) -> subprocess.CompletedProcess[str]:
     venv = f"VENV={Path(sys.prefix)}"
     # what the demo itself uses: the tests limit their workers to one thread
     environment["OMP_NUM_THREADS"] = "2"
+    environment["RUNTIME"] = "host"  # tests/image runs it in the image
     return subprocess.run(
         ["make", target, venv, *variables], cwd=ROOT, text=True, capture_output=True, check=False, env=environment
     )

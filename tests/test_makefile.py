@@ -28,11 +28,19 @@ TARGETS = [
     "bench-data",
     "bench-convert",
     "sources",
+    "test-image",
+    "shell",
     "image",
+    "image-diff",
+    "save",
+    "load",
+    "push",
+    "lock-base",
 ]
 VARIABLES = ["RECIPE", "SET", "SHARD", "SAMPLE", "HTML", "DATASET", "PROMPT", "MODEL"]
 VARIABLES += ["FROM", "ITERATION", "DTYPE", "FORM", "HF", "MCORE", "ONLY"]
 VARIABLES += ["SIZE", "DATA_DIR", "VENV", "PYTHON", "PYPI_INDEX"]
+VARIABLES += ["RUNTIME", "TARGET", "NPUS", "CACHE", "DOCKER_FLAGS", "REGISTRY"]
 URLS = ["MEGATRON_LM_URL", "MINDSPEED_URL", "MINDSPEED_LLM_URL"]
 AWKWARD = 'it\'s "50% off": $HOME $(id) ${x} `id` \\ #1 --set; 你好，世界'
 
@@ -48,12 +56,19 @@ class Make:
         program.write_text('#!/bin/sh\nprintf "%s\\0" "$@" >>calls\nexit "${FAKE_EXIT:-0}"\n')
         program.chmod(0o755)
         shutil.copy(ROOT / "Makefile", directory)
+        (directory / "scripts/image").mkdir(parents=True)
+        for script in ("run.sh", "npus.sh", "image/names.sh"):
+            shutil.copy(ROOT / "scripts" / script, directory / "scripts" / script)
+        (directory / "VERSION").write_text("1.2.3\n")
+        self.setup = directory / "scripts/setup.sh"
+        self.setup.write_text("#!/bin/sh\n")
+        self.setup.chmod(0o755)
 
     def __call__(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             ["make", "setup_script=true", "VENV=the venv", *arguments],
             cwd=self.directory,
-            env={"PATH": os.environ["PATH"], **environment},
+            env={"PATH": os.environ["PATH"], "RUNTIME": "host", **environment},
             capture_output=True,
             text=True,
             encoding="utf-8",
@@ -201,14 +216,16 @@ def test_failure_of_a_stage_is_a_failure(make: Make) -> None:
 
 
 def test_no_stage_without_its_environment(make: Make) -> None:
-    assert make("sft", "setup_script=false").returncode == 2
+    make.setup.write_text("#!/bin/sh\nexit 1\n")
+    assert make("sft").returncode == 2
     assert not make.calls.exists()
 
 
 def test_clean_keeps_the_environment_and_the_models(make: Make) -> None:
-    whole = ["tests", "scripts", "benchmarks"]
+    whole = ["tests", "benchmarks"]
     for name in (".cache/demo", ".cache/openpangu-1b", "src/x.egg-info", "src/a/__pycache__", *whole):
         (make.directory / name).mkdir(parents=True)
     assert make("clean").returncode == 0
     left = {str(path.relative_to(make.directory)) for path in make.directory.rglob("*") if path.is_dir()}
-    assert left == {".cache", ".cache/openpangu-1b", "src", "src/a", *whole, "the venv", "the venv/bin"}
+    kept = {"scripts", "scripts/image", "the venv", "the venv/bin"}
+    assert left == {".cache", ".cache/openpangu-1b", "src", "src/a", *whole, *kept}

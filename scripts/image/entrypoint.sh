@@ -4,7 +4,7 @@
 #   HOST_UID, HOST_GID   who that is (the owner of /cache)
 set -euo pipefail
 
-# These files use variables that may not be set.
+# CANN's images set their environment in the entrypoint that this one replaces. Its files use variables that may not be set.
 set +u
 for environment in /usr/local/Ascend/ascend-toolkit/set_env.sh /usr/local/Ascend/nnal/atb/set_env.sh; do
     # shellcheck disable=SC1090
@@ -12,8 +12,19 @@ for environment in /usr/local/Ascend/ascend-toolkit/set_env.sh /usr/local/Ascend
 done
 set -u
 
-uid=${HOST_UID:-$(stat -c %u /cache)}
-gid=${HOST_GID:-$(stat -c %g /cache)}
+say() { printf 'openpangu-sft: %s\n' "$*" >&2; }
+
+# What would be met much later, and in other words.
+if [[ -d /opt/openpangu/torch_npu ]]; then
+    if [[ ! -e /dev/davinci_manager ]]; then
+        say 'no NPU is to be seen in this container, so no training on one -> make mounts the NPUs of its host, and scripts/compose.sh writes them down for docker compose'
+    elif ! problem=$(python -c 'import torch, torch_npu' 2>&1); then
+        say "torch_npu does not import: ${problem##*$'\n'} -> it needs CANN (of this image's base) and the host's driver (/usr/local/Ascend/driver)"
+    fi
+fi
+
+uid=${HOST_UID:-$(stat -c %u /cache 2>/dev/null || echo 0)}
+gid=${HOST_GID:-$(stat -c %g /cache 2>/dev/null || echo 0)}
 if ((EUID != 0)) || ((uid == 0)); then
     exec "$@"
 fi

@@ -17,17 +17,21 @@ from ruamel.yaml.nodes import MappingNode
 from openpangu_sft.errors import UserError
 from openpangu_sft.recipe import Recipe
 
+ROOT = Path(__file__).parents[2]
+
 
 def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     """Reads and checks a recipe.
 
     Args:
-        path: the YAML file.
+        path: the YAML file; a relative one that is not there is looked for beside the code, where recipes/ lies.
         overrides: texts like `train.lr=1e-5`; the value is read as YAML, but as it stands where the key holds a text.
 
     Raises:
         UserError: not readable, not YAML, an unknown key, a wrong type, or settings that cannot work together.
     """
+    if not path.is_file() and (ROOT / path).is_file():
+        path = ROOT / path
     if not path.is_file():
         raise UserError("no such recipe file", where=path, remedy="give one with RECIPE=…")
     raw = path.read_bytes()

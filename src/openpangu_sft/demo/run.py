@@ -1,4 +1,4 @@
-"""`make demo`: prepares the example, runs every stage by its own Make target, and shows what came out."""
+"""The demo: prepares the example, runs every stage in a process of its own, and shows what came out."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def run_demo(recipe: Recipe, recipe_file: Path, overrides: Sequence[str]) -> Non
     _prepare(recipe)
     seconds = {"prepare": time.monotonic() - began}
     for stage in STAGES:
-        seconds[stage] = _make(stage, recipe_file, overrides)
+        seconds[stage] = _run(stage, recipe_file, overrides)
     answers, seconds["chat"] = _ask(recipe)
     table = Table(title="make demo", title_justify="left", title_style="bold")
     for column in ("stage", "seconds", "what it made", "where"):
@@ -88,14 +88,15 @@ def _records(file: Path) -> Iterator[object]:
         yield from map(json.loads, text.splitlines())
 
 
-def _make(stage: str, recipe_file: Path, overrides: Sequence[str]) -> float:
-    """Runs a stage's Make target; returns its seconds."""
+def _run(stage: str, recipe_file: Path, overrides: Sequence[str]) -> float:
+    """Runs a stage as its Make target does; returns its seconds."""
     console.rule(f"make {stage}", align="left")
     began = time.monotonic()
-    command = ["make", "--no-print-directory", stage, f"RECIPE={recipe_file.absolute()}", f"SET={' '.join(overrides)}"]
-    finished = subprocess.run(command, cwd=ROOT, check=False)
+    settings = [f"--set={override}" for override in overrides]
+    command = [sys.executable, "-m", "openpangu_sft", stage, "--recipe", str(recipe_file), *settings]
+    finished = subprocess.run(command, check=False)
     if finished.returncode:
-        raise UserError(f"make {stage} ended with exit code {finished.returncode}", remedy="see its message above")
+        raise UserError(f"{stage} ended with exit code {finished.returncode}", remedy="see its message above")
     return time.monotonic() - began
 
 

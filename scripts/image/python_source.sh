@@ -1,0 +1,42 @@
+#!/bin/sh
+# Compiles CPython, to be used as /opt/openpangu/python, and puts it into a directory.
+#
+#   python_source.sh DIRECTORY
+#   PYTHON_URL, PYTHON_SHA256   its source archive (.tar.xz or .tgz), and the sum of it
+#   /run/secrets/ca             certificates to trust beside the system's, if given
+set -eu
+prefix=/opt/openpangu/python
+if [ -s /run/secrets/ca ]; then
+    CURL_CA_BUNDLE=/run/secrets/ca
+    export CURL_CA_BUNDLE
+fi
+curl --fail --silent --show-error --location --output /tmp/python-source "$PYTHON_URL"
+echo "$PYTHON_SHA256  /tmp/python-source" | sha256sum --check --status || {
+    echo "python: $PYTHON_URL is not what PYTHON_SHA256 says" >&2
+    exit 1
+}
+mkdir /tmp/python
+tar --extract --file /tmp/python-source --directory /tmp/python --strip-components 1
+cd /tmp/python
+# CPython keeps when it was compiled, in words that the compiler takes from this variable.
+SOURCE_DATE_EPOCH=0
+export SOURCE_DATE_EPOCH
+# Without profile-guided optimisation, which makes another program every time.
+./configure --quiet --prefix=$prefix --without-ensurepip --enable-loadable-sqlite-extensions
+make --silent -j"$(nproc)"
+make --silent install DESTDIR=/tmp/installed
+mv "/tmp/installed$prefix" /tmp/python-installed
+rm -rf /tmp/python-installed/lib/python*/test /tmp/python-installed/lib/python*/config-*/*.a /tmp/python-installed/lib/*.a
+mkdir -p "$1"
+mv /tmp/python-installed/* "$1/"
+missing=$("$1/bin/python3" -c '
+for name in ("ssl", "zlib", "bz2", "lzma", "sqlite3", "ctypes", "hashlib"):
+    try:
+        __import__(name)
+    except ImportError:
+        print(name, end=" ")')
+[ -z "$missing" ] || {
+    echo "python: compiled without ${missing}: take another BUILD_BASE, which has their headers" >&2
+    exit 1
+}
+echo "python: compiled $("$1/bin/python3" -V)"

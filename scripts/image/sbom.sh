@@ -1,0 +1,10 @@
+#!/bin/sh
+# Writes versions.json and sbom.json: what the image consists of.
+#
+#   sbom.sh TARGET COMMIT BASE DIRECTORY
+set -eu
+PYTHONPATH=/opt/openpangu/torch_npu
+export PYTHONPATH
+sbom/bin/cyclonedx-py environment --short-PURLs --output-reproducible --spec-version 1.5 --output-file packages.json \
+    /opt/openpangu/venv/bin/python
+/opt/openpangu/venv/bin/python describe.py "$@"

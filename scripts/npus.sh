@@ -1,0 +1,41 @@
+# shellcheck shell=bash disable=SC2034,SC2154
+# What of this host a container needs to use its NPUs. Sourced; sets the arrays npu_devices and npu_mounts
+# (host path:path inside) and, where Ascend Docker Runtime does all that, npu_visible instead.
+#
+#   NPUS        their numbers: 0,1,2,3 (all)
+#   HOST_ROOT   where this host's files are looked for (/); for tests
+#
+# The lists are those of the CANN images' documentation: device nodes, the DCMI library, npu-smi and the driver.
+
+npu_devices=() npu_mounts=() npu_visible=
+host_root=${HOST_ROOT:-}
+
+has_npus() { [[ -e $host_root/dev/davinci_manager ]]; }
+
+find_npus() {
+    local device path numbers=() wanted number
+    for device in "$host_root"/dev/davinci[0-9]*; do
+        [[ ! -e $device ]] || numbers+=("${device##*davinci}")
+    done
+    ((${#numbers[@]})) || die "this host has $host_root/dev/davinci_manager, but no NPU ($host_root/dev/davinci0 and so on): does npu-smi info show one?"
+    mapfile -t numbers < <(printf '%s\n' "${numbers[@]}" | sort -n)
+    wanted=("${numbers[@]}")
+    if [[ -n ${NPUS:-} ]]; then
+        [[ $NPUS =~ ^[0-9]+(,[0-9]+)*$ ]] || die "NPUS=$NPUS is no list of numbers: write NPUS=0,1,2,3"
+        IFS=, read -ra wanted <<<"$NPUS"
+        for number in "${wanted[@]}"; do
+            [[ -e $host_root/dev/davinci$number ]] || die "NPUS=$NPUS: this host has no NPU $number; it has ${numbers[*]}"
+        done
+    fi
+    if "$docker" info --format '{{json .Runtimes}}' 2>/dev/null | grep -q '"ascend"'; then
+        npu_visible=$(IFS=, && echo "${wanted[*]}")
+        return
+    fi
+    for path in davinci_manager devmm_svm hisi_hdc "${wanted[@]/#/davinci}"; do
+        npu_devices+=("$host_root/dev/$path:/dev/$path")
+    done
+    for path in /usr/local/dcmi /usr/local/bin/npu-smi /usr/local/sbin/npu-smi /usr/local/Ascend/driver/lib64 \
+        /usr/local/Ascend/driver/version.info /etc/ascend_install.info; do
+        [[ ! -e $host_root$path ]] || npu_mounts+=("$host_root$path:$path")
+    done
+}
