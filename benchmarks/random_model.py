@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from openpangu_sft.checkpoint.arrays import BF16, CHUNK, Array, Stored
-from openpangu_sft.checkpoint.hf import CONFIG, PANGU, WEIGHTS
+from openpangu_sft.checkpoint.hf import CONFIG, WEIGHTS, pangu_config
 from openpangu_sft.checkpoint.layout import Shape, hf_shapes
 from openpangu_sft.checkpoint.safetensors_file import write_safetensors
 from openpangu_sft.recipe import Model
@@ -32,24 +32,7 @@ def write_random_model(directory: Path, model: Model, seed: int) -> Path:
     random = np.random.default_rng(seed)
     directory.mkdir(parents=True)
     write_safetensors({name: _drawn(shape, random) for name, shape in hf_shapes(model).items()}, directory / WEIGHTS)
-    config = {
-        "architectures": ["PanguEmbeddedForCausalLM"],
-        "model_type": PANGU,
-        "bias": model.add_qkv_bias,
-        "hidden_act": "silu",
-        "hidden_size": model.hidden_size,
-        "intermediate_size": model.ffn_hidden_size,
-        "max_position_embeddings": model.max_position_embeddings,
-        "num_attention_heads": model.num_attention_heads,
-        "num_hidden_layers": model.num_layers,
-        "num_key_value_heads": model.num_query_groups,
-        "head_dim": model.kv_channels,
-        "rms_norm_eps": model.norm_epsilon,
-        "rope_theta": model.rotary_base,
-        "tie_word_embeddings": model.tie_word_embeddings,
-        "torch_dtype": "bfloat16",
-        "vocab_size": model.vocab_size,
-    }
+    config = pangu_config(model, eos_id=2, dtype="bfloat16")  # nothing is generated: any eos will do
     (directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     (directory / "tokenizer_config.json").write_text("{}\n", "utf-8")  # nothing is encoded
     return directory / WEIGHTS

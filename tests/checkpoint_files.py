@@ -31,6 +31,23 @@ def read_mcore(root: Path, model: Model, iteration: Optional[int] = None) -> Ten
     return tensors_of(open_mcore(root, model, iteration).weights, model)
 
 
+def hf_sizes(model: Model) -> dict[str, Any]:
+    """A model's sizes under their names in config.json."""
+    return {
+        "vocab_size": model.vocab_size,
+        "hidden_size": model.hidden_size,
+        "intermediate_size": model.ffn_hidden_size,
+        "num_hidden_layers": model.num_layers,
+        "num_attention_heads": model.num_attention_heads,
+        "num_key_value_heads": model.num_query_groups,
+        "head_dim": model.kv_channels,
+        "max_position_embeddings": model.max_position_embeddings,
+        "rope_theta": model.rotary_base,
+        "rms_norm_eps": model.norm_epsilon,
+        "tie_word_embeddings": model.tie_word_embeddings,
+    }
+
+
 def random_bits(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> torch.Tensor:
     """Any bit pattern, so NaN payloads, infinities, denormals and -0.0 too."""
     generator = torch.Generator().manual_seed(seed)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from checkpoint_files import hf_sizes
 from openpangu_sft.recipe import Model
 
 State = dict[str, torch.Tensor]
@@ -17,22 +18,7 @@ State = dict[str, torch.Tensor]
 
 def random_llama(model: Model) -> LlamaForCausalLM:
     """openPangu as transformers has it, fp32, with weights, biases and norms of which no two are alike."""
-    config = LlamaConfig(
-        vocab_size=model.vocab_size,
-        hidden_size=model.hidden_size,
-        intermediate_size=model.ffn_hidden_size,
-        num_hidden_layers=model.num_layers,
-        num_attention_heads=model.num_attention_heads,
-        num_key_value_heads=model.num_query_groups,
-        head_dim=model.kv_channels,
-        max_position_embeddings=model.max_position_embeddings,
-        rope_theta=model.rotary_base,
-        rms_norm_eps=model.norm_epsilon,
-        tie_word_embeddings=model.tie_word_embeddings,
-        attention_bias=True,
-        mlp_bias=False,
-        attn_implementation="eager",
-    )
+    config = LlamaConfig(**hf_sizes(model), attention_bias=True, mlp_bias=False, attn_implementation="eager")
     llama = LlamaForCausalLM(config).eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from checkpoint_files import random_checkpoint, set_config, write_hf
+from checkpoint_files import hf_sizes, random_checkpoint, set_config, write_hf
 from conftest import ROOT, TINY
 from openpangu_sft.recipe import Recipe
 from openpangu_sft.recipe_file import load_recipe
@@ -32,18 +32,7 @@ def larger_base(directory: Path, tiny_hf: Path) -> Path:
     """A Hugging Face checkpoint of that size, in three files."""
     recipe = load_recipe(ROOT / "recipes/demo.yaml", [*TINY, *LARGER])
     write_hf(directory, tiny_hf, random_checkpoint(recipe.model, lambda name: torch.bfloat16), shards=3)
-    model = recipe.model
-    set_config(
-        directory,
-        num_hidden_layers=model.num_layers,
-        hidden_size=model.hidden_size,
-        intermediate_size=model.ffn_hidden_size,
-        num_attention_heads=model.num_attention_heads,
-        num_key_value_heads=model.num_query_groups,
-        head_dim=model.kv_channels,
-        vocab_size=model.vocab_size,
-        torch_dtype="bfloat16",
-    )
+    set_config(directory, **hf_sizes(recipe.model), torch_dtype="bfloat16")
     return directory
 
 

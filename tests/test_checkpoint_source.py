@@ -16,7 +16,7 @@ from openpangu_sft.checkpoint import convert, export
 from openpangu_sft.checkpoint.convert import run_convert
 from openpangu_sft.checkpoint.export import run_export
 from openpangu_sft.checkpoint.hf import WEIGHTS
-from openpangu_sft.errors import UserError
+from refusals import refusal_of
 from stage_process import LARGER, Stage, larger_base, sums
 from test_checkpoint_kill import bytes_below, wait_until_written
 from test_export import make_run
@@ -24,6 +24,7 @@ from test_export import make_run
 SIZE = 52_000_000
 """Bytes of the larger model."""
 MODEL_FILE = "iter_0000003/mp_rank_00/model_optim_rng.pt"
+CHANGED = "changed while it was read -> run the stage again when it is whole"
 
 
 def overwrite(path: Path) -> None:
@@ -75,10 +76,8 @@ def test_convert_refuses_what_changed_meanwhile(
             compare(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(convert, "require_equal", compare_and_change)
-    with pytest.raises(UserError) as caught:
-        run_convert(recipe)
     file = source / ("config.json" if change is touch_config else WEIGHTS)
-    assert str(caught.value) == f"{file}: changed while it was read -> run the stage again when it is whole"
+    assert refusal_of(run_convert, recipe) == f"{file}: {CHANGED}"
     assert sums(recipe.path("mcore")) == before
 
 
@@ -90,9 +89,7 @@ def test_export_refuses_a_run_that_changed_meanwhile(
     make_run(recipe)
     file = recipe.path("run") / MODEL_FILE
     monkeypatch.setattr(export, "require_equal", lambda *_: change(file))
-    with pytest.raises(UserError) as caught:
-        run_export(recipe)
-    assert str(caught.value) == f"{file}: changed while it was read -> run the stage again when it is whole"
+    assert refusal_of(run_export, recipe) == f"{file}: {CHANGED}"
     assert not recipe.path("export").exists()
 
 
@@ -144,7 +141,7 @@ def test_a_source_that_is_cut_short_ends_the_stage(base: Path, tmp_path: Path) -
     said = process.communicate()[1]
     assert process.returncode in (1, -signal.SIGBUS)
     if process.returncode == 1:
-        assert said.endswith(": changed while it was read -> run the stage again when it is whole\n")
+        assert said.endswith(f": {CHANGED}\n")
     assert not target.exists()
     assert stage.refusal().startswith(f"{shards[0]}: damaged: ")
     for path, content in whole.items():
@@ -164,8 +161,5 @@ def test_a_source_that_is_replaced_in_a_real_run(base: Path, tmp_path: Path) -> 
     process.send_signal(signal.SIGCONT)
     said = process.communicate()[1]
     assert process.returncode == 1
-    assert said == (
-        f"openpangu-sft: {source}/model-00002-of-00003.safetensors: changed while it was read "
-        "-> run the stage again when it is whole\n"
-    )
+    assert said == f"openpangu-sft: {source}/model-00002-of-00003.safetensors: {CHANGED}\n"
     assert {path.name for path in tmp_path.iterdir()} == {"source", ".mcore.lock"}

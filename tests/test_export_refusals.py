@@ -11,10 +11,10 @@ import pytest
 from conftest import MakeRecipe
 from openpangu_sft.checkpoint import export
 from openpangu_sft.checkpoint.export import run_export
-from openpangu_sft.errors import UserError
 from openpangu_sft.recipe import Recipe
 from pangu_base import TRUSTED, make_pangu_base
 from pangu_base import own_module_cache as own_module_cache  # a fixture
+from refusals import refusal_of
 from test_export import make_run
 from test_tokenizer import REMOTE_CODE
 
@@ -23,10 +23,7 @@ from test_tokenizer import REMOTE_CODE
 def refusal(monkeypatch: pytest.MonkeyPatch) -> Callable[[Recipe], str]:
     def refused(recipe: Recipe) -> str:
         monkeypatch.setattr(export, "write_safetensors", lambda *_: pytest.fail("the weights were written"))
-        with pytest.raises(UserError) as caught:
-            run_export(recipe)
-        message = str(caught.value)
-        assert len(message.splitlines()) == 1
+        message = refusal_of(run_export, recipe)
         assert len(message) < 600
         assert not recipe.path("export").exists()
         assert {path.name for path in recipe.path("export").parent.glob(".export*")} == {".export.lock"}

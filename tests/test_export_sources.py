@@ -19,10 +19,10 @@ from openpangu_sft.checkpoint.export import run_export
 from openpangu_sft.checkpoint.forms import OPENPANGU, SAME_IDS
 from openpangu_sft.checkpoint.hf import WEIGHTS
 from openpangu_sft.checkpoint.origin import hf_digests
-from openpangu_sft.errors import UserError
 from openpangu_sft.recipe import Recipe
 from pangu_base import TRUSTED, make_pangu_base
 from pangu_base import own_module_cache as own_module_cache  # a fixture
+from refusals import refusal_of
 from test_export import make_run
 from test_mcore_reader import TP2_PP2
 
@@ -40,10 +40,8 @@ def test_an_earlier_iteration(make_recipe: MakeRecipe) -> None:
     assert_same_bits(weights(recipe), early)
     assert run_export(recipe).counts["iteration"] == 6
     assert_same_bits(weights(recipe), late)
-    with pytest.raises(UserError) as caught:
-        run_export(recipe, iteration=5)
-    run = recipe.path("run")
-    assert str(caught.value) == f"{run}/iter_0000005: iteration 5 is not there -> take another one: ITERATION=6"
+    said = "iteration 5 is not there -> take another one: ITERATION=6"
+    assert refusal_of(run_export, recipe, iteration=5) == f"{recipe.path('run')}/iter_0000005: {said}"
     assert_same_bits(weights(recipe), late)
 
 
@@ -99,8 +97,7 @@ def test_a_hugging_face_checkpoint_is_only_named_anew(tmp_path: Path, tiny_hf: P
     assert manifest.settings == {}
     loaded = AutoModelForCausalLM.from_pretrained(str(recipe.path("export")), torch_dtype="auto")
     assert (type(loaded).__name__, loaded.dtype) == ("LlamaForCausalLM", torch.bfloat16)
-    with pytest.raises(UserError, match="has no iterations, so none is 1"):
-        run_export(recipe, original, iteration=1)
+    assert "has no iterations, so none is 1" in refusal_of(run_export, recipe, original, iteration=1)
 
 
 def test_back_to_the_form_of_the_original(tmp_path: Path, tiny_hf: Path, make_recipe: MakeRecipe) -> None:
@@ -125,9 +122,7 @@ def test_weights_are_not_given_a_tokenizer_that_is_not_theirs(
     config = json.loads(path.read_text("utf-8"))
     path.write_text(json.dumps({**config, "add_bos_token": False}), "utf-8")
     recipe = make_recipe()
-    with pytest.raises(UserError) as caught:
-        run_export(recipe, other)
-    assert str(caught.value) == (
+    assert refusal_of(run_export, recipe, other) == (
         f"{other}: its tokenizer gives other ids than that of paths.hf, for '' -> check paths.hf"
     )
     assert not recipe.path("export").exists()
@@ -146,7 +141,6 @@ def test_what_is_no_checkpoint(tmp_path: Path, make_recipe: MakeRecipe, kind: st
         source.write_bytes(b"x")
     elif kind == "an empty directory":
         source.mkdir()
-    with pytest.raises(UserError) as caught:
-        run_export(make_recipe(), source)
-    assert str(caught.value).startswith(f"{source}: ")
-    assert str(caught.value).endswith(" -> check the path")
+    message = refusal_of(run_export, make_recipe(), source)
+    assert message.startswith(f"{source}: ")
+    assert message.endswith(" -> check the path")

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from checkpoint_files import hf_sizes
 from conftest import ROOT
 from openpangu_sft.checkpoint.layout import (
     Layout,
@@ -121,19 +122,7 @@ def test_names_are_unique_in_a_rank_and_all_tensor_ranks_have_the_same(data: st.
 def test_hf_side_is_stock_llama(model: Model) -> None:
     """Names and shapes of the model class that exported checkpoints are loaded with."""
     model = model.model_copy(update={"add_dense_bias": model.add_qkv_bias})
-    config = LlamaConfig(
-        num_hidden_layers=model.num_layers,
-        hidden_size=model.hidden_size,
-        intermediate_size=model.ffn_hidden_size,
-        num_attention_heads=model.num_attention_heads,
-        num_key_value_heads=model.num_query_groups,
-        head_dim=model.kv_channels,
-        vocab_size=model.vocab_size,
-        attention_bias=model.add_qkv_bias,
-        mlp_bias=False,
-        tie_word_embeddings=model.tie_word_embeddings,
-        pad_token_id=None,
-    )
+    config = LlamaConfig(**hf_sizes(model), attention_bias=model.add_qkv_bias, mlp_bias=False, pad_token_id=None)
     with torch.device("meta"):
         state = LlamaForCausalLM(config).state_dict()
     stock = {name: tuple(tensor.shape) for name, tensor in state.items()}

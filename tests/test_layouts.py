@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from checkpoint_files import assert_same_bits, random_checkpoint, read_hf, read_mcore, set_config, write_hf
+from checkpoint_files import assert_same_bits, hf_sizes, random_checkpoint, read_hf, read_mcore, set_config, write_hf
 from conftest import SHARED, MakeRecipe
 from openpangu_sft.checkpoint.convert import run_convert
 from openpangu_sft.checkpoint.export import run_export
@@ -58,14 +58,7 @@ def layout(tensor: int, layers: list[int], divisor: int, name: str = "mcore") ->
 
 def write_base(recipe: Recipe, tiny_hf: Path, tensors: dict[str, torch.Tensor], shards: int = 1) -> None:
     write_hf(recipe.path("hf"), tiny_hf, tensors, shards)
-    model = recipe.model
-    set_config(
-        recipe.path("hf"),
-        num_hidden_layers=model.num_layers,
-        num_attention_heads=model.num_attention_heads,
-        num_key_value_heads=model.num_query_groups,
-        tie_word_embeddings=model.tie_word_embeddings,
-    )
+    set_config(recipe.path("hf"), **hf_sizes(recipe.model))
 
 
 def all_bytes(root: Path) -> dict[str, bytes]:

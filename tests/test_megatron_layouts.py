@@ -22,7 +22,7 @@ import torch
 
 from conftest import MakeRecipe
 from openpangu_sft.checkpoint import megatron
-from openpangu_sft.checkpoint.megatron import megatron_logits, patched_core, rank_file, run_together
+from openpangu_sft.checkpoint.megatron import file_of, megatron_logits, patched_core, run_together
 from openpangu_sft.checkpoint.megatron_rank import as_tensor
 from openpangu_sft.errors import UserError
 from openpangu_sft.recipe import Model
@@ -91,7 +91,7 @@ def test_every_layout_is_the_same_model(
 
 def test_two_ranks_swapped_is_another_model(tiny: Model, tmp_path: Path, patched: Path) -> None:
     directory = split(tiny, tmp_path / "iter", 2, 4)
-    one, other = (rank_file(directory, rank, 2, 1) for rank in (0, 1))
+    one, other = (file_of(directory, rank, 2, 1) for rank in (0, 1))
     one.rename(tmp_path / "kept")
     other.rename(one)
     (tmp_path / "kept").rename(other)
@@ -102,7 +102,7 @@ def test_two_ranks_swapped_is_another_model(tiny: Model, tmp_path: Path, patched
 
 def test_the_last_stage_has_its_own_copy_of_a_tied_embedding(tiny: Model, tmp_path: Path, patched: Path) -> None:
     directory = split(tiny, tmp_path / "iter", 1, 2, 2)
-    edit(rank_file(directory, 1, 1, 2), lambda content: content["model"]["output_layer.weight"].mul_(2))
+    edit(file_of(directory, 1, 1, 2), lambda content: content["model"]["output_layer.weight"].mul_(2))
     ours = logits(directory, tiny, 1, 2, patched)
     for found, expected in zip(ours, expected_logits(tiny)):
         assert np.abs(found - 2 * expected).max() <= 2e-5 * np.abs(expected).max()
@@ -191,7 +191,7 @@ def test_refused_as_training_would(
 ) -> None:
     directory = split(tiny, tmp_path / "iter", 1, 3, 1)
     for rank in (0, 1) if isinstance(change, partial) else (1,):
-        edit(path := rank_file(directory, rank, 1, 2), change)
+        edit(path := file_of(directory, rank, 1, 2), change)
     with pytest.raises(UserError, match=re.escape(refusal)) as caught:
         logits(directory, tiny, 1, 2, patched)
     assert str(caught.value).startswith(str(directory) if isinstance(change, partial) else f"{path}: ")
@@ -201,14 +201,14 @@ def test_refused_as_training_would(
 def test_a_vocabulary_that_cannot_be_divided_is_refused(tiny: Model, tmp_path: Path, patched: Path) -> None:
     directory = split(tiny, tmp_path / "iter", 2, 4)
     for rank in (0, 1):
-        edit(rank_file(directory, rank, 2, 1), set_argument("padded_vocab_size", 1601))
+        edit(file_of(directory, rank, 2, 1), set_argument("padded_vocab_size", 1601))
     with pytest.raises(UserError, match="Megatron-core builds no such model: 1601 is not divisible by 2"):
         logits(directory, tiny, 2, 1, patched)
 
 
 def test_ranks_of_two_models_do_not_wait_for_each_other(tiny: Model, tmp_path: Path, patched: Path) -> None:
     directory = split(tiny, tmp_path / "iter", 1, 3, 1)
-    edit(path := rank_file(directory, 1, 1, 2), set_argument("padded_vocab_size", 1664))
+    edit(path := file_of(directory, 1, 1, 2), set_argument("padded_vocab_size", 1664))
     refusal = f"{path}: args.padded_vocab_size is 1664, but 1600 in the first rank's file"
     with pytest.raises(UserError, match=re.escape(refusal)):
         logits(directory, tiny, 1, 2, patched)

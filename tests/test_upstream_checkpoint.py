@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from checkpoint_files import hf_sizes
 from conftest import MakeRecipe, write_packs
 from openpangu_sft.artefact import MANIFEST
 from openpangu_sft.checkpoint.convert import run_convert
@@ -41,21 +42,7 @@ def write_hf(directory: Path, model: Model, tokenizer: Path) -> None:
     """Writes random bf16 weights with stock transformers, as upstream's converter will read them with it."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(
-        num_hidden_layers=model.num_layers,
-        hidden_size=model.hidden_size,
-        intermediate_size=model.ffn_hidden_size,
-        num_attention_heads=model.num_attention_heads,
-        num_key_value_heads=model.num_query_groups,
-        vocab_size=model.vocab_size,
-        max_position_embeddings=model.max_position_embeddings,
-        rope_theta=model.rotary_base,
-        rms_norm_eps=model.norm_epsilon,
-        attention_bias=True,
-        tie_word_embeddings=model.tie_word_embeddings,
-        pad_token_id=0,
-        eos_token_id=EOS,
-    )
+    config = LlamaConfig(**hf_sizes(model), attention_bias=True, pad_token_id=0, eos_token_id=EOS)
     llama = LlamaForCausalLM(config).to(torch.bfloat16)
     generator = torch.Generator().manual_seed(1)
     for parameter in llama.parameters():  # norms and biases too, so that none can be lost or swapped unnoticed

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -61,6 +61,12 @@ def sha256_of(path: Path, advance: Callable[[int, str], object] = lambda units, 
             digest.update(block)
             advance(len(block), "")
     return digest.hexdigest()
+
+
+def files_digest(files: Iterable[Path]) -> str:
+    """sha256 over the names and sums of files, in the order that they are given in."""
+    text = "".join(f"{path.name} {sha256_of(path)}\n" for path in files)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_manifest(directory: Path, kind: str, remedy: str) -> Manifest:

@@ -5,7 +5,6 @@ Always the slow class: fast and slow ones may disagree, and preprocessing, train
 
 from __future__ import annotations
 
-import hashlib
 import re
 import reprlib
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from typing import Any, Optional
 
 import numpy as np
 
-from openpangu_sft.artefact import sha256_of
+from openpangu_sft.artefact import files_digest
 from openpangu_sft.chat_format import END, HEADERS, START, Piece
 from openpangu_sft.errors import UserError
 from openpangu_sft.sentencepiece_direct import DirectEncoder, Unfit, has_any
@@ -193,10 +192,7 @@ def tokenizer_files(directory: Path) -> list[Path]:
 
 def tokenizer_digest(directory: Path) -> str:
     """sha256 over the tokenizer's files: recorded in manifests, so that two stages cannot use different ones."""
-    digest = hashlib.sha256()
-    for path in tokenizer_files(directory):
-        digest.update(f"{path.name} {sha256_of(path)}\n".encode())
-    return digest.hexdigest()
+    return files_digest(tokenizer_files(directory))
 
 
 def load_hf(directory: Path, trust_remote_code: bool, use_fast: bool = False) -> Any:

@@ -9,14 +9,7 @@ from typing import Optional
 from openpangu_sft.artefact import Manifest, staged_directory
 from openpangu_sft.checkpoint.arrays import DTYPES
 from openpangu_sft.checkpoint.layout import layout_of, parameter_count
-from openpangu_sft.checkpoint.mcore import (
-    FIRST,
-    MODEL_FILE,
-    iteration_directory,
-    rank_directory,
-    write_rank,
-    write_tracker,
-)
+from openpangu_sft.checkpoint.mcore import FIRST, iteration_directory, rank_file, write_rank, write_tracker
 from openpangu_sft.checkpoint.mcore_reader import open_mcore
 from openpangu_sft.checkpoint.origin import open_origin
 from openpangu_sft.checkpoint.transfer import Transfer, require_equal, size_of, warn_of_loss
@@ -59,7 +52,7 @@ def run_convert(
         directory.mkdir()
         for rank, tensors in ranks.items():
             entry = write_rank(directory, model, layout, rank, tensors, FIRST, advance)
-            manifest.files[f"{directory.name}/{rank_directory(layout, *rank)}/{MODEL_FILE}"] = entry
+            manifest.files[f"{directory.name}/{rank_file(*rank, layout.pipeline)}"] = entry
         write_tracker(staging, FIRST.iteration)
         written = open_mcore(staging, model).weights
         require_equal(transfer, written, directory, advance)

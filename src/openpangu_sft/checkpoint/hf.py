@@ -103,6 +103,39 @@ def require_model(directory: Path, model: Model) -> dict[str, Any]:
     return config
 
 
+def pangu_config(model: Model, eos_id: int, dtype: str) -> dict[str, Any]:
+    """The content of config.json, in openPangu's own form, for a model that is made here.
+
+    Args:
+        eos_id: of the token that ends a message.
+        dtype: of the weights, as config.json has it.
+    """
+    return {
+        "architectures": ["PanguEmbeddedForCausalLM"],
+        "model_type": PANGU,
+        "bias": model.add_qkv_bias,
+        "attention_dropout": 0.0,
+        "bos_token_id": 1,
+        "eos_token_id": eos_id,
+        "pad_token_id": 0,
+        "hidden_act": "silu",
+        "hidden_size": model.hidden_size,
+        "initializer_range": 0.02,
+        "intermediate_size": model.ffn_hidden_size,
+        "max_position_embeddings": model.max_position_embeddings,
+        "num_attention_heads": model.num_attention_heads,
+        "num_hidden_layers": model.num_layers,
+        "num_key_value_heads": model.num_query_groups,
+        "head_dim": model.kv_channels,
+        "rms_norm_eps": model.norm_epsilon,
+        "rope_theta": model.rotary_base,
+        "tie_word_embeddings": model.tie_word_embeddings,
+        "torch_dtype": dtype,
+        "use_cache": True,
+        "vocab_size": model.vocab_size,
+    }
+
+
 def llama_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """openPangu's configuration under the name of the architecture it equals: Llama with biases in the attention.
 

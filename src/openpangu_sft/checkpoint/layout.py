@@ -113,13 +113,9 @@ def single(model: Model) -> Layout:
 
 
 @lru_cache(maxsize=256)
-def _cached(model: Model, layout: Layout, tp: int, pp: int) -> tuple[McoreTensor, ...]:
-    return tuple(_Rank(model, layout, tp, pp).tensors())
-
-
 def mcore_tensors(model: Model, layout: Layout, tp: int, pp: int) -> tuple[McoreTensor, ...]:
     """All tensors of one rank, in the model's order."""
-    return _cached(model, layout, tp, pp)
+    return tuple(_Rank(model, layout, tp, pp).tensors())
 
 
 def extra_state_names(layout: Layout, pp: int) -> list[str]:

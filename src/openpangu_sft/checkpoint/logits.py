@@ -8,7 +8,7 @@ nearer to the other than rounding lets them.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,15 +18,13 @@ from openpangu_sft.chat_format import prompt_pieces
 from openpangu_sft.checkpoint.hf import open_hf
 from openpangu_sft.checkpoint.mcore_reader import McoreCheckpoint
 from openpangu_sft.checkpoint.megatron import megatron_logits
-from openpangu_sft.checkpoint.torch_arrays import tensors_of
+from openpangu_sft.checkpoint.torch_arrays import TORCH_DTYPES, Precision, tensors_of
 from openpangu_sft.recipe import Recipe
 from openpangu_sft.sample import Message
 from openpangu_sft.sft.model import build_model
 from openpangu_sft.tokenizer import Tokenizer
 
 Logits = npt.NDArray[np.float32]
-Precision = Literal["fp32", "bf16"]
-DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 CONVERSATIONS = {
     "Chinese": ("你是一位耐心的客服助手。", "你好，上周买的耳机只有左边有声音，重新配对也不行，应该怎么办？"),
@@ -83,7 +81,7 @@ def compare_logits(recipe: Recipe, hf: Path, mcore: McoreCheckpoint) -> list[Row
     layout, vocabulary = mcore.layout, recipe.model.vocab_size
     rows = []
     exact: list[Logits] = []
-    for precision in DTYPES:
+    for precision in TORCH_DTYPES:
         theirs = hugging_face_logits(recipe, hf, prompts, precision)
         exact = exact or theirs
         ours = megatron_logits(mcore.directory, prompts, precision, vocabulary, layout.tensor, layout.pipeline)
@@ -96,7 +94,7 @@ def compare_logits(recipe: Recipe, hf: Path, mcore: McoreCheckpoint) -> list[Row
 def hugging_face_logits(recipe: Recipe, hf: Path, prompts: list[list[int]], precision: Precision) -> list[Logits]:
     """What stock transformers computes: for each prompt fp32 [tokens, vocabulary]."""
     tensors = tensors_of(open_hf(hf, recipe.model), recipe.model)
-    weights = {name: tensors.pop(name).to(DTYPES[precision]) for name in list(tensors)}
+    weights = {name: tensors.pop(name).to(TORCH_DTYPES[precision]) for name in list(tensors)}
     model = build_model(hf, weights, "eager", torch.device("cpu")).eval()
     return [model(torch.tensor([ids])).logits[0].float().numpy() for ids in prompts]
 

@@ -30,9 +30,15 @@ def iteration_directory(root: Path, iteration: int) -> Path:
     return root / f"iter_{iteration:07d}"
 
 
-def rank_directory(layout: Layout, tp: int, pp: int) -> str:
-    """Name of a rank's directory below the iteration's."""
-    return f"mp_rank_{tp:02d}" if layout.pipeline == 1 else f"mp_rank_{tp:02d}_{pp:03d}"
+def rank_file(tp: int, pp: int, pipeline: int) -> str:
+    """Path of a rank's file below the iteration's directory.
+
+    Args:
+        tp, pp: tensor rank and pipeline rank.
+        pipeline: how many stages there are; where there is one, it has no number.
+    """
+    stage = f"_{pp:03d}" if pipeline > 1 else ""
+    return f"mp_rank_{tp:02d}{stage}/{MODEL_FILE}"
 
 
 def write_tracker(root: Path, iteration: int) -> None:
@@ -88,9 +94,9 @@ def write_rank(
         "model": state,
         "num_floating_point_operations_so_far": 0,
     }
-    folder = directory / rank_directory(layout, *rank)
-    folder.mkdir()
-    return write_torch_file(content, folder / MODEL_FILE, advance)
+    path = directory / rank_file(*rank, layout.pipeline)
+    path.parent.mkdir()
+    return write_torch_file(content, path, advance)
 
 
 def _arguments(model: Model, layout: Layout, dtype: DType, position: Position) -> Namespace:

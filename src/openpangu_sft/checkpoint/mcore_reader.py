@@ -13,7 +13,7 @@ import numpy as np
 from openpangu_sft.artefact import MANIFEST, Manifest, parse_manifest, require_files
 from openpangu_sft.checkpoint.arrays import Array
 from openpangu_sft.checkpoint.layout import Block, Layout, mcore_tensors
-from openpangu_sft.checkpoint.mcore import MODEL_FILE, OPTIMIZER_FILE, TRACKER, iteration_directory, rank_directory
+from openpangu_sft.checkpoint.mcore import MODEL_FILE, OPTIMIZER_FILE, TRACKER, iteration_directory, rank_file
 from openpangu_sft.checkpoint.safe_pickle import is_whole, load_checkpoint_file
 from openpangu_sft.checkpoint.weights import Part, Weights, require_tensors
 from openpangu_sft.errors import UserError
@@ -46,7 +46,7 @@ class McoreCheckpoint(NamedTuple):
     @property
     def files(self) -> list[Path]:
         """The model's file of every rank."""
-        return [self.directory / rank_directory(self.layout, *rank) / MODEL_FILE for rank in self.layout.ranks()]
+        return [self.directory / rank_file(*rank, self.layout.pipeline) for rank in self.layout.ranks()]
 
 
 def latest_iteration(root: Path, remedy: str = "check the path") -> int:
@@ -92,7 +92,7 @@ def open_mcore(
     layout = _layout(contents, model, directory)
     parts: list[Part] = []
     for (tp, pp), content in sorted(contents.items()):
-        where = directory / rank_directory(layout, tp, pp) / MODEL_FILE
+        where = directory / rank_file(tp, pp, layout.pipeline)
         tensors = {name: value for name, value in content["model"].items() if isinstance(value, np.ndarray)}
         table = mcore_tensors(model, layout, tp, pp)
         require_tensors(tensors, {t.name: t.shape for t in table}, where, "was it made with the model of this recipe?")
@@ -129,13 +129,11 @@ def _read_ranks(directory: Path, remedy: str) -> dict[tuple[int, int], Mapping[s
             "is in Megatron's distributed format (--use-dist-ckpt)", where=directory, remedy="save it without that flag"
         )
     found: dict[tuple[int, int], Path] = {}
-    staged = False
     for path in sorted(directory.glob("mp_rank_*")):
         match = _RANK.fullmatch(path.name)
         if not match:
             what = "is of a layout with expert parallelism, which this model has not"
             raise UserError(what, where=path, remedy="check the path")
-        staged = staged or match[2] is not None
         found[int(match[1]), int(match[2] or 0)] = path
     if not found:
         raise UserError("holds no checkpoint (mp_rank_00)", where=directory, remedy=remedy)
@@ -144,25 +142,25 @@ def _read_ranks(directory: Path, remedy: str) -> dict[tuple[int, int], Mapping[s
     for pp in range(pipeline):
         for tp in range(tensor):
             if (tp, pp) not in found:
-                name = f"mp_rank_{tp:02d}_{pp:03d}" if staged else f"mp_rank_{tp:02d}"
                 what = f"is half-written: of TP {tensor}, PP {pipeline} this rank is missing"
-                raise UserError(what, where=directory / name, remedy=remedy)
+                folder = (directory / rank_file(tp, pp, pipeline)).parent
+                raise UserError(what, where=folder, remedy=remedy)
     return contents
 
 
 def _read_rank(path: Path, remedy: str) -> Mapping[str, Any]:
-    file = path / MODEL_FILE
-    for part in (file, path / OPTIMIZER_FILE):
-        if part.exists() if part != file else True:
-            if not part.is_file():
-                raise UserError("is half-written: this file is missing", where=part, remedy=remedy)
-            if not is_whole(part):
-                raise UserError("is half-written: this file has no end", where=part, remedy=remedy)
-    content = load_checkpoint_file(file)
-    if isinstance(content, dict) and isinstance(content.get("model0"), dict):
+    file, optimizer = path / MODEL_FILE, path / OPTIMIZER_FILE
+    for part in (file, optimizer) if optimizer.exists() else (file,):
+        if not part.is_file():
+            raise UserError("is half-written: this file is missing", where=part, remedy=remedy)
+        if not is_whole(part):
+            raise UserError("is half-written: this file has no end", where=part, remedy=remedy)
+    loaded = load_checkpoint_file(file)
+    content: Mapping[str, Any] = loaded if isinstance(loaded, dict) else {}
+    if isinstance(content.get("model0"), dict):
         what = "has several model parts in one rank (--num-layers-per-virtual-pipeline-stage)"
         raise UserError(what, where=file, remedy="save it without that flag")
-    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+    if not isinstance(content.get("model"), dict):
         raise UserError("holds no model", where=file, remedy="give a Megatron-core checkpoint")
     return content
 

@@ -20,6 +20,7 @@ from typing import Literal, Optional
 import numpy as np
 import numpy.typing as npt
 
+from openpangu_sft.checkpoint.mcore import rank_file
 from openpangu_sft.errors import UserError
 from openpangu_sft.git import apply_patch, require_git
 
@@ -72,10 +73,9 @@ def patched_core(folder: Path) -> Path:
     return folder
 
 
-def rank_file(iteration_directory: Path, rank: int, tensor: int, pipeline: int) -> Path:
-    """The file of a rank, by Megatron's naming; tensor parallel ranks of one pipeline stage are neighbours."""
-    stage = f"_{rank // tensor:03d}" if pipeline > 1 else ""
-    return iteration_directory / f"mp_rank_{rank % tensor:02d}{stage}" / "model_optim_rng.pt"
+def file_of(iteration_directory: Path, rank: int, tensor: int, pipeline: int) -> Path:
+    """The file of a rank of all TP x PP; tensor parallel ranks of one pipeline stage are neighbours."""
+    return iteration_directory / rank_file(rank % tensor, rank // tensor, pipeline)
 
 
 def megatron_logits(
@@ -104,7 +104,7 @@ def megatron_logits(
         UserError: the checkpoint is not one that training would load, what runs it is not installed, or memory ran out.
     """
     for rank in range(tensor * pipeline):
-        if not (path := rank_file(iteration_directory, rank, tensor, pipeline)).is_file():
+        if not (path := file_of(iteration_directory, rank, tensor, pipeline)).is_file():
             raise UserError("no such file", where=path, remedy=f"is it a checkpoint for TP {tensor}, PP {pipeline}?")
     with tempfile.TemporaryDirectory(prefix="megatron-") as name:
         scratch = Path(name)

@@ -17,12 +17,11 @@ from typing import Any, Optional
 import numpy as np
 import torch
 
-from openpangu_sft.checkpoint.megatron import REFUSED, rank_file
+from openpangu_sft.checkpoint.megatron import REFUSED, file_of
 from openpangu_sft.checkpoint.megatron_model import Arguments, build, load_strictly, stand_in
 from openpangu_sft.checkpoint.safe_pickle import load_checkpoint_file
+from openpangu_sft.checkpoint.torch_arrays import TORCH_DTYPES
 from openpangu_sft.errors import UserError, explain_os_error
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 _NEEDED = (
     "num_layers",
@@ -129,12 +128,12 @@ def run(job: Namespace) -> None:
         OSError: a file cannot be read or written.
     """
     stand_in(job.core)
-    path = rank_file(job.iteration_directory, job.rank, job.tensor, job.pipeline)
+    path = file_of(job.iteration_directory, job.rank, job.tensor, job.pipeline)
     given, state = read_rank(path, job.tensor, job.pipeline)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{job.rendezvous}", rank=job.rank, world_size=job.tensor * job.pipeline
     )
-    dtype = DTYPES[job.dtype]
+    dtype = TORCH_DTYPES[job.dtype]
     try:
         require_same(given)
         if given["padded_vocab_size"] < job.vocab_size:
@@ -168,7 +167,7 @@ def main() -> None:
     parser.add_argument("iteration_directory", type=Path, help="iter_… with mp_rank_… below it")
     parser.add_argument("prompts", type=Path, help="json: token ids of each prompt")
     parser.add_argument("result", type=Path, help="npz, written by one rank: fp32 [tokens, vocab_size] of each prompt")
-    parser.add_argument("dtype", choices=list(DTYPES), help="of weights and computation")
+    parser.add_argument("dtype", choices=list(TORCH_DTYPES), help="of weights and computation")
     parser.add_argument("vocab_size", type=int, help="without padding rows")
     parser.add_argument("tensor", type=int)
     parser.add_argument("pipeline", type=int)

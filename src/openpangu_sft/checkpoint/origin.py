@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Callable, NamedTuple, Optional
 
-from openpangu_sft.artefact import Manifest, sha256_of
+from openpangu_sft.artefact import Manifest, files_digest, sha256_of
 from openpangu_sft.checkpoint.hf import CONFIG, open_hf, require_model, weight_files
 from openpangu_sft.checkpoint.mcore import MODEL_FILE, TRACKER
 from openpangu_sft.checkpoint.mcore_reader import McoreCheckpoint, open_mcore
@@ -49,7 +48,7 @@ class Origin(NamedTuple):
         """
         try:
             yield
-        except Exception:
+        except (UserError, OSError):
             self._require_unchanged()  # what went wrong then follows from it
             raise
         self._require_unchanged()
@@ -105,14 +104,6 @@ def hf_digests(directory: Path) -> dict[str, str]:
         "config": sha256_of(directory / CONFIG),
         "tokenizer": tokenizer_digest(directory),
     }
-
-
-def files_digest(files: Iterable[Path]) -> str:
-    """sha256 over the sums of files."""
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(f"{path.name} {sha256_of(path)}\n".encode())
-    return digest.hexdigest()
 
 
 def _stamp(path: Path) -> Optional[Stamp]:

@@ -19,7 +19,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from openpangu_sft.checkpoint.arrays import Array, DType
-from openpangu_sft.checkpoint.torch_file import STORAGES, TORCH_DTYPES
+from openpangu_sft.checkpoint.torch_file import NAMED_DTYPES, STORAGES
 from openpangu_sft.errors import UserError, naming
 
 _ALLOWED = {
@@ -89,7 +89,7 @@ _TORCH = {
     ("torch", "Size"): tuple,
     ("torch", "device"): partial(Inert, "device"),
     **{("torch", name): dtype for name, dtype in STORAGES.items()},
-    **{("torch", name): dtype for name, dtype in TORCH_DTYPES.items()},
+    **{("torch", name): dtype for name, dtype in NAMED_DTYPES.items()},
 }
 
 

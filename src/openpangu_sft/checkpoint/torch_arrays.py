@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,6 +14,9 @@ from openpangu_sft.checkpoint.weights import Weights, weights_of_arrays
 from openpangu_sft.recipe import Model
 
 Tensors = dict[str, torch.Tensor]
+Precision = Literal["fp32", "bf16"]
+TORCH_DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""What models compute in, by the names that recipes use."""
 
 
 def to_tensor(array: Array) -> torch.Tensor:

@@ -33,7 +33,7 @@ STORAGES: dict[str, DType] = {
     "BoolStorage": np.dtype(bool),
 }
 """Names of torch's storage classes, by which a file gives a tensor's dtype."""
-TORCH_DTYPES: dict[str, DType] = {
+NAMED_DTYPES: dict[str, DType] = {
     **{str(dtype): dtype for dtype in STORAGES.values() if dtype != np.dtype(bool)},
     "bool": np.dtype(bool),
 }
@@ -76,7 +76,7 @@ class _Pickler(_PythonPickler):  # type: ignore[misc]
         self._rebuild = _Global("_rebuild_tensor_v2", "torch._utils")
         names = {dtype: name for name, dtype in STORAGES.items()}
         self._storages = {dtype: _Global(name) for dtype, name in names.items()}
-        self._dtypes = {dtype: _Global(name) for name, dtype in TORCH_DTYPES.items()}
+        self._dtypes = {dtype: _Global(name) for name, dtype in NAMED_DTYPES.items()}
 
     def persistent_id(self, value: object) -> Any:
         """What torch's unpickler makes a storage of."""
@@ -108,7 +108,7 @@ class _Pickler(_PythonPickler):  # type: ignore[misc]
 
     dispatch[Stored] = save_tensor
     dispatch[_Global] = save_name
-    for _kind in {type(dtype) for dtype in TORCH_DTYPES.values()}:
+    for _kind in {type(dtype) for dtype in NAMED_DTYPES.values()}:
         dispatch[_kind] = save_dtype
 
 

@@ -69,7 +69,6 @@ def compare_tensors(recipe: Recipe, hf: Path, mcore: Path, iteration: Optional[i
         what = f"has {' and '.join(opened.weights.dtypes())}, {hf} has {' and '.join(weights.dtypes())}"
         raise UserError(what, where=opened.directory, remedy=REMEDY)
     transfer = Transfer(weights, recipe.model, dtypes.pop() if rounded else None)
-    count = 0
     with byte_progress("comparing", sum(path.stat().st_size for path in opened.files)) as advance:
         found = list(differences(transfer, opened.weights, advance))
     if found:

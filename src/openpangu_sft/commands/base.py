@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Callable, Optional
@@ -40,6 +41,12 @@ def stage(name: str, default_recipe: str = DEFAULT_RECIPE) -> Callable[[Callable
         return app.command(name)(recipe(override(function)))
 
     return declare
+
+
+def without_torch() -> None:
+    """Keeps transformers from importing torch: a tokenizer needs none, and it takes seconds and 200 MB."""
+    os.environ.setdefault("USE_TORCH", "0")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would say that there is no torch
 
 
 def show(title: str, path: Path, manifest: Manifest, recipe: Optional[Recipe] = None) -> None:

@@ -7,7 +7,7 @@ from typing import Optional
 
 import click
 
-from openpangu_sft.commands.base import print_rows, print_table, show, stage
+from openpangu_sft.commands.base import print_rows, print_table, show, stage, without_torch
 from openpangu_sft.errors import UserError
 from openpangu_sft.progress import console
 from openpangu_sft.recipe_file import load_recipe
@@ -63,6 +63,7 @@ def export_command(
     \b
     Example: openpangu-sft export --iteration 400 --form openpangu
     """
+    without_torch()
     from openpangu_sft.checkpoint.export import run_export
 
     recipe = load_recipe(recipe_file, overrides)

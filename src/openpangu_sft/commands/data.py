@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import sys
 from pathlib import Path
 from typing import Optional
@@ -12,7 +11,7 @@ import click
 from rich.console import Console
 
 from openpangu_sft.artefact import Manifest, sum_counts
-from openpangu_sft.commands.base import print_table, show, stage
+from openpangu_sft.commands.base import print_table, show, stage, without_torch
 from openpangu_sft.errors import UserError, printable
 from openpangu_sft.progress import console
 from openpangu_sft.recipe_file import load_recipe
@@ -37,7 +36,7 @@ def preprocess_command(recipe_file: Path, overrides: tuple[str, ...], shard: Opt
     \b
     Example: openpangu-sft preprocess --shard 3/16
     """
-    _without_torch()
+    without_torch()
     from openpangu_sft.dataset.preprocess import run_preprocess
     from openpangu_sft.dataset.spans import parse_part
 
@@ -78,7 +77,7 @@ def preview_command(
     recipe_file: Path, overrides: tuple[str, ...], sample: Optional[int], count: Optional[int], html: Optional[Path]
 ) -> None:
     """What training will see: numbers and samples, token by token."""
-    _without_torch()
+    without_torch()
     from openpangu_sft.preview.stage import run_preview
     from openpangu_sft.preview.terminal import show as show_preview
 
@@ -105,9 +104,3 @@ def inspect_command(recipe_file: Path, overrides: tuple[str, ...], dataset: Opti
     if report.findings:
         count = len(report.findings)
         raise UserError("1 finding" if count == 1 else f"{count} findings", where=report.path, remedy="see above")
-
-
-def _without_torch() -> None:
-    """Keeps transformers from importing torch: a tokenizer needs none, and it takes seconds and 200 MB."""
-    os.environ.setdefault("USE_TORCH", "0")
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would say that there is no torch

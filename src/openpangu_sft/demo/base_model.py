@@ -6,7 +6,6 @@ import io
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import sentencepiece
 import torch
@@ -14,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from openpangu_sft.artefact import Manifest, staged_directory
 from openpangu_sft.chat_format import END, HEADERS, START
-from openpangu_sft.checkpoint.hf import CONFIG, WEIGHTS, llama_config
+from openpangu_sft.checkpoint.hf import CONFIG, WEIGHTS, llama_config, pangu_config
 from openpangu_sft.checkpoint.safetensors_file import write_safetensors
 from openpangu_sft.checkpoint.torch_arrays import weights_of
 from openpangu_sft.checkpoint.transfer import Transfer
@@ -43,7 +42,7 @@ def make_base_model(recipe: Recipe, texts: Iterable[str]) -> Manifest:
     manifest = Manifest("hf", settings={"model.vocab_size": recipe.model.vocab_size, "train.seed": recipe.train.seed})
     with staged_directory(recipe.path("hf"), manifest) as staging:
         end_id = _write_tokenizer(staging, texts, recipe.model.vocab_size)
-        config = _config(recipe, end_id)
+        config = pangu_config(recipe.model, end_id, "float32")
         torch.manual_seed(recipe.train.seed)
         model = LlamaForCausalLM(LlamaConfig(**llama_config(config)))
         transfer = Transfer(weights_of(tensors_of_model(model, torch.float32)), recipe.model)
@@ -63,34 +62,6 @@ def texts_of(value: object) -> Iterator[str]:
     elif isinstance(value, list):
         for inner in value:
             yield from texts_of(inner)
-
-
-def _config(recipe: Recipe, end_id: int) -> dict[str, Any]:
-    model = recipe.model
-    return {
-        "architectures": ["PanguEmbeddedForCausalLM"],
-        "model_type": "PanguEmbedded",
-        "bias": model.add_qkv_bias,
-        "attention_dropout": 0.0,
-        "bos_token_id": 1,
-        "eos_token_id": end_id,
-        "pad_token_id": 0,
-        "hidden_act": "silu",
-        "hidden_size": model.hidden_size,
-        "initializer_range": 0.02,
-        "intermediate_size": model.ffn_hidden_size,
-        "max_position_embeddings": model.max_position_embeddings,
-        "num_attention_heads": model.num_attention_heads,
-        "num_hidden_layers": model.num_layers,
-        "num_key_value_heads": model.num_query_groups,
-        "head_dim": model.kv_channels,
-        "rms_norm_eps": model.norm_epsilon,
-        "rope_theta": model.rotary_base,
-        "tie_word_embeddings": model.tie_word_embeddings,
-        "torch_dtype": "float32",
-        "use_cache": True,
-        "vocab_size": model.vocab_size,
-    }
 
 
 def _write_tokenizer(directory: Path, texts: Iterable[str], vocab_size: int) -> int:

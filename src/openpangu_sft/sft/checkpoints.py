@@ -21,14 +21,13 @@ from openpangu_sft.checkpoint.layout import layout_of
 from openpangu_sft.checkpoint.mcore import TRACKER, Position, iteration_directory, write_rank, write_tracker
 from openpangu_sft.checkpoint.mcore_reader import latest_iteration
 from openpangu_sft.checkpoint.safe_pickle import load_checkpoint_file
-from openpangu_sft.checkpoint.torch_arrays import tensors_in, weights_of
+from openpangu_sft.checkpoint.torch_arrays import TORCH_DTYPES, tensors_in, weights_of
 from openpangu_sft.checkpoint.transfer import Transfer
 from openpangu_sft.errors import UserError, naming
 from openpangu_sft.recipe import Recipe
 from openpangu_sft.sft.model import tensors_of_model
 
 ENGINE_FILE = "mp_rank_00/transformers_engine.pt"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 VERSIONS = {"openpangu-sft": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
 """Of what has trained: for whoever asks later."""
 
@@ -49,7 +48,7 @@ def save(
         inputs=run_manifest.inputs,
         counts={"iteration": iteration, "loss": loss, "versions": VERSIONS},
     )
-    dtype, layout = DTYPES[recipe.train.precision], layout_of(recipe.model, recipe.parallel)
+    dtype, layout = TORCH_DTYPES[recipe.train.precision], layout_of(recipe.model, recipe.parallel)
     position = Position(iteration, iteration * recipe.train.global_batch_size)
     with staged_directory(iteration_directory(run, iteration), manifest) as staging:
         transfer = Transfer(weights_of(tensors_of_model(model, dtype)), recipe.model)
