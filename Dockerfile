@@ -107,11 +107,15 @@ ENTRYPOINT ["/opt/openpangu/entrypoint"]
 CMD ["openpangu-sft", "--help"]
 ARG COMMIT=unknown
 ARG VERSION=unknown
+ARG STACK=unknown
+ARG CPU_BASE
 LABEL org.opencontainers.image.title="openpangu-sft cpu" \
       org.opencontainers.image.description="Fine-tuning of openPangu-Embedded: every stage, on a machine without an NPU" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.revision="${COMMIT}" \
-      org.opencontainers.image.version="${VERSION}"
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.base.name="${CPU_BASE}" \
+      openpangu-sft.stack="${STACK}"
 
 FROM npu-base AS npu
 COPY --from=npu-dependencies /tree/ /
@@ -124,8 +128,12 @@ ENTRYPOINT ["/opt/openpangu/entrypoint"]
 CMD ["openpangu-sft", "--help"]
 ARG COMMIT=unknown
 ARG VERSION=unknown
+ARG STACK=unknown
+ARG BASE
 LABEL org.opencontainers.image.title="openpangu-sft npu" \
       org.opencontainers.image.description="Fine-tuning of openPangu-Embedded on Ascend NPUs: MindSpeed-LLM 1.0.0, patched" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.revision="${COMMIT}" \
-      org.opencontainers.image.version="${VERSION}"
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.base.name="${BASE}" \
+      openpangu-sft.stack="${STACK}"

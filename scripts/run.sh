@@ -57,11 +57,11 @@ fi
 mounts=("$here")
 mount() { # <an absolute path that a stage was given>
     local path=$1 mounted
-    [[ -d $path ]] || path=$(dirname -- "$path")
-    [[ -d $path ]] || die "$path is not there, so it cannot be mounted: make it first"
     for mounted in /cache "${mounts[@]}"; do
         [[ $path/ != "$mounted"/* ]] || return 0
     done
+    [[ -d $path ]] || path=$(dirname -- "$path")
+    [[ -d $path ]] || die "$path is not there, so it cannot be mounted: make it first"
     case $path in
     / | /bin | /dev | /etc | /home | /lib* | /opt | /proc | /root | /run | /sbin | /sys | /tmp | /usr | /var)
         die "$1: $path is not mounted into a container: take a directory below it that is there"
@@ -77,7 +77,7 @@ for argument in "$@"; do
     esac
 done
 
-flags=(--rm --init --ipc host --network host --ulimit memlock=-1 --stop-timeout 600 --workdir "$here")
+flags=(--rm --init --ipc host --network host --stop-timeout 600 --workdir "$here")
 flags+=(--env "HOST_UID=$(id -u)" --env "HOST_GID=$(id -g)")
 for path in "${mounts[@]}"; do flags+=(--volume "$path:$path"); done
 cache=${CACHE:-/cache}

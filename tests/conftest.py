@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -18,6 +19,9 @@ from openpangu_sft.recipe import Recipe
 from openpangu_sft.recipe_file import load_recipe
 from openpangu_sft.upstream import VARIABLES
 from small_upstream import SmallUpstream
+
+# Its library warns on stderr when a process that has used it forks, as stages do here after whatever tests came before.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"

@@ -52,9 +52,14 @@ ca=${CA:-${SSL_CERT_FILE:-}}
 [[ -z $ca ]] || arguments+=(--secret "id=ca,src=$ca")
 read -ra flags <<<"${IMAGE_FLAGS:-}"
 
+# What people look for in a label; all of it is in versions.json.
+stack=$(sed -n 's/^\(torch\|torch-npu\|transformers\|numpy\)==\([^ ]*\).*/\1 \2/p' "locks/torch-${TORCH:-cpu}.txt" "locks/image-$target.txt" |
+    sort -u | paste -sd, | sed 's/,/, /g')
+[[ $target == cpu ]] || stack+=$(sed -n 's/^\[\(.*\)\]$/, \1/p; s/^commit = "\(.\{12\}\).*/ \1/p' patches/upstream.toml | tr -d '\n')
+
 tag=${TAG:-$name:$version-$target}
 DOCKER_BUILDKIT=1 "$docker" build --target "$target" "${flags[@]}" "${arguments[@]}" \
-    --build-arg "COMMIT=$commit" --build-arg "VERSION=$version" \
+    --build-arg "COMMIT=$commit" --build-arg "VERSION=$version" --build-arg "STACK=$stack" \
     --build-arg "SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)" --tag "$tag" .
 
 mkdir -p dist

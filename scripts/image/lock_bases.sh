@@ -7,6 +7,7 @@ CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.."
 require_engine
 
 file=locks/bases.txt
+trap 'rm -f "$file.new"' EXIT
 {
     echo '# Made by make lock-base: the images that make image begins with, by digest.'
     for argument in BASE CPU_BASE BUILD_BASE; do
@@ -15,6 +16,6 @@ file=locks/bases.txt
         digest=$("$docker" image inspect --format '{{index .RepoDigests 0}}' "$tag")
         printf '%s %s@%s\n' "$argument" "${tag%@*}" "${digest##*@}"
     done
-} >"$file.new" || { rm -f "$file.new" && exit 1; }
+} >"$file.new"
 mv "$file.new" "$file"
 cat "$file" >&2

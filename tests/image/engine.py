@@ -1,0 +1,109 @@
+"""The Docker engine, and base images to build on where no registry is reached."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any, Optional
+
+from openpangu_sft import __version__
+
+ROOT = Path(__file__).parents[2]
+CPU, NPU = f"openpangu-sft:{__version__}-cpu", f"openpangu-sft:{__version__}-npu"
+CANARY = "canary-4711"
+"""What must not be found in an image: part of a mirror's address, of the lent certificates and of a proxy variable."""
+
+REGISTRY_BASES = {"CPU_BASE": "docker.io/library/python:3.9-slim-bullseye"}
+REGISTRY_BASES.update(BASE=REGISTRY_BASES["CPU_BASE"], BUILD_BASE="docker.io/library/buildpack-deps:bullseye")
+DEBIAN = os.environ.get("DEBIAN_MIRROR", "http://deb.debian.org/debian")
+BASE_PACKAGES = "python3,python3-distutils,ca-certificates,libgomp1"
+BUILD_PACKAGES = "ca-certificates,curl,gcc,g++,libc6-dev,make,xz-utils,python3-dev"
+BUILD_PACKAGES += ",libbz2-dev,libffi-dev,liblzma-dev,libsqlite3-dev,libssl-dev,zlib1g-dev"
+
+
+def find_docker() -> Optional[str]:
+    """The client that answers, with an engine behind it; Debian's own before others, as that one has BuildKit."""
+    for client in (os.environ.get("DOCKER"), "/usr/bin/docker", shutil.which("docker")):
+        if client and Path(client).exists() and not subprocess.run([client, "info"], capture_output=True).returncode:
+            return client
+    return None
+
+
+class Engine:
+    """Calls the client; every call that fails raises, with what it said."""
+
+    def __init__(self, client: str) -> None:
+        self.client = client
+        self.environment = {**os.environ, "DOCKER": client}
+        for name in ("MAKEFLAGS", "MAKELEVEL", "TARGET", "CACHE", "RUNTIME", "NPUS", "HOST_UID", "HOST_GID"):
+            self.environment.pop(name, None)
+
+    def __call__(self, *arguments: str, text: Optional[str] = None) -> str:
+        done = subprocess.run([self.client, *arguments], input=text, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"docker {' '.join(arguments)}: {done.stderr}"
+        return done.stdout.strip()
+
+    def inspect(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self("inspect", name))[0]
+        return found
+
+    def has(self, image: str) -> bool:
+        return not subprocess.run([self.client, "image", "inspect", image], capture_output=True).returncode
+
+    def make(self, *arguments: str, folder: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+        both = {**self.environment, **environment}
+        return subprocess.run(["make", *arguments], cwd=folder, env=both, capture_output=True, text=True, check=False)
+
+    def bases(self, work: Path) -> dict[str, str]:
+        """What make image is to be told; made by debootstrap where no registry is reached.
+
+        Raises:
+            LookupError: there is no way to a base.
+        """
+        given = {name: os.environ[name] for name in REGISTRY_BASES if name in os.environ}
+        if given.keys() == REGISTRY_BASES.keys():
+            return given
+        if answers("https://registry-1.docker.io/v2/"):
+            return {**REGISTRY_BASES, **given}
+        if not shutil.which("debootstrap") or os.geteuid():
+            raise LookupError("no registry is reached, and debootstrap is not here or not allowed")
+        base = self._debootstrap(work, "openpangu-test/base", BASE_PACKAGES)
+        build = self._debootstrap(work, "openpangu-test/build", BUILD_PACKAGES)
+        return {"BASE": base, "CPU_BASE": base, "BUILD_BASE": build, **given}
+
+    def _debootstrap(self, work: Path, image: str, packages: str) -> str:
+        if self.has(image):
+            return image
+        root, cache = work / image.replace("/", "-"), work / "debs"
+        cache.mkdir(exist_ok=True)
+        command = ["debootstrap", "--variant=minbase", f"--include={packages}", f"--cache-dir={cache}"]
+        done = subprocess.run([*command, "bullseye", str(root), DEBIAN], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout[-2000:]
+        for unwanted in ("var/cache/apt/archives", "var/lib/apt/lists"):
+            shutil.rmtree(root / unwanted)
+        tar = subprocess.Popen(["tar", "-C", str(root), "-c", "."], stdout=subprocess.PIPE)
+        subprocess.run([self.client, "import", "-", image], stdin=tar.stdout, check=True, capture_output=True)
+        assert tar.wait() == 0
+        shutil.rmtree(root)
+        return image
+
+
+def torch_build() -> str:
+    """Which torch can be had here: PyTorch's CPU build, or PyPI's."""
+    return os.environ.get("TORCH") or ("cpu" if answers("https://download.pytorch.org/whl/cpu/") else "pypi")
+
+
+def answers(address: str) -> bool:
+    """Whether something is to be had there. A name alone may be answered for by what then refuses the request."""
+    try:
+        urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=20).close()
+    except urllib.error.HTTPError as error:
+        return error.code == 401  # a registry, which wants to know who asks
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,145 @@
+"""What `make image` builds: the same every time, described, with nothing left in it that was only lent."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from engine import CANARY, ROOT, Engine, answers
+
+from openpangu_sft import __version__
+
+
+def test_two_builds_of_a_commit_are_the_same_to_the_last_file(cpu_image: SimpleNamespace) -> None:
+    last = cpu_image.said.splitlines()[-1]
+    assert last.startswith("image-diff: two builds, ")
+    assert last.endswith(" entries each, no difference")
+    assert int(last.split()[3]) > 20_000
+
+
+def test_labels_say_what_it_is(engine: Engine, bases: dict[str, str], cpu_image: SimpleNamespace) -> None:
+    labels = engine.inspect(cpu_image.name)["Config"]["Labels"]
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    changed = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True).stdout
+    assert labels["org.opencontainers.image.revision"] == commit + ("-changed" if changed else "")
+    assert labels["org.opencontainers.image.version"] == __version__
+    assert labels["org.opencontainers.image.licenses"] == "Apache-2.0"
+    assert labels["org.opencontainers.image.base.name"] == bases["CPU_BASE"]
+    assert re.fullmatch(r"numpy 1\.\S+, torch 2\.1\.0\S*, transformers 4\.53\.2", labels["openpangu-sft.stack"])
+
+
+def test_versions_and_sbom_lie_in_it_and_beside_it(engine: Engine, cpu_image: SimpleNamespace) -> None:
+    for kind in ("versions", "sbom"):
+        inside = engine("run", "--rm", cpu_image.name, "cat", f"/opt/openpangu/{kind}.json")
+        assert inside == (ROOT / f"dist/openpangu-sft-{__version__}-cpu.{kind}.json").read_text("utf-8").strip()
+    sbom = json.loads(inside)
+    assert (sbom["bomFormat"], sbom["specVersion"]) == ("CycloneDX", "1.5")
+    listed = {component["name"].lower().replace("_", "-"): component for component in sbom["components"]}
+    asked = engine("run", "--rm", cpu_image.name, "python", "-c", INSTALLED)
+    for line in asked.splitlines():
+        name, version = line.split()
+        assert listed[name.lower().replace("_", "-")]["version"] == version
+    assert listed["transformers"]["version"] == "4.53.2"
+    assert listed["torch"]["version"].startswith("2.1.0")
+    assert listed["torch"]["licenses"]
+
+
+INSTALLED = "from importlib.metadata import distributions as d\nfor x in d(): print(x.metadata['Name'], x.version)"
+
+
+def test_nothing_that_was_only_lent_is_in_any_layer(engine: Engine, cpu_image: SimpleNamespace, place: Path) -> None:
+    history = engine("history", "--no-trunc", "--format", "{{.CreatedBy}}", cpu_image.name)
+    assert CANARY not in history + json.dumps(engine.inspect(cpu_image.name))
+    names, found = set(), []
+    for name, content in files_above_the_base(engine, cpu_image.name, place):
+        names.add(name)
+        if CANARY.encode() in content:
+            found.append(name)
+    assert found == []
+    assert "opt/openpangu/venv/bin/python" in names
+    for left in ("build", "tree", "tmp/", "root/.cache", "run/secrets", "var/cache"):
+        assert not [name for name in names if name.startswith(left)]
+    assert not [name for name in names if name.endswith(".pyc")]
+
+
+def files_above_the_base(engine: Engine, image: str, place: Path) -> Iterator[tuple[str, bytes]]:
+    """Every file of every layer but the first one, which is the base."""
+    saved = subprocess.Popen([engine.client, "save", image], stdout=subprocess.PIPE)
+    assert saved.stdout is not None
+    with tarfile.open(fileobj=saved.stdout, mode="r|") as archive:
+        layers: dict[str, Path] = {}
+        for entry in archive:
+            stream = archive.extractfile(entry) if entry.isfile() else None
+            if entry.name == "manifest.json":
+                assert stream is not None
+                order = json.load(io.BytesIO(stream.read()))[0]["Layers"]
+            elif stream is not None and entry.size > 10_000:
+                layers[entry.name] = place / f"layer{len(layers)}"
+                with layers[entry.name].open("wb") as file:
+                    while block := stream.read(1 << 20):
+                        file.write(block)
+    assert saved.wait() == 0
+    for layer in order[1:]:
+        with tarfile.open(layers[layer]) as archive:
+            for entry in archive:
+                stream = archive.extractfile(entry) if entry.isfile() else None
+                yield entry.name, stream.read() if stream else b""
+
+
+def test_code_cannot_be_written_by_the_user(engine: Engine, cpu_image: SimpleNamespace) -> None:
+    find = "find /opt/openpangu -writable ! -type l | head"
+    command = ["run", "--rm", "--env", "HOST_UID=4711", "--env", "HOST_GID=4712", cpu_image.name]
+    assert engine(*command, "sh", "-c", find) == ""
+    assert engine(*command, "sh", "-c", "id -u; touch /tmp/mine ~/mine && echo can") == "4711\ncan"
+
+
+@pytest.mark.parametrize("command", [["openpangu-sft", "--version"], []])
+def test_it_starts(engine: Engine, cpu_image: SimpleNamespace, command: list[str]) -> None:
+    said = engine("run", "--rm", "--network", "none", cpu_image.name, *command)
+    assert said == __version__ if command else "Usage: openpangu-sft" in said
+
+
+def test_the_recipes_are_found_wherever_one_is(engine: Engine, cpu_image: SimpleNamespace) -> None:
+    done = subprocess.run(
+        [engine.client, "run", "--rm", cpu_image.name, "openpangu-sft", "merge"], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("openpangu-sft: /cache/")
+
+
+SOURCE = "http://deb.debian.org/debian/pool/main/p/python3.9/python3.9_3.9.2.orig.tar.xz"
+SOURCE_SHA256 = "3c2034c54f811448f516668dce09d24008a0716c3a794dd8639b5388cbde247d"
+
+
+@pytest.mark.parametrize("sha256", [SOURCE_SHA256, "0" * 64])
+def test_python_is_compiled_where_the_base_has_none(engine: Engine, bases: dict[str, str], sha256: str) -> None:
+    """Of another 3.9, which Debian's mirrors have; python.org is not reached everywhere."""
+    if not answers(SOURCE):
+        pytest.skip(f"{SOURCE} cannot be had")
+    name = "openpangu-test/python"
+    given = {"BUILD_BASE": bases["BUILD_BASE"], "PYTHON_URL": SOURCE, "PYTHON_SHA256": sha256}
+    arguments = [part for pair in given.items() for part in ("--build-arg", "=".join(pair))]
+    done = subprocess.run(
+        [engine.client, "build", "--target", "python-source", "--tag", name, *arguments, "."],
+        cwd=ROOT,
+        env={**engine.environment, "DOCKER_BUILDKIT": "1"},
+        capture_output=True,
+        text=True,
+    )
+    if sha256 != SOURCE_SHA256:
+        assert done.returncode != 0
+        assert "is not what PYTHON_SHA256 says" in done.stdout + done.stderr
+        return
+    assert done.returncode == 0, done.stderr[-2000:]
+    command = (
+        "ln -s /tree/opt/openpangu /opt && /opt/openpangu/python/bin/python3 -c 'import sys, ssl; print(sys.version)'"
+    )
+    assert engine("run", "--rm", name, "sh", "-c", command).startswith("3.9.2 (default, Jan  1 1970, 00:00:00)")
+    engine("rmi", name)

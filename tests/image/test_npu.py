@@ -1,0 +1,79 @@
+"""The npu image on a base without CANN: what can be looked at where there is no NPU."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from engine import ROOT, Engine
+
+from openpangu_sft.upstream import read_pins
+
+STAND_IN = ROOT.parent / "shared/npu_standin"
+UPSTREAM = "/opt/openpangu/app/.sources"
+
+
+def said(engine: Engine, image: str, *command: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [engine.client, "run", "--rm", *options, image, *command], capture_output=True, text=True, check=False
+    )
+
+
+def test_it_holds_the_pinned_stack_and_the_patched_sources(engine: Engine, npu_image: str) -> None:
+    versions = json.loads(engine("run", "--rm", npu_image, "cat", "/opt/openpangu/versions.json"))
+    assert versions["packages"]["torch-npu"] == "2.1.0.post8"
+    assert versions["packages"]["transformers"] == "4.53.2"
+    assert versions["packages"]["numpy"].startswith("1.")
+    pins = read_pins()
+    assert versions["upstream"] == {name: {"commit": pin.commit, "patches": pin.patches} for name, pin in pins.items()}
+    stack = engine.inspect(npu_image)["Config"]["Labels"]["openpangu-sft.stack"]
+    assert "torch-npu 2.1.0.post8, transformers 4.53.2, megatron-lm cac60ce4c820, mindspeed 969686ff0115" in stack
+    config = f"{UPSTREAM}/mindspeed-llm/megatron/core/transformer/transformer_config.py"
+    assert "add_dense_bias" in engine("run", "--rm", npu_image, "cat", config)
+
+
+def test_no_npu_is_said_and_stages_work(engine: Engine, npu_image: str) -> None:
+    done = said(
+        engine, npu_image, "python", "-c", "import transformers.generation, accelerate, peft; print('imported')"
+    )
+    assert (done.returncode, done.stdout) == (0, "imported\n")
+    assert done.stderr.startswith("openpangu-sft: no NPU is to be seen in this container")
+
+
+def test_torch_npu_that_does_not_import_is_said(engine: Engine, npu_image: str) -> None:
+    """With devices and without CANN's libraries."""
+    done = said(engine, npu_image, "true", options=("--device", "/dev/null:/dev/davinci_manager"))
+    assert done.returncode == 0
+    assert "torch_npu does not import: " in done.stderr
+    assert "libhccl.so" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_datasets_helper_is_there_and_is_not_compiled_again(engine: Engine, npu_image: str) -> None:
+    """The image has no compiler, and nobody may write to its code."""
+    if not STAND_IN.is_dir():
+        pytest.skip("no stand-in for torch_npu beside the repository (shared/npu_standin)")
+    program = (
+        "import torch_npu, shutil; from torch_npu.contrib import transfer_to_npu; "
+        "import mindspeed_llm.tasks.megatron_adaptor; "
+        "from megatron.core.datasets.utils import compile_helpers; compile_helpers(); "
+        "from megatron.core.datasets import helpers; print(helpers.__file__, shutil.which('g++'), shutil.which('make'))"
+    )
+    path = f"PYTHONPATH=/stand_in:{UPSTREAM}/mindspeed:{UPSTREAM}/mindspeed-llm"
+    options = (
+        "--volume",
+        f"{STAND_IN}:/stand_in:ro",
+        "--env",
+        path,
+        "--env",
+        "HOST_UID=4711",
+        "--env",
+        "HOST_GID=4711",
+    )
+    done = said(engine, npu_image, "python", "-W", "ignore", "-c", program, options=options)
+    assert done.returncode == 0, done.stderr
+    helper, *tools = done.stdout.split()[-3:]
+    assert Path(helper).parent == Path(f"{UPSTREAM}/mindspeed-llm/megatron/core/datasets")
+    assert tools == ["None", "None"]

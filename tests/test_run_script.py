@@ -1,0 +1,246 @@
+"""scripts/run.sh and scripts/compose.sh: where a stage runs, and what its container sees of the host."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCKER = """#!/bin/bash
+case "$1 $2" in
+'version --format') exit "${NO_ENGINE:-0}" ;;
+'image inspect') [[ " ${IMAGES:-} " == *" $3 "* ]] ;;
+'info --format') echo "${RUNTIMES:-{\\"runc\\":{\\}\\}}" ;;
+'run '*) shift; printf '%s\\0' "$@" >"$CALLS"; exit "${FAKE_EXIT:-0}" ;;
+*) echo "unexpected: $*" >&2; exit 99 ;;
+esac
+"""
+NPU, CPU = "openpangu-sft:1.2.3-npu", "openpangu-sft:1.2.3-cpu"
+
+
+class Host:
+    """A hand-over's folder on a host with this Docker engine, these images and these files."""
+
+    def __init__(self, directory: Path) -> None:
+        self.root = directory / "root"  # what HOST_ROOT names
+        self.folder = directory / "folder"
+        self.calls = directory / "calls"
+        (self.folder / "scripts/image").mkdir(parents=True)
+        for script in ("run.sh", "npus.sh", "compose.sh", "image/names.sh"):
+            shutil.copy(ROOT / "scripts" / script, self.folder / "scripts" / script)
+        (self.folder / "VERSION").write_text("1.2.3\n")
+        docker = directory / "docker"
+        docker.write_text(DOCKER)
+        docker.chmod(0o755)
+        self.environment = {"PATH": os.environ["PATH"], "DOCKER": str(docker), "CALLS": str(self.calls)}
+        self.environment["HOST_ROOT"] = str(self.root)
+
+    def add(self, *paths: str) -> None:
+        for path in paths:
+            (self.root / path).parent.mkdir(parents=True, exist_ok=True)
+            (self.root / path).touch()
+
+    def add_npus(self, count: int) -> None:
+        self.add("dev/davinci_manager", "dev/devmm_svm", "dev/hisi_hdc", *(f"dev/davinci{n}" for n in range(count)))
+
+    def script(self, name: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        command = [str(self.folder / "scripts" / name), *arguments]
+        both = {**self.environment, **environment}
+        return subprocess.run(command, cwd=self.folder, env=both, text=True, capture_output=True, check=False)
+
+    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return self.script("run.sh", "openpangu-sft", *arguments, **environment)
+
+    def called_with(self) -> list[str]:
+        return self.calls.read_text().split("\0")[:-1]
+
+    def given(self, option: str) -> list[str]:
+        """The values of one of docker run's options."""
+        call = self.called_with()
+        return [call[number + 1] for number, word in enumerate(call) if word == option]
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(tmp_path)
+
+
+def test_runs_in_the_image_with_this_directory_as_the_caller(host: Host) -> None:
+    done = host.run("sft", "--recipe", "recipes/x.yaml", IMAGES=CPU)
+    assert (done.returncode, done.stderr) == (0, f"in {CPU}\n")
+    assert host.called_with()[-5:] == [CPU, "openpangu-sft", "sft", "--recipe", "recipes/x.yaml"]
+    assert host.given("--workdir") == [str(host.folder)]
+    assert host.given("--volume") == [f"{host.folder}:{host.folder}"]
+    assert {f"HOST_UID={os.getuid()}", f"HOST_GID={os.getgid()}"} <= set(host.given("--env"))
+    assert {"--rm", "--init"} <= set(host.called_with())
+    assert not {"--privileged", "--tty", "--device"} & set(host.called_with())
+
+
+def test_exit_code_is_the_containers(host: Host) -> None:
+    assert host.run("sft", IMAGES=CPU, FAKE_EXIT="3").returncode == 3
+
+
+@pytest.mark.parametrize(
+    ("npus", "images", "given", "used"),
+    [
+        (0, f"{CPU} {NPU}", {}, CPU),
+        (0, NPU, {}, NPU),
+        (2, f"{CPU} {NPU}", {}, NPU),
+        (2, CPU, {}, CPU),
+        (2, f"{CPU} {NPU}", {"TARGET": "cpu"}, CPU),
+        (0, f"{CPU} {NPU}", {"TARGET": "npu"}, NPU),
+    ],
+)
+def test_image(host: Host, npus: int, images: str, given: dict[str, str], used: str) -> None:
+    if npus:
+        host.add_npus(npus)
+    assert host.run("sft", IMAGES=images, **given).stderr == f"in {used}\n"
+
+
+def test_this_machine_where_no_engine_or_no_image_is(host: Host) -> None:
+    setup = host.folder / "scripts/setup.sh"
+    setup.write_text("#!/bin/sh\nmkdir -p .venv/bin\n")
+    program = host.folder / ".venv/bin/openpangu-sft"
+    program.parent.mkdir(parents=True)
+    program.write_text('#!/bin/sh\necho "here: $*"\n')
+    for file in (setup, program):
+        file.chmod(0o755)
+    for environment in ({"NO_ENGINE": "1", "IMAGES": CPU}, {"IMAGES": "other:1"}, {"IMAGES": CPU, "RUNTIME": "host"}):
+        done = host.run("merge", "--help", **environment)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "here: merge --help\n", "")
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"RUNTIME": "dokcer"}, "RUNTIME=dokcer is neither docker nor host"),
+        (
+            {"RUNTIME": "docker"},
+            f"there is no image {CPU}: make image TARGET=cpu, or make load of a hand-over, brings it",
+        ),
+        ({"RUNTIME": "docker", "NO_ENGINE": "1"}, "no Docker engine answers"),
+        ({"RUNTIME": "docker", "TARGET": "gpu"}, "TARGET=gpu is neither npu nor cpu"),
+        ({"RUNTIME": "host"}, "this folder is a hand-over and has no code: only RUNTIME=docker runs here"),
+        ({"IMAGES": CPU, "CACHE": "/no/such"}, "CACHE=/no/such is not there: make it"),
+    ],
+)
+def test_refusals(host: Host, environment: dict[str, str], message: str) -> None:
+    done = host.run("sft", **environment)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"run.sh: {message}")
+    assert not host.calls.exists()
+
+
+def test_cache_and_named_paths_are_mounted(host: Host, tmp_path: Path) -> None:
+    for name in ("cache", "data/raw", "models"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "models/recipe.yaml").touch()
+    inside = str(host.folder / "out.html")
+    named = ["--recipe", f"{tmp_path}/models/recipe.yaml", "--set", f"paths.raw={tmp_path}/data/raw"]
+    named += ["--set", f"paths.samples={tmp_path}/data/raw/new", f"--html={inside}", "--set", "paths.run=/cache/run"]
+    assert host.run("preview", *named, "--prompt=/etc/passwd?", IMAGES=CPU, CACHE=f"{tmp_path}/cache").returncode == 0
+    wanted = [str(host.folder), f"{tmp_path}/models", f"{tmp_path}/data/raw"]
+    assert host.given("--volume") == [*(f"{path}:{path}" for path in wanted), f"{tmp_path}/cache:/cache"]
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/no/such/file", "/no/such is not there, so it cannot be mounted: make it first"),
+        ("/etc/hosts", "/etc/hosts: /etc is not mounted into a container: take a directory below it that is there"),
+        ("/new", "/new: / is not mounted into a container: take a directory below it that is there"),
+    ],
+)
+def test_paths_that_are_not_mounted(host: Host, path: str, message: str) -> None:
+    done = host.run("format", "--set", f"paths.raw={path}", IMAGES=CPU)
+    assert (done.returncode, done.stderr) == (1, f"run.sh: {message}\n")
+
+
+def test_only_what_steers_several_machines_is_passed_on(host: Host) -> None:
+    environment = {
+        "MASTER_ADDR": "10.0.0.1",
+        "NODE_RANK": "1",
+        "HCCL_CONNECT_TIMEOUT": "1200",
+        "HCCL_IF_IP": "10.0.0.2",
+    }
+    others = {"ASCEND_HOME_PATH": "/host/only", "PYTHONPATH": "/host/only", "SECRET": "x"}
+    host.run("sft", IMAGES=CPU, **environment, **others)
+    names = {value.split("=")[0] for value in host.given("--env")}
+    assert names - {"TERM", "OMP_NUM_THREADS"} == {"HOST_UID", "HOST_GID", *environment}
+
+
+DRIVER = ["usr/local/dcmi/x", "usr/local/sbin/npu-smi", "usr/local/Ascend/driver/lib64/x"]
+DRIVER += ["usr/local/Ascend/driver/version.info", "etc/ascend_install.info"]
+
+
+@pytest.mark.parametrize(("npus", "numbers"), [("", range(12)), ("0,11", [0, 11]), ("3", [3])])
+def test_npus(host: Host, npus: str, numbers: list[int]) -> None:
+    host.add_npus(12)
+    host.add(*DRIVER)
+    assert host.run("sft", IMAGES=NPU, NPUS=npus).returncode == 0
+    names = ["davinci_manager", "devmm_svm", "hisi_hdc", *(f"davinci{number}" for number in numbers)]
+    assert host.given("--device") == [f"{host.root}/dev/{name}:/dev/{name}" for name in names]
+    mounted = ["/usr/local/dcmi", "/usr/local/sbin/npu-smi", "/usr/local/Ascend/driver/lib64"]
+    mounted += ["/usr/local/Ascend/driver/version.info", "/etc/ascend_install.info"]
+    assert host.given("--volume")[1:] == [f"{host.root}{path}:{path}:ro" for path in mounted]
+
+
+def test_npus_by_ascend_docker_runtime(host: Host) -> None:
+    host.add_npus(4)
+    runtimes = '{"ascend":{"path":"/usr/local/Ascend/Ascend-Docker-Runtime/ascend-docker-runtime"},"runc":{}}'
+    assert host.run("sft", IMAGES=NPU, NPUS="2,3", RUNTIMES=runtimes).returncode == 0
+    assert host.given("--device") == []
+    assert host.given("--runtime") == ["ascend"]
+    assert "ASCEND_VISIBLE_DEVICES=2,3" in host.given("--env")
+
+
+@pytest.mark.parametrize(
+    ("npus", "message"),
+    [
+        ("0,4", "NPUS=0,4: this host has no NPU 4; it has 0 1 2 3"),
+        ("0-3", "NPUS=0-3 is no list of numbers: write NPUS=0,1,2,3"),
+        ("0, 1", "NPUS=0, 1 is no list of numbers: write NPUS=0,1,2,3"),
+    ],
+)
+def test_npus_that_are_not_there(host: Host, npus: str, message: str) -> None:
+    host.add_npus(4)
+    done = host.run("sft", IMAGES=NPU, NPUS=npus)
+    assert (done.returncode, done.stderr) == (1, f"run.sh: {message}\n")
+
+
+def test_more_options_for_docker(host: Host) -> None:
+    host.run("sft", IMAGES=CPU, DOCKER_FLAGS="-v /models:/models:ro --memory 8g")
+    call = host.called_with()
+    assert call[call.index("-v") :][:4] == ["-v", "/models:/models:ro", "--memory", "8g"]
+
+
+def test_compose_override_is_this_hosts(host: Host) -> None:
+    host.add_npus(2)
+    host.add(*DRIVER)
+    assert host.script("compose.sh", NPUS="1").returncode == 0
+    override = (host.folder / "docker-compose.override.yml").read_text()
+    assert f'- "{host.root}/dev/davinci1:/dev/davinci1"' in override
+    assert "davinci0" not in override
+    assert host.script("compose.sh").returncode == 0  # ours is replaced
+    assert "davinci0" in (host.folder / "docker-compose.override.yml").read_text()
+
+
+def test_compose_override_of_somebody_else_is_kept(host: Host) -> None:
+    host.add_npus(2)
+    theirs = host.folder / "docker-compose.override.yml"
+    theirs.write_text("services: {}\n")
+    done = host.script("compose.sh")
+    assert done.returncode == 1
+    assert "is not from this script and is left as it is" in done.stderr
+    assert theirs.read_text() == "services: {}\n"
+
+
+def test_compose_without_npus(host: Host) -> None:
+    done = host.script("compose.sh")
+    assert done.returncode == 1
+    assert "this host has no NPU" in done.stderr
+    assert not (host.folder / "docker-compose.override.yml").exists()
