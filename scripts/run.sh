@@ -72,7 +72,7 @@ mount() { # <an absolute path that a stage was given>
 for argument in "$@"; do
     case $argument in
     --prompt=*) ;;
-    *=/*) mount "${argument#*=}" ;;
+    *=/*) mount "/${argument#*=/}" ;;
     /*) mount "$argument" ;;
     esac
 done

@@ -141,7 +141,13 @@ def test_cache_and_named_paths_are_mounted(host: Host, tmp_path: Path) -> None:
     (tmp_path / "models/recipe.yaml").touch()
     inside = str(host.folder / "out.html")
     named = ["--recipe", f"{tmp_path}/models/recipe.yaml", "--set", f"paths.raw={tmp_path}/data/raw"]
-    named += ["--set", f"paths.samples={tmp_path}/data/raw/new", f"--html={inside}", "--set", "paths.run=/cache/run"]
+    named += [
+        f"--set=paths.shards={tmp_path}/data/raw/a=/b",
+        f"--set=paths.samples={tmp_path}/data/raw/new",
+        f"--html={inside}",
+        "--set",
+        "paths.run=/cache/run",
+    ]
     assert host.run("preview", *named, "--prompt=/etc/passwd?", IMAGES=CPU, CACHE=f"{tmp_path}/cache").returncode == 0
     wanted = [str(host.folder), f"{tmp_path}/models", f"{tmp_path}/data/raw"]
     assert host.given("--volume") == [*(f"{path}:{path}" for path in wanted), f"{tmp_path}/cache:/cache"]
