@@ -47,7 +47,6 @@ def test_saved_removed_loaded_and_run(engine: Engine, saved: Path, user: SimpleN
         assert done.returncode == 0, done.stderr
         assert engine.has(CPU)
         subprocess.run(["chown", "-R", f"{user.uid}:{user.gid}", str(there)], check=False)
-        user.environment["DOCKER_FLAGS"] = "--network none"
         done = subprocess.run(
             [*user.become, "make", "format", "RECIPE=recipes/demo.yaml", "SET=paths.cache=/cache/x"],
             cwd=folder,
