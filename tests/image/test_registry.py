@@ -53,7 +53,8 @@ def folder(engine: Engine, registry: str, place: Path) -> Iterator[Path]:
     """A small project with the real scripts, and a base in the registry."""
     folder = place / "project"
     shutil.copytree(ROOT / "scripts", folder / "scripts")
-    (folder / "locks").mkdir()
+    shutil.copytree(ROOT / "locks", folder / "locks")
+    (folder / "locks/bases.txt").unlink(missing_ok=True)
     (folder / "VERSION").write_text("0-registry\n")
     (folder / "Dockerfile").write_text(DOCKERFILE.format(registry=registry))
     for name in ("versions.json", "sbom.json"):
@@ -145,7 +146,7 @@ def test_a_base_that_cannot_be_had(engine: Engine, registry: str, folder: Path) 
     done = script(engine, folder, "lock_bases.sh", CPU_BASE=missing)
     assert done.returncode == 1
     assert f"{missing} cannot be had: name another one with CPU_BASE=" in done.stderr
-    assert list((folder / "locks").iterdir()) == []
+    assert not [file for file in (folder / "locks").iterdir() if file.name.startswith("bases.txt")]
 
 
 def test_a_push_that_is_refused(engine: Engine, folder: Path) -> None:
