@@ -28,6 +28,10 @@ TARGETS = [
     "bench-data",
     "bench-convert",
     "sources",
+    "smoke",
+    "slurm",
+    "kubernetes",
+    "test-upstream",
     "test-image",
     "shell",
     "image",
@@ -38,7 +42,7 @@ TARGETS = [
     "lock-base",
 ]
 VARIABLES = ["RECIPE", "SET", "SHARD", "SAMPLE", "HTML", "DATASET", "PROMPT", "MODEL"]
-VARIABLES += ["FROM", "ITERATION", "DTYPE", "FORM", "HF", "MCORE", "ONLY"]
+VARIABLES += ["FROM", "ITERATION", "DTYPE", "FORM", "HF", "MCORE", "ONLY", "DRY_RUN", "CLAIM"]
 VARIABLES += ["SIZE", "DATA_DIR", "VENV", "PYTHON", "PYPI_INDEX"]
 VARIABLES += ["RUNTIME", "TARGET", "NPUS", "CACHE", "DOCKER_FLAGS", "REGISTRY"]
 URLS = ["MEGATRON_LM_URL", "MINDSPEED_URL", "MINDSPEED_LLM_URL"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -40,6 +41,9 @@ VARIABLES = {"megatron-lm": "MEGATRON_LM_URL", "mindspeed": "MINDSPEED_URL", "mi
 
 PACKAGE = "megatron"
 """Megatron-LM's folder that MindSpeed-LLM wants in its own."""
+
+COMPILED = re.compile(rf"mindspeed-llm/{PACKAGE}/core/datasets/helpers\..*\.so")
+"""Megatron-LM's helper, which running compiles there: nobody wrote it."""
 
 Text = Annotated[str, StringConstraints(min_length=1)]
 
@@ -106,7 +110,7 @@ def make_sources(target: Path = SOURCES, patches: Path = PATCHES) -> tuple[Manif
     """
     if found := find_sources(target, patches):
         return found, False
-    pins, wanted, target = read_pins(patches), _wanted(patches), target.absolute()
+    pins, wanted, target = read_pins(patches), wanted_manifest(patches), target.absolute()
     require_git("fetches and patches the sources")
     times: dict[str, int] = {}
     with staged_directory(target, wanted) as staging:
@@ -133,7 +137,7 @@ def find_sources(target: Path = SOURCES, patches: Path = PATCHES) -> Optional[Ma
     Raises:
         UserError: somebody has worked in there, and would lose it when it is made anew, now or later.
     """
-    wanted = _wanted(patches)
+    wanted = wanted_manifest(patches)
     if not (target / MANIFEST).is_file():
         return None
     found = parse_manifest(target / MANIFEST, "remove this folder, and run make sources again")
@@ -157,7 +161,7 @@ def find_sources(target: Path = SOURCES, patches: Path = PATCHES) -> Optional[Ma
     return found
 
 
-def _wanted(patches: Path) -> Manifest:
+def wanted_manifest(patches: Path) -> Manifest:
     """What the manifest says before anything is fetched."""
     pins = read_pins(patches)
     names = [patch for pin in pins.values() for patch in pin.patches]
@@ -257,7 +261,7 @@ def _described(sources: Path) -> dict[str, dict[str, Any]]:
         name = path.relative_to(sources).as_posix()
         if path.is_symlink():
             found[name] = {"bytes": 0, "sha256": ""}
-        elif path.is_file() and name != MANIFEST:
+        elif path.is_file() and name != MANIFEST and not COMPILED.fullmatch(name):
             mode = "755" if path.stat().st_mode & 0o100 else "644"
             found[name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path), "mode": mode}
     return found

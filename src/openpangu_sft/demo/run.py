@@ -42,7 +42,7 @@ def run_demo(recipe: Recipe, recipe_file: Path, overrides: Sequence[str]) -> Non
         UserError: a stage failed, or the tuned model does not give the trained answers.
     """
     began = time.monotonic()
-    _prepare(recipe)
+    prepare(recipe)
     seconds = {"prepare": time.monotonic() - began}
     for stage in STAGES:
         seconds[stage] = _run(stage, recipe_file, overrides)
@@ -65,7 +65,7 @@ def run_demo(recipe: Recipe, recipe_file: Path, overrides: Sequence[str]) -> Non
     print(f"\nall stages in {time.monotonic() - began:.0f} s", file=sys.stderr)
 
 
-def _prepare(recipe: Recipe) -> None:
+def prepare(recipe: Recipe) -> None:
     from openpangu_sft.demo.base_model import make_base_model, texts_of  # imports torch
 
     run = recipe.path("run")
