@@ -68,8 +68,10 @@ class Training:
             UserError: it failed; with what its log says, and the exit code.
         """
         (self.run / LOGS).mkdir(exist_ok=True)
-        path = self.run / LOGS / time.strftime("%Y%m%d-%H%M%S.log")
-        metrics.keep_until(self.run, self.iteration)
+        node = f"-node{os.environ['NODE_RANK']}" if self.recipe.parallel.nodes > 1 else ""
+        path = self.run / LOGS / time.strftime(f"%Y%m%d-%H%M%S{node}.log")
+        if _is_last_node(self.recipe):
+            metrics.keep_until(self.run, self.iteration)
         with path.open("w", encoding="utf-8") as file:
             file.write(f"{command}\n\n")
             file.flush()
@@ -93,7 +95,7 @@ class Training:
                     code = process.wait()
             finally:
                 _kill_session(process)
-        if metrics.read_metrics(self.run):
+        if _is_last_node(self.recipe) and metrics.read_metrics(self.run):
             metrics.draw_curve(self.run)
         self._judge(code, received, path)
 

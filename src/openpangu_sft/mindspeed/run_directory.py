@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from pathlib import Path
 from typing import Optional
@@ -28,12 +29,11 @@ def link_data(run: Path, dataset: Path, digest: str) -> Path:
     folder = run / f"data-{digest[:16]}"
     for stale in run.glob("data-*"):
         if stale != folder:
-            shutil.rmtree(stale)
+            shutil.rmtree(stale, ignore_errors=True)  # several machines do so at once
     folder.mkdir(exist_ok=True)
     for file in dataset.glob(f"{PREFIX}_packed_*"):
-        link = folder / file.name
-        if not link.is_symlink():
-            link.symlink_to(file)
+        with contextlib.suppress(FileExistsError):
+            (folder / file.name).symlink_to(file)
     return folder / PREFIX
 
 

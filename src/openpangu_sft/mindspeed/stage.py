@@ -49,11 +49,11 @@ def run_mindspeed(recipe: Recipe, manifest: Manifest) -> None:
     Raises:
         UserError: this machine lacks something, or training failed.
     """
-    run, sources = recipe.path("run"), require_ready()
+    run, sources = recipe.path("run"), require_ready(SOURCES)
     require_devices(recipe)
     dataset = read_manifest(recipe.path("dataset"), "dataset", "run make merge")
     run.mkdir(parents=True, exist_ok=True)
-    with only_one_run(run):
+    with only_one_run(_lock(recipe)):
         kept = recipe.train.keep_checkpoints or max(1, recipe.train.iterations // recipe.train.save_interval)
         require_room(run, checkpoint_bytes(recipe) * (min(kept, MOST_AT_FIRST) + 1))
         data = link_data(run, recipe.path("dataset"), dataset.digest)
@@ -65,6 +65,12 @@ def run_mindspeed(recipe: Recipe, manifest: Manifest) -> None:
             console.print(f"continuing after iteration {start.done}")
         write_durably(run / MANIFEST, json.dumps(asdict(manifest), ensure_ascii=False, indent=1) + "\n")
         Training(recipe, dataset, start.done).start(start.command)
+
+
+def _lock(recipe: Recipe) -> Path:
+    """What is locked: the run, or with several machines each one's part in it, as they share the directory."""
+    run = recipe.path("run")
+    return run if recipe.parallel.nodes == 1 else run.with_name(f"{run.name}-node{os.environ.get('NODE_RANK')}")
 
 
 MOST_AT_FIRST = 2
