@@ -42,6 +42,8 @@ MCORE ?=
 ONLY ?=
 ##= DRY_RUN     for sft: 1 only prints the environment and the command of the mindspeed engine
 DRY_RUN ?=
+##= NNODES      how many machines train together; MASTER_ADDR and NODE_RANK say which one this is (parallel.nodes)
+NNODES ?=
 ##= CLAIM       for kubernetes: the PersistentVolumeClaim that becomes /cache
 CLAIM ?=
 ##= SIZE        for bench-data: MB of samples to preprocess (200)
@@ -75,13 +77,13 @@ PYPI_INDEX ?= https://pypi.org/simple
 # What the user gives is text and not Make: a $ in a prompt stays a $.
 urls := MEGATRON_LM_URL MINDSPEED_URL MINDSPEED_LLM_URL
 variables := RECIPE SET SHARD SAMPLE HTML DATASET PROMPT MODEL FROM ITERATION DTYPE FORM HF MCORE ONLY SIZE DATA_DIR VENV PYTHON PYPI_INDEX $(urls)
-variables += CLAIM DRY_RUN RUNTIME TARGET NPUS CACHE DOCKER_FLAGS REGISTRY
+variables += NNODES CLAIM DRY_RUN RUNTIME TARGET NPUS CACHE DOCKER_FLAGS REGISTRY
 $(foreach v,$(variables),$(eval override $v := $$(value $v)))
 export PROMPT VENV PYTHON PYPI_INDEX $(urls) RUNTIME TARGET NPUS CACHE DOCKER_FLAGS REGISTRY
 
 quote = '$(subst ','\'',$1)'
 bin = $(call quote,$(VENV)/bin/)
-sets = $(foreach s,$(SET),--set $(call quote,$s))
+sets = $(foreach s,$(SET),--set $(call quote,$s)) $(if $(NNODES),--set $(call quote,parallel.nodes=$(NNODES)))
 given = $(if $($1),--$2=$(call quote,$($1)))
 options = --recipe $(call quote,$(RECIPE)) $(sets)
 run = scripts/run.sh openpangu-sft

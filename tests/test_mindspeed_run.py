@@ -10,8 +10,9 @@ from conftest import MakeRecipe
 from openpangu_sft.checkpoint.mcore import TRACKER, iteration_directory, rank_file
 from openpangu_sft.errors import UserError
 from openpangu_sft.mindspeed import run_directory
-from openpangu_sft.mindspeed.stage import require_devices, surroundings, torchrun
+from openpangu_sft.mindspeed.stage import require_devices, require_network, surroundings, torchrun
 from openpangu_sft.recipe import Recipe
+from openpangu_sft.sft.retention import iterations, prune
 
 
 @pytest.fixture
@@ -63,10 +64,10 @@ def test_only_the_newest_ones_are_kept(recipe: Recipe) -> None:
     run = recipe.path("run")
     for iteration in (5, 10, 15, 20):
         checkpoint(recipe, iteration)
-    run_directory.prune(run, None, 15)
-    assert run_directory.iterations(run) == [5, 10, 15, 20]
-    run_directory.prune(run, 2, 15)
-    assert run_directory.iterations(run) == [10, 15, 20]  # 20 is being written
+    prune(run, None, 15)
+    assert iterations(run) == [5, 10, 15, 20]
+    prune(run, 2, 15)
+    assert iterations(run) == [10, 15, 20]  # 20 is being written
     assert not [path for path in run.iterdir() if path.name.startswith(".")]
 
 
@@ -114,3 +115,18 @@ def test_several_machines_meet_where_they_are_told(make_recipe: MakeRecipe, monk
     monkeypatch.setenv("NODE_RANK", "1")
     options = torchrun(recipe)
     assert {"--nnodes=2", "--node_rank=1", "--master_addr=10.0.0.1", "--master_port=6000"} <= set(options)
+
+
+@pytest.mark.parametrize("value", ["eth0", "eth", "=eth0", "^docker", "ib0,eth1", ""])
+def test_network_interfaces(tmp_path: Path, value: str) -> None:
+    for name in ("lo", "eth0", "eth1"):
+        (tmp_path / name).mkdir()
+    require_network({"HCCL_SOCKET_IFNAME": value}, tmp_path)
+
+
+def test_no_network_interface(tmp_path: Path) -> None:
+    for name in ("lo", "eth0"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(UserError) as refused:
+        require_network({"HCCL_SOCKET_IFNAME": "enp3"}, tmp_path)
+    assert str(refused.value) == "HCCL_SOCKET_IFNAME: 'enp3' is no network interface here -> one of eth0, lo"

@@ -21,9 +21,9 @@ from openpangu_sft.checkpoint.mcore import TRACKER
 from openpangu_sft.dataset.indexed import field_path
 from openpangu_sft.dataset.merge import run_merge
 from openpangu_sft.dataset.preprocess import run_preprocess
-from openpangu_sft.mindspeed.run_directory import iterations
 from openpangu_sft.recipe import Recipe
 from openpangu_sft.sft.metrics import read_metrics
+from openpangu_sft.sft.retention import iterations
 from upstream import require_compiler
 
 PROGRAM = """

@@ -25,10 +25,11 @@ from typing import IO, Optional
 from openpangu_sft.artefact import Manifest
 from openpangu_sft.checkpoint.layout import parameter_count
 from openpangu_sft.errors import Interrupted, UserError
-from openpangu_sft.mindspeed import log, run_directory
+from openpangu_sft.mindspeed import log
 from openpangu_sft.progress import console, progress
 from openpangu_sft.recipe import Recipe
 from openpangu_sft.sft import metrics
+from openpangu_sft.sft.retention import prune
 
 LOGS = "logs"
 STALLED_SECONDS = 300.0
@@ -124,7 +125,7 @@ class Training:
                     advance(1, self._note(iteration))
                 elif (saved := log.saved_iteration(line)) is not None:
                     self.saved = saved
-                    run_directory.prune(self.run, self.recipe.train.keep_checkpoints, saved)
+                    prune(self.run, self.recipe.train.keep_checkpoints, saved)
                 elif log.starts_without_checkpoint(line):
                     self.without_checkpoint = True
                     _signal_workers(process, signal.SIGKILL)

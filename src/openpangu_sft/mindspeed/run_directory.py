@@ -12,6 +12,7 @@ from openpangu_sft.checkpoint.mcore import TRACKER, iteration_directory, rank_fi
 from openpangu_sft.dataset.indexed import PREFIX
 from openpangu_sft.progress import console
 from openpangu_sft.recipe import Recipe
+from openpangu_sft.sft.retention import iterations
 
 OPTIMIZER = "distrib_optim.pt"
 """Beside the model's file of every rank where --use-distributed-optimizer is set."""
@@ -62,24 +63,6 @@ def is_complete(recipe: Recipe, iteration: int) -> bool:
     files = [directory / rank_file(*rank, layout.pipeline) for rank in layout.ranks()]
     files += [file.with_name(OPTIMIZER) for file in files]
     return all(file.is_file() and file.stat().st_size for file in files)
-
-
-def iterations(run: Path) -> list[int]:
-    """Of which there are directories, whole or not."""
-    names = (path.name[len("iter_") :] for path in run.glob("iter_*") if path.is_dir())
-    return sorted(int(name) for name in names if name.isdigit())
-
-
-def prune(run: Path, keep: Optional[int], newest: int) -> None:
-    """Removes checkpoints but the `keep` newest ones up to `newest`, which is finished."""
-    if keep is None:
-        return
-    finished = [iteration for iteration in iterations(run) if iteration <= newest]
-    for iteration in finished[:-keep]:
-        directory = iteration_directory(run, iteration)
-        doomed = directory.with_name(f".{directory.name}.removed")  # no half of it is ever taken for a checkpoint
-        directory.rename(doomed)
-        shutil.rmtree(doomed)
 
 
 def checkpoint_bytes(recipe: Recipe) -> int:

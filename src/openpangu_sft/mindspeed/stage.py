@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple, Optional
@@ -26,6 +26,7 @@ from openpangu_sft.upstream import SOURCES
 ROOT = Path(__file__).resolve().parents[2]
 STAND_IN = ROOT / "npu_standin"
 DEVICES = Path("/dev")
+INTERFACES = Path("/sys/class/net")
 
 ENVIRONMENT = {"CUDA_DEVICE_MAX_CONNECTIONS": "1", "HCCL_CONNECT_TIMEOUT": "1200"}
 """As the published script sets it: Megatron-LM wants the first, and loading takes longer than HCCL's own 120 s."""
@@ -51,6 +52,7 @@ def run_mindspeed(recipe: Recipe, manifest: Manifest) -> None:
     """
     run, sources = recipe.path("run"), require_ready(SOURCES)
     require_devices(recipe)
+    require_network(os.environ)
     dataset = read_manifest(recipe.path("dataset"), "dataset", "run make merge")
     run.mkdir(parents=True, exist_ok=True)
     with only_one_run(_lock(recipe)):
@@ -128,3 +130,22 @@ def require_devices(recipe: Recipe, devices: Optional[Path] = None) -> None:
             f"parallel.devices_per_node is {wanted}, and there are {found} NPUs here (/dev/davinci*)",
             remedy="lower it, choose others with NPUS=, or set train.device=cpu for the stand-in, which is slow",
         )
+
+
+def require_network(environment: Mapping[str, str], interfaces: Optional[Path] = None) -> None:
+    """Refuses names of network interfaces that are none here: HCCL would wait for its timeout, and name something else.
+
+    Raises:
+        UserError: says which there are.
+    """
+    found = sorted(path.name for path in (interfaces or INTERFACES).iterdir())
+    for variable in ("HCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
+        value = environment.get(variable, "")
+        # HCCL takes prefixes, =name for a whole name, and ^ for all but these; gloo takes names
+        wanted = [name for name in value.lstrip("=").split(",") if name]
+        if value.startswith("^") or not wanted:
+            continue
+        if not any(interface.startswith(name) for interface in found for name in wanted):
+            raise UserError(
+                f"{value!r} is no network interface here", where=variable, remedy=f"one of {', '.join(found)}"
+            )
