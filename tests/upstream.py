@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import SHARED
+from conftest import ROOT, SHARED
 from openpangu_sft.upstream import SOURCES, VARIABLES, find_sources, make_sources
 
 STAND_IN = SHARED / "npu_standin"
@@ -75,7 +75,7 @@ def run_upstream(upstream: Path, *arguments: str, refused: bool = False) -> str:
     Returns:
         What it wrote, errors included.
     """
-    own = [STAND_IN, upstream / "mindspeed", upstream / "mindspeed-llm"]
+    own = [STAND_IN, upstream / "mindspeed", upstream / "mindspeed-llm", ROOT / "src"]  # ours, as the image has it
     paths = [*own, *filter(None, [os.environ.get("PYTHONPATH")])]
     own_environment = {
         "PYTHONPATH": os.pathsep.join(map(str, paths)),
