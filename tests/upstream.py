@@ -73,7 +73,7 @@ def run_upstream(upstream: Path, *arguments: str, refused: bool = False) -> str:
     Returns:
         What it wrote, errors included.
     """
-    own = [STAND_IN, upstream / "mindspeed", upstream / "mindspeed-llm"]
+    own = [STAND_IN, upstream / "mindspeed", upstream / "mindspeed-llm", ROOT / "src"]  # ours, as the image has it
     paths = [*own, *filter(None, [os.environ.get("PYTHONPATH")])]
     own_environment = {
         "PYTHONPATH": os.pathsep.join(map(str, paths)),

@@ -106,7 +106,7 @@ def _ask(recipe: Recipe) -> tuple[list[tuple[Sample, str]], float]:
 
     began = time.monotonic()
     chat = Chat(recipe, recipe.path("export"))
-    samples = [_first_plain_question(file) for file in sample_files(recipe)]
+    samples = [_first_plain_question(file) for file in sample_files(recipe.path("samples"))]
     return [(sample, chat.reply(sample.data[:1])) for sample in samples], time.monotonic() - began
 
 
@@ -125,7 +125,7 @@ def _made(recipe: Recipe, stage: str) -> str:
     if stage == "format":
         return f"{read_manifest(recipe.path('samples'), 'samples', '').counts['written']} samples"
     if stage == "preprocess":
-        return f"{len(sample_files(recipe))} shards"
+        return f"{len(sample_files(recipe.path('samples')))} shards"
     if stage == "merge":
         counts = read_manifest(recipe.path("dataset"), "dataset", "").counts
         return f"{counts['packs']} packs, {counts['tokens']:,} tokens"
