@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 import sys
 import tempfile
@@ -42,8 +41,8 @@ VARIABLES = {"megatron-lm": "MEGATRON_LM_URL", "mindspeed": "MINDSPEED_URL", "mi
 PACKAGE = "megatron"
 """Megatron-LM's folder that MindSpeed-LLM wants in its own."""
 
-COMPILED = re.compile(rf"mindspeed-llm/{PACKAGE}/core/datasets/helpers\..*\.so")
-"""Megatron-LM's helper, which running compiles there: nobody wrote it."""
+COMPILED = f"mindspeed-llm/{PACKAGE}/core/datasets/helpers.*.so"
+"""Megatron-LM's helper, which is compiled there before the first run."""
 
 Text = Annotated[str, StringConstraints(min_length=1)]
 
@@ -145,6 +144,8 @@ def find_sources(target: Path = SOURCES, patches: Path = PATCHES) -> Optional[Ma
         return None  # staged_directory will not replace it, and says so
     for cache in list(target.rglob("__pycache__")):
         shutil.rmtree(cache)  # Python was run in there; nobody wrote these
+    for helper in target.glob(COMPILED):
+        helper.unlink()
     files = _described(target)
     for name, entry in files.items():
         if name not in found.files or entry["sha256"] != found.files[name]["sha256"]:
@@ -261,7 +262,7 @@ def _described(sources: Path) -> dict[str, dict[str, Any]]:
         name = path.relative_to(sources).as_posix()
         if path.is_symlink():
             found[name] = {"bytes": 0, "sha256": ""}
-        elif path.is_file() and name != MANIFEST and not COMPILED.fullmatch(name):
+        elif path.is_file() and name != MANIFEST:
             mode = "755" if path.stat().st_mode & 0o100 else "644"
             found[name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path), "mode": mode}
     return found
