@@ -191,6 +191,22 @@ def test_the_band_of_mode_0_is_counted_from_the_upper_left(back: int) -> None:
     assert_same(result[0].transpose(0, 1), expected, (query, key, value))
 
 
+@pytest.mark.parametrize(("back", "ahead"), [(0, 0), (1, 2), (2, -1), (-1, 2)])
+def test_a_mask_that_contradicts_the_band_of_mode_0_is_refused(back: int, ahead: int) -> None:
+    """The NPU may leave out what is beyond the band, or not."""
+    x = torch.ones(1, 1, 5, 5)
+    mask = torch.tensor([[not i - back <= j <= i + ahead for j in range(5)] for i in range(5)])
+
+    def attend(back: int, ahead: int) -> None:
+        torch_npu.npu_fusion_attention(x, x, x, 1, "BNSD", atten_mask=mask, pre_tockens=back, next_tockens=ahead)
+
+    attend(back, ahead)
+    attend(back + 1, ahead + 1)
+    for tighter in ((back - 1, ahead), (back, ahead - 1)):
+        with pytest.raises(ValueError, match="lets through"):
+            attend(*tighter)
+
+
 def test_the_statistics_are_those_of_the_softmax() -> None:
     query, key, value = random(5, 4, 8), random(5, 2, 8, seed=1), random(5, 2, 8, seed=2)
     _, maximum, total, *_ = as_upstream(query, key, value, [2, 5])
