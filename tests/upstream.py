@@ -22,7 +22,8 @@ import pytest
 import torch
 
 from conftest import ROOT, SHARED
-from openpangu_sft.upstream import SOURCES, VARIABLES, find_sources, make_sources
+from openpangu_sft.git import git
+from openpangu_sft.upstream import PATCHES, SOURCES, VARIABLES, find_sources, make_sources
 
 STAND_IN = SHARED / "npu_standin"
 
@@ -54,6 +55,13 @@ def checkout(directory: Path) -> Path:
         (tools / name).write_text(f"#!/bin/sh\n{answer}\n")
         (tools / name).chmod(0o755)
     return directory / "sources"
+
+
+def without_patch(upstream: Path, directory: Path, patch: str) -> Path:
+    """A copy of what checkout made, with one patch of MindSpeed-LLM's taken back."""
+    shutil.copytree(upstream.parent, directory)
+    git("apply", "--reverse", str(PATCHES / patch), folder=directory / upstream.name / "mindspeed-llm")
+    return directory / upstream.name
 
 
 def require_compiler() -> None:
