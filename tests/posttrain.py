@@ -63,3 +63,8 @@ def layout_flags(recipe: Recipe) -> list[str]:
 def losses(output: str) -> list[float]:
     """The loss of each iteration."""
     return [float(loss) for loss in re.findall(r"lm loss: (\S+)", output)]
+
+
+def gradient_norms(output: str) -> list[float]:
+    """The norm of the gradient in each iteration, to three digits behind the point."""
+    return [float(norm) for norm in re.findall(r"grad norm: (\S+)", output)]

@@ -104,7 +104,7 @@ def test_numbers_in_another_order_are_refused(tmp_path: Path, numbers: list[int]
 
 
 def test_a_large_dataset_is_looked_at_all_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segments, "CHECKED_TOKENS", 3 * SEQ_LENGTH)
+    monkeypatch.setattr(segments, "CHECKED_ROWS", 3)
     good, bad = row([8, 8], 0), [2] * SEQ_LENGTH
     check_segments(write(tmp_path, [good, bad, good, bad, good]))
     assert "first row 4" in refusal(write(tmp_path, [good] * 4 + [bad]))

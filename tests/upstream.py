@@ -21,8 +21,14 @@ from typing import Any
 import pytest
 import torch
 
+<<<<<<< HEAD
 from conftest import ROOT
 from openpangu_sft.upstream import SOURCES, VARIABLES, find_sources, make_sources
+=======
+from conftest import ROOT, SHARED
+from openpangu_sft.git import git
+from openpangu_sft.upstream import PATCHES, SOURCES, VARIABLES, find_sources, make_sources
+>>>>>>> h-patches
 
 STAND_IN = ROOT / "src/npu_standin"
 
@@ -52,6 +58,13 @@ def checkout(directory: Path) -> Path:
         (tools / name).write_text(f"#!/bin/sh\n{answer}\n")
         (tools / name).chmod(0o755)
     return directory / "sources"
+
+
+def without_patch(upstream: Path, directory: Path, patch: str) -> Path:
+    """A copy of what checkout made, with one patch of MindSpeed-LLM's taken back."""
+    shutil.copytree(upstream.parent, directory)
+    git("apply", "--reverse", str(PATCHES / patch), folder=directory / upstream.name / "mindspeed-llm")
+    return directory / upstream.name
 
 
 def require_compiler() -> None:
