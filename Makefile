@@ -40,6 +40,12 @@ HF ?=
 MCORE ?=
 ##= ONLY        for verify: tensors, or manifest (the files of MCORE against its sums); all is compared without it
 ONLY ?=
+##= DRY_RUN     for sft: 1 only prints the environment and the command of the mindspeed engine
+DRY_RUN ?=
+##= NNODES      how many machines train together; MASTER_ADDR and NODE_RANK say which one this is (parallel.nodes)
+NNODES ?=
+##= CLAIM       for kubernetes: the PersistentVolumeClaim that becomes /cache
+CLAIM ?=
 ##= SIZE        for bench-data: MB of samples to preprocess (200)
 SIZE ?= 200
 ##= DATA_DIR    for bench-data: the real conversations that it draws from (../shared/data)
@@ -71,13 +77,13 @@ PYPI_INDEX ?= https://pypi.org/simple
 # What the user gives is text and not Make: a $ in a prompt stays a $.
 urls := MEGATRON_LM_URL MINDSPEED_URL MINDSPEED_LLM_URL
 variables := RECIPE SET SHARD SAMPLE HTML DATASET PROMPT MODEL FROM ITERATION DTYPE FORM HF MCORE ONLY SIZE DATA_DIR VENV PYTHON PYPI_INDEX $(urls)
-variables += RUNTIME TARGET NPUS CACHE DOCKER_FLAGS REGISTRY
+variables += NNODES CLAIM DRY_RUN RUNTIME TARGET NPUS CACHE DOCKER_FLAGS REGISTRY
 $(foreach v,$(variables),$(eval override $v := $$(value $v)))
 export PROMPT VENV PYTHON PYPI_INDEX $(urls) RUNTIME TARGET NPUS CACHE DOCKER_FLAGS REGISTRY
 
 quote = '$(subst ','\'',$1)'
 bin = $(call quote,$(VENV)/bin/)
-sets = $(foreach s,$(SET),--set $(call quote,$s))
+sets = $(foreach s,$(SET),--set $(call quote,$s)) $(if $(NNODES),--set $(call quote,parallel.nodes=$(NNODES)))
 given = $(if $($1),--$2=$(call quote,$($1)))
 options = --recipe $(call quote,$(RECIPE)) $(sets)
 run = scripts/run.sh openpangu-sft
@@ -109,6 +115,7 @@ $(stages):
 preprocess: more = $(call given,SHARD,shard)
 moved = $(call given,FROM,from) $(call given,ITERATION,iteration) $(call given,DTYPE,dtype)
 convert: more = $(moved)
+sft: more = $(if $(DRY_RUN),--dry-run)
 export: more = $(moved) $(call given,FORM,form)
 
 chat: ## talk to the exported model; with PROMPT="…" one answer
@@ -127,9 +134,21 @@ verify: ## whether two checkpoints are the same model: tensors bit for bit, then
 	    $(if $(ONLY),--$(call quote,$(ONLY)))
 
 ##@ For the NPUs
-.PHONY: sources
+.PHONY: sources smoke test-upstream slurm kubernetes
 sources: env ## MindSpeed-LLM, MindSpeed and Megatron-LM in .sources: the pinned commits, patched
 	@$(bin)openpangu-sft sources
+
+smoke: ## MindSpeed-LLM's commands and ours on the stand-in for NPUs, compared: losses, files, weights; in minutes
+	@$(run) smoke
+
+slurm: ## a Slurm script that trains on parallel.nodes machines, on stdout
+	@$(run) slurm $(options)
+
+kubernetes: ## a Kubernetes (Volcano) job, on stdout; CLAIM is the PersistentVolumeClaim that becomes /cache
+	@$(run) kubernetes $(options) $(call given,CLAIM,claim)
+
+test-upstream: sources ## the tests that run the real MindSpeed-LLM; part of make test where make sources has run
+	@OMP_NUM_THREADS=1 $(bin)pytest $(wildcard tests/test_upstream_*.py tests/test_mindspeed_*.py)
 
 ##@ Image
 .PHONY: shell image image-diff save load push lock-base

@@ -28,6 +28,10 @@ TARGETS = [
     "bench-data",
     "bench-convert",
     "sources",
+    "smoke",
+    "slurm",
+    "kubernetes",
+    "test-upstream",
     "test-image",
     "shell",
     "image",
@@ -38,7 +42,7 @@ TARGETS = [
     "lock-base",
 ]
 VARIABLES = ["RECIPE", "SET", "SHARD", "SAMPLE", "HTML", "DATASET", "PROMPT", "MODEL"]
-VARIABLES += ["FROM", "ITERATION", "DTYPE", "FORM", "HF", "MCORE", "ONLY"]
+VARIABLES += ["FROM", "ITERATION", "DTYPE", "FORM", "HF", "MCORE", "ONLY", "DRY_RUN", "CLAIM", "NNODES"]
 VARIABLES += ["SIZE", "DATA_DIR", "VENV", "PYTHON", "PYPI_INDEX"]
 VARIABLES += ["RUNTIME", "TARGET", "NPUS", "CACHE", "DOCKER_FLAGS", "REGISTRY"]
 URLS = ["MEGATRON_LM_URL", "MINDSPEED_URL", "MINDSPEED_LLM_URL"]
@@ -229,3 +233,14 @@ def test_clean_keeps_the_environment_and_the_models(make: Make) -> None:
     left = {str(path.relative_to(make.directory)) for path in make.directory.rglob("*") if path.is_dir()}
     kept = {"scripts", "scripts/image", "the venv", "the venv/bin"}
     assert left == {".cache", ".cache/openpangu-1b", "src", "src/a", *whole, *kept}
+
+
+def test_number_of_machines(make: Make) -> None:
+    make("sft", "NNODES=4", "SET=train.lr=1e-5")
+    settings = ["--set", "train.lr=1e-5", "--set", "parallel.nodes=4"]
+    assert make.called_with() == ["sft", "--recipe", "recipes/openpangu-1b.yaml", *settings]
+
+
+def test_dry_run(make: Make) -> None:
+    make("sft", "DRY_RUN=1")
+    assert make.called_with() == ["sft", "--recipe", "recipes/openpangu-1b.yaml", "--dry-run"]

@@ -257,7 +257,6 @@ REFUSED = {
     "no dataset": (["paths.dataset=nowhere"], "run make preprocess and make merge"),
     "no checkpoint": (["paths.mcore=nowhere"], "run make convert"),
     "no tokenizer": (["paths.hf=nowhere"], "no Hugging Face checkpoint"),
-    "no engine": (["train.engine=mindspeed"], "train.engine=transformers"),
     "dataset is something else": (
         ["paths.dataset=ckpts/pangu_model_mcore", "paths.mcore=elsewhere"],
         "holds mcore, expected dataset",

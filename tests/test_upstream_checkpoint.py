@@ -5,7 +5,6 @@ Runs where its sources are at hand (upstream.py).
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,8 @@ from conftest import MakeRecipe, write_packs
 from openpangu_sft.artefact import MANIFEST
 from openpangu_sft.checkpoint.convert import run_convert
 from openpangu_sft.recipe import Model, Recipe
-from upstream import load_upstream, require_compiler, run_upstream
+from posttrain import layout_flags, losses, posttrain
+from upstream import load_upstream, run_upstream
 
 Packs = list[list[tuple[np.ndarray, np.ndarray]]]
 
@@ -53,18 +53,12 @@ def write_hf(directory: Path, model: Model, tokenizer: Path) -> None:
 
 def convert(make_recipe: MakeRecipe, *overrides: str) -> Recipe:
     """Our side: a random checkpoint, and what the convert stage makes of it."""
-    engine = ["train.engine=mindspeed", "train.global_batch_size=8", "parallel.devices_per_node=8"]
-    sizes = ["model.num_layers=4", *engine, *overrides]
+    training = ["train.engine=mindspeed", f"data.seq_length={SEQ_LENGTH}", "train.lr_warmup_iterations=1"]
+    sizes = ["model.num_layers=4", *training, *overrides]
     recipe = make_recipe(*sizes, "paths.hf=random")
     write_hf(recipe.path("hf"), recipe.model, tokenizer=make_recipe().path("hf"))
     run_convert(recipe)
     return recipe
-
-
-def layout_flags(recipe: Recipe) -> list[str]:
-    """How both of upstream's commands are told where a pipeline is cut."""
-    layers = recipe.parallel.num_layer_list
-    return ["--num-layer-list", ",".join(map(str, layers))] if layers else []
 
 
 def files(directory: Path) -> dict[str, Path]:
@@ -91,7 +85,8 @@ LAYOUTS = [(1, 1), (2, 1), (1, 2), (2, 2)]
 
 def layout(tensor: int, pipeline: int, *others: str) -> list[str]:
     """Overrides of a recipe."""
-    return [f"parallel.tensor={tensor}", f"parallel.pipeline={pipeline}", *others]
+    sizes = [f"parallel.tensor={tensor}", f"parallel.pipeline={pipeline}"]
+    return [*sizes, f"parallel.devices_per_node={tensor * pipeline}", *others]
 
 
 UNEVEN = "parallel.num_layer_list=[3,1]"
@@ -169,41 +164,15 @@ def expected_loss(recipe: Recipe, packs: Packs) -> float:
 
 
 def train(upstream: Path, recipe: Recipe, directory: Path, *flags: str, refused: bool = False) -> tuple[str, Packs]:
-    """Runs one iteration of posttrain_gpt.py from our checkpoint, with the published flags; it saves to `run`.
+    """Runs one iteration of posttrain_gpt.py from our checkpoint; it saves to `run`.
 
     The first iteration of the warm-up has learning rate 0: what it saves is what it has loaded.
     """
-    require_compiler()
-    model, parallel = recipe.model, recipe.parallel
-    packs = random_packs(model.vocab_size)
+    packs = random_packs(recipe.model.vocab_size)
     (directory / "packs").mkdir()
     write_packs(directory / "packs", packs, SEQ_LENGTH, pad_id=0)
-    command = f"""
-        -m torch.distributed.run --standalone --nproc_per_node {parallel.tensor * parallel.pipeline} posttrain_gpt.py
-        --finetune --stage sft --use-mcore-models --seed 1234
-        --tensor-model-parallel-size {parallel.tensor} --pipeline-model-parallel-size {parallel.pipeline}
-        --sequence-parallel --use-distributed-optimizer
-        --num-layers {model.num_layers} --hidden-size {model.hidden_size} --ffn-hidden-size {model.ffn_hidden_size}
-        --num-attention-heads {model.num_attention_heads} --kv-channels {model.kv_channels}
-        --group-query-attention --num-query-groups {model.num_query_groups}
-        --disable-bias-linear --add-qkv-bias --add-dense-bias --swiglu --normalization RMSNorm
-        --position-embedding-type rope --use-rotary-position-embeddings --rotary-base {model.rotary_base:.0f}
-        --make-vocab-size-divisible-by 16 --padded-vocab-size {model.vocab_size}
-        --tokenizer-type PretrainedFromHF --tokenizer-not-use-fast --transformer-impl local
-        --seq-length {SEQ_LENGTH} --max-position-embeddings {SEQ_LENGTH}
-        --micro-batch-size 1 --global-batch-size {len(packs)} --train-iters 2 --exit-interval 1
-        --optimizer adam --lr 2e-5 --min-lr 2e-6 --lr-decay-style cosine --lr-warmup-iters 1
-        --weight-decay 0.1 --clip-grad 1.0 --adam-beta1 0.9 --adam-beta2 0.95
-        --attention-dropout 0.0 --hidden-dropout 0.0 --init-method-std 0.01 --attention-softmax-in-fp32
-        --no-masked-softmax-fusion --no-gradient-accumulation-fusion --use-fused-rmsnorm --use-fused-swiglu
-        --use-flash-attn --use-fused-rotary-pos-emb --reset-position-ids --is-instruction-dataset
-        --no-load-optim --no-load-rng --no-save-optim --no-save-rng --split 100,0,0 --distributed-backend nccl
-        --log-interval 1 --save-interval 1 --eval-interval 100 --eval-iters 0
-    """.split()
-    places = {"tokenizer-name-or-path": recipe.path("hf"), "load": recipe.path("mcore"), "save": directory / "run"}
-    for flag, path in {**places, "data-path": directory / "packs/data"}.items():
-        command += [f"--{flag}", str(path)]
-    return run_upstream(upstream, *command, *layout_flags(recipe), *flags, refused=refused), packs
+    saving = ["--save", str(directory / "run"), "--save-interval", "1", "--exit-interval", "1"]
+    return posttrain(upstream, recipe, directory / "packs/data", *saving, *flags, refused=refused), packs
 
 
 @pytest.mark.parametrize(
@@ -225,8 +194,8 @@ def test_its_training_loads_ours_as_it_is(
         if path.suffix == ".pt":
             assert_same_model(load_upstream(ours[name])["model"], load_upstream(path)["model"], dtype)
     if dtype == torch.float32:
-        (loss,) = re.findall(r"lm loss: (\S+)", output)
-        assert float(loss) == pytest.approx(expected_loss(recipe, packs), rel=1e-5)
+        (loss,) = losses(output)
+        assert loss == pytest.approx(expected_loss(recipe, packs), rel=1e-5)
 
 
 def test_its_training_refuses_a_checkpoint_without_one_tensor(

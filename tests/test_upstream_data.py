@@ -1,4 +1,4 @@
-"""The real MindSpeed-LLM 1.0.0 takes our packed files as they are, and its merge gives the bytes that ours gives.
+"""The real MindSpeed-LLM 1.0.0 takes our packed files as they are; its preprocessing and merge give the bytes of ours.
 
 Runs where its sources are at hand (upstream.py).
 """
@@ -57,6 +57,36 @@ def recipe(make_recipe: MakeRecipe) -> Recipe:
     run_preprocess(recipe)
     run_merge(recipe)
     return recipe
+
+
+def preprocess(recipe: Recipe, source: Path, prefix: Path) -> list[str]:
+    """The published command, as arguments of Python."""
+    flags = f"""
+        preprocess_data.py --input {source} --tokenizer-name-or-path {recipe.path("hf")} --output-prefix {prefix}
+        --workers 4 --log-interval 1000 --tokenizer-type PretrainedFromHF --handler-name PanguInstructionHandler
+        --seq-length {recipe.data.seq_length} --pack
+    """
+    return flags.split()
+
+
+def test_its_preprocessing_gives_the_same_bytes(upstream: Path, recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    run_upstream(upstream, *preprocess(recipe, recipe.path("samples") / "a.jsonl", tmp_path / "out/demo"))
+    theirs = sorted((tmp_path / "out").glob("demo_packed_*"))
+    assert len(theirs) == 6
+    for file in theirs:
+        ours = recipe.path("shards") / "a" / f"{PREFIX}{file.name[len('demo') :]}"
+        assert file.read_bytes() == ours.read_bytes(), file.name
+
+
+def test_its_preprocessing_says_what_is_wrong_in_one_line(upstream: Path, recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    mixed = [{"meta_prompt": "", "data": conversation("?", "!")["data"]}, conversation("?", "!"), {"data": None}]
+    write_samples(tmp_path / "bad.jsonl", mixed)  # the first two are fine, and more than upstream's loader can take
+    output = run_upstream(upstream, *preprocess(recipe, tmp_path / "bad.jsonl", tmp_path / "out/demo"), refused=True)
+    assert output.splitlines()[-1].startswith(f"openpangu-sft: {tmp_path}/bad.jsonl:3: meta_prompt is missing")
+    assert "Traceback" not in output
+    assert [path.suffix for path in (tmp_path / "out").iterdir()] == [".lock"]
 
 
 def test_its_merge_gives_the_same_bytes(upstream: Path, recipe: Recipe, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The real MindSpeed-LLM 1.0.0 for tests: its sources with this project's patches, run without an NPU.
 
 There where `make sources` has run, or where MEGATRON_LM_URL, MINDSPEED_URL and MINDSPEED_LLM_URL name git repositories
-that have the commits of patches/upstream.toml. A stand-in for torch_npu beside the repository takes the NPU's place.
+that have the commits of patches/upstream.toml. The stand-in for torch_npu in src/npu_standin takes the NPU's place.
 """
 
 from __future__ import annotations
@@ -21,10 +21,16 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import SHARED
+<<<<<<< HEAD
+from conftest import ROOT
 from openpangu_sft.upstream import SOURCES, VARIABLES, find_sources, make_sources
+=======
+from conftest import ROOT, SHARED
+from openpangu_sft.git import git
+from openpangu_sft.upstream import PATCHES, SOURCES, VARIABLES, find_sources, make_sources
+>>>>>>> h-patches
 
-STAND_IN = SHARED / "npu_standin"
+STAND_IN = ROOT / "src/npu_standin"
 
 IMPORTED = ["einops", "peft", "pybind11", "scipy"]
 
@@ -39,8 +45,6 @@ def checkout(directory: Path) -> Path:
         pytest.skip(f"the upstream sources are not at hand: no make sources here, and {', '.join(missing)} not set")
     if lacking := [name for name in IMPORTED if importlib.util.find_spec(name) is None]:
         pytest.skip(f"MindSpeed-LLM imports packages that are not there: {', '.join(lacking)}")
-    if not STAND_IN.is_dir():
-        pytest.skip("no stand-in for torch_npu beside the repository (shared/npu_standin)")
     if missing:
         shutil.copytree(SOURCES, directory / "sources")
     else:
@@ -54,6 +58,13 @@ def checkout(directory: Path) -> Path:
         (tools / name).write_text(f"#!/bin/sh\n{answer}\n")
         (tools / name).chmod(0o755)
     return directory / "sources"
+
+
+def without_patch(upstream: Path, directory: Path, patch: str) -> Path:
+    """A copy of what checkout made, with one patch of MindSpeed-LLM's taken back."""
+    shutil.copytree(upstream.parent, directory)
+    git("apply", "--reverse", str(PATCHES / patch), folder=directory / upstream.name / "mindspeed-llm")
+    return directory / upstream.name
 
 
 def require_compiler() -> None:
@@ -75,7 +86,7 @@ def run_upstream(upstream: Path, *arguments: str, refused: bool = False) -> str:
     Returns:
         What it wrote, errors included.
     """
-    own = [STAND_IN, upstream / "mindspeed", upstream / "mindspeed-llm"]
+    own = [STAND_IN, upstream / "mindspeed", upstream / "mindspeed-llm", ROOT / "src"]  # ours, as the image has it
     paths = [*own, *filter(None, [os.environ.get("PYTHONPATH")])]
     own_environment = {
         "PYTHONPATH": os.pathsep.join(map(str, paths)),

@@ -184,7 +184,7 @@ class Train(Section):
     engine: Literal["mindspeed", "transformers"]
     """Who trains: mindspeed (MindSpeed-LLM on NPUs) or transformers (Hugging Face on CPU or CUDA)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """For the transformers engine."""
+    """auto takes NPUs for mindspeed, CUDA or else CPU for transformers; mindspeed on cpu uses the stand-in for NPUs."""
     precision: Literal["fp32", "bf16"]
     """Of the forward and backward pass, and of the weights in checkpoints; optimizer and its weights are fp32."""
     micro_batch_size: int = Positive
@@ -215,6 +215,12 @@ class Train(Section):
     """Order of the packs."""
     save_interval: int = Positive
     """Iterations between checkpoints."""
+    keep_checkpoints: Optional[int] = Field(default=None, gt=0)
+    """How many of a run's checkpoints stay, the newest ones; all where it is not given."""
+    device_tflops: float = Field(default=313.0, gt=0)
+    """What a device can do at most, in 10^12 operations a second; only for the share of it that is shown (MFU)."""
+    upstream_flags: list[str] = []
+    """More arguments for MindSpeed-LLM's training, for the mindspeed engine: [--log-throughput]."""
     recompute: Recompute = Recompute()
 
     @field_validator("recompute", mode="before")

@@ -41,6 +41,9 @@ VARIABLES = {"megatron-lm": "MEGATRON_LM_URL", "mindspeed": "MINDSPEED_URL", "mi
 PACKAGE = "megatron"
 """Megatron-LM's folder that MindSpeed-LLM wants in its own."""
 
+COMPILED = f"mindspeed-llm/{PACKAGE}/core/datasets/helpers.*.so"
+"""Megatron-LM's helper, which is compiled there before the first run."""
+
 Text = Annotated[str, StringConstraints(min_length=1)]
 
 
@@ -106,7 +109,7 @@ def make_sources(target: Path = SOURCES, patches: Path = PATCHES) -> tuple[Manif
     """
     if found := find_sources(target, patches):
         return found, False
-    pins, wanted, target = read_pins(patches), _wanted(patches), target.absolute()
+    pins, wanted, target = read_pins(patches), wanted_manifest(patches), target.absolute()
     require_git("fetches and patches the sources")
     times: dict[str, int] = {}
     with staged_directory(target, wanted) as staging:
@@ -133,7 +136,7 @@ def find_sources(target: Path = SOURCES, patches: Path = PATCHES) -> Optional[Ma
     Raises:
         UserError: somebody has worked in there, and would lose it when it is made anew, now or later.
     """
-    wanted = _wanted(patches)
+    wanted = wanted_manifest(patches)
     if not (target / MANIFEST).is_file():
         return None
     found = parse_manifest(target / MANIFEST, "remove this folder, and run make sources again")
@@ -141,6 +144,8 @@ def find_sources(target: Path = SOURCES, patches: Path = PATCHES) -> Optional[Ma
         return None  # staged_directory will not replace it, and says so
     for cache in list(target.rglob("__pycache__")):
         shutil.rmtree(cache)  # Python was run in there; nobody wrote these
+    for helper in target.glob(COMPILED):
+        helper.unlink()
     files = _described(target)
     for name, entry in files.items():
         if name not in found.files or entry["sha256"] != found.files[name]["sha256"]:
@@ -157,7 +162,7 @@ def find_sources(target: Path = SOURCES, patches: Path = PATCHES) -> Optional[Ma
     return found
 
 
-def _wanted(patches: Path) -> Manifest:
+def wanted_manifest(patches: Path) -> Manifest:
     """What the manifest says before anything is fetched."""
     pins = read_pins(patches)
     names = [patch for pin in pins.values() for patch in pin.patches]

@@ -10,6 +10,7 @@ from typing import Optional
 import click
 
 from openpangu_sft.commands.base import print_table, stage
+from openpangu_sft.errors import UserError
 from openpangu_sft.progress import console
 from openpangu_sft.recipe import Recipe
 from openpangu_sft.recipe_file import load_recipe
@@ -17,11 +18,15 @@ from openpangu_sft.sft.launch import worker_rank
 
 
 @stage("sft")
-def sft_command(recipe_file: Path, overrides: tuple[str, ...]) -> None:
+@click.option("--dry-run", is_flag=True, help="for the mindspeed engine: only print its environment and command")
+def sft_command(recipe_file: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
     """Fine-tune; run again, it goes on where it was."""
     from openpangu_sft.sft.stage import run_sft
 
     recipe = load_recipe(recipe_file, overrides)
+    if dry_run:
+        _show_command(recipe)
+        return
     run_sft(recipe, ["sft", "--recipe", str(recipe_file), *(part for key in overrides for part in ("--set", key))])
     if not worker_rank():
         _show_run(recipe)
@@ -57,6 +62,14 @@ def demo_command(recipe_file: Path, overrides: tuple[str, ...]) -> None:
     run_demo(load_recipe(recipe_file, overrides), recipe_file, overrides)
 
 
+def _show_command(recipe: Recipe) -> None:
+    from openpangu_sft.mindspeed.stage import dry_run
+
+    if recipe.train.engine != "mindspeed":
+        raise UserError("train.engine transformers trains in this process: there is no command", remedy="run make sft")
+    print(dry_run(recipe))
+
+
 def _typed_lines() -> Iterator[str]:
     while True:
         try:
@@ -70,6 +83,8 @@ def _show_run(recipe: Recipe) -> None:
 
     run = recipe.path("run")
     metrics = read_metrics(run)
+    if not metrics:  # of several machines, the last one has them
+        return
     rows = {
         "iterations": f"{metrics[-1]['iteration']:,}",
         "loss": f"{metrics[0]['loss']:.4f} -> {metrics[-1]['loss']:.4f}",

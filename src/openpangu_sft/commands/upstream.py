@@ -1,11 +1,15 @@
-"""The command that gets what the mindspeed engine is made of."""
+"""The commands that get what the mindspeed engine is made of, and prove it without an NPU."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Optional
 
-from openpangu_sft.commands.base import app, print_table
+import click
+
+from openpangu_sft.commands.base import app, print_table, stage
 from openpangu_sft.progress import console
+from openpangu_sft.recipe_file import load_recipe
 
 
 @app.command("sources")
@@ -26,3 +30,45 @@ def sources_command() -> None:
     print_table(f"sources: {SOURCES}", rows)
     if not made:
         console.print("unchanged, not made again")
+
+
+@stage("slurm")
+def slurm_command(recipe_file: Path, overrides: tuple[str, ...]) -> None:
+    """A Slurm script that trains on parallel.nodes machines, on stdout.
+
+    \b
+    Example: openpangu-sft slurm --set parallel.nodes=4 > sft.sbatch
+    """
+    from openpangu_sft.mindspeed.cluster import slurm
+
+    settings = [f"SET={' '.join(overrides)}"] if overrides else []
+    recipe = load_recipe(recipe_file, overrides)
+    print(slurm(recipe, ["make", "sft", f"RECIPE={recipe_file.absolute()}", *settings], Path.cwd()), end="")
+
+
+@stage("kubernetes")
+@click.option("--claim", required=True, help="the PersistentVolumeClaim that is /cache in every pod")
+@click.option("--image", help="as the cluster can pull it (this version's npu image)")
+def kubernetes_command(recipe_file: Path, overrides: tuple[str, ...], claim: str, image: Optional[str]) -> None:
+    """A Kubernetes (Volcano) job that trains on parallel.nodes machines, on stdout.
+
+    \b
+    Example: openpangu-sft kubernetes --claim pangu --set parallel.nodes=4 > sft.yaml
+    """
+    from openpangu_sft.mindspeed.cluster import volcano
+
+    given = {"image": image} if image else {}
+    print(volcano(load_recipe(recipe_file, overrides), claim, **given), end="")
+
+
+@app.command("smoke")
+@click.option("--cache", type=Path, default=Path(".cache/smoke"), show_default=True, help="where; it is emptied first")
+def smoke_command(cache: Path) -> None:
+    """MindSpeed-LLM's own commands and ours, side by side, on the stand-in for NPUs; in minutes.
+
+    A small model through preprocess, merge, convert, training in every parallel way, resume and export; what both
+    sides make is compared.
+    """
+    from openpangu_sft.mindspeed.smoke import Smoke
+
+    Smoke(Path("recipes/demo.yaml"), cache.absolute()).run()

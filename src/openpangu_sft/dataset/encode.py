@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from openpangu_sft.chat_format import END, START, Piece, sample_pieces, whole
-from openpangu_sft.recipe import Recipe
+from openpangu_sft.recipe import Data
 from openpangu_sft.sample import BadSample, Sample
 from openpangu_sft.tokenizer import IGNORED, Tokenizer
 
@@ -41,9 +41,9 @@ class Limits:
     too_long: str
 
     @classmethod
-    def of(cls, recipe: Recipe) -> Limits:
-        """Those of a recipe."""
-        return cls(recipe.data.seq_length, recipe.data.control_tokens, recipe.data.too_long)
+    def of(cls, data: Data) -> Limits:
+        """Those of a recipe's section data."""
+        return cls(data.seq_length, data.control_tokens, data.too_long)
 
 
 class TooLong(BadSample):

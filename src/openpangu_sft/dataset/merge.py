@@ -36,7 +36,7 @@ def run_merge(recipe: Recipe) -> Manifest:
     require_apart("paths.shards", source, "paths.dataset", target)
     require_tokenizer(recipe)
     settings = data_settings(recipe)
-    files = sample_files(recipe)
+    files = sample_files(recipe.path("samples"))
     parts = parts_of(files, _divided_into(source))
     left_over = {path.name for path in shard_directories(source)} - {part.name for part in parts}
     if left_over:

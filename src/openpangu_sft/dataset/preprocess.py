@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
@@ -55,7 +55,7 @@ def run_preprocess(recipe: Recipe, number: int = 1, parts: int = 1) -> list[Shar
     Raises:
         UserError: nothing to read, a bad sample (unless data.on_bad_sample is skip), or no sample is left.
     """
-    files = sample_files(recipe)
+    files = sample_files(recipe.path("samples"))
     require_tokenizer(recipe)
     all_parts = parts_of(files, parts)
     mine = [part for part in all_parts if parts == 1 or part.part == f"{number}/{parts}"]
@@ -66,13 +66,9 @@ def run_preprocess(recipe: Recipe, number: int = 1, parts: int = 1) -> list[Shar
         if found := _unchanged(recipe, part, manifest):
             shards.append(Shard(part, found, made=False))
             continue
-        tokenizer = tokenizer or _open_tokenizer(recipe, mine)
-        with staged_directory(recipe.path("shards") / part.name, manifest) as staging:
-            before = part.span.file.stat()
-            manifest.counts = write_shard(recipe, tokenizer, part.span, staging)
-            after = part.span.file.stat()
-            if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-                raise UserError("changed while it was read", where=part.span.file, remedy="run the stage again")
+        tokenizer = tokenizer or _open_tokenizer(recipe, [part.span for part in mine])
+        with staged_directory(recipe.path("shards") / part.name, manifest) as staging, unchanged([part.span.file]):
+            manifest.counts = write_shard(recipe.data, tokenizer, [part.span], staging)
         shards.append(Shard(part, manifest, made=True))
     if number == 1:
         for path in shard_directories(recipe.path("shards")):
@@ -97,27 +93,47 @@ def _unchanged(recipe: Recipe, part: Part, wanted: Manifest) -> Optional[Manifes
     return found if same else None
 
 
-def _open_tokenizer(recipe: Recipe, parts: list[Part]) -> Tokenizer:
-    """Loads the tokenizer, and lets it go to SentencePiece directly where that makes no difference."""
-    tokenizer = Tokenizer(recipe.path("hf"), recipe.tokenizer.trust_remote_code)
+@contextlib.contextmanager
+def unchanged(files: Sequence[Path]) -> Iterator[None]:
+    """Raises `UserError` where a file has changed by the end of the block, in which it is read."""
+    before = [file.stat() for file in files]
+    yield
+    for file, earlier in zip(files, before):
+        later = file.stat()
+        if (earlier.st_size, earlier.st_mtime_ns) != (later.st_size, later.st_mtime_ns):
+            raise UserError("changed while it was read", where=file, remedy="run the stage again")
+
+
+def _open_tokenizer(recipe: Recipe, spans: Sequence[Span]) -> Tokenizer:
+    tokenizer = open_tokenizer(recipe.path("hf"), recipe.tokenizer.trust_remote_code, spans)
     if len(tokenizer) > recipe.model.vocab_size:
         raise UserError(
             f"the tokenizer has {len(tokenizer)} tokens, model.vocab_size is {recipe.model.vocab_size}",
             where=recipe.path("hf"),
             remedy="check model.vocab_size",
         )
-    reason = tokenizer.go_direct(list(_pieces_to_compare(parts)))
+    return tokenizer
+
+
+def open_tokenizer(directory: Path, trust_remote_code: bool, spans: Sequence[Span]) -> Tokenizer:
+    """Loads a tokenizer, and lets it go to SentencePiece directly where that makes no difference.
+
+    Args:
+        directory, trust_remote_code: see Tokenizer.
+        spans: of samples files; some are compared.
+    """
+    tokenizer = Tokenizer(directory, trust_remote_code)
+    reason = tokenizer.go_direct(list(_pieces_to_compare(spans)))
     if reason:
         console.print(f"tokenizer: its class is used, which is slower: {reason}", markup=False, soft_wrap=True)
     return tokenizer
 
 
-def _pieces_to_compare(parts: list[Part]) -> Iterator[Piece]:
+def _pieces_to_compare(spans: Sequence[Span]) -> Iterator[Piece]:
     """Pieces of some samples from places all over the inputs."""
-    total = sum(part.span.end - part.span.begin for part in parts)
+    total = sum(span.end - span.begin for span in spans)
     for place in (total * number // PLACES for number in range(PLACES)):
-        for part in parts:
-            file, begin, end = part.span
+        for file, begin, end in spans:
             if place < end - begin:
                 for raw in islice(SpanReader(Span(file, begin + place, end)), SAMPLES_PER_PLACE):
                     with contextlib.suppress(BadSample):  # it is named when its turn comes
@@ -126,13 +142,12 @@ def _pieces_to_compare(parts: list[Part]) -> Iterator[Piece]:
             place -= end - begin
 
 
-def sample_files(recipe: Recipe) -> list[Path]:
-    """The samples files of a recipe, sorted by name.
+def sample_files(path: Path) -> list[Path]:
+    """The samples files in a directory, or one by itself, sorted by name.
 
     Raises:
         UserError: there is none, one cannot be used, or `make format` left them and one has changed in size since.
     """
-    path = recipe.path("samples")
     if not path.exists():
         raise UserError("no such directory", where=path, remedy="run make format, or put samples (jsonl) there")
     if (path / MANIFEST).is_file():

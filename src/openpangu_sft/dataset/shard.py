@@ -1,4 +1,4 @@
-"""One shard: the samples of a part of the inputs, encoded, spread over packs and written.
+"""One shard: the samples of some spans of the inputs, encoded, spread over packs and written.
 
 Everything here runs in several processes and gives the same bytes for any number of them.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Union
@@ -16,6 +16,7 @@ from typing import Any, Union
 import numpy as np
 from rich.markup import escape
 
+from openpangu_sft.artefact import sum_counts
 from openpangu_sft.dataset.encode import Encoded, Limits, TooLong, encode_samples, input_ids_of, labels_of
 from openpangu_sft.dataset.indexed import PREFIX, PackedWriter
 from openpangu_sft.dataset.packing import Plan, plan_packs
@@ -24,7 +25,7 @@ from openpangu_sft.dataset.spool import Spool, Stretch
 from openpangu_sft.dataset.workers import ordered_map
 from openpangu_sft.errors import UserError, naming
 from openpangu_sft.progress import progress
-from openpangu_sft.recipe import Recipe
+from openpangu_sft.recipe import Data
 from openpangu_sft.sample import BadSample, Sample, parse_sample, reason_class
 from openpangu_sft.sources.reader import RawRecord
 from openpangu_sft.tokenizer import Tokenizer
@@ -56,42 +57,49 @@ class SpanResult:
     refused: list[Refused] = field(default_factory=list)
 
 
-def write_shard(recipe: Recipe, tokenizer: Tokenizer, span: Span, staging: Path) -> dict[str, Any]:
+def write_shard(
+    data: Data, tokenizer: Tokenizer, spans: Sequence[Span], staging: Path, prefix: str = PREFIX
+) -> dict[str, Any]:
     """Makes the files of a shard in a directory.
+
+    Args:
+        data: the recipe's section.
+        spans: what to read, one after another.
+        staging: the directory; it is there.
+        prefix: of the files' names.
 
     Returns:
         Counts for its manifest; read = packed + rejected + dropped.
 
     Raises:
-        UserError: a bad sample (unless data.on_bad_sample is skip), or no sample is left.
+        UserError: a bad sample (unless data.on_bad_sample is skip), a span without a record, or no sample is left.
     """
     with Spool(staging / "spool") as spool:
-        counts = _encode(recipe, tokenizer, span, spool, staging / REJECTS)
+        counts = sum_counts([_encode(data, tokenizer, span, spool, staging / REJECTS) for span in spans])
         lengths = spool.finish()
+        named = spans[0].file if len(spans) == 1 else spans[0].file.parent
         if not lengths.size:
-            if not counts["read"]:
-                raise UserError("holds no records", where=span.file, remedy="fill it, or move it away")
-            raise UserError("no sample is left to train on", where=span.file, remedy="look at the data")
-        plan = plan_packs(lengths, recipe.data.seq_length, recipe.data.seed)
-        writer = PackedWriter(staging, PREFIX, len(plan), recipe.data.seq_length)
-        rows = _Rows(recipe.data.seq_length, tokenizer.pad_id, spool, lengths, plan, writer)
-        step = max(1, VALUES_AT_ONCE // recipe.data.seq_length)
+            raise UserError("no sample is left to train on", where=named, remedy="look at the data")
+        plan = plan_packs(lengths, data.seq_length, data.seed)
+        writer = PackedWriter(staging, prefix, len(plan), data.seq_length)
+        rows = _Rows(data.seq_length, tokenizer.pad_id, spool, lengths, plan, writer)
+        step = max(1, VALUES_AT_ONCE // data.seq_length)
         blocks = [range(begin, min(begin + step, len(plan))) for begin in range(0, len(plan), step)]
-        written = ordered_map(rows, blocks, min(recipe.data.workers, len(blocks)))
-        with progress(f"writing {escape(span.file.name)}", len(plan)) as advance, contextlib.closing(written):
+        written = ordered_map(rows, blocks, min(data.workers, len(blocks)))
+        with progress(f"writing {escape(named.name)}", len(plan)) as advance, contextlib.closing(written):
             for block in written:
                 advance(len(block), "")
     return {**counts, "packs": len(plan), "tokens": int(lengths.sum(dtype=np.int64))}
 
 
-def _encode(recipe: Recipe, tokenizer: Tokenizer, span: Span, spool: Spool, rejects: Path) -> dict[str, Any]:
+def _encode(data: Data, tokenizer: Tokenizer, span: Span, spool: Spool, rejects: Path) -> dict[str, Any]:
     """Encodes the lines of a span into the spool; returns counts."""
     counts: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     first_line = -1
-    spans = spans_of(span, recipe.data.workers)
-    workers = min(recipe.data.workers, len(spans)) or 1
-    encode = _EncodeSpan(tokenizer, Limits.of(recipe), spool)
+    spans = spans_of(span, data.workers)
+    workers = min(data.workers, len(spans)) or 1
+    encode = _EncodeSpan(tokenizer, Limits.of(data), spool)
     with contextlib.ExitStack() as stack:
         advance = stack.enter_context(progress(f"encoding {escape(span.file.name)}", span.end - span.begin))
         results = stack.enter_context(contextlib.closing(ordered_map(encode, spans, workers)))
@@ -102,7 +110,7 @@ def _encode(recipe: Recipe, tokenizer: Tokenizer, span: Span, spool: Spool, reje
                 )  # read through once, and only if asked
                 with naming(rejects), rejects.open("a", encoding="utf-8", errors="backslashreplace") as stream:
                     for refused in result.refused:
-                        _note(refused, span.file, first_line + counts["lines"] + refused.line, recipe, stream)
+                        _note(refused, span.file, first_line + counts["lines"] + refused.line, data, stream)
                         reasons[reason_class(refused.reason)] += 1
             spool.add(result.stretch)
             dropped = sum(refused.dropped for refused in result.refused)
@@ -116,17 +124,19 @@ def _encode(recipe: Recipe, tokenizer: Tokenizer, span: Span, spool: Spool, reje
             )
             advance(result.span.end - result.span.begin, "")
     read = counts["packed"] + counts["rejected"] + counts["dropped"]
+    if not read:
+        raise UserError("holds no records", where=span.file, remedy="fill it, or move it away")
     names = ("packed", "rejected", "dropped", "truncated", "trained_tokens")
     return {"read": read, **{name: counts[name] for name in names}, "reasons": dict(sorted(reasons.items()))}
 
 
-def _note(refused: Refused, file: Path, line: int, recipe: Recipe, stream: Any) -> None:
+def _note(refused: Refused, file: Path, line: int, data: Data, stream: Any) -> None:
     """Writes a sample that is left out into the rejects file.
 
     Raises:
         UserError: bad ones are not to be left out.
     """
-    if recipe.data.on_bad_sample == "refuse" and not refused.dropped:
+    if data.on_bad_sample == "refuse" and not refused.dropped:
         remedy = "mend it, or set data.on_bad_sample=skip"
         raise UserError(refused.reason, where=f"{file}:{line}", remedy=remedy)
     entry = {"file": file.name, "place": str(line), "reason": refused.reason, "record": refused.record}

@@ -42,7 +42,7 @@ def run_demo(recipe: Recipe, recipe_file: Path, overrides: Sequence[str]) -> Non
         UserError: a stage failed, or the tuned model does not give the trained answers.
     """
     began = time.monotonic()
-    _prepare(recipe)
+    prepare(recipe)
     seconds = {"prepare": time.monotonic() - began}
     for stage in STAGES:
         seconds[stage] = _run(stage, recipe_file, overrides)
@@ -65,7 +65,7 @@ def run_demo(recipe: Recipe, recipe_file: Path, overrides: Sequence[str]) -> Non
     print(f"\nall stages in {time.monotonic() - began:.0f} s", file=sys.stderr)
 
 
-def _prepare(recipe: Recipe) -> None:
+def prepare(recipe: Recipe) -> None:
     from openpangu_sft.demo.base_model import make_base_model, texts_of  # imports torch
 
     run = recipe.path("run")
@@ -106,7 +106,7 @@ def _ask(recipe: Recipe) -> tuple[list[tuple[Sample, str]], float]:
 
     began = time.monotonic()
     chat = Chat(recipe, recipe.path("export"))
-    samples = [_first_plain_question(file) for file in sample_files(recipe)]
+    samples = [_first_plain_question(file) for file in sample_files(recipe.path("samples"))]
     return [(sample, chat.reply(sample.data[:1])) for sample in samples], time.monotonic() - began
 
 
@@ -125,7 +125,7 @@ def _made(recipe: Recipe, stage: str) -> str:
     if stage == "format":
         return f"{read_manifest(recipe.path('samples'), 'samples', '').counts['written']} samples"
     if stage == "preprocess":
-        return f"{len(sample_files(recipe))} shards"
+        return f"{len(sample_files(recipe.path('samples')))} shards"
     if stage == "merge":
         counts = read_manifest(recipe.path("dataset"), "dataset", "").counts
         return f"{counts['packs']} packs, {counts['tokens']:,} tokens"

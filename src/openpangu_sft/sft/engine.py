@@ -30,6 +30,7 @@ from openpangu_sft.sft import checkpoints, metrics
 from openpangu_sft.sft.data import PackedDataset, micro_batches, training_order
 from openpangu_sft.sft.launch import worker_rank
 from openpangu_sft.sft.model import SEGMENTS, PackLoss, build_model
+from openpangu_sft.sft.retention import prune
 from openpangu_sft.sft.schedule import learning_rate, parameter_groups
 
 
@@ -164,6 +165,7 @@ class _Training:
             checkpoints.save(
                 self.directory, self.recipe, self.manifest, self.model, self.optimizer, self.iteration, self.loss
             )
+            prune(self.directory, self.recipe.train.keep_checkpoints, self.iteration)
             metrics.draw_curve(self.directory)
         if distributed.is_initialized():
             distributed.barrier()

@@ -30,7 +30,7 @@ def launch(recipe: Recipe, command_line: Sequence[str]) -> NoReturn:
         UserError: several nodes, and MASTER_ADDR or NODE_RANK is not set.
     """
     per_node = recipe.parallel.devices_per_node
-    options = [f"--nnodes={recipe.parallel.nodes}", f"--nproc_per_node={per_node}", *_rendezvous(recipe)]
+    options = [f"--nnodes={recipe.parallel.nodes}", f"--nproc_per_node={per_node}", *rendezvous(recipe)]
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // per_node)))
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -47,7 +47,12 @@ def launch(recipe: Recipe, command_line: Sequence[str]) -> NoReturn:
     sys.exit(0)
 
 
-def _rendezvous(recipe: Recipe) -> list[str]:
+def rendezvous(recipe: Recipe) -> list[str]:
+    """torchrun's options for where the processes of all nodes meet.
+
+    Raises:
+        UserError: several nodes, and MASTER_ADDR or NODE_RANK is not set.
+    """
     if recipe.parallel.nodes == 1:
         return ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]  # a port of its own for every run
     for name in ("MASTER_ADDR", "NODE_RANK"):

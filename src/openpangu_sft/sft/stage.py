@@ -19,10 +19,12 @@ from openpangu_sft.checkpoint.convert import mcore_settings
 from openpangu_sft.checkpoint.hf import require_model
 from openpangu_sft.dataset.preprocess import data_settings
 from openpangu_sft.errors import UserError
+from openpangu_sft.mindspeed.stage import run_mindspeed
 from openpangu_sft.recipe import Recipe
 from openpangu_sft.sft.launch import launch, worker_rank
 
 FREE_TO_CHANGE = {"train.device", "train.save_interval", "train.recompute", "train.iterations"}
+FREE_TO_CHANGE |= {"train.keep_checkpoints", "train.device_tflops", "train.upstream_flags"}
 """Settings that a run may be continued with in another value: they change no loss, or the user means them to."""
 
 
@@ -35,14 +37,12 @@ def run_sft(recipe: Recipe, command_line: Sequence[str]) -> None:
     Raises:
         UserError: an input is missing, was made with other settings, or the run was begun with others.
     """
-    if recipe.train.engine == "mindspeed":
-        raise UserError(
-            "train.engine = mindspeed is not part of this version yet",
-            remedy="set train.engine=transformers, parallel.context=1 and train.device=cpu or cuda",
-        )
     manifest = run_manifest(recipe)
     run = recipe.path("run")
     _check_run(run, manifest)
+    if recipe.train.engine == "mindspeed":
+        run_mindspeed(recipe, manifest)
+        return
     rank = worker_rank()
     if recipe.parallel.world > 1 and rank is None:
         launch(recipe, command_line)

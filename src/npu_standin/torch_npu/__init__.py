@@ -1,0 +1,43 @@
+"""A stand-in for Huawei's torch_npu on a machine without an NPU: ../README.md says what it is, and what it is not.
+
+Importing it changes torch in this process, as importing the real one does.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from . import _companions, _devices, npu, profiler, utils
+from ._attention import npu_fusion_attention, npu_fusion_attention_grad
+from ._collectives import register_hccl
+from ._operators import npu_apply_adam_w, npu_rms_norm, npu_rotary_mul, npu_scaled_masked_softmax, npu_swiglu
+
+__all__ = [
+    "npu",
+    "npu_apply_adam_w",
+    "npu_fusion_attention",
+    "npu_fusion_attention_grad",
+    "npu_rms_norm",
+    "npu_rotary_mul",
+    "npu_scaled_masked_softmax",
+    "npu_swiglu",
+    "profiler",
+    "utils",
+]
+
+__version__ = "2.1.0.post8+standin"
+
+
+def __getattr__(name: str) -> Any:
+    """Says so in words where code asks for what is not here; hasattr() stays False."""
+    raise AttributeError(f"torch_npu.{name} is not in the stand-in for torch_npu (src/npu_standin)")
+
+
+# MindSpeed builds paths of headers from it before anything is compiled.
+os.environ.setdefault("ASCEND_HOME_PATH", str(Path(__file__).parent))
+
+_companions.install()
+_devices.install(npu)
+register_hccl()

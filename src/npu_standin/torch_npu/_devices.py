@@ -1,0 +1,114 @@
+"""Whoever asks torch for an NPU gets the CPU."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ._patching import replace
+
+# fmt: off
+FACTORIES = [
+    "tensor", "as_tensor", "empty", "empty_strided", "zeros", "ones", "full", "arange", "range", "linspace", "logspace",
+    "eye", "tril_indices", "triu_indices", "rand", "randn", "randint", "randperm", "normal",
+    "empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "randint_like",
+]
+# fmt: on
+METHODS = ["to", "new_tensor", "new_empty", "new_zeros", "new_ones", "new_full"]
+
+_types = {"npu", "privateuseone"}
+"""Kinds of device that are the NPU; "cuda" too, once transfer_to_npu has been imported, and not before."""
+
+
+def to_cpu(device: Any) -> Any:
+    """The CPU for an NPU, be it a name, a torch.device or an index; anything else as it is."""
+    if isinstance(device, int) and not isinstance(device, bool):
+        return torch.device("cpu")
+    kind = device.split(":")[0] if isinstance(device, str) else getattr(device, "type", None)
+    return torch.device("cpu") if kind in _types else device
+
+
+def install(npu: types.ModuleType) -> None:
+    """Puts torch.npu in place, and the CPU behind it."""
+    torch.utils.rename_privateuse1_backend("npu")  # so that torch.device("npu") is a device
+    replace(torch, npu=npu)
+    sys.modules["torch.npu"] = npu
+    replace(torch, **{name: _with_device(getattr(torch, name)) for name in FACTORIES})
+    replace(torch.Tensor, **{name: _with_device(getattr(torch.Tensor, name), to=name == "to") for name in METHODS})
+    replace(torch.nn.Module, to=_with_device(torch.nn.Module.to, to=True), npu=_itself)
+    replace(torch.Tensor, npu=_itself, pin_memory=_itself, is_npu=property(lambda tensor: True))
+    replace(torch.Tensor, type=_with_npu_name(torch.Tensor.type))
+    replace(torch, load=_with_map_location(torch.load))
+
+
+def transfer(npu: types.ModuleType) -> None:
+    """What importing torch_npu.contrib.transfer_to_npu adds: "cuda" is the NPU, and torch.cuda is torch.npu."""
+    _types.add("cuda")
+    values = {name: value for name, value in vars(npu).items() if not name.startswith("__")}
+    replace(torch.cuda, **{name: value for name, value in values.items() if _is_of(npu, value)})
+    replace(torch.Tensor, cuda=_itself)
+    replace(torch.nn.Module, cuda=_itself)
+    replace(torch.jit, script=_script)
+
+
+def _is_of(module: types.ModuleType, value: Any) -> bool:
+    """Whether a module's value is its own or a type of tensor, and not something that it imports."""
+    return getattr(value, "__module__", None) == module.__name__ or isinstance(value, type(torch.FloatTensor))
+
+
+def _script(obj: Any = None, *_: Any, **__: Any) -> Any:
+    """torch.jit.script, which the real transfer_to_npu turns off as well."""
+    return obj if obj is not None else (lambda function: function)
+
+
+def _itself(self: Any, *_: Any, **__: Any) -> Any:
+    return self
+
+
+def _with_device(function: Callable[..., Any], to: bool = False) -> Callable[..., Any]:
+    """A function of torch with `device` translated; a method `to` has it as its first argument, or not at all."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if to and len(args) > 1:
+            args = (args[0], to_cpu(args[1]), *args[2:])
+        if kwargs.get("device") is not None:
+            kwargs["device"] = to_cpu(kwargs["device"])
+        if kwargs.get("pin_memory"):
+            kwargs["pin_memory"] = False  # torch pins for CUDA alone
+        return function(*args, **kwargs)
+
+    return call
+
+
+def _with_npu_name(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Tensor.type with the answer of an NPU's tensor, torch.npu.FloatTensor.
+
+    MindSpeed rewrites that to torch.cuda.FloatTensor, which Megatron-LM's optimizers ask for.
+    """
+
+    @functools.wraps(function)
+    def call(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        answer = function(self, *args, **kwargs)
+        return answer.replace("torch.", "torch.npu.", 1) if isinstance(answer, str) else answer
+
+    return call
+
+
+def _with_map_location(function: Callable[..., Any]) -> Callable[..., Any]:
+    """torch.load with map_location translated."""
+
+    @functools.wraps(function)
+    def call(f: Any, map_location: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(map_location, dict):
+            map_location = {source: str(to_cpu(target)) for source, target in map_location.items()}
+        elif map_location is not None and not callable(map_location):
+            map_location = to_cpu(map_location)
+        return function(f, map_location, *args, **kwargs)
+
+    return call

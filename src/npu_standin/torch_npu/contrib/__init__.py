@@ -1,0 +1,1 @@
+"""Has transfer_to_npu."""

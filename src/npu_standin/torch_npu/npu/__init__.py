@@ -1,0 +1,296 @@
+"""torch_npu.npu, which is also torch.npu, and torch.cuda after transfer_to_npu: devices that are the CPU.
+
+Each process has as many NPUs as torchrun has started processes on the machine (LOCAL_WORLD_SIZE). They share one random
+generator with the CPU. Streams are one, and everything has happened when a call returns. Memory is not counted: 0 is in
+use.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any, Optional, Union
+
+import torch
+
+from torch_npu._unsupported import Unsupported
+
+DeviceLike = Union[int, str, torch.device, None]
+
+NAME = "Ascend910B-CPU-standin"
+MEMORY = 64 << 30
+"""An Ascend 910B's. Upstream divides by it; nothing keeps to it."""
+
+FloatTensor = torch.FloatTensor
+DoubleTensor = torch.DoubleTensor
+HalfTensor = torch.HalfTensor
+BFloat16Tensor = torch.BFloat16Tensor
+LongTensor = torch.LongTensor
+IntTensor = torch.IntTensor
+ShortTensor = torch.ShortTensor
+CharTensor = torch.CharTensor
+ByteTensor = torch.ByteTensor
+BoolTensor = torch.BoolTensor
+
+# another allocator is plugged in with --memory-fragmentation and --adaptive-recompute-device-swap
+memory = Unsupported("torch_npu.npu.memory")
+
+_current = 0
+
+
+def __getattr__(name: str) -> Any:
+    raise AttributeError(f"torch_npu.npu.{name} is not in the stand-in for torch_npu (src/npu_standin)")
+
+
+def is_available() -> bool:
+    """It is what the stand-in is for."""
+    return True
+
+
+def is_initialized() -> bool:
+    """Always."""
+    return True
+
+
+def init() -> None:
+    """Nothing is to be done."""
+
+
+def device_count() -> int:
+    """One NPU for each process on this machine: upstream takes the rank modulo it."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def current_device() -> int:
+    """The index that set_device was given."""
+    return _current
+
+
+def set_device(device: DeviceLike) -> None:
+    """Remembers the index."""
+    global _current
+    _current = _index(device)
+
+
+def get_device_name(device: DeviceLike = None) -> str:
+    """Begins as an Ascend 910B's, which upstream looks for."""
+    return NAME
+
+
+def get_device_capability(device: DeviceLike = None) -> tuple[int, int]:
+    """Enough for all that Megatron-LM asks for."""
+    return 9, 0
+
+
+def get_device_properties(device: DeviceLike = None) -> Any:
+    """Name and memory."""
+    return SimpleNamespace(name=NAME, total_memory=MEMORY, multi_processor_count=1, major=9, minor=0)
+
+
+def synchronize(device: DeviceLike = None) -> None:
+    """Everything has happened."""
+
+
+def set_compile_mode(jit_compile: bool = False) -> None:
+    """Operators are not compiled either way."""
+
+
+def set_option(option: Any) -> None:
+    """Options are about how operators are compiled."""
+
+
+def is_bf16_supported() -> bool:
+    """By the CPU."""
+    return True
+
+
+def is_current_stream_capturing() -> bool:
+    """No: torch's own optimizers ask before every step."""
+    return False
+
+
+def ipc_collect() -> None:
+    """Nothing is to be collected."""
+
+
+class device(contextlib.AbstractContextManager[None]):
+    """torch.npu.device: a device that is current for a while."""
+
+    def __init__(self, device: DeviceLike) -> None:
+        self._inside = _index(device)
+
+    def __enter__(self) -> None:
+        self._outside = current_device()
+        set_device(self._inside)
+
+    def __exit__(self, *_: object) -> None:
+        set_device(self._outside)
+
+
+class Stream:
+    """The one order in which everything happens."""
+
+    def __init__(self, device: DeviceLike = None, priority: int = 0) -> None:
+        self.device = torch.device("cpu")
+
+    def wait_stream(self, stream: Stream) -> None:
+        """It is done."""
+
+    def wait_event(self, event: Event) -> None:
+        """It has happened."""
+
+    def record_event(self, event: Optional[Event] = None) -> Event:
+        """An event that happens now."""
+        event = event or Event()
+        event.record(self)
+        return event
+
+    def synchronize(self) -> None:
+        """It is done."""
+
+    def query(self) -> bool:
+        """Whether all is done."""
+        return True
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+class Event:
+    """A moment."""
+
+    def __init__(self, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False) -> None:
+        self._time = 0.0
+
+    def record(self, stream: Optional[Stream] = None) -> None:
+        """Happens now."""
+        self._time = time.perf_counter()
+
+    def wait(self, stream: Optional[Stream] = None) -> None:
+        """It has happened."""
+
+    def synchronize(self) -> None:
+        """It has happened."""
+
+    def query(self) -> bool:
+        """Whether it has happened."""
+        return True
+
+    def elapsed_time(self, end: Event) -> float:
+        """Milliseconds from this to that."""
+        return (end._time - self._time) * 1e3
+
+
+_stream = Stream()
+
+
+def current_stream(device: DeviceLike = None) -> Stream:
+    """The only one."""
+    return _stream
+
+
+default_stream = current_stream
+
+
+@contextlib.contextmanager
+def stream(stream: Optional[Stream]) -> Iterator[None]:
+    """Makes a stream current, which changes nothing."""
+    yield
+
+
+def set_stream(stream: Stream) -> None:
+    """Likewise."""
+
+
+class _Generators:
+    """The CPU's generator at every index."""
+
+    def __getitem__(self, index: int) -> torch.Generator:
+        return torch.default_generator
+
+    def __len__(self) -> int:
+        return device_count()
+
+
+default_generators = _Generators()
+
+
+def manual_seed(seed: int) -> None:
+    """Seeds the CPU's generator."""
+    torch.default_generator.manual_seed(seed)
+
+
+manual_seed_all = manual_seed
+
+
+def seed() -> int:
+    """Seeds it from chance."""
+    return torch.default_generator.seed()
+
+
+def initial_seed() -> int:
+    """What it was seeded with."""
+    return torch.default_generator.initial_seed()
+
+
+def get_rng_state(device: DeviceLike = None) -> torch.Tensor:
+    """Its state."""
+    return torch.default_generator.get_state()
+
+
+def set_rng_state(state: torch.Tensor, device: DeviceLike = None) -> None:
+    """Sets it."""
+    torch.default_generator.set_state(state)
+
+
+def _lazy_call(function: Callable[[], Any], **_: Any) -> None:
+    """What would wait until the device is initialized, which Megatron-LM's random.py imports."""
+    function()
+
+
+def _lazy_init() -> None:
+    pass
+
+
+def _is_in_bad_fork() -> bool:
+    return False
+
+
+def _nothing(*_: Any, **__: Any) -> int:
+    """Bytes in use."""
+    return 0
+
+
+memory_allocated = max_memory_allocated = memory_reserved = max_memory_reserved = _nothing
+memory_cached = max_memory_cached = reset_peak_memory_stats = reset_max_memory_allocated = _nothing
+
+
+def memory_stats(device: DeviceLike = None) -> dict[str, int]:
+    """0 for every name."""
+    return collections.defaultdict(int)
+
+
+def mem_get_info(device: DeviceLike = None) -> tuple[int, int]:
+    """Free and total bytes."""
+    return MEMORY, MEMORY
+
+
+def empty_cache() -> None:
+    """Nothing is cached."""
+
+
+def _index(device: DeviceLike) -> int:
+    """Which of the NPUs is meant; raises where there are not so many."""
+    if not isinstance(device, int):
+        named = torch.device(device) if isinstance(device, str) else device
+        device = _current if named is None or named.index is None else named.index
+    if not 0 <= device < device_count():
+        raise RuntimeError(f"there is no NPU {device} among {device_count()}")
+    return device

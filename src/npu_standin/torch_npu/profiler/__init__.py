@@ -1,0 +1,11 @@
+"""There is nothing to profile: what upstream takes from here with --profile raises when it is called."""
+
+from __future__ import annotations
+
+from torch_npu._unsupported import Unsupported
+
+
+def __getattr__(name: str) -> Unsupported:
+    if name.startswith("__"):
+        raise AttributeError(name)
+    return Unsupported(f"torch_npu.profiler.{name}")

@@ -1,0 +1,70 @@
+"""The directory of a run: which checkpoint training goes on from, which ones stay, and the data as upstream sees it."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from pathlib import Path
+from typing import Optional
+
+from openpangu_sft.checkpoint.layout import layout_of, parameter_count
+from openpangu_sft.checkpoint.mcore import TRACKER, iteration_directory, rank_file, write_tracker
+from openpangu_sft.dataset.indexed import PREFIX
+from openpangu_sft.progress import console
+from openpangu_sft.recipe import Recipe
+from openpangu_sft.sft.retention import iterations
+
+OPTIMIZER = "distrib_optim.pt"
+"""Beside the model's file of every rank where --use-distributed-optimizer is set."""
+
+
+def link_data(run: Path, dataset: Path, digest: str) -> Path:
+    """A folder with links to the packed files, for upstream to write its shuffle index into.
+
+    Upstream names that index by seed and number of samples alone, and takes what is there. With a folder for every
+    content of the data, an index is never that of other data.
+
+    Returns:
+        The prefix for --data-path.
+    """
+    folder = run / f"data-{digest[:16]}"
+    for stale in run.glob("data-*"):
+        if stale != folder:
+            shutil.rmtree(stale, ignore_errors=True)  # several machines do so at once
+    folder.mkdir(exist_ok=True)
+    for file in dataset.glob(f"{PREFIX}_packed_*"):
+        with contextlib.suppress(FileExistsError):
+            (folder / file.name).symlink_to(file)
+    return folder / PREFIX
+
+
+def newest_complete(recipe: Recipe) -> Optional[int]:
+    """The newest iteration of the run whose checkpoint is there with all its files; the tracker file is put right.
+
+    Upstream writes the tracker file when a checkpoint is done, so what is newer than that is half-written.
+    """
+    run = recipe.path("run")
+    try:
+        newest = int((run / TRACKER).read_text("utf-8"))
+    except (OSError, ValueError):
+        newest = 0
+    for iteration in sorted(iterations(run), reverse=True):
+        if iteration <= newest and is_complete(recipe, iteration):
+            if iteration != newest:
+                console.print(f"iteration {newest} is not whole in {run}: going on from {iteration}", markup=False)
+                write_tracker(run, iteration)
+            return iteration
+    return None
+
+
+def is_complete(recipe: Recipe, iteration: int) -> bool:
+    """Whether every rank's files are there. With several machines and no shared disk only this machine's are."""
+    directory, layout = iteration_directory(recipe.path("run"), iteration), layout_of(recipe.model, recipe.parallel)
+    files = [directory / rank_file(*rank, layout.pipeline) for rank in layout.ranks()]
+    files += [file.with_name(OPTIMIZER) for file in files]
+    return all(file.is_file() and file.stat().st_size for file in files)
+
+
+def checkpoint_bytes(recipe: Recipe) -> int:
+    """Size of one checkpoint: the weights, and fp32 weights and Adam's two moments in the optimizer's file."""
+    return parameter_count(recipe.model) * ((2 if recipe.train.precision == "bf16" else 4) + 12)

@@ -1,0 +1,151 @@
+"""Stage sft with the mindspeed engine: checks this machine, prepares the run's directory and starts MindSpeed-LLM."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple, Optional
+
+from openpangu_sft.artefact import MANIFEST, Manifest, only_one_run, read_manifest, write_durably
+from openpangu_sft.dataset.indexed import PREFIX
+from openpangu_sft.errors import UserError
+from openpangu_sft.mindspeed.engine import Command, Training
+from openpangu_sft.mindspeed.flags import Places, training_flags
+from openpangu_sft.mindspeed.run_directory import checkpoint_bytes, link_data, newest_complete
+from openpangu_sft.mindspeed.sources import require_ready
+from openpangu_sft.places import require_room
+from openpangu_sft.progress import console
+from openpangu_sft.recipe import Recipe
+from openpangu_sft.sft.launch import rendezvous
+from openpangu_sft.upstream import SOURCES
+
+ROOT = Path(__file__).resolve().parents[2]
+STAND_IN = ROOT / "npu_standin"
+DEVICES = Path("/dev")
+INTERFACES = Path("/sys/class/net")
+
+ENVIRONMENT = {"CUDA_DEVICE_MAX_CONNECTIONS": "1", "HCCL_CONNECT_TIMEOUT": "1200"}
+"""As the published script sets it: Megatron-LM wants the first, and loading takes longer than HCCL's own 120 s."""
+
+
+class Start(NamedTuple):
+    """How training would be started."""
+
+    command: Command
+    done: int
+    """The iteration that it goes on from; 0 at the beginning."""
+
+
+def run_mindspeed(recipe: Recipe, manifest: Manifest) -> None:
+    """Trains; continues a run that was begun.
+
+    Args:
+        recipe: with train.engine mindspeed.
+        manifest: of the run; its inputs have been checked.
+
+    Raises:
+        UserError: this machine lacks something, or training failed.
+    """
+    run, sources = recipe.path("run"), require_ready(SOURCES)
+    require_devices(recipe)
+    require_network(os.environ)
+    dataset = read_manifest(recipe.path("dataset"), "dataset", "run make merge")
+    run.mkdir(parents=True, exist_ok=True)
+    with only_one_run(_lock(recipe)):
+        kept = recipe.train.keep_checkpoints or max(1, recipe.train.iterations // recipe.train.save_interval)
+        require_room(run, checkpoint_bytes(recipe) * (min(kept, MOST_AT_FIRST) + 1))
+        data = link_data(run, recipe.path("dataset"), dataset.digest)
+        start = plan(recipe, sources, data)
+        if start.done >= recipe.train.iterations:
+            console.print(f"this run has its {start.done} iterations already: set train.iterations to go on")
+            return
+        if start.done:
+            console.print(f"continuing after iteration {start.done}")
+        write_durably(run / MANIFEST, json.dumps(asdict(manifest), ensure_ascii=False, indent=1) + "\n")
+        Training(recipe, dataset, start.done).start(start.command)
+
+
+def _lock(recipe: Recipe) -> Path:
+    """What is locked: the run, or with several machines each one's part in it, as they share the directory."""
+    run = recipe.path("run")
+    return run if recipe.parallel.nodes == 1 else run.with_name(f"{run.name}-node{os.environ.get('NODE_RANK')}")
+
+
+MOST_AT_FIRST = 2
+"""Checkpoints that must have room before the start; a run of days may be given more disk on its way."""
+
+
+def plan(recipe: Recipe, sources: Path, data: Path) -> Start:
+    """The command, and where training goes on."""
+    run = recipe.path("run")
+    done = newest_complete(recipe) or 0
+    places = Places(data, run if done else recipe.path("mcore"), run, run / "tensorboard")
+    flags = training_flags(recipe, places, resumed=bool(done))
+    return Start(Command([*torchrun(recipe), "posttrain_gpt.py", *flags], *surroundings(recipe, sources)), done)
+
+
+def dry_run(recipe: Recipe) -> str:
+    """Environment and command of a start, as a shell would take them; nothing is written, and no device is wanted."""
+    data = recipe.path("run") / "data" / PREFIX
+    return str(plan(recipe, SOURCES, data).command)
+
+
+def torchrun(recipe: Recipe) -> Sequence[str]:
+    """Its program and options, as upstream's scripts use it."""
+    parallel = recipe.parallel
+    options = [f"--nnodes={parallel.nodes}", f"--nproc_per_node={parallel.devices_per_node}", *rendezvous(recipe)]
+    return [sys.executable, "-m", "torch.distributed.run", *options]
+
+
+def surroundings(recipe: Recipe, sources: Path) -> tuple[Path, dict[str, str]]:
+    """The folder to start in, and the environment."""
+    paths = [sources / "mindspeed", sources / "mindspeed-llm", ROOT]
+    if recipe.train.device == "cpu":
+        paths.insert(0, STAND_IN)
+    before = os.environ.get("PYTHONPATH")
+    environment = {name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()}
+    environment["PYTHONPATH"] = os.pathsep.join([*map(str, paths), *([before] if before else [])])
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"  # the sources stay as they were made
+    threads = max(1, (os.cpu_count() or 1) // recipe.parallel.devices_per_node)
+    environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(threads))
+    return sources / "mindspeed-llm", environment
+
+
+def require_devices(recipe: Recipe, devices: Optional[Path] = None) -> None:
+    """Refuses to start with fewer NPUs than processes.
+
+    Raises:
+        UserError: says how many there are.
+    """
+    if recipe.train.device == "cpu":
+        return
+    wanted = recipe.parallel.devices_per_node
+    found = len(list((devices or DEVICES).glob("davinci[0-9]*")))
+    if found < wanted:
+        raise UserError(
+            f"parallel.devices_per_node is {wanted}, and there are {found} NPUs here (/dev/davinci*)",
+            remedy="lower it, choose others with NPUS=, or set train.device=cpu for the stand-in, which is slow",
+        )
+
+
+def require_network(environment: Mapping[str, str], interfaces: Optional[Path] = None) -> None:
+    """Refuses names of network interfaces that are none here: HCCL would wait for its timeout, and name something else.
+
+    Raises:
+        UserError: says which there are.
+    """
+    found = sorted(path.name for path in (interfaces or INTERFACES).iterdir())
+    for variable in ("HCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
+        value = environment.get(variable, "")
+        # HCCL takes prefixes, =name for a whole name, and ^ for all but these; gloo takes names
+        wanted = [name for name in value.lstrip("=").split(",") if name]
+        if value.startswith("^") or not wanted:
+            continue
+        if not any(interface.startswith(name) for interface in found for name in wanted):
+            raise UserError(
+                f"{value!r} is no network interface here", where=variable, remedy=f"one of {', '.join(found)}"
+            )

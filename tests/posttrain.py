@@ -1,0 +1,70 @@
+"""Launches MindSpeed-LLM's posttrain_gpt.py for tests, with the published flags and in fp32, as a recipe says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from openpangu_sft.recipe import Recipe
+from upstream import require_compiler, run_upstream
+
+
+def posttrain(upstream: Path, recipe: Recipe, data: Path, *flags: str, refused: bool = False) -> str:
+    """Trains from the recipe's mcore checkpoint, on as many processes as it has devices.
+
+    Args:
+        upstream: what checkout made.
+        recipe: its model, layout, schedule and seq_length.
+        data: what --data-path is; an index is written beside it.
+        flags: more of them; --bf16 for instance, as without it all is fp32.
+        refused: whether it has to fail.
+
+    Returns:
+        What it wrote.
+    """
+    require_compiler()
+    model, train, parallel, seq_length = recipe.model, recipe.train, recipe.parallel, recipe.data.seq_length
+    command = f"""
+        -m torch.distributed.run --standalone --nproc_per_node {parallel.world} posttrain_gpt.py
+        --finetune --stage sft --use-mcore-models --seed {train.seed}
+        --tensor-model-parallel-size {parallel.tensor} --pipeline-model-parallel-size {parallel.pipeline}
+        --context-parallel-size {parallel.context} --sequence-parallel --use-distributed-optimizer
+        --num-layers {model.num_layers} --hidden-size {model.hidden_size} --ffn-hidden-size {model.ffn_hidden_size}
+        --num-attention-heads {model.num_attention_heads} --kv-channels {model.kv_channels}
+        --group-query-attention --num-query-groups {model.num_query_groups}
+        --disable-bias-linear --add-qkv-bias --add-dense-bias --swiglu --normalization RMSNorm
+        --position-embedding-type rope --use-rotary-position-embeddings --rotary-base {model.rotary_base:.0f}
+        --make-vocab-size-divisible-by 16 --padded-vocab-size {model.vocab_size}
+        --tokenizer-type PretrainedFromHF --tokenizer-not-use-fast --transformer-impl local
+        --seq-length {seq_length} --max-position-embeddings {seq_length}
+        --micro-batch-size {train.micro_batch_size} --global-batch-size {train.global_batch_size}
+        --train-iters {train.iterations} --lr-warmup-iters {train.lr_warmup_iterations}
+        --optimizer adam --lr {train.lr} --min-lr {train.min_lr} --lr-decay-style cosine
+        --weight-decay {train.weight_decay} --clip-grad {train.clip_grad}
+        --adam-beta1 {train.adam_beta1} --adam-beta2 {train.adam_beta2}
+        --attention-dropout 0.0 --hidden-dropout 0.0 --init-method-std 0.01 --attention-softmax-in-fp32
+        --no-masked-softmax-fusion --no-gradient-accumulation-fusion --use-fused-rmsnorm --use-fused-swiglu
+        --use-flash-attn --use-fused-rotary-pos-emb --reset-position-ids --is-instruction-dataset
+        --no-load-optim --no-load-rng --no-save-optim --no-save-rng --split 100,0,0 --distributed-backend nccl
+        --log-interval 1 --eval-interval 100 --eval-iters 0
+    """.split()
+    places = {"tokenizer-name-or-path": recipe.path("hf"), "load": recipe.path("mcore"), "data-path": data}
+    for flag, path in places.items():
+        command += [f"--{flag}", str(path)]
+    return run_upstream(upstream, *command, *layout_flags(recipe), *flags, refused=refused)
+
+
+def layout_flags(recipe: Recipe) -> list[str]:
+    """How all of upstream's commands are told where a pipeline is cut."""
+    layers = recipe.parallel.num_layer_list
+    return ["--num-layer-list", ",".join(map(str, layers))] if layers else []
+
+
+def losses(output: str) -> list[float]:
+    """The loss of each iteration."""
+    return [float(loss) for loss in re.findall(r"lm loss: (\S+)", output)]
+
+
+def gradient_norms(output: str) -> list[float]:
+    """The norm of the gradient in each iteration, to three digits behind the point."""
+    return [float(norm) for norm in re.findall(r"grad norm: (\S+)", output)]

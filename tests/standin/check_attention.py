@@ -1,0 +1,439 @@
+"""npu_fusion_attention of the stand-in against attention written out query by query, forward and backward.
+
+Run by test_npu_standin.py, in a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Optional
+
+import pytest
+import torch
+import torch_npu
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+TRIANGLE = torch.ones(2048, 2048, dtype=torch.bool).triu(1)
+FAR = 65536
+"""MindSpeed's default of --pre-tockens."""
+
+TO_LAYOUT: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {  # from b, s, n, d
+    "SBH": lambda x: x.transpose(0, 1).flatten(2),
+    "BSH": lambda x: x.flatten(2),
+    "BSND": lambda x: x,
+    "BNSD": lambda x: x.transpose(1, 2),
+}
+"""By what name b, s, n, d goes."""
+
+property_test = settings(deadline=None, max_examples=60)
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    """fp32, with a gradient."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+
+
+def plain(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, sees: Callable[[int, int, int], bool]
+) -> torch.Tensor:
+    """Attention of one sequence, head by head and query by query: [sq, n, d] and [sk, nk, d] to [sq, n, d]."""
+    heads, each = query.shape[1], query.shape[1] // key.shape[1]
+    rows = []
+    for i in range(len(query)):
+        row = []
+        for head in range(heads):
+            keys = [j for j in range(len(key)) if sees(head, i, j)]
+            if not keys:
+                row.append(query[i, head] * (key.sum() + value.sum()) * 0)  # 0, and so are its gradients
+                continue
+            scores = torch.stack([(query[i, head] * key[j, head // each]).sum() * scale for j in keys])
+            weights = torch.exp(scores - torch.logsumexp(scores, 0))
+            row.append(sum(weight * value[j, head // each] for weight, j in zip(weights, keys)))
+        rows.append(torch.stack(row))
+    return torch.stack(rows)
+
+
+def assert_same(
+    ours: torch.Tensor, expected: torch.Tensor, tensors: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+) -> None:
+    """Compares results and, for one random gradient of them, the gradients of query, key and value."""
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+    weights = torch.randn_like(expected)
+    for got, wanted in zip(
+        torch.autograd.grad((ours * weights).sum(), tensors),
+        torch.autograd.grad((expected * weights).sum(), tensors),
+    ):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+def as_upstream(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, ends: list[int]) -> Any:
+    """The call of mindspeed_llm/core/transformer/dot_product_attention.py:389 with the published flags."""
+    return torch_npu.npu_fusion_attention(
+        query,
+        key,
+        value,
+        query.shape[1],
+        "TND",
+        pse=None,
+        padding_mask=None,
+        atten_mask=TRIANGLE,
+        actual_seq_qlen=ends,
+        actual_seq_kvlen=ends,
+        scale=1 / math.sqrt(query.shape[2]),
+        pre_tockens=FAR,
+        next_tockens=0,
+        keep_prob=1 - 0.0,
+        inner_precise=0,
+        sparse_mode=4,
+    )
+
+
+def ends_of(lengths: list[int]) -> list[int]:
+    return [sum(lengths[: number + 1]) for number in range(len(lengths))]
+
+
+lengths_of_segments = st.lists(st.integers(0, 5), min_size=1, max_size=5).filter(any)
+
+
+@property_test
+@given(lengths_of_segments, st.integers(1, 3), st.integers(1, 3), st.sampled_from([1, 2, 5]))
+def test_packed_segments_are_causal_and_apart(lengths: list[int], kv_heads: int, each: int, size: int) -> None:
+    total = sum(lengths)
+    query = random(total, kv_heads * each, size)
+    key, value = (random(total, kv_heads, size, seed=seed) for seed in (1, 2))
+    segment = [number for number, length in enumerate(lengths) for _ in range(length)]
+    expected = plain(query, key, value, 1 / math.sqrt(size), lambda head, i, j: segment[i] == segment[j] and j <= i)
+    assert_same(as_upstream(query, key, value, ends_of(lengths))[0], expected, (query, key, value))
+
+
+@property_test
+@given(st.lists(st.integers(1, 4), min_size=2, max_size=4), st.data())
+def test_no_other_segment_changes_a_bit(lengths: list[int], data: st.DataObject) -> None:
+    ends = ends_of(lengths)
+    changed = data.draw(st.integers(0, len(lengths) - 1))
+    inside = slice(ends[changed] - lengths[changed], ends[changed])
+    tensors = [random(ends[-1], 2, 4, seed=seed).detach() for seed in range(3)]
+    before = as_upstream(*tensors, ends)[0]
+    for tensor in tensors:
+        tensor[inside] += 1
+    after = as_upstream(*tensors, ends)[0]
+    outside = torch.ones(ends[-1], dtype=torch.bool)
+    outside[inside] = False
+    assert torch.equal(before[outside], after[outside])
+    assert not torch.equal(before[inside], after[inside])
+
+
+@property_test
+@given(st.data())
+def test_layouts_and_modes(data: st.DataObject) -> None:
+    layout = data.draw(st.sampled_from(sorted(TO_LAYOUT)))
+    b, sq, sk, kv_heads, each = (data.draw(st.integers(1, high)) for high in (2, 5, 5, 2, 2))
+    n, size = kv_heads * each, data.draw(st.sampled_from([1, 4]))
+    mode = data.draw(st.integers(0, 4))
+    back, ahead = data.draw(st.integers(-2, 6)), data.draw(st.integers(-2, 6))
+    mask: Optional[torch.Tensor] = TRIANGLE
+    corner = sk - sq if mode in (3, 4) else 0
+    reach = {2: (FAR, 0), 3: (FAR, 0), 4: (back, ahead)}.get(mode)
+    if mode == 4 and back + ahead < 0:
+        return
+    if mode in (0, 1):
+        shape = data.draw(st.sampled_from([(sq, sk), (1, 1, sq, sk), (b, 1, sq, sk), (b, n, sq, sk)]))
+        mask = torch.rand(shape, generator=torch.Generator().manual_seed(data.draw(st.integers(0, 99)))) < 0.4
+        mask = data.draw(st.sampled_from([mask, mask.to(torch.uint8)]))
+        if mode == 0 and data.draw(st.booleans()):
+            mask, reach = None, None
+
+    def sees(batch: int) -> Callable[[int, int, int], bool]:
+        def answer(head: int, i: int, j: int) -> bool:
+            if reach:
+                return i + corner - reach[0] <= j <= i + corner + reach[1]
+            return mask is None or not mask.expand(b, n, sq, sk)[batch, head, i, j]
+
+        return answer
+
+    query = random(b, sq, n, size)
+    key, value = (random(b, sk, kv_heads, size, seed=seed) for seed in (1, 2))
+    expected = torch.stack([plain(query[x], key[x], value[x], 0.7, sees(x)) for x in range(b)])
+    tockens = {"pre_tockens": back, "next_tockens": ahead} if mode == 4 else {}
+    outputs = torch_npu.npu_fusion_attention(
+        *(TO_LAYOUT[layout](x) for x in (query, key, value)),
+        n,
+        layout,
+        atten_mask=mask,
+        scale=0.7,
+        sparse_mode=mode,
+        **tockens,
+    )
+    assert_same(outputs[0], TO_LAYOUT[layout](expected), (query, key, value))
+    assert [tuple(statistic.shape) for statistic in outputs[1:3]] == [(b, n, sq, 8)] * 2
+    assert not outputs[1].requires_grad
+    assert not outputs[2].requires_grad
+    assert outputs[3].numel() == 0
+    assert outputs[4:] == (0, 0, 0)
+
+
+@pytest.mark.parametrize("back", [0, 1, 3])
+def test_the_band_of_mode_0_is_counted_from_the_upper_left(back: int) -> None:
+    """With a mask of the same band, as MindSpeed makes it (mindspeed/model/transformer.py:553)."""
+    sq, sk = 4, 6
+    query, key, value = random(sq, 2, 4), random(sk, 2, 4, seed=1), random(sk, 2, 4, seed=2)
+    ones = torch.ones(sq, sk, dtype=torch.bool)
+    mask = ones.tril(-(back + 1)) + ones.triu(1)
+    given_ = [x.transpose(0, 1).unsqueeze(0) for x in (query, key, value)]
+    result = torch_npu.npu_fusion_attention(
+        *given_, 2, "BNSD", atten_mask=mask, pre_tockens=back, next_tockens=0, sparse_mode=0
+    )[0]
+    expected = plain(query, key, value, 1.0, lambda head, i, j: i - back <= j <= i)
+    assert_same(result[0].transpose(0, 1), expected, (query, key, value))
+
+
+@pytest.mark.parametrize(("back", "ahead"), [(0, 0), (1, 2), (2, -1), (-1, 2)])
+def test_a_mask_that_contradicts_the_band_of_mode_0_is_refused(back: int, ahead: int) -> None:
+    """The NPU may leave out what is beyond the band, or not."""
+    x = torch.ones(1, 1, 5, 5)
+    mask = torch.tensor([[not i - back <= j <= i + ahead for j in range(5)] for i in range(5)])
+
+    def attend(back: int, ahead: int) -> None:
+        torch_npu.npu_fusion_attention(x, x, x, 1, "BNSD", atten_mask=mask, pre_tockens=back, next_tockens=ahead)
+
+    attend(back, ahead)
+    attend(back + 1, ahead + 1)
+    for tighter in ((back - 1, ahead), (back, ahead - 1)):
+        with pytest.raises(ValueError, match="lets through"):
+            attend(*tighter)
+
+
+def test_the_statistics_are_those_of_the_softmax() -> None:
+    query, key, value = random(5, 4, 8), random(5, 2, 8, seed=1), random(5, 2, 8, seed=2)
+    _, maximum, total, *_ = as_upstream(query, key, value, [2, 5])
+    assert maximum.shape == total.shape == (5, 4, 8)
+    assert maximum.dtype == total.dtype == torch.float32
+    scores = torch.einsum("inh,jnh->inj", query, key.repeat_interleave(2, 1)) / math.sqrt(8)
+    for i, seen in enumerate([[0], [0, 1], [2], [2, 3], [2, 3, 4]]):
+        for repeated in range(8):
+            torch.testing.assert_close(maximum[i, :, repeated], scores[i][:, seen].amax(-1))
+            sums = torch.exp(scores[i][:, seen].logsumexp(-1) - maximum[i, :, repeated])
+            torch.testing.assert_close(total[i, :, repeated], sums)
+
+
+@property_test
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 2), st.integers(1, 2), st.sampled_from(["SBH", "BNSD"]))
+def test_a_ring_of_two_adds_up(sq: int, half: int, kv_heads: int, each: int, layout: str) -> None:
+    """Blocks of keys by themselves, put together by their statistics as a ring does; and the gradients of each."""
+    b, n, size = 2, kv_heads * each, 4
+    query = random(b, sq, n, size)
+    key, value = (random(b, 2 * half, kv_heads, size, seed=seed) for seed in (1, 2))
+    mask = torch.rand(sq, 2 * half, generator=torch.Generator().manual_seed(sq * 7 + half)) < 0.4
+    expected = torch.stack(
+        [plain(query[x], key[x], value[x], 0.7, lambda head, i, j: not mask[i, j]) for x in range(b)]
+    )
+    dy = torch.randn_like(expected)
+    wanted = torch.autograd.grad((expected * dy).sum(), (query, key, value))
+
+    to = TO_LAYOUT[layout]
+    blocks = [slice(0, half), slice(half, 2 * half)]
+    forward = [
+        torch_npu.npu_fusion_attention(
+            to(query), to(key[:, at]), to(value[:, at]), n, layout, atten_mask=mask[:, at], scale=0.7, sparse_mode=1
+        )
+        for at in blocks
+    ]
+    maximum = torch.maximum(forward[0][1], forward[1][1])
+    sums = [torch.exp(block[1] - maximum) * block[2] for block in forward]
+    total = sums[0] + sums[1]
+    shares = [torch.nan_to_num(part / total)[..., :1].transpose(1, 2) for part in sums]  # to b, s, n, 1
+    result = sum(share * block_bsnd(block[0], layout, n) for share, block in zip(shares, forward))
+    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
+
+    got = [
+        torch_npu.npu_fusion_attention_grad(
+            *(to(x.detach()) for x in (query, key[:, at], value[:, at], dy)),
+            n,
+            layout,
+            atten_mask=mask[:, at],
+            softmax_max=maximum,
+            softmax_sum=total,
+            attention_in=to(result.detach()),
+            scale_value=0.7,
+            sparse_mode=1,
+        )
+        for at in blocks
+    ]
+    assert got[0][3] is None
+    torch.testing.assert_close(got[0][0] + got[1][0], to(wanted[0]), rtol=1e-4, atol=1e-5)
+    sequence = 0 if layout == "SBH" else 2
+    for number in (1, 2):
+        both = torch.cat([got[0][number], got[1][number]], sequence)
+        torch.testing.assert_close(both, to(wanted[number]), rtol=1e-4, atol=1e-5)
+
+
+def block_bsnd(x: torch.Tensor, layout: str, heads: int) -> torch.Tensor:
+    return x.transpose(0, 1).unflatten(-1, (heads, -1)) if layout == "SBH" else x.transpose(1, 2)
+
+
+def test_the_fused_gradient_is_autograds() -> None:
+    s, b, n, size = 6, 2, 4, 8
+    query, key, value = random(s, b, n * size), random(s, b, size * 2, seed=1), random(s, b, size * 2, seed=2)
+    settings_ = {"atten_mask": TRIANGLE, "sparse_mode": 2}
+    result, maximum, total, *_ = torch_npu.npu_fusion_attention(query, key, value, n, "SBH", scale=0.3, **settings_)
+    dy = torch.randn_like(result)
+    wanted = torch.autograd.grad(result, (query, key, value), dy)
+    got = torch_npu.npu_fusion_attention_grad(
+        *(x.detach() for x in (query, key, value, dy)),
+        n,
+        "SBH",
+        softmax_max=maximum,
+        softmax_sum=total,
+        attention_in=result.detach(),
+        scale_value=0.3,
+        **settings_,
+    )
+    for ours, expected in zip(got, wanted):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_bf16_comes_back_as_bf16() -> None:
+    tensors = [random(6, 2, 8, seed=seed).detach() for seed in range(3)]
+    half = as_upstream(*(x.bfloat16() for x in tensors), [6])
+    assert half[0].dtype == torch.bfloat16
+    assert half[1].dtype == torch.float32
+    exact = as_upstream(*(x.bfloat16().float() for x in tensors), [6])[0]
+    torch.testing.assert_close(half[0], exact.bfloat16())
+
+
+def test_rows_that_see_nothing_are_0_and_have_no_gradient() -> None:
+    query, key, value = (random(1, 2, 3, 4, seed=seed) for seed in range(3))
+    mask = torch.zeros(3, 3, dtype=torch.bool)
+    mask[1] = True
+    result = torch_npu.npu_fusion_attention(query, key, value, 2, "BNSD", atten_mask=mask, sparse_mode=1)[0]
+    gradients = torch.autograd.grad(result.sum() * 1e30, (query, key, value))
+    assert (result[:, :, 1] == 0).all()
+    assert (gradients[0][:, :, 1] == 0).all()
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+def tnd(**changes: Any) -> Any:
+    """A good call of layout TND, with changes."""
+    shapes = changes.pop("shapes", [(4, 4, 8), (4, 2, 8), (4, 2, 8)])
+    dtypes = changes.pop("dtypes", [torch.float32] * 3)
+    query, key, value = (torch.ones(shape, dtype=dtype) for shape, dtype in zip(shapes, dtypes))
+    arguments = {
+        "atten_mask": TRIANGLE,
+        "actual_seq_qlen": [1, 4],
+        "actual_seq_kvlen": [1, 4],
+        "pre_tockens": FAR,
+        "next_tockens": 0,
+        "sparse_mode": 4,
+        **changes,
+    }
+    heads, layout = arguments.pop("head_num", 4), arguments.pop("input_layout", "TND")
+    return torch_npu.npu_fusion_attention(query, key, value, heads, layout, **arguments)
+
+
+def test_the_good_call_is_good() -> None:
+    tnd()
+    tnd(inner_precise=2, gen_mask_parallel=False, sync=True, actual_seq_qlen=(1, 4))
+    tnd(atten_mask=None, sparse_mode=0)
+
+
+SBH = {"input_layout": "SBH", "actual_seq_qlen": None, "actual_seq_kvlen": None}
+ONES = torch.ones(4, 4, dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"pse": torch.ones(1)}, "pse"),
+        ({"padding_mask": torch.ones(1)}, "padding_mask"),
+        ({"prefix": [1]}, "prefix"),
+        ({"keep_prob": 0.9}, "dropout"),
+        ({"inner_precise": 3}, "inner_precise 3"),
+        ({"input_layout": "NTD"}, "NTD"),
+        ({"input_layout": "BNSD"}, "shapes"),
+        ({"dtypes": [torch.float64] * 3}, "float64"),
+        ({"dtypes": [torch.float32, torch.bfloat16, torch.float32]}, "bfloat16"),
+        ({"head_num": 2}, "head_num 2"),
+        ({"shapes": [(4, 4, 8), (4, 3, 8), (4, 3, 8)]}, "3 heads of key for 4"),
+        ({"shapes": [(4, 4, 8), (4, 2, 4), (4, 2, 4)]}, "heads of 8 and 4"),
+        ({"shapes": [(4, 4, 8), (4, 2, 8), (4, 2, 4)]}, "value"),
+        ({"actual_seq_qlen": None}, "actual_seq_qlen"),
+        ({"actual_seq_kvlen": None}, "actual_seq_kvlen"),
+        ({"actual_seq_qlen": [1, 2, 4]}, "3 segments of query and 2"),
+        ({"actual_seq_qlen": [1, 3]}, "ends at"),
+        ({"actual_seq_qlen": [4, 1]}, "does not rise"),
+        ({"actual_seq_qlen": [4, 0], "actual_seq_kvlen": [4, 0]}, "does not rise"),
+        ({"actual_seq_qlen": [-1, 4], "actual_seq_kvlen": [-1, 4]}, "ends at"),
+        ({"actual_seq_qlen": [], "actual_seq_kvlen": []}, "ends at"),
+        ({"actual_seq_qlen": torch.tensor([1, 4])}, "other than integers"),
+        ({"actual_seq_qlen": [1.0, 4]}, "other than integers"),
+        ({"actual_seq_kvlen": [0, 4]}, "no keys"),
+        ({"atten_mask": None}, "sparse_mode 4 without atten_mask"),
+        ({"atten_mask": ONES.triu(1)}, "2048×2048"),
+        ({"atten_mask": ~TRIANGLE}, "2048×2048"),
+        ({"atten_mask": TRIANGLE.float()}, "float32"),
+        ({"atten_mask": ONES, "sparse_mode": 1}, "layout TND"),
+        ({"pre_tockens": 1, "next_tockens": -2}, "do not meet"),
+        *[({"sparse_mode": mode}, f"sparse_mode {mode}") for mode in (5, 6, 7, 8, -1)],
+        ({**SBH, "shapes": [(4, 1, 32)] * 3, "actual_seq_qlen": [4]}, "layout SBH"),
+        ({**SBH, "shapes": [(4, 1, 30)] * 3}, "head_num 4 for 30"),
+        ({**SBH, "shapes": [(4, 1, 32), (4, 1, 20), (4, 1, 20)]}, "heads of 8 for 20"),
+        ({**SBH, "shapes": [(4, 1, 32), (4, 2, 32), (4, 2, 32)]}, "batches"),
+        ({**SBH, "shapes": [(4, 2, 32)] * 3, "atten_mask": ONES.expand(2, 4, 4), "sparse_mode": 1}, "atten_mask of"),
+        ({**SBH, "shapes": [(4, 1, 32)] * 3, "atten_mask": ONES[:, :1], "sparse_mode": 1}, "atten_mask of"),
+        ({**SBH, "shapes": [(4, 1, 32)] * 3, "atten_mask": ONES & False, "sparse_mode": 0}, "lets through"),
+    ],
+)
+def test_what_is_not_supported_is_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises((ValueError, NotImplementedError), match=said):
+        tnd(**changes)
+
+
+def test_the_gradient_refuses_as_well() -> None:
+    x = torch.ones(4, 1, 32)
+    statistics = torch.ones(1, 4, 4, 8)
+    good = {"softmax_max": statistics, "softmax_sum": statistics, "attention_in": x}
+    grad = torch_npu.npu_fusion_attention_grad
+    grad(x, x, x, x, 4, "SBH", **good)
+    for changes, said in [
+        ({"pse": x}, "pse"),
+        ({"padding_mask": x}, "padding_mask"),
+        ({"prefix": [1]}, "prefix"),
+        ({"keep_prob": 0.5}, "dropout"),
+        ({"softmax_in": x}, "softmax_in"),
+        ({"attention_in": x[:1]}, "not like query"),
+        ({"softmax_max": statistics[..., :1]}, "softmax_max"),
+        ({"sparse_mode": 3}, "without atten_mask"),
+    ]:
+        with pytest.raises((ValueError, NotImplementedError), match=said):
+            grad(x, x, x, x, 4, "SBH", **{**good, **changes})
+    with pytest.raises(NotImplementedError, match="TND"):
+        grad(x, x, x, x, 4, "TND", **good)
+    with pytest.raises(TypeError, match="unexpected"):
+        grad(x, x, x, x, 4, "SBH", **good, pse_type=1)
+    with pytest.raises(TypeError, match="softmax_max"):
+        grad(x, x, x, x, 4, "SBH")
+
+
+def test_what_was_asked_for_can_be_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NPU_STANDIN_TRACE", str(tmp_path / "trace"))
+    monkeypatch.setenv("RANK", "1")
+    tnd()
+    tnd(sparse_mode=0, atten_mask=None)
+    first, second = map(json.loads, (tmp_path / "trace").read_text("utf-8").splitlines())
+    assert first == {
+        "rank": 1,
+        "layout": "TND",
+        "query": [4, 4, 8],
+        "key": [4, 2, 8],
+        "atten_mask": [2048, 2048],
+        "sparse_mode": 4,
+        "pre_tockens": FAR,
+        "next_tockens": 0,
+        "actual_seq_qlen": [1, 4],
+        "actual_seq_kvlen": [1, 4],
+    }
+    assert second["atten_mask"] is None

@@ -1,0 +1,132 @@
+"""The directory of a run, and what a machine must have, without training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from conftest import MakeRecipe
+from openpangu_sft.checkpoint.mcore import TRACKER, iteration_directory, rank_file
+from openpangu_sft.errors import UserError
+from openpangu_sft.mindspeed import run_directory
+from openpangu_sft.mindspeed.stage import require_devices, require_network, surroundings, torchrun
+from openpangu_sft.recipe import Recipe
+from openpangu_sft.sft.retention import iterations, prune
+
+
+@pytest.fixture
+def recipe(make_recipe: MakeRecipe) -> Recipe:
+    devices = ["parallel.devices_per_node=4", "parallel.tensor=2", "parallel.pipeline=2"]
+    return make_recipe("train.engine=mindspeed", "train.device=auto", "train.global_batch_size=2", *devices)
+
+
+def checkpoint(recipe: Recipe, iteration: int, without: str = "") -> None:
+    """The files that upstream leaves."""
+    for pp in range(2):
+        for tp in range(2):
+            file = iteration_directory(recipe.path("run"), iteration) / rank_file(tp, pp, 2)
+            file.parent.mkdir(parents=True)
+            for path in (file, file.with_name("distrib_optim.pt")):
+                if f"{path.parent.name}/{path.name}" != without:
+                    path.write_bytes(b"x")
+
+
+def tracker(recipe: Recipe) -> Path:
+    return recipe.path("run") / TRACKER
+
+
+def test_nothing_to_go_on_from(recipe: Recipe) -> None:
+    assert run_directory.newest_complete(recipe) is None
+
+
+def test_the_newest_that_is_whole(recipe: Recipe) -> None:
+    for iteration in (5, 10):
+        checkpoint(recipe, iteration)
+    tracker(recipe).write_text("10")
+    checkpoint(recipe, 15)  # not finished: the tracker file does not name it
+    assert run_directory.newest_complete(recipe) == 10
+
+
+@pytest.mark.parametrize("missing", ["mp_rank_00_001/model_optim_rng.pt", "mp_rank_01_000/distrib_optim.pt"])
+def test_an_earlier_one_where_the_newest_is_not_whole(
+    recipe: Recipe, missing: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint(recipe, 5)
+    checkpoint(recipe, 10, without=missing)
+    tracker(recipe).write_text("10")
+    assert run_directory.newest_complete(recipe) == 5
+    assert "iteration 10 is not whole" in capsys.readouterr().err
+    assert tracker(recipe).read_text() == "5"  # upstream reads it
+
+
+def test_only_the_newest_ones_are_kept(recipe: Recipe) -> None:
+    run = recipe.path("run")
+    for iteration in (5, 10, 15, 20):
+        checkpoint(recipe, iteration)
+    prune(run, None, 15)
+    assert iterations(run) == [5, 10, 15, 20]
+    prune(run, 2, 15)
+    assert iterations(run) == [10, 15, 20]  # 20 is being written
+    assert not [path for path in run.iterdir() if path.name.startswith(".")]
+
+
+def test_data_of_another_content_gets_a_folder_of_its_own(tmp_path: Path) -> None:
+    dataset, run = tmp_path / "dataset", tmp_path / "run"
+    dataset.mkdir()
+    run.mkdir()
+    for field in ("input_ids", "labels", "attention_mask"):
+        (dataset / f"data_packed_{field}_document.bin").touch()
+    prefix = run_directory.link_data(run, dataset, "a" * 64)
+    assert len(list(prefix.parent.iterdir())) == 3
+    index = prefix.parent / "data_train_indexmap_48ns_1234s_decoder_packed_shuffle_idx.npy"
+    index.touch()
+    assert run_directory.link_data(run, dataset, "a" * 64) == prefix
+    assert index.exists()
+    other = run_directory.link_data(run, dataset, "b" * 64)
+    assert other != prefix
+    assert not prefix.parent.exists()
+    assert list(dataset.glob("*indexmap*")) == []
+
+
+def test_too_few_npus(recipe: Recipe, tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / f"davinci{number}").touch()
+    (tmp_path / "davinci_manager").touch()
+    with pytest.raises(UserError, match="devices_per_node is 4, and there are 3 NPUs here"):
+        require_devices(recipe, tmp_path)
+    (tmp_path / "davinci7").touch()
+    require_devices(recipe, tmp_path)
+
+
+def test_the_stand_in_is_on_the_path_only_where_it_is_asked_for(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    for device, wanted in (("cpu", True), ("auto", False)):
+        recipe = make_recipe("train.engine=mindspeed", f"train.device={device}")
+        _, environment = surroundings(recipe, tmp_path)
+        assert ("npu_standin" in environment["PYTHONPATH"]) == wanted
+
+
+def test_several_machines_meet_where_they_are_told(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = make_recipe("train.engine=mindspeed", "parallel.nodes=2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(UserError, match="MASTER_ADDR is not set"):
+        torchrun(recipe)
+    monkeypatch.setenv("MASTER_ADDR", "10.0.0.1")
+    monkeypatch.setenv("NODE_RANK", "1")
+    options = torchrun(recipe)
+    assert {"--nnodes=2", "--node_rank=1", "--master_addr=10.0.0.1", "--master_port=6000"} <= set(options)
+
+
+@pytest.mark.parametrize("value", ["eth0", "eth", "=eth0", "^docker", "ib0,eth1", ""])
+def test_network_interfaces(tmp_path: Path, value: str) -> None:
+    for name in ("lo", "eth0", "eth1"):
+        (tmp_path / name).mkdir()
+    require_network({"HCCL_SOCKET_IFNAME": value}, tmp_path)
+
+
+def test_no_network_interface(tmp_path: Path) -> None:
+    for name in ("lo", "eth0"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(UserError) as refused:
+        require_network({"HCCL_SOCKET_IFNAME": "enp3"}, tmp_path)
+    assert str(refused.value) == "HCCL_SOCKET_IFNAME: 'enp3' is no network interface here -> one of eth0, lo"
