@@ -21,14 +21,9 @@ from typing import Any
 import pytest
 import torch
 
-<<<<<<< HEAD
 from conftest import ROOT
-from openpangu_sft.upstream import SOURCES, VARIABLES, find_sources, make_sources
-=======
-from conftest import ROOT, SHARED
 from openpangu_sft.git import git
 from openpangu_sft.upstream import PATCHES, SOURCES, VARIABLES, find_sources, make_sources
->>>>>>> h-patches
 
 STAND_IN = ROOT / "src/npu_standin"
 
