@@ -428,11 +428,6 @@ RULES: list[tuple[tuple[str, ...], str]] = [
         "train.recompute.granularity full with train.recompute.num_layers 0 recomputes nothing -> set",
     ),
     (
-        ("train.micro_batch_size=2",),
-        "train.micro_batch_size 2 with packing trains on wrong attention in MindSpeed-LLM 1.0.0 -> set "
-        "train.micro_batch_size=1",
-    ),
-    (
         ("train.engine=transformers",),
         "parallel.tensor 1, parallel.pipeline 1, parallel.context 2: train.engine transformers is data parallel only "
         "-> set all three to 1",

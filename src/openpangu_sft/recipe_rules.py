@@ -53,11 +53,6 @@ def complaints(recipe: Recipe) -> list[str]:
             "train.recompute.granularity full with train.recompute.num_layers 0 recomputes nothing "
             f"-> set train.recompute.num_layers to 1..{model.num_layers}, or train.recompute.granularity=none"
         )
-    if train.engine == "mindspeed" and train.micro_batch_size > 1:
-        found.append(
-            f"train.micro_batch_size {train.micro_batch_size} with packing trains on wrong attention in MindSpeed-LLM "
-            "1.0.0 -> set train.micro_batch_size=1"
-        )
     if train.engine == "transformers" and parallel.world != parallel.data:
         found.append(
             f"parallel.tensor {parallel.tensor}, parallel.pipeline {parallel.pipeline}, parallel.context "
