@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 from engine import ROOT, Engine
 
@@ -74,3 +75,13 @@ def test_the_datasets_helper_is_there_and_is_not_compiled_again(engine: Engine, 
     helper, *tools = done.stdout.split()[-3:]
     assert Path(helper).parent == Path(f"{UPSTREAM}/mindspeed-llm/megatron/core/datasets")
     assert tools == ["None", "None"]
+
+
+def test_smoke_in_the_image(engine: Engine, npu_image: str, user: SimpleNamespace) -> None:
+    """The real MindSpeed-LLM on the stand-in, as a plain user, from what is in the image alone."""
+    user.environment["TARGET"] = "npu"
+    done = user.run("make", "smoke")
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    assert f"in {npu_image}" in done.stderr
+    for what in ("convert: their tensors", "context parallel", "micro batches of 2", "resume"):
+        assert what in done.stderr

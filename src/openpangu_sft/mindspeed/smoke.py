@@ -252,7 +252,8 @@ def require_close(what: str, found: Sequence[float], reference: Sequence[float])
         UserError: a loss is too far off, or one is missing.
     """
     differences = [abs(one - other) / other for one, other in zip(found, reference)]
-    if len(found) != len(reference) or differences[0] > FIRST or max(differences) > LAST:
+    close = [difference <= (LAST if number else FIRST) for number, difference in enumerate(differences)]
+    if len(found) != len(reference) or not all(close):
         raise UserError(f"{what}: losses {_shown(found)}, expected {_shown(reference)}", remedy="report it")
     return max(differences)
 
