@@ -122,7 +122,7 @@ chat: ## talk to the exported model; with PROMPT="…" one answer
 	@$(run) chat $(options) $(call given,MODEL,model) $${PROMPT:+"--prompt=$$PROMPT"}
 
 ##@ Beside the stages
-.PHONY: preview inspect verify
+.PHONY: preview inspect verify curve
 preview: ## what training will see: numbers and samples, token by token, here and as a page
 	@$(run) preview $(options) $(call given,SAMPLE,sample) $(call given,HTML,html)
 
@@ -132,6 +132,9 @@ inspect: ## check a packed dataset, this project's or MindSpeed-LLM's
 verify: ## whether two checkpoints are the same model: tensors bit for bit, then logits
 	@$(run) verify $(options) $(call given,HF,hf) $(call given,MCORE,mcore) $(call given,ITERATION,iteration) \
 	    $(if $(ONLY),--$(call quote,$(ONLY)))
+
+curve: ## draw the run's loss.png as it is now, also while it trains
+	@$(run) curve $(options)
 
 ##@ For the NPUs
 .PHONY: sources smoke test-upstream slurm kubernetes

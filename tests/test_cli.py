@@ -14,7 +14,20 @@ import pytest
 
 from conftest import ROOT, TINY, conversation, write_samples
 
-STAGES = ["format", "preprocess", "merge", "convert", "sft", "export", "chat", "preview", "inspect", "verify", "demo"]
+STAGES = [
+    "format",
+    "preprocess",
+    "merge",
+    "convert",
+    "sft",
+    "export",
+    "chat",
+    "preview",
+    "inspect",
+    "verify",
+    "curve",
+    "demo",
+]
 
 
 def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:

@@ -19,6 +19,7 @@ TARGETS = [
     "preview",
     "inspect",
     "verify",
+    "curve",
     "chat",
     "test",
     "lint",

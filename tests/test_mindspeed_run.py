@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from conftest import MakeRecipe
+from conftest import MakeRecipe, SmallDisk
+from openpangu_sft.artefact import Manifest
 from openpangu_sft.checkpoint.mcore import TRACKER, iteration_directory, rank_file
 from openpangu_sft.errors import UserError
-from openpangu_sft.mindspeed import run_directory
+from openpangu_sft.mindspeed import run_directory, stage
 from openpangu_sft.mindspeed.stage import require_devices, require_network, surroundings, torchrun
 from openpangu_sft.recipe import Recipe
 from openpangu_sft.sft.retention import iterations, prune
@@ -97,6 +98,18 @@ def test_too_few_npus(recipe: Recipe, tmp_path: Path) -> None:
         require_devices(recipe, tmp_path)
     (tmp_path / "davinci7").touch()
     require_devices(recipe, tmp_path)
+
+
+def test_no_room_for_checkpoints_is_said_before_the_start(
+    make_recipe: MakeRecipe, small_disk: SmallDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = small_disk(1000)
+    recipe = make_recipe("train.engine=mindspeed", f"paths.run={disk}/run")
+    monkeypatch.setattr(stage, "require_ready", lambda sources: sources)
+    monkeypatch.setattr(stage, "read_manifest", lambda *arguments: Manifest("dataset"))
+    with pytest.raises(UserError, match=r"needs [\d.]+ MB, 1\.0 MB are free on this disk"):
+        stage.run_mindspeed(recipe, Manifest("run"))
+    assert list((disk / "run").iterdir()) == []
 
 
 def test_the_stand_in_is_on_the_path_only_where_it_is_asked_for(make_recipe: MakeRecipe, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from openpangu_sft.recipe import Recipe
 from openpangu_sft.recipe_file import load_recipe
 from openpangu_sft.sft import checkpoints
 from openpangu_sft.sft.metrics import read_metrics
+from openpangu_sft.sft.retention import iterations
 from openpangu_sft.sft.stage import run_sft
 
 Options = Callable[..., list[str]]
@@ -152,6 +153,11 @@ def test_continued_after_a_checkpoint_it_gives_the_same_losses(
     expected = read_mcore(undisturbed, model, 6)
     for name, tensor in read_mcore(run, model, 6).items():
         assert torch.equal(tensor, expected[name]), name
+
+
+def test_only_the_newest_checkpoints_are_kept(options: Options, tmp_path: Path) -> None:
+    train(options("train.iterations=6", "train.save_interval=2", "train.keep_checkpoints=2"))
+    assert iterations(tmp_path / "run") == [4, 6]
 
 
 def test_killed_at_any_moment_and_run_again_it_gives_the_same_losses(options: Options, tmp_path: Path) -> None:

@@ -32,6 +32,17 @@ def sft_command(recipe_file: Path, overrides: tuple[str, ...], dry_run: bool) ->
         _show_run(recipe)
 
 
+@stage("curve")
+def curve_command(recipe_file: Path, overrides: tuple[str, ...]) -> None:
+    """Draw loss.png of a run as it is now, also while it trains."""
+    from openpangu_sft.sft.metrics import draw_curve, read_metrics
+
+    run = load_recipe(recipe_file, overrides).path("run")
+    if not read_metrics(run):
+        raise UserError("no iteration yet", where=run, remedy="run make sft, or check paths.run")
+    print(draw_curve(run))
+
+
 @stage("chat")
 @click.option("-p", "--prompt", help="one question; without it, a dialogue")
 @click.option("--system", default="", help="system prompt")
