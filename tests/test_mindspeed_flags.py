@@ -159,7 +159,8 @@ def test_dry_run_prints_what_a_shell_can_run() -> None:
     assert shown.exit_code == 0
     *environment, folder, command = shown.stdout.splitlines()
     assert "export CUDA_DEVICE_MAX_CONNECTIONS=1" in environment
-    assert folder.endswith("/.sources/mindspeed-llm")
+    assert folder == "mkdir -p '/ca che/sft_outputs/work' && cd '/ca che/sft_outputs/work'"
+    assert f"{ROOT}/.sources/mindspeed-llm/posttrain_gpt.py" in command
     words = shlex.split(command)
     assert words[1:3] == ["-m", "torch.distributed.run"]
     assert "--nproc_per_node=8" in words

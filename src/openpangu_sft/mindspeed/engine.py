@@ -45,7 +45,8 @@ class Command:
     def __str__(self) -> str:
         """As a shell would take it."""
         variables = [f"export {name}={shlex.quote(value)}" for name, value in self.environment.items()]
-        return "\n".join([*variables, f"cd {shlex.quote(str(self.folder))}", shlex.join(self.arguments)])
+        folder = shlex.quote(str(self.folder))
+        return "\n".join([*variables, f"mkdir -p {folder} && cd {folder}", shlex.join(self.arguments)])
 
 
 class Training:
@@ -69,6 +70,7 @@ class Training:
             UserError: it failed; with what its log says, and the exit code.
         """
         (self.run / LOGS).mkdir(exist_ok=True)
+        command.folder.mkdir(exist_ok=True)
         node = f"-node{os.environ['NODE_RANK']}" if self.recipe.parallel.nodes > 1 else ""
         path = self.run / LOGS / time.strftime(f"%Y%m%d-%H%M%S{node}.log")
         if _is_last_node(self.recipe):

@@ -85,7 +85,10 @@ def plan(recipe: Recipe, sources: Path, data: Path) -> Start:
     done = newest_complete(recipe) or 0
     places = Places(data, run if done else recipe.path("mcore"), run, run / "tensorboard")
     flags = training_flags(recipe, places, resumed=bool(done))
-    return Start(Command([*torchrun(recipe), "posttrain_gpt.py", *flags], *surroundings(recipe, sources)), done)
+    folder, environment = surroundings(recipe, sources)
+    # Not in upstream's own folder: CANN's compiler leaves its files (kernel_meta) where it was started.
+    work = run / "work"
+    return Start(Command([*torchrun(recipe), str(folder / "posttrain_gpt.py"), *flags], work, environment), done)
 
 
 def dry_run(recipe: Recipe) -> str:
@@ -102,7 +105,7 @@ def torchrun(recipe: Recipe) -> Sequence[str]:
 
 
 def surroundings(recipe: Recipe, sources: Path) -> tuple[Path, dict[str, str]]:
-    """The folder to start in, and the environment."""
+    """Upstream's folder with its commands, and the environment that they want."""
     paths = [sources / "mindspeed", sources / "mindspeed-llm", ROOT]
     if recipe.train.device == "cpu":
         paths.insert(0, STAND_IN)
