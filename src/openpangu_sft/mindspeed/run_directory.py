@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 from pathlib import Path
 from typing import Optional
@@ -50,7 +51,7 @@ def newest_complete(recipe: Recipe) -> Optional[int]:
         newest = 0
     for iteration in sorted(iterations(run), reverse=True):
         if iteration <= newest and is_complete(recipe, iteration):
-            if iteration != newest:
+            if iteration != newest and os.environ.get("NODE_RANK", "0") == "0":  # one machine of several does it
                 console.print(f"iteration {newest} is not whole in {run}: going on from {iteration}", markup=False)
                 write_tracker(run, iteration)
             return iteration

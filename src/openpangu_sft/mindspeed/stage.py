@@ -58,6 +58,9 @@ def run_mindspeed(recipe: Recipe, manifest: Manifest) -> None:
     with only_one_run(_lock(recipe)):
         kept = recipe.train.keep_checkpoints or max(1, recipe.train.iterations // recipe.train.save_interval)
         require_room(run, checkpoint_bytes(recipe) * (min(kept, MOST_AT_FIRST) + 1))
+        if os.environ.get("NODE_RANK", "0") == "0":
+            # First of all that is in there: another machine of this run may be looking whose directory it is.
+            write_durably(run / MANIFEST, json.dumps(asdict(manifest), ensure_ascii=False, indent=1) + "\n")
         data = link_data(run, recipe.path("dataset"), dataset.digest)
         start = plan(recipe, sources, data)
         if start.done >= recipe.train.iterations:
@@ -65,7 +68,6 @@ def run_mindspeed(recipe: Recipe, manifest: Manifest) -> None:
             return
         if start.done:
             console.print(f"continuing after iteration {start.done}")
-        write_durably(run / MANIFEST, json.dumps(asdict(manifest), ensure_ascii=False, indent=1) + "\n")
         Training(recipe, dataset, start.done).start(start.command)
 
 

@@ -83,7 +83,7 @@ def run_manifest(recipe: Recipe) -> Manifest:
 
 def _check_run(run: Path, manifest: Manifest) -> None:
     """Refuses a directory that holds anything but a run with the same inputs and settings, to be continued."""
-    if not run.is_dir() or not any(run.iterdir()):
+    if not run.is_dir() or all(path.name.startswith(".") for path in run.iterdir()):
         return
     if not (run / MANIFEST).is_file():
         raise UserError("is not empty and holds no run", where=run, remedy="choose another paths.run")
