@@ -75,6 +75,8 @@ class Training:
         path = self.run / LOGS / time.strftime(f"%Y%m%d-%H%M%S{node}.log")
         if _is_last_node(self.recipe):
             metrics.keep_until(self.run, self.iteration)
+        else:
+            console.print(f"iterations are shown on the last machine; here: {path}", markup=False, soft_wrap=True)
         with path.open("w", encoding="utf-8") as file:
             file.write(f"{command}\n\n")
             file.flush()
@@ -159,7 +161,8 @@ class Training:
                 received[0], f"after iteration {self.iteration}, which is saved: run make sft again to go on"
             )
         if received:
-            raise Interrupted(received[0], f"; iteration {self.saved} is the last that is saved: run make sft again")
+            state = f"before all was saved: run make sft again to go on after iteration {self.saved}"
+            raise Interrupted(received[0], state)
         if code:
             what = f": {self.errors[0]}" if self.errors else ""
             exit_code = code if code > 0 else 128 - code
