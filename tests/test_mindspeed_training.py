@@ -78,7 +78,7 @@ class Case:
 
     def until(self, iteration: int, process: subprocess.Popen[str]) -> None:
         """Waits for an iteration."""
-        for _ in range(1200):
+        for _ in range(3000):  # a busy machine takes minutes to import all of upstream twice
             if any(row["iteration"] >= iteration for row in read_metrics(self.run)):
                 return
             assert process.poll() is None, process.communicate()[0]
@@ -117,7 +117,7 @@ def test_stopped_and_gone_on_with_as_without_a_break(case: Case) -> None:
     process = case.start(*endless)
     case.until(1, process)
     process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=200)
     stopped_at = len(case.losses())
     if stopped_at < 6:
         assert process.returncode == 128 + signal.SIGTERM, said
@@ -224,7 +224,7 @@ def test_one_of_two_machines_is_lost_and_both_go_on(
         ["ip", "netns", "pids", two_machines["second"][-1]], capture_output=True, text=True, check=True
     ).stdout.split():
         os.kill(int(pid), signal.SIGKILL)
-    said, _ = machines[0].communicate(timeout=120)
+    said, _ = machines[0].communicate(timeout=300)
     machines[1].communicate(timeout=10)
     assert machines[0].returncode == 1
     assert "training ended with exit code" in said.strip().splitlines()[-1]
