@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -143,3 +144,12 @@ def test_no_network_interface(tmp_path: Path) -> None:
     with pytest.raises(UserError) as refused:
         require_network({"HCCL_SOCKET_IFNAME": "enp3"}, tmp_path)
     assert str(refused.value) == "HCCL_SOCKET_IFNAME: 'enp3' is no network interface here -> one of eth0, lo"
+
+
+def test_machines_must_share_the_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as refused:
+        stage.require_shared(tmp_path, seconds=0.2)
+    said = str(refused.value)
+    assert said.startswith(f"{tmp_path}: the first machine has written nothing here for 0 s -> start it too")
+    threading.Timer(0.3, (tmp_path / "manifest.json").touch).start()
+    stage.require_shared(tmp_path, seconds=30)

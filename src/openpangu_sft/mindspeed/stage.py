@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +28,9 @@ ROOT = Path(__file__).resolve().parents[2]
 STAND_IN = ROOT / "npu_standin"
 DEVICES = Path("/dev")
 INTERFACES = Path("/sys/class/net")
+
+WAIT_FOR_FIRST = 300.0
+"""Seconds that one machine of several waits for the first one to begin."""
 
 ENVIRONMENT = {"CUDA_DEVICE_MAX_CONNECTIONS": "1", "HCCL_CONNECT_TIMEOUT": "1200"}
 """As the published script sets it: Megatron-LM wants the first, and loading takes longer than HCCL's own 120 s."""
@@ -61,6 +65,8 @@ def run_mindspeed(recipe: Recipe, manifest: Manifest) -> None:
         if os.environ.get("NODE_RANK", "0") == "0":
             # First of all that is in there: another machine of this run may be looking whose directory it is.
             write_durably(run / MANIFEST, json.dumps(asdict(manifest), ensure_ascii=False, indent=1) + "\n")
+        else:
+            require_shared(run)
         data = link_data(run, recipe.path("dataset"), dataset.digest)
         start = plan(recipe, sources, data)
         if start.done >= recipe.train.iterations:
@@ -69,6 +75,26 @@ def run_mindspeed(recipe: Recipe, manifest: Manifest) -> None:
         if start.done:
             console.print(f"continuing after iteration {start.done}")
         Training(recipe, dataset, start.done).start(start.command)
+
+
+def require_shared(run: Path, seconds: float = WAIT_FOR_FIRST) -> None:
+    """Waits for what the first machine writes, and refuses a directory in which it does not appear.
+
+    Checkpoints are written by the first machines alone. Without a shared disk the others would begin anew where the
+    first one goes on, and nobody would say so.
+
+    Raises:
+        UserError: the first machine has not begun, or writes elsewhere.
+    """
+    last = time.monotonic() + seconds
+    while not (run / MANIFEST).is_file():
+        if time.monotonic() > last:
+            raise UserError(
+                f"the first machine has written nothing here for {seconds:.0f} s",
+                where=run,
+                remedy="start it too (NODE_RANK=0), with paths.run on a disk that all machines share",
+            )
+        time.sleep(min(1, seconds / 10))
 
 
 def _lock(recipe: Recipe) -> Path:
