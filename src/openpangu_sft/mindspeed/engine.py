@@ -19,7 +19,6 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
-from types import FrameType
 from typing import IO, Optional
 
 from openpangu_sft.artefact import Manifest
@@ -30,6 +29,7 @@ from openpangu_sft.progress import console, progress
 from openpangu_sft.recipe import Recipe
 from openpangu_sft.sft import metrics
 from openpangu_sft.sft.retention import prune
+from openpangu_sft.signals import on_signals
 
 LOGS = "logs"
 STALLED_SECONDS = 300.0
@@ -200,7 +200,7 @@ def _handed_on(process: subprocess.Popen[str]) -> Iterator[list[int]]:
     """Hands SIGINT and SIGTERM to the training processes; the second one ends torchrun. Yields what has come."""
     received: list[int] = []
 
-    def hand_on(number: int, frame: Optional[FrameType]) -> None:
+    def hand_on(number: int) -> None:
         received.append(number)
         if len(received) == 1:
             console.print("stopping: training saves a checkpoint after this iteration (again: at once)", markup=False)
@@ -208,12 +208,8 @@ def _handed_on(process: subprocess.Popen[str]) -> Iterator[list[int]]:
         else:
             process.terminate()
 
-    previous = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with on_signals(hand_on):
         yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _ended_with_its_parent() -> None:

@@ -9,11 +9,9 @@ import contextlib
 import functools
 import math
 import os
-import signal
 import time
 from collections.abc import Iterator
-from types import FrameType
-from typing import Callable, Optional
+from typing import Callable
 
 import torch
 from torch import distributed
@@ -32,6 +30,7 @@ from openpangu_sft.sft.launch import worker_rank
 from openpangu_sft.sft.model import SEGMENTS, PackLoss, build_model
 from openpangu_sft.sft.retention import prune
 from openpangu_sft.sft.schedule import learning_rate, parameter_groups
+from openpangu_sft.signals import on_signals
 
 
 def train(recipe: Recipe, manifest: Manifest) -> None:
@@ -95,7 +94,8 @@ class _Training:
             metrics.keep_until(self.directory, self.iteration)
             if self.iteration:
                 console.print(f"continuing after iteration {self.iteration}")
-        with _signals() as received, self._progress(last) as advance:
+        received: list[int] = []
+        with on_signals(received.append), self._progress(last) as advance:
             while self.iteration < last:
                 advance(1, self._step())
                 stop = self._any_process(received)
@@ -191,22 +191,6 @@ class _Training:
         if distributed.is_initialized():
             distributed.all_reduce(number, distributed.ReduceOp.MAX)
         return int(number)
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM instead of dying of them."""
-    received: list[int] = []
-
-    def note(number: int, frame: Optional[FrameType]) -> None:
-        received.append(number)
-
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _device(recipe: Recipe) -> torch.device:
