@@ -35,6 +35,7 @@ TINY = [
     "model.kv_channels=8",
     "model.vocab_size=1536",
     "data.seq_length=128",
+    "data.validation_share=0",
     "data.workers=1",
     "train.global_batch_size=2",
     "train.iterations=6",

@@ -25,6 +25,8 @@ from openpangu_sft.errors import UserError, naming
 
 MANIFEST = "manifest.json"
 FLUSHED_AT_ONCE = 4
+EARLIER = {"data.validation_share": 0.0}
+"""Settings that manifests of earlier versions do not name, and what those versions did."""
 
 
 @dataclass
@@ -114,6 +116,7 @@ def require_settings(directory: Path, made_with: Mapping[str, Any], wanted: Mapp
     Raises:
         UserError: names the first differing key with both values.
     """
+    made_with = {**EARLIER, **made_with}
     for key, value in wanted.items():
         if key not in made_with or made_with[key] != value:
             found = made_with.get(key, "nothing")

@@ -132,8 +132,10 @@ class Data(Section):
     """What a control token inside a content is: a bad sample, plain text, or a control token (it can forge a turn)."""
     too_long: Literal["refuse", "drop", "truncate"] = "refuse"
     """What a sample above seq_length is: a bad sample, left out and counted, or cut behind an answer that fits."""
+    validation_share: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the conversations that is kept out of training, for evaluate; 0.05 keeps about one in twenty."""
     seed: int = Seed
-    """Order of the samples in the packs, and of the packs in a shard."""
+    """Order of the samples in the packs, and of the packs in a shard; and which samples are kept out of training."""
     workers: int = Positive
     """Processes that encode."""
 

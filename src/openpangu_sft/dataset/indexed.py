@@ -21,6 +21,8 @@ INT32_CODE = 4
 HEADER = struct.Struct("<9sQBQQ")
 PREFIX = "data"
 """Of the files in a shard and in a dataset: Megatron's --data-path is directory/data."""
+VALIDATION = "validation"
+"""Of those that hold what is kept out of training, where the recipe has data.validation_share."""
 
 Ids = npt.NDArray[np.int32]
 

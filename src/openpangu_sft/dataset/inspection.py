@@ -74,17 +74,30 @@ def run_inspect(recipe: Recipe, dataset: Optional[Path] = None) -> Report:
     report.figures["made by"] = "other software: there is no manifest"
     if manifest:
         report.figures["made by"] = f"openpangu-sft {escape(str(manifest.version))} ({manifest.kind})"
+    _inspect(recipe, place, report)
+    if place.held_out:
+        held_out = Report(str(place.held_out))
+        _inspect(recipe, place.held_out, held_out)
+        report.figures.update({f"held out: {name}": value for name, value in held_out.figures.items()})
+        report.findings += held_out.findings
+    if manifest:
+        _check_files(place, manifest, report)
+    return report
+
+
+def _inspect(recipe: Recipe, place: Place, report: Report) -> None:
+    """Checks six files against each other and against the manifest's counts."""
+    if place.counts.get("packs") == 0:  # all samples of a small shard are held out
+        report.figures["rows"] = "0"
+        return
     indexes, readable = _read_indexes(place, report)
     if "input_ids" in indexes:
         _check_lengths(indexes["input_ids"], place, recipe, report)
-    rules = PackedRules(recipe.model.vocab_size, trusted=manifest is not None)
+    rules = PackedRules(recipe.model.vocab_size, trusted=place.manifest is not None)
     if readable:
         _check_rows(indexes, rules, place, report)
-    if manifest:
-        _check_files(place, manifest, report)
-        if readable:
-            _check_counts(place, manifest, rules, report)
-    return report
+        if place.manifest:
+            _check_counts(place, rules, report)
 
 
 def _read_indexes(place: Place, report: Report) -> tuple[dict[str, Index], bool]:
@@ -181,17 +194,18 @@ def _check_rows(indexes: dict[str, Index], rules: PackedRules, place: Place, rep
 
 def _check_files(place: Place, manifest: Manifest, report: Report) -> None:
     """Every file is the one that the manifest describes."""
-    own = {place.file(name, suffix).name for name in FIELDS for suffix in ("bin", "idx")}
+    places = [place, place.held_out] if place.held_out else [place]
+    own = {each.file(name, suffix).name for each in places for name in FIELDS for suffix in ("bin", "idx")}
     for name in sorted(own - set(manifest.files)):
         what = f"does not list {name}"
         report.findings.append(UserError(what, where=place.directory / MANIFEST, remedy=place.remedy))
     report.findings += wrong_files(place.directory, manifest, place.remedy, own)
 
 
-def _check_counts(place: Place, manifest: Manifest, rules: PackedRules, report: Report) -> None:
+def _check_counts(place: Place, rules: PackedRules, report: Report) -> None:
     found = {"packs": rules.rows, "tokens": rules.tokens, "trained_tokens": rules.trained, "packed": rules.segments}
     names = {"packs": "rows", "tokens": "tokens", "trained_tokens": "trained tokens", "packed": "segments"}
     for key, count in found.items():
-        if manifest.counts.get(key) != count:
-            what = f"says {key} = {manifest.counts.get(key)}, found {count} {names[key]}"
+        if place.counts.get(key) != count:
+            what = f"says {key} = {place.counts.get(key)}, found {count} {names[key]}"
             report.findings.append(UserError(what, where=place.directory / MANIFEST, remedy=place.remedy))

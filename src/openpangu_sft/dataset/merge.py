@@ -14,7 +14,7 @@ from openpangu_sft.artefact import (
     staged_directory,
     sum_counts,
 )
-from openpangu_sft.dataset.indexed import FIELDS, PREFIX, field_path, write_index
+from openpangu_sft.dataset.indexed import FIELDS, PREFIX, VALIDATION, field_path, write_index
 from openpangu_sft.dataset.preprocess import data_settings, require_tokenizer, sample_files, shard_directories
 from openpangu_sft.dataset.spans import Part, parts_of, sha256_of_span
 from openpangu_sft.errors import UserError
@@ -30,7 +30,8 @@ def run_merge(recipe: Recipe) -> Manifest:
     Their order is that of the samples, whichever of them was made first.
 
     Raises:
-        UserError: a shard is missing, is left over, is older than its samples or was made with other settings.
+        UserError: a shard is missing, is left over, is older than its samples or was made with other settings; or all
+            samples are held out, or none is where some were to be.
     """
     source, target = recipe.path("shards"), recipe.path("dataset")
     require_apart("paths.shards", source, "paths.dataset", target)
@@ -45,9 +46,27 @@ def run_merge(recipe: Recipe) -> Manifest:
     shards = {source / part.name: _shard_of(part, source / part.name, settings) for part in parts}
     manifest = Manifest("dataset", settings, {directory.name: shard.digest for directory, shard in shards.items()})
     manifest.counts = sum_counts([shard.counts for shard in shards.values()])
+    packs = {PREFIX: manifest.counts["packs"]}
+    if recipe.data.validation_share:
+        packs[VALIDATION] = manifest.counts["validation"]["packs"]
+    _require_both(packs, manifest.counts, source)
     with staged_directory(target, manifest) as staging:
-        _join(list(shards), staging, manifest.counts["packs"], recipe.data.seq_length)
+        for prefix, rows in packs.items():
+            _join(list(shards), staging, prefix, rows, recipe.data.seq_length)
     return manifest
+
+
+def _require_both(packs: dict[str, int], counts: dict[str, Any], source: Path) -> None:
+    """Refuses a division that leaves one side empty: a hash decides, so of a few samples it may."""
+    samples = sum(counts["packed"] for counts in (counts, counts.get("validation", {"packed": 0})))
+    for prefix, rows in packs.items():
+        if not rows:
+            what, change = ("all", "lower") if prefix == PREFIX else ("none", "raise")
+            raise UserError(
+                f"{what} of the {samples:,} samples is held out",
+                where=source,
+                remedy=f"{change} data.validation_share, or take another data.seed, and run make preprocess again",
+            )
 
 
 def _divided_into(source: Path) -> int:
@@ -79,16 +98,16 @@ def _shard_of(part: Part, directory: Path, settings: dict[str, Any]) -> Manifest
     return shard
 
 
-def _join(shards: list[Path], staging: Path, packs: int, seq_length: int) -> None:
-    """Writes the six files: the rows of all shards, one behind the other."""
+def _join(shards: list[Path], staging: Path, prefix: str, packs: int, seq_length: int) -> None:
+    """Writes six files: the rows of all shards, one behind the other."""
     with progress("merge", len(FIELDS) * len(shards)) as advance, ThreadPoolExecutor(len(FIELDS)) as pool:
 
         def join(field: str) -> None:
-            with field_path(staging, PREFIX, field, "bin").open("wb") as merged:
+            with field_path(staging, prefix, field, "bin").open("wb") as merged:
                 for directory in shards:
-                    with field_path(directory, PREFIX, field, "bin").open("rb") as stream:
+                    with field_path(directory, prefix, field, "bin").open("rb") as stream:
                         shutil.copyfileobj(stream, merged, 1 << 20)
                     advance(1, "")
-            write_index(field_path(staging, PREFIX, field, "idx"), packs, seq_length)
+            write_index(field_path(staging, prefix, field, "idx"), packs, seq_length)
 
         list(pool.map(join, FIELDS))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 from openpangu_sft.artefact import MANIFEST, Manifest, parse_manifest
-from openpangu_sft.dataset.indexed import FIELDS, PREFIX, field_path
+from openpangu_sft.dataset.indexed import FIELDS, PREFIX, VALIDATION, field_path
 from openpangu_sft.errors import UserError
 
 NAMES = re.compile(rf"(?P<prefix>.+)_packed_({'|'.join(FIELDS)})_document(\.(bin|idx))?", re.DOTALL)
@@ -35,7 +35,20 @@ class Place:
     manifest: Optional[Manifest] = None
 
     def __str__(self) -> str:
-        return str(self.directory if self.manifest else self.directory / self.prefix)
+        return str(self.directory if self.manifest and self.prefix == PREFIX else self.directory / self.prefix)
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """What the manifest counts of this dataset; empty without one."""
+        counts = self.manifest.counts if self.manifest else {}
+        return counts.get(VALIDATION, {}) if self.prefix == VALIDATION else counts
+
+    @property
+    def held_out(self) -> Optional[Place]:
+        """What was kept out of training and lies beside it."""
+        if self.prefix == PREFIX and self.counts.get(VALIDATION, {}).get("packs"):
+            return Place(self.directory, VALIDATION, self.manifest)
+        return None
 
     @property
     def remedy(self) -> str:
@@ -65,7 +78,7 @@ def find_dataset(path: Path) -> Place:
     match = NAMES.fullmatch(path.name)
     prefix = match["prefix"] if match else path.name
     if prefix in _prefixes(path.parent):
-        return Place(path.parent, prefix, _manifest(path.parent) if prefix == PREFIX else None)
+        return Place(path.parent, prefix, _manifest(path.parent) if prefix in (PREFIX, VALIDATION) else None)
     what = "no packed dataset here" if path.exists() else "no such dataset"
     remedy = "give its directory, or its path up to _packed_input_ids_document.bin"
     raise UserError(what, where=path, remedy=remedy)

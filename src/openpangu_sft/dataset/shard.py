@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any, Union
 
 import numpy as np
+import numpy.typing as npt
 from rich.markup import escape
 
 from openpangu_sft.artefact import sum_counts
 from openpangu_sft.dataset.encode import Encoded, Limits, TooLong, encode_samples, input_ids_of, labels_of
-from openpangu_sft.dataset.indexed import PREFIX, PackedWriter
+from openpangu_sft.dataset.held_out import is_held_out
+from openpangu_sft.dataset.indexed import PREFIX, VALIDATION, Ids, PackedWriter
 from openpangu_sft.dataset.packing import Plan, plan_packs
 from openpangu_sft.dataset.spans import Span, SpanReader, lines_before, spans_of
 from openpangu_sft.dataset.spool import Spool, Stretch
@@ -47,12 +49,19 @@ class Refused:
 
 @dataclass
 class SpanResult:
-    """What became of the lines of a span."""
+    """What became of the lines of a span.
+
+    Args:
+        stretch: the samples that are encoded.
+        trained: int64 [samples], tokens of each that are targets.
+        held_out: bool [samples].
+    """
 
     span: Span
     lines: int
     stretch: Stretch
-    trained: int = 0
+    trained: npt.NDArray[np.int64]
+    held_out: npt.NDArray[np.bool_]
     truncated: int = 0
     refused: list[Refused] = field(default_factory=list)
 
@@ -69,37 +78,38 @@ def write_shard(
         prefix: of the files' names.
 
     Returns:
-        Counts for its manifest; read = packed + rejected + dropped.
+        Counts for its manifest; read = packed + rejected + dropped. With data.validation_share also those of what is
+        held out, under the name validation, which then are part of the sum.
 
     Raises:
         UserError: a bad sample (unless data.on_bad_sample is skip), a span without a record, or no sample is left.
     """
     with Spool(staging / "spool") as spool:
-        counts = sum_counts([_encode(data, tokenizer, span, spool, staging / REJECTS) for span in spans])
-        lengths = spool.finish()
+        encoded = [_encode(data, tokenizer, span, spool, staging / REJECTS) for span in spans]
+        counts = sum_counts([counts for counts, _ in encoded])
+        lengths, held_out = spool.finish(), np.concatenate([mask for _, mask in encoded])
         named = spans[0].file if len(spans) == 1 else spans[0].file.parent
         if not lengths.size:
             raise UserError("no sample is left to train on", where=named, remedy="look at the data")
-        plan = plan_packs(lengths, data.seq_length, data.seed)
-        writer = PackedWriter(staging, prefix, len(plan), data.seq_length)
-        rows = _Rows(data.seq_length, tokenizer.pad_id, spool, lengths, plan, writer)
-        step = max(1, VALUES_AT_ONCE // data.seq_length)
-        blocks = [range(begin, min(begin + step, len(plan))) for begin in range(0, len(plan), step)]
-        written = ordered_map(rows, blocks, min(data.workers, len(blocks)))
-        with progress(f"writing {escape(named.name)}", len(plan)) as advance, contextlib.closing(written):
-            for block in written:
-                advance(len(block), "")
-    return {**counts, "packs": len(plan), "tokens": int(lengths.sum(dtype=np.int64))}
+        packer = _Packer(data, tokenizer.pad_id, spool, lengths, staging)
+        counts.update(packer.write(prefix, np.flatnonzero(~held_out), named.name))
+        if data.validation_share:
+            counts["validation"].update(packer.write(VALIDATION, np.flatnonzero(held_out), named.name))
+    return counts
 
 
-def _encode(data: Data, tokenizer: Tokenizer, span: Span, spool: Spool, rejects: Path) -> dict[str, Any]:
-    """Encodes the lines of a span into the spool; returns counts."""
+def _encode(
+    data: Data, tokenizer: Tokenizer, span: Span, spool: Spool, rejects: Path
+) -> tuple[dict[str, Any], npt.NDArray[np.bool_]]:
+    """Encodes the lines of a span into the spool; returns counts, and which of the samples are held out."""
     counts: Counter[str] = Counter()
+    validation: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
+    held_out = [np.empty(0, np.bool_)]
     first_line = -1
     spans = spans_of(span, data.workers)
     workers = min(data.workers, len(spans)) or 1
-    encode = _EncodeSpan(tokenizer, Limits.of(data), spool)
+    encode = _EncodeSpan(tokenizer, data, spool)
     with contextlib.ExitStack() as stack:
         advance = stack.enter_context(progress(f"encoding {escape(span.file.name)}", span.end - span.begin))
         results = stack.enter_context(contextlib.closing(ordered_map(encode, spans, workers)))
@@ -113,21 +123,21 @@ def _encode(data: Data, tokenizer: Tokenizer, span: Span, spool: Spool, rejects:
                         _note(refused, span.file, first_line + counts["lines"] + refused.line, data, stream)
                         reasons[reason_class(refused.reason)] += 1
             spool.add(result.stretch)
+            held_out.append(result.held_out)
             dropped = sum(refused.dropped for refused in result.refused)
-            counts.update(
-                lines=result.lines,
-                packed=len(result.stretch.lengths),
-                rejected=len(result.refused) - dropped,
-                dropped=dropped,
-                truncated=result.truncated,
-                trained_tokens=result.trained,
-            )
+            counts.update(lines=result.lines, rejected=len(result.refused) - dropped, dropped=dropped)
+            counts.update(truncated=result.truncated)
+            for counter, chosen in ((counts, ~result.held_out), (validation, result.held_out)):
+                counter.update(packed=int(chosen.sum()), trained_tokens=int(result.trained[chosen].sum()))
             advance(result.span.end - result.span.begin, "")
-    read = counts["packed"] + counts["rejected"] + counts["dropped"]
+    read = counts["packed"] + validation["packed"] + counts["rejected"] + counts["dropped"]
     if not read:
         raise UserError("holds no records", where=span.file, remedy="fill it, or move it away")
     names = ("packed", "rejected", "dropped", "truncated", "trained_tokens")
-    return {"read": read, **{name: counts[name] for name in names}, "reasons": dict(sorted(reasons.items()))}
+    found = {"read": read, **{name: counts[name] for name in names}, "reasons": dict(sorted(reasons.items()))}
+    if data.validation_share:
+        found["validation"] = {name: validation[name] for name in ("packed", "trained_tokens")}
+    return found, np.concatenate(held_out)
 
 
 def _note(refused: Refused, file: Path, line: int, data: Data, stream: Any) -> None:
@@ -146,16 +156,21 @@ def _note(refused: Refused, file: Path, line: int, data: Data, stream: Any) -> N
 class _EncodeSpan:
     """Encodes the samples of a span into the spool's file of the process that it is called in."""
 
-    def __init__(self, tokenizer: Tokenizer, limits: Limits, spool: Spool) -> None:
-        self._tokenizer, self._limits, self._spool = tokenizer, limits, spool
+    def __init__(self, tokenizer: Tokenizer, data: Data, spool: Spool) -> None:
+        self._tokenizer, self._limits, self._spool = tokenizer, Limits.of(data), spool
+        self._share, self._seed = data.validation_share, data.seed
 
     def __call__(self, span: Span) -> SpanResult:
         reader = SpanReader(span)
         records = list(reader)
         outcomes = encode_samples([_sample(raw) for raw in records], self._tokenizer, self._limits)
         encoded = [outcome for outcome in outcomes if isinstance(outcome, Encoded)]
-        result = SpanResult(span, reader.lines, self._spool.write([outcome.marked for outcome in encoded]))
-        result.trained = sum(int(np.count_nonzero(outcome.marked >= 0)) for outcome in encoded)
+        marked = [outcome.marked for outcome in encoded]
+        trained = np.array([np.count_nonzero(tokens >= 0) for tokens in marked], np.int64)
+        held_out = np.zeros(len(marked), np.bool_)
+        if self._share:
+            held_out[:] = [is_held_out(tokens, self._share, self._seed) for tokens in marked]
+        result = SpanResult(span, reader.lines, self._spool.write(marked), trained, held_out)
         result.truncated = sum(outcome.truncated for outcome in encoded)
         for raw, outcome in zip(records, outcomes):
             if isinstance(outcome, BadSample):
@@ -172,6 +187,42 @@ def _sample(raw: RawRecord) -> Union[Sample, BadSample]:
         return error
 
 
+class _Packer:
+    """Spreads samples of the spool over packs and writes them.
+
+    Args:
+        lengths: int32 [samples], of all that the spool holds, in tokens.
+        staging: the directory to write into.
+    """
+
+    def __init__(self, data: Data, pad_id: int, spool: Spool, lengths: Ids, staging: Path) -> None:
+        self._data, self._pad_id, self._spool, self._lengths, self._staging = data, pad_id, spool, lengths, staging
+
+    def write(self, prefix: str, samples: npt.NDArray[np.int64], named: str) -> dict[str, int]:
+        """Writes the six files of some samples, none included.
+
+        Args:
+            prefix: of the files' names.
+            samples: int64 [chosen], their numbers in the spool.
+            named: for the progress.
+
+        Returns:
+            How many packs and tokens.
+        """
+        data, lengths = self._data, self._lengths[samples]
+        plan = plan_packs(lengths, data.seq_length, data.seed)
+        plan = Plan(samples[plan.order].astype(np.int32), plan.bounds)
+        writer = PackedWriter(self._staging, prefix, len(plan), data.seq_length)
+        rows = _Rows(data.seq_length, self._pad_id, self._spool, self._lengths, plan, writer)
+        step = max(1, VALUES_AT_ONCE // data.seq_length)
+        blocks = [range(begin, min(begin + step, len(plan))) for begin in range(0, len(plan), step)]
+        written = ordered_map(rows, blocks, min(data.workers, len(blocks)) or 1)
+        with progress(f"writing {escape(named)}", len(plan)) as advance, contextlib.closing(written):
+            for block in written:
+                advance(len(block), "")
+        return {"packs": len(plan), "tokens": int(lengths.sum(dtype=np.int64))}
+
+
 class _Rows:
     """Writes rows: the samples of their packs out of the spool, then padding."""
 
@@ -180,7 +231,7 @@ class _Rows:
         seq_length: int,
         pad_id: int,
         spool: Spool,
-        lengths: np.ndarray[Any, np.dtype[np.int32]],
+        lengths: Ids,
         plan: Plan,
         writer: PackedWriter,
     ) -> None:

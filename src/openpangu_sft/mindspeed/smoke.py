@@ -38,7 +38,13 @@ FIRST, LAST = 1e-5, 1e-4
 """How far the loss of the first and of the last iteration may be from the reference, relatively, in fp32."""
 
 SETTINGS = [
-    *("model.num_layers=4", "model.hidden_size=64", "model.ffn_hidden_size=128", "model.kv_channels=16"),
+    *(
+        "data.validation_share=0",
+        "model.num_layers=4",
+        "model.hidden_size=64",
+        "model.ffn_hidden_size=128",
+        "model.kv_channels=16",
+    ),
     *("model.num_attention_heads=4", "model.num_query_groups=2", "model.vocab_size=1536", "data.seq_length=256"),
     *(f"train.iterations={ITERATIONS}", "train.lr_warmup_iterations=1", "train.save_interval=3", "train.lr=1e-3"),
 ]

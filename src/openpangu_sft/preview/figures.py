@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from openpangu_sft.artefact import Manifest
+from openpangu_sft.dataset.indexed import VALIDATION
 from openpangu_sft.dataset.statistics import Distribution, Statistics
 from openpangu_sft.errors import printable
 
@@ -87,10 +88,16 @@ def figures_of(statistics: Statistics, manifest: Manifest) -> Figures:
         Figure("trained tokens", f"{trained:,}", f"{trained / tokens:.1%} of the tokens"),
         Figure("packs full", f"{tokens / room:.1%}", f"{statistics.samples / statistics.packs:.1f} samples per pack"),
     ]
+    if held_out := manifest.counts.get(VALIDATION):
+        note = f"samples that are not trained on: {held_out['packs']:,} packs, {held_out['tokens']:,} tokens"
+        single.append(Figure("held out", f"{held_out['packed']:,}", note))
     single += [
         Figure(printable(name.replace("_", " ")), f"{sum(reasons.values()):,}", _listed(reasons))
         for name, reasons in manifest.counts.items()
-        if isinstance(reasons, dict) and reasons and all(isinstance(count, int) for count in reasons.values())
+        if name != VALIDATION
+        and isinstance(reasons, dict)
+        and reasons
+        and all(isinstance(count, int) for count in reasons.values())
     ]
     return Figures(single, _lengths(statistics.lengths), _fill(statistics), _roles(statistics.turns))
 

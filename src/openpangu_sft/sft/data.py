@@ -40,12 +40,13 @@ class PackedDataset:
     Args:
         directory: of the dataset.
         seq_length: tokens in a pack.
+        prefix: of its files; VALIDATION for what is kept out of training.
     """
 
-    def __init__(self, directory: Path, seq_length: int) -> None:
-        self._input_ids = read_rows(directory, PREFIX, "input_ids", seq_length)
-        self._segments = read_rows(directory, PREFIX, "attention_mask", seq_length)
-        self._labels = read_rows(directory, PREFIX, "labels", seq_length)
+    def __init__(self, directory: Path, seq_length: int, prefix: str = PREFIX) -> None:
+        self._input_ids = read_rows(directory, prefix, "input_ids", seq_length)
+        self._segments = read_rows(directory, prefix, "attention_mask", seq_length)
+        self._labels = read_rows(directory, prefix, "labels", seq_length)
 
     def __len__(self) -> int:
         return len(self._input_ids)
