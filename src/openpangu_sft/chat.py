@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import torch
 
@@ -17,6 +17,7 @@ from openpangu_sft.checkpoint.torch_arrays import tensors_of
 from openpangu_sft.errors import UserError
 from openpangu_sft.recipe import Recipe
 from openpangu_sft.sample import Message
+from openpangu_sft.sft.device import inference_device
 from openpangu_sft.sft.model import build_model
 from openpangu_sft.tokenizer import Tokenizer
 
@@ -27,15 +28,16 @@ class Chat:
     Args:
         recipe: for generation, and for configuration and tokenizer of a Megatron-core checkpoint (`paths.hf`).
         checkpoint: directory of a Hugging Face checkpoint, or of a Megatron-core one or a run.
+        iteration: of a run; without it, the newest.
 
     Raises:
         UserError: neither is there, or it is damaged.
     """
 
-    def __init__(self, recipe: Recipe, checkpoint: Path) -> None:
+    def __init__(self, recipe: Recipe, checkpoint: Path, iteration: Optional[int] = None) -> None:
         if (checkpoint / TRACKER).is_file():
             files = recipe.path("hf")
-            tensors = tensors_of(open_mcore(checkpoint, recipe.model).weights, recipe.model)
+            tensors = tensors_of(open_mcore(checkpoint, recipe.model, iteration).weights, recipe.model)
         elif (checkpoint / CONFIG).is_file():
             files, model = checkpoint, model_of(read_config(checkpoint), checkpoint / CONFIG)
             tensors = tensors_of(open_hf(checkpoint, model), model)
@@ -44,8 +46,7 @@ class Chat:
             raise UserError(what, where=checkpoint, remedy="run make export, or give one with MODEL=…")
         self.recipe = recipe
         self.tokenizer = Tokenizer(files, recipe.tokenizer.trust_remote_code)
-        device = "cuda" if recipe.train.device != "cpu" and torch.cuda.is_available() else "cpu"
-        self.model = build_model(files, tensors, "eager", torch.device(device)).eval()
+        self.model = build_model(files, tensors, "eager", inference_device(recipe)).eval()
 
     def reply(self, messages: tuple[Message, ...], system: str = "") -> str:
         """The assistant's next message.
@@ -57,7 +58,17 @@ class Chat:
             if token := self.tokenizer.control_token(text):
                 raise UserError(f"the message holds the control token {token.group()}", remedy="take it out")
         pieces = list(prompt_pieces((system,), messages, reply=True))
-        prompt = [token for piece in pieces for token in self.tokenizer.piece_ids(piece)]
+        return self.complete([token for piece in pieces for token in self.tokenizer.piece_ids(piece)])
+
+    def complete(self, prompt: list[int]) -> str:
+        """The text that the model puts behind a prompt which ends with the assistant's header.
+
+        Args:
+            prompt: token ids.
+
+        Raises:
+            UserError: it is longer than the model's context.
+        """
         room = self.recipe.model.max_position_embeddings - len(prompt)
         if room <= 0:
             raise UserError(f"the conversation has {len(prompt)} tokens, more than the model can hold")

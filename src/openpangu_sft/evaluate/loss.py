@@ -1,0 +1,43 @@
+"""The loss of a checkpoint on what is held out, computed as in training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from openpangu_sft.checkpoint.torch_arrays import Tensors
+from openpangu_sft.dataset.indexed import VALIDATION
+from openpangu_sft.progress import progress
+from openpangu_sft.recipe import Recipe
+from openpangu_sft.sft.data import PackedDataset
+from openpangu_sft.sft.device import inference_device
+from openpangu_sft.sft.model import SEGMENTS, PackLoss, build_model
+from openpangu_sft.tokenizer import IGNORED
+
+
+def held_out_loss(recipe: Recipe, tensors: Tensors, title: str) -> float:
+    """Mean cross-entropy over all trained tokens of the held-out packs, in nats.
+
+    Every token counts the same, unlike in training, where it is the mean of micro batches: so it does not depend on
+    how samples fall into packs.
+
+    Args:
+        tensors: the weights, by Hugging Face name.
+        title: of the progress.
+    """
+    device, files = inference_device(recipe), recipe.path("hf")
+    weights = {name: tensor.float() for name, tensor in tensors.items()}  # bf16 runs under autocast, as in training
+    pack_loss = PackLoss(build_model(Path(files), weights, SEGMENTS, device).eval())
+    packs = PackedDataset(recipe.path("dataset"), recipe.data.seq_length, VALIDATION)
+    total, targets = 0.0, 0
+    with torch.no_grad(), progress(title, len(packs)) as advance:
+        for pack in range(len(packs)):
+            batch = packs.batch(np.array([pack]), device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.train.precision == "bf16"):
+                loss = pack_loss(batch).item()
+            count = int((batch.labels[:, 1:] != IGNORED).sum())
+            total, targets = total + loss * count, targets + count
+            advance(1, f"loss {total / targets:.4f}")
+    return total / targets

@@ -1,0 +1,146 @@
+"""`make evaluate`: held-out loss and answers of what training began with and of a run's checkpoints."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+
+from openpangu_sft.artefact import Manifest, only_one_run, read_manifest, require_settings, sha256_of
+from openpangu_sft.chat import Chat
+from openpangu_sft.checkpoint.mcore_reader import latest_iteration, open_mcore
+from openpangu_sft.checkpoint.torch_arrays import tensors_of
+from openpangu_sft.dataset.indexed import VALIDATION
+from openpangu_sft.dataset.preprocess import data_settings
+from openpangu_sft.errors import UserError
+from openpangu_sft.evaluate.loss import held_out_loss
+from openpangu_sft.evaluate.questions import held_out_questions, questions_in
+from openpangu_sft.evaluate.record import (
+    EVALUATION,
+    Evaluation,
+    Result,
+    find_result,
+    read_evaluation,
+    write_evaluation,
+)
+from openpangu_sft.recipe import Recipe
+from openpangu_sft.sft.retention import iterations
+from openpangu_sft.tokenizer import Tokenizer
+
+AGAIN = "run make preprocess and make merge again, and train on the result"
+
+
+def run_evaluate(recipe: Recipe, prompts: Optional[Path] = None, wanted: Optional[str] = None) -> Evaluation:
+    """Evaluates what training began with and checkpoints of `paths.run`; what was evaluated before is not done again.
+
+    Args:
+        prompts: a file of questions; without it some of the held-out samples are asked.
+        wanted: the number of an iteration, or all; without it, the newest.
+
+    Returns:
+        What is in the run's evaluation.json now.
+
+    Raises:
+        UserError: there is no run, its dataset is another one by now, or there is nothing to evaluate with.
+    """
+    run = recipe.path("run")
+    manifest = read_manifest(run, "run", "run make sft")
+    newest = latest_iteration(run, "let make sft come to its first checkpoint")
+    dataset = _dataset(recipe, manifest)
+    evaluation = _prepare(recipe, dataset, prompts)
+    mcore = recipe.path("mcore")
+    if read_manifest(mcore, "mcore", "run make convert").digest != manifest.inputs["mcore"]:
+        raise UserError("is not what this run began with", where=mcore, remedy="check paths.mcore, or make it again")
+    with only_one_run(run / EVALUATION):
+        earlier = read_evaluation(run)
+        if earlier and _same(earlier, evaluation):
+            evaluation = earlier
+        losses = _losses(earlier, evaluation)
+        _evaluate(recipe, evaluation, losses, 0, mcore, None)
+        for iteration in _iterations(run, wanted, newest):
+            _evaluate(recipe, evaluation, losses, iteration, run, iteration)
+    return evaluation
+
+
+def _dataset(recipe: Recipe, run: Manifest) -> Manifest:
+    """The dataset that the run was trained on: what is held out of another one may have been trained on."""
+    directory = recipe.path("dataset")
+    dataset = read_manifest(directory, "dataset", AGAIN)
+    require_settings(directory, dataset.settings, data_settings(recipe), AGAIN)
+    if dataset.digest != run.inputs["dataset"]:
+        what = "is not what this run was trained on: what is held out here may have been trained on there"
+        raise UserError(what, where=directory, remedy="check paths.dataset and paths.run")
+    return dataset
+
+
+def _prepare(recipe: Recipe, dataset: Manifest, prompts: Optional[Path]) -> Evaluation:
+    tokenizer = Tokenizer(recipe.path("hf"), recipe.tokenizer.trust_remote_code)
+    held_out = dataset.counts.get(VALIDATION, {})
+    if not held_out and prompts is None:
+        raise UserError(
+            "no conversations are held out (data.validation_share is 0), and no prompts are given",
+            where=recipe.path("dataset"),
+            remedy=f"give PROMPTS=…; or set data.validation_share=0.05, {AGAIN}",
+        )
+    inputs = {"dataset": dataset.digest}
+    if prompts is None:
+        questions = held_out_questions(recipe, tokenizer)
+    else:
+        questions = questions_in(prompts, recipe, tokenizer)
+        inputs["prompts"] = sha256_of(prompts)
+    settings: dict[str, Any] = {f"chat.{key}": value for key, value in recipe.chat.model_dump().items()}
+    settings["train.precision"] = recipe.train.precision
+    return Evaluation(inputs, settings, held_out, questions)
+
+
+def _same(one: Evaluation, other: Evaluation) -> bool:
+    return all(getattr(one, name) == getattr(other, name) for name in ("inputs", "settings", "questions", "version"))
+
+
+def _losses(earlier: Optional[Evaluation], now: Evaluation) -> list[Result]:
+    """Earlier results whose loss still holds: other questions do not change it."""
+    if earlier is None or earlier.version != now.version or earlier.inputs["dataset"] != now.inputs["dataset"]:
+        return []
+    return earlier.results if earlier.settings["train.precision"] == now.settings["train.precision"] else []
+
+
+def _iterations(run: Path, wanted: Optional[str], newest: int) -> list[int]:
+    if wanted == "all":
+        return [number for number in iterations(run) if number <= newest]
+    if wanted is None:
+        return [newest]
+    if not wanted.isdecimal():
+        raise UserError(f"ITERATION={wanted} is neither a number nor all", remedy=f"give one, say, {newest}")
+    return [int(wanted)]
+
+
+def _evaluate(
+    recipe: Recipe,
+    evaluation: Evaluation,
+    losses: Sequence[Result],
+    number: int,
+    root: Path,
+    iteration: Optional[int],
+) -> None:
+    """Evaluates a checkpoint, as far as it was not before, and writes the result down."""
+    began = time.monotonic()
+    opened = open_mcore(root, recipe.model, iteration)
+    files = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in opened.files]
+    if find_result(evaluation.results, number, files):
+        return
+    name = f"iteration {number}" if number else "before training"
+    known = find_result(losses, number, files)
+    loss = known.loss if known else None
+    if evaluation.held_out and loss is None:
+        loss = held_out_loss(recipe, tensors_of(opened.weights, recipe.model), name)
+    answers: list[str] = []
+    if evaluation.questions:
+        chat = Chat(recipe, root, iteration)
+        torch.manual_seed(recipe.train.seed)  # with chat.temperature the same answers come again
+        answers = [chat.complete(question.prompt) for question in evaluation.questions]
+    result = Result(number, str(opened.directory), files, loss, answers, round(time.monotonic() - began, 2))
+    evaluation.add(result)
+    write_evaluation(recipe.path("run"), evaluation)
