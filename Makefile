@@ -17,8 +17,12 @@ SET ?=
 SHARD ?=
 ##= SAMPLE      for preview: the number of one sample, from 1 (the first three)
 SAMPLE ?=
-##= HTML        for preview: where its page goes (preview.html in paths.cache)
+##= HTML        for preview, report: where the page goes (preview.html in paths.cache; report.html in the run)
 HTML ?=
+##= RUN         for report: the directory of a run (paths.run)
+RUN ?=
+##= WITH        for report: that of a second run, to show beside it
+WITH ?=
 ##= DATASET     for inspect: a directory or a path prefix (the recipe's dataset)
 DATASET ?=
 ##= PROMPT      for chat: the one question to answer
@@ -28,12 +32,14 @@ MODEL ?=
 ##= FROM        for convert, export: another checkpoint of any layout, or a run (paths.hf; paths.run);
 ##=             for load: an archive of make save (this folder)
 FROM ?=
-##= ITERATION   for convert, export, verify: of a run (the newest)
+##= ITERATION   for convert, export, verify, evaluate: of a run (the newest); for evaluate also: all
 ITERATION ?=
 ##= DTYPE       for convert, export: fp32, bf16 or fp16 (as it is)
 DTYPE ?=
 ##= FORM        for export: llama, which loads without remote code, or openpangu (llama)
 FORM ?=
+##= PROMPTS     for evaluate: questions, a .txt file with one on each line, or conversations (some held-out ones)
+PROMPTS ?=
 ##= HF          for verify: the Hugging Face checkpoint (paths.hf)
 HF ?=
 ##= MCORE       for verify: the Megatron-core checkpoint or run (paths.mcore)
@@ -76,7 +82,7 @@ PYPI_INDEX ?= https://pypi.org/simple
 
 # What the user gives is text and not Make: a $ in a prompt stays a $.
 urls := MEGATRON_LM_URL MINDSPEED_URL MINDSPEED_LLM_URL
-variables := RECIPE SET SHARD SAMPLE HTML DATASET PROMPT MODEL FROM ITERATION DTYPE FORM HF MCORE ONLY SIZE DATA_DIR VENV PYTHON PYPI_INDEX $(urls)
+variables := RECIPE SET SHARD SAMPLE HTML DATASET PROMPT MODEL FROM ITERATION DTYPE FORM PROMPTS RUN WITH HF MCORE ONLY SIZE DATA_DIR VENV PYTHON PYPI_INDEX $(urls)
 variables += NNODES CLAIM DRY_RUN RUNTIME TARGET NPUS CACHE DOCKER_FLAGS REGISTRY
 $(foreach v,$(variables),$(eval override $v := $$(value $v)))
 export PROMPT VENV PYTHON PYPI_INDEX $(urls) RUNTIME TARGET NPUS CACHE DOCKER_FLAGS REGISTRY
@@ -122,7 +128,7 @@ chat: ## talk to the exported model; with PROMPT="…" one answer
 	@$(run) chat $(options) $(call given,MODEL,model) $${PROMPT:+"--prompt=$$PROMPT"}
 
 ##@ Beside the stages
-.PHONY: preview inspect verify curve
+.PHONY: preview inspect verify curve evaluate report
 preview: ## what training will see: numbers and samples, token by token, here and as a page
 	@$(run) preview $(options) $(call given,SAMPLE,sample) $(call given,HTML,html)
 
@@ -132,6 +138,12 @@ inspect: ## check a packed dataset, this project's or MindSpeed-LLM's
 verify: ## whether two checkpoints are the same model: tensors bit for bit, then logits
 	@$(run) verify $(options) $(call given,HF,hf) $(call given,MCORE,mcore) $(call given,ITERATION,iteration) \
 	    $(if $(ONLY),--$(call quote,$(ONLY)))
+
+evaluate: ## loss on held-out conversations, and answers, before training and after
+	@$(run) evaluate $(options) $(call given,PROMPTS,prompts) $(call given,ITERATION,iteration)
+
+report: ## one page about a run, or about two side by side: curves, data, answers, and what made it
+	@$(run) report $(options) $(call given,RUN,run) $(call given,WITH,with) $(call given,HTML,html)
 
 curve: ## draw the run's loss.png as it is now, also while it trains
 	@$(run) curve $(options)

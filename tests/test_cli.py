@@ -26,6 +26,8 @@ STAGES = [
     "inspect",
     "verify",
     "curve",
+    "evaluate",
+    "report",
     "demo",
 ]
 

@@ -44,7 +44,7 @@ def test_make_demo_ends_with_the_trained_answers_and_its_stages_can_be_repeated(
     finished = make("demo", settings)
     assert finished.returncode == 0, finished.stderr
     screen = finished.stderr
-    for stage in ("format", "preprocess", "merge", "convert", "sft", "export", "chat"):
+    for stage in ("format", "preprocess", "merge", "convert", "sft", "evaluate", "report", "export", "chat"):
         assert f"│ {stage} " in screen
     assert "asked:    云雾茶社几点开门？\ntrained:  云雾茶社每天早上九点开门，晚上九点半打烊。\n" in screen
     pairs = [
@@ -53,6 +53,7 @@ def test_make_demo_ends_with_the_trained_answers_and_its_stages_can_be_repeated(
     assert len(pairs) == 4
     assert pairs[0::2] == pairs[1::2]
     assert (cache / "sft_outputs/loss.png").read_bytes().startswith(b"\x89PNG")
+    assert "<h2>Answers before and after</h2>" in (cache / "sft_outputs/report.html").read_text("utf-8")
     losses = [json.loads(line)["loss"] for line in (cache / "sft_outputs/metrics.jsonl").read_text().splitlines()]
     assert losses[0] > 7
     assert losses[-1] < 0.1

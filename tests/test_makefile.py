@@ -20,6 +20,8 @@ TARGETS = [
     "inspect",
     "verify",
     "curve",
+    "evaluate",
+    "report",
     "chat",
     "test",
     "lint",
@@ -43,7 +45,21 @@ TARGETS = [
     "lock-base",
 ]
 VARIABLES = ["RECIPE", "SET", "SHARD", "SAMPLE", "HTML", "DATASET", "PROMPT", "MODEL"]
-VARIABLES += ["FROM", "ITERATION", "DTYPE", "FORM", "HF", "MCORE", "ONLY", "DRY_RUN", "CLAIM", "NNODES"]
+VARIABLES += [
+    "FROM",
+    "ITERATION",
+    "DTYPE",
+    "FORM",
+    "PROMPTS",
+    "RUN",
+    "WITH",
+    "HF",
+    "MCORE",
+    "ONLY",
+    "DRY_RUN",
+    "CLAIM",
+    "NNODES",
+]
 VARIABLES += ["SIZE", "DATA_DIR", "VENV", "PYTHON", "PYPI_INDEX"]
 VARIABLES += ["RUNTIME", "TARGET", "NPUS", "CACHE", "DOCKER_FLAGS", "REGISTRY"]
 URLS = ["MEGATRON_LM_URL", "MINDSPEED_URL", "MINDSPEED_LLM_URL"]

@@ -109,7 +109,7 @@ def test_no_room_for_checkpoints_is_said_before_the_start(
     monkeypatch.setattr(stage, "require_ready", lambda sources: sources)
     monkeypatch.setattr(stage, "read_manifest", lambda *arguments: Manifest("dataset"))
     with pytest.raises(UserError, match=r"needs [\d.]+ MB, 1\.0 MB are free on this disk"):
-        stage.run_mindspeed(recipe, Manifest("run"))
+        stage.run_mindspeed(recipe, Manifest("run"), [])
     assert list((disk / "run").iterdir()) == []
 
 

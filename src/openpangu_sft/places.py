@@ -1,11 +1,13 @@
-"""Whether a place can take a result, asked before any work: not on top of an input, and with room enough."""
+"""Whether a place can take a result, asked before any work: not on top of something else, and with room enough."""
 
 from __future__ import annotations
 
 import os
 import shutil
 from pathlib import Path
+from typing import Optional
 
+from openpangu_sft.artefact import MANIFEST
 from openpangu_sft.errors import UserError
 
 
@@ -43,3 +45,24 @@ def require_room(target: Path, size: int) -> None:
             where=target,
             remedy="free some space, or choose another path in the recipe",
         )
+
+
+def require_page(html: Path, inside: Optional[Path] = None) -> None:
+    """Refuses a page in place of something else: whatever is there already is replaced.
+
+    Args:
+        html: where it is to go.
+        inside: a run, which no stage replaces as a whole.
+
+    Raises:
+        UserError: not the name of a page, or a stage would remove it.
+    """
+    remedy = "name another file with HTML=…"
+    if html.suffix.lower() not in (".html", ".htm"):
+        raise UserError("does not end in .html", where=html, remedy=remedy)
+    if html.is_dir():
+        raise UserError("is a directory", where=html, remedy=remedy)
+    for parent in html.parents:
+        if (parent / MANIFEST).is_file() and parent != inside:
+            what = f"lies in {parent}, which a stage replaces as a whole"
+            raise UserError(what, where=html, remedy=remedy)

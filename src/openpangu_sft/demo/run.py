@@ -14,12 +14,17 @@ from pathlib import Path
 from rich.table import Table
 
 from openpangu_sft.artefact import read_manifest
+from openpangu_sft.dataset.encode import Encoded, Limits, encode_samples
+from openpangu_sft.dataset.held_out import is_held_out
 from openpangu_sft.dataset.preprocess import sample_files
 from openpangu_sft.errors import UserError
+from openpangu_sft.evaluate.record import read_evaluation
 from openpangu_sft.progress import console
 from openpangu_sft.recipe import Recipe
+from openpangu_sft.report.stage import PAGE
 from openpangu_sft.sample import Sample, parse_sample
 from openpangu_sft.sft.metrics import CURVE, read_metrics
+from openpangu_sft.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[3]
 EXAMPLES = ROOT / "examples"
@@ -30,6 +35,8 @@ STAGES = {
     "merge": "dataset",
     "convert": "mcore",
     "sft": "run",
+    "evaluate": "run",
+    "report": "run",
     "export": "export",
 }
 """Stage and the path that it writes, in their order."""
@@ -55,6 +62,9 @@ def run_demo(recipe: Recipe, recipe_file: Path, overrides: Sequence[str]) -> Non
         table.add_row(stage, f"{seconds[stage]:.1f}", _made(recipe, stage), _short(recipe.path(path)))
     table.add_row("chat", f"{seconds['chat']:.1f}", f"{len(answers)} answers", "below")
     console.print(table)
+    print(
+        "held-out loss: a small model that learns 55 conversations by heart gains nothing for others", file=sys.stderr
+    )
     print(f"loss curve: {_short(recipe.path('run') / CURVE)}", file=sys.stderr)
     for sample, answer in answers:
         question, trained = (message.content for message in sample.data)
@@ -106,13 +116,19 @@ def _ask(recipe: Recipe) -> tuple[list[tuple[Sample, str]], float]:
 
     began = time.monotonic()
     chat = Chat(recipe, recipe.path("export"))
-    samples = [_first_plain_question(file) for file in sample_files(recipe.path("samples"))]
+    samples = [_first_plain_question(file, recipe, chat.tokenizer) for file in sample_files(recipe.path("samples"))]
     return [(sample, chat.reply(sample.data[:1])) for sample in samples], time.monotonic() - began
 
 
-def _first_plain_question(file: Path) -> Sample:
-    samples = (parse_sample(json.loads(line)) for line in file.read_text("utf-8").splitlines())
-    return next(sample for sample in samples if len(sample.data) == 2 and sample.meta_prompt == ("",))
+def _first_plain_question(file: Path, recipe: Recipe, tokenizer: Tokenizer) -> Sample:
+    """The first sample that was trained on and is one question with its answer."""
+    data = recipe.data
+    for sample in (parse_sample(json.loads(line)) for line in file.read_text("utf-8").splitlines()):
+        if len(sample.data) == 2 and sample.meta_prompt == ("",):
+            (encoded,) = encode_samples([sample], tokenizer, Limits.of(data))
+            if isinstance(encoded, Encoded) and not is_held_out(encoded.marked, data.validation_share, data.seed):
+                return sample
+    raise UserError("no sample here is a question with its answer", where=file, remedy="lower data.validation_share")
 
 
 def _short(path: Path) -> str:
@@ -131,7 +147,18 @@ def _made(recipe: Recipe, stage: str) -> str:
         return f"{counts['packs']} packs, {counts['tokens']:,} tokens"
     if stage == "convert":
         return f"{read_manifest(recipe.path('mcore'), 'mcore', '').counts['parameters']:,} parameters"
+    if stage == "evaluate":
+        return _losses(recipe)
+    if stage == "report":
+        return PAGE
     if stage == "export":
         return "Hugging Face checkpoint"
     rows = read_metrics(recipe.path("run"))
     return f"{len(rows)} iterations, loss {rows[0]['loss']:.3f} -> {rows[-1]['loss']:.3f}"
+
+
+def _losses(recipe: Recipe) -> str:
+    """Held-out loss before and after."""
+    evaluation = read_evaluation(recipe.path("run"))
+    losses = [result.loss for result in evaluation.results] if evaluation else []
+    return f"held-out loss {' -> '.join(f'{loss:.3f}' for loss in losses if loss is not None)}"

@@ -22,6 +22,7 @@ from openpangu_sft.places import require_room
 from openpangu_sft.progress import console
 from openpangu_sft.recipe import Recipe
 from openpangu_sft.sft.launch import rendezvous
+from openpangu_sft.sft.provenance import record_start
 from openpangu_sft.upstream import SOURCES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,12 +45,13 @@ class Start(NamedTuple):
     """The iteration that it goes on from; 0 at the beginning."""
 
 
-def run_mindspeed(recipe: Recipe, manifest: Manifest) -> None:
+def run_mindspeed(recipe: Recipe, manifest: Manifest, command_line: Sequence[str]) -> None:
     """Trains; continues a run that was begun.
 
     Args:
         recipe: with train.engine mindspeed.
         manifest: of the run; its inputs have been checked.
+        command_line: that repeats this call, to be noted in the run.
 
     Raises:
         UserError: this machine lacks something, or training failed.
@@ -74,6 +76,8 @@ def run_mindspeed(recipe: Recipe, manifest: Manifest) -> None:
             return
         if start.done:
             console.print(f"continuing after iteration {start.done}")
+        if os.environ.get("NODE_RANK", "0") == "0":
+            record_start(recipe, start.done, command_line, sources)
         Training(recipe, dataset, start.done).start(start.command)
 
 

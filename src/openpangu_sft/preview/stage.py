@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-from openpangu_sft.artefact import MANIFEST, Manifest, read_manifest, require_settings, write_durably
+from openpangu_sft.artefact import Manifest, read_manifest, require_settings, write_durably
 from openpangu_sft.chat_format import TEMPLATE_DIGEST
 from openpangu_sft.dataset.statistics import Rows, Statistics, measure
 from openpangu_sft.dataset.turns import Pieces, TurnRoles
 from openpangu_sft.errors import UserError, naming
+from openpangu_sft.places import require_page
 from openpangu_sft.preview.figures import Figures, figures_of
 from openpangu_sft.preview.page import render_page
 from openpangu_sft.preview.segments import Segment, SegmentReader
@@ -60,7 +61,7 @@ def run_preview(
             be written where it was asked for.
     """
     html = (html or Path(recipe.paths.cache).expanduser() / "preview.html").absolute()
-    _require_free(html)
+    require_page(html)
     directory = recipe.path("dataset")
     manifest = read_manifest(directory, "dataset", "run make merge")
     tokenizer = Tokenizer(recipe.path("hf"), recipe.tokenizer.trust_remote_code)
@@ -87,19 +88,6 @@ def run_preview(
         html.parent.mkdir(parents=True, exist_ok=True)
     write_durably(html, render_page(preview))
     return preview, html
-
-
-def _require_free(html: Path) -> None:
-    """Refuses a page in place of something else: whatever is there already is replaced."""
-    remedy = "name another file with --html"
-    if html.suffix.lower() not in (".html", ".htm"):
-        raise UserError("does not end in .html", where=html, remedy=remedy)
-    if html.is_dir():
-        raise UserError("is a directory", where=html, remedy=remedy)
-    for parent in html.parents:
-        if (parent / MANIFEST).is_file():
-            what = f"lies in {parent}, which a stage replaces as a whole"
-            raise UserError(what, where=html, remedy=remedy)
 
 
 def _require_counted(directory: Path, manifest: Manifest, statistics: Statistics) -> None:

@@ -17,11 +17,14 @@ from openpangu_sft.artefact import (
 )
 from openpangu_sft.checkpoint.convert import mcore_settings
 from openpangu_sft.checkpoint.hf import require_model
+from openpangu_sft.checkpoint.mcore_reader import latest_iteration
+from openpangu_sft.checkpoint.origin import is_mcore
 from openpangu_sft.dataset.preprocess import data_settings
 from openpangu_sft.errors import UserError
 from openpangu_sft.mindspeed.stage import run_mindspeed
 from openpangu_sft.recipe import Recipe
 from openpangu_sft.sft.launch import launch, worker_rank
+from openpangu_sft.sft.provenance import record_start
 
 FREE_TO_CHANGE = {"train.device", "train.save_interval", "train.recompute", "train.iterations"}
 FREE_TO_CHANGE |= {"train.keep_checkpoints", "train.device_tflops", "train.upstream_flags"}
@@ -41,7 +44,7 @@ def run_sft(recipe: Recipe, command_line: Sequence[str]) -> None:
     run = recipe.path("run")
     _check_run(run, manifest)
     if recipe.train.engine == "mindspeed":
-        run_mindspeed(recipe, manifest)
+        run_mindspeed(recipe, manifest, command_line)
         return
     rank = worker_rank()
     if recipe.parallel.world > 1 and rank is None:
@@ -54,6 +57,7 @@ def run_sft(recipe: Recipe, command_line: Sequence[str]) -> None:
     run.mkdir(parents=True, exist_ok=True)
     with only_one_run(run):
         write_durably(run / MANIFEST, json.dumps(asdict(manifest), ensure_ascii=False, indent=1) + "\n")
+        record_start(recipe, latest_iteration(run) if is_mcore(run) else 0, command_line)
         train(recipe, manifest)
 
 

@@ -1,0 +1,181 @@
+"""A report as one HTML page that needs nothing else: no network, no script, no file beside it.
+
+Names, settings, questions and answers are untrusted. Jinja escapes every value but the charts, which are ours, and the
+page's own policy forbids scripts and requests.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Optional
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from openpangu_sft.errors import printable
+from openpangu_sft.report.charts import COLOURS, charts_of
+from openpangu_sft.report.run import Run
+
+TEMPLATE = Path(__file__).with_name("page.html")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table: its name, and a value for each run."""
+
+    name: str
+    values: list[str]
+
+    @property
+    def differs(self) -> bool:
+        """Whether the runs have different ones."""
+        return len(set(self.values)) > 1
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A question, what it was answered where it came from, and by whom it was answered how."""
+
+    source: str
+    turns: list[list[str]]
+    reference: str
+    given: list[tuple[str, str]]
+
+
+def render_report(runs: Sequence[Run]) -> str:
+    """The page's HTML.
+
+    Args:
+        runs: one, or two to be compared.
+    """
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["printable"] = printable
+    return environment.from_string(TEMPLATE.read_text("utf-8")).render(
+        runs=runs,
+        colours=COLOURS,
+        tiles=[Row(name, [figure(run) for run in runs]) for name, figure in _TILES.items()],
+        charts=[(title, Markup(svg)) for title, svg in charts_of(runs)],
+        data=[Row(name, [figure(run) for run in runs]) for name, figure in _DATA.items()],
+        held_out=_held_out(runs),
+        answers=_answers(runs),
+        settings=_table([run.manifest.settings for run in runs]),
+        inputs=_table([run.manifest.inputs for run in runs]),
+        software=_table([_software(run) for run in runs]),
+        commands=[_commands(run) for run in runs],
+    )
+
+
+def _loss(run: Run) -> str:
+    return f"{run.metrics[0]['loss']:.4f} → {run.metrics[-1]['loss']:.4f}"
+
+
+def _held_out_loss(run: Run) -> str:
+    losses = [loss for _, loss in run.held_out_losses]
+    if not losses:
+        return "not evaluated" if run.held_out else "none held out"
+    return " → ".join(f"{loss:.4f}" for loss in (losses[0], losses[-1])[: len(losses)])
+
+
+def _duration(run: Run) -> str:
+    minutes, seconds = divmod(round(run.seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s"
+
+
+_Figures = dict[str, Callable[[Run], str]]
+
+_TILES: _Figures = {
+    "iterations": lambda run: f"{run.metrics[-1]['iteration']:,} of {run.planned:,}",
+    "loss": _loss,
+    "held-out loss": _held_out_loss,
+    "tokens a second (median)": lambda run: f"{run.median_speed:,.0f}",
+    "time in iterations": _duration,
+}
+
+_DATA: _Figures = {
+    "samples": lambda run: f"{run.manifest.counts['packed']:,}",
+    "packs": lambda run: f"{run.manifest.counts['packs']:,}",
+    "tokens, padding not counted": lambda run: f"{run.manifest.counts['tokens']:,}",
+    "packs full": lambda run: _share(
+        run.manifest.counts["tokens"], run.manifest.counts["packs"] * run.manifest.settings["data.seq_length"]
+    ),
+    "trained tokens": lambda run: f"{run.manifest.counts['trained_tokens']:,}",
+    "share of tokens that is trained": lambda run: _share(
+        run.manifest.counts["trained_tokens"], run.manifest.counts["tokens"]
+    ),
+    "times that the data was seen": lambda run: f"{run.epochs:.2f}",
+    "held-out samples": lambda run: f"{run.held_out.get('packed', 0):,}",
+}
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / max(whole, 1):.1%}"
+
+
+def _held_out(runs: Sequence[Run]) -> list[Row]:
+    """Held-out loss by iteration."""
+    losses = [dict(run.held_out_losses) for run in runs]
+    return [
+        Row(f"iteration {number:,}" if number else "before training", [_nats(each.get(number)) for each in losses])
+        for number in sorted({number for each in losses for number in each})
+    ]
+
+
+def _nats(loss: Optional[float]) -> str:
+    if loss is None:
+        return ""
+    return f"{loss:.4f} (perplexity {math.exp(loss):,.2f})" if loss < 50 else f"{loss:.4f}"
+
+
+def _answers(runs: Sequence[Run]) -> list[Answers]:
+    """The questions of the first run that has any, with the answers of all that were asked the same."""
+    evaluations = [(run, run.evaluation) for run in runs if run.evaluation and run.evaluation.results]
+    asked = next((evaluation.questions for _, evaluation in evaluations if evaluation.questions), [])
+    found = []
+    for question in asked:
+        given: dict[str, str] = {}
+        for run, evaluation in evaluations:
+            places = [place for place, other in enumerate(evaluation.questions) if other.prompt == question.prompt]
+            for result in (evaluation.results[0], evaluation.results[-1]) if places else ():
+                # what both runs began with answers once
+                of_run = f"{run.name}, " if len(runs) > 1 else ""
+                who = f"{of_run}iteration {result.iteration:,}" if result.iteration else "before training"
+                given.setdefault(who, result.answers[places[0]])
+        found.append(Answers(question.source, question.turns, question.reference, list(given.items())))
+    return found
+
+
+def _table(columns: Sequence[dict[str, Any]]) -> list[Row]:
+    """Rows of all names that any of the columns has, in their order."""
+    names = dict.fromkeys(name for column in columns for name in column)
+    return [Row(name, [_value(column[name]) if name in column else "" for column in columns]) for name in names]
+
+
+def _value(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={_value(inner)}" for name, inner in value.items())
+    return str(value)
+
+
+def _software(run: Run) -> dict[str, str]:
+    """What the newest start ran with; of a run without that, the version that began it."""
+    if not run.starts:
+        return {"openpangu-sft": run.manifest.version}
+    start = run.starts[-1]
+    image = {"image": start["image"]} if start.get("image") else {}
+    return {**start["versions"], **image, **start.get("sources", {})}
+
+
+def _commands(run: Run) -> list[str]:
+    """Each start's command, and the one that repeats the run."""
+    found = [
+        f"{start['time']}  from iteration {start['iteration']:,}:  {shlex.join(start['command'])}"
+        for start in run.starts
+    ]
+    if run.recipe:
+        found.append(f"to repeat it:  make sft RECIPE={shlex.quote(str(run.recipe))} SET=paths.run=…")
+    return found

@@ -1,0 +1,100 @@
+"""What a run has left, read for its report. What is not there is left out of it, but metrics are needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import median
+from typing import Any, Optional
+
+from openpangu_sft.artefact import Manifest, read_manifest
+from openpangu_sft.dataset.indexed import VALIDATION
+from openpangu_sft.errors import UserError
+from openpangu_sft.evaluate.record import Evaluation, read_evaluation
+from openpangu_sft.sft.metrics import read_metrics
+from openpangu_sft.sft.provenance import RECIPE, read_starts
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run.
+
+    Args:
+        name: what it is called on the page.
+        path: its directory.
+        manifest: settings, and sums of what it began with.
+        metrics: its iterations: iteration, loss, lr, grad_norm, tokens, seconds.
+        starts: see sft/provenance.py; empty for a run of version 0.4.0 or before.
+        evaluation: None where make evaluate has not been run.
+    """
+
+    name: str
+    path: Path
+    manifest: Manifest
+    metrics: list[dict[str, Any]]
+    starts: list[dict[str, Any]]
+    evaluation: Optional[Evaluation]
+
+    @property
+    def recipe(self) -> Optional[Path]:
+        """The whole recipe that it left."""
+        path = self.path / RECIPE
+        return path if path.is_file() else None
+
+    @cached_property
+    def speed(self) -> list[float]:
+        """Tokens a second of each iteration, padding included."""
+        return [row["tokens"] / row["seconds"] if row["seconds"] else 0.0 for row in self.metrics]
+
+    @property
+    def median_speed(self) -> float:
+        """Tokens a second; the first iteration, which warms up, is not counted where there are more."""
+        return median(self.speed[1:] or self.speed)
+
+    @property
+    def seconds(self) -> float:
+        """Spent in iterations."""
+        return float(sum(row["seconds"] for row in self.metrics))
+
+    @property
+    def planned(self) -> int:
+        """Iterations that the recipe wants."""
+        return int(self.manifest.settings["train.iterations"])
+
+    @property
+    def epochs(self) -> float:
+        """How often the data was seen."""
+        packs = len(self.metrics) * self.manifest.settings["train.global_batch_size"]
+        return float(packs / self.manifest.counts["packs"])
+
+    @property
+    def held_out(self) -> dict[str, int]:
+        """Counts of what is kept out of training; empty where nothing is."""
+        found: dict[str, int] = self.manifest.counts.get(VALIDATION, {})
+        return found
+
+    @property
+    def held_out_losses(self) -> list[tuple[int, float]]:
+        """Iteration and loss of every evaluation; 0 is before training."""
+        results = self.evaluation.results if self.evaluation else []
+        return [(result.iteration, result.loss) for result in results if result.loss is not None]
+
+
+def read_run(path: Path, name: str = "") -> Run:
+    """Reads a run.
+
+    Args:
+        name: what it is to be called; default: the name of its directory.
+
+    Raises:
+        UserError: there is none, it has no iteration yet, or a file of it is damaged.
+    """
+    manifest = read_manifest(path, "run", "give the directory of a run, paths.run of its recipe")
+    metrics = read_metrics(path)
+    if not metrics:
+        raise UserError("no iteration yet", where=path, remedy="run make sft, or check paths.run")
+    for key in ("train.iterations", "train.global_batch_size"):
+        if key not in manifest.settings:
+            raise UserError(f"its manifest has no {key}", where=path, remedy="is it a run of this project?")
+    return Run(name or path.name, path, manifest, metrics, read_starts(path), read_evaluation(path))

@@ -1,0 +1,47 @@
+"""`make report`: reads one run, or two, and writes the page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Optional
+
+from openpangu_sft.artefact import write_durably
+from openpangu_sft.errors import UserError, naming
+from openpangu_sft.places import require_page
+from openpangu_sft.recipe import Recipe
+from openpangu_sft.report.page import render_report
+from openpangu_sft.report.run import read_run
+
+PAGE, COMPARISON = "report.html", "comparison.html"
+
+
+def run_report(
+    recipe: Recipe, run: Optional[Path] = None, other: Optional[Path] = None, html: Optional[Path] = None
+) -> Path:
+    """Writes the report.
+
+    Args:
+        run: a run; default: `paths.run`.
+        other: a second one, to be shown beside it.
+        html: where the page goes; default: report.html in the first run, comparison.html where there are two.
+
+    Returns:
+        Where the page is.
+
+    Raises:
+        UserError: a run is not there, has no iteration yet or is damaged; or the page must not be written there.
+    """
+    places = [(run or recipe.path("run")).expanduser().absolute()]
+    if other:
+        places.append(other.expanduser().absolute())
+        if places[0].resolve() == places[1].resolve():
+            raise UserError("is the same run twice", where=other, remedy="name another one with WITH=…")
+    alike = len({place.name for place in places}) < len(places)
+    runs = [read_run(place, f"{place.parent.name}/{place.name}" if alike else "") for place in places]
+    page = (html or places[0] / (COMPARISON if other else PAGE)).expanduser().absolute()
+    require_page(page, inside=places[0])
+    content = render_report(runs)
+    with naming(page.parent):
+        page.parent.mkdir(parents=True, exist_ok=True)
+    write_durably(page, content)
+    return page
