@@ -79,6 +79,8 @@ done
 
 flags=(--rm --init --ipc host --network host --stop-timeout 600 --workdir "$here")
 flags+=(--env "HOST_UID=$(id -u)" --env "HOST_GID=$(id -g)")
+# what a run notes of where it was trained
+flags+=(--env "OPENPANGU_SFT_IMAGE=$image $("$docker" image inspect "$image" --format '{{.Id}}')")
 for path in "${mounts[@]}"; do flags+=(--volume "$path:$path"); done
 cache=${CACHE:-/cache}
 [[ $cache == /* ]] || cache=$here/$cache

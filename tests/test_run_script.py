@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 DOCKER = """#!/bin/bash
 case "$1 $2" in
 'version --format') exit "${NO_ENGINE:-0}" ;;
-'image inspect') [[ " ${IMAGES:-} " == *" $3 "* ]] ;;
+'image inspect') [[ " ${IMAGES:-} " == *" $3 "* ]] && echo sha256:abc ;;
 'info --format') echo "${RUNTIMES:-{\\"runc\\":{\\}\\}}" ;;
 'run '*) shift; printf '%s\\0' "$@" >"$CALLS"; exit "${FAKE_EXIT:-0}" ;;
 *) echo "unexpected: $*" >&2; exit 99 ;;
@@ -76,6 +76,7 @@ def test_runs_in_the_image_with_this_directory_as_the_caller(host: Host) -> None
     assert host.given("--workdir") == [str(host.folder)]
     assert host.given("--volume") == [f"{host.folder}:{host.folder}"]
     assert {f"HOST_UID={os.getuid()}", f"HOST_GID={os.getgid()}"} <= set(host.given("--env"))
+    assert f"OPENPANGU_SFT_IMAGE={CPU} sha256:abc" in host.given("--env")
     assert {"--rm", "--init"} <= set(host.called_with())
     assert not {"--privileged", "--tty", "--device"} & set(host.called_with())
 
@@ -176,7 +177,7 @@ def test_only_what_steers_several_machines_is_passed_on(host: Host) -> None:
     others = {"ASCEND_HOME_PATH": "/host/only", "PYTHONPATH": "/host/only", "SECRET": "x"}
     host.run("sft", IMAGES=CPU, **environment, **others)
     names = {value.split("=")[0] for value in host.given("--env")}
-    assert names - {"TERM", "OMP_NUM_THREADS"} == {"HOST_UID", "HOST_GID", *environment}
+    assert names - {"TERM", "OMP_NUM_THREADS"} == {"HOST_UID", "HOST_GID", "OPENPANGU_SFT_IMAGE", *environment}
 
 
 DRIVER = ["usr/local/dcmi/x", "usr/local/sbin/npu-smi", "usr/local/Ascend/driver/lib64/x"]
