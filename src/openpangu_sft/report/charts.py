@@ -50,7 +50,7 @@ def charts_of(runs: Sequence[Run]) -> list[tuple[str, str]]:
         (f"Loss per trained token{dots}", _draw("loss", losses)),
         ("Gradient norm", _draw("norm", [_curve(run, c, "grad_norm") for run, c in zip(runs, COLOURS)])),
         ("Learning rate", _draw("rate", [_curve(run, c, "lr") for run, c in zip(runs, COLOURS)])),
-        ("Tokens a second, padding included", _draw("tokens/s", [_speed(run, c) for run, c in zip(runs, COLOURS)])),
+        ("Tokens a second", _draw("tokens/s", [_speed(run, c) for run, c in zip(runs, COLOURS)])),
     ]
 
 

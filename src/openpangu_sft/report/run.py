@@ -44,7 +44,7 @@ class Run:
 
     @cached_property
     def speed(self) -> list[float]:
-        """Tokens a second of each iteration, padding included."""
+        """Tokens a second of each iteration, as the engine counts them."""
         return [row["tokens"] / row["seconds"] if row["seconds"] else 0.0 for row in self.metrics]
 
     @property
