@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
 from openpangu_sft.doctor.finding import Finding, failed, ok, skipped
 from openpangu_sft.doctor.subject import IMAGE, Subject
@@ -79,10 +81,10 @@ def torch_npu(subject: Subject) -> Finding:
 
 def installed(name: str) -> str:
     """Version of a package; empty where it is not installed."""
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return ""
+    for spelled in (name, canonicalize_name(name)):  # Python 3.9 does not find ruamel_yaml under ruamel.yaml
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return metadata.version(spelled)
+    return ""
 
 
 def _fits(requirement: Requirement, version: str) -> bool:
