@@ -48,6 +48,10 @@ MCORE ?=
 ONLY ?=
 ##= DRY_RUN     for sft: 1 only prints the environment and the command of the mindspeed engine
 DRY_RUN ?=
+##= JSON        for doctor: 1 prints what it found as JSON
+JSON ?=
+##= PEERS       for doctor: other machines to reach: PEERS="node2 node3:22"
+PEERS ?=
 ##= NNODES      how many machines train together; MASTER_ADDR and NODE_RANK say which one this is (parallel.nodes)
 NNODES ?=
 ##= CLAIM       for kubernetes: the PersistentVolumeClaim that becomes /cache
@@ -83,7 +87,7 @@ PYPI_INDEX ?= https://pypi.org/simple
 # What the user gives is text and not Make: a $ in a prompt stays a $.
 urls := MEGATRON_LM_URL MINDSPEED_URL MINDSPEED_LLM_URL
 variables := RECIPE SET SHARD SAMPLE HTML DATASET PROMPT MODEL FROM ITERATION DTYPE FORM PROMPTS RUN WITH HF MCORE ONLY SIZE DATA_DIR VENV PYTHON PYPI_INDEX $(urls)
-variables += NNODES CLAIM DRY_RUN RUNTIME TARGET NPUS CACHE DOCKER_FLAGS REGISTRY
+variables += NNODES JSON PEERS CLAIM DRY_RUN RUNTIME TARGET NPUS CACHE DOCKER_FLAGS REGISTRY
 $(foreach v,$(variables),$(eval override $v := $$(value $v)))
 export PROMPT VENV PYTHON PYPI_INDEX $(urls) RUNTIME TARGET NPUS CACHE DOCKER_FLAGS REGISTRY
 
@@ -95,7 +99,7 @@ options = --recipe $(call quote,$(RECIPE)) $(sets)
 run = scripts/run.sh openpangu-sft
 
 ##@ Start here
-.PHONY: help setup demo
+.PHONY: help setup demo doctor
 help: ## this list
 	@awk '/^##@ / { printf "\n%s\n", substr($$0, 5) } \
 	     /^##= / { print "  " substr($$0, 5) } \
@@ -106,6 +110,9 @@ setup: env ## make or update the Python environment (the other targets do so by 
 
 demo: ## every stage on a tiny model and the example conversations, on any machine, in minutes
 	@$(run) demo --recipe $(call quote,$(demo_recipe)) $(sets)
+
+doctor: ## what this machine has and lacks for the recipe, with the remedy for each failing line
+	@$(run) doctor $(options) $(if $(JSON),--json) $(foreach p,$(PEERS),--peer=$(call quote,$p))
 
 ##@ Stages, in this order
 stages := format preprocess merge convert sft export

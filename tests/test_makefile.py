@@ -15,6 +15,7 @@ TARGETS = [
     *STAGES,
     "help",
     "setup",
+    "doctor",
     "demo",
     "preview",
     "inspect",
@@ -59,6 +60,8 @@ VARIABLES += [
     "DRY_RUN",
     "CLAIM",
     "NNODES",
+    "JSON",
+    "PEERS",
 ]
 VARIABLES += ["SIZE", "DATA_DIR", "VENV", "PYTHON", "PYPI_INDEX"]
 VARIABLES += ["RUNTIME", "TARGET", "NPUS", "CACHE", "DOCKER_FLAGS", "REGISTRY"]
@@ -261,3 +264,18 @@ def test_number_of_machines(make: Make) -> None:
 def test_dry_run(make: Make) -> None:
     make("sft", "DRY_RUN=1")
     assert make.called_with() == ["sft", "--recipe", "recipes/openpangu-1b.yaml", "--dry-run"]
+
+
+def test_doctor(make: Make) -> None:
+    assert make("doctor").returncode == 0
+    assert make.called_with() == ["doctor", "--recipe", "recipes/openpangu-1b.yaml"]
+    make.calls.unlink()
+    assert make("doctor", "JSON=1", "PEERS=node2 it's:22", "RECIPE=r.yaml", "SET=a=1").returncode == 0
+    expected = ["doctor", "--recipe", "r.yaml", "--set", "a=1", "--json", "--peer=node2", "--peer=it's:22"]
+    assert make.called_with() == expected
+
+
+def test_doctor_passes_on_that_something_is_lacking(make: Make) -> None:
+    done = make("doctor", FAKE_EXIT="1")
+    assert done.returncode == 2
+    assert "Error 1" in done.stderr

@@ -1,0 +1,1 @@
+"""Whether this machine has what a recipe needs: one finding for each check, with the remedy."""

@@ -1,0 +1,97 @@
+"""Which driver, firmware and CANN go together, from what their own files say. Pure: texts to findings.
+
+Formats as in the files beside the recordings of tests/npu_smi: driver/version.info, firmware/version.info and
+ascend_toolkit_install.info, lines `name=value`. A driver names in compatible_version the series of CANN that it serves
+(V100R001C19 is that of 8.0.RC3, whose own innerversion begins with it), and in compatible_version_fw the range of
+firmware; so it says by itself whether an older CANN is still served.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Optional
+
+from openpangu_sft.doctor.finding import Finding, failed, ok, warning
+from openpangu_sft.doctor.versions import in_series, version_key
+
+CANN = "8.0.RC3"
+"""What torch_npu 2.1.0.post8 pairs with."""
+DRIVER = "24.1.RC3"
+"""The Ascend HDK of CANN 8.0.RC3."""
+FIRMWARE = "7.5.0.1.129"
+"""The firmware in that HDK."""
+CANN_SERIES = "V100R001C19"
+"""How the driver's file calls CANN 8.0.RC3."""
+
+INSTALL = f"install the HDK {DRIVER} (firmware, then driver) on the host, and reboot"
+
+
+def parse_info(text: Optional[str]) -> dict[str, str]:
+    """Lines `name=value`; without case in the names, as the driver's file says Version and CANN's version."""
+    fields = {}
+    for line in (text or "").splitlines():
+        name, sign, value = line.partition("=")
+        if sign:
+            fields[name.strip().lower()] = value.strip()
+    return fields
+
+
+def serves(driver: dict[str, str], series: str = CANN_SERIES) -> Optional[bool]:
+    """Whether a driver names a series of CANN as one that it serves; None where it names none at all."""
+    named = re.findall(r"\[([^\]]*)\]", driver.get("compatible_version", ""))
+    return series in named if named else None
+
+
+def judge_driver(driver: dict[str, str], seen: str = "") -> Finding:
+    """The driver against CANN 8.0.RC3.
+
+    Args:
+        driver: its version.info; may be empty.
+        seen: the version that npu-smi says.
+    """
+    version = driver.get("version") or seen
+    if not version:
+        return warning("not known: neither driver/version.info nor npu-smi says it", INSTALL, DRIVER)
+    if in_series(version, DRIVER):
+        return ok(version)
+    if version_key(version) < version_key(DRIVER):
+        return failed(f"{version}, older than CANN {CANN} wants", INSTALL, DRIVER)
+    served = serves(driver)
+    if served:
+        return ok(f"{version}, newer; its version.info names {CANN_SERIES}, which is CANN {CANN}")
+    said = "does not say whether" if served is None else "does not say that"
+    return warning(f"{version}, newer; its version.info {said} it serves CANN {CANN}", INSTALL, DRIVER)
+
+
+def judge_firmware(version: str, compatibility: str, driver: dict[str, str]) -> Finding:
+    """The firmware against its driver and against that of the HDK.
+
+    Args:
+        version: 7.5.0.1.129, of npu-smi or of firmware/version.info.
+        compatibility: what npu-smi says of driver and firmware: OK, NOK, UNKNOWN, NOT SUPPORT, or nothing.
+        driver: its version.info; may be empty.
+    """
+    if not re.match(r"[0-9]", version):
+        remedy = "see npu-smi info -t board -i 0 on the host, as root"
+        return warning("not known: npu-smi does not say it here, and firmware/version.info is not here", remedy)
+    if compatibility.upper() == "NOK":
+        return failed(f"{version}: npu-smi says that the driver does not go with it", INSTALL, FIRMWARE)
+    limits = re.findall(r"\[([0-9.]+),([0-9.]+)\]", driver.get("compatible_version_fw", ""))
+    key = version_key(version)
+    if limits and not any(version_key(low) <= key <= version_key(high) for low, high in limits):
+        ranges = " or ".join(f"{low} to {high}" for low, high in limits)
+        return failed(f"{version}: the driver wants {ranges}", INSTALL, FIRMWARE)
+    if key < version_key(FIRMWARE):
+        return warning(f"{version}, older than that of HDK {DRIVER}", INSTALL, FIRMWARE)
+    return ok(version if compatibility.upper() != "OK" else f"{version}; npu-smi says that the driver goes with it")
+
+
+def judge_cann(version: str, remedy: str) -> Finding:
+    """CANN against torch_npu; `remedy` is how this machine gets the right one."""
+    if not version:
+        return warning("its ascend_toolkit_install.info names no version", remedy, CANN)
+    if in_series(version, CANN):
+        return ok(version)
+    if version_key(version) < version_key(CANN):
+        return failed(f"{version}, older than torch_npu wants", remedy, CANN)
+    return warning(f"{version}, newer than torch_npu was made for", remedy, CANN)

@@ -1,0 +1,197 @@
+"""Ports, interfaces, the NPUs' own network and the other machines, for a run on several NPUs or machines."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+from collections.abc import Mapping
+from typing import Optional
+
+from openpangu_sft.doctor.files import port_ranges
+from openpangu_sft.doctor.finding import Finding, failed, ok, skipped, warning
+from openpangu_sft.doctor.npu_smi import parse_fields
+from openpangu_sft.doctor.subject import Subject
+from openpangu_sft.errors import UserError
+from openpangu_sft.mindspeed.stage import require_network
+
+SECONDS = 3.0
+MASTER_PORT = 6000
+"""Where MASTER_PORT is not set, as in sft/launch.py."""
+SSH = 22
+HCCL_BASE, HCCL_COUNT = 60000, 16
+"""HCCL's ports of a host, unless HCCL_IF_BASE_PORT says others. Of CANN 8.0's documentation:
+https://www.hiascend.com/document/detail/en/canncommercial/800/apiref/envvar/envref_07_0074.html"""
+HCCN_TOOL = "/usr/local/Ascend/driver/tools"
+
+
+def ports(subject: Subject) -> Finding:
+    """Whether the ports are free that HCCL takes here, and on the first of several machines torchrun."""
+    recipe, environment = subject.recipe, subject.machine.environment
+    wanted: dict[int, str] = {}
+    if recipe.parallel.nodes > 1 and environment.get("NODE_RANK", "0") == "0":
+        wanted[_port(environment, "MASTER_PORT", MASTER_PORT)] = "MASTER_PORT"
+    base = _port(environment, "HCCL_IF_BASE_PORT", HCCL_BASE)
+    hccl = range(base, base + HCCL_COUNT) if subject.wants_npus and recipe.parallel.world > 1 else range(0)
+    wanted.update(dict.fromkeys(hccl, "HCCL"))
+    if not wanted:
+        return skipped("none is needed")
+    taken = {port: name for port, name in wanted.items() if not _can_listen(port)}
+    if taken:
+        name = next(iter(taken.values()))
+        remedy = f"end what listens there (ss -ltnp), or set {'HCCL_IF_BASE_PORT' if name == 'HCCL' else name}"
+        return failed(f"taken: {', '.join(f'{port} ({name})' for port, name in taken.items())}", remedy, "free ports")
+    shown = ", ".join(f"{port} ({name})" for port, name in wanted.items() if name != "HCCL")
+    if not hccl:
+        return ok(f"free: {shown}")
+    shown = ", ".join(filter(None, [shown, f"{hccl[0]}-{hccl[-1]} (HCCL)"]))
+    read = subject.machine.read
+    given_out = port_ranges(read("/proc/sys/net/ipv4/ip_local_port_range"))
+    reserved = port_ranges(read("/proc/sys/net/ipv4/ip_local_reserved_ports"))
+    if any(_in(port, given_out) and not _in(port, reserved) for port in hccl):
+        remedy = f"on the host: sysctl -w net.ipv4.ip_local_reserved_ports={hccl[0]}-{hccl[-1]}"
+        return warning(f"free now: {shown}; the system may give HCCL's to others", remedy, "reserved ports")
+    return ok(f"free: {shown}")
+
+
+def _in(port: int, ranges: list[range]) -> bool:
+    return any(port in one for one in ranges)
+
+
+def _port(environment: Mapping[str, str], name: str, default: int) -> int:
+    """A port that a variable names.
+
+    Raises:
+        UserError: it is none.
+    """
+    value = environment.get(name) or str(default)
+    if not re.fullmatch(r"[0-9]{1,5}", value) or not 0 < int(value) < 1 << 16:
+        raise UserError(f"{value!r} is no port", where=name, remedy="a number from 1 to 65535")
+    return int(value)
+
+
+def _can_listen(port: int, address: str = "", family: int = socket.AF_INET) -> bool:
+    """Whether a server can have this port: nobody else has it, and this user may.
+
+    Raises:
+        OSError: the address is none of this machine.
+    """
+    with socket.socket(family) as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            server.bind((address, port))
+        except OSError as error:
+            if error.errno in (errno.EADDRINUSE, errno.EACCES):
+                return False
+            raise
+    return True
+
+
+def interfaces(subject: Subject) -> Finding:
+    """Whether the interfaces that HCCL and gloo are told to take are there.
+
+    Raises:
+        UserError: one is not.
+    """
+    if subject.recipe.parallel.world == 1:
+        return skipped("not needed: one process")
+    environment, folder = subject.machine.environment, subject.machine.path("/sys/class/net")
+    require_network(environment, folder)
+    told = [
+        f"{name}={environment[name]}" for name in ("HCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME") if name in environment
+    ]
+    return ok("; ".join([", ".join(sorted(path.name for path in folder.iterdir())), *told]))
+
+
+def links(subject: Subject) -> Finding:
+    """The NPUs' own network ports, by which they reach those of other machines."""
+    if not subject.wants_npus or subject.recipe.parallel.nodes == 1:
+        return skipped("not needed: one machine" if subject.wants_npus else subject.no_npus)
+    tool = subject.machine.program("hccn_tool", HCCN_TOOL)
+    if not tool:
+        remedy = f"on each host: {HCCN_TOOL}/hccn_tool -i 0 -link -g, then -net_health -g"
+        return warning("not known: hccn_tool is not here", remedy, "link UP")
+    down, unhealthy = [], []
+    for npu in dict.fromkeys(chip.npu for chip in subject.used):
+        link = subject.machine.run(tool, "-i", str(npu), "-link", "-g", seconds=10)
+        health = subject.machine.run(tool, "-i", str(npu), "-net_health", "-g", seconds=10)
+        state = parse_fields(link.text).get("link status") or link.problem or "says nothing"
+        checked = parse_fields(health.text).get("net health status") or health.problem or "says nothing"
+        down += [f"NPU {npu}: link {state}"] if state != "UP" else []
+        unhealthy += [f"NPU {npu}: {checked}"] if checked != "Success" else []
+    if down:
+        return failed("\n".join(down), "see its cable, module and switch: hccn_tool -i N -optical -g", "link UP")
+    if unhealthy:
+        remedy = "set the address that it checks: hccn_tool -i N -netdetect -s address A.B.C.D"
+        return warning("\n".join(unhealthy), remedy, "net health Success")
+    return ok("all links UP, net health Success") if subject.used else skipped("not known, see NPUs")
+
+
+def nodes(subject: Subject) -> Finding:
+    """Whether the other machines are reached: the first one by all others, and those that --peer names."""
+    environment, count = subject.machine.environment, subject.recipe.parallel.nodes
+    lines: list[str] = []
+    bad: list[str] = []
+    for peer in subject.peers:
+        host, _, number = peer.partition(":")
+        answer = reach(host, int(number or SSH))
+        (bad if answer not in ("answers", "refuses") else lines).append(f"{peer}: {answer}")
+    if bad:
+        return failed(
+            "\n".join([*bad, *lines]), "check its name (/etc/hosts), the network and its firewall", "an answer"
+        )
+    if count == 1:
+        return ok("\n".join(lines)) if lines else skipped("not needed: one machine")
+    if unset := [name for name in ("MASTER_ADDR", "NODE_RANK") if not environment.get(name)]:
+        return failed(
+            f"{' and '.join(unset)} not set", "export it on every machine, see docs/sft.md", f"{count} machines"
+        )
+    address, rank = environment["MASTER_ADDR"], environment["NODE_RANK"]
+    port = _port(environment, "MASTER_PORT", MASTER_PORT)
+    if rank not in map(str, range(count)):
+        return failed(f"NODE_RANK={rank}", "number the machines from 0", f"0 to {count - 1}")
+    if rank == "0":
+        if problem := _not_mine(address):
+            return failed(
+                f"MASTER_ADDR={address} {problem}", "name this machine, as the others reach it", "its address"
+            )
+        return ok("\n".join([f"{address} is this machine, the first of {count}", *lines]))
+    answer = reach(address, port)
+    if answer == "answers":
+        return ok("\n".join([f"{address}:{port}, the first machine, answers", *lines]))
+    if answer.startswith("no such"):
+        return failed(f"MASTER_ADDR={address}: {answer}", "mend it, or /etc/hosts")
+    remedy = "normal before make sft has begun there; otherwise see its firewall (NODE_RANK=0)"
+    return warning(f"{address}:{port}, the first machine: {answer}", remedy, "an answer")
+
+
+def reach(host: str, port: int) -> str:
+    """`answers`, `refuses` (so the host is there), or why a host is not reached."""
+    try:
+        with socket.create_connection((host, port), SECONDS):
+            return "answers"
+    except ConnectionRefusedError:
+        return "refuses"
+    except socket.gaierror:
+        return "no such name"
+    except socket.timeout:
+        return f"no answer within {SECONDS:.0f} s"
+    except OSError as error:
+        return os.strerror(error.errno) if error.errno else str(error)
+
+
+def _not_mine(address: str) -> Optional[str]:
+    """Why an address is not one by which other machines reach this one; None where it is."""
+    try:
+        family, *_, found = socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)[0]
+    except socket.gaierror:
+        return "is no name that is known here"
+    number = str(found[0])
+    if number.startswith("127.") or number == "::1":
+        return "is known to this machine only"
+    try:
+        _can_listen(0, number, family)
+    except OSError:
+        return "is no address of this machine, which is the first one (NODE_RANK=0)"
+    return None

@@ -1,0 +1,142 @@
+"""What `npu-smi` prints, in fields. Everything here is pure: any text gives an answer, be it an empty one.
+
+Formats as in the recordings of tests/npu_smi, which says where they are from. Meaning of the fields: Huawei's npu-smi
+command reference, https://www.hiascend.com/document/detail/zh/Atlas%20200I%20A2/24.1.RC3/re/npu/npusmi_028.html
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import Optional
+
+_HEADER = re.compile(r"npu-smi\s+\S+\s+Version:\s*([^\s|]+)")
+_BUS = re.compile(r"[0-9A-Fa-f]+:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-9A-Fa-f]|NA")
+_PAIR = re.compile(r"(\d{1,12})\s*/\s*(\d{1,12})")
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One chip: two rows of the first table. A 910B card has one chip; other cards may have two.
+
+    Args:
+        npu: number of the card (NPU ID).
+        name: 910B1, 310P3…
+        health: OK, Warning, Alarm, Critical or UNKNOWN (not there, or not started).
+        power: in watts; None where it is not told.
+        temperature: in degrees Celsius.
+        chip: number of the chip on its card.
+        bus: PCI address.
+        aicore: percent of the cores in use.
+        used, total: memory in MB; that of the HBM where there is one.
+    """
+
+    npu: int
+    name: str
+    health: str
+    power: Optional[float] = None
+    temperature: Optional[int] = None
+    chip: int = 0
+    bus: str = ""
+    aicore: Optional[int] = None
+    used: Optional[int] = None
+    total: Optional[int] = None
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process that holds an NPU; its memory there in MB. In a container some have no name."""
+
+    npu: int
+    pid: int
+    name: str
+    memory: int
+
+
+@dataclass(frozen=True)
+class Listing:
+    """`npu-smi info`: the driver's version and both tables.
+
+    Args:
+        processes: None where the second table is missing, so that nothing is known of them.
+    """
+
+    driver: str
+    chips: tuple[Chip, ...]
+    processes: Optional[tuple[Process, ...]]
+
+
+def parse_info(text: str) -> Listing:
+    """Reads `npu-smi info`."""
+    header = _HEADER.search(text)
+    chips: list[Chip] = []
+    processes: Optional[list[Process]] = None
+    for line in text.splitlines():
+        if not line.startswith("|"):
+            continue
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        if len(cells) > 1 and cells[1].startswith("Process id"):
+            processes = []
+        elif processes is not None:
+            if process := _process(cells):
+                processes.append(process)
+        elif len(cells) == 3:
+            _add_row(chips, cells)
+    return Listing(header[1] if header else "", tuple(chips), None if processes is None else tuple(processes))
+
+
+def _add_row(chips: list[Chip], cells: list[str]) -> None:
+    """The first row of a chip has its health in the middle, the second one its bus."""
+    numbers = cells[2].split()
+    if _BUS.fullmatch(cells[1]):
+        if chips and not chips[-1].bus:
+            pairs = _PAIR.findall(cells[2])
+            used, total = next((pair for pair in reversed(pairs) if int(pair[1])), (None, None))
+            chips[-1] = replace(
+                chips[-1],
+                chip=_integer(cells[0].split()[:1]) or 0,
+                bus=cells[1],
+                aicore=_integer(numbers[:1]),
+                used=None if used is None else int(used),
+                total=None if total is None else int(total),
+            )
+    elif match := re.fullmatch(r"(\d{1,6})\s+(\S.*)", cells[0]):
+        power = re.fullmatch(r"\d{1,6}(\.\d+)?", numbers[0]) if numbers else None
+        watts = float(power[0]) if power else None
+        chips.append(Chip(int(match[1]), match[2], cells[1], watts, _integer(numbers[1:2])))
+
+
+def _process(cells: list[str]) -> Optional[Process]:
+    npu, pid = _integer(cells[0].split()[:1]), _integer(cells[1:2])
+    if npu is None or pid is None:
+        return None
+    return Process(npu, pid, cells[2] if len(cells) > 2 else "", _integer(cells[3:4]) or 0)
+
+
+def _integer(words: list[str]) -> Optional[int]:
+    return int(words[0]) if words and re.fullmatch(r"[0-9]{1,12}", words[0]) else None
+
+
+def parse_fields(text: str) -> dict[str, str]:
+    """Lines `name : value`, as of `npu-smi info -t board -i N` and of hccn_tool."""
+    fields = {}
+    for line in text.splitlines():
+        name, colon, value = line.partition(":")
+        if colon:
+            fields[name.strip()] = value.strip()
+    return fields
+
+
+def reason(text: str) -> tuple[str, str]:
+    """Why npu-smi gives no list, and what to do; from what it says then.
+
+    -8020 and -8005 are DCMI's codes for a device in use and a driver that does not answer.
+    """
+    said = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "it says nothing")
+    if "-8020" in text:
+        return said, "end the other container that has these NPUs, or take other ones: NPUS=0,1"
+    if "shared libraries" in text:
+        return said, "mount the driver's folder /usr/local/Ascend/driver/lib64 too, as make does"
+    if "dcmi" in text or "DrvMng" in text:
+        return said, "as root, see dmesg; reboot after an update of driver or firmware, or install both again"
+    return said, "run npu-smi info yourself; is the driver installed and loaded (lsmod | grep drv_)?"

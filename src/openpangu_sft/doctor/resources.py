@@ -1,0 +1,132 @@
+"""Memory, shared memory, disk and limits of this machine against what the recipe needs at least."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+from pathlib import Path
+from typing import Optional
+
+from openpangu_sft.doctor.files import Mount, inactive_file, limit, memory_available, mount_of
+from openpangu_sft.doctor.finding import Finding, failed, ok, skipped, warning
+from openpangu_sft.doctor.needs import disk_bytes, largest_file, memory_bytes
+from openpangu_sft.doctor.subject import Subject
+
+SMALL_SHM = 1 << 30
+"""Docker gives 64 MB unless it is told otherwise; what is really needed has not been measured."""
+FEW_FILES = 4096
+"""The usual soft limit is 1024. Each process has the dataset, libraries and a connection to every other one open."""
+WRITTEN = ("samples", "shards", "dataset", "mcore", "run", "export")
+OWN_LAYER = ("overlay", "aufs")
+LOCAL = ("ext4", "ext3", "xfs", "btrfs", "overlay", "aufs", "tmpfs", "zfs")
+
+
+def gb(size: float) -> str:
+    """A size in GB, or in MB where that says more."""
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.0f} MB"
+
+
+def memory(subject: Subject) -> Finding:
+    """Main memory that is available, also to this control group."""
+    machine, needed = subject.machine, memory_bytes(subject.recipe)
+    available = memory_available(machine.read("/proc/meminfo") or "")
+    if available is None:
+        return skipped("not known: /proc/meminfo does not say it")
+    source = "available"
+    for group, top, now in (
+        ("/sys/fs/cgroup", "memory.max", "memory.current"),
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
+        most = limit(machine.read(f"{group}/{top}"))
+        taken = (limit(machine.read(f"{group}/{now}")) or 0) - inactive_file(machine.read(f"{group}/memory.stat"))
+        if most is not None and most - max(taken, 0) < available:
+            available, source = most - max(taken, 0), "left in this container's limit"
+    found, expected = f"{gb(available)} {source}", f"{gb(needed)} at least"
+    remedy = "end other programs, or raise the container's limit"
+    if available >= needed:
+        return ok(f"{found}; {expected} needed")
+    in_memory = subject.recipe.train.engine == "transformers" and subject.recipe.train.device != "cuda"
+    return (failed if in_memory else warning)(found, remedy, expected)
+
+
+def shared_memory(subject: Subject) -> Finding:
+    """/dev/shm, through which the processes of a run hand each other data."""
+    if subject.recipe.parallel.devices_per_node == 1:
+        return skipped("not needed: one process (parallel.devices_per_node)")
+    shm = subject.machine.path("/dev/shm")
+    if not shm.is_dir():
+        return failed("no /dev/shm", "mount a tmpfs there", gb(SMALL_SHM))
+    size = shutil.disk_usage(shm).total
+    if size < SMALL_SHM:
+        remedy = "give the container more: --ipc=host (as make does), or --shm-size=16g"
+        return warning(f"/dev/shm has {gb(size)}", remedy, gb(SMALL_SHM))
+    return ok(f"/dev/shm has {gb(size)}")
+
+
+def disk(subject: Subject) -> Finding:
+    """Free room and the right to write, for every path of the recipe that is written to, disk by disk."""
+    recipe, needed = subject.recipe, disk_bytes(subject.recipe)
+    mounts = subject.machine.read("/proc/self/mountinfo") or ""
+    disks: dict[int, list[str]] = {}
+    closed = []
+    for name in WRITTEN:
+        place = _existing(recipe.path(name))
+        disks.setdefault(place.stat().st_dev, []).append(name)
+        if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+            closed.append(f"paths.{name}: {place} is no directory that this user may write to")
+    if closed:
+        return failed("\n".join(closed), "make it and give it to this user, or set paths.cache")
+    lines, full, lost, local = [], [], [], []
+    for names in disks.values():
+        place = _existing(recipe.path(names[0]))
+        mount = mount_of(Path(os.path.realpath(place)), mounts) or Mount(str(place), "a disk")
+        free, need = shutil.disk_usage(place).free, sum(needed.get(name, 0) for name in names)
+        parts = ", ".join(f"{name} {gb(needed[name])}" for name in names if name in needed)
+        lines.append(f"{mount.point} ({mount.kind}): {gb(free)} free for {', '.join(names)}")
+        if free < need:
+            full.append(f"{gb(need)} ({parts})")
+        lost += names if subject.in_container and mount.kind in OWN_LAYER else []
+        local += [mount.kind] if "run" in names and mount.kind in LOCAL else []
+    found = "\n".join(lines)
+    if full:
+        return failed(found, "free some space, or set paths.cache to another disk", ", ".join(full))
+    if lost:
+        remedy = "mount a folder of the host there: CACHE=/data/cache, or docker run -v"
+        return warning(f"{found}\nin the container's own layer, which goes with the container", remedy)
+    if local and recipe.parallel.nodes > 1:
+        return warning(found, "paths.run and paths.mcore must be on a disk that all machines share", "a shared disk")
+    return ok(f"{found}; {gb(sum(needed.values()))} needed, the data not counted")
+
+
+def limits(subject: Subject) -> Finding:
+    """ulimit: the size of a file, and how many may be open."""
+    largest = largest_file(subject.recipe)
+    size, files = resource.getrlimit(resource.RLIMIT_FSIZE)[0], resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if size != resource.RLIM_INFINITY and size < largest:
+        return failed(f"files up to {gb(size)} (ulimit -f)", "ulimit -f unlimited", gb(largest))
+    if files != resource.RLIM_INFINITY and files < FEW_FILES:
+        return warning(f"{files:,} open files (ulimit -n)", f"ulimit -n {FEW_FILES * 16}", f"{FEW_FILES:,}")
+    return ok(f"{'any number of' if files == resource.RLIM_INFINITY else f'{files:,}'} open files, files of any size")
+
+
+def inputs(subject: Subject) -> Finding:
+    """Whether what the first stages read is there."""
+    missing = []
+    if not (subject.recipe.path("hf") / "config.json").is_file():
+        missing.append(f"paths.hf: no checkpoint in {subject.recipe.path('hf')}")
+    made: Optional[Path] = next((path for path in map(subject.recipe.path, ("raw", "samples")) if path.exists()), None)
+    if made is None:
+        missing.append(f"paths.raw: no conversations in {subject.recipe.path('raw')}")
+    if missing:
+        return warning(
+            "\n".join(missing), "put them there before make format and make convert (make demo makes its own)"
+        )
+    return ok(f"{subject.recipe.path('hf')}, {made}")
+
+
+def _existing(path: Path) -> Path:
+    """The deepest folder of a path that is there."""
+    while not path.exists():
+        path = path.parent
+    return path

@@ -1,0 +1,96 @@
+"""Driver, firmware and CANN on this machine; ascend.py says what goes together."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Optional
+
+from openpangu_sft.doctor import ascend
+from openpangu_sft.doctor.finding import Finding, State, failed, ok, skipped, warning
+from openpangu_sft.doctor.npu_smi import parse_fields
+from openpangu_sft.doctor.subject import Subject
+
+ASCEND = "/usr/local/Ascend"
+TOOLKIT = f"{ASCEND}/ascend-toolkit"
+LIBRARIES = {
+    "libhccl.so": "CANN's set_env.sh",
+    "libascend_hal.so": f"{ASCEND}/driver/lib64, with common and driver in it",
+}
+"""What torch_npu wants to find when it is imported, and what puts it on LD_LIBRARY_PATH."""
+
+
+def driver(subject: Subject) -> Finding:
+    """The driver's version against CANN's."""
+    if not subject.wants_npus:
+        return skipped(subject.no_npus)
+    info = _driver_info(subject)
+    if not info and subject.npus.problem:
+        return failed(f"no {ASCEND}/driver/version.info", ascend.INSTALL, ascend.DRIVER)
+    return ascend.judge_driver(info, subject.npus.listing.driver)
+
+
+def firmware(subject: Subject) -> Finding:
+    """The firmware of each NPU that is used, against the driver."""
+    if not subject.wants_npus:
+        return skipped(subject.no_npus)
+    installed = ascend.parse_info(subject.machine.read(f"{ASCEND}/firmware/version.info")).get("version", "")
+    found: dict[tuple[str, str], list[str]] = {}
+    for npu in dict.fromkeys(chip.npu for chip in subject.used):
+        ran = subject.ask_npu_smi("info", "-t", "board", "-i", str(npu))
+        fields = parse_fields(ran.text)
+        version = fields.get("Firmware Version", "")
+        known = version[:1].isdigit()  # NA for users who may not ask
+        key = (version if known else installed, fields.get("Compatibility", ""))
+        found.setdefault(key, []).append(str(npu))
+        if ran.problem:  # it would hang once more for each
+            break
+    if not found:
+        if not installed:
+            return skipped("not known, see NPUs")
+        found[installed, ""] = []
+    judged = [ascend.judge_firmware(*key, _driver_info(subject)) for key in found]
+    worst = max(judged, key=lambda one: [State.OK, State.WARNING, State.FAILED].index(one.state))
+    if len(found) > 1 and worst.state == State.OK:
+        each = "\n".join(f"NPU {', '.join(npus)}: {version}" for (version, _), npus in found.items())
+        return warning(each, "install one firmware on all of them", "one firmware")
+    return worst
+
+
+def _driver_info(subject: Subject) -> dict[str, str]:
+    return ascend.parse_info(subject.machine.read(f"{ASCEND}/driver/version.info"))
+
+
+def cann(subject: Subject) -> Finding:
+    """CANN's version, and whether its environment is set here."""
+    if not subject.wants_npus:
+        return skipped(subject.no_npus)
+    machine, environment = subject.machine, subject.machine.environment
+    remedy = "run in the image, which has it (make image or make load)"
+    home = environment.get("ASCEND_TOOLKIT_HOME") or environment.get("ASCEND_HOME_PATH")
+    if not home:
+        if not machine.path(f"{TOOLKIT}/set_env.sh").is_file():
+            return failed("not installed", f"{remedy}, or install CANN {ascend.CANN}", ascend.CANN)
+        entrypoint = "start it through the image's entrypoint, which does so: docker run without --entrypoint"
+        remedy = entrypoint if subject.in_image else f"source {TOOLKIT}/set_env.sh, then run it again"
+        return failed("installed, but its environment is not set (ASCEND_TOOLKIT_HOME)", remedy, ascend.CANN)
+    info = _install_info(machine.path(home))
+    if info is None:
+        return failed(
+            f"no ascend_toolkit_install.info in {home}", f"mend ASCEND_TOOLKIT_HOME, or {remedy}", ascend.CANN
+        )
+    finding = ascend.judge_cann(ascend.parse_info(info).get("version", ""), remedy)
+    if finding.state != State.OK:
+        return finding
+    folders = [machine.path(part) for part in environment.get("LD_LIBRARY_PATH", "").split(os.pathsep) if part]
+    for library, giver in LIBRARIES.items():
+        if not any((folder / library).exists() for folder in folders):
+            return failed(f"{finding.found}; {library} is not on LD_LIBRARY_PATH", f"put it there: {giver}")
+    return ok(f"{finding.found} in {home}")
+
+
+def _install_info(home: Path) -> Optional[str]:
+    """The text of ascend_toolkit_install.info, which lies in a folder named by the machine, as aarch64-linux."""
+    for file in sorted(home.glob("*-linux/ascend_toolkit_install.info")):
+        return file.read_text("utf-8", errors="replace")
+    return None

@@ -1,0 +1,72 @@
+"""Whether torch (and torch_npu) import and add two tensors; probe.py does it, elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any, Optional
+
+from openpangu_sft.doctor.finding import Finding, failed, ok
+from openpangu_sft.doctor.machine import Ran
+from openpangu_sft.doctor.probe import MARK
+from openpangu_sft.doctor.subject import Subject
+from openpangu_sft.mindspeed.stage import STAND_IN
+
+SECONDS = 240.0
+"""Importing torch from a cold disk takes half a minute, and the first use of each NPU some seconds."""
+
+
+def adds(subject: Subject) -> Finding:
+    """Two tensors on every device that is used."""
+    train, count = subject.recipe.train, subject.recipe.parallel.devices_per_node
+    environment, kind = {}, "npu"
+    if train.engine == "transformers":
+        kind = train.device
+    elif not subject.wants_npus:
+        before = subject.machine.environment.get("PYTHONPATH")
+        environment["PYTHONPATH"] = os.pathsep.join([str(STAND_IN), *([before] if before else [])])
+        kind = "standin"
+    command = (sys.executable, "-m", "openpangu_sft.doctor.probe", kind, str(count))
+    return judge(subject.machine.run(*command, seconds=SECONDS, environment=environment), count)
+
+
+def judge(ran: Ran, count: int) -> Finding:
+    """What the probe has printed, as a finding. Pure."""
+    result = _result(ran.text)
+    if result is None:
+        last = next((line for line in reversed(ran.text.splitlines()) if line.strip()), "")
+        return failed(
+            f"{ran.problem or 'no answer'} {last}".strip(), "run python -c 'import torch, torch_npu' yourself"
+        )
+    if "error" in result:
+        return failed(f"{result.get('step')}: {result['error']}", _remedy(str(result["error"])))
+    devices = result.get("devices", [])
+    names = ", ".join(f"{name} {result[name]}".strip() for name in ("torch", "torch_npu") if name in result)
+    where = devices[0] if len(devices) == 1 else f"each of {count} devices"
+    return ok(f"{names}; 1 + 3 = 4 on {where}")
+
+
+def _result(text: str) -> Optional[dict[str, Any]]:
+    for line in reversed(text.splitlines()):
+        if line.startswith(MARK):
+            try:
+                content = json.loads(line[len(MARK) :])
+            except ValueError:
+                return None
+            return content if isinstance(content, dict) else None
+    return None
+
+
+def _remedy(error: str) -> str:
+    if "No module named 'torch_npu'" in error:
+        return "see torch_npu"
+    if "libascend_hal" in error or "driver" in error:
+        return "it needs the host's driver (/usr/local/Ascend/driver): see driver"
+    if ".so" in error or "CANN" in error:
+        return "set CANN's environment: see CANN"
+    if "No module named" in error:
+        return "make setup on a host; in a container take the image as it is"
+    if "CUDA" in error or "cuda" in error:
+        return "set train.device=cpu, or lower parallel.devices_per_node to the GPUs that there are"
+    return "see the lines above"

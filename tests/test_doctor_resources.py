@@ -1,0 +1,179 @@
+"""How doctor's checks run, and those of memory, disk, limits, clock and place."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from conftest import MakeRecipe
+from doctor_machines import ON_NPUS, FakeMachine, MakeSubject, fake, subject
+from openpangu_sft.doctor import clock, place, resources
+from openpangu_sft.doctor.finding import Finding, State, guarded
+from openpangu_sft.doctor.machine import Machine, Ran
+from openpangu_sft.doctor.needs import disk_bytes, memory_bytes
+from openpangu_sft.errors import UserError
+
+__all__ = ["fake", "subject"]
+
+
+def test_an_exception_is_a_failed_line() -> None:
+    def broken() -> Finding:
+        raise ZeroDivisionError("of all things\x1b[2J")
+
+    finding = guarded("a check", broken)
+    assert (finding.check, finding.state) == ("a check", State.FAILED)
+    assert "ZeroDivisionError: of all things\\x1b[2J" in finding.found
+    assert finding.remedy
+
+
+def test_a_refusal_is_a_failed_line_with_its_remedy() -> None:
+    def refusing() -> Finding:
+        raise UserError("is not there", where="/x", remedy="make it")
+
+    assert guarded("it", refusing) == Finding(State.FAILED, "/x: is not there", "", "make it", "it")
+
+
+def test_a_program_that_hangs_is_killed_with_its_children(tmp_path: Path) -> None:
+    began = time.monotonic()
+    ran = Machine(tmp_path, dict(os.environ)).run("sh", "-c", f"sleep 60 & echo $! >{tmp_path}/pid; wait", seconds=0.5)
+    assert ran == Ran("", "no answer within 0 s; killed")
+    assert time.monotonic() - began < 20
+    child = int((tmp_path / "pid").read_text())
+    for _ in range(100):
+        if not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text().split()[2]:
+            return
+        time.sleep(0.05)
+    pytest.fail("the child goes on")
+
+
+def test_programs_that_end_badly(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, dict(os.environ))
+    assert machine.run("sh", "-c", "echo a; echo b >&2; exit 3", seconds=9) == Ran("a\nb\n", "exit code 3")
+    assert machine.run("sh", "-c", "kill -SEGV $$", seconds=9).problem == "ended by SIGSEGV"
+    assert "does not start" in machine.run(str(tmp_path / "nothing"), seconds=9).problem
+
+
+def test_needs_follow_from_the_models_size(make_recipe: MakeRecipe) -> None:
+    model = ["model.num_layers=26", "model.hidden_size=1536", "model.ffn_hidden_size=6144", "model.vocab_size=153376"]
+    model += ["model.num_attention_heads=12", "model.num_query_groups=6", "model.kv_channels=128"]
+    recipe = make_recipe(*ON_NPUS, *model, "train.device=auto", "train.precision=bf16")
+    parameters = 1_155_912_192
+    assert memory_bytes(recipe) == parameters * (8 * 2 + 12)
+    assert disk_bytes(recipe) == {"run": 3 * 14 * parameters, "mcore": 2 * parameters, "export": 2 * parameters}
+    recipe.path("mcore").mkdir(parents=True)
+    assert "mcore" not in disk_bytes(recipe)
+    portable = make_recipe(*model, "parallel.devices_per_node=2")
+    assert memory_bytes(portable) == parameters * 16 * 2
+
+
+def fake_memory(fake: FakeMachine, available_kb: int, **group: str) -> None:
+    fake.write("/proc/meminfo", f"MemAvailable: {available_kb} kB\n")
+    for name, text in group.items():
+        fake.write(f"/sys/fs/cgroup/{name.replace('_', '.', 1)}", text)
+
+
+def test_memory(fake: FakeMachine, subject: MakeSubject) -> None:
+    fake_memory(fake, 10_000_000)
+    assert resources.memory(subject()).state == State.OK
+    fake_memory(fake, 1)
+    assert resources.memory(subject()).state == State.WARNING
+    assert resources.memory(subject("train.engine=transformers")).state == State.FAILED
+
+
+def test_memory_of_a_container(fake: FakeMachine, subject: MakeSubject) -> None:
+    fake_memory(fake, 10_000_000, memory_max="6000000000", memory_current="5000000000")
+    assert resources.memory(subject()).found.startswith("1.0 GB left in this container's limit")
+    fake_memory(fake, 10_000_000, memory_stat="inactive_file 3000000000\n")
+    assert resources.memory(subject()).found.startswith("4.0 GB left")
+
+
+@pytest.mark.parametrize(("mb", "state"), [(64, State.WARNING), (2048, State.OK)])
+def test_shared_memory(subject: MakeSubject, monkeypatch: pytest.MonkeyPatch, mb: int, state: State) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=mb << 20))
+    assert resources.shared_memory(subject()).state == state
+    assert resources.shared_memory(subject("parallel.devices_per_node=1")).state == State.SKIPPED
+
+
+def test_disk(fake: FakeMachine, subject: MakeSubject, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resources.disk(subject()).state in (State.OK, State.WARNING)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    finding = resources.disk(subject())
+    assert (finding.state, "0 MB free for samples" in finding.found) == (State.FAILED, True)
+    assert "run " in finding.expected
+
+
+def test_disk_of_a_container_that_goes_with_it(fake: FakeMachine, subject: MakeSubject) -> None:
+    fake.write("/proc/self/mountinfo", "27 1 254:0 / / rw - overlay overlay rw\n")
+    assert resources.disk(subject()).state == State.OK
+    fake.write("/.dockerenv")
+    assert "container's own layer" in resources.disk(subject()).found
+
+
+def test_several_machines_want_a_shared_disk(fake: FakeMachine, subject: MakeSubject) -> None:
+    many = ["parallel.nodes=2", "train.global_batch_size=16"]
+    for kind, state in (("xfs", State.WARNING), ("nfs4", State.OK)):
+        fake.write("/proc/self/mountinfo", f"27 1 254:0 / / rw - {kind} x rw\n")
+        assert resources.disk(subject(*many)).state == state
+
+
+def test_a_path_in_the_way(subject: MakeSubject, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    finding = resources.disk(subject(f"paths.run={tmp_path}/file/run"))
+    assert (finding.state, "paths.run" in finding.found) == (State.FAILED, True)
+
+
+@pytest.mark.parametrize(
+    ("files", "size", "state"),
+    [
+        (65536, resource.RLIM_INFINITY, State.OK),
+        (1024, resource.RLIM_INFINITY, State.WARNING),
+        (65536, 9, State.FAILED),
+    ],
+)
+def test_limits(subject: MakeSubject, monkeypatch: pytest.MonkeyPatch, files: int, size: int, state: State) -> None:
+    given = {resource.RLIMIT_NOFILE: (files, files), resource.RLIMIT_FSIZE: (size, size)}
+    monkeypatch.setattr(resource, "getrlimit", given.__getitem__)
+    assert resources.limits(subject()).state == state
+
+
+def test_clock(fake: FakeMachine, subject: MakeSubject, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert clock.clock(subject()).state == State.OK
+    fake.program("timedatectl", "echo no")
+    assert "not kept by NTP" in clock.clock(subject()).found
+    assert clock.clock(subject("parallel.nodes=2", "train.global_batch_size=16")).state == State.WARNING
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    assert clock.clock(subject()).state == State.FAILED
+
+
+def test_inputs(subject: MakeSubject, tmp_path: Path) -> None:
+    assert resources.inputs(subject()).state == State.WARNING
+    (tmp_path / "raw").mkdir()
+    assert resources.inputs(subject()).state == State.OK
+    assert "paths.hf" in resources.inputs(subject("paths.hf=nowhere")).found
+
+
+def test_docker(fake: FakeMachine, subject: MakeSubject) -> None:
+    assert place.docker(subject()).state == State.WARNING
+    assert place.docker(subject("train.engine=transformers")).state == State.SKIPPED
+    fake.program("docker", 'case "$1" in version) echo 20.10.24 ;; *) exit 1 ;; esac')
+    missing = place.docker(subject(DOCKER=""))
+    assert (missing.state, "make image TARGET=npu" in missing.remedy) == (State.WARNING, True)
+    fake.program("docker", 'case "$1" in version) echo 20.10.24 ;; esac')
+    assert place.docker(subject(DOCKER="")).found.endswith("-npu, engine 20.10.24")
+
+
+def test_where(fake: FakeMachine, subject: MakeSubject) -> None:
+    assert place.where(subject())["where"] == "on the host"
+    fake.write("/.dockerenv")
+    assert place.where(subject())["where"] == "in a container that is not of this project's image"
+    fake.write("/opt/openpangu/versions.json", '{"target": "npu", "commit": "0123456789abcdef"}')
+    assert place.where(subject())["where"].endswith("-npu, commit 0123456789ab")
+    fake.write("/opt/openpangu/versions.json", "[]")
+    assert place.where(subject())["where"].startswith("in the image openpangu-sft:")
+    assert place.docker(subject()).state == State.SKIPPED
