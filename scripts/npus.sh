@@ -5,7 +5,8 @@
 #   NPUS        their numbers: 0,1,2,3 (all)
 #   HOST_ROOT   where this host's files are looked for (/); for tests
 #
-# The lists are those of the CANN images' documentation: device nodes, the DCMI library, npu-smi and the driver.
+# The lists are those of the CANN images' documentation: device nodes, the DCMI library, npu-smi and the driver; and of
+# public guides for several machines: addresses of the NPUs' own network, and the tool that tests it.
 
 npu_devices=() npu_mounts=() npu_visible=
 host_root=${HOST_ROOT:-}
@@ -35,7 +36,8 @@ find_npus() {
         npu_devices+=("$host_root/dev/$path:/dev/$path")
     done
     for path in /usr/local/dcmi /usr/local/bin/npu-smi /usr/local/sbin/npu-smi /usr/local/Ascend/driver/lib64 \
-        /usr/local/Ascend/driver/version.info /etc/ascend_install.info; do
+        /usr/local/Ascend/driver/version.info /etc/ascend_install.info \
+        /usr/local/Ascend/driver/tools/hccn_tool /etc/hccn.conf; do
         [[ ! -e $host_root$path ]] || npu_mounts+=("$host_root$path:$path")
     done
 }

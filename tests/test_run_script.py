@@ -182,6 +182,7 @@ def test_only_what_steers_several_machines_is_passed_on(host: Host) -> None:
 
 DRIVER = ["usr/local/dcmi/x", "usr/local/sbin/npu-smi", "usr/local/Ascend/driver/lib64/x"]
 DRIVER += ["usr/local/Ascend/driver/version.info", "etc/ascend_install.info"]
+DRIVER += ["usr/local/Ascend/driver/tools/hccn_tool", "etc/hccn.conf"]
 
 
 @pytest.mark.parametrize(("npus", "numbers"), [("", range(12)), ("0,11", [0, 11]), ("3", [3])])
@@ -193,6 +194,7 @@ def test_npus(host: Host, npus: str, numbers: list[int]) -> None:
     assert host.given("--device") == [f"{host.root}/dev/{name}:/dev/{name}" for name in names]
     mounted = ["/usr/local/dcmi", "/usr/local/sbin/npu-smi", "/usr/local/Ascend/driver/lib64"]
     mounted += ["/usr/local/Ascend/driver/version.info", "/etc/ascend_install.info"]
+    mounted += ["/usr/local/Ascend/driver/tools/hccn_tool", "/etc/hccn.conf"]
     assert host.given("--volume")[1:] == [f"{host.root}{path}:{path}:ro" for path in mounted]
 
 
