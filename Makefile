@@ -40,6 +40,10 @@ HF ?=
 MCORE ?=
 ##= ONLY        for verify: tensors, or manifest (the files of MCORE against its sums); all is compared without it
 ONLY ?=
+##= MEMORY      for plan: GB of a device (32 and 64)
+MEMORY ?=
+##= TOKENS_PER_SECOND  for plan: of the whole run (what the run has measured so far)
+TOKENS_PER_SECOND ?=
 ##= DRY_RUN     for sft: 1 only prints the environment and the command of the mindspeed engine
 DRY_RUN ?=
 ##= NNODES      how many machines train together; MASTER_ADDR and NODE_RANK say which one this is (parallel.nodes)
@@ -77,7 +81,7 @@ PYPI_INDEX ?= https://pypi.org/simple
 # What the user gives is text and not Make: a $ in a prompt stays a $.
 urls := MEGATRON_LM_URL MINDSPEED_URL MINDSPEED_LLM_URL
 variables := RECIPE SET SHARD SAMPLE HTML DATASET PROMPT MODEL FROM ITERATION DTYPE FORM HF MCORE ONLY SIZE DATA_DIR VENV PYTHON PYPI_INDEX $(urls)
-variables += NNODES CLAIM DRY_RUN RUNTIME TARGET NPUS CACHE DOCKER_FLAGS REGISTRY
+variables += MEMORY TOKENS_PER_SECOND NNODES CLAIM DRY_RUN RUNTIME TARGET NPUS CACHE DOCKER_FLAGS REGISTRY
 $(foreach v,$(variables),$(eval override $v := $$(value $v)))
 export PROMPT VENV PYTHON PYPI_INDEX $(urls) RUNTIME TARGET NPUS CACHE DOCKER_FLAGS REGISTRY
 
@@ -122,7 +126,7 @@ chat: ## talk to the exported model; with PROMPT="…" one answer
 	@$(run) chat $(options) $(call given,MODEL,model) $${PROMPT:+"--prompt=$$PROMPT"}
 
 ##@ Beside the stages
-.PHONY: preview inspect verify curve
+.PHONY: preview inspect verify plan curve
 preview: ## what training will see: numbers and samples, token by token, here and as a page
 	@$(run) preview $(options) $(call given,SAMPLE,sample) $(call given,HTML,html)
 
@@ -132,6 +136,9 @@ inspect: ## check a packed dataset, this project's or MindSpeed-LLM's
 verify: ## whether two checkpoints are the same model: tensors bit for bit, then logits
 	@$(run) verify $(options) $(call given,HF,hf) $(call given,MCORE,mcore) $(call given,ITERATION,iteration) \
 	    $(if $(ONLY),--$(call quote,$(ONLY)))
+
+plan: ## before a run: memory by part and what would make it fit, epochs, disk, time
+	@$(run) plan $(options) $(call given,MEMORY,memory) $(call given,TOKENS_PER_SECOND,tokens-per-second)
 
 curve: ## draw the run's loss.png as it is now, also while it trains
 	@$(run) curve $(options)
