@@ -46,9 +46,13 @@ HF ?=
 MCORE ?=
 ##= ONLY        for verify: tensors, or manifest (the files of MCORE against its sums); all is compared without it
 ONLY ?=
+##= MEMORY      for plan: GB of a device (32 and 64)
+MEMORY ?=
+##= TOKENS_PER_SECOND  for plan: of the whole run (what the run has measured so far)
+TOKENS_PER_SECOND ?=
 ##= DRY_RUN     for sft: 1 only prints the environment and the command of the mindspeed engine
 DRY_RUN ?=
-##= JSON        for doctor: 1 prints what it found as JSON
+##= JSON        for doctor, plan: 1 prints what it found as JSON
 JSON ?=
 ##= PEERS       for doctor: other machines to reach: PEERS="node2 node3:22"
 PEERS ?=
@@ -87,7 +91,7 @@ PYPI_INDEX ?= https://pypi.org/simple
 # What the user gives is text and not Make: a $ in a prompt stays a $.
 urls := MEGATRON_LM_URL MINDSPEED_URL MINDSPEED_LLM_URL
 variables := RECIPE SET SHARD SAMPLE HTML DATASET PROMPT MODEL FROM ITERATION DTYPE FORM PROMPTS RUN WITH HF MCORE ONLY SIZE DATA_DIR VENV PYTHON PYPI_INDEX $(urls)
-variables += NNODES JSON PEERS CLAIM DRY_RUN RUNTIME TARGET NPUS CACHE DOCKER_FLAGS REGISTRY
+variables += MEMORY TOKENS_PER_SECOND NNODES JSON PEERS CLAIM DRY_RUN RUNTIME TARGET NPUS CACHE DOCKER_FLAGS REGISTRY
 $(foreach v,$(variables),$(eval override $v := $$(value $v)))
 export PROMPT VENV PYTHON PYPI_INDEX $(urls) RUNTIME TARGET NPUS CACHE DOCKER_FLAGS REGISTRY
 
@@ -135,7 +139,7 @@ chat: ## talk to the exported model; with PROMPT="…" one answer
 	@$(run) chat $(options) $(call given,MODEL,model) $${PROMPT:+"--prompt=$$PROMPT"}
 
 ##@ Beside the stages
-.PHONY: preview inspect verify curve evaluate report
+.PHONY: preview inspect verify plan curve evaluate report
 preview: ## what training will see: numbers and samples, token by token, here and as a page
 	@$(run) preview $(options) $(call given,SAMPLE,sample) $(call given,HTML,html)
 
@@ -145,6 +149,10 @@ inspect: ## check a packed dataset, this project's or MindSpeed-LLM's
 verify: ## whether two checkpoints are the same model: tensors bit for bit, then logits
 	@$(run) verify $(options) $(call given,HF,hf) $(call given,MCORE,mcore) $(call given,ITERATION,iteration) \
 	    $(if $(ONLY),--$(call quote,$(ONLY)))
+
+plan: ## before a run: memory by part and what would make it fit, epochs, disk, time
+	@$(run) plan $(options) $(call given,MEMORY,memory) $(call given,TOKENS_PER_SECOND,tokens-per-second) \
+	    $(if $(JSON),--json)
 
 evaluate: ## loss on held-out conversations, and answers, before training and after
 	@$(run) evaluate $(options) $(call given,PROMPTS,prompts) $(call given,ITERATION,iteration)
