@@ -10,7 +10,7 @@ import pytest
 from doctor_machines import DRIVER, TOOLKIT, Examine, FakeMachine, MakeSubject, fake, recorded, subject
 from openpangu_sft.doctor import network, npus, packages, patches, stack, tensors
 from openpangu_sft.doctor.finding import Finding, State, guarded, ok
-from openpangu_sft.doctor.machine import Ran
+from openpangu_sft.doctor.machine import Machine, Ran
 from openpangu_sft.upstream import make_sources
 from small_upstream import SmallUpstream
 
@@ -278,3 +278,9 @@ def test_sources_and_patches(small: SmallUpstream, subject: MakeSubject) -> None
     make_sources(small.target, small.patches)
     small.add_patch("mindspeed-llm", "0002.patch", "import megatron", "import megatron as m")
     assert "other pins" in look().found
+
+
+def test_a_run_notes_driver_and_cann(fake: FakeMachine) -> None:
+    assert stack.installed(Machine(fake.root, fake.environment)) == {}
+    fake.add_stack()
+    assert stack.installed(Machine(fake.root, fake.environment)) == {"Ascend driver": "24.1.rc3", "CANN": "8.0.RC3"}

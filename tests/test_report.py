@@ -197,6 +197,19 @@ def _heights(svg: str, colour: str) -> list[float]:
     return [float(y) for _, y in re.findall(r"[ML] ([\d.-]+) ([\d.-]+)", path)]
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_no_number_leaves_a_gap(recipe: Recipe, bad: float) -> None:
+    rows = read_metrics(recipe.path("run"))
+    rows[2]["grad_norm"] = bad
+    (recipe.path("run") / METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    heights = _heights(dict(charts_of([read_run(recipe.path("run"))]))["Gradient norm"], "#3f7fe0")
+    assert len(heights) == 5
+    for row in rows:
+        row["loss"] = row["grad_norm"] = bad
+    (recipe.path("run") / METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    assert f"{bad:.4f} → {bad:.4f}" in "\n".join(page_of(run_report(recipe)).texts)
+
+
 def test_a_long_run_is_thinned_by_means(recipe: Recipe) -> None:
     run = read_run(recipe.path("run"))
     rows = [{**run.metrics[0], "iteration": n, "grad_norm": float(n % 7)} for n in range(1, 3 * MOST_POINTS)]

@@ -70,7 +70,7 @@ def _show(evaluation: Evaluation, run: Path) -> None:
         lines += [(_name(result), result.answers[number]) for result in ends]
         console.print(f"\n{question.source}", style="bold", markup=False)
         for name, text in lines:
-            console.print(f"{name}: {_readable(text)}", markup=False, soft_wrap=True)
+            console.print(f"{name}: {_readable(text) or '(nothing)'}", markup=False, soft_wrap=True)
     console.print(f"\nall of it: {printable(str(run / EVALUATION))}", markup=False, soft_wrap=True)
 
 

@@ -8,6 +8,7 @@ from typing import Optional
 
 from openpangu_sft.doctor import ascend
 from openpangu_sft.doctor.finding import Finding, State, failed, ok, skipped, warning
+from openpangu_sft.doctor.machine import Machine
 from openpangu_sft.doctor.npu_smi import parse_fields
 from openpangu_sft.doctor.subject import Subject
 
@@ -87,6 +88,17 @@ def cann(subject: Subject) -> Finding:
         if not any((folder / library).exists() for folder in folders):
             return failed(f"{finding.found}; {library} is not on LD_LIBRARY_PATH", f"put it there: {giver}")
     return ok(f"{finding.found} in {home}")
+
+
+def installed(machine: Machine) -> dict[str, str]:
+    """Versions of the driver and of CANN, as far as their files are there: for the record of a run."""
+    home = machine.environment.get("ASCEND_TOOLKIT_HOME") or machine.environment.get("ASCEND_HOME_PATH")
+    texts = {
+        "Ascend driver": machine.read(f"{ASCEND}/driver/version.info"),
+        "CANN": _install_info(machine.path(home)) if home else None,
+    }
+    found = {name: ascend.parse_info(text).get("version", "") for name, text in texts.items()}
+    return {name: version for name, version in found.items() if version}
 
 
 def _install_info(home: Path) -> Optional[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -77,7 +78,7 @@ def _draw(label: str, curves: Sequence[Curve]) -> str:
     import matplotlib
 
     matplotlib.use("agg")  # no display
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     style: dict[str, Any] = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "grid.color"), QUIET)
     style |= {"xtick.color": QUIET, "ytick.color": QUIET, "svg.fonttype": "none", "svg.hashsalt": label}
@@ -88,7 +89,10 @@ def _draw(label: str, curves: Sequence[Curve]) -> str:
             if curve.marks:
                 axis.plot(*zip(*curve.marks), "o", color=curve.colour, markersize=5)
         axis.set(xlabel="iteration", ylabel=label)
-        axis.set_ylim(bottom=min(0, axis.get_ylim()[0]))
+        values = [value for curve in curves for value in (*curve.values, *(mark for _, mark in curve.marks))]
+        finite = [value for value in values if math.isfinite(value)]  # a gradient norm that is no number leaves a gap
+        axis.set_ylim(min(0, *finite, 0), max([value * 1.05 for value in finite if value > 0], default=1))
+        axis.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
         axis.ticklabel_format(axis="y", style="sci", scilimits=(-2, 5))
         axis.grid(alpha=0.25)
         for side in ("top", "right"):

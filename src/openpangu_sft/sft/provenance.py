@@ -20,6 +20,8 @@ from ruamel.yaml import YAML
 
 from openpangu_sft import __version__
 from openpangu_sft.artefact import MANIFEST, parse_manifest, write_durably
+from openpangu_sft.doctor.machine import Machine
+from openpangu_sft.doctor.stack import installed
 from openpangu_sft.errors import UserError
 from openpangu_sft.recipe import Recipe
 
@@ -67,14 +69,14 @@ def read_starts(run: Path) -> list[dict[str, Any]]:
 
 
 def versions() -> dict[str, str]:
-    """Of this program, of Python and of the packages that decide what comes out, as far as they are installed."""
+    """Of this program, Python, the packages that decide what comes out, and of driver and CANN where they are."""
     found = {"openpangu-sft": __version__, "Python": platform.python_version()}
     for package in PACKAGES:
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return {**found, **installed(Machine())}
 
 
 def _commits(directory: Path) -> dict[str, str]:
