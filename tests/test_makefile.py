@@ -340,6 +340,22 @@ def test_dry_run(make: Make) -> None:
     assert make.called_with() == ["sft", "--recipe", "recipes/openpangu-1b.yaml"]
 
 
+def test_a_hand_over_has_what_its_makefile_reads(tmp_path: Path) -> None:
+    (tmp_path / "scripts/image").mkdir(parents=True)
+    copies = re.findall(r'^cp .*"\$folder/[a-z/]*"$', (ROOT / "scripts/image/save.sh").read_text(), re.MULTILINE)
+    assert len(copies) > 2
+    subprocess.run(
+        ["bash", "-ec", "\n".join(copies)], cwd=ROOT, env={**os.environ, "folder": str(tmp_path)}, check=True
+    )
+
+    def handed(*arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = {"PATH": os.environ["PATH"]}
+        return subprocess.run(["make", *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    assert "\n  sft " in handed("help").stdout
+    assert refusal(handed("sft", "NPU=0")) == "make knows no variable NPU -> did you mean NPUS?"
+
+
 def test_a_hand_over_has_no_environment(make: Make) -> None:
     make.setup.unlink()
     done = make("lint")
