@@ -12,8 +12,13 @@ import re
 import subprocess
 from pathlib import Path
 from typing import NamedTuple, Optional
+from urllib.parse import unquote
+
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
 
 ROOT = Path(__file__).resolve().parents[1]
+_MARKDOWN = MarkdownIt().enable("table")
 
 NEEDS = {
     "NPUs": "tests/test_mindspeed_training.py",  # on the stand-in
@@ -78,26 +83,18 @@ def documents() -> list[Path]:
     return sorted(ROOT / name for name in names)
 
 
+def parsed(document: Path) -> list[Token]:
+    """Its parts as CommonMark has them, with tables."""
+    return _MARKDOWN.parse(document.read_text("utf-8"))
+
+
 def blocks(document: Path) -> list[Block]:
-    """Its code blocks, indented by four spaces or fenced."""
-    found: list[Block] = []
-    fence, before, comment = False, "", ""
-    for number, line in enumerate(document.read_text("utf-8").splitlines(), 1):
-        if line.startswith("```"):
-            fence = not fence
-            if fence:
-                found.append(Block(number + 1, [], comment))
-        elif fence:
-            found[-1].lines.append(line)
-        elif line.startswith("    ") and (not before or before.startswith("    ")):
-            if not before.startswith("    ") and not (found and found[-1].line + len(found[-1].lines) == number):
-                found.append(Block(number, [], comment))
-            found[-1].lines.append(line[4:])
-        elif line.startswith("<!--"):
-            comment = line
-        elif line:
-            comment = ""
-        before = line if line.strip() else ""
+    """Its code blocks, indented or fenced."""
+    found, before = [], ""
+    for token in parsed(document):
+        if token.type in ("code_block", "fence") and token.map:
+            found.append(Block(token.map[0] + 1 + (token.type == "fence"), token.content.splitlines(), before))
+        before = token.content if token.type == "html_block" else ""
     return found
 
 
@@ -129,29 +126,28 @@ def commands(document: Path) -> list[Command]:
     return found
 
 
+def inline(document: Path) -> list[Token]:
+    """What stands in its running text: texts, code, links."""
+    return [child for token in parsed(document) for child in token.children or []]
+
+
 def inline_commands(document: Path) -> list[str]:
     """Calls of make and openpangu-sft in running text, whole ones only."""
-    text = _prose(document)
-    return [code for code in re.findall(r"`((?:make|openpangu-sft) [^`]+)`", text) if "…" not in code]
+    codes = [token.content for token in inline(document) if token.type == "code_inline"]
+    return [code for code in codes if re.match(r"(make|openpangu-sft) ", code) and "…" not in code]
 
 
 def headings(document: Path) -> list[str]:
-    return re.findall(r"^#+ (.+)$", _prose(document), re.MULTILINE)
+    tokens = parsed(document)
+    return [text.content for head, text in zip(tokens, tokens[1:]) if head.type == "heading_open"]
 
 
 def anchors(document: Path) -> set[str]:
     """As GitHub names headings."""
-    plain = (re.sub(r"[`*]|\[([^]]*)\]\([^)]*\)", r"\1", heading).lower() for heading in headings(document))
-    return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in plain}
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings(document)}
 
 
 def links(document: Path) -> list[str]:
     """Targets of links; those to other sites are left out."""
-    found = re.findall(r"\]\(([^)\s]+)\)", _prose(document))
-    return [link for link in found if not re.match(r"https?://|mailto:", link)]
-
-
-def _prose(document: Path) -> str:
-    """Without code blocks."""
-    text = re.sub(r"^```.*?^```$", "", document.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
-    return re.sub(r"^    .*$", "", text, flags=re.MULTILINE)
+    found = [str(token.attrs["href"]) for token in inline(document) if token.type == "link_open"]
+    return [unquote(link) for link in found if not re.match(r"https?://|mailto:", link)]
