@@ -79,7 +79,7 @@ function help(    last, i, name) {
     for (i = 1; i <= target_count; i++) {
         name = targets[i]
         if (heading_of[name] != last) print "\n" (last = heading_of[name])
-        entry(name, meaning[name] (taken[name] == "" ? "" : " [" taken[name] "]"))
+        entry(name, meaning[name], taken[name] == "" ? "" : "[" taken[name] "]")
     }
     for (i = 1; i <= lines; i++) {
         if (heading_of_line[i] != last) print "\n" (last = heading_of_line[i])
@@ -87,16 +87,18 @@ function help(    last, i, name) {
     }
 }
 
-# A name and what it means, in two columns.
-function entry(name, text,    count, word, i, line) {
+# A name and what it means, in two columns; what belongs behind it stays together where it can.
+function entry(name, text, behind,    count, word, i, line) {
     line = sprintf("  %-13s", name)
     if (length(name) > 13) {
         print line
         line = sprintf("%15s", "")
     }
-    count = split(text, word, " ")
+    count = split(text " " behind, word, " ")
     for (i = 1; i <= count; i++) {
-        if (length(line) + length(word[i]) >= width && length(line) > 15) {
+        if (behind != "" && word[i] ~ /^\[/ && length(line) + length(behind) >= width) word[i] = "\n" word[i]
+        if (word[i] ~ /^\n/ || (length(line) + length(word[i]) >= width && length(line) > 15)) {
+            sub(/^\n/, "", word[i])
             print line
             line = sprintf("%15s", "")
         }

@@ -110,7 +110,7 @@ class Place:
         if text in self.ran:
             return
         environment = dict(self.environment)
-        if text.startswith("make sft") and "DRY_RUN" not in text:
+        if re.match(r"make (sft|report|evaluate)\b(?!.*DRY_RUN)", text):  # of the run that was trained here
             environment["RECIPE"] = str(self.portable)
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", "\n".join([*exports, text])],
