@@ -80,7 +80,7 @@ def documents() -> list[Path]:
     names = listed.stdout.split() or [
         str(path.relative_to(ROOT)) for path in (*ROOT.glob("*.md"), *ROOT.glob("*/*.md"))
     ]
-    return sorted(ROOT / name for name in names)
+    return sorted({ROOT / name for name in names})
 
 
 def parsed(document: Path) -> list[Token]:
