@@ -81,9 +81,13 @@ HF ?=
 MCORE ?=
 ##= ONLY  for verify: tensors|manifest: no logits; or only the files of MCORE against its sums (all is compared)
 ONLY ?=
+##= MEMORY  for plan: GB of a device (32 and 64)
+MEMORY ?=
+##= TOKENS_PER_SECOND  for plan: of the whole run (what the run has measured so far)
+TOKENS_PER_SECOND ?=
 ##= DRY_RUN  for sft: 0|1: 1 only prints the environment and the command of the mindspeed engine
 DRY_RUN ?=
-##= JSON  for doctor: 0|1: 1 prints what it found as JSON
+##= JSON  for doctor, plan: 0|1: 1 prints what it found as JSON
 JSON ?=
 ##= PEERS  for doctor: other machines to reach: PEERS="node2 node3:22"
 PEERS ?=
@@ -118,7 +122,7 @@ NNODES ?=
 # What the user gives is text and not Make: a $ in a prompt stays a $.
 urls := MEGATRON_LM_URL MINDSPEED_URL MINDSPEED_LLM_URL
 variables := RECIPE SET SHARD SAMPLE HTML DATASET PROMPT MODEL FROM ITERATION DTYPE FORM PROMPTS RUN WITH HF MCORE ONLY SIZE DATA_DIR VENV PYTHON PYPI_INDEX $(urls)
-variables += NNODES JSON PEERS CLAIM DRY_RUN RUNTIME TARGET NPUS CACHE DOCKER_FLAGS REGISTRY
+variables += MEMORY TOKENS_PER_SECOND NNODES JSON PEERS CLAIM DRY_RUN RUNTIME TARGET NPUS CACHE DOCKER_FLAGS REGISTRY
 $(foreach v,$(variables),$(eval override $v := $$(value $v)))
 export PROMPT VENV PYTHON PYPI_INDEX $(urls) RUNTIME TARGET NPUS CACHE DOCKER_FLAGS REGISTRY
 
@@ -164,7 +168,7 @@ chat: ## talk to the exported model
 	@$(run) chat $(options) $(call given,MODEL,model) $${PROMPT:+"--prompt=$$PROMPT"}
 
 ##@ Beside the stages
-.PHONY: preview inspect verify curve
+.PHONY: preview inspect verify plan curve evaluate report
 preview: ## what training will see, token by token
 	@$(run) preview $(options) $(call given,SAMPLE,sample) $(call given,HTML,html)
 
@@ -174,6 +178,10 @@ inspect: ## check a packed dataset, also MindSpeed-LLM's
 verify: ## whether two checkpoints are the same model
 	@$(run) verify $(options) $(call given,HF,hf) $(call given,MCORE,mcore) $(call given,ITERATION,iteration) \
 	    $(if $(ONLY),--$(call quote,$(ONLY)))
+
+plan: ## before a run: memory, disk, time
+	@$(run) plan $(options) $(call given,MEMORY,memory) $(call given,TOKENS_PER_SECOND,tokens-per-second) \
+	    $(if $(filter-out 0,$(JSON)),--json)
 
 evaluate: ## loss on held-out conversations, and answers
 	@$(run) evaluate $(options) $(call given,PROMPTS,prompts) $(call given,ITERATION,iteration)

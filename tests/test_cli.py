@@ -32,6 +32,7 @@ STAGES = [
     "curve",
     "evaluate",
     "report",
+    "plan",
     "demo",
     "doctor",
 ]
@@ -61,7 +62,7 @@ def test_a_mistyped_key_is_one_line_and_exit_code_1(stage: str) -> None:
     assert finished.stderr.strip() == expected
 
 
-@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage not in ("demo", "doctor")])
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage not in ("plan", "demo", "doctor")])
 def test_nothing_there_is_one_line_that_names_the_path(stage: str, tmp_path: Path) -> None:
     finished = run(stage, "--recipe", "recipes/demo.yaml", *sets(f"paths.cache={tmp_path}/nowhere"))
     assert finished.returncode == 1

@@ -21,6 +21,7 @@ TARGETS = [
     "preview",
     "inspect",
     "verify",
+    "plan",
     "curve",
     "evaluate",
     "report",
@@ -64,6 +65,8 @@ VARIABLES += [
     "JSON",
     "PEERS",
 ]
+VARIABLES += ["FROM", "ITERATION", "DTYPE", "FORM", "HF", "MCORE", "ONLY", "DRY_RUN", "CLAIM", "NNODES"]
+VARIABLES += ["MEMORY", "TOKENS_PER_SECOND"]
 VARIABLES += ["SIZE", "DATA_DIR", "VENV", "PYTHON", "PYPI_INDEX"]
 VARIABLES += ["RUNTIME", "TARGET", "NPUS", "CACHE", "DOCKER_FLAGS", "REGISTRY"]
 URLS = ["MEGATRON_LM_URL", "MINDSPEED_URL", "MINDSPEED_LLM_URL"]
@@ -123,7 +126,7 @@ def test_help_is_the_default_and_names_every_target(make: Make) -> None:
     for target in TARGETS:
         assert f"\n  {target:13} " in shown
     for variable in VARIABLES:
-        assert f"\n  {variable:13} " in shown
+        assert re.search(rf"^  {variable}(?: |$)", shown, re.MULTILINE)
     assert f"\n  {', '.join(URLS)}\n" in shown
     assert max(map(len, shown.splitlines())) <= 80
 
@@ -349,6 +352,12 @@ def test_number_of_machines(make: Make) -> None:
     make("sft", "NNODES=4", "SET=train.lr=1e-5")
     settings = ["--set", "train.lr=1e-5", "--set", "parallel.nodes=4"]
     assert make.called_with() == ["sft", "--recipe", "recipes/openpangu-1b.yaml", *settings]
+
+
+def test_plan(make: Make) -> None:
+    make("plan", "MEMORY=32", "TOKENS_PER_SECOND=5e4")
+    expected = ["plan", "--recipe", "recipes/openpangu-1b.yaml", "--memory=32", "--tokens-per-second=5e4"]
+    assert make.called_with() == expected
 
 
 def test_dry_run(make: Make) -> None:

@@ -13,12 +13,12 @@ from typing import NoReturn
 
 import click
 
-from openpangu_sft.commands import checkpoints, checks, data, evaluation, training, upstream
+from openpangu_sft.commands import checkpoints, checks, data, evaluation, planning, training, upstream
 from openpangu_sft.commands.base import UnknownCommand, app
 from openpangu_sft.errors import Interrupted, UserError, explain_os_error
 from openpangu_sft.sft.launch import worker_rank
 
-__all__ = ["app", "checkpoints", "checks", "data", "evaluation", "main", "training", "upstream"]
+__all__ = ["app", "checkpoints", "checks", "data", "evaluation", "main", "planning", "training", "upstream"]
 
 
 def main() -> NoReturn:

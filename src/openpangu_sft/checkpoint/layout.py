@@ -143,10 +143,16 @@ def whole(name: str, shape: Shape) -> Block:
 
 def parameter_count(model: Model) -> int:
     """Number of parameters, tied embeddings counted once."""
-    total = 0
-    for shape in hf_shapes(model).values():
-        total += shape[0] * (shape[1] if len(shape) > 1 else 1)
-    return total
+    return sum(map(_elements, hf_shapes(model).values()))
+
+
+def rank_parameter_count(model: Model, layout: Layout, tp: int, pp: int) -> int:
+    """Number of parameters that one rank holds, what fills the vocabulary up among them."""
+    return sum(_elements(tensor.shape) for tensor in mcore_tensors(model, layout, tp, pp))
+
+
+def _elements(shape: Shape) -> int:
+    return shape[0] * (shape[1] if len(shape) > 1 else 1)
 
 
 class _Rank:

@@ -45,7 +45,7 @@ def report_command(
     other: Optional[Path],
     html: Optional[Path],
 ) -> None:
-    """One page about a run, or about two side by side.
+    """One page about a run, or about two.
 
     Curves, data, answers, and what made it; or two runs side by side.
 

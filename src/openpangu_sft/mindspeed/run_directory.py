@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Optional
 
-from openpangu_sft.checkpoint.layout import layout_of, parameter_count
+from openpangu_sft.checkpoint.layout import layout_of, rank_parameter_count
 from openpangu_sft.checkpoint.mcore import TRACKER, iteration_directory, rank_file, write_tracker
 from openpangu_sft.dataset.indexed import PREFIX
 from openpangu_sft.progress import console
@@ -67,5 +67,10 @@ def is_complete(recipe: Recipe, iteration: int) -> bool:
 
 
 def checkpoint_bytes(recipe: Recipe) -> int:
-    """Size of one checkpoint: the weights, and fp32 weights and Adam's two moments in the optimizer's file."""
-    return parameter_count(recipe.model) * ((2 if recipe.train.precision == "bf16" else 4) + 12)
+    """Size of one checkpoint: the weights, and fp32 weights and Adam's two moments in the optimizer's file.
+
+    Of every rank: with a pipeline the last stage writes tied embeddings once more.
+    """
+    layout = layout_of(recipe.model, recipe.parallel)
+    parameters = sum(rank_parameter_count(recipe.model, layout, *rank) for rank in layout.ranks())
+    return parameters * ((2 if recipe.train.precision == "bf16" else 4) + 12)

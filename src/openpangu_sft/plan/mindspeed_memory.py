@@ -1,0 +1,157 @@
+"""Memory of an NPU that trains with MindSpeed-LLM 1.0.0 and the flags of mindspeed/flags.py. Pure.
+
+Where it is counted from: docs/plan.md has file and function of upstream for each part.
+"""
+
+from __future__ import annotations
+
+from openpangu_sft.checkpoint.layout import Layout, layout_of, rank_parameter_count
+from openpangu_sft.plan.mindspeed_layer import layer_activations, layer_gradients, layer_input, shape_of
+from openpangu_sft.plan.parts import Memory, Moment, Part
+from openpangu_sft.recipe import Recipe
+
+MASK = 2048 * 2048
+"""Bytes of the mask that each layer makes for npu_fusion_attention in layout TND (flash_attention_forward)."""
+
+COMMUNICATOR = 2 * 200_000_000
+"""Bytes that HCCL takes for each communicator: twice HCCL_BUFFSIZE, 200 MB unless it is set (CANN's manual)."""
+
+
+def mindspeed_memory(recipe: Recipe) -> Memory:
+    """The fullest pipeline stage of a recipe."""
+    layout = layout_of(recipe.model, recipe.parallel)
+    stages = [_stage(recipe, layout, stage) for stage in range(layout.pipeline)]
+    return max(stages, key=lambda memory: memory.needed)
+
+
+def rank_parameters(recipe: Recipe, stage: int = 0) -> int:
+    """Parameters on one device of a pipeline stage; all tensor ranks have as many."""
+    layout = layout_of(recipe.model, recipe.parallel)
+    return rank_parameter_count(recipe.model, layout, 0, stage)
+
+
+def shards(recipe: Recipe) -> int:
+    """Over how many devices the optimizer's state is spread: data and context parallel together."""
+    return recipe.parallel.data * recipe.parallel.context
+
+
+def communicators(recipe: Recipe) -> int:
+    """Groups of more than one device that one device exchanges with over HCCL."""
+    parallel = recipe.parallel
+    groups = {
+        "all devices": parallel.world,
+        "gradients and weights": parallel.data * parallel.context,
+        "losses": parallel.data,
+        "context": parallel.context,
+        "tensor": parallel.tensor,
+        "pipeline": parallel.pipeline,
+        "embedding": parallel.pipeline if recipe.model.tie_word_embeddings else 1,
+    }
+    return sum(size > 1 for size in groups.values())
+
+
+def _stage(recipe: Recipe, layout: Layout, stage: int) -> Memory:
+    parameters, element = rank_parameters(recipe, stage), shape_of(recipe).element
+    state = 12 if recipe.train.precision == "bf16" else 8
+    masks = layout.stages[stage] * MASK
+    always = [
+        Part("weights", parameters * element, f"{parameters:,} x {element} bytes"),
+        Part("gradients", parameters * 4, "x 4: summed up in fp32"),
+        Part(
+            "optimizer state",
+            -(-parameters // shards(recipe)) * state,
+            f"x {state} / {shards(recipe)} (DP x CP): "
+            + ("fp32 weights and Adam's two moments" if state == 12 else "Adam's two moments"),
+        ),
+        Part("attention masks", masks, f"{layout.stages[stage]} layers x 2048 x 2048 bytes"),
+    ]
+    if recipe.parallel.tensor > 1:
+        gathered = layer_input(recipe) * recipe.parallel.tensor
+        always.append(Part("gathered sequence", gathered, "one buffer, as tensor parallel ranks hold parts of it"))
+    moments = [_loss(recipe, layout, stage), _backward(recipe, layout, stage)]
+    if stage == 0:
+        moments.append(_embedding(recipe, layout))
+    count = communicators(recipe)
+    outside = Part("HCCL buffers", count * COMMUNICATOR, f"{count} communicators x 2 x HCCL_BUFFSIZE, 200 MB")
+    return Memory(tuple(always), tuple(moments), (outside,), stage)
+
+
+def _loss(recipe: Recipe, layout: Layout, stage: int) -> Moment:
+    """At the end of the forward pass; of stages without the loss, the end of their layers."""
+    parts = [_kept(recipe, layout, stage)]
+    if stage == layout.pipeline - 1:
+        parts += [_final(recipe), _logits(recipe, layout)]
+    return Moment("loss", tuple(parts))
+
+
+def _backward(recipe: Recipe, layout: Layout, stage: int) -> Moment:
+    """In the backward pass of the layer that has most around it."""
+    parts = [_kept(recipe, layout, stage)]
+    recomputed = _recomputed(recipe, layout, stage)
+    gradients = layer_gradients(recipe)
+    if recomputed == layout.stages[stage]:
+        again = layer_activations(recipe) - layer_input(recipe)
+        parts.append(Part("one layer again", again, "what it keeps, computed from its input"))
+    parts.append(Part("gradients in a layer", gradients, "at npu_swiglu, where they are widest"))
+    if _waits(recipe, layout):
+        parts.append(Part("output layer's gradient", _vocabulary(recipe, layout), "waits for the embedding's"))
+    return Moment("backward", tuple(parts))
+
+
+def _embedding(recipe: Recipe, layout: Layout) -> Moment:
+    """At the end of the backward pass, where the two gradients of tied embeddings meet and are added."""
+    copies = 3 if _waits(recipe, layout) else 1
+    how = f"{copies} times: with the output layer's, and their sum" if copies > 1 else "before it is added in fp32"
+    return Moment("embedding", (Part("embedding's gradient", copies * _vocabulary(recipe, layout), how),))
+
+
+def _waits(recipe: Recipe, layout: Layout) -> bool:
+    """Whether one weight has two gradients on this device: the output layer is the embedding."""
+    return recipe.model.tie_word_embeddings and layout.pipeline == 1
+
+
+def _vocabulary(recipe: Recipe, layout: Layout) -> int:
+    """Bytes of a gradient of the embedding, before it is added to the sum in fp32."""
+    return layout.padded_vocab_size // layout.tensor * recipe.model.hidden_size * shape_of(recipe).element
+
+
+def _kept(recipe: Recipe, layout: Layout, stage: int) -> Part:
+    """What the layers keep of all micro batches that are on their way."""
+    layers, recomputed = layout.stages[stage], _recomputed(recipe, layout, stage)
+    size = recomputed * layer_input(recipe) + (layers - recomputed) * layer_activations(recipe)
+    words = [f"{recomputed} x input"] if recomputed else []
+    words += [f"{layers - recomputed} x all of a layer"] if layers > recomputed else []
+    flying = _in_flight(recipe, layout, stage)
+    how = " + ".join(words) + (f", {flying} micro batches" if flying > 1 else "")
+    return Part("kept by the layers", size * flying, how)
+
+
+def _final(recipe: Recipe) -> Part:
+    """The last norm keeps its input, the output layer its own."""
+    size = 2 * layer_input(recipe) + 4 * shape_of(recipe).tokens // recipe.parallel.tensor
+    return Part("kept by the last norm", size, "its input and output")
+
+
+def _logits(recipe: Recipe, layout: Layout) -> Part:
+    """The logits, their fp32 copy, and the one that becomes their softmax: alive together in the cross-entropy.
+
+    In fp32 the copy is the logits themselves.
+    """
+    shape, columns = shape_of(recipe), layout.padded_vocab_size // layout.tensor
+    bytes_each = 2 + 4 + 4 if shape.element == 2 else 4 + 4
+    words = "bf16, fp32 and softmax in fp32" if shape.element == 2 else "fp32, and softmax"
+    how = f"{columns:,} x {shape.tokens:,} x {bytes_each}: {words}"
+    return Part("logits", shape.tokens * columns * bytes_each, how)
+
+
+def _recomputed(recipe: Recipe, layout: Layout, stage: int) -> int:
+    """Layers of a stage that are computed again: upstream counts from the first layer of each stage."""
+    recompute = recipe.train.recompute
+    return min(recompute.num_layers, layout.stages[stage]) if recompute.granularity == "full" else 0
+
+
+def _in_flight(recipe: Recipe, layout: Layout, stage: int) -> int:
+    """Micro batches whose activations a stage holds at once, in the schedule of one forward, one backward."""
+    train = recipe.train
+    micro_batches = train.global_batch_size // (train.micro_batch_size * recipe.parallel.data)
+    return min(layout.pipeline - stage, micro_batches)

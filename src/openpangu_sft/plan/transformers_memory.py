@@ -1,0 +1,161 @@
+"""Memory of a process that trains with the portable engine (sft/engine.py): weights, gradients and state in fp32. Pure.
+
+Nothing is spread: every replica holds all of it. Counted from stock transformers' Llama and torch 2.1's operators, and
+compared with both on a CPU by tests/test_plan_portable.py.
+"""
+
+from __future__ import annotations
+
+from openpangu_sft.checkpoint.layout import hf_shapes, parameter_count
+from openpangu_sft.plan.parts import Memory, Moment, Part
+from openpangu_sft.recipe import Recipe
+
+
+def transformers_memory(recipe: Recipe) -> Memory:
+    """Any process of a recipe: they are all alike."""
+    parameters = parameter_count(recipe.model)
+    always = [
+        Part("weights", parameters * 4, f"{parameters:,} x 4 bytes: fp32, also in bf16 runs"),
+        Part("gradients", parameters * 4, "x 4"),
+        Part("optimizer state", parameters * 8, "x 8: Adam's two moments"),
+    ]
+    if recipe.parallel.world > 1:
+        always.append(Part("DDP's buckets", parameters * 4, "x 4: gradients once more"))
+    moments = (_loss(recipe), _loss_backward(recipe), _backward(recipe), _embedding(recipe), _step(recipe))
+    return Memory(tuple(always), moments, ())
+
+
+def layer_activations(recipe: Recipe) -> int:
+    """Bytes that one layer keeps for its backward pass, its input included, the bf16 copies of its weights not.
+
+    In fp32 each RMSNorm keeps input, square and quotient, q, k and v share one input, and so do gate and up; under
+    autocast each linear has its own bf16 copy of it. Keys and values are repeated for every head.
+    """
+    model, tokens = recipe.model, _tokens(recipe)
+    heads = model.num_attention_heads * model.kv_channels
+    norms = 2 * (3 * model.hidden_size * 4 + 4)
+    inputs = 5 * 2 if _autocast(recipe) else 2 * 4
+    width = 2 if _autocast(recipe) else 4
+    attention = 5 * heads * width + 4 * model.num_attention_heads  # q, k, v, result, o_proj's input; one sum a head
+    mlp = 4 * model.ffn_hidden_size * width  # gate, its silu, up, their product
+    return tokens * (norms + inputs * model.hidden_size + attention + mlp)
+
+
+def layer_input(recipe: Recipe) -> int:
+    """Bytes of a layer's input, in fp32 under autocast too."""
+    return _tokens(recipe) * recipe.model.hidden_size * 4
+
+
+def logits_bytes(recipe: Recipe, tokens: int) -> int:
+    """Most bytes that are alive of logits: in the backward pass their softmax, and the gradients of both, in fp32.
+
+    Args:
+        recipe: for the vocabulary.
+        tokens: that are trained in a micro batch.
+    """
+    return 12 * tokens * recipe.model.vocab_size
+
+
+def _loss(recipe: Recipe) -> Moment:
+    tokens, model = _trained(recipe), recipe.model
+    each = 10 if _autocast(recipe) else 8
+    words = "bf16, fp32 and softmax in fp32" if _autocast(recipe) else "fp32, and softmax"
+    logits = Part("logits", tokens * model.vocab_size * each, f"{model.vocab_size:,} x {tokens:,} x {each}: {words}")
+    parts = [_batch(recipe), _kept(recipe, all_copies=False), _final(recipe, hidden=True), logits]
+    if _autocast(recipe):
+        copies = model.num_layers * _layer_matrices(recipe) * 2
+        parts.append(Part("weights in bf16", copies + _vocabulary(recipe) * 2, "autocast's copies, x 2"))
+    return Moment("loss", tuple(parts))
+
+
+def _loss_backward(recipe: Recipe) -> Moment:
+    tokens, model = _trained(recipe), recipe.model
+    how = f"{model.vocab_size:,} x {tokens:,} x 12: softmax and two gradients, if all tokens are trained"
+    parts = [_batch(recipe), _kept(recipe), _final(recipe), Part("logits", logits_bytes(recipe, tokens), how)]
+    if _autocast(recipe):
+        parts.append(Part("output layer in bf16", _vocabulary(recipe) * 2, "autocast's copy, x 2"))
+    return Moment("backward of the loss", tuple(parts))
+
+
+def _backward(recipe: Recipe) -> Moment:
+    model, tokens, width = recipe.model, _tokens(recipe), 2 if _autocast(recipe) else 4
+    parts = [_batch(recipe), _kept(recipe)]
+    if _recomputed(recipe) == model.num_layers:
+        again = layer_activations(recipe) - layer_input(recipe) + _copies(recipe)
+        parts.append(Part("one layer again", again, "what it keeps, computed from its input"))
+    gradients = tokens * (2 * model.ffn_hidden_size * width + 4 * model.hidden_size)
+    parts.append(Part("gradients in a layer", gradients, "at the product in the MLP, where they are widest"))
+    if model.tie_word_embeddings:
+        parts.append(Part("output layer's gradient", _vocabulary(recipe) * 4, "x 4: waits for the embedding's"))
+    return Moment("backward", tuple(parts))
+
+
+def _embedding(recipe: Recipe) -> Moment:
+    """At the end of the backward pass, where tied embeddings' two gradients meet; measured, not read in torch."""
+    copies = 1 if not recipe.model.tie_word_embeddings else 2 if _autocast(recipe) else 3
+    size = _vocabulary(recipe) * 4 * copies
+    return Moment("embedding", (Part("embedding's gradient", size, f"x 4, {copies} times: with the output layer's"),))
+
+
+def _step(recipe: Recipe) -> Moment:
+    """AdamW: on CUDA the roots of all second moments at once, on a CPU two copies of one tensor after the other."""
+    largest = max(shape[0] * (shape[1] if len(shape) > 1 else 1) for shape in hf_shapes(recipe.model).values())
+    if recipe.train.device == "cpu":
+        return Moment("optimizer step", (Part("roots", largest * 8, "of the largest tensor, twice"),))
+    size = parameter_count(recipe.model) * 4
+    return Moment("optimizer step", (Part("roots", size, "x 4: of all second moments (on CUDA)"),))
+
+
+def _kept(recipe: Recipe, all_copies: bool = True) -> Part:
+    layers, recomputed = recipe.model.num_layers, _recomputed(recipe)
+    copies = _copies(recipe) if all_copies else 0
+    size = recomputed * layer_input(recipe) + (layers - recomputed) * (layer_activations(recipe) + copies)
+    words = [f"{recomputed} x input"] if recomputed else []
+    words += [f"{layers - recomputed} x all of a layer"] if layers > recomputed else []
+    return Part("kept by the layers", size, " + ".join(words))
+
+
+def _final(recipe: Recipe, hidden: bool = False) -> Part:
+    """The last norm's input, square and quotient, the output layer's input, and before the loss the norm's output."""
+    width = 3 * 4 + (2 if _autocast(recipe) else 4) + (4 if hidden else 0)
+    size = _tokens(recipe) * (recipe.model.hidden_size * width + 4)
+    return Part("kept by the last norm", size, "and the output layer's input")
+
+
+def _batch(recipe: Recipe) -> Part:
+    """Ids, labels and positions in int64; cosine and sine of every position."""
+    return Part(
+        "batch", _tokens(recipe) * (3 * 8 + 2 * 4 * recipe.model.kv_channels), "ids, labels, positions and their angles"
+    )
+
+
+def _copies(recipe: Recipe) -> int:
+    """Bytes of autocast's bf16 copies of a layer's matrices."""
+    return _layer_matrices(recipe) * 2 if _autocast(recipe) else 0
+
+
+def _layer_matrices(recipe: Recipe) -> int:
+    shapes = (shape for name, shape in hf_shapes(recipe.model).items() if name.startswith("model.layers.0."))
+    return sum(shape[0] * shape[1] for shape in shapes if len(shape) > 1)
+
+
+def _vocabulary(recipe: Recipe) -> int:
+    return recipe.model.vocab_size * recipe.model.hidden_size
+
+
+def _recomputed(recipe: Recipe) -> int:
+    recompute = recipe.train.recompute
+    return recompute.num_layers if recompute.granularity == "full" else 0
+
+
+def _tokens(recipe: Recipe) -> int:
+    return recipe.train.micro_batch_size * recipe.data.seq_length
+
+
+def _trained(recipe: Recipe) -> int:
+    """Targets of a micro batch at most: every token but the first of a pack."""
+    return recipe.train.micro_batch_size * (recipe.data.seq_length - 1)
+
+
+def _autocast(recipe: Recipe) -> bool:
+    return recipe.train.precision == "bf16"

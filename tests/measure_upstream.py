@@ -1,0 +1,199 @@
+"""Runs MindSpeed-LLM's posttrain_gpt.py in one process of a run, and notes what it holds in memory.
+
+The operators of the stand-in for NPUs are put together from torch's, and keep other tensors than the NPU's own. So they
+are given here a backward pass that keeps what op-plugin's derivatives.yaml says, and nothing else; their gradients are
+right all the same, as each calls the stand-in's operator again.
+
+Run as: measure_upstream.py FOLDER posttrain_gpt.py ARGUMENTS, under torchrun; writes FOLDER/<rank>.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, Callable
+
+import torch
+import torch_npu
+from torch.profiler import ProfilerActivity, profile
+
+FOLDER = Path(sys.argv[1])
+sys.argv = sys.argv[2:]
+sys.path.insert(0, str(Path(sys.argv[0]).parent))
+
+noted: dict[str, Any] = {"layer": 0, "logits": 0, "groups": []}
+
+
+class Kept:
+    """Bytes of the storages that are kept for a backward pass, each once; weights are none of them."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.weights = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
+        self.sizes: dict[int, int] = {}
+
+    def __enter__(self) -> Kept:
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(self._note, lambda tensor: tensor)
+        self.hooks.__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.hooks.__exit__(*exception)
+
+    def _note(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self.weights and tensor.dtype != torch.bool:  # the mask is counted by itself
+            self.sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+
+def keeping(operator: Callable[..., Any], tensors: int, results: int) -> Callable[..., Any]:
+    """An operator that keeps its first arguments and of its results so many, those behind the first one first.
+
+    Args:
+        operator: of the stand-in.
+        tensors: arguments that are kept.
+        results: results that are kept.
+    """
+
+    class Keeping(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, options: dict[str, Any], others: tuple[Any, ...], *given: torch.Tensor) -> Any:
+            found = operator(*given, *others, **options)
+            all_of_it = found if isinstance(found, tuple) else (found,)
+            ctx.options, ctx.others, ctx.given = options, others, len(given)
+            mask = [value for value in options.values() if isinstance(value, torch.Tensor)]
+            kept = [*all_of_it[1:], all_of_it[0]][:results]
+            ctx.save_for_backward(*given, *kept, *mask)
+            return found
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Any) -> Any:
+            given = [tensor.detach().requires_grad_() for tensor in ctx.saved_tensors[: ctx.given]]
+            with torch.enable_grad():
+                found = operator(*given, *ctx.others, **ctx.options)
+            first = found[0] if isinstance(found, tuple) else found
+            return None, None, *torch.autograd.grad(first, given, gradients[0], allow_unused=True)
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        return Keeping.apply(options, arguments[tensors:], *arguments[:tensors])
+
+    return call
+
+
+def main() -> None:
+    from mindspeed_llm import megatron_adaptor  # noqa: F401  (puts MindSpeed's functions in place)
+
+    torch_npu.npu_rms_norm = keeping(torch_npu.npu_rms_norm, 2, 1)
+    torch_npu.npu_rotary_mul = keeping(torch_npu.npu_rotary_mul, 3, 0)
+    torch_npu.npu_swiglu = keeping(torch_npu.npu_swiglu, 1, 0)
+    torch_npu.npu_fusion_attention = keeping(attention(torch_npu.npu_fusion_attention), 3, 3)
+
+    from megatron.core.distributed import distributed_data_parallel
+    from megatron.core.models.common.language_module import language_module
+    from megatron.core.optimizer import distrib_optimizer
+    from megatron.core.transformer import transformer_layer
+
+    replicas, optimizers = [], []
+    remember(distributed_data_parallel.DistributedDataParallel, replicas)
+    remember(distrib_optimizer.DistributedOptimizer, optimizers)
+    note_layers(transformer_layer.TransformerLayer)
+    note_groups()
+    note_loss(language_module.LanguageModule)
+    from mindspeed_llm.tasks.post_train.launcher import AutoTrainer
+
+    AutoTrainer().train()
+    buffers = [buffer for replica in replicas for buffer in replica.buffers]
+    noted["weights"] = sum(buffer.param_data.nbytes for buffer in buffers)
+    noted["gradients"] = sum(buffer.grad_data.nbytes for buffer in buffers)
+    noted["buckets"] = sum(len(buffer.buckets) for buffer in buffers)
+    noted["optimizer"] = sum(map(state_bytes, optimizers))
+    noted["groups"] = len(set(noted["groups"]))
+    (FOLDER / f"{os.environ['RANK']}.json").write_text(json.dumps(noted))
+
+
+def attention(operator: Callable[..., Any]) -> Callable[..., Any]:
+    """npu_fusion_attention with its first three results alone, which are the tensors."""
+    return lambda *arguments, **options: operator(*arguments, **options)[:3]
+
+
+def remember(kind: Any, made: list[Any]) -> None:
+    """Collects what is made of a class."""
+    before = kind.__init__
+
+    def init(self: Any, *arguments: Any, **options: Any) -> None:
+        before(self, *arguments, **options)
+        made.append(self)
+
+    kind.__init__ = init
+
+
+def note_layers(kind: Any) -> None:
+    """What a layer keeps, in a forward pass that keeps anything: under recompute, the one of the backward pass."""
+    before = kind.forward
+
+    def forward(self: Any, *arguments: Any, **options: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return before(self, *arguments, **options)
+        with Kept(self) as kept:
+            result = before(self, *arguments, **options)
+        noted["layer"] = max(noted["layer"], sum(kept.sizes.values()))
+        return result
+
+    kind.forward = forward
+
+
+def note_loss(kind: Any) -> None:
+    """The logits as the model gives them, and the most that the cross-entropy allocates beside them."""
+    before = kind.compute_language_model_loss
+
+    def loss(self: Any, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+            result: torch.Tensor = before(self, labels, logits)
+        noted["logits"] = max(noted["logits"], logits.nbytes + peak_of(record))
+        return result
+
+    kind.compute_language_model_loss = loss
+
+
+def note_groups() -> None:
+    """Groups of several processes that exchange anything over the NPUs' backend: each is a communicator of HCCL."""
+    from torch.distributed import ProcessGroup, get_backend
+
+    def wrap(name: str) -> None:
+        before = getattr(ProcessGroup, name)
+
+        def call(self: Any, *arguments: Any, **options: Any) -> Any:
+            if self.size() > 1 and get_backend(self) != "gloo":
+                noted["groups"].append(id(self))
+            return before(self, *arguments, **options)
+
+        setattr(ProcessGroup, name, call)
+
+    for name in vars(ProcessGroup):
+        if name in ("allreduce", "broadcast", "allgather", "reduce", "send", "recv", "barrier", "alltoall_base") or (
+            name.startswith(("_allgather_base", "_reduce_scatter_base", "reduce_scatter", "alltoall"))
+        ):
+            wrap(name)
+
+
+def state_bytes(optimizer: Any) -> int:
+    """fp32 copies of the weights, and what Adam keeps of each. Views of the model's own weights are not copies."""
+    copies = [tensor for group in optimizer.shard_fp32_from_float16_groups for tensor in group]
+    moments = [value for state in optimizer.optimizer.state.values() for value in state.values()]
+    return sum(tensor.nbytes for tensor in [*copies, *moments] if isinstance(tensor, torch.Tensor))
+
+
+def peak_of(record: Any) -> int:
+    """Most bytes that torch has allocated at once since the record began."""
+    events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
+    alive = most = 0
+    for event in sorted(events, key=lambda event: event.start_us()):
+        alive += event.nbytes()
+        most = max(most, alive)
+    return most
+
+
+if __name__ == "__main__":
+    main()
