@@ -40,7 +40,7 @@ NEEDS = {
 PROGRAMS = "make openpangu-sft docker apt-get export sbatch squeue kubectl python sha256sum git pytest jq npu-smi tail "
 PROGRAMS += "mkdir cp tar cat df du hccn_tool rm"
 _COMMAND = re.compile(
-    rf"(?:[A-Z_]+=\S* +)*(?:(?:{'|'.join(PROGRAMS.split())}|\.venv/bin/\w+|scripts/[\w/]+\.sh)(?= \S| *#| *$))"
+    rf"(?:[A-Z_]+=\S* +)*(?:(?:{'|'.join(PROGRAMS.split())}|\.venv/bin/[\w-]+|scripts/[\w/]+\.sh)(?= \S| *#| *$))"
 )
 _MARK = re.compile(r"\bneeds (?P<needs>[\w ]+?)(?= *(?:-->|[.;:,)]|$))|\brun by (?P<by>[\w./]+\w)")
 
