@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import click
 import pytest
 
 from conftest import ROOT, TINY, conversation, write_samples
+from openpangu_sft.cli import app
+from openpangu_sft.recipe_file import load_recipe
 
 STAGES = [
     "format",
@@ -71,10 +75,50 @@ def test_nothing_there_is_one_line_that_names_the_path(stage: str, tmp_path: Pat
 
 def test_a_missing_recipe_and_a_wrong_option() -> None:
     assert "no such recipe file" in run("sft", "--recipe", "recipes/none.yaml").stderr
-    finished = run("sft", "--recipes", "x")
-    assert finished.returncode == 2
-    assert "No such option" in finished.stderr
-    assert "Traceback" not in finished.stderr
+
+
+SEE = "openpangu-sft {} --help shows what there is"
+CHOICES = "Invalid value for '--dtype': 'bf61' is not one of 'fp32', 'bf16', 'fp16'"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["sft", "--recipes", "x"], "sft: No such option: --recipes -> did you mean --recipe?"),
+        (["sft", "--xyzzy"], f"sft: No such option: --xyzzy -> {SEE.format('sft')}"),
+        (["sfft"], "no such command: sfft -> did you mean sft?"),
+        (["exprot", "--iteration", "1"], "no such command: exprot -> did you mean export?"),
+        (["xyzzy"], "no such command: xyzzy -> openpangu-sft --help shows what there is"),
+        (["convert", "--dtype", "bf61"], f"convert: {CHOICES} -> {SEE.format('convert')}"),
+        (["kubernetes"], f"kubernetes: Missing option '--claim' -> {SEE.format('kubernetes')}"),
+    ],
+)
+def test_a_mistyped_call_is_one_line_with_what_is_nearest(arguments: list[str], said: str) -> None:
+    finished = run(*arguments)
+    assert (finished.returncode, finished.stdout) == (2, "")
+    assert finished.stderr == f"openpangu-sft: {said}\n"
+
+
+def example_of(command: click.Command, name: str) -> list[str]:
+    """The words behind `openpangu-sft NAME` in the one example of its help; what is the shell's is left out."""
+    shown = command.get_help(click.Context(command, info_name=f"openpangu-sft {name}"))
+    [line] = re.findall(r"^ *Example: (.*)$", shown, re.MULTILINE)
+    words = shlex.split(line.partition(" > ")[0])
+    while "=" in words[0]:
+        words.pop(0)
+    assert words[:2] == ["openpangu-sft", name]
+    return words[2:]
+
+
+@pytest.mark.parametrize(("name", "command"), app.commands.items())
+def test_every_command_has_an_example_that_it_takes(name: str, command: click.Command) -> None:
+    context = command.make_context(name, example_of(command, name))
+    if "overrides" in context.params:
+        load_recipe(ROOT / context.params["recipe_file"], context.params["overrides"])
+
+
+def test_the_list_of_commands_says_in_whole_what_each_is_for() -> None:
+    assert "..." not in run("--help").stdout.replace("[ARGS]...", "")
 
 
 def test_version() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -84,7 +85,7 @@ class Make:
         program.chmod(0o755)
         shutil.copy(ROOT / "Makefile", directory)
         (directory / "scripts/image").mkdir(parents=True)
-        for script in ("run.sh", "npus.sh", "image/names.sh"):
+        for script in ("run.sh", "npus.sh", "image/names.sh", "targets.awk"):
             shutil.copy(ROOT / "scripts" / script, directory / "scripts" / script)
         (directory / "VERSION").write_text("1.2.3\n")
         self.setup = directory / "scripts/setup.sh"
@@ -93,7 +94,7 @@ class Make:
 
     def __call__(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            ["make", "setup_script=true", "VENV=the venv", *arguments],
+            ["make", "VENV=the venv", *arguments],
             cwd=self.directory,
             env={"PATH": os.environ["PATH"], "RUNTIME": "host", **environment},
             capture_output=True,
@@ -110,14 +111,103 @@ def make(tmp_path: Path) -> Make:
     return Make(tmp_path)
 
 
+def refusal(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line that make is refused with; it has done nothing."""
+    assert (done.returncode, done.stdout) == (2, "")
+    ours, own = done.stderr.splitlines()
+    assert re.fullmatch(r"Makefile:\d+: \*\*\* nothing was done\.  Stop\.", own)
+    assert ours.startswith("openpangu-sft: ")
+    return ours[len("openpangu-sft: ") :]
+
+
 def test_help_is_the_default_and_names_every_target(make: Make) -> None:
     shown = make().stdout
     assert shown == make("help").stdout
     for target in TARGETS:
-        assert f"  make {target} " in shown
+        assert f"\n  {target:13} " in shown
     for variable in VARIABLES:
-        assert f"\n  {variable} " in shown
+        assert re.search(rf"^  {variable}(?: |$)", shown, re.MULTILINE)
     assert f"\n  {', '.join(URLS)}\n" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_help_fits_the_terminal(make: Make, width: int) -> None:
+    shown = make("help", COLUMNS=str(width)).stdout
+    assert width - 20 < max(map(len, shown.splitlines())) <= width
+    assert "".join(shown.split()) == "".join(make("help").stdout.split())
+
+
+def test_a_variable_is_shown_at_its_targets_and_by_itself(make: Make) -> None:
+    shown = make().stdout
+    assert re.search(r"^  preprocess .* \[SHARD\]$", shown, re.MULTILINE)
+    assert re.search(r"^  SHARD +for preprocess: ", shown, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["sft", "RECPE=x"], "make knows no variable RECPE -> did you mean RECIPE?"),
+        (["sft", "recipe=x y"], "make knows no variable recipe -> did you mean RECIPE?"),
+        (["convert", "ITER=3"], "make knows no variable ITER -> did you mean ITERATION?"),
+        (["sft", "LEARNING_RATE=1"], "make knows no variable LEARNING_RATE -> make help lists what there is"),
+        (["preproces"], "make knows no target preproces -> did you mean preprocess?"),
+        (["sft", "exprot"], "make knows no target exprot -> did you mean export?"),
+        (["train"], "make knows no target train -> make help lists what there is"),
+        (["sft", "SHARD=1/2"], "make sft takes no SHARD -> it is for preprocess"),
+        (["SHARD=1/2"], "make help takes no SHARD -> it is for preprocess"),
+        (["sft", "merge", "FROM=$x"], "make sft merge takes no FROM -> it is for convert, export, load"),
+        (["sft", "RUNTIME=dokcer"], "RUNTIME is docker or host, not dokcer -> did you mean docker?"),
+        (["sft", "TARGET=gpu"], "TARGET is npu or cpu, not gpu -> did you mean npu or cpu?"),
+        (["sft", "TARGET=ascend"], "TARGET is npu or cpu, not ascend -> take npu or cpu"),
+        (["verify", "ONLY=tensor"], "ONLY is tensors or manifest, not tensor -> did you mean tensors?"),
+        (["export", "FORM=lama"], "FORM is llama or openpangu, not lama -> did you mean llama?"),
+        (["convert", "DTYPE=bf61"], "DTYPE is fp32, bf16 or fp16, not bf61 -> did you mean bf16?"),
+        (["sft", "DRY_RUN=yes"], "DRY_RUN is 0 or 1, not yes -> take 0 or 1"),
+    ],
+)
+def test_a_mistake_is_answered_with_what_is_nearest(make: Make, given: list[str], said: str) -> None:
+    assert refusal(make(*given)) == said
+    assert not make.calls.exists()
+
+
+def test_what_the_environment_holds_is_no_mistake(make: Make) -> None:
+    assert make("sft", RECPE="x", SHARD="1/2", SIZE="3", EDITOR="vi").returncode == 0
+
+
+def test_make_within_make_is_not_asked_for_what_it_was_handed(make: Make) -> None:
+    (make.directory / "outer.mk").write_text("all:\n\t@$(MAKE) sft\n")
+    assert make("-f", "outer.mk", "SHARD=1/2").returncode == 0
+    assert make.called_with()[0] == "sft"
+
+
+@pytest.mark.parametrize(
+    "given", [["MASTER_ADDR=10.0.0.1", "NODE_RANK=1"], ["HCCL_IF_IP=x"], ["DOCKER=podman"], ["RUNTIME=", "DRY_RUN=0"]]
+)
+def test_what_all_targets_take(make: Make, given: list[str]) -> None:
+    done = make("sft", *given)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def lines_of_variables() -> list[tuple[str, str]]:
+    """Every variable with every target that its line names."""
+    text = re.sub(r"\n##=  +", "  ", (ROOT / "Makefile").read_text())
+    found = re.findall(r"^##= ([A-Z_, ]+?)  +for ([a-z, -]+): ", text, re.MULTILINE)
+    return [(name, target) for names, targets in found for name in names.split(", ") for target in targets.split(", ")]
+
+
+@pytest.mark.parametrize(("variable", "target"), lines_of_variables())
+def test_a_target_uses_the_variables_that_its_help_names(make: Make, variable: str, target: str) -> None:
+    """They are in the commands that would run, or in the environment that a script of theirs reads."""
+    value = {"DRY_RUN": "1", "JSON": "1", "DTYPE": "bf16", "FORM": "llama", "ONLY": "tensors"}.get(variable, "xyzzy")
+    done = make("-n", target, f"{variable}={value}")
+    assert done.returncode == 0, done.stderr
+    scripts = [ROOT / script for script in re.findall(r"scripts/[a-z_/]+\.sh", done.stdout)]
+    if "scripts/image/diff.sh" in done.stdout:
+        scripts.append(ROOT / "scripts/image/build.sh")
+    reads = "".join(script.read_text() for script in scripts)
+    own = {"DRY_RUN": "--dry-run", "JSON": "--json"}.get(variable, value)
+    assert own in done.stdout or re.search(rf"\b{variable}\b", reads) or variable in ("PYTEST_ADDOPTS", "PROMPT", *URLS)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -149,8 +239,8 @@ def test_a_part_of_the_inputs_is_for_preprocess_alone(make: Make) -> None:
     make("preprocess", "SHARD=3/16")
     assert make.called_with() == ["preprocess", "--recipe", "recipes/openpangu-1b.yaml", "--shard=3/16"]
     make.calls.unlink()
-    make("merge", "SHARD=3/16")
-    assert make.called_with() == ["merge", "--recipe", "recipes/openpangu-1b.yaml"]
+    assert refusal(make("merge", "SHARD=3/16")) == "make merge takes no SHARD -> it is for preprocess"
+    assert not make.calls.exists()
 
 
 def test_settings_are_shown_one_by_one(make: Make) -> None:
@@ -273,6 +363,32 @@ def test_plan(make: Make) -> None:
 def test_dry_run(make: Make) -> None:
     make("sft", "DRY_RUN=1")
     assert make.called_with() == ["sft", "--recipe", "recipes/openpangu-1b.yaml", "--dry-run"]
+    make.calls.unlink()
+    make("sft", "DRY_RUN=0")
+    assert make.called_with() == ["sft", "--recipe", "recipes/openpangu-1b.yaml"]
+
+
+def test_a_hand_over_has_what_its_makefile_reads(tmp_path: Path) -> None:
+    (tmp_path / "scripts/image").mkdir(parents=True)
+    copies = re.findall(r'^cp .*"\$folder/[a-z/]*"$', (ROOT / "scripts/image/save.sh").read_text(), re.MULTILINE)
+    assert len(copies) > 2
+    subprocess.run(
+        ["bash", "-ec", "\n".join(copies)], cwd=ROOT, env={**os.environ, "folder": str(tmp_path)}, check=True
+    )
+
+    def handed(*arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = {"PATH": os.environ["PATH"]}
+        return subprocess.run(["make", *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    assert "\n  sft " in handed("help").stdout
+    assert refusal(handed("sft", "NPU=0")) == "make knows no variable NPU -> did you mean NPUS?"
+
+
+def test_a_hand_over_has_no_environment(make: Make) -> None:
+    make.setup.unlink()
+    done = make("lint")
+    assert done.returncode == 2
+    assert done.stderr.startswith("openpangu-sft: a hand-over has no code for this target -> take a clone\n")
 
 
 def test_doctor(make: Make) -> None:

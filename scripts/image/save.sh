@@ -31,7 +31,7 @@ container=$("$docker" create "$image")
 for file in versions sbom; do "$docker" cp "$container:/opt/openpangu/$file.json" "$folder/$file.json" >/dev/null; done
 "$docker" cp "$container:/opt/openpangu/app/recipes" "$folder/recipes" >/dev/null
 cp Makefile docker-compose.yml LICENSE "$folder/"
-cp scripts/run.sh scripts/npus.sh scripts/compose.sh "$folder/scripts/"
+cp scripts/run.sh scripts/npus.sh scripts/compose.sh scripts/targets.awk "$folder/scripts/"
 cp scripts/image/names.sh scripts/image/load.sh "$folder/scripts/image/"
 sed -e "s/@VERSION@/$version/g; s/@TARGET@/$target/g; s/@COMMIT@/$commit/g; s/@MACHINE@/$machine/g" \
     scripts/image/handover.md >"$folder/README.md"

@@ -14,7 +14,7 @@ from typing import NoReturn
 import click
 
 from openpangu_sft.commands import checkpoints, checks, data, evaluation, planning, training, upstream
-from openpangu_sft.commands.base import app
+from openpangu_sft.commands.base import UnknownCommand, app
 from openpangu_sft.errors import Interrupted, UserError, explain_os_error
 from openpangu_sft.sft.launch import worker_rank
 
@@ -41,7 +41,7 @@ def main() -> NoReturn:
 def _run() -> int:
     """Runs the command; returns the exit code."""
     try:
-        code = app(standalone_mode=False)  # an exit code where --help or --version ended it
+        code = app(prog_name="openpangu-sft", standalone_mode=False)  # an exit code where --help or --version ended it
     except UserError as error:
         return _say(str(error), 1)
     except OSError as error:
@@ -52,11 +52,24 @@ def _run() -> int:
     except (KeyboardInterrupt, click.Abort):
         return _say("interrupted; nothing half-written is left", 128 + signal.SIGINT)
     except click.ClickException as error:
-        error.show()
-        return error.exit_code
+        return _say(_explain(error), error.exit_code)
     except SystemExit as request:  # of torchrun's agent
         return request.code if isinstance(request.code, int) else 1
     return code if isinstance(code, int) else 0
+
+
+def _explain(error: click.ClickException) -> str:
+    """A mistake in the arguments, in one line as those of the recipe."""
+    command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "openpangu-sft"
+    what, remedy = error.format_message(), f"{command} --help shows what there is"
+    if isinstance(error, click.NoSuchOption):
+        what = error.message
+        if error.possibilities:
+            remedy = f"did you mean {' or '.join(error.possibilities)}?"
+    if isinstance(error, UnknownCommand) and error.near:
+        remedy = f"did you mean {error.near}?"
+    where = command.partition(" ")[2] or None  # which command of openpangu-sft
+    return str(UserError(" ".join(what.split()).rstrip("."), where=where, remedy=remedy))
 
 
 def _say(message: str, code: int) -> int:

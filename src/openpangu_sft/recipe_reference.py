@@ -6,7 +6,7 @@ Run as: python -m openpangu_sft.recipe_reference > docs/recipe.md
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, get_args
+from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -37,23 +37,33 @@ def _rows(prefix: str, section: Any) -> Iterator[tuple[str, str, str, str]]:
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from _rows(key, field.annotation)
         else:
-            default = "" if field.is_required() else "none" if field.default is None else f"`{field.default}`"
-            yield f"`{key}`", _values(field), default, field.description or ""
+            yield f"`{key}`", _values(field), _default(field), field.description or ""
+
+
+def _default(field: FieldInfo) -> str:
+    """As YAML has it."""
+    if field.is_required():
+        return ""
+    if field.default is None:
+        return "none"
+    return f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
 
 
 def _values(field: FieldInfo) -> str:
-    choices = get_args(field.annotation)
-    if list[int] in choices:
-        return "a list of integers"
-    if choices:
-        return ", ".join(f"`{choice}`" for choice in choices)
-    kind = {str: "text", int: "integer", float: "number", bool: "`true`, `false`"}[field.annotation]  # type: ignore[index]
+    kind = field.annotation
+    if get_origin(kind) is Union:  # Optional
+        (kind,) = (each for each in get_args(kind) if each is not type(None))
+    if get_origin(kind) is Literal:
+        return ", ".join(f"`{choice}`" for choice in get_args(kind))
+    if get_origin(kind) is list:
+        return f"a list of {_KINDS[get_args(kind)[0]]}s"
     limits = [
         f"{sign} {getattr(limit, name)}" for limit in field.metadata for name, sign in _SIGNS if hasattr(limit, name)
     ]
-    return " ".join([kind, ", ".join(limits)]).strip()
+    return " ".join([_KINDS[kind], ", ".join(limits)]).strip()
 
 
+_KINDS: dict[Any, str] = {str: "text", int: "integer", float: "number", bool: "`true`, `false`"}
 _SIGNS = (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤"))
 
 

@@ -65,7 +65,7 @@ def test_help_of_a_hand_over_names_its_targets(engine: Engine, saved: Path, plac
     subprocess.run(["tar", "-xf", str(saved), "-C", str(place), "--exclude", "image.tar.gz"], check=True)
     done = engine.make(folder=place / saved.stem)
     assert done.returncode == 0
-    assert "make preprocess" in done.stdout
+    assert "\n  preprocess " in done.stdout
     said = (place / saved.stem / "README.md").read_text()
     assert f"# openpangu-sft {__version__}, cpu, " in said
     assert "@" not in said

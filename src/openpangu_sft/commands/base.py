@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,27 @@ from openpangu_sft.recipe import Recipe
 DEFAULT_RECIPE = "recipes/openpangu-1b.yaml"
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class UnknownCommand(click.UsageError):
+    """A command that there is not; `near` is the most similar one, if any is."""
+
+    def __init__(self, name: str, near: Optional[str], context: click.Context) -> None:
+        self.near = near
+        super().__init__(f"no such command: {name}", context)
+
+
+class Commands(click.Group):
+    """A group that answers a mistyped command with the nearest one, as click does for options."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[Optional[str], Optional[click.Command], list[str]]:
+        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            close = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
+            raise UnknownCommand(args[0], close[0] if close else None, ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, message="%(version)s")
 def app() -> None:
     """Fine-tune openPangu: one command per stage, each reading one recipe.

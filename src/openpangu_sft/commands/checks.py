@@ -22,9 +22,12 @@ from openpangu_sft.recipe_file import load_recipe
 def doctor_command(
     context: click.Context, recipe_file: Path, overrides: tuple[str, ...], as_text: bool, peers: tuple[str, ...]
 ) -> None:
-    """What this machine has and lacks for the recipe, each with its remedy.
+    """What this machine has and lacks for the recipe.
 
-    The exit code is 1 when a check has failed, 0 with warnings. Nothing is changed.
+    Each with its remedy. The exit code is 1 when a check has failed, 0 with warnings. Nothing is changed.
+
+    \b
+    Example: openpangu-sft doctor --recipe recipes/demo.yaml --json
     """
     from openpangu_sft.doctor.examine import examine
     from openpangu_sft.doctor.finding import State

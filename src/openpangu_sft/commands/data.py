@@ -21,7 +21,11 @@ SHARDS_ON_A_SCREEN = 12
 
 @stage("format")
 def format_command(recipe_file: Path, overrides: tuple[str, ...]) -> None:
-    """Raw conversations to samples."""
+    """Raw conversations to samples.
+
+    \b
+    Example: openpangu-sft format --set paths.raw=/data/raw --set data.on_bad_sample=skip
+    """
     from openpangu_sft.format_stage import run_format
 
     recipe = load_recipe(recipe_file, overrides)
@@ -60,7 +64,11 @@ def preprocess_command(recipe_file: Path, overrides: tuple[str, ...], shard: Opt
 
 @stage("merge")
 def merge_command(recipe_file: Path, overrides: tuple[str, ...]) -> None:
-    """All shards to the one dataset that training reads."""
+    """All shards to the one dataset that training reads.
+
+    \b
+    Example: openpangu-sft merge --set paths.shards=/data/shards
+    """
     from openpangu_sft.dataset.merge import run_merge
 
     recipe = load_recipe(recipe_file, overrides)
@@ -76,7 +84,11 @@ def merge_command(recipe_file: Path, overrides: tuple[str, ...]) -> None:
 def preview_command(
     recipe_file: Path, overrides: tuple[str, ...], sample: Optional[int], count: Optional[int], html: Optional[Path]
 ) -> None:
-    """What training will see: numbers and samples, token by token."""
+    """What training will see: numbers and samples, token by token.
+
+    \b
+    Example: openpangu-sft preview --sample 42 --html sample42.html
+    """
     without_torch()
     from openpangu_sft.preview.stage import run_preview
     from openpangu_sft.preview.terminal import show as show_preview
@@ -94,6 +106,9 @@ def inspect_command(recipe_file: Path, overrides: tuple[str, ...], dataset: Opti
     """Check a packed dataset, ours or MindSpeed-LLM's.
 
     DATASET is a directory or a path prefix; without it, the recipe's paths.dataset.
+
+    \b
+    Example: openpangu-sft inspect /cache/finetune_dataset/shards/demo
     """
     from openpangu_sft.dataset.inspection import run_inspect
 

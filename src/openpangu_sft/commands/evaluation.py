@@ -21,7 +21,9 @@ from openpangu_sft.recipe_file import load_recipe
 def evaluate_command(
     recipe_file: Path, overrides: tuple[str, ...], prompts: Optional[Path], iteration: Optional[str]
 ) -> None:
-    """Loss on held-out conversations, and answers, before training and after.
+    """Loss on held-out conversations, and answers.
+
+    Before training and after.
 
     \b
     Example: openpangu-sft evaluate --iteration all --prompts prompts.txt
@@ -43,7 +45,9 @@ def report_command(
     other: Optional[Path],
     html: Optional[Path],
 ) -> None:
-    """One page about a run: curves, data, answers, and what made it; or two runs side by side.
+    """One page about a run, or about two.
+
+    Curves, data, answers, and what made it; or two runs side by side.
 
     \b
     Example: openpangu-sft report --run /cache/sft_outputs --with /cache/sft_lower_lr

@@ -28,7 +28,13 @@ def plan_command(
     tokens_per_second: Optional[float],
     as_text: bool,
 ) -> None:
-    """Before a run: memory by part and whether it fits, epochs, disk, time."""
+    """Before a run: what it will need.
+
+    Memory by part and whether it fits, epochs, disk, time.
+
+    \b
+    Example: openpangu-sft plan --memory 64 --set train.recompute.granularity=none
+    """
     from openpangu_sft.plan.report import as_json, make_report
     from openpangu_sft.plan.show import show_report
 

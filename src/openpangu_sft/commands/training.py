@@ -20,7 +20,11 @@ from openpangu_sft.sft.launch import worker_rank
 @stage("sft")
 @click.option("--dry-run", is_flag=True, help="for the mindspeed engine: only print its environment and command")
 def sft_command(recipe_file: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
-    """Fine-tune; run again, it goes on where it was."""
+    """Fine-tune; run again, it goes on where it was.
+
+    \b
+    Example: openpangu-sft sft --set train.lr=1e-5 --set train.iterations=1000
+    """
     from openpangu_sft.sft.stage import run_sft
 
     recipe = load_recipe(recipe_file, overrides)
@@ -34,7 +38,11 @@ def sft_command(recipe_file: Path, overrides: tuple[str, ...], dry_run: bool) ->
 
 @stage("curve")
 def curve_command(recipe_file: Path, overrides: tuple[str, ...]) -> None:
-    """Draw loss.png of a run as it is now, also while it trains."""
+    """Draw loss.png of a run as it is now, also while it trains.
+
+    \b
+    Example: openpangu-sft curve --set paths.run=/cache/sft_outputs
+    """
     from openpangu_sft.sft.metrics import draw_curve, read_metrics
 
     run = load_recipe(recipe_file, overrides).path("run")
@@ -50,7 +58,11 @@ def curve_command(recipe_file: Path, overrides: tuple[str, ...]) -> None:
 def chat_command(
     recipe_file: Path, overrides: tuple[str, ...], prompt: Optional[str], system: str, model: Optional[Path]
 ) -> None:
-    """Ask a checkpoint."""
+    """Ask a checkpoint.
+
+    \b
+    Example: openpangu-sft chat --model /cache/ckpts/pangu_model --prompt 你好
+    """
     recipe = load_recipe(recipe_file, overrides)
     from openpangu_sft.chat import Chat, converse, default_checkpoint
     from openpangu_sft.sample import Message
@@ -67,7 +79,11 @@ def chat_command(
 
 @stage("demo", default_recipe="recipes/demo.yaml")
 def demo_command(recipe_file: Path, overrides: tuple[str, ...]) -> None:
-    """Every stage with a small model, on this machine."""
+    """Every stage with a small model, on this machine.
+
+    \b
+    Example: openpangu-sft demo --set paths.cache=/tmp/demo
+    """
     from openpangu_sft.demo.run import run_demo
 
     run_demo(load_recipe(recipe_file, overrides), recipe_file, overrides)

@@ -18,6 +18,9 @@ def sources_command() -> None:
 
     The commits of patches/upstream.toml, with the patches applied, in the folder .sources of this clone.
     MEGATRON_LM_URL, MINDSPEED_URL and MINDSPEED_LLM_URL name other places to fetch from.
+
+    \b
+    Example: MINDSPEED_URL=/srv/mirrors/MindSpeed openpangu-sft sources
     """
     from openpangu_sft.upstream import SOURCES, make_sources
 
@@ -34,7 +37,9 @@ def sources_command() -> None:
 
 @stage("slurm")
 def slurm_command(recipe_file: Path, overrides: tuple[str, ...]) -> None:
-    """A Slurm script that trains on parallel.nodes machines, on stdout.
+    """A Slurm script for several machines, on stdout.
+
+    As many as parallel.nodes says.
 
     \b
     Example: openpangu-sft slurm --set parallel.nodes=4 > sft.sbatch
@@ -50,7 +55,9 @@ def slurm_command(recipe_file: Path, overrides: tuple[str, ...]) -> None:
 @click.option("--claim", required=True, help="the PersistentVolumeClaim that is /cache in every pod")
 @click.option("--image", help="as the cluster can pull it (this version's npu image)")
 def kubernetes_command(recipe_file: Path, overrides: tuple[str, ...], claim: str, image: Optional[str]) -> None:
-    """A Kubernetes (Volcano) job that trains on parallel.nodes machines, on stdout.
+    """A Kubernetes (Volcano) job, on stdout.
+
+    It trains on parallel.nodes machines.
 
     \b
     Example: openpangu-sft kubernetes --claim pangu --set parallel.nodes=4 > sft.yaml
@@ -64,10 +71,13 @@ def kubernetes_command(recipe_file: Path, overrides: tuple[str, ...], claim: str
 @app.command("smoke")
 @click.option("--cache", type=Path, default=Path(".cache/smoke"), show_default=True, help="where; it is emptied first")
 def smoke_command(cache: Path) -> None:
-    """MindSpeed-LLM's own commands and ours, side by side, on the stand-in for NPUs; in minutes.
+    """MindSpeed-LLM on a CPU compared with ours, in minutes.
 
-    A small model through preprocess, merge, convert, training in every parallel way, resume and export; what both
-    sides make is compared.
+    Its own commands and ours, side by side, on the stand-in for NPUs: a small model through preprocess, merge, convert,
+    training in every parallel way, resume and export; what both sides make is compared.
+
+    \b
+    Example: openpangu-sft smoke --cache /tmp/smoke
     """
     from openpangu_sft.mindspeed.smoke import Smoke
 
