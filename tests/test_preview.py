@@ -267,7 +267,7 @@ def test_an_id_that_the_tokenizer_does_not_have(recipe: Recipe) -> None:
 def test_the_page_replaces_nothing_but_a_page(recipe: Recipe, tmp_path: Path, name: str) -> None:
     (tmp_path / "notes.txt").write_text("mine", "utf-8")
     (tmp_path / "there.html").mkdir()
-    assert refusal(recipe, html=tmp_path / name).endswith("-> name another file with --html")
+    assert refusal(recipe, html=tmp_path / name).endswith("-> name another file with HTML=…")
     assert (tmp_path / "notes.txt").read_text("utf-8") == "mine"
 
 

@@ -2,65 +2,27 @@
 
 from __future__ import annotations
 
-import html
-import json
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
 import matplotlib.image
 import numpy as np
 import pytest
 
+from browser import HOSTILE, POLICY, browse, measured, needs_browser, require_harmless
 from conftest import MakeRecipe, conversation, write_samples
 from openpangu_sft.dataset.merge import run_merge
 from openpangu_sft.dataset.preprocess import run_preprocess
 from openpangu_sft.preview.stage import Preview, run_preview
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on PATH")
-
-# what each of them would do is seen in the document's data-acted
-ACT = "document.documentElement.dataset.acted=1"
-HOSTILE = f'<script>{ACT}</script><img src=x onerror="{ACT}"></span></div></main><svg onload="{ACT}">"\'&amp;'
 SAMPLES = [
     conversation("Ask", HOSTILE, HOSTILE, "done", system=HOSTILE),
     conversation("写一首诗", "床前明月光，\n疑是地上霜。🎉\n" * 4, "Thanks", "  " + "unbroken" * 30),
     conversation("Hi", "Hello"),
 ]
-POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
-
-MEASURE = """
-<body><pre id="result"></pre><script>
-const page = PAGE, widths = [1280, 420, 320], found = {};
-let left = widths.length;
-for (const width of widths) {
-  const frame = document.createElement("iframe");
-  frame.style.cssText = `width:${width}px;height:900px;border:0`;
-  frame.onload = () => {
-    const inside = frame.contentDocument, view = frame.contentWindow;
-    const style = (name) => Array.from(inside.querySelectorAll(`.sample .${name}`), (token) => {
-      const computed = view.getComputedStyle(token), names = ["color", "backgroundColor", "borderBottomColor"];
-      return names.map((name) => computed[name]).join(" ");
-    });
-    found[width] = {
-      overflow: inside.documentElement.scrollWidth - view.innerWidth,
-      trained: style("trained"), ignored: style("ignored"),
-      scripts: inside.querySelectorAll("script").length,
-      acted: inside.documentElement.dataset.acted || document.documentElement.dataset.acted || "",
-      requests: view.performance.getEntriesByType("resource").length,
-      outside: inside.querySelectorAll("body > :not(main)").length,
-    };
-    if (!--left) document.getElementById("result").textContent = JSON.stringify(found);
-  };
-  frame.srcdoc = page;
-  document.body.append(frame);
-}
-</script>
-"""
+SEEN = 'trained: all(".sample .trained", look), ignored: all(".sample .ignored", look),'
 
 
 @pytest.fixture
@@ -130,41 +92,14 @@ def test_page_needs_nothing_and_holds_nothing_that_acts(previewed: tuple[Preview
     assert "prefers-color-scheme: dark" in style[0]
 
 
-def browse(page: Path, *options: str) -> str:
-    """Opens a page in headless Chromium, for which no network is there; returns what it prints."""
-    assert BROWSER
-    command = [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
-    command += [
-        f"--user-data-dir={page.parent / 'profile'}",
-        "--proxy-server=127.0.0.1:9",
-        "--virtual-time-budget=20000",
-    ]
-    finished = subprocess.run(
-        [*command, *options, page.as_uri()], capture_output=True, text=True, timeout=180, check=True
-    )
-    return finished.stdout
-
-
-def measured(directory: Path, page: str) -> dict[str, dict[str, Any]]:
-    """Lays a page out in frames of several widths; returns what is found in each."""
-    wrapper = directory / "measure.html"
-    wrapper.write_text(MEASURE.replace("PAGE", json.dumps(page).replace("<", "\\u003c")), "utf-8")
-    result = re.search(r'<pre id="result">(.*?)</pre>', browse(wrapper, "--dump-dom", "--window-size=1400,1000"))
-    assert result
-    found: dict[str, dict[str, Any]] = json.loads(html.unescape(result.group(1)))
-    return found
-
-
 @needs_browser
 @pytest.mark.parametrize("policy", [True, False], ids=["as it is", "without its policy"])
 def test_browser_lays_it_out_and_runs_nothing(previewed: tuple[Preview, str], tmp_path: Path, policy: bool) -> None:
     preview, page = previewed
-    found = measured(tmp_path, page if policy else POLICY.sub("", page))
-    assert sorted(found) == ["1280", "320", "420"]
+    found = measured(tmp_path, page if policy else POLICY.sub("", page), SEEN)
+    require_harmless(found)
     trained = sum(segment.trained for segment in preview.segments)
-    for width, seen in found.items():
-        assert seen["overflow"] <= 0, width
-        assert (seen["scripts"], seen["acted"], seen["requests"], seen["outside"]) == (0, "", 0, 0)
+    for seen in found.values():
         assert len(seen["trained"]) == trained
         assert len(seen["ignored"]) == sum(segment.length for segment in preview.segments) - trained
         assert len(set(seen["trained"])) == 1
@@ -177,7 +112,7 @@ def test_browser_lays_it_out_and_runs_nothing(previewed: tuple[Preview, str], tm
 def test_browser_would_have_run_what_is_not_escaped(previewed: tuple[Preview, str], tmp_path: Path) -> None:
     """What the test above relies on: the hostile text acts where nothing keeps it from it."""
     _, page = previewed
-    found = measured(tmp_path, POLICY.sub("", page).replace("<main>", f"<main>{HOSTILE}"))
+    found = measured(tmp_path, POLICY.sub("", page).replace("<main>", f"<main>{HOSTILE}"), SEEN)
     assert {seen["acted"] for seen in found.values()} == {"1"}
 
 

@@ -15,6 +15,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
+from browser import HOSTILE, POLICY, browse, measured, needs_browser, require_harmless
 from conftest import ROOT, TINY, conversation, write_samples
 from openpangu_sft import __version__
 from openpangu_sft.artefact import MANIFEST, Manifest
@@ -32,10 +33,7 @@ from openpangu_sft.report.stage import run_report
 from openpangu_sft.sft.metrics import METRICS, read_metrics
 from openpangu_sft.sft.provenance import RECIPE, STARTS, read_starts
 from openpangu_sft.sft.stage import run_sft
-from test_preview_page import BROWSER, needs_browser
 
-ACT = "document.documentElement.dataset.acted=1"
-HOSTILE = f'<script>{ACT}</script><img src=x onerror="{ACT}"></div></section></main><svg onload="{ACT}">"\'&amp;'
 EVALUATED = ["data.validation_share=0.2", "chat.max_new_tokens=3"]
 
 
@@ -265,62 +263,29 @@ def test_a_line_cut_off_in_starts_is_left_out(recipe: Recipe) -> None:
     run_report(recipe)
 
 
-MEASURE = """
-<body><pre id="result"></pre><script>
-const found = {}, widths = [1280, 420, 320];
-let left = widths.length;
-for (const width of widths) {
-  const frame = document.createElement("iframe");
-  frame.style.cssText = `width:${width}px;height:900px;border:0`;
-  frame.onload = () => {
-    const inside = frame.contentDocument, view = frame.contentWindow;
-    const charts = Array.from(inside.querySelectorAll(".chart svg"), (svg) => svg.getBoundingClientRect());
-    found[width] = {
-      overflow: inside.documentElement.scrollWidth - view.innerWidth,
-      charts: charts.map((box) => [Math.round(box.width), Math.round(box.height)]),
-      lines: inside.querySelectorAll('.chart svg path[style*="#3f7fe0"]').length,
-      questions: inside.querySelectorAll(".question").length,
-      scripts: inside.querySelectorAll("script").length,
-      acted: inside.documentElement.dataset.acted || document.documentElement.dataset.acted || "",
-      requests: view.performance.getEntriesByType("resource").length,
-      outside: inside.querySelectorAll("body > :not(main)").length,
-    };
-    if (!--left) document.getElementById("result").textContent = JSON.stringify(found);
-  };
-  frame.srcdoc = PAGE;
-  document.body.append(frame);
-}
-</script>
+SEEN = """
+  charts: all(".chart svg", (svg) => [svg.getBoundingClientRect().width, svg.getBoundingClientRect().height]),
+  lines: all('.chart svg path[style*="#3f7fe0"]').length,
+  questions: all(".question").length,
 """
-
-
-def browse(path: Path, *arguments: str) -> str:
-    assert BROWSER
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000", *arguments]
-    done = subprocess.run([*command, f"file://{path}"], capture_output=True, text=True, timeout=120, check=True)
-    return done.stdout
 
 
 @needs_browser
 @pytest.mark.parametrize("two", [False, True])
+@pytest.mark.parametrize("policy", [True, False], ids=["as it is", "without its policy"])
 def test_a_browser_shows_it_at_every_width_and_runs_nothing(
-    recipe: Recipe, other: Path, tmp_path: Path, two: bool
+    recipe: Recipe, other: Path, tmp_path: Path, two: bool, policy: bool
 ) -> None:
     page = run_report(recipe, None, other if two else None).read_text("utf-8")
     evaluation = read_evaluation(recipe.path("run"))
     assert evaluation
-    frame = tmp_path / "measure.html"
-    frame.write_text(MEASURE.replace("PAGE", json.dumps(page).replace("</", "<\\/")), "utf-8")
-    dumped = browse(frame, "--dump-dom")
-    found = json.loads(re.search(r'<pre id="result">(\{.*?\})</pre>', dumped, re.DOTALL)[1])  # type: ignore[index]
-    for width in (1280, 420, 320):
-        seen = found[str(width)]
-        assert seen["overflow"] <= 0, width
+    found = measured(tmp_path, page if policy else POLICY.sub("", page), SEEN)
+    require_harmless(found)
+    for seen in found.values():
         assert len(seen["charts"]) == 4
-        assert all(w > 200 and 100 < h < w for w, h in seen["charts"]), seen["charts"]
+        assert all(width > 200 and 100 < height < width for width, height in seen["charts"]), seen["charts"]
         assert seen["lines"] >= 4
         assert seen["questions"] == len(evaluation.questions) > 0
-        assert (seen["scripts"], seen["acted"], seen["requests"], seen["outside"]) == (0, "", 0, 0)
 
 
 @needs_browser

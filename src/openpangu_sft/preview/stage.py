@@ -11,12 +11,14 @@ from openpangu_sft.chat_format import TEMPLATE_DIGEST
 from openpangu_sft.dataset.statistics import Rows, Statistics, measure
 from openpangu_sft.dataset.turns import Pieces, TurnRoles
 from openpangu_sft.errors import UserError, naming
+from openpangu_sft.page import render_page
 from openpangu_sft.places import require_page
 from openpangu_sft.preview.figures import Figures, figures_of
-from openpangu_sft.preview.page import render_page
 from openpangu_sft.preview.segments import Segment, SegmentReader
 from openpangu_sft.recipe import Recipe
 from openpangu_sft.tokenizer import Tokenizer, tokenizer_digest
+
+TEMPLATE = Path(__file__).with_name("page.html")
 
 SHOWN = 3
 """Samples that are shown where the user names none."""
@@ -86,7 +88,7 @@ def run_preview(
     preview = Preview(directory, recipe.path("hf"), recipe.data.seq_length, figures, segments)
     with naming(html.parent):
         html.parent.mkdir(parents=True, exist_ok=True)
-    write_durably(html, render_page(preview))
+    write_durably(html, render_page(TEMPLATE, preview=preview, figures=figures))
     return preview, html
 
 

@@ -1,8 +1,4 @@
-"""A report as one HTML page that needs nothing else: no network, no script, no file beside it.
-
-Names, settings, questions and answers are untrusted. Jinja escapes every value but the charts, which are ours, and the
-page's own policy forbids scripts and requests.
-"""
+"""What a report says, in words. Names, settings, questions and answers are untrusted; the charts are ours."""
 
 from __future__ import annotations
 
@@ -13,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Optional
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from openpangu_sft.errors import printable
+from openpangu_sft.page import render_page
 from openpangu_sft.report.charts import COLOURS, charts_of
 from openpangu_sft.report.run import Run
 
@@ -52,9 +47,8 @@ def render_report(runs: Sequence[Run]) -> str:
     Args:
         runs: one, or two to be compared.
     """
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["printable"] = printable
-    return environment.from_string(TEMPLATE.read_text("utf-8")).render(
+    return render_page(
+        TEMPLATE,
         runs=runs,
         colours=COLOURS,
         tiles=[Row(name, [figure(run) for run in runs]) for name, figure in _TILES.items()],
