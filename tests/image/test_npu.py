@@ -42,6 +42,17 @@ def test_no_npu_is_said_and_stages_work(engine: Engine, npu_image: str) -> None:
     assert done.stderr.startswith("openpangu-sft: no NPU is to be seen in this container")
 
 
+def test_doctor_names_what_an_npu_image_lacks_here(engine: Engine, npu_image: str) -> None:
+    done = said(engine, npu_image, "openpangu-sft", "doctor", "--json")
+    assert done.returncode == 1
+    checks = {entry["check"]: entry for entry in json.loads(done.stdout)["checks"]}
+    for name in ("NPUs", "device files", "CANN", "tensors"):
+        assert checks[name]["state"] == "failed", name
+    for name in ("Python", "packages", "patches"):
+        assert checks[name]["state"] == "ok", checks[name]
+    assert checks["torch_npu"]["found"] == "in the image, but off Python's path, as no NPU is to be seen"
+
+
 def test_torch_npu_that_does_not_import_is_said(engine: Engine, npu_image: str) -> None:
     """With devices and without CANN's libraries."""
     done = said(engine, npu_image, "true", options=("--device", "/dev/null:/dev/davinci_manager"))

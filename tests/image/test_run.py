@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -42,10 +44,25 @@ def test_the_demo_runs_as_a_plain_user_and_its_files_are_theirs(
     assert (user.cache / "demo/sft_outputs/loss.png").read_bytes().startswith(b"\x89PNG")
     made = list((user.cache / "demo").rglob("*"))
     assert {(path.stat().st_uid, path.stat().st_gid) for path in made} == {(user.uid, user.gid)}
+    assert (user.cache / "demo/sft_outputs/report.html").stat().st_uid == user.uid
+    start = json.loads((user.cache / "demo/sft_outputs/starts.jsonl").read_text().splitlines()[0])
+    assert re.fullmatch(rf"{CPU} sha256:[0-9a-f]{{64}}", start["image"])
     # a later stage by itself, which leaves its page in the clone
     done = user.run("make", "preview", "RECIPE=recipes/demo.yaml", "SET=paths.cache=/cache/demo", "HTML=page.html")
     assert done.returncode == 0, done.stderr
     assert (user.clone / "page.html").stat().st_uid == user.uid
+
+
+def test_doctor_and_plan_in_the_image(cpu_image: SimpleNamespace, user: SimpleNamespace) -> None:
+    done = user.run("make", "doctor", "RECIPE=recipes/demo.yaml", "SET=paths.cache=/cache/demo", "JSON=1")
+    assert done.returncode == 0, done.stdout
+    found = json.loads(done.stdout)
+    assert found["where"]["where"].startswith(f"in the image {CPU}")
+    states = {entry["check"]: entry["state"] for entry in found["checks"]}
+    assert (states["packages"], states["tensors"], states["NPUs"]) == ("ok", "ok", "skipped")
+    done = user.run("make", "plan", "JSON=1")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["parameters"] == 1_155_912_192
 
 
 def copied(data: Path, user: SimpleNamespace) -> None:
