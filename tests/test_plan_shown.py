@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from conftest import MakeRecipe, conversation, write_samples
+from conftest import ROOT, MakeRecipe, conversation, write_samples
 from openpangu_sft.artefact import Manifest
 from openpangu_sft.dataset.merge import run_merge
 from openpangu_sft.dataset.preprocess import run_preprocess
 from openpangu_sft.plan.report import make_report
 from openpangu_sft.plan.show import show_report
+from openpangu_sft.tables import stdout
 from test_cli import run, sets
 
 NARROW = {**os.environ, "COLUMNS": "80"}
@@ -23,8 +24,8 @@ NARROW = {**os.environ, "COLUMNS": "80"}
 def test_published_recipe_on_80_columns_with_nothing_there(tmp_path: Path) -> None:
     finished = run("plan", *sets(f"paths.cache={tmp_path}"), env=NARROW)
     assert finished.returncode == 0
-    assert finished.stdout == ""
-    text = finished.stderr
+    assert finished.stderr == ""
+    text = finished.stdout
     assert max(map(len, text.splitlines())) <= 80
     assert "mindspeed, 1,155,912,192 parameters, 8 x NPU: DP 4, CP 2, TP 1, PP 1" in text
     for row in (r"weights +│ 2.15", r"gradients +│ 4.31", r"optimizer state +│ 1.61", r"logits +│ 23.40"):
@@ -37,6 +38,14 @@ def test_published_recipe_on_80_columns_with_nothing_there(tmp_path: Path) -> No
     assert "make merge" in text
     assert "TOKENS_PER_SECOND" in text
     assert not list(tmp_path.iterdir())
+
+
+def test_the_table_in_the_document_is_what_is_shown(tmp_path: Path) -> None:
+    """As far as it does not depend on where it is run."""
+    text = (ROOT / "docs/plan.md").read_text("utf-8")
+    block = text[text.index("    mindspeed, 1,155,912,192") : text.index("    data and checkpoints")]
+    shown = run("plan", *sets(f"paths.cache={tmp_path}"), env=NARROW).stdout.partition("data and checkpoints")[0]
+    assert [line.strip() for line in block.splitlines()] == [line.strip() for line in shown.splitlines()]
 
 
 def test_json_is_on_stdout(tmp_path: Path) -> None:
@@ -65,8 +74,8 @@ def test_with_a_dataset(make_recipe: MakeRecipe, capsys: pytest.CaptureFixture[s
     assert report.counts == counts
     assert report.course is not None
     assert report.course.epochs == 120 / counts["packs"]
-    show_report(report)
-    shown = capsys.readouterr().err
+    show_report(report, stdout())
+    shown = capsys.readouterr().out
     assert f"{counts['packs']:,} packs" in shown
     assert "Logits of as many targets as a pack has in the mean" in shown
     longer = make_report(make_recipe("data.seq_length=256"), [32])

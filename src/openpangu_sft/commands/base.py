@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Callable, Optional
 
 import click
-from rich.table import Table
 
 from openpangu_sft import __version__
 from openpangu_sft.artefact import Manifest
-from openpangu_sft.progress import console
 from openpangu_sft.recipe import Recipe
+from openpangu_sft.tables import print_table
 
 DEFAULT_RECIPE = "recipes/openpangu-1b.yaml"
 
@@ -86,20 +84,3 @@ def readable(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name}: {readable(inner)}" for name, inner in value.items()) or "none"
     return str(value)
-
-
-def print_table(title: str, rows: dict[str, str]) -> None:
-    console.print(title, style="bold", soft_wrap=True, markup=False)
-    table = Table(show_header=False)
-    for name, value in rows.items():
-        table.add_row(name, value)
-    console.print(table)
-
-
-def print_rows(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table with a head."""
-    console.print(title, style="bold", soft_wrap=True, markup=False)
-    table = Table(*head)
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)

@@ -7,10 +7,11 @@ from typing import Optional
 
 import click
 
-from openpangu_sft.commands.base import print_rows, print_table, show, stage, without_torch
+from openpangu_sft.commands.base import show, stage, without_torch
 from openpangu_sft.errors import UserError
 from openpangu_sft.progress import console
 from openpangu_sft.recipe_file import load_recipe
+from openpangu_sft.tables import print_rows, print_table
 
 FROM = click.option("--from", "source", type=Path, metavar="DIR", help="another checkpoint, of any layout, or a run")
 ITERATION = click.option("--iteration", type=click.IntRange(0), metavar="N", help="of a run  [default: the newest]")

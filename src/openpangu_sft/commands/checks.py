@@ -7,12 +7,12 @@ import re
 from pathlib import Path
 
 import click
-from rich.console import Console
 
 from openpangu_sft.commands.base import stage
 from openpangu_sft.errors import UserError
 from openpangu_sft.progress import console
 from openpangu_sft.recipe_file import load_recipe
+from openpangu_sft.tables import stdout
 
 
 @stage("doctor")
@@ -49,5 +49,5 @@ def doctor_command(
     if as_text:
         print(as_json(where(subject), findings, subject.npus.listing.chips if subject.wants_npus else ()))
     else:
-        print_table(Console(highlight=False), where(subject), findings)
+        print_table(stdout(), where(subject), findings)
     context.exit(int(any(finding.state == State.FAILED for finding in findings)))

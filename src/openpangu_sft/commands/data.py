@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import io
-import sys
 from pathlib import Path
 from typing import Optional
 
 import click
-from rich.console import Console
 
 from openpangu_sft.artefact import Manifest, sum_counts
-from openpangu_sft.commands.base import print_table, show, stage, without_torch
+from openpangu_sft.commands.base import show, stage, without_torch
 from openpangu_sft.errors import UserError, printable
 from openpangu_sft.progress import console
 from openpangu_sft.recipe_file import load_recipe
+from openpangu_sft.tables import print_table, stdout
 
 SHARDS_ON_A_SCREEN = 12
 
@@ -94,9 +92,7 @@ def preview_command(
     from openpangu_sft.preview.terminal import show as show_preview
 
     preview, page = run_preview(load_recipe(recipe_file, overrides), sample, count, html)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a locale without Chinese must not end it
-    show_preview(preview, Console(highlight=False))
+    show_preview(preview, stdout())
     console.print(f"page: {printable(str(page))}", soft_wrap=True, markup=False)
 
 

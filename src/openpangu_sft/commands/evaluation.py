@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Optional
 
 import click
-from rich.console import Console
 
-from openpangu_sft.commands.base import print_rows, stage
+from openpangu_sft.commands.base import stage
 from openpangu_sft.errors import printable
 from openpangu_sft.evaluate.record import EVALUATION, Evaluation, Result
 from openpangu_sft.recipe_file import load_recipe
+from openpangu_sft.tables import print_rows, stdout
 
 
 @stage("evaluate")
@@ -59,13 +59,14 @@ def report_command(
 
 def _show(evaluation: Evaluation, run: Path) -> None:
     """Prints a line for each checkpoint, then what was asked and answered first and last."""
-    console = Console(stderr=True, highlight=False)
+    console = stdout()
     held_out = evaluation.held_out
     if held_out:
         print_rows(
             f"{held_out['packed']:,} held-out samples, {held_out['trained_tokens']:,} trained tokens",
             ("checkpoint", "loss", "perplexity"),
             [(_name(result), *_loss(result.loss)) for result in evaluation.results],
+            console,
         )
     ends = evaluation.results[:: max(1, len(evaluation.results) - 1)][:2]  # what it began with, and the newest
     for number, question in enumerate(evaluation.questions):

@@ -10,6 +10,7 @@ import click
 
 from openpangu_sft.commands.base import stage
 from openpangu_sft.recipe_file import load_recipe
+from openpangu_sft.tables import stdout
 
 MEMORY = (32.0, 64.0)
 """GiB of the NPUs that there are."""
@@ -42,4 +43,4 @@ def plan_command(
     if as_text:
         print(json.dumps(as_json(report), ensure_ascii=False, indent=1))
     else:
-        show_report(report)
+        show_report(report, stdout())

@@ -9,12 +9,13 @@ from typing import Optional
 
 import click
 
-from openpangu_sft.commands.base import print_table, stage
+from openpangu_sft.commands.base import stage
 from openpangu_sft.errors import UserError
 from openpangu_sft.progress import console
 from openpangu_sft.recipe import Recipe
 from openpangu_sft.recipe_file import load_recipe
 from openpangu_sft.sft.launch import worker_rank
+from openpangu_sft.tables import print_table
 
 
 @stage("sft")

@@ -7,9 +7,10 @@ from typing import Optional
 
 import click
 
-from openpangu_sft.commands.base import app, print_table, stage
+from openpangu_sft.commands.base import app, stage
 from openpangu_sft.progress import console
 from openpangu_sft.recipe_file import load_recipe
+from openpangu_sft.tables import print_table
 
 
 @app.command("sources")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from openpangu_sft.commands.base import print_rows, print_table
+from rich.console import Console
+
 from openpangu_sft.plan.memory import room, verdict
 from openpangu_sft.plan.parts import GIB, Memory, Part
 from openpangu_sft.plan.report import Advice, Report
 from openpangu_sft.plan.search import Candidate
 from openpangu_sft.plan.transformers_memory import logits_bytes
-from openpangu_sft.progress import console
+from openpangu_sft.tables import print_rows, print_table
 
 NOT_COUNTED = {
     "mindspeed": "Not counted: CANN's context, workspaces of operators, gaps in torch_npu's memory; 1/10 of a device "
@@ -20,31 +21,31 @@ NOT_COUNTED = {
 }
 
 
-def show_report(report: Report) -> None:
+def show_report(report: Report, to: Console) -> None:
     """Prints all of it."""
-    _memory(report)
-    _changes(report)
-    _data(report)
-    _time(report)
+    _memory(report, to)
+    _changes(report, to)
+    _data(report, to)
+    _time(report, to)
     for line in report.warnings:
-        _say(line, style="yellow")
+        _say(to, line, style="yellow")
 
 
-def _memory(report: Report) -> None:
+def _memory(report: Report, to: Console) -> None:
     memory, recipe = report.memory, report.recipe
     parallel = recipe.parallel
     device = "NPU" if recipe.train.engine == "mindspeed" else "process"
     title = f"{recipe.train.engine}, {report.parameters:,} parameters, {parallel.world} x {device}: DP {parallel.data}"
     if recipe.train.engine == "mindspeed":
         title += f", CP {parallel.context}, TP {parallel.tensor}, PP {parallel.pipeline}"
-    _say(title, style="bold")
+    _say(to, title, style="bold")
     rows = [_row(part) for part in memory.always]
     rows += [_row(part) for part in memory.fullest.parts]
     rows.append(("tensors at most", _gib(memory.peak), f"at its fullest: {memory.fullest.name}"))
     rows += [_row(part) for part in memory.outside]
     rows.append(("in all", _gib(memory.needed), _other_moments(report)))
     of = f" (stage {memory.stage})" if parallel.pipeline > 1 else ""
-    print_rows(f"memory of {'an' if device == 'NPU' else 'a'} {device}{of}", ["", "GiB", "how"], rows)
+    print_rows(f"memory of {'an' if device == 'NPU' else 'a'} {device}{of}", ["", "GiB", "how"], rows, to)
     for advice in report.advice:
         left = room(advice.gib) - memory.needed
         words = {
@@ -52,13 +53,16 @@ def _memory(report: Report) -> None:
             "tight": f"fits {advice.gib:g} GiB only with less than 1/10 of it left",
             "no": f"does not fit {advice.gib:g} GiB",
         }
-        _say(words[advice.verdict], style="green" if advice.verdict == "yes" else "yellow")
+        _say(to, words[advice.verdict], style="green" if advice.verdict == "yes" else "yellow")
         for line in _advised(report, advice):
-            _say(f"  {line}")
+            _say(to, f"  {line}")
     if recipe.train.engine == "transformers" and report.counts:
         trained = report.counts["trained_tokens"] / report.counts["packs"] * recipe.train.micro_batch_size
-        _say(f"Logits of as many targets as a pack has in the mean: {_gib(logits_bytes(recipe, round(trained)))} GiB.")
-    _say(NOT_COUNTED[recipe.train.engine])
+        _say(
+            to,
+            f"Logits of as many targets as a pack has in the mean: {_gib(logits_bytes(recipe, round(trained)))} GiB.",
+        )
+    _say(to, NOT_COUNTED[recipe.train.engine])
 
 
 def _advised(report: Report, advice: Advice) -> Iterator[str]:
@@ -72,20 +76,20 @@ def _advised(report: Report, advice: Advice) -> Iterator[str]:
         yield f"faster: {_settings(one)}: {_gib(one.memory.needed)} GiB{less}{_then(one)}"
 
 
-def _changes(report: Report) -> None:
+def _changes(report: Report, to: Console) -> None:
     """One setting at a time, whatever comes of it."""
     gibs = [advice.gib for advice in report.advice]
     rows = [("as it is", _gib(report.memory.needed), *_fit(report.memory, gibs), f"{report.work:.2f}")]
     for one in report.changes:
         name = " ".join(one.settings) + (" *" if one.converts else "")
         rows.append((name, _gib(one.memory.needed), *_fit(one.memory, gibs), f"{one.work:.2f}"))
-    print_rows("what if", ["", "GiB", *(f"{gib:g}" for gib in gibs), "work"], rows)
-    _say("work: operations of an iteration, over those without recompute; what devices exchange is not in it.")
+    print_rows("what if", ["", "GiB", *(f"{gib:g}" for gib in gibs), "work"], rows, to)
+    _say(to, "work: operations of an iteration, over those without recompute; what devices exchange is not in it.")
     if any(one.converts for one in report.changes):
-        _say("*: another layout of the checkpoint: run make convert again.")
+        _say(to, "*: another layout of the checkpoint: run make convert again.")
 
 
-def _data(report: Report) -> None:
+def _data(report: Report, to: Console) -> None:
     recipe, disk = report.recipe, report.disk
     train = recipe.train
     rows = {
@@ -104,10 +108,10 @@ def _data(report: Report) -> None:
     rows["a checkpoint"] = f"{disk.checkpoint / 1e9:,.3g} GB on disk"
     room_for = f"{disk.most / 1e9:,.3g} GB at most"
     rows["checkpoints"] = f"{disk.written:,} written, {disk.kept:,} kept: {room_for}"
-    print_table("data and checkpoints", rows)
+    print_table("data and checkpoints", rows, to)
 
 
-def _time(report: Report) -> None:
+def _time(report: Report, to: Console) -> None:
     speed, recipe = report.speed, report.recipe
     share = f"{recipe.parallel.world} x {recipe.train.device_tflops:g} TFLOPS used in full"
     rows = {"at least": f"{_duration(report.least_seconds)}: {report.highest_rate:,.0f} tokens/s, {share}"}
@@ -118,7 +122,7 @@ def _time(report: Report) -> None:
         rows["likely"] = f"{_duration(report.seconds)}: {speed.tokens:,.0f} tokens/s ({speed.source}), {used}"
     if not report.counts:
         rows["tokens"] = "packs taken as full, as there is no dataset"
-    print_table("time of all iterations", rows)
+    print_table("time of all iterations", rows, to)
 
 
 def _row(part: Part) -> tuple[str, str, str]:
@@ -156,5 +160,5 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 3600:,.1f} h"
 
 
-def _say(line: str, style: str = "") -> None:
-    console.print(line, style=style, markup=False)
+def _say(to: Console, line: str, style: str = "") -> None:
+    to.print(line, style=style, markup=False)
