@@ -105,8 +105,10 @@ def test_what_lessens_memory_lessens_it(recipe: Recipe, layers: int) -> None:
 def test_context_parallel_never_adds_activations_and_data_parallel_no_weights(recipe: Recipe) -> None:
     now = mindspeed_memory(recipe)
     sliced = other(wider_by_two(recipe), context=recipe.parallel.context * 2)
-    for before, after in zip(now.moments, sliced.memory.moments):
-        assert after.size <= before.size
+    assert sliced.memory.peak <= now.peak
+    if sliced.memory.stage == now.stage:  # another stage of a pipeline may be the fullest one
+        for before, after in zip(now.moments, sliced.memory.moments):
+            assert after.size <= before.size
     wider = wider_by_two(recipe)
     assert (wider.parallel.data, shards(wider)) == (2 * recipe.parallel.data, 2 * shards(recipe))
     before, after = sizes(now.always), sizes(mindspeed_memory(wider).always)
