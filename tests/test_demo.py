@@ -53,6 +53,7 @@ def test_make_demo_ends_with_the_trained_answers_and_its_stages_can_be_repeated(
     assert len(pairs) == 4
     assert pairs[0::2] == pairs[1::2]
     assert (cache / "sft_outputs/loss.png").read_bytes().startswith(b"\x89PNG")
+    assert "sft_outputs/report.html\n" in screen
     assert "<h2>Answers before and after</h2>" in (cache / "sft_outputs/report.html").read_text("utf-8")
     losses = [json.loads(line)["loss"] for line in (cache / "sft_outputs/metrics.jsonl").read_text().splitlines()]
     assert losses[0] > 7

@@ -62,10 +62,12 @@ def run_demo(recipe: Recipe, recipe_file: Path, overrides: Sequence[str]) -> Non
         table.add_row(stage, f"{seconds[stage]:.1f}", _made(recipe, stage), _short(recipe.path(path)))
     table.add_row("chat", f"{seconds['chat']:.1f}", f"{len(answers)} answers", "below")
     console.print(table)
+    known = read_manifest(recipe.path("dataset"), "dataset", "").counts["packed"]
     print(
-        "held-out loss: a small model that learns 55 conversations by heart gains nothing for others", file=sys.stderr
+        f"held-out loss: {known} conversations, learnt by heart, teach a small model nothing of others", file=sys.stderr
     )
-    print(f"loss curve: {_short(recipe.path('run') / CURVE)}", file=sys.stderr)
+    for name, file in (("loss curve", CURVE), ("report", PAGE)):
+        print(f"{name}: {_short(recipe.path('run') / file)}", file=sys.stderr)
     for sample, answer in answers:
         question, trained = (message.content for message in sample.data)
         print(f"\nasked:    {question}\ntrained:  {trained}\nanswered: {answer}", file=sys.stderr)
