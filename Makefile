@@ -207,7 +207,7 @@ kubernetes: ## a Kubernetes (Volcano) job, on stdout
 	@$(run) kubernetes $(options) $(call given,CLAIM,claim)
 
 test-upstream: sources ## the tests that run the real MindSpeed-LLM
-	@OMP_NUM_THREADS=1 $(bin)pytest $(wildcard tests/test_upstream_*.py tests/test_mindspeed_*.py)
+	@OMP_NUM_THREADS=1 $(bin)pytest $(wildcard tests/test_*upstream*.py tests/test_mindspeed_*.py)
 
 ##@ Image
 .PHONY: shell image image-diff save load push lock-base
