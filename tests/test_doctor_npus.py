@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from doctor_machines import DRIVER, TOOLKIT, Examine, FakeMachine, MakeSubject, fake, recorded, subject
+from openpangu_sft import ascend_files
 from openpangu_sft.doctor import network, npus, packages, patches, stack, tensors
 from openpangu_sft.doctor.finding import Finding, State, guarded, ok
-from openpangu_sft.doctor.machine import Machine, Ran
+from openpangu_sft.doctor.machine import Ran
 from openpangu_sft.upstream import make_sources
 from small_upstream import SmallUpstream
 
@@ -281,6 +282,6 @@ def test_sources_and_patches(small: SmallUpstream, subject: MakeSubject) -> None
 
 
 def test_a_run_notes_driver_and_cann(fake: FakeMachine) -> None:
-    assert stack.installed(Machine(fake.root, fake.environment)) == {}
+    assert ascend_files.versions(fake.environment, fake.root) == {}
     fake.add_stack()
-    assert stack.installed(Machine(fake.root, fake.environment)) == {"Ascend driver": "24.1.rc3", "CANN": "8.0.RC3"}
+    assert ascend_files.versions(fake.environment, fake.root) == {"Ascend driver": "24.1.rc3", "CANN": "8.0.RC3"}

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from doctor_machines import RECORDED, recorded
+from openpangu_sft import ascend_files
 from openpangu_sft.doctor import ascend, files, npu_smi
 from openpangu_sft.doctor.finding import State
 from openpangu_sft.doctor.npu_smi import Chip, Process, parse_fields, parse_info
@@ -170,7 +171,7 @@ PARSERS: list[Callable[[str], object]] = [
     files.port_ranges,
     lambda text: in_series(text, "24.1.RC3"),
     lambda text: files.mount_of(PurePath("/a/b"), text),
-    lambda text: ascend.judge_driver(ascend.parse_info(text), text),
+    lambda text: ascend.judge_driver(ascend_files.parse_info(text), text),
     lambda text: ascend.judge_firmware(text, text, {"compatible_version_fw": text}),
     lambda text: ascend.judge_cann(text, "x"),
 ]
@@ -204,23 +205,23 @@ def test_a_patch_is_newer_than_what_it_patches(versions: list[str]) -> None:
     ],
 )
 def test_drivers(file: str, seen: str, state: State, said: str) -> None:
-    finding = ascend.judge_driver(ascend.parse_info(recorded(file) if file else None), seen)
+    finding = ascend.judge_driver(ascend_files.parse_info(recorded(file) if file else None), seen)
     assert finding.state == state
     assert said in finding.found
     assert bool(finding.remedy) == (state != State.OK)
 
 
 def test_a_driver_that_has_stopped_to_serve_this_cann() -> None:
-    info = ascend.parse_info(recorded("driver_25.3.rc1.info").replace("[V100R001C19],", ""))
+    info = ascend_files.parse_info(recorded("driver_25.3.rc1.info").replace("[V100R001C19],", ""))
     finding = ascend.judge_driver(info)
     assert (finding.state, "does not say that" in finding.found) == (State.WARNING, True)
 
 
 def test_the_recorded_cann_is_of_the_series_that_its_driver_names() -> None:
-    cann = ascend.parse_info(recorded("cann_8.0.RC3.info"))
+    cann = ascend_files.parse_info(recorded("cann_8.0.RC3.info"))
     assert cann["version"] == ascend.CANN
     assert cann["innerversion"].startswith(ascend.CANN_SERIES)
-    assert ascend.serves(ascend.parse_info(recorded("driver_24.1.rc3.info"))) is True
+    assert ascend.serves(ascend_files.parse_info(recorded("driver_24.1.rc3.info"))) is True
 
 
 @pytest.mark.parametrize(
@@ -237,7 +238,7 @@ def test_the_recorded_cann_is_of_the_series_that_its_driver_names() -> None:
     ],
 )
 def test_firmware(version: str, compatibility: str, state: State) -> None:
-    driver = ascend.parse_info(recorded("driver_24.1.rc3.info"))
+    driver = ascend_files.parse_info(recorded("driver_24.1.rc3.info"))
     assert ascend.judge_firmware(version, compatibility, driver).state == state
 
 

@@ -1,9 +1,8 @@
-"""Which driver, firmware and CANN go together, from what their own files say. Pure: texts to findings.
+"""Which driver, firmware and CANN go together, from what their own files say. Pure: fields to findings.
 
-Formats as in the files beside the recordings of tests/npu_smi: driver/version.info, firmware/version.info and
-ascend_toolkit_install.info, lines `name=value`. A driver names in compatible_version the series of CANN that it serves
-(V100R001C19 is that of 8.0.RC3, whose own innerversion begins with it), and in compatible_version_fw the range of
-firmware; so it says by itself whether an older CANN is still served.
+A driver names in compatible_version of its version.info the series of CANN that it serves (V100R001C19 is that of
+8.0.RC3, whose own innerversion begins with it), and in compatible_version_fw the range of firmware; so it says by
+itself whether an older CANN is still served. ascend_files.py reads the files.
 """
 
 from __future__ import annotations
@@ -24,16 +23,6 @@ CANN_SERIES = "V100R001C19"
 """How the driver's file calls CANN 8.0.RC3."""
 
 INSTALL = f"install the HDK {DRIVER} (firmware, then driver) on the host, and reboot"
-
-
-def parse_info(text: Optional[str]) -> dict[str, str]:
-    """Lines `name=value`; without case in the names, as the driver's file says Version and CANN's version."""
-    fields = {}
-    for line in (text or "").splitlines():
-        name, sign, value = line.partition("=")
-        if sign:
-            fields[name.strip().lower()] = value.strip()
-    return fields
 
 
 def serves(driver: dict[str, str], series: str = CANN_SERIES) -> Optional[bool]:

@@ -8,7 +8,7 @@ import platform
 from typing import Any
 
 from openpangu_sft import __version__
-from openpangu_sft.doctor.ascend import parse_info
+from openpangu_sft.ascend_files import parse_info
 from openpangu_sft.doctor.finding import Finding, ok, skipped, warning
 from openpangu_sft.doctor.subject import IMAGE, Subject
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import Optional
 
+from openpangu_sft.ascend_files import ASCEND, install_info, parse_info, toolkit_home
 from openpangu_sft.doctor import ascend
 from openpangu_sft.doctor.finding import Finding, State, failed, ok, skipped, warning
-from openpangu_sft.doctor.machine import Machine
 from openpangu_sft.doctor.npu_smi import parse_fields
 from openpangu_sft.doctor.subject import Subject
 
-ASCEND = "/usr/local/Ascend"
 TOOLKIT = f"{ASCEND}/ascend-toolkit"
 LIBRARIES = {
     "libhccl.so": "CANN's set_env.sh",
@@ -35,7 +32,7 @@ def firmware(subject: Subject) -> Finding:
     """The firmware of each NPU that is used, against the driver."""
     if not subject.wants_npus:
         return skipped(subject.no_npus)
-    installed = ascend.parse_info(subject.machine.read(f"{ASCEND}/firmware/version.info")).get("version", "")
+    installed = parse_info(subject.machine.read(f"{ASCEND}/firmware/version.info")).get("version", "")
     found: dict[tuple[str, str], list[str]] = {}
     for npu in dict.fromkeys(chip.npu for chip in subject.used):
         ran = subject.ask_npu_smi("info", "-t", "board", "-i", str(npu))
@@ -59,7 +56,7 @@ def firmware(subject: Subject) -> Finding:
 
 
 def _driver_info(subject: Subject) -> dict[str, str]:
-    return ascend.parse_info(subject.machine.read(f"{ASCEND}/driver/version.info"))
+    return parse_info(subject.machine.read(f"{ASCEND}/driver/version.info"))
 
 
 def cann(subject: Subject) -> Finding:
@@ -68,19 +65,19 @@ def cann(subject: Subject) -> Finding:
         return skipped(subject.no_npus)
     machine, environment = subject.machine, subject.machine.environment
     remedy = "run in the image, which has it (make image or make load)"
-    home = environment.get("ASCEND_TOOLKIT_HOME") or environment.get("ASCEND_HOME_PATH")
+    home = toolkit_home(environment)
     if not home:
         if not machine.path(f"{TOOLKIT}/set_env.sh").is_file():
             return failed("not installed", f"{remedy}, or install CANN {ascend.CANN}", ascend.CANN)
         entrypoint = "start it through the image's entrypoint, which does so: docker run without --entrypoint"
         remedy = entrypoint if subject.in_image else f"source {TOOLKIT}/set_env.sh, then run it again"
         return failed("installed, but its environment is not set (ASCEND_TOOLKIT_HOME)", remedy, ascend.CANN)
-    info = _install_info(machine.path(home))
+    info = install_info(machine.path(home))
     if info is None:
         return failed(
             f"no ascend_toolkit_install.info in {home}", f"mend ASCEND_TOOLKIT_HOME, or {remedy}", ascend.CANN
         )
-    finding = ascend.judge_cann(ascend.parse_info(info).get("version", ""), remedy)
+    finding = ascend.judge_cann(parse_info(info).get("version", ""), remedy)
     if finding.state != State.OK:
         return finding
     folders = [machine.path(part) for part in environment.get("LD_LIBRARY_PATH", "").split(os.pathsep) if part]
@@ -88,21 +85,3 @@ def cann(subject: Subject) -> Finding:
         if not any((folder / library).exists() for folder in folders):
             return failed(f"{finding.found}; {library} is not on LD_LIBRARY_PATH", f"put it there: {giver}")
     return ok(f"{finding.found} in {home}")
-
-
-def installed(machine: Machine) -> dict[str, str]:
-    """Versions of the driver and of CANN, as far as their files are there: for the record of a run."""
-    home = machine.environment.get("ASCEND_TOOLKIT_HOME") or machine.environment.get("ASCEND_HOME_PATH")
-    texts = {
-        "Ascend driver": machine.read(f"{ASCEND}/driver/version.info"),
-        "CANN": _install_info(machine.path(home)) if home else None,
-    }
-    found = {name: ascend.parse_info(text).get("version", "") for name, text in texts.items()}
-    return {name: version for name, version in found.items() if version}
-
-
-def _install_info(home: Path) -> Optional[str]:
-    """The text of ascend_toolkit_install.info, which lies in a folder named by the machine, as aarch64-linux."""
-    for file in sorted(home.glob("*-linux/ascend_toolkit_install.info")):
-        return file.read_text("utf-8", errors="replace")
-    return None

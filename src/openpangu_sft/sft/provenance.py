@@ -18,10 +18,8 @@ from typing import Any, Optional
 
 from ruamel.yaml import YAML
 
-from openpangu_sft import __version__
+from openpangu_sft import __version__, ascend_files
 from openpangu_sft.artefact import MANIFEST, parse_manifest, write_durably
-from openpangu_sft.doctor.machine import Machine
-from openpangu_sft.doctor.stack import installed
 from openpangu_sft.errors import UserError
 from openpangu_sft.recipe import Recipe
 
@@ -76,7 +74,7 @@ def versions() -> dict[str, str]:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return {**found, **installed(Machine())}
+    return {**found, **ascend_files.versions(os.environ)}
 
 
 def _commits(directory: Path) -> dict[str, str]:
