@@ -27,7 +27,7 @@ from openpangu_sft.evaluate.record import EVALUATION, read_evaluation
 from openpangu_sft.evaluate.stage import run_evaluate
 from openpangu_sft.recipe import Recipe
 from openpangu_sft.recipe_file import load_recipe
-from openpangu_sft.report.charts import MOST_POINTS, charts_of
+from openpangu_sft.report.charts import MOST_POINTS, charts_of, thinned
 from openpangu_sft.report.run import Run, read_run
 from openpangu_sft.report.stage import run_report
 from openpangu_sft.sft.metrics import METRICS, read_metrics
@@ -208,13 +208,15 @@ def test_what_is_no_number_leaves_a_gap(recipe: Recipe, bad: float) -> None:
     assert f"{bad:.4f} → {bad:.4f}" in "\n".join(page_of(run_report(recipe)).texts)
 
 
-def test_a_long_run_is_thinned_by_means(recipe: Recipe) -> None:
+@pytest.mark.parametrize("length", [MOST_POINTS, MOST_POINTS + 1, 3 * MOST_POINTS - 1])
+def test_a_long_run_is_thinned_by_means(recipe: Recipe, length: int) -> None:
     run = read_run(recipe.path("run"))
-    rows = [{**run.metrics[0], "iteration": n, "grad_norm": float(n % 7)} for n in range(1, 3 * MOST_POINTS)]
-    heights = _heights(
-        dict(charts_of([Run(run.name, run.path, run.manifest, rows, [], None)]))["Gradient norm"], "#3f7fe0"
-    )
-    assert 2 < len(heights) <= MOST_POINTS
+    values = [float(number % 7) for number in range(length)]
+    rows = [{**run.metrics[0], "iteration": number} for number in range(1, length + 1)]
+    curve = thinned(Run(run.name, run.path, run.manifest, rows, [], None), "#3f7fe0", values)
+    step = -(-length // MOST_POINTS)
+    assert curve.iterations.tolist() == list(range(1, length + 1, step))
+    assert curve.values == pytest.approx([np.mean(values[begin : begin + step]) for begin in range(0, length, step)])
 
 
 def test_a_run_of_version_0_4_0_has_a_report_too(recipe: Recipe) -> None:

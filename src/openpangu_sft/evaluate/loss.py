@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 
@@ -27,9 +25,9 @@ def held_out_loss(recipe: Recipe, tensors: Tensors, title: str) -> float:
         tensors: the weights, by Hugging Face name.
         title: of the progress.
     """
-    device, files = inference_device(recipe), recipe.path("hf")
+    device = inference_device(recipe)
     weights = {name: tensor.float() for name, tensor in tensors.items()}  # bf16 runs under autocast, as in training
-    pack_loss = PackLoss(build_model(Path(files), weights, SEGMENTS, device).eval())
+    pack_loss = PackLoss(build_model(recipe.path("hf"), weights, SEGMENTS, device).eval())
     packs = PackedDataset(recipe.path("dataset"), recipe.data.seq_length, VALIDATION)
     total, targets = 0.0, 0
     with torch.no_grad(), progress(title, len(packs)) as advance:

@@ -56,14 +56,15 @@ def charts_of(runs: Sequence[Run]) -> list[tuple[str, str]]:
 
 
 def _curve(run: Run, colour: str, name: str, marks: Sequence[tuple[int, float]] = ()) -> Curve:
-    return _thinned(run, colour, [row[name] for row in run.metrics], marks)
+    return thinned(run, colour, [row[name] for row in run.metrics], marks)
 
 
 def _speed(run: Run, colour: str) -> Curve:
-    return _thinned(run, colour, run.speed)
+    return thinned(run, colour, run.speed)
 
 
-def _thinned(run: Run, colour: str, values: Sequence[float], marks: Sequence[tuple[int, float]] = ()) -> Curve:
+def thinned(run: Run, colour: str, values: Sequence[float], marks: Sequence[tuple[int, float]] = ()) -> Curve:
+    """A curve of a run's values, one for each iteration; of a long run neighbours are one point, their mean."""
     iterations = np.array([row["iteration"] for row in run.metrics], np.int64)
     numbers = np.array(values, np.float64)
     step = -(-len(numbers) // MOST_POINTS)
