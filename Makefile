@@ -109,7 +109,7 @@ MINDSPEED_LLM_URL ?=
 SIZE ?= 200
 ##= DATA_DIR  for bench-data: the real conversations that it draws from (../shared/data)
 DATA_DIR ?= ../shared/data
-##= PYTEST_ADDOPTS  for test, test-image, test-upstream: options of pytest (-x)
+##= PYTEST_ADDOPTS  for test, test-random, test-image, test-upstream: options of pytest (-x)
 ##= LOCKFLAGS  for lock: --upgrade takes the newest version of everything
 
 ##@ Several machines
@@ -243,10 +243,14 @@ bench-convert: env ## conversions of a full-size checkpoint against copying it
 	@$(bin)python -m benchmarks.convert
 
 ##@ Development
-.PHONY: test test-image lint fmt lock clean
+.PHONY: test test-random test-image lint fmt lock clean
 test: lint ## lint, then all tests
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(bin)pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
 	    --ignore tests/image tests
+
+test-random: env ## the property tests, with other input each time
+	@OMP_NUM_THREADS=1 $(bin)pytest --numprocesses auto --maxprocesses 4 --ignore tests/image \
+	    -m hypothesis --hypothesis-profile random tests
 
 test-image: env ## the image's tests: Docker, half an hour, 40 GB
 	@$(bin)pytest --timeout 1800 tests/image

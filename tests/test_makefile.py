@@ -39,6 +39,7 @@ TARGETS = [
     "kubernetes",
     "test-upstream",
     "test-image",
+    "test-random",
     "shell",
     "image",
     "image-diff",

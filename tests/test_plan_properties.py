@@ -73,11 +73,21 @@ def test_any_recipe_has_parts_of_a_size(recipe: Recipe) -> None:
     json.dumps([part._asdict() for part in parts])
 
 
+def of_twice_the_batch(recipe: Recipe) -> Recipe:
+    """Twice the global batch, so that a micro batch of twice the size comes as often as the other did.
+
+    With the same global batch half as many would be on their way in a pipeline, and what is kept once for each of
+    them, whatever its size (cos and sin), would be kept half as often.
+    """
+    content = recipe.model_dump()
+    content["train"]["global_batch_size"] *= 2
+    return Recipe.model_validate(content)
+
+
 def wider_by_two(recipe: Recipe) -> Recipe:
     """Twice the devices, all of them data parallel, and twice the global batch."""
-    content = recipe.model_dump()
+    content = of_twice_the_batch(recipe).model_dump()
     content["parallel"]["nodes"] *= 2
-    content["train"]["global_batch_size"] *= 2
     return Recipe.model_validate(content)
 
 
@@ -96,7 +106,7 @@ def test_what_lessens_memory_lessens_it(recipe: Recipe, layers: int) -> None:
     loss, of_fewer = (next(m for m in c.memory.moments if m.name == "loss").size for c in (more, fewer))
     assert loss <= of_fewer
     assert more.work >= fewer.work
-    twice = other(recipe, micro_batch_size=recipe.train.micro_batch_size * 2)
+    twice = other(of_twice_the_batch(recipe), micro_batch_size=recipe.train.micro_batch_size * 2)
     assert twice.memory.peak >= now.peak
 
 
