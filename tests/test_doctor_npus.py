@@ -285,3 +285,7 @@ def test_a_run_notes_driver_and_cann(fake: FakeMachine) -> None:
     assert ascend_files.versions(fake.environment, fake.root) == {}
     fake.add_stack()
     assert ascend_files.versions(fake.environment, fake.root) == {"Ascend driver": "24.1.rc3", "CANN": "8.0.RC3"}
+    file = fake.root / "usr/local/Ascend/driver/version.info"
+    file.unlink()
+    file.mkdir()  # stands for one that this user may not read: root may read all
+    assert ascend_files.versions(fake.environment, fake.root) == {"CANN": "8.0.RC3"}

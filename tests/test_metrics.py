@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import matplotlib.image
 import numpy as np
 import pytest
 
+from openpangu_sft.errors import UserError
 from openpangu_sft.sft.metrics import append, draw_curve, keep_until, read_metrics
 
 
@@ -39,6 +42,39 @@ def test_continuing_drops_what_came_after_the_checkpoint(run: Path) -> None:
     keep_until(run, 3)
     append(run, row(4))
     assert [entry["iteration"] for entry in read_metrics(run)] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b"garbage", "not JSON"),
+        (b"\xff\xfe", "not JSON"),
+        (b"[1, 2]", "valid dictionary"),
+        (b"{}", "iteration: Field required"),
+        (json.dumps({**row(3), "loss": "abc"}).encode(), "loss: Input should be a valid number"),
+        (json.dumps({**row(3), "iteration": 10**30}).encode(), "iteration: "),
+    ],
+)
+def test_a_line_that_is_no_iteration_is_named_and_nothing_is_lost(run: Path, line: bytes, said: str) -> None:
+    path = run / "metrics.jsonl"
+    lines = path.read_bytes().split(b"\n")
+    damaged = b"\n".join([*lines[:2], line, *lines[3:]])
+    path.write_bytes(damaged)
+    for action in (lambda: read_metrics(run), lambda: keep_until(run, 5), lambda: draw_curve(run)):
+        with pytest.raises(UserError, match=re.escape(said)) as caught:
+            action()
+        assert str(caught.value).startswith(f"{path}:3: ")
+    assert path.read_bytes() == damaged
+
+
+def test_a_line_that_is_cut_off_goes_before_another_is_added(run: Path) -> None:
+    path = run / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:-20])
+    append(run, row(6))
+    assert [entry["iteration"] for entry in read_metrics(run)] == [1, 2, 3, 4, 6]
+    path.write_bytes(b'{"iter')
+    append(run, row(1))
+    assert read_metrics(run) == [row(1)]
 
 
 def test_the_curve_is_a_picture_with_both_lines(run: Path) -> None:

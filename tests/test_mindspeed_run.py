@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import zipfile
 from pathlib import Path
+from typing import Optional
 
 import pytest
 
@@ -31,7 +33,8 @@ def checkpoint(recipe: Recipe, iteration: int, without: str = "") -> None:
             file.parent.mkdir(parents=True)
             for path in (file, file.with_name("distrib_optim.pt")):
                 if f"{path.parent.name}/{path.name}" != without:
-                    path.write_bytes(b"x")
+                    with zipfile.ZipFile(path, "w") as archive:
+                        archive.writestr("model/data.pkl", bytes(500))
 
 
 def tracker(recipe: Recipe) -> Path:
@@ -48,6 +51,46 @@ def test_the_newest_that_is_whole(recipe: Recipe) -> None:
     tracker(recipe).write_text("10")
     checkpoint(recipe, 15)  # not finished: the tracker file does not name it
     assert run_directory.newest_complete(recipe) == 10
+
+
+def test_without_the_tracker_file_the_newest_that_is_whole(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
+    for iteration in (5, 10):
+        checkpoint(recipe, iteration)
+    checkpoint(recipe, 15, without="mp_rank_00_001/model_optim_rng.pt")
+    assert run_directory.newest_complete(recipe) == 10
+    assert f"there is no {TRACKER}" in capsys.readouterr().err
+    assert tracker(recipe).read_text() == "10"
+
+
+def test_a_file_that_is_cut_off_is_not_whole(recipe: Recipe) -> None:
+    for iteration in (5, 10):
+        checkpoint(recipe, iteration)
+    tracker(recipe).write_text("10")
+    file = next(iteration_directory(recipe.path("run"), 10).rglob("distrib_optim.pt"))
+    file.write_bytes(file.read_bytes()[:-100])
+    assert run_directory.newest_complete(recipe) == 5
+
+
+def test_a_first_checkpoint_that_is_cut_off_is_made_again(recipe: Recipe) -> None:
+    checkpoint(recipe, 5, without="mp_rank_00_001/model_optim_rng.pt")
+    assert run_directory.newest_complete(recipe) is None
+
+
+@pytest.mark.parametrize("named", ["10", None])
+def test_checkpoints_none_of_which_is_whole_are_not_written_over(recipe: Recipe, named: Optional[str]) -> None:
+    for iteration in (5, 10):
+        checkpoint(recipe, iteration, without="mp_rank_00_001/model_optim_rng.pt")
+    if named:
+        tracker(recipe).write_text(named)
+    with pytest.raises(UserError, match="no checkpoint here is whole"):
+        run_directory.newest_complete(recipe)
+
+
+def test_a_tracker_file_that_names_no_number(recipe: Recipe) -> None:
+    checkpoint(recipe, 5)
+    tracker(recipe).write_text("five")
+    with pytest.raises(UserError, match="not a number"):
+        run_directory.newest_complete(recipe)
 
 
 @pytest.mark.parametrize("missing", ["mp_rank_00_001/model_optim_rng.pt", "mp_rank_01_000/distrib_optim.pt"])

@@ -128,7 +128,7 @@ def test_stopped_and_gone_on_with_as_without_a_break(case: Case) -> None:
     assert case.losses() == pytest.approx(whole, rel=1e-6)
     assert iterations(case.run) == [6]
     code, said = case.train(*endless)
-    assert (code, "has its 6 iterations already" in said) == (0, True)
+    assert (code, "has 6 iterations already" in said) == (0, True)
 
 
 def test_killed_it_leaves_nothing_behind_and_goes_on(case: Case) -> None:

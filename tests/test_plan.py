@@ -197,7 +197,7 @@ def test_time_from_the_one_formula_for_operations(tmp_path: Path) -> None:
     assert speed_of(recipe, 1e5, COUNTS) == (1e5, "given", 128 * 30000)
     assert speed_of(published(*PORTABLE, f"paths.run={tmp_path}"), 1e5, COUNTS).per_iteration == 128 * 32768
     for seconds in (100, 10, 10, 30):
-        append(tmp_path, {"iteration": 1, "loss": 1.0, "tokens": 1000, "seconds": seconds})
+        append(tmp_path, {"iteration": 1, "loss": 1.0, "lr": 1.0, "grad_norm": 1.0, "tokens": 1000, "seconds": seconds})
     assert speed_of(recipe, None, None) == (100, "measured, median of 3 iterations", 1000)
     assert speed_of(recipe, 5.0, None).source == "given"
 

@@ -31,7 +31,7 @@ from openpangu_sft.report.charts import MOST_POINTS, charts_of, thinned
 from openpangu_sft.report.run import Run, read_run
 from openpangu_sft.report.stage import run_report
 from openpangu_sft.sft.metrics import METRICS, read_metrics
-from openpangu_sft.sft.provenance import RECIPE, STARTS, read_starts
+from openpangu_sft.sft.provenance import RECIPE, STARTS, read_starts, record_start
 from openpangu_sft.sft.stage import run_sft
 
 EVALUATED = ["data.validation_share=0.2", "chat.max_new_tokens=3"]
@@ -169,16 +169,52 @@ def _copied(run: Path) -> Path:
     return copy
 
 
-def test_answers_of_two_runs_to_the_same_question(recipe: Recipe, other: Path) -> None:
-    evaluation = json.loads((recipe.path("run") / EVALUATION).read_text("utf-8"))
-    for result in evaluation["results"]:
-        result["answers"] = [f"answer of the other {result['iteration']}"] * len(evaluation["questions"])
-    (other / EVALUATION).write_text(json.dumps(evaluation), "utf-8")
-    page = page_of(run_report(recipe, None, other))
+def evaluated_alike(run: Path, other: Path, answers: dict[int, str]) -> int:
+    """Gives the other run the evaluation of a run, with other answers; returns the number of questions."""
+    evaluation = json.loads((run / EVALUATION).read_text("utf-8"))
     questions = len(evaluation["questions"])
+    for result in evaluation["results"]:
+        if result["iteration"] in answers:
+            result["answers"] = [answers[result["iteration"]]] * questions
+    (other / EVALUATION).write_text(json.dumps(evaluation), "utf-8")
+    return questions
+
+
+def test_answers_of_two_runs_to_the_same_question(recipe: Recipe, other: Path) -> None:
+    questions = evaluated_alike(recipe.path("run"), other, {6: "answer of the other"})
+    page = page_of(run_report(recipe, None, other))
     assert page.texts.count("before training") == questions + 1, "once for each question, once in the table of losses"
-    assert page.texts.count("answer of the other 6") == questions
-    assert page.texts.count("answer of the other 0") == 0, "both began with the same"
+    assert page.texts.count("answer of the other") == questions
+    for run in (recipe.path("run"), other):
+        assert page.texts.count(f"{run.name}, iteration 6") == questions
+
+
+def test_answers_of_two_runs_that_began_with_different_models(recipe: Recipe, other: Path) -> None:
+    questions = evaluated_alike(recipe.path("run"), other, {0: "first answer of the other"})
+    page = page_of(run_report(recipe, None, other))
+    assert page.texts.count("first answer of the other") == questions
+    for run in (recipe.path("run"), other):
+        assert page.texts.count(f"{run.name}, before training") == questions
+
+
+def test_two_runs_whose_paths_differ_far_from_the_end(recipe: Recipe, other: Path, tmp_path: Path) -> None:
+    places = [tmp_path / name / "experiment" / "run" for name in ("a", "b")]
+    for place, run in zip(places, (recipe.path("run"), other)):
+        shutil.copytree(run, place)
+    questions = evaluated_alike(*places, {6: "answer of the other"})
+    page = page_of(run_report(recipe, *places))
+    assert page.texts.count("answer of the other") == questions
+    assert page.texts.count("b/experiment/run, iteration 6") == questions
+
+
+def test_versions_that_have_changed_between_two_starts(recipe: Recipe) -> None:
+    path = recipe.path("run") / STARTS
+    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    lines[1]["versions"] |= {"torch": "9.9", "CANN": "8.0.RC3"}
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    texts = page_of(run_report(recipe)).texts
+    assert f"{lines[0]['versions']['torch']}, then 9.9" in texts
+    assert "8.0.RC3" in texts
 
 
 @pytest.mark.parametrize(("title", "name"), [("Gradient norm", "grad_norm"), ("Learning rate", "lr")])
@@ -258,11 +294,54 @@ def test_what_has_no_report(recipe: Recipe, tmp_path: Path) -> None:
     assert not (run / "report.html").exists()
 
 
-def test_a_line_cut_off_in_starts_is_left_out(recipe: Recipe) -> None:
-    with (recipe.path("run") / STARTS).open("a", encoding="utf-8") as stream:
-        stream.write('{"time": "20')
+def test_a_line_cut_off_in_starts_is_left_out_and_later_ones_are_not(recipe: Recipe) -> None:
+    path = recipe.path("run") / STARTS
+    whole = path.read_bytes()
+    path.write_bytes(whole + '{"time": "20", "command": ["问'.encode()[:-1])
     assert len(read_starts(recipe.path("run"))) == 2
     run_report(recipe)
+    record_start(recipe, Manifest("run"), 6, ["sft", "\u2028\udcff"])
+    starts = read_starts(recipe.path("run"))
+    assert [start["iteration"] for start in starts] == [0, 3, 6]
+    assert starts[2]["command"] == ["openpangu-sft", "sft", "\u2028\udcff"]
+    assert path.read_bytes().startswith(whole)
+
+
+def with_manifest(run: Path, part: str, name: str, value: object) -> None:
+    content = json.loads((run / MANIFEST).read_text("utf-8"))
+    content[part][name] = value
+    (run / MANIFEST).write_text(json.dumps(content), "utf-8")
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("counts", "packs", 0),
+        ("counts", "packed", "many"),
+        ("counts", "trained_tokens", None),
+        ("settings", "data.seq_length", "long"),
+        ("settings", "train.iterations", [6]),
+    ],
+)
+def test_a_manifest_that_is_damaged_is_named(recipe: Recipe, part: str, name: str, value: object) -> None:
+    with_manifest(recipe.path("run"), part, name, value)
+    assert f"{MANIFEST}: {part}: {name} is {value}, expected a number from 1" in refused(recipe)
+
+
+@pytest.mark.parametrize("line", ["[]", "{}", '"x"', "garbage", '{"time": 1}'])
+def test_a_line_of_starts_that_is_damaged_is_named(recipe: Recipe, line: str) -> None:
+    with (recipe.path("run") / STARTS).open("a", encoding="utf-8") as stream:
+        stream.write(f"{line}\n")
+    assert f"{STARTS}:3: " in refused(recipe)
+
+
+@pytest.mark.parametrize(("name", "value"), [("seconds", float("nan")), ("seconds", 0), ("loss", 1.7e308)])
+def test_figures_that_are_odd_have_a_report_too(recipe: Recipe, name: str, value: float) -> None:
+    rows = read_metrics(recipe.path("run"))
+    for row in rows[1:]:
+        row[name] = value
+    (recipe.path("run") / METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    assert run_report(recipe).is_file()
 
 
 SEEN = """
@@ -315,10 +394,3 @@ def test_make_report_of_a_run_by_its_recipe(recipe: Recipe, trained: list[str]) 
     assert done.returncode == 0, done.stderr
     assert Path(done.stdout.strip()) == recipe.path("run") / "report.html"
     assert Path(done.stdout.strip()).is_file()
-
-
-def test_a_run_without_iterations_in_its_manifest_is_named(tmp_path: Path) -> None:
-    (tmp_path / MANIFEST).write_text(json.dumps(Manifest("run").__dict__), "utf-8")
-    (tmp_path / METRICS).write_text('{"iteration": 1, "loss": 1}\n', "utf-8")
-    with pytest.raises(UserError, match=r"has no train\.iterations"):
-        read_run(tmp_path)

@@ -155,6 +155,38 @@ def test_continued_after_a_checkpoint_it_gives_the_same_losses(
         assert torch.equal(tensor, expected[name]), name
 
 
+def test_a_newest_checkpoint_that_is_cut_off_is_passed_over(
+    options: Options, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train(options())
+    undisturbed = losses(run)
+    file = run / "iter_0000006/mp_rank_00/model_optim_rng.pt"
+    file.write_bytes(file.read_bytes()[:1000])
+    train(options())
+    assert "iteration 6 is not whole" in capsys.readouterr().err
+    assert losses(run) == undisturbed
+    assert read_manifest(run / "iter_0000006", "checkpoint", "")
+
+
+def test_a_lost_tracker_file_does_not_begin_the_run_anew(options: Options, capsys: pytest.CaptureFixture[str]) -> None:
+    run = train(options())
+    (run / "latest_checkpointed_iteration.txt").unlink()
+    train(options("train.iterations=8"))
+    assert "going on from 6" in capsys.readouterr().err
+    assert [row["iteration"] for row in read_metrics(run)] == list(range(1, 9))
+
+
+def test_a_run_that_has_its_iterations_stays_as_it_is(
+    options: Options, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train(options())
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    for wanted in (6, 3):
+        train(options(f"train.iterations={wanted}"))
+        assert "has 6 iterations already" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
+
+
 def test_only_the_newest_checkpoints_are_kept(options: Options, tmp_path: Path) -> None:
     train(options("train.iterations=6", "train.save_interval=2", "train.keep_checkpoints=2"))
     assert iterations(tmp_path / "run") == [4, 6]
@@ -316,12 +348,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(options: Options) -> None:
         train(options("train.lr=1e38", "train.min_lr=1e37", "train.clip_grad=1e30"))
 
 
-def test_a_half_written_newest_checkpoint_is_refused_by_name(options: Options) -> None:
+def test_checkpoints_none_of_which_is_whole_are_not_written_over(options: Options) -> None:
     run = train(options())
-    file = run / "iter_0000006/mp_rank_00/model_optim_rng.pt"
-    file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(UserError, match=r"model_optim_rng\.pt: 1000 bytes, expected"):
-        train(options("train.iterations=8"))
+    for file in run.glob("iter_*/mp_rank_00/model_optim_rng.pt"):
+        file.write_bytes(file.read_bytes()[:1000])
+    before = (run / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match="no checkpoint here is whole"):
+        train(options("train.iterations=7"))
+    assert (run / "metrics.jsonl").read_bytes() == before
 
 
 def test_metrics_are_one_json_object_a_line(options: Options) -> None:

@@ -158,7 +158,7 @@ def staged_directory(target: Path, manifest: Manifest) -> Iterator[Path]:
             try:
                 yield staging
                 manifest.files = _entries(staging, manifest.files)
-                write_durably(staging / MANIFEST, json.dumps(asdict(manifest), ensure_ascii=False, indent=1) + "\n")
+                write_manifest(staging, manifest)
                 for directory in [staging, *(path for path in staging.rglob("*") if path.is_dir())]:
                     sync_directory(directory)
                 if target.exists():
@@ -228,6 +228,11 @@ def parse_manifest(path: Path, remedy: str) -> Manifest:
     except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"not a manifest: {error}", where=path, remedy=remedy) from None
     return manifest
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Writes the manifest of an artefact, whole or not at all."""
+    write_durably(directory / MANIFEST, json.dumps(asdict(manifest), ensure_ascii=False, indent=1) + "\n")
 
 
 @contextlib.contextmanager

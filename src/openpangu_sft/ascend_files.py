@@ -30,9 +30,15 @@ def toolkit_home(environment: Mapping[str, str]) -> str:
 
 def install_info(home: Path) -> Optional[str]:
     """The text of ascend_toolkit_install.info, which lies in a folder named by the machine, as aarch64-linux."""
-    for file in sorted(home.glob("*-linux/ascend_toolkit_install.info")):
+    return next((_text(file) for file in sorted(home.glob("*-linux/ascend_toolkit_install.info"))), None)
+
+
+def _text(file: Path) -> Optional[str]:
+    """None where it is not there, or not for this user to read."""
+    try:
         return file.read_text("utf-8", errors="replace")
-    return None
+    except OSError:
+        return None
 
 
 def versions(environment: Mapping[str, str], root: Path = Path("/")) -> dict[str, str]:
@@ -44,7 +50,7 @@ def versions(environment: Mapping[str, str], root: Path = Path("/")) -> dict[str
     """
     driver, home = root / f"{ASCEND}/driver/version.info".lstrip("/"), toolkit_home(environment)
     texts = {
-        "Ascend driver": driver.read_text("utf-8", errors="replace") if driver.is_file() else None,
+        "Ascend driver": _text(driver),
         "CANN": install_info(root / home.lstrip("/")) if home else None,
     }
     found = {name: parse_info(text).get("version", "") for name, text in texts.items()}

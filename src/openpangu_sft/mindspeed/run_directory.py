@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Optional
 
 from openpangu_sft.checkpoint.layout import layout_of, rank_parameter_count
-from openpangu_sft.checkpoint.mcore import TRACKER, iteration_directory, rank_file, write_tracker
+from openpangu_sft.checkpoint.mcore import iteration_directory, rank_file
 from openpangu_sft.dataset.indexed import PREFIX
-from openpangu_sft.progress import console
 from openpangu_sft.recipe import Recipe
-from openpangu_sft.sft.retention import iterations
+from openpangu_sft.sft.retention import newest_whole
 
 OPTIMIZER = "distrib_optim.pt"
 """Beside the model's file of every rank where --use-distributed-optimizer is set."""
@@ -40,30 +40,20 @@ def link_data(run: Path, dataset: Path, digest: str) -> Path:
 
 
 def newest_complete(recipe: Recipe) -> Optional[int]:
-    """The newest iteration of the run whose checkpoint is there with all its files; the tracker file is put right.
+    """The newest iteration of the run whose checkpoint is there with all its files; see retention.newest_whole.
 
-    Upstream writes the tracker file when a checkpoint is done, so what is newer than that is half-written.
+    Upstream writes the tracker file when a checkpoint is done. One machine of several puts it right.
     """
-    run = recipe.path("run")
-    try:
-        newest = int((run / TRACKER).read_text("utf-8"))
-    except (OSError, ValueError):
-        newest = 0
-    for iteration in sorted(iterations(run), reverse=True):
-        if iteration <= newest and is_complete(recipe, iteration):
-            if iteration != newest and os.environ.get("NODE_RANK", "0") == "0":  # one machine of several does it
-                console.print(f"iteration {newest} is not whole in {run}: going on from {iteration}", markup=False)
-                write_tracker(run, iteration)
-            return iteration
-    return None
+    speaks = os.environ.get("NODE_RANK", "0") == "0"
+    return newest_whole(recipe.path("run"), lambda iteration: is_complete(recipe, iteration), speaks)
 
 
 def is_complete(recipe: Recipe, iteration: int) -> bool:
-    """Whether every rank's files are there. With several machines and no shared disk only this machine's are."""
+    """Whether every rank's files are there to their end, where torch.save writes a zip archive's directory."""
     directory, layout = iteration_directory(recipe.path("run"), iteration), layout_of(recipe.model, recipe.parallel)
     files = [directory / rank_file(*rank, layout.pipeline) for rank in layout.ranks()]
     files += [file.with_name(OPTIMIZER) for file in files]
-    return all(file.is_file() and file.stat().st_size for file in files)
+    return all(file.is_file() and zipfile.is_zipfile(file) for file in files)
 
 
 def checkpoint_bytes(recipe: Recipe) -> int:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple, Optional
 
-from openpangu_sft.artefact import MANIFEST, Manifest, only_one_run, read_manifest, write_durably
+from openpangu_sft.artefact import MANIFEST, Manifest, only_one_run, read_manifest, write_manifest
 from openpangu_sft.dataset.indexed import PREFIX
 from openpangu_sft.errors import UserError
 from openpangu_sft.mindspeed.engine import Command, Training
@@ -66,18 +64,19 @@ def run_mindspeed(recipe: Recipe, manifest: Manifest, command_line: Sequence[str
         require_room(run, checkpoint_bytes(recipe) * (min(kept, MOST_AT_FIRST) + 1))
         if os.environ.get("NODE_RANK", "0") == "0":
             # First of all that is in there: another machine of this run may be looking whose directory it is.
-            write_durably(run / MANIFEST, json.dumps(asdict(manifest), ensure_ascii=False, indent=1) + "\n")
+            if not (run / MANIFEST).is_file():
+                write_manifest(run, manifest)
         else:
             require_shared(run)
         data = link_data(run, recipe.path("dataset"), dataset.digest)
         start = plan(recipe, sources, data)
         if start.done >= recipe.train.iterations:
-            console.print(f"this run has its {start.done} iterations already: set train.iterations to go on")
+            console.print(f"this run has {start.done} iterations already: set train.iterations higher to go on")
             return
         if start.done:
             console.print(f"continuing after iteration {start.done}")
         if os.environ.get("NODE_RANK", "0") == "0":
-            record_start(recipe, start.done, command_line, sources)
+            record_start(recipe, manifest, start.done, command_line, sources)
         Training(recipe, dataset, start.done).start(start.command)
 
 

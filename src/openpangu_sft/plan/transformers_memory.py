@@ -36,7 +36,9 @@ def layer_activations(recipe: Recipe) -> int:
     norms = 2 * (3 * model.hidden_size * 4 + 4)
     inputs = 5 * 2 if _autocast(recipe) else 2 * 4
     width = 2 if _autocast(recipe) else 4
-    attention = 5 * heads * width + 4 * model.num_attention_heads  # q, k, v, result, o_proj's input; one sum a head
+    attended = 4 if recipe.train.device == "cpu" else width  # sft/model.py: never in bf16 on a CPU
+    # q, k, v, result; o_proj's input; one sum a head
+    attention = heads * (4 * attended + width) + 4 * model.num_attention_heads
     mlp = 4 * model.ffn_hidden_size * width  # gate, its silu, up, their product
     return tokens * (norms + inputs * model.hidden_size + attention + mlp)
 

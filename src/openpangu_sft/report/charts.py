@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -91,7 +90,8 @@ def _draw(label: str, curves: Sequence[Curve]) -> str:
                 axis.plot(*zip(*curve.marks), "o", color=curve.colour, markersize=5)
         axis.set(xlabel="iteration", ylabel=label)
         values = [value for curve in curves for value in (*curve.values, *(mark for _, mark in curve.marks))]
-        finite = [value for value in values if math.isfinite(value)]  # a gradient norm that is no number leaves a gap
+        # a gradient norm that is no number leaves a gap, and above the largest there have to be numbers for the axis
+        finite = [value for value in values if abs(value) < 1e300]
         axis.set_ylim(min(0, *finite, 0), max([value * 1.05 for value in finite if value > 0], default=1))
         axis.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
         axis.ticklabel_format(axis="y", style="sci", scilimits=(-2, 5))

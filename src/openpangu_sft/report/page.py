@@ -11,6 +11,7 @@ from typing import Any, Callable, Optional
 
 from markupsafe import Markup
 
+from openpangu_sft.evaluate.record import Question, Result
 from openpangu_sft.page import render_page
 from openpangu_sft.report.charts import COLOURS, charts_of
 from openpangu_sft.report.run import Run
@@ -127,20 +128,27 @@ def _nats(loss: Optional[float]) -> str:
 
 def _answers(runs: Sequence[Run]) -> list[Answers]:
     """The questions of the first run that has any, with the answers of all that were asked the same."""
-    evaluations = [(run, run.evaluation) for run in runs if run.evaluation and run.evaluation.results]
-    asked = next((evaluation.questions for _, evaluation in evaluations if evaluation.questions), [])
+    asked = next((run.evaluation.questions for run in runs if run.evaluation and run.evaluation.questions), [])
     found = []
     for question in asked:
-        given: dict[str, str] = {}
-        for run, evaluation in evaluations:
-            places = [place for place, other in enumerate(evaluation.questions) if other.prompt == question.prompt]
-            for result in (evaluation.results[0], evaluation.results[-1]) if places else ():
-                # what both runs began with answers once
-                of_run = f"{run.name}, " if len(runs) > 1 else ""
-                who = f"{of_run}iteration {result.iteration:,}" if result.iteration else "before training"
-                given.setdefault(who, result.answers[places[0]])
-        found.append(Answers(question.source, question.turns, question.reference, list(given.items())))
+        given = [(run, result.iteration, answer) for run in runs for result, answer in _ends(run, question)]
+        before = {answer for _, iteration, answer in given if not iteration}
+        lines = {}  # where all began with the same answer, it stands there once
+        for run, iteration, answer in given:
+            who = f"iteration {iteration:,}" if iteration else "before training"
+            alone = len(runs) == 1 or (not iteration and len(before) == 1)
+            lines[who if alone else f"{run.name}, {who}"] = answer
+        found.append(Answers(question.source, question.turns, question.reference, list(lines.items())))
     return found
+
+
+def _ends(run: Run, question: Question) -> list[tuple[Result, str]]:
+    """The first and the last checkpoint of a run that were asked a question, with their answers."""
+    if not run.evaluation:
+        return []
+    places = [place for place, other in enumerate(run.evaluation.questions) if other.prompt == question.prompt]
+    answered = [(result, result.answers[places[0]]) for result in run.evaluation.results if places and result.answers]
+    return answered if len(answered) < 2 else [answered[0], answered[-1]]
 
 
 def _table(columns: Sequence[dict[str, Any]]) -> list[Row]:
@@ -156,12 +164,15 @@ def _value(value: object) -> str:
 
 
 def _software(run: Run) -> dict[str, str]:
-    """What the newest start ran with; of a run without that, the version that began it."""
+    """What its starts ran with, one after the other where it has changed; without any, the version that began it."""
     if not run.starts:
         return {"openpangu-sft": run.manifest.version}
-    start = run.starts[-1]
-    image = {"image": start["image"]} if start.get("image") else {}
-    return {**start["versions"], **image, **start.get("sources", {})}
+    found: dict[str, dict[str, None]] = {}
+    for start in run.starts:
+        image = {"image": start["image"]} if start["image"] else {}
+        for name, version in {**start["versions"], **image, **start["sources"]}.items():
+            found.setdefault(name, {})[version] = None
+    return {name: ", then ".join(versions) for name, versions in found.items()}
 
 
 def _commands(run: Run) -> list[str]:

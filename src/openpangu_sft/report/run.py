@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any, Optional
 
-from openpangu_sft.artefact import Manifest, read_manifest
+from openpangu_sft.artefact import MANIFEST, Manifest, read_manifest
 from openpangu_sft.dataset.indexed import VALIDATION
 from openpangu_sft.errors import UserError
 from openpangu_sft.evaluate.record import Evaluation, read_evaluation
@@ -44,18 +46,19 @@ class Run:
 
     @cached_property
     def speed(self) -> list[float]:
-        """Tokens a second of each iteration, as the engine counts them."""
-        return [row["tokens"] / row["seconds"] if row["seconds"] else 0.0 for row in self.metrics]
+        """Tokens a second of each iteration, as the engine counts them; NaN where its time is not known."""
+        return [row["tokens"] / row["seconds"] if row["seconds"] > 0 else math.nan for row in self.metrics]
 
     @property
     def median_speed(self) -> float:
         """Tokens a second; the first iteration, which warms up, is not counted where there are more."""
-        return median(self.speed[1:] or self.speed)
+        known = [speed for speed in self.speed[1:] or self.speed if math.isfinite(speed)]
+        return median(known) if known else math.nan
 
     @property
     def seconds(self) -> float:
         """Spent in iterations."""
-        return float(sum(row["seconds"] for row in self.metrics))
+        return float(sum(row["seconds"] for row in self.metrics if math.isfinite(row["seconds"])))
 
     @property
     def planned(self) -> int:
@@ -94,7 +97,18 @@ def read_run(path: Path, name: str = "") -> Run:
     metrics = read_metrics(path)
     if not metrics:
         raise UserError("no iteration yet", where=path, remedy="run make sft, or check paths.run")
-    for key in ("train.iterations", "train.global_batch_size"):
-        if key not in manifest.settings:
-            raise UserError(f"its manifest has no {key}", where=path, remedy="is it a run of this project?")
+    _require_sizes(
+        path / MANIFEST,
+        manifest.settings,
+        "settings",
+        ("train.iterations", "train.global_batch_size", "data.seq_length"),
+    )
+    _require_sizes(path / MANIFEST, manifest.counts, "counts", ("packed", "packs", "tokens", "trained_tokens"))
     return Run(name or path.name, path, manifest, metrics, read_starts(path), read_evaluation(path))
+
+
+def _require_sizes(path: Path, values: Mapping[str, Any], part: str, names: Sequence[str]) -> None:
+    for name in names:
+        if not isinstance(values.get(name), int) or values[name] < 1:
+            what = f"{part}: {name} is {values.get(name, 'missing')}, expected a number from 1"
+            raise UserError(what, where=path, remedy="is it a run of this project?")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
@@ -36,8 +37,7 @@ def run_report(
         places.append(other.expanduser().absolute())
         if places[0].resolve() == places[1].resolve():
             raise UserError("is the same run twice", where=other, remedy="name another one with WITH=…")
-    alike = len({place.name for place in places}) < len(places)
-    runs = [read_run(place, f"{place.parent.name}/{place.name}" if alike else "") for place in places]
+    runs = [read_run(place, name) for place, name in zip(places, _names(places))]
     page = (html or places[0] / (COMPARISON if other else PAGE)).expanduser().absolute()
     require_page(page, inside=places[0])
     content = render_report(runs)
@@ -45,3 +45,12 @@ def run_report(
         page.parent.mkdir(parents=True, exist_ok=True)
     write_durably(page, content)
     return page
+
+
+def _names(places: Sequence[Path]) -> list[str]:
+    """As much of the end of each path as tells them apart."""
+    for parts in range(1, max(len(place.parts) for place in places)):
+        names = ["/".join(place.parts[-parts:]) for place in places]
+        if len(set(names)) == len(names):
+            return names
+    return [str(place) for place in places]

@@ -8,6 +8,7 @@ run/iter_0000080/mp_rank_00/transformers_engine.pt    optimizer state; in bf16 a
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any, Optional
 
@@ -18,14 +19,14 @@ from transformers import LlamaForCausalLM
 from openpangu_sft import __version__
 from openpangu_sft.artefact import Manifest, read_manifest, staged_directory
 from openpangu_sft.checkpoint.layout import layout_of
-from openpangu_sft.checkpoint.mcore import TRACKER, Position, iteration_directory, write_rank, write_tracker
-from openpangu_sft.checkpoint.mcore_reader import latest_iteration
+from openpangu_sft.checkpoint.mcore import Position, iteration_directory, write_rank, write_tracker
 from openpangu_sft.checkpoint.safe_pickle import load_checkpoint_file
 from openpangu_sft.checkpoint.torch_arrays import TORCH_DTYPES, tensors_in, weights_of
 from openpangu_sft.checkpoint.transfer import Transfer
 from openpangu_sft.errors import UserError, naming
 from openpangu_sft.recipe import Recipe
 from openpangu_sft.sft.model import tensors_of_model
+from openpangu_sft.sft.retention import newest_whole
 
 ENGINE_FILE = "mp_rank_00/transformers_engine.pt"
 VERSIONS = {"openpangu-sft": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
@@ -60,18 +61,24 @@ def save(
     write_tracker(run, iteration)
 
 
-def newest(run: Path) -> Optional[tuple[int, Path, Manifest]]:
-    """Iteration, directory and manifest of the newest finished checkpoint of a run, or None before the first.
+def newest(run: Path, speaks: bool) -> Optional[tuple[int, Path, Manifest]]:
+    """Iteration, directory and manifest of the newest whole checkpoint of a run, or None before the first.
+
+    Args:
+        speaks: see retention.newest_whole.
 
     Raises:
-        UserError: the tracker file names a checkpoint that is not there in full.
+        UserError: there are checkpoints, and none is whole.
     """
-    if not (run / TRACKER).is_file():
-        return None
-    iteration = latest_iteration(run)
-    directory = iteration_directory(run, iteration)
-    manifest = read_manifest(directory, "checkpoint", f"write an earlier iteration into {TRACKER}, or begin a new run")
-    return iteration, directory, manifest
+    found: dict[int, Manifest] = {}
+
+    def is_whole(iteration: int) -> bool:
+        with contextlib.suppress(UserError):
+            found[iteration] = read_manifest(iteration_directory(run, iteration), "checkpoint", "")
+        return iteration in found
+
+    iteration = newest_whole(run, is_whole, speaks)
+    return None if iteration is None else (iteration, iteration_directory(run, iteration), found[iteration])
 
 
 def load_engine_state(directory: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import functools
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Callable
 
 import torch
@@ -28,13 +28,17 @@ from openpangu_sft.sft import checkpoints, metrics
 from openpangu_sft.sft.data import PackedDataset, micro_batches, training_order
 from openpangu_sft.sft.launch import worker_rank
 from openpangu_sft.sft.model import SEGMENTS, PackLoss, build_model
+from openpangu_sft.sft.provenance import record_start
 from openpangu_sft.sft.retention import prune
 from openpangu_sft.sft.schedule import learning_rate, parameter_groups
 from openpangu_sft.signals import on_signals
 
 
-def train(recipe: Recipe, manifest: Manifest) -> None:
+def train(recipe: Recipe, manifest: Manifest, command_line: Sequence[str]) -> None:
     """Trains from the newest checkpoint of the run, or from the converted one, to train.iterations.
+
+    Args:
+        command_line: that repeats this call, to be noted in the run.
 
     Raises:
         UserError: the loss is not finite, or the device is not there.
@@ -43,7 +47,7 @@ def train(recipe: Recipe, manifest: Manifest) -> None:
     device = _device(recipe)
     with _other_processes_alive():
         _join_processes(device)
-        _Training(recipe, manifest, device).run()
+        _Training(recipe, manifest, device).run(command_line)
 
 
 class _Training:
@@ -54,7 +58,7 @@ class _Training:
         self.directory = recipe.path("run")
         self.rank = distributed.get_rank() if distributed.is_initialized() else 0
         torch.manual_seed(recipe.train.seed)
-        newest = checkpoints.newest(self.directory)
+        newest = checkpoints.newest(self.directory, speaks=self.rank == 0)
         self.iteration, self.loss = 0, math.nan
         if newest:
             self.iteration, source, found = newest
@@ -84,13 +88,14 @@ class _Training:
         self.dataset = PackedDataset(recipe.path("dataset"), recipe.data.seq_length)
         self.order = training_order(len(self.dataset), settings.iterations * settings.global_batch_size, settings.seed)
 
-    def run(self) -> None:
+    def run(self, command_line: Sequence[str]) -> None:
         last = self.recipe.train.iterations
         if self.iteration >= last:
             if self.rank == 0:
-                console.print(f"this run has its {last} iterations already: set train.iterations to go on")
+                console.print(f"this run has {self.iteration} iterations already: set train.iterations higher to go on")
             return
         if self.rank == 0:
+            record_start(self.recipe, self.manifest, self.iteration, command_line)
             metrics.keep_until(self.directory, self.iteration)
             if self.iteration:
                 console.print(f"continuing after iteration {self.iteration}")

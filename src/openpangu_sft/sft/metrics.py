@@ -4,36 +4,54 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field
+
+from openpangu_sft.artefact import write_durably
+from openpangu_sft.sft.lines import add_line, read_lines
 
 METRICS, CURVE = "metrics.jsonl", "loss.png"
 
 
+class Row(BaseModel):
+    """An iteration. Figures of upstream's may be NaN.
+
+    Args:
+        iteration: from 1.
+        loss: mean cross-entropy of trained tokens, in nats.
+        lr: learning rate.
+        grad_norm: before it is clipped.
+        tokens: of all devices.
+        seconds: that it took.
+    """
+
+    iteration: Annotated[int, Field(ge=1, lt=2**53)]
+    loss: float
+    lr: float
+    grad_norm: float
+    tokens: Annotated[int, Field(ge=0, lt=2**53)]
+    seconds: float
+
+
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """All iterations so far: iteration, loss, lr, grad_norm, tokens, seconds. A line cut off by a crash is left out."""
-    path = run / METRICS
-    if not path.is_file():
-        return []
-    rows = []
-    for line in path.read_text("utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
+    """All iterations so far, each with the fields of `Row`.
+
+    Raises:
+        UserError: a line is not an iteration.
+    """
+    return read_lines(run / METRICS, Row)
 
 
 def keep_until(run: Path, iteration: int) -> None:
     """Drops what was logged after the iteration that training continues from."""
     kept = [row for row in read_metrics(run) if row["iteration"] <= iteration]
-    text = "".join(json.dumps(row) + "\n" for row in kept)
-    (run / METRICS).write_text(text, "utf-8")
+    write_durably(run / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
 
 
 def append(run: Path, row: dict[str, Any]) -> None:
-    """Adds an iteration."""
-    with (run / METRICS).open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(row) + "\n")
+    """Adds an iteration, with the fields of `Row`."""
+    add_line(run / METRICS, row)
 
 
 def draw_curve(run: Path) -> Path:

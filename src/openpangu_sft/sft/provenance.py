@@ -7,7 +7,6 @@ run/starts.jsonl    time, iteration, command, versions; added to each time that 
 from __future__ import annotations
 
 import io
-import json
 import os
 import platform
 import time
@@ -16,12 +15,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Optional
 
+from pydantic import BaseModel
 from ruamel.yaml import YAML
 
 from openpangu_sft import __version__, ascend_files
-from openpangu_sft.artefact import MANIFEST, parse_manifest, write_durably
+from openpangu_sft.artefact import MANIFEST, Manifest, parse_manifest, write_durably, write_manifest
 from openpangu_sft.errors import UserError
 from openpangu_sft.recipe import Recipe
+from openpangu_sft.sft.lines import add_line, read_lines
 
 RECIPE, STARTS = "recipe.yaml", "starts.jsonl"
 PACKAGES = ("torch", "torch-npu", "transformers", "numpy", "sentencepiece")
@@ -29,41 +30,61 @@ IMAGE = "OPENPANGU_SFT_IMAGE"
 """Set by scripts/run.sh in a container: the image's name and id."""
 
 
-def record_start(recipe: Recipe, iteration: int, command_line: Sequence[str], sources: Optional[Path] = None) -> None:
-    """Notes that training begins, or goes on, in `paths.run`.
+class Start(BaseModel):
+    """Training begins, or goes on.
 
     Args:
+        time: UTC, as ISO 8601 has it.
+        iteration: that it goes on from.
+        command: that started it.
+        versions: of this program, of packages, driver and CANN.
+        image: name and id; empty outside of one.
+        sources: commit and patches of each of upstream's repositories, for the engine that runs them.
+    """
+
+    time: str
+    iteration: int
+    command: list[str]
+    versions: dict[str, str]
+    image: str = ""
+    sources: dict[str, str] = {}
+
+
+def record_start(
+    recipe: Recipe, manifest: Manifest, iteration: int, command_line: Sequence[str], sources: Optional[Path] = None
+) -> None:
+    """Notes that training begins, or goes on, in `paths.run`: the manifest, the recipe and a line about this start.
+
+    Args:
+        manifest: of the run.
         iteration: that it goes on from.
         command_line: of openpangu-sft.
         sources: where MindSpeed-LLM lies, for the engine that runs it; commits and patches are noted.
     """
     run = recipe.path("run")
+    write_manifest(run, manifest)
     stream = io.StringIO()
     YAML(typ="safe", pure=True).dump(recipe.model_dump(), stream)
     head = f"# The recipe of this run, overrides included: make sft RECIPE=… repeats it. openpangu-sft {__version__}.\n"
     write_durably(run / RECIPE, head + stream.getvalue())
-    start = {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "iteration": iteration,
-        "command": ["openpangu-sft", *command_line],
-        "versions": versions(),
-        "image": os.environ.get(IMAGE, ""),
-        "sources": _commits(sources) if sources else {},
-    }
-    with (run / STARTS).open("a", encoding="utf-8") as lines:
-        lines.write(json.dumps(start, ensure_ascii=False) + "\n")
+    start = Start(
+        time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        iteration=iteration,
+        command=["openpangu-sft", *command_line],
+        versions=versions(),
+        image=os.environ.get(IMAGE, ""),
+        sources=_commits(sources) if sources else {},
+    )
+    add_line(run / STARTS, start.model_dump())
 
 
 def read_starts(run: Path) -> list[dict[str, Any]]:
-    """All starts so far; none for a run of version 0.4.0 or before. A line that is cut off is left out."""
-    found = []
-    path = run / STARTS
-    for line in path.read_text("utf-8").splitlines() if path.is_file() else ():
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            break
-    return found
+    """All starts so far, each with the fields of `Start`; none for a run of version 0.4.0 or before.
+
+    Raises:
+        UserError: a line is not a start.
+    """
+    return read_lines(run / STARTS, Start)
 
 
 def versions() -> dict[str, str]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from openpangu_sft.artefact import (
@@ -13,18 +11,14 @@ from openpangu_sft.artefact import (
     only_one_run,
     read_manifest,
     require_settings,
-    write_durably,
 )
 from openpangu_sft.checkpoint.convert import mcore_settings
 from openpangu_sft.checkpoint.hf import require_model
-from openpangu_sft.checkpoint.mcore_reader import latest_iteration
-from openpangu_sft.checkpoint.origin import is_mcore
 from openpangu_sft.dataset.preprocess import data_settings
 from openpangu_sft.errors import UserError
 from openpangu_sft.mindspeed.stage import run_mindspeed
 from openpangu_sft.recipe import Recipe
 from openpangu_sft.sft.launch import launch, worker_rank
-from openpangu_sft.sft.provenance import record_start
 
 FREE_TO_CHANGE = {"train.device", "train.save_interval", "train.recompute", "train.iterations"}
 FREE_TO_CHANGE |= {"train.keep_checkpoints", "train.device_tflops", "train.upstream_flags"}
@@ -52,13 +46,11 @@ def run_sft(recipe: Recipe, command_line: Sequence[str]) -> None:
     from openpangu_sft.sft.engine import train  # imports torch and transformers, after the checks
 
     if rank:
-        train(recipe, manifest)
+        train(recipe, manifest, command_line)
         return
     run.mkdir(parents=True, exist_ok=True)
     with only_one_run(run):
-        write_durably(run / MANIFEST, json.dumps(asdict(manifest), ensure_ascii=False, indent=1) + "\n")
-        record_start(recipe, latest_iteration(run) if is_mcore(run) else 0, command_line)
-        train(recipe, manifest)
+        train(recipe, manifest, command_line)
 
 
 def run_manifest(recipe: Recipe) -> Manifest:
