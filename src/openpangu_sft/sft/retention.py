@@ -36,8 +36,9 @@ def newest_whole(run: Path, is_whole: Callable[[int], bool], speaks: bool) -> Op
     for iteration in reversed(there):
         if (named is None or iteration <= named) and is_whole(iteration):
             if iteration != named and speaks:
-                why = f"there is no {TRACKER}" if named is None else f"iteration {named} is not whole"
-                console.print(f"{why} in {run}: going on from {iteration}", markup=False, soft_wrap=True)
+                lost = f"there is no {TRACKER} in {run}: going on from {iteration}"
+                cut_off = f"iteration {named} is not whole in {run}: going on from {iteration}"
+                console.print(lost if named is None else cut_off, markup=False, soft_wrap=True)
                 write_tracker(run, iteration)
             return iteration
     if named or len(there) > 1:
