@@ -127,14 +127,14 @@ def _nats(loss: Optional[float]) -> str:
 
 def _answers(runs: Sequence[Run]) -> list[Answers]:
     """The questions of the first run that has any, with the answers of all that were asked the same."""
-    evaluations = [(run, run.evaluation) for run in runs if run.evaluation and run.evaluation.results]
+    evaluations = [(run, run.evaluation) for run in runs if run.evaluation and run.evaluation.answered]
     asked = next((evaluation.questions for _, evaluation in evaluations if evaluation.questions), [])
     found = []
     for question in asked:
         given: dict[str, str] = {}
         for run, evaluation in evaluations:
             places = [place for place, other in enumerate(evaluation.questions) if other.prompt == question.prompt]
-            for result in (evaluation.results[0], evaluation.results[-1]) if places else ():
+            for result in (evaluation.answered[0], evaluation.answered[-1]) if places else ():
                 # what both runs began with answers once
                 of_run = f"{run.name}, " if len(runs) > 1 else ""
                 who = f"{of_run}iteration {result.iteration:,}" if result.iteration else "before training"
