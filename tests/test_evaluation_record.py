@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from openpangu_sft.evaluate.record import (
     read_evaluation,
     write_evaluation,
 )
+from openpangu_sft.evaluate.stage import _resumed
 from openpangu_sft.report.page import _answers, _held_out
 from openpangu_sft.report.run import Run
 
@@ -147,3 +149,23 @@ def test_it_is_read_as_it_was_written(run: Path, asked: list[str], loss: float, 
 
 def test_nothing_is_there_yet(tmp_path: Path) -> None:
     assert read_evaluation(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("other", "kept"),
+    [
+        ({}, [["b", "c"], [], ["d", ""]]),
+        ({"settings": {"chat.temperature": 1.0, "train.precision": "fp32"}}, [[], [], []]),
+        ({"inputs": {"dataset": "5a"}, "questions": []}, [[], [], []]),
+        ({"inputs": {"dataset": "5b", "prompts": "a5"}}, None),
+        ({"settings": {"chat.temperature": 0.0, "train.precision": "bf16"}}, None),
+        ({"version": "0.5.1"}, None),
+    ],
+)
+def test_what_is_kept_of_an_earlier_evaluation(run: Path, other: dict[str, Any], kept: Any) -> None:
+    write(run, GOOD)
+    earlier = read_evaluation(run)
+    assert earlier
+    found = _resumed(earlier, replace(earlier, results=[], **other)).results
+    assert [result.answers for result in found] == (kept or [])
+    assert [result.loss for result in found] == ([result.loss for result in earlier.results] if kept else [])
