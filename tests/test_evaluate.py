@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,19 +25,24 @@ from openpangu_sft.checkpoint.convert import run_convert
 from openpangu_sft.checkpoint.mcore_reader import open_mcore
 from openpangu_sft.checkpoint.torch_arrays import tensors_of
 from openpangu_sft.cli import app
+from openpangu_sft.commands.evaluation import _show
 from openpangu_sft.dataset.indexed import VALIDATION, read_rows
 from openpangu_sft.dataset.merge import run_merge
 from openpangu_sft.dataset.preprocess import run_preprocess
 from openpangu_sft.errors import UserError
-from openpangu_sft.evaluate import stage
+from openpangu_sft.evaluate import questions, stage
+from openpangu_sft.evaluate.questions import held_out_questions, questions_in
 from openpangu_sft.evaluate.record import EVALUATION, read_evaluation
 from openpangu_sft.evaluate.stage import run_evaluate
 from openpangu_sft.recipe import Recipe
 from openpangu_sft.recipe_file import load_recipe
+from openpangu_sft.report.stage import run_report
 from openpangu_sft.sample import Message
 from openpangu_sft.sft.device import inference_device
-from openpangu_sft.sft.model import build_model
+from openpangu_sft.sft.model import SEGMENTS, build_model
+from openpangu_sft.sft.retention import prune
 from openpangu_sft.sft.stage import run_sft
+from openpangu_sft.tokenizer import Tokenizer
 
 SETTINGS = ["data.validation_share=0.2", "chat.max_new_tokens=4", "train.iterations=6", "train.save_interval=3"]
 
@@ -74,10 +82,10 @@ def recipe(make: Callable[..., Recipe]) -> Recipe:
     return make()
 
 
-def loss_alone(recipe: Recipe, root: Path) -> float:
+def loss_alone(recipe: Recipe, root: Path, attention: str = "eager") -> float:
     """Mean loss per trained token of the held-out samples, each given to stock transformers by itself."""
     tensors = tensors_of(open_mcore(root, recipe.model).weights, recipe.model)
-    model = build_model(recipe.path("hf"), tensors, "eager", torch.device("cpu")).eval()
+    model = build_model(recipe.path("hf"), tensors, attention, torch.device("cpu")).eval()
     fields = [
         read_rows(recipe.path("dataset"), VALIDATION, name, recipe.data.seq_length)
         for name in ("input_ids", "labels", "attention_mask")
@@ -87,7 +95,7 @@ def loss_alone(recipe: Recipe, root: Path) -> float:
         for number in range(1, numbers.max() + 1):
             one = torch.from_numpy(np.stack([ids, labels])[:, numbers == number].astype(np.int64))
             with torch.no_grad():
-                logits = model(one[:1]).logits
+                logits = model(one[:1], segments=[[(0, one.shape[1])]]).logits  # eager attention ignores segments
             total += torch.nn.functional.cross_entropy(logits[0, :-1].float(), one[1, 1:], reduction="sum").item()
             targets += int((one[1, 1:] != -100).sum())
     return total / targets
@@ -181,6 +189,199 @@ def test_nothing_is_evaluated_twice_and_other_questions_keep_the_losses(
     assert losses == ["iteration 3", "iteration 3"]
 
 
+def written(recipe: Recipe) -> dict[int, tuple[Any, int]]:
+    """Loss and number of answers by iteration, as evaluation.json has them."""
+    found = read_evaluation(recipe.path("run"))
+    return {result.iteration: (result.loss, len(result.answers)) for result in found.results} if found else {}
+
+
+def prompt_file(tmp_path: Path, text: str = "hm\nwell") -> Path:
+    (tmp_path / "p.txt").write_text(text, "utf-8")
+    return tmp_path / "p.txt"
+
+
+def no_loss(recipe: Recipe, tensors: Any, title: str) -> float:
+    raise AssertionError(f"the loss of {title} was there")
+
+
+def test_a_checkpoint_that_is_not_there_costs_no_result(recipe: Recipe, tmp_path: Path) -> None:
+    run_evaluate(recipe, None, "all")
+    before = (recipe.path("run") / EVALUATION).read_bytes()
+    assert "iteration 999 is not there" in refused(recipe, prompt_file(tmp_path), "999")
+    assert (recipe.path("run") / EVALUATION).read_bytes() == before
+
+
+def test_a_damaged_checkpoint_ends_the_evaluation_before_it_begins(recipe: Recipe) -> None:
+    file = next(recipe.path("run").glob("iter_0000003/mp_rank_00/model_optim_rng.pt"))
+    file.write_bytes(file.read_bytes()[:1000])
+    assert str(file) in refused(recipe, None, "all")
+    assert written(recipe) == {}
+
+
+def test_other_questions_keep_the_losses_of_checkpoints_that_are_not_asked(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = {result.iteration: result.loss for result in run_evaluate(recipe, None, "all").results}
+    monkeypatch.setattr(stage, "held_out_loss", no_loss)
+    prompts = prompt_file(tmp_path)
+    run_evaluate(recipe, prompts)
+    assert written(recipe) == {0: (first[0], 2), 3: (first[3], 0), 6: (first[6], 2)}
+    run_report(recipe)
+    run_evaluate(recipe, prompts, "3")
+    assert written(recipe) == {number: (loss, 2) for number, loss in first.items()}
+    run_evaluate(recipe, prompt_file(tmp_path, "other"), "3")
+    assert written(recipe) == {0: (first[0], 1), 3: (first[3], 1), 6: (first[6], 0)}
+
+
+def test_whoever_is_killed_keeps_all_that_was_written(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = {result.iteration: result.loss for result in run_evaluate(recipe, None, "all").results}
+    answered = 0
+    real = Chat.complete
+
+    def complete(self: Chat, prompt: list[int]) -> str:
+        nonlocal answered
+        answered += 1
+        if answered == 4:
+            raise KeyboardInterrupt
+        return real(self, prompt)
+
+    monkeypatch.setattr(stage, "held_out_loss", no_loss)
+    monkeypatch.setattr(Chat, "complete", complete)
+    with pytest.raises(KeyboardInterrupt):
+        run_evaluate(recipe, prompt_file(tmp_path), "all")
+    assert written(recipe) == {0: (losses[0], 2), 3: (losses[3], 0), 6: (losses[6], 0)}
+    run_evaluate(recipe, prompt_file(tmp_path), "all")
+    assert written(recipe) == {number: (loss, 2) for number, loss in losses.items()}
+    assert answered == 4 + 4, "what was answered before is not asked again"
+
+
+def test_the_loss_is_written_before_the_answers_are_made(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    def complete(self: Chat, prompt: list[int]) -> str:
+        raise UserError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Chat, "complete", complete)
+        assert refused(recipe) == "out of memory"
+    assert list(written(recipe)) == [0]
+    loss, answers = written(recipe)[0]
+    assert (loss, answers) == (pytest.approx(loss_alone(recipe, recipe.path("mcore")), rel=1e-5), 0)
+    assert "None yet: run make evaluate" in run_report(recipe).read_text("utf-8")
+    assert [len(result.answers) for result in run_evaluate(recipe).results] == [4, 4]
+
+
+def test_a_question_that_is_too_long_is_named_before_anything_is_computed(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "held_out_loss", no_loss)
+    length = recipe.model.max_position_embeddings
+    message = refused(recipe, prompt_file(tmp_path, f"ok\n{'好' * length}\n"))
+    found = re.search(r"p\.txt:2: has ([\d,]+) tokens, and the model holds ([\d,]+), the answer's among", message)
+    assert found, message
+    assert int(found[1].replace(",", "")) >= length == int(found[2].replace(",", ""))
+    assert written(recipe) == {}
+
+
+def test_a_question_may_leave_room_for_one_token(recipe: Recipe, tmp_path: Path) -> None:
+    tokenizer = Tokenizer(recipe.path("hf"), recipe.tokenizer.trust_remote_code)
+    (asked,) = questions_in(prompt_file(tmp_path, "你好"), recipe, tokenizer)
+    fits, too_long = (
+        recipe.model_copy(update={"model": recipe.model.model_copy(update={"max_position_embeddings": length})})
+        for length in (len(asked.prompt) + 1, len(asked.prompt))
+    )
+    assert questions_in(tmp_path / "p.txt", fits, tokenizer) == [asked]
+    with pytest.raises(UserError, match="shorten it"):
+        questions_in(tmp_path / "p.txt", too_long, tokenizer)
+
+
+def test_held_out_samples_with_a_long_prompt_are_not_asked(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = Tokenizer(recipe.path("hf"), recipe.tokenizer.trust_remote_code)
+    monkeypatch.setattr(questions, "ASKED", 1000)
+    every = held_out_questions(recipe, tokenizer)
+    lengths = sorted(len(question.prompt) for question in every)
+    limit = lengths[len(lengths) // 2]
+    assert lengths[0] <= limit < lengths[-1]
+    monkeypatch.setattr(questions, "LONGEST", limit)
+    found = held_out_questions(recipe, tokenizer)
+    assert found == [question for question in every if len(question.prompt) <= limit]
+
+
+@pytest.mark.parametrize("where", ["mcore", "run"])
+def test_bf16_is_that_of_stock_transformers_under_autocast(make: Callable[..., Recipe], where: str) -> None:
+    recipe = make("train.precision=bf16")
+    tensors = tensors_of(open_mcore(recipe.path(where), recipe.model).weights, recipe.model)
+    loss = stage.held_out_loss(recipe, tensors, "")
+    exact = loss_alone(recipe, recipe.path(where))
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = loss_alone(recipe, recipe.path(where), SEGMENTS)  # eager attention would round elsewhere
+    assert abs(loss - rounded) < abs(loss - exact) / 10, (loss, rounded, exact)
+
+
+def test_a_loss_in_another_precision_is_another_loss(make: Callable[..., Recipe], tmp_path: Path) -> None:
+    full = {result.iteration: result.loss for result in run_evaluate(make(), None, "all").results}
+    half = {result.iteration: result.loss for result in run_evaluate(make("train.precision=bf16")).results}
+    assert list(half) == [0, 6], "what was not evaluated again is left out"
+    assert all(half[number] != full[number] for number in half)
+    assert all(abs(half[number] - full[number]) < 0.05 for number in half)
+
+
+def test_checkpoints_that_training_removes_meanwhile_are_left_out_of_all(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = stage.held_out_loss
+
+    def loss(recipe: Recipe, tensors: Any, title: str) -> float:
+        if title == "before training":
+            prune(recipe.path("run"), 1, 6)
+        return real(recipe, tensors, title)
+
+    monkeypatch.setattr(stage, "held_out_loss", loss)
+    monkeypatch.setattr(stage, "iterations", lambda run: [2, 3, 6])  # 2 is gone as soon as it is listed
+    assert [result.iteration for result in run_evaluate(recipe, None, "all").results] == [0, 6]
+    assert [line for line in capsys.readouterr().err.splitlines() if "removed" in line] == [
+        f"iteration {number} was removed meanwhile: left out" for number in (2, 3)
+    ]
+
+
+def test_a_checkpoint_that_is_removed_between_loss_and_answers_keeps_its_loss(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = stage.held_out_loss
+
+    def loss(recipe: Recipe, tensors: Any, title: str) -> float:
+        found = real(recipe, tensors, title)
+        if title == "iteration 3":
+            prune(recipe.path("run"), 1, 6)
+        return found
+
+    monkeypatch.setattr(stage, "held_out_loss", loss)
+    run_evaluate(recipe, None, "all")
+    assert {number: answers for number, (_, answers) in written(recipe).items()} == {0: 4, 3: 0, 6: 4}
+
+
+def test_an_iteration_that_is_asked_for_by_its_number_must_be_there(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = stage.held_out_loss
+
+    def loss(recipe: Recipe, tensors: Any, title: str) -> float:
+        prune(recipe.path("run"), 1, 6)
+        return real(recipe, tensors, title)
+
+    monkeypatch.setattr(stage, "held_out_loss", loss)
+    assert "iteration 3 is not there -> take another one: ITERATION=6" in refused(recipe, None, "3")
+    assert list(written(recipe)) == [0]
+
+
+def test_a_prompt_file_whose_name_is_no_text(recipe: Recipe, tmp_path: Path) -> None:
+    prompts = Path(os.fsdecode(os.fsencode(tmp_path) + b"/p\xff.txt"))
+    prompts.write_text("hm", "utf-8")
+    evaluation = run_evaluate(recipe, prompts)
+    assert [question.source for question in evaluation.questions] == ["p\\udcff.txt:1"]
+    assert read_evaluation(recipe.path("run")) == evaluation
+
+
 def test_other_settings_of_generation_ask_again(make: Callable[..., Recipe]) -> None:
     one = run_evaluate(make())
     other = run_evaluate(make("chat.max_new_tokens=2"))
@@ -215,6 +416,16 @@ def refused(recipe: Recipe, *arguments: Any) -> str:
         ("p.jsonl", b'{"messages": []}\n', "p.jsonl:1: "),
         ("p.jsonl", b"{\n", "p.jsonl:1: "),
         ("p.json", b"[]", "holds no records"),
+        (
+            "p.jsonl",
+            b'{"instruction": "half \\ud800", "output": "a"}\n',
+            "p.jsonl:1: content of message 1 holds half a",
+        ),
+        (
+            "p.jsonl",
+            b'{"instruction": "q", "output": "half \\ud800"}\n',
+            "p.jsonl:1: content of message 2 holds half a",
+        ),
     ],
 )
 def test_prompt_files_that_are_none(recipe: Recipe, tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -270,6 +481,26 @@ def test_the_command_shows_losses_and_answers(trained: list[str], make: Callable
     for result in found.results:
         assert f"{result.loss:.4f}" in done.output
     assert "reference: n " in done.output
+
+
+def test_the_command_shows_losses_of_checkpoints_that_were_not_asked(
+    make: Callable[..., Recipe], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = make()
+    evaluation = run_evaluate(recipe, None, "all")
+    evaluation.results[2] = replace(evaluation.results[2], answers=[])
+    evaluation.results[0] = replace(evaluation.results[0], loss=math.nan)
+    evaluation.results[1] = replace(
+        evaluation.results[1], loss=60.0, answers=["3: one", "3: two", "3: three", "3: four"]
+    )
+    _show(evaluation, recipe.path("run"))
+    shown = capsys.readouterr().out
+    rows = [line.strip("│\n ").split("│") for line in shown.splitlines() if line.startswith("│")]
+    losses = [[cell.strip() for cell in row] for row in rows]
+    assert losses[:2] == [["before training", "nan", "nan"], ["iteration 3", "60.0000", "above 10^21"]]
+    assert losses[2][:2] == ["iteration 6", f"{evaluation.results[2].loss:.4f}"]
+    assert "iteration 3: 3: four" in shown
+    assert "iteration 6: " not in shown
 
 
 def test_an_npu_is_taken_where_torch_npu_sees_one(

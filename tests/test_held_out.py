@@ -1,7 +1,8 @@
-"""The held-out split: decided by how a conversation begins, complete, and never trained on."""
+"""The held-out split: decided by the first question, complete, and never trained on."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +20,35 @@ from openpangu_sft.dataset.merge import run_merge
 from openpangu_sft.dataset.preprocess import run_preprocess
 from openpangu_sft.errors import UserError
 from openpangu_sft.recipe import Recipe
-from openpangu_sft.tokenizer import IGNORED
+from openpangu_sft.tokenizer import IGNORED, Tokenizer
 
 SHARE = "data.validation_share=0.25"
 
 
-def sample(question: list[int], answer: list[int]) -> np.ndarray:
-    return np.array([*(~token for token in question), *answer], np.int32)
+START = 9
 
 
-tokens = st.lists(st.integers(0, 2**17), min_size=1, max_size=6)
+def sample(question: list[int], answer: list[int], system: Sequence[int] = ()) -> np.ndarray:
+    """Marked tokens: a system turn, a question and the assistant's header, then the answer and one more question."""
+    before = [1, START, 2, *system, START, 3, *question, START, 4]
+    return np.array([*(~token for token in before), *answer, *(~token for token in [START, 3, 5, START, 4]), 6])
 
 
-@given(tokens, tokens, tokens, st.floats(0, 1, exclude_max=True), st.integers(0, 2**32 - 1))
-def test_only_what_stands_before_the_first_answer_counts(
-    question: list[int], one: list[int], other: list[int], share: float, seed: int
+def held_out(marked: np.ndarray, share: float, seed: int) -> bool:
+    return is_held_out(marked.astype(np.int32), START, share, seed)
+
+
+tokens = st.lists(st.integers(10, 2**17), min_size=1, max_size=6)
+
+
+@given(tokens, tokens, tokens, tokens, st.floats(0, 1, exclude_max=True), st.integers(0, 2**32 - 1))
+def test_only_the_first_question_counts(
+    question: list[int], one: list[int], other: list[int], system: list[int], share: float, seed: int
 ) -> None:
-    assert is_held_out(sample(question, one), share, seed) == is_held_out(sample(question, other), share, seed)
+    first = held_out(sample(question, one), share, seed)
+    assert held_out(sample(question, other), share, seed) == first
+    assert held_out(sample(question, one, system), share, seed) == first
+    assert held_out(sample(question, one, [*system, START, *other]), share, seed) == first, "two system prompts"
 
 
 @given(tokens, tokens, st.floats(0, 1), st.floats(0, 1), st.integers(0, 2**32 - 1))
@@ -43,20 +56,20 @@ def test_a_larger_share_holds_out_the_same_and_more(
     question: list[int], answer: list[int], one: float, other: float, seed: int
 ) -> None:
     less, more = sorted((one, other))
-    assert is_held_out(sample(question, answer), less, seed) <= is_held_out(sample(question, answer), more, seed)
+    assert held_out(sample(question, answer), less, seed) <= held_out(sample(question, answer), more, seed)
 
 
 @pytest.mark.parametrize("share", [0.01, 0.1, 0.5])
 def test_the_share_is_held_out_and_another_seed_holds_out_others(share: float) -> None:
-    samples = [sample([number], [1]) for number in range(10_000)]
-    chosen = np.array([[is_held_out(one, share, seed) for one in samples] for seed in (1, 2)])
+    samples = [sample([number], [1]) for number in range(10, 10_010)]
+    chosen = np.array([[held_out(one, share, seed) for one in samples] for seed in (1, 2)])
     deviation = (share * (1 - share) / len(samples)) ** 0.5
     assert np.abs(chosen.mean(1) - share).max() < 5 * deviation
     assert abs((chosen[0] & chosen[1]).mean() - share**2) < 5 * deviation
 
 
 def test_nothing_is_held_out_without_a_share() -> None:
-    assert not any(is_held_out(sample([number], [1]), 0.0, 1) for number in range(1000))
+    assert not any(held_out(sample([number], [1]), 0.0, 1) for number in range(10, 1010))
 
 
 def numbered(name: str, count: int) -> list[dict[str, Any]]:
@@ -94,6 +107,43 @@ def test_every_sample_is_on_one_side_and_the_same_question_never_on_both(recipe:
     assert len(set(trained) | set(held_out)) == 70
     twice = [question for question in set(held_out) if held_out.count(question) == 2]
     assert twice, "of the 20 questions that come in both files some are held out, and both times"
+
+
+SYSTEMS = [[""], ["简短"], ["Answer briefly, with care. "], ["one", "two"], ["第 3 个"], [" "]]
+ASKED = ["{} apples?", "第 {} 个问题", " {}", "{}\n\n", "x [unused10] {}", "[unused9]用户：{}"]
+
+
+@pytest.mark.parametrize("control_tokens", ["escape", "allow"])
+def test_no_question_is_on_both_sides_under_any_system_prompt(make_recipe: MakeRecipe, control_tokens: str) -> None:
+    recipe = make_recipe("data.validation_share=0.5", f"data.control_tokens={control_tokens}")
+    texts = [text.format(number) for number in range(20) for text in ASKED]
+    samples = [
+        {**conversation(text, f"{question}", *["Why?", "So."] * (number % 2)), "meta_prompt": system}
+        for question, text in enumerate(texts)
+        for number, system in enumerate(SYSTEMS)
+    ]
+    write_samples(recipe.path("samples") / "a.jsonl", samples)
+    run_preprocess(recipe)
+    run_merge(recipe)
+    tokenizer = Tokenizer(recipe.path("hf"), trust_remote_code=False)
+    sides = [first_answers(recipe, prefix, tokenizer) for prefix in (PREFIX, VALIDATION)]
+    assert sorted([*sides[0], *sides[1]]) == sorted([*range(len(texts))] * len(SYSTEMS))
+    assert not set(sides[0]) & set(sides[1])
+    assert 0.3 < len(sides[1]) / len(samples) < 0.7
+
+
+def first_answers(recipe: Recipe, prefix: str, tokenizer: Tokenizer) -> list[int]:
+    """The first answer of every sample, which is a number."""
+    directory, length = recipe.path("dataset"), recipe.data.seq_length
+    labels, mask = (read_rows(directory, prefix, name, length) for name in ("labels", "attention_mask"))
+    found = []
+    for row, numbers in zip(labels, mask):
+        for number in range(1, numbers.max() + 1):
+            one = row[numbers == number]
+            begin = int(np.argmax(one != IGNORED))
+            end = begin + int(np.argmax(one[begin:] == tokenizer.end_id))
+            found.append(int(tokenizer.hf.decode(one[begin:end].tolist())))
+    return found
 
 
 def test_counts_are_those_of_the_files(recipe: Recipe) -> None:

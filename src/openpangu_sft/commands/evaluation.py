@@ -68,7 +68,8 @@ def _show(evaluation: Evaluation, run: Path) -> None:
             [(_name(result), *_loss(result.loss)) for result in evaluation.results],
             console,
         )
-    ends = evaluation.results[:: max(1, len(evaluation.results) - 1)][:2]  # what it began with, and the newest
+    answered = evaluation.answered
+    ends = answered[:: max(1, len(answered) - 1)][:2]  # what it began with, and the newest
     for number, question in enumerate(evaluation.questions):
         lines = [(role, content) for role, content in question.turns]
         lines += [("reference", question.reference)] if question.reference else []
@@ -86,6 +87,8 @@ def _name(result: Result) -> str:
 def _loss(loss: Optional[float]) -> tuple[str, str]:
     if loss is None:
         return "", ""
+    if not math.isfinite(loss):
+        return f"{loss}", f"{loss}"
     return f"{loss:.4f}", f"{math.exp(loss):,.2f}" if loss < 50 else "above 10^21"
 
 

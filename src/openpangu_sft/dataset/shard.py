@@ -169,7 +169,8 @@ class _EncodeSpan:
         trained = np.array([np.count_nonzero(tokens >= 0) for tokens in marked], np.int64)
         held_out = np.zeros(len(marked), np.bool_)
         if self._share:
-            held_out[:] = [is_held_out(tokens, self._share, self._seed) for tokens in marked]
+            start_id = self._tokenizer.start_id
+            held_out[:] = [is_held_out(tokens, start_id, self._share, self._seed) for tokens in marked]
         result = SpanResult(span, reader.lines, self._spool.write(marked), trained, held_out)
         result.truncated = sum(outcome.truncated for outcome in encoded)
         for raw, outcome in zip(records, outcomes):

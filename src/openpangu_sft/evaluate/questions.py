@@ -11,7 +11,7 @@ import numpy as np
 from openpangu_sft.chat_format import END, HEADERS, START, prompt_pieces
 from openpangu_sft.dataset.indexed import VALIDATION, Ids, read_rows
 from openpangu_sft.dataset.turns import Pieces
-from openpangu_sft.errors import UserError
+from openpangu_sft.errors import UserError, printable
 from openpangu_sft.evaluate.record import Question
 from openpangu_sft.format_stage import convert_record
 from openpangu_sft.recipe import Recipe
@@ -34,7 +34,7 @@ def questions_in(path: Path, recipe: Recipe, tokenizer: Tokenizer) -> list[Quest
             the last answer is the reference and all before it is the prompt.
 
     Raises:
-        UserError: it cannot be read, holds none, or one is no question: says which.
+        UserError: it cannot be read, holds none, or one is no question or leaves no room for an answer: says which.
     """
     if not path.is_file():
         raise UserError("no such file", where=path, remedy="give a prompt file: PROMPTS=…")
@@ -42,7 +42,10 @@ def questions_in(path: Path, recipe: Recipe, tokenizer: Tokenizer) -> list[Quest
         known = ", ".join([".txt", *READERS])
         raise UserError(f"unknown kind of file {path.suffix or '(no suffix)'}", where=path, remedy=f"known: {known}")
     read = _lines(path) if path.suffix.lower() == ".txt" else _conversations(path, recipe)
-    found = [_question(f"{path.name}{place}", sample, tokenizer, f"{path}{place}") for place, sample in read]
+    room = recipe.model.max_position_embeddings
+    found = [
+        _question(f"{printable(path.name)}{place}", sample, tokenizer, room, f"{path}{place}") for place, sample in read
+    ]
     if not found:
         raise UserError("holds no questions", where=path, remedy="write one on each line")
     return found
@@ -68,13 +71,16 @@ def _conversations(path: Path, recipe: Recipe) -> Iterator[tuple[str, Sample]]:
             raise UserError(str(error), where=f"{path}{record.place}", remedy="mend it") from None
 
 
-def _question(source: str, sample: Sample, tokenizer: Tokenizer, where: str) -> Question:
+def _question(source: str, sample: Sample, tokenizer: Tokenizer, room: int, where: str) -> Question:
     *asked, answer = sample.data
     for text in (*sample.meta_prompt, *(message.content for message in asked)):
         if token := tokenizer.control_token(text):
             raise UserError(f"holds the control token {token.group()}", where=where, remedy="take it out")
     pieces = prompt_pieces(sample.meta_prompt, tuple(asked), reply=True)
     prompt = [number for piece in pieces for number in tokenizer.piece_ids(piece)]
+    if len(prompt) >= room:
+        what = f"has {len(prompt):,} tokens, and the model holds {room:,}, the answer's among them"
+        raise UserError(what, where=where, remedy="shorten it")
     turns = [["system", text] for text in sample.meta_prompt if text]
     turns += [[message.role, message.content] for message in asked]
     return Question(source, turns, answer.content, prompt)

@@ -6,7 +6,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Optional
+from typing import Annotated, Any, Optional
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from openpangu_sft import __version__
 from openpangu_sft.artefact import write_durably
@@ -27,7 +29,7 @@ class Question:
     """
 
     source: str
-    turns: list[list[str]]
+    turns: list[Annotated[list[str], Field(min_length=2, max_length=2)]]
     reference: str
     prompt: list[int]
 
@@ -41,8 +43,7 @@ class Result:
         checkpoint: its directory.
         files: name, size and time of its files: whether it is still the same.
         loss: mean cross-entropy per trained token of the held-out samples, in nats; None where none are held out.
-        answers: one for each question.
-        seconds: that it took.
+        answers: one for each question; empty as long as these were not asked.
     """
 
     iteration: int
@@ -50,7 +51,6 @@ class Result:
     files: list[list[Any]]
     loss: Optional[float]
     answers: list[str]
-    seconds: float
 
 
 @dataclass
@@ -60,7 +60,7 @@ class Evaluation:
     Args:
         inputs: sha256 of the dataset, and of the prompt file or nothing.
         settings: that loss or answers depend on.
-        held_out: counts of the held-out samples: packed, packs, tokens, trained_tokens; empty where there are none.
+        held_out: counts of the held-out samples, packed and trained_tokens among them; empty where there are none.
         questions: the same for every checkpoint.
         results: by iteration.
     """
@@ -71,6 +71,11 @@ class Evaluation:
     questions: list[Question]
     results: list[Result] = field(default_factory=list)
     version: str = __version__
+
+    @property
+    def answered(self) -> list[Result]:
+        """The results that have answers."""
+        return [result for result in self.results if result.answers]
 
     def add(self, result: Result) -> None:
         """Takes a result in, in place of an earlier one of the iteration."""
@@ -93,14 +98,22 @@ def read_evaluation(run: Path) -> Optional[Evaluation]:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text("utf-8"))
-        content["questions"] = [Question(**entry) for entry in content["questions"]]
-        content["results"] = [Result(**entry) for entry in content["results"]]
-        return Evaluation(**content)
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise UserError(
-            f"not an evaluation: {error}", where=path, remedy="remove it, run make evaluate again"
-        ) from None
+        evaluation: Evaluation = TypeAdapter(Evaluation).validate_json(path.read_bytes(), strict=True)
+    except ValidationError as error:
+        complaint = error.errors()[0]
+        key = ".".join(map(str, complaint["loc"]))
+        raise _damaged(path, f"{key}: {complaint['msg']}" if key else complaint["msg"]) from None
+    if evaluation.held_out and not {"packed", "trained_tokens"} <= evaluation.held_out.keys():
+        raise _damaged(path, "held_out: packed or trained_tokens is missing")
+    for result in evaluation.results:
+        if len(result.answers) not in (0, len(evaluation.questions)):
+            what = f"{len(result.answers)} answers to {len(evaluation.questions)} questions"
+            raise _damaged(path, f"iteration {result.iteration} has {what}")
+    return evaluation
+
+
+def _damaged(path: Path, what: str) -> UserError:
+    return UserError(f"not an evaluation: {what}", where=path, remedy="remove it, run make evaluate again")
 
 
 def write_evaluation(run: Path, evaluation: Evaluation) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional
 
@@ -11,11 +12,12 @@ import torch
 
 from openpangu_sft.artefact import Manifest, only_one_run, read_manifest, require_settings, sha256_of
 from openpangu_sft.chat import Chat
+from openpangu_sft.checkpoint.mcore import iteration_directory
 from openpangu_sft.checkpoint.mcore_reader import latest_iteration, open_mcore
 from openpangu_sft.checkpoint.torch_arrays import tensors_of
 from openpangu_sft.dataset.indexed import VALIDATION
 from openpangu_sft.dataset.preprocess import data_settings
-from openpangu_sft.errors import UserError
+from openpangu_sft.errors import UserError, printable
 from openpangu_sft.evaluate.loss import held_out_loss
 from openpangu_sft.evaluate.questions import held_out_questions, questions_in
 from openpangu_sft.evaluate.record import (
@@ -26,10 +28,12 @@ from openpangu_sft.evaluate.record import (
     read_evaluation,
     write_evaluation,
 )
+from openpangu_sft.progress import console
 from openpangu_sft.recipe import Recipe
 from openpangu_sft.sft.retention import iterations
 from openpangu_sft.tokenizer import Tokenizer
 
+ALL = "all"
 AGAIN = "run make preprocess and make merge again, and train on the result"
 
 
@@ -55,14 +59,30 @@ def run_evaluate(recipe: Recipe, prompts: Optional[Path] = None, wanted: Optiona
     if read_manifest(mcore, "mcore", "run make convert").digest != manifest.inputs["mcore"]:
         raise UserError("is not what this run began with", where=mcore, remedy="check paths.mcore, or make it again")
     with only_one_run(run / EVALUATION):
-        earlier = read_evaluation(run)
-        if earlier and _same(earlier, evaluation):
-            evaluation = earlier
-        losses = _losses(earlier, evaluation)
-        _evaluate(recipe, evaluation, losses, 0, mcore, None)
-        for iteration in _iterations(run, wanted, newest):
-            _evaluate(recipe, evaluation, losses, iteration, run, iteration)
+        evaluation = _resumed(read_evaluation(run), evaluation)
+        open_mcore(mcore, recipe.model)
+        found = []
+        numbers = _iterations(run, wanted, newest)
+        for number in numbers:  # all are looked at before the first is evaluated, which takes long
+            with _may_be_gone(run, number, wanted):
+                open_mcore(run, recipe.model, number)
+                found.append(number)
+        _evaluate(recipe, evaluation, 0, mcore, None)
+        for number in found:
+            with _may_be_gone(run, number, wanted):
+                _evaluate(recipe, evaluation, number, run, number)
     return evaluation
+
+
+@contextlib.contextmanager
+def _may_be_gone(run: Path, number: int, wanted: Optional[str]) -> Iterator[None]:
+    """Leaves a checkpoint out of all that training has removed meanwhile (train.keep_checkpoints)."""
+    try:
+        yield
+    except (UserError, OSError):
+        if wanted != ALL or iteration_directory(run, number).is_dir():
+            raise
+        console.print(f"iteration {number} was removed meanwhile: left out")
 
 
 def _dataset(recipe: Recipe, run: Manifest) -> Manifest:
@@ -96,51 +116,47 @@ def _prepare(recipe: Recipe, dataset: Manifest, prompts: Optional[Path]) -> Eval
     return Evaluation(inputs, settings, held_out, questions)
 
 
-def _same(one: Evaluation, other: Evaluation) -> bool:
-    return all(getattr(one, name) == getattr(other, name) for name in ("inputs", "settings", "questions", "version"))
+def _resumed(earlier: Optional[Evaluation], now: Evaluation) -> Evaluation:
+    """The earlier evaluation, if it is the same; else a new one that begins with the losses which still hold."""
+    if earlier is None or earlier.version != now.version:
+        return now
+    if (earlier.inputs, earlier.settings, earlier.questions) == (now.inputs, now.settings, now.questions):
+        return earlier
+    if _loss_depends_on(earlier) == _loss_depends_on(now):
+        now.results = [replace(result, answers=[]) for result in earlier.results if result.loss is not None]
+    return now
 
 
-def _losses(earlier: Optional[Evaluation], now: Evaluation) -> list[Result]:
-    """Earlier results whose loss still holds: other questions do not change it."""
-    if earlier is None or earlier.version != now.version or earlier.inputs["dataset"] != now.inputs["dataset"]:
-        return []
-    return earlier.results if earlier.settings["train.precision"] == now.settings["train.precision"] else []
+def _loss_depends_on(evaluation: Evaluation) -> tuple[Any, ...]:
+    return evaluation.inputs.get("dataset"), evaluation.settings.get("train.precision")
 
 
 def _iterations(run: Path, wanted: Optional[str], newest: int) -> list[int]:
-    if wanted == "all":
+    if wanted == ALL:
         return [number for number in iterations(run) if number <= newest]
     if wanted is None:
         return [newest]
     if not wanted.isdecimal():
-        raise UserError(f"ITERATION={wanted} is neither a number nor all", remedy=f"give one, say, {newest}")
+        raise UserError(f"ITERATION={wanted} is neither a number nor {ALL}", remedy=f"give one, say, {newest}")
     return [int(wanted)]
 
 
-def _evaluate(
-    recipe: Recipe,
-    evaluation: Evaluation,
-    losses: Sequence[Result],
-    number: int,
-    root: Path,
-    iteration: Optional[int],
-) -> None:
-    """Evaluates a checkpoint, as far as it was not before, and writes the result down."""
-    began = time.monotonic()
+def _evaluate(recipe: Recipe, evaluation: Evaluation, number: int, root: Path, iteration: Optional[int]) -> None:
+    """Evaluates a checkpoint, as far as it was not before, and writes the loss down before it asks anything."""
+    run = recipe.path("run")
     opened = open_mcore(root, recipe.model, iteration)
     files = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in opened.files]
-    if find_result(evaluation.results, number, files):
-        return
-    name = f"iteration {number}" if number else "before training"
-    known = find_result(losses, number, files)
-    loss = known.loss if known else None
-    if evaluation.held_out and loss is None:
-        loss = held_out_loss(recipe, tensors_of(opened.weights, recipe.model), name)
-    answers: list[str] = []
-    if evaluation.questions:
+    result = find_result(evaluation.results, number, files)
+    if result is None:
+        loss = None
+        if evaluation.held_out:
+            name = f"iteration {number}" if number else "before training"
+            loss = held_out_loss(recipe, tensors_of(opened.weights, recipe.model), name)
+        result = Result(number, printable(str(opened.directory)), files, loss, [])
+        evaluation.add(result)
+        write_evaluation(run, evaluation)
+    if len(result.answers) < len(evaluation.questions):
         chat = Chat(recipe, root, iteration)
         torch.manual_seed(recipe.train.seed)  # with chat.temperature the same answers come again
-        answers = [chat.complete(question.prompt) for question in evaluation.questions]
-    result = Result(number, str(opened.directory), files, loss, answers, round(time.monotonic() - began, 2))
-    evaluation.add(result)
-    write_evaluation(recipe.path("run"), evaluation)
+        evaluation.add(replace(result, answers=[chat.complete(question.prompt) for question in evaluation.questions]))
+        write_evaluation(run, evaluation)

@@ -147,7 +147,7 @@ def _ends(run: Run, question: Question) -> list[tuple[Result, str]]:
     if not run.evaluation:
         return []
     places = [place for place, other in enumerate(run.evaluation.questions) if other.prompt == question.prompt]
-    answered = [(result, result.answers[places[0]]) for result in run.evaluation.results if places and result.answers]
+    answered = [(result, result.answers[places[0]]) for result in run.evaluation.answered if places]
     return answered if len(answered) < 2 else [answered[0], answered[-1]]
 
 
