@@ -1,4 +1,4 @@
-"""How doctor's checks run, and those of memory, disk, limits, clock and place."""
+"""How doctor's checks run, and those of shared memory, limits, clock and place."""
 
 from __future__ import annotations
 
@@ -72,27 +72,6 @@ def test_needs_follow_from_the_models_size(make_recipe: MakeRecipe) -> None:
     assert memory_bytes(portable) == parameters * 16 * 2
 
 
-def fake_memory(fake: FakeMachine, available_kb: int, **group: str) -> None:
-    fake.write("/proc/meminfo", f"MemAvailable: {available_kb} kB\n")
-    for name, text in group.items():
-        fake.write(f"/sys/fs/cgroup/{name.replace('_', '.', 1)}", text)
-
-
-def test_memory(fake: FakeMachine, subject: MakeSubject) -> None:
-    fake_memory(fake, 10_000_000)
-    assert resources.memory(subject()).state == State.OK
-    fake_memory(fake, 1)
-    assert resources.memory(subject()).state == State.WARNING
-    assert resources.memory(subject("train.engine=transformers")).state == State.FAILED
-
-
-def test_memory_of_a_container(fake: FakeMachine, subject: MakeSubject) -> None:
-    fake_memory(fake, 10_000_000, memory_max="6000000000", memory_current="5000000000")
-    assert resources.memory(subject()).found.startswith("1.0 GB left in this container's limit")
-    fake_memory(fake, 10_000_000, memory_stat="inactive_file 3000000000\n")
-    assert resources.memory(subject()).found.startswith("4.0 GB left")
-
-
 @pytest.mark.parametrize(("mb", "state"), [(64, State.WARNING), (2048, State.OK)])
 def test_shared_memory(subject: MakeSubject, monkeypatch: pytest.MonkeyPatch, mb: int, state: State) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=mb << 20))
@@ -142,13 +121,26 @@ def test_limits(subject: MakeSubject, monkeypatch: pytest.MonkeyPatch, files: in
     assert resources.limits(subject()).state == state
 
 
-def test_clock(fake: FakeMachine, subject: MakeSubject, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clock(fake: FakeMachine, subject: MakeSubject) -> None:
     assert clock.clock(subject()).state == State.OK
     fake.program("timedatectl", "echo no")
     assert "not kept by NTP" in clock.clock(subject()).found
     assert clock.clock(subject("parallel.nodes=2", "train.global_batch_size=16")).state == State.WARNING
-    monkeypatch.setattr(time, "time", lambda: 0.0)
-    assert clock.clock(subject()).state == State.FAILED
+
+
+@pytest.mark.parametrize(("hours", "state"), [(-25, State.FAILED), (-23, State.OK), (1, State.OK)])
+def test_a_clock_before_the_newest_of_this_codes_files(
+    subject: MakeSubject, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hours: int, state: State
+) -> None:
+    (tmp_path / "code/below").mkdir(parents=True)
+    newest = 1_700_000_000
+    for file, age in ("old.py", 10**8), ("below/new.py", 0), ("later.txt", -(10**8)):
+        (tmp_path / "code" / file).touch()
+        os.utime(tmp_path / "code" / file, (newest - age, newest - age))
+    monkeypatch.setattr(clock, "CODE", tmp_path / "code")
+    monkeypatch.setattr(time, "time", lambda: newest + hours * 3600.0)
+    finding = clock.clock(subject())
+    assert (finding.state, "this code's files are of 2023-11-1" in finding.found) == (state, state == State.FAILED)
 
 
 def test_inputs(subject: MakeSubject, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Optional
 
-from openpangu_sft.doctor.files import Mount, inactive_file, limit, memory_available, mount_of
+from openpangu_sft.doctor.files import Mount, control_groups, inactive_file, limit, memory_available, mount_of
 from openpangu_sft.doctor.finding import Finding, failed, ok, skipped, warning
 from openpangu_sft.doctor.needs import disk_bytes, largest_file, memory_bytes
 from openpangu_sft.doctor.subject import Subject
@@ -19,6 +19,11 @@ FEW_FILES = 4096
 """The usual soft limit is 1024. Each process has the dataset, libraries and a connection to every other one open."""
 WRITTEN = ("samples", "shards", "dataset", "mcore", "run", "export")
 OWN_LAYER = ("overlay", "aufs")
+HIERARCHIES = (
+    ("/sys/fs/cgroup", "", "memory.max", "memory.current"),
+    ("/sys/fs/cgroup/memory", "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+)
+"""Of control groups, v2's and v1's for memory: where it is mounted, its controller, limit and use. See cgroups(7)."""
 LOCAL = ("ext4", "ext3", "xfs", "btrfs", "overlay", "aufs", "tmpfs", "zfs")
 
 
@@ -28,22 +33,24 @@ def gb(size: float) -> str:
 
 
 def memory(subject: Subject) -> Finding:
-    """Main memory that is available, also to this control group."""
+    """Main memory that is available, also to this process's control groups: a container, a Slurm job, a service."""
     machine, needed = subject.machine, memory_bytes(subject.recipe)
     available = memory_available(machine.read("/proc/meminfo") or "")
     if available is None:
         return skipped("not known: /proc/meminfo does not say it")
-    source = "available"
-    for group, top, now in (
-        ("/sys/fs/cgroup", "memory.max", "memory.current"),
-        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
-    ):
-        most = limit(machine.read(f"{group}/{top}"))
-        taken = (limit(machine.read(f"{group}/{now}")) or 0) - inactive_file(machine.read(f"{group}/memory.stat"))
-        if most is not None and most - max(taken, 0) < available:
-            available, source = most - max(taken, 0), "left in this container's limit"
+    source, groups = "available", machine.read("/proc/self/cgroup")
+    for mount, controller, top, now in HIERARCHIES:
+        for group in control_groups(groups, controller):
+            folder = f"{mount}{group.rstrip('/')}"
+            most = limit(machine.read(f"{folder}/{top}"))
+            if most is None:
+                continue
+            cached = inactive_file(machine.read(f"{folder}/memory.stat"))
+            left = most - max((limit(machine.read(f"{folder}/{now}")) or 0) - cached, 0)
+            if left < available:
+                available, source = left, f"left in the limit of control group {folder}"
     found, expected = f"{gb(available)} {source}", f"{gb(needed)} at least"
-    remedy = "end other programs, or raise the container's limit"
+    remedy = "end other programs, or raise the limit of this container or job"
     if available >= needed:
         return ok(f"{found}; {expected} needed")
     in_memory = subject.recipe.train.engine == "transformers" and subject.recipe.train.device != "cuda"
