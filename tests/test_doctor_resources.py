@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import shutil
@@ -37,6 +38,20 @@ def test_a_refusal_is_a_failed_line_with_its_remedy() -> None:
         raise UserError("is not there", where="/x", remedy="make it")
 
     assert guarded("it", refusing) == Finding(State.FAILED, "/x: is not there", "", "make it", "it")
+
+
+@pytest.mark.parametrize(
+    ("number", "found", "remedy"),
+    [
+        (errno.EACCES, "/x: no permission", "check the owner and mode of this path"),
+        (errno.EIO, "/x: Input/output error", "see what the system's log says of it: dmesg"),
+    ],
+)
+def test_an_error_of_the_system_is_explained(number: int, found: str, remedy: str) -> None:
+    def failing() -> Finding:
+        raise OSError(number, os.strerror(number), "/x")
+
+    assert guarded("it", failing) == Finding(State.FAILED, found, "", remedy, "it")
 
 
 def test_a_program_that_hangs_is_killed_with_its_children(tmp_path: Path) -> None:
@@ -79,34 +94,6 @@ def test_shared_memory(subject: MakeSubject, monkeypatch: pytest.MonkeyPatch, mb
     assert resources.shared_memory(subject("parallel.devices_per_node=1")).state == State.SKIPPED
 
 
-def test_disk(fake: FakeMachine, subject: MakeSubject, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert resources.disk(subject()).state in (State.OK, State.WARNING)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-    finding = resources.disk(subject())
-    assert (finding.state, "0 MB free for samples" in finding.found) == (State.FAILED, True)
-    assert "run " in finding.expected
-
-
-def test_disk_of_a_container_that_goes_with_it(fake: FakeMachine, subject: MakeSubject) -> None:
-    fake.write("/proc/self/mountinfo", "27 1 254:0 / / rw - overlay overlay rw\n")
-    assert resources.disk(subject()).state == State.OK
-    fake.write("/.dockerenv")
-    assert "container's own layer" in resources.disk(subject()).found
-
-
-def test_several_machines_want_a_shared_disk(fake: FakeMachine, subject: MakeSubject) -> None:
-    many = ["parallel.nodes=2", "train.global_batch_size=16"]
-    for kind, state in (("xfs", State.WARNING), ("nfs4", State.OK)):
-        fake.write("/proc/self/mountinfo", f"27 1 254:0 / / rw - {kind} x rw\n")
-        assert resources.disk(subject(*many)).state == state
-
-
-def test_a_path_in_the_way(subject: MakeSubject, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    finding = resources.disk(subject(f"paths.run={tmp_path}/file/run"))
-    assert (finding.state, "paths.run" in finding.found) == (State.FAILED, True)
-
-
 @pytest.mark.parametrize(
     ("files", "size", "state"),
     [
@@ -141,13 +128,6 @@ def test_a_clock_before_the_newest_of_this_codes_files(
     monkeypatch.setattr(time, "time", lambda: newest + hours * 3600.0)
     finding = clock.clock(subject())
     assert (finding.state, "this code's files are of 2023-11-1" in finding.found) == (state, state == State.FAILED)
-
-
-def test_inputs(subject: MakeSubject, tmp_path: Path) -> None:
-    assert resources.inputs(subject()).state == State.WARNING
-    (tmp_path / "raw").mkdir()
-    assert resources.inputs(subject()).state == State.OK
-    assert "paths.hf" in resources.inputs(subject("paths.hf=nowhere")).found
 
 
 def test_docker(fake: FakeMachine, subject: MakeSubject) -> None:
