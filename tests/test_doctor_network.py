@@ -46,6 +46,8 @@ def test_interfaces(fake: FakeMachine, subject: MakeSubject) -> None:
     assert network.interfaces(subject()).found == "eth0"
     wrong = guarded("interfaces", lambda: network.interfaces(subject(HCCL_SOCKET_IFNAME="eth7")))
     assert (wrong.state, wrong.remedy) == (State.FAILED, "one of eth0")
+    assert network.interfaces(subject(HCCL_SOCKET_IFNAME="eth")).state == State.OK
+    assert guarded("interfaces", lambda: network.interfaces(subject(GLOO_SOCKET_IFNAME="eth"))).state == State.FAILED
 
 
 @pytest.mark.parametrize(
