@@ -7,8 +7,8 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 
 # A mistyped target, variable or value ends make before anything has begun. scripts/targets.awk reads in this file what there
 # is: a line with ## is a target, one with ##= a variable; “for a, b:” keeps it to these targets, “x|y:” are its choices.
-ifeq ($(MAKELEVEL),0) # make within make hands on variables that nobody has typed
 typed := $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $v))),$v))
+ifeq ($(MAKELEVEL),0) # make within make hands on variables that nobody has typed
 ifneq ($(MAKECMDGOALS)$(typed),)
 quoted = '$(subst ','\'',$1)'
 # of a value, the first word: choices have no more
@@ -119,12 +119,14 @@ NNODES ?=
 ##=   address and port of the first machine (port 6000), and which one this is, from 0: docs/operations.md
 ##= HCCL_*, GLOO_SOCKET_IFNAME, TP_SOCKET_IFNAME, OMP_NUM_THREADS  handed on to training as they are
 
-# What the user gives is text and not Make: a $ in a prompt stays a $.
+# What the user gives is text and not Make: a $ in a prompt stays a $. These the Makefile itself uses, so in the environment too;
+# others, like proxies, it only hands on.
 urls := MEGATRON_LM_URL MINDSPEED_URL MINDSPEED_LLM_URL
 variables := RECIPE SET SHARD SAMPLE HTML DATASET PROMPT MODEL FROM ITERATION DTYPE FORM PROMPTS RUN WITH HF MCORE ONLY SIZE DATA_DIR VENV PYTHON PYPI_INDEX $(urls)
 variables += MEMORY TOKENS_PER_SECOND NNODES JSON PEERS CLAIM DRY_RUN RUNTIME TARGET NPUS CACHE DOCKER_FLAGS REGISTRY
-$(foreach v,$(variables),$(eval override $v := $$(value $v)))
-export PROMPT VENV PYTHON PYPI_INDEX $(urls) RUNTIME TARGET NPUS CACHE DOCKER_FLAGS REGISTRY
+others := $(filter-out $(variables),$(typed))
+$(foreach v,$(variables) $(others),$(eval override $v := $$(value $v)))
+export PROMPT VENV PYTHON PYPI_INDEX $(urls) RUNTIME TARGET NPUS CACHE DOCKER_FLAGS REGISTRY $(others)
 
 quote = '$(subst ','\'',$1)'
 bin = $(call quote,$(VENV)/bin/)

@@ -10,7 +10,7 @@
 #   DOCKER_FLAGS  more options for docker run: -v /models:/models:ro
 set -euo pipefail
 root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
-here=$PWD
+here=$(pwd -P) # where .. leads up from, inside too
 CDPATH='' cd -- "$root"
 . scripts/image/names.sh
 . scripts/npus.sh
@@ -70,21 +70,28 @@ mount() { # <an absolute path that a stage was given>
     mounts+=("$path")
 }
 for argument in "$@"; do
-    case $argument in
-    --prompt=*) ;;
-    *=/*) mount "/${argument#*=/}" ;;
-    /*) mount "$argument" ;;
+    [[ $argument != --prompt=* ]] || continue
+    path=${argument#--set=}
+    [[ $path == [/.]* ]] || path=${path#*=}
+    case $path in
+    /*) ;;
+    .. | ../* | */.. | */../*) path=$here/$path ;;
+    *) continue ;; # below this directory, or no path
     esac
+    mount "$(realpath --canonicalize-missing --no-symlinks -- "$path")"
 done
+bind() { # <path of this host> <path inside>: not as --volume, which takes no colon; CSV, so that it takes a comma
+    flags+=(--mount "type=bind,\"source=${1//\"/\"\"}\",\"target=${2//\"/\"\"}\"")
+}
 
 flags=(--rm --init --ipc host --network host --stop-timeout 600 --workdir "$here")
 flags+=(--env "HOST_UID=$(id -u)" --env "HOST_GID=$(id -g)")
 # what a run notes of where it was trained
 flags+=(--env "OPENPANGU_SFT_IMAGE=$image $("$docker" image inspect "$image" --format '{{.Id}}')")
-for path in "${mounts[@]}"; do flags+=(--volume "$path:$path"); done
+for path in "${mounts[@]}"; do bind "$path" "$path"; done
 cache=${CACHE:-/cache}
 [[ $cache == /* ]] || cache=$here/$cache
-if [[ -d $cache ]]; then flags+=(--volume "$cache:/cache"); elif [[ -n ${CACHE:-} ]]; then
+if [[ -d $cache ]]; then bind "$cache" /cache; elif [[ -n ${CACHE:-} ]]; then
     die "CACHE=$cache is not there: make it, and put the data and the checkpoint into it"
 fi
 # What steers several machines and the libraries between them.

@@ -150,12 +150,17 @@ def test_the_demo_passes_on_this_machine(tmp_path: Path) -> None:
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_wrong_peer_is_one_line(fake: FakeMachine) -> None:
-    finished = fake.doctor("--peer", "a b:c")
+@pytest.mark.parametrize(
+    ("peer", "said"),
+    [
+        ("a b:c", "--peer: 'a b:c' is no host or host:port -> write node2, node2:22 or [2001:db8::2]:22"),
+        ("node2:99999", "--peer node2:99999: '99999' is no port -> a number from 1 to 65535"),
+    ],
+)
+def test_a_wrong_peer_is_one_line(fake: FakeMachine, peer: str, said: str) -> None:
+    finished = fake.doctor("--peer", peer)
     assert (finished.returncode, finished.stdout) == (1, "")
-    assert (
-        finished.stderr.strip() == "openpangu-sft: --peer: 'a b:c' is no host or host:port -> write node2 or node2:22"
-    )
+    assert finished.stderr == f"openpangu-sft: {said}\n"
 
 
 def test_every_check_is_in_the_documentation() -> None:

@@ -295,5 +295,3 @@ def test_memory() -> None:
     assert files.limit("max\n") is None
     assert files.limit("9223372036854771712\n") is None  # v1 has no other word for it
     assert files.limit("4096\n") == 4096
-    assert files.inactive_file("anon 5\ninactive_file 7\n") == 7
-    assert files.inactive_file("inactive_file 3\ntotal_inactive_file 9\n") == 3

@@ -1,7 +1,8 @@
-"""How doctor's checks run, and those of memory, disk, limits, clock and place."""
+"""How doctor's checks run, and those of shared memory, limits, clock and place."""
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import shutil
@@ -39,6 +40,20 @@ def test_a_refusal_is_a_failed_line_with_its_remedy() -> None:
     assert guarded("it", refusing) == Finding(State.FAILED, "/x: is not there", "", "make it", "it")
 
 
+@pytest.mark.parametrize(
+    ("number", "found", "remedy"),
+    [
+        (errno.EACCES, "/x: no permission", "check the owner and mode of this path"),
+        (errno.EIO, "/x: Input/output error", "see what the system's log says of it: dmesg"),
+    ],
+)
+def test_an_error_of_the_system_is_explained(number: int, found: str, remedy: str) -> None:
+    def failing() -> Finding:
+        raise OSError(number, os.strerror(number), "/x")
+
+    assert guarded("it", failing) == Finding(State.FAILED, found, "", remedy, "it")
+
+
 def test_a_program_that_hangs_is_killed_with_its_children(tmp_path: Path) -> None:
     began = time.monotonic()
     ran = Machine(tmp_path, dict(os.environ)).run("sh", "-c", f"sleep 60 & echo $! >{tmp_path}/pid; wait", seconds=0.5)
@@ -72,60 +87,11 @@ def test_needs_follow_from_the_models_size(make_recipe: MakeRecipe) -> None:
     assert memory_bytes(portable) == parameters * 16 * 2
 
 
-def fake_memory(fake: FakeMachine, available_kb: int, **group: str) -> None:
-    fake.write("/proc/meminfo", f"MemAvailable: {available_kb} kB\n")
-    for name, text in group.items():
-        fake.write(f"/sys/fs/cgroup/{name.replace('_', '.', 1)}", text)
-
-
-def test_memory(fake: FakeMachine, subject: MakeSubject) -> None:
-    fake_memory(fake, 10_000_000)
-    assert resources.memory(subject()).state == State.OK
-    fake_memory(fake, 1)
-    assert resources.memory(subject()).state == State.WARNING
-    assert resources.memory(subject("train.engine=transformers")).state == State.FAILED
-
-
-def test_memory_of_a_container(fake: FakeMachine, subject: MakeSubject) -> None:
-    fake_memory(fake, 10_000_000, memory_max="6000000000", memory_current="5000000000")
-    assert resources.memory(subject()).found.startswith("1.0 GB left in this container's limit")
-    fake_memory(fake, 10_000_000, memory_stat="inactive_file 3000000000\n")
-    assert resources.memory(subject()).found.startswith("4.0 GB left")
-
-
 @pytest.mark.parametrize(("mb", "state"), [(64, State.WARNING), (2048, State.OK)])
 def test_shared_memory(subject: MakeSubject, monkeypatch: pytest.MonkeyPatch, mb: int, state: State) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=mb << 20))
     assert resources.shared_memory(subject()).state == state
     assert resources.shared_memory(subject("parallel.devices_per_node=1")).state == State.SKIPPED
-
-
-def test_disk(fake: FakeMachine, subject: MakeSubject, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert resources.disk(subject()).state in (State.OK, State.WARNING)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-    finding = resources.disk(subject())
-    assert (finding.state, "0 MB free for samples" in finding.found) == (State.FAILED, True)
-    assert "run " in finding.expected
-
-
-def test_disk_of_a_container_that_goes_with_it(fake: FakeMachine, subject: MakeSubject) -> None:
-    fake.write("/proc/self/mountinfo", "27 1 254:0 / / rw - overlay overlay rw\n")
-    assert resources.disk(subject()).state == State.OK
-    fake.write("/.dockerenv")
-    assert "container's own layer" in resources.disk(subject()).found
-
-
-def test_several_machines_want_a_shared_disk(fake: FakeMachine, subject: MakeSubject) -> None:
-    many = ["parallel.nodes=2", "train.global_batch_size=16"]
-    for kind, state in (("xfs", State.WARNING), ("nfs4", State.OK)):
-        fake.write("/proc/self/mountinfo", f"27 1 254:0 / / rw - {kind} x rw\n")
-        assert resources.disk(subject(*many)).state == state
-
-
-def test_a_path_in_the_way(subject: MakeSubject, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    finding = resources.disk(subject(f"paths.run={tmp_path}/file/run"))
-    assert (finding.state, "paths.run" in finding.found) == (State.FAILED, True)
 
 
 @pytest.mark.parametrize(
@@ -142,20 +108,26 @@ def test_limits(subject: MakeSubject, monkeypatch: pytest.MonkeyPatch, files: in
     assert resources.limits(subject()).state == state
 
 
-def test_clock(fake: FakeMachine, subject: MakeSubject, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clock(fake: FakeMachine, subject: MakeSubject) -> None:
     assert clock.clock(subject()).state == State.OK
     fake.program("timedatectl", "echo no")
     assert "not kept by NTP" in clock.clock(subject()).found
     assert clock.clock(subject("parallel.nodes=2", "train.global_batch_size=16")).state == State.WARNING
-    monkeypatch.setattr(time, "time", lambda: 0.0)
-    assert clock.clock(subject()).state == State.FAILED
 
 
-def test_inputs(subject: MakeSubject, tmp_path: Path) -> None:
-    assert resources.inputs(subject()).state == State.WARNING
-    (tmp_path / "raw").mkdir()
-    assert resources.inputs(subject()).state == State.OK
-    assert "paths.hf" in resources.inputs(subject("paths.hf=nowhere")).found
+@pytest.mark.parametrize(("hours", "state"), [(-25, State.FAILED), (-23, State.OK), (1, State.OK)])
+def test_a_clock_before_the_newest_of_this_codes_files(
+    subject: MakeSubject, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hours: int, state: State
+) -> None:
+    (tmp_path / "code/below").mkdir(parents=True)
+    newest = 1_700_000_000
+    for file, age in ("old.py", 10**8), ("below/new.py", 0), ("later.txt", -(10**8)):
+        (tmp_path / "code" / file).touch()
+        os.utime(tmp_path / "code" / file, (newest - age, newest - age))
+    monkeypatch.setattr(clock, "CODE", tmp_path / "code")
+    monkeypatch.setattr(time, "time", lambda: newest + hours * 3600.0)
+    finding = clock.clock(subject())
+    assert (finding.state, "this code's files are of 2023-11-1" in finding.found) == (state, state == State.FAILED)
 
 
 def test_docker(fake: FakeMachine, subject: MakeSubject) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -325,6 +326,40 @@ def test_sources_are_told_the_places(make: Make, how: str) -> None:
     else:
         make("sources", *(f"{name}={value}" for name, value in given.items()))
     assert make.called_with() == ["sources", *(f"URL={given.get(url, '')}" for url in URLS)]
+
+
+HANDED_ON = [
+    "HTTPS_PROXY",
+    "HTTP_PROXY",
+    "NO_PROXY",
+    "SSL_CERT_FILE",
+    "DOCKER",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "NODE_RANK",
+]
+HANDED_ON += ["HCCL_IF_IP", "GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME", "OMP_NUM_THREADS"]
+FOR_BUILDS = ["BASE", "BUILD_BASE", "TORCH", "TORCH_INDEX", "PYTHON_URL", "PYTHON_SHA256", "CA", "IMAGE_FLAGS", "TAG"]
+
+
+@pytest.mark.parametrize("how", ["arguments", "environment", "make within make", "not at all"])
+@pytest.mark.parametrize(("targets", "names"), [(["sft"], HANDED_ON), (["image", "TARGET=cpu"], FOR_BUILDS)])
+def test_what_is_handed_on_arrives_as_it_is(make: Make, how: str, targets: list[str], names: list[str]) -> None:
+    """And what nobody gives is not there at all: an empty proxy or rank is something else than none."""
+    notes_all = "#!/usr/bin/env python3\nimport json, os\njson.dump(dict(os.environ), open('calls', 'w'))\n"
+    for program in ("the venv/bin/openpangu-sft", "scripts/image/build.sh"):
+        (make.directory / program).write_text(notes_all)
+        (make.directory / program).chmod(0o755)
+    (make.directory / "outer.mk").write_text(f"all:\n\t@$(MAKE) {' '.join(targets)}\n")
+    given = {} if how == "not at all" else {name: f"http://u:pa$$ss@{name} {AWKWARD}" for name in names}
+    if how == "environment":
+        done = make(*targets, **given)
+    else:
+        called = ["-f", "outer.mk"] if how == "make within make" else targets
+        done = make(*called, *(f"{name}={value}" for name, value in given.items()))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(make.calls.read_text("utf-8"))
+    assert {name: found[name] for name in names if name in found} == given
 
 
 def test_failure_of_a_stage_is_a_failure(make: Make) -> None:

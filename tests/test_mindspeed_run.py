@@ -174,19 +174,63 @@ def test_several_machines_meet_where_they_are_told(make_recipe: MakeRecipe, monk
     assert {"--nnodes=2", "--node_rank=1", "--master_addr=10.0.0.1", "--master_port=6000"} <= set(options)
 
 
-@pytest.mark.parametrize("value", ["eth0", "eth", "=eth0", "^docker", "ib0,eth1", ""])
-def test_network_interfaces(tmp_path: Path, value: str) -> None:
-    for name in ("lo", "eth0", "eth1"):
+@pytest.fixture
+def interfaces(tmp_path: Path) -> Path:
+    for name in ("lo", "eth0", "eth10"):
         (tmp_path / name).mkdir()
-    require_network({"HCCL_SOCKET_IFNAME": value}, tmp_path)
+    (tmp_path / "bonding_masters").touch()  # of the bonding driver, and no interface
+    return tmp_path
 
 
-def test_no_network_interface(tmp_path: Path) -> None:
-    for name in ("lo", "eth0"):
-        (tmp_path / name).mkdir()
+@pytest.mark.parametrize(
+    "value",
+    ["eth0", "eth", "l", "=eth0", "=ib0,eth0", "ib0,eth1", "^docker", "^eth", "^eth,docker", "^=lo", "^=eth,lo", ""],
+)
+def test_interfaces_that_hccl_takes(interfaces: Path, value: str) -> None:
+    require_network({"HCCL_SOCKET_IFNAME": value}, interfaces)
+
+
+@pytest.mark.parametrize(
+    "value", ["enp3", "eth00", "=eth", "=l", "=eth1,ib0", "^eth,lo", "^=eth0,eth10,lo", "bond", "="]
+)
+def test_no_interface_for_hccl(interfaces: Path, value: str) -> None:
     with pytest.raises(UserError) as refused:
-        require_network({"HCCL_SOCKET_IFNAME": "enp3"}, tmp_path)
-    assert str(refused.value) == "HCCL_SOCKET_IFNAME: 'enp3' is no network interface here -> one of eth0, lo"
+        require_network({"HCCL_SOCKET_IFNAME": value}, interfaces)
+    said = f"HCCL_SOCKET_IFNAME: '{value}' is no network interface here -> one of eth0, eth10, lo"
+    assert str(refused.value) == said
+
+
+@pytest.mark.parametrize("value", ["eth0", "eth10,lo", "lo,", ""])
+def test_interfaces_that_gloo_takes(interfaces: Path, value: str) -> None:
+    require_network({"GLOO_SOCKET_IFNAME": value}, interfaces)
+
+
+@pytest.mark.parametrize(
+    ("value", "wrong"),
+    [("l", "l"), ("eth", "eth"), ("=lo", "=lo"), ("^lo", "^lo"), ("lo,nope", "nope"), ("lo,,lo", "")],
+)
+def test_no_interface_for_gloo(interfaces: Path, value: str, wrong: str) -> None:
+    with pytest.raises(UserError) as refused:
+        require_network({"HCCL_SOCKET_IFNAME": "eth", "GLOO_SOCKET_IFNAME": value}, interfaces)
+    said = f"GLOO_SOCKET_IFNAME: '{wrong}' is no network interface here -> one of eth0, eth10, lo"
+    assert str(refused.value) == said
+
+
+def test_gloo_wants_every_name_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real one, of which the rule was taken."""
+    from torch import distributed
+
+    def taken(value: str) -> bool:
+        monkeypatch.setenv("GLOO_SOCKET_IFNAME", value)
+        try:
+            distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+        except RuntimeError:
+            return False
+        distributed.destroy_process_group()
+        return True
+
+    values = ["lo", "lo,", "loo", "=lo", "^eth", "lo,nope", "lo,,lo"]
+    assert [taken(value) for value in values] == [True, True, False, False, False, False, False]
 
 
 def test_machines_must_share_the_run(tmp_path: Path) -> None:

@@ -3,70 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-DOCKER = """#!/bin/bash
-case "$1 $2" in
-'version --format') exit "${NO_ENGINE:-0}" ;;
-'image inspect') [[ " ${IMAGES:-} " == *" $3 "* ]] && echo sha256:abc ;;
-'info --format') echo "${RUNTIMES:-{\\"runc\\":{\\}\\}}" ;;
-'run '*) shift; printf '%s\\0' "$@" >"$CALLS"; exit "${FAKE_EXIT:-0}" ;;
-*) echo "unexpected: $*" >&2; exit 99 ;;
-esac
-"""
-NPU, CPU = "openpangu-sft:1.2.3-npu", "openpangu-sft:1.2.3-cpu"
+from docker_host import CPU, NPU, Host, host
 
-
-class Host:
-    """A hand-over's folder on a host with this Docker engine, these images and these files."""
-
-    def __init__(self, directory: Path) -> None:
-        self.root = directory / "root"  # what HOST_ROOT names
-        self.folder = directory / "folder"
-        self.calls = directory / "calls"
-        (self.folder / "scripts/image").mkdir(parents=True)
-        for script in ("run.sh", "npus.sh", "compose.sh", "image/names.sh"):
-            shutil.copy(ROOT / "scripts" / script, self.folder / "scripts" / script)
-        (self.folder / "VERSION").write_text("1.2.3\n")
-        docker = directory / "docker"
-        docker.write_text(DOCKER)
-        docker.chmod(0o755)
-        self.environment = {"PATH": os.environ["PATH"], "DOCKER": str(docker), "CALLS": str(self.calls)}
-        self.environment["HOST_ROOT"] = str(self.root)
-
-    def add(self, *paths: str) -> None:
-        for path in paths:
-            (self.root / path).parent.mkdir(parents=True, exist_ok=True)
-            (self.root / path).touch()
-
-    def add_npus(self, count: int) -> None:
-        self.add("dev/davinci_manager", "dev/devmm_svm", "dev/hisi_hdc", *(f"dev/davinci{n}" for n in range(count)))
-
-    def script(self, name: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        command = [str(self.folder / "scripts" / name), *arguments]
-        both = {**self.environment, **environment}
-        return subprocess.run(command, cwd=self.folder, env=both, text=True, capture_output=True, check=False)
-
-    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return self.script("run.sh", "openpangu-sft", *arguments, **environment)
-
-    def called_with(self) -> list[str]:
-        return self.calls.read_text().split("\0")[:-1]
-
-    def given(self, option: str) -> list[str]:
-        """The values of one of docker run's options."""
-        call = self.called_with()
-        return [call[number + 1] for number, word in enumerate(call) if word == option]
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> Host:
-    return Host(tmp_path)
+__all__ = ["host"]
 
 
 def test_runs_in_the_image_with_this_directory_as_the_caller(host: Host) -> None:
@@ -74,7 +16,7 @@ def test_runs_in_the_image_with_this_directory_as_the_caller(host: Host) -> None
     assert (done.returncode, done.stderr) == (0, f"in {CPU}\n")
     assert host.called_with()[-5:] == [CPU, "openpangu-sft", "sft", "--recipe", "recipes/x.yaml"]
     assert host.given("--workdir") == [str(host.folder)]
-    assert host.given("--volume") == [f"{host.folder}:{host.folder}"]
+    assert host.mounts() == [(str(host.folder), str(host.folder))]
     assert {f"HOST_UID={os.getuid()}", f"HOST_GID={os.getgid()}"} <= set(host.given("--env"))
     assert f"OPENPANGU_SFT_IMAGE={CPU} sha256:abc" in host.given("--env")
     assert {"--rm", "--init"} <= set(host.called_with())
@@ -136,37 +78,6 @@ def test_refusals(host: Host, environment: dict[str, str], message: str) -> None
     assert not host.calls.exists()
 
 
-def test_cache_and_named_paths_are_mounted(host: Host, tmp_path: Path) -> None:
-    for name in ("cache", "data/raw", "models"):
-        (tmp_path / name).mkdir(parents=True)
-    (tmp_path / "models/recipe.yaml").touch()
-    inside = str(host.folder / "out.html")
-    named = ["--recipe", f"{tmp_path}/models/recipe.yaml", "--set", f"paths.raw={tmp_path}/data/raw"]
-    named += [
-        f"--set=paths.shards={tmp_path}/data/raw/a=/b",
-        f"--set=paths.samples={tmp_path}/data/raw/new",
-        f"--html={inside}",
-        "--set",
-        "paths.run=/cache/run",
-    ]
-    assert host.run("preview", *named, "--prompt=/etc/passwd?", IMAGES=CPU, CACHE=f"{tmp_path}/cache").returncode == 0
-    wanted = [str(host.folder), f"{tmp_path}/models", f"{tmp_path}/data/raw"]
-    assert host.given("--volume") == [*(f"{path}:{path}" for path in wanted), f"{tmp_path}/cache:/cache"]
-
-
-@pytest.mark.parametrize(
-    ("path", "message"),
-    [
-        ("/no/such/file", "/no/such is not there, so it cannot be mounted: make it first"),
-        ("/etc/hosts", "/etc/hosts: /etc is not mounted into a container: take a directory below it that is there"),
-        ("/new", "/new: / is not mounted into a container: take a directory below it that is there"),
-    ],
-)
-def test_paths_that_are_not_mounted(host: Host, path: str, message: str) -> None:
-    done = host.run("format", "--set", f"paths.raw={path}", IMAGES=CPU)
-    assert (done.returncode, done.stderr) == (1, f"run.sh: {message}\n")
-
-
 def test_only_what_steers_several_machines_is_passed_on(host: Host) -> None:
     environment = {
         "MASTER_ADDR": "10.0.0.1",
@@ -195,7 +106,7 @@ def test_npus(host: Host, npus: str, numbers: list[int]) -> None:
     mounted = ["/usr/local/dcmi", "/usr/local/sbin/npu-smi", "/usr/local/Ascend/driver/lib64"]
     mounted += ["/usr/local/Ascend/driver/version.info", "/etc/ascend_install.info"]
     mounted += ["/usr/local/Ascend/driver/tools/hccn_tool", "/etc/hccn.conf"]
-    assert host.given("--volume")[1:] == [f"{host.root}{path}:{path}:ro" for path in mounted]
+    assert host.given("--volume") == [f"{host.root}{path}:{path}:ro" for path in mounted]
 
 
 def test_npus_by_ascend_docker_runtime(host: Host) -> None:

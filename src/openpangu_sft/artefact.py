@@ -186,14 +186,18 @@ def _restore(target: Path) -> None:
                 raise
 
 
-def _require_replaceable(target: Path, kind: str) -> None:
-    """Raises `UserError` unless the target is free, empty, or an artefact of this kind with no other file in it."""
+def require_no_obstacle(target: Path) -> None:
+    """Raises `UserError` where no directory could be renamed to: at a file, a link, a mount point."""
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise UserError("is in the way: not a directory", where=target, remedy="remove it or choose another path")
     if target.is_mount():
-        raise UserError(
-            "is a mount point, so a result cannot be put in its place", where=target, remedy="mount its parent instead"
-        )
+        what = "is a mount point, so a result cannot be put in its place"
+        raise UserError(what, where=target, remedy="mount its parent instead")
+
+
+def _require_replaceable(target: Path, kind: str) -> None:
+    """Raises `UserError` unless the target is free, empty, or an artefact of this kind with no other file in it."""
+    require_no_obstacle(target)
     if not target.is_dir() or not any(target.iterdir()):
         return
     remedy = "choose another path in the recipe"
@@ -204,11 +208,8 @@ def _require_replaceable(target: Path, kind: str) -> None:
         raise UserError(f"holds {manifest.kind}, not {kind}", where=target, remedy=remedy)
     for name in _files_below(target):
         if name not in manifest.files and name != MANIFEST:
-            raise UserError(
-                "was not made by this stage, and would be lost with the result it lies in",
-                where=target / name,
-                remedy="move it away",
-            )
+            what = "was not made by this stage, and would be lost with the result it lies in"
+            raise UserError(what, where=target / name, remedy="move it away")
 
 
 def parse_manifest(path: Path, remedy: str) -> Manifest:

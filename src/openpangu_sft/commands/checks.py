@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 import click
 
 from openpangu_sft.commands.base import stage
-from openpangu_sft.errors import UserError
 from openpangu_sft.progress import console
 from openpangu_sft.recipe_file import load_recipe
 from openpangu_sft.tables import stdout
@@ -32,13 +30,13 @@ def doctor_command(
     from openpangu_sft.doctor.examine import examine
     from openpangu_sft.doctor.finding import State
     from openpangu_sft.doctor.machine import Machine
+    from openpangu_sft.doctor.network import split_peer
     from openpangu_sft.doctor.place import where
     from openpangu_sft.doctor.show import as_json, print_table
     from openpangu_sft.doctor.subject import Subject
 
     for peer in peers:
-        if not re.fullmatch(r"[^\s:]+(:[0-9]{1,5})?", peer):
-            raise UserError(f"{peer!r} is no host or host:port", where="--peer", remedy="write node2 or node2:22")
+        split_peer(peer)  # what is mistyped is said before any check runs
     machine = Machine(Path(os.environ.get("HOST_ROOT") or "/"))
     subject = Subject(load_recipe(recipe_file, overrides), machine, peers)
     if console.is_terminal:

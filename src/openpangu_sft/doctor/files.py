@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import PurePath, PurePosixPath
 from typing import Optional
 
 
@@ -14,10 +14,36 @@ def memory_available(meminfo: str) -> Optional[int]:
     return int(match[1]) * 1024 if match else None
 
 
+def control_groups(cgroup: Optional[str], controller: str) -> list[str]:
+    """Control groups whose limits a process is under: its own one and all above it, as paths below their mount.
+
+    Args:
+        cgroup: /proc/self/cgroup, see cgroups(7): lines of hierarchy:controllers:path.
+        controller: memory for that hierarchy of v1; empty for v2, which has one for all.
+
+    Returns:
+        The deepest first, `/` last. Only `/` where the path leads out of the mount (/../x), as in a container whose
+        namespace begins lower: what is mounted there is then all that is to be seen.
+    """
+    group = PurePosixPath("/")
+    for line in (cgroup or "").splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if path.startswith("/") and controller in controllers.split(","):
+            group = PurePosixPath("/" + path.lstrip("/"))
+    if ".." in group.parts:
+        group = PurePosixPath("/")
+    return [str(each) for each in (group, *group.parents)]
+
+
 def inactive_file(stat: Optional[str]) -> int:
-    """Bytes of cached files that a control group gives back when asked: of its memory.stat, in both versions."""
-    match = re.search(r"^(?:total_)?inactive_file ([0-9]{1,18})$", stat or "", re.MULTILINE)
-    return int(match[1]) if match else 0
+    """Bytes of cached files that a control group gives back when asked, those of the groups below it among them.
+
+    Of its memory.stat: v1 counts the group by itself in inactive_file, and with all below it in total_inactive_file;
+    v2 has inactive_file only, with all below it.
+    """
+    found = dict(re.findall(r"^((?:total_)?inactive_file) ([0-9]{1,18})$", stat or "", re.MULTILINE))
+    return int(found.get("total_inactive_file") or found.get("inactive_file") or 0)
 
 
 def limit(text: Optional[str]) -> Optional[int]:

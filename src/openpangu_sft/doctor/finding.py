@@ -6,7 +6,7 @@ import enum
 from dataclasses import dataclass, replace
 from typing import Callable
 
-from openpangu_sft.errors import LONGEST, UserError, printable
+from openpangu_sft.errors import LONGEST, UserError, explain_os_error, printable
 
 
 class State(str, enum.Enum):
@@ -60,11 +60,17 @@ def guarded(name: str, check: Callable[[], Finding]) -> Finding:
     try:
         found = check()
     except UserError as error:
-        where = f"{error.where}: " if error.where is not None else ""
-        found = failed(f"{where}{error.what}", error.remedy)
+        found = _refused(error)
+    except OSError as error:
+        found = _refused(explain_os_error(error), "see what the system's log says of it: dmesg")
     except Exception as error:
         found = failed(f"this check has ended with {type(error).__name__}: {error}", "report it: it should not")
     return replace(found, check=name, found=_shown(found.found))
+
+
+def _refused(refusal: UserError, otherwise: str = "") -> Finding:
+    where = f"{refusal.where}: " if refusal.where is not None else ""
+    return failed(f"{where}{refusal.what}", refusal.remedy or otherwise)
 
 
 def _shown(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import os
 import re
 import socket
@@ -20,8 +21,10 @@ SECONDS = 3.0
 MASTER_PORT = 6000
 """Where MASTER_PORT is not set, as in sft/launch.py."""
 SSH = 22
+PORTS = range(1, 1 << 16)
 HCCL_BASE, HCCL_COUNT = 60000, 16
-"""HCCL's ports of a host, unless HCCL_IF_BASE_PORT says others. Of CANN 8.0's documentation:
+HCCL_BASES = range(1024, 65521)
+"""HCCL's ports of a host, unless HCCL_IF_BASE_PORT says others, and what it may say. Of CANN 8.0's documentation:
 https://www.hiascend.com/document/detail/en/canncommercial/800/apiref/envvar/envref_07_0074.html"""
 HCCN_TOOL = "/usr/local/Ascend/driver/tools"
 
@@ -32,12 +35,12 @@ def ports(subject: Subject) -> Finding:
     wanted: dict[int, str] = {}
     if recipe.parallel.nodes > 1 and environment.get("NODE_RANK", "0") == "0":
         wanted[_port(environment, "MASTER_PORT", MASTER_PORT)] = "MASTER_PORT"
-    base = _port(environment, "HCCL_IF_BASE_PORT", HCCL_BASE)
+    base = _port(environment, "HCCL_IF_BASE_PORT", HCCL_BASE, HCCL_BASES)
     hccl = range(base, base + HCCL_COUNT) if subject.wants_npus and recipe.parallel.world > 1 else range(0)
     wanted.update(dict.fromkeys(hccl, "HCCL"))
     if not wanted:
         return skipped("none is needed")
-    taken = {port: name for port, name in wanted.items() if not _can_listen(port)}
+    taken = {port: name for port, name in wanted.items() if not _is_free(port)}
     if taken:
         name = next(iter(taken.values()))
         remedy = f"end what listens there (ss -ltnp), or set {'HCCL_IF_BASE_PORT' if name == 'HCCL' else name}"
@@ -59,16 +62,31 @@ def _in(port: int, ranges: list[range]) -> bool:
     return any(port in one for one in ranges)
 
 
-def _port(environment: Mapping[str, str], name: str, default: int) -> int:
+def _port(environment: Mapping[str, str], name: str, default: int, allowed: range = PORTS) -> int:
     """A port that a variable names.
 
     Raises:
-        UserError: it is none.
+        UserError: it is none, or not one of those that the variable may name.
     """
-    value = environment.get(name) or str(default)
-    if not re.fullmatch(r"[0-9]{1,5}", value) or not 0 < int(value) < 1 << 16:
-        raise UserError(f"{value!r} is no port", where=name, remedy="a number from 1 to 65535")
+    return _port_number(environment.get(name) or str(default), name, allowed)
+
+
+def _port_number(value: str, where: str, allowed: range = PORTS) -> int:
+    if not re.fullmatch(r"[0-9]{1,5}", value) or int(value) not in allowed:
+        raise UserError(f"{value!r} is no port", where=where, remedy=f"a number from {allowed[0]} to {allowed[-1]}")
     return int(value)
+
+
+def _is_free(port: int) -> bool:
+    """Whether a server can have a port, over IPv4 and, where this machine has it, IPv6."""
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            if not _can_listen(port, family=family):
+                return False
+        except OSError as error:
+            if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                raise
+    return True
 
 
 def _can_listen(port: int, address: str = "", family: int = socket.AF_INET) -> bool:
@@ -79,6 +97,8 @@ def _can_listen(port: int, address: str = "", family: int = socket.AF_INET) -> b
     """
     with socket.socket(family) as server:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         try:
             server.bind((address, port))
         except OSError as error:
@@ -134,8 +154,7 @@ def nodes(subject: Subject) -> Finding:
     lines: list[str] = []
     bad: list[str] = []
     for peer in subject.peers:
-        host, _, number = peer.partition(":")
-        answer = reach(host, int(number or SSH))
+        answer = reach(*split_peer(peer))
         (bad if answer not in ("answers", "refuses") else lines).append(f"{peer}: {answer}")
     if bad:
         return failed(
@@ -149,6 +168,7 @@ def nodes(subject: Subject) -> Finding:
         )
     address, rank = environment["MASTER_ADDR"], environment["NODE_RANK"]
     port = _port(environment, "MASTER_PORT", MASTER_PORT)
+    shown = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
     if rank not in map(str, range(count)):
         return failed(f"NODE_RANK={rank}", "number the machines from 0", f"0 to {count - 1}")
     if rank == "0":
@@ -159,11 +179,29 @@ def nodes(subject: Subject) -> Finding:
         return ok("\n".join([f"{address} is this machine, the first of {count}", *lines]))
     answer = reach(address, port)
     if answer == "answers":
-        return ok("\n".join([f"{address}:{port}, the first machine, answers", *lines]))
+        return ok("\n".join([f"{shown}, the first machine, answers", *lines]))
     if answer.startswith("no such"):
         return failed(f"MASTER_ADDR={address}: {answer}", "mend it, or /etc/hosts")
     remedy = "normal before make sft has begun there; otherwise see its firewall (NODE_RANK=0)"
-    return warning(f"{address}:{port}, the first machine: {answer}", remedy, "an answer")
+    return warning(f"{shown}, the first machine: {answer}", remedy, "an answer")
+
+
+def split_peer(peer: str) -> tuple[str, int]:
+    """Host and port of host, host:port, an IPv6 address or [address]:port; the port is SSH's where none is named.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    named = re.fullmatch(r"([^\s:\[\]]+)(?::([0-9]+))?", peer)
+    match = named or re.fullmatch(r"\[(.+)\](?::([0-9]+))?", peer)
+    host, port = match.groups() if match else (peer, None)
+    try:
+        if not named:
+            ipaddress.IPv6Address(host)
+    except ValueError:
+        remedy = "write node2, node2:22 or [2001:db8::2]:22"
+        raise UserError(f"{peer!r} is no host or host:port", where="--peer", remedy=remedy) from None
+    return host, _port_number(port or str(SSH), f"--peer {peer}")
 
 
 def reach(host: str, port: int) -> str:
@@ -173,7 +211,7 @@ def reach(host: str, port: int) -> str:
             return "answers"
     except ConnectionRefusedError:
         return "refuses"
-    except socket.gaierror:
+    except (socket.gaierror, UnicodeError):  # the latter where it cannot be a name: a..b, or a part of over 63 letters
         return "no such name"
     except socket.timeout:
         return f"no answer within {SECONDS:.0f} s"
@@ -185,7 +223,7 @@ def _not_mine(address: str) -> Optional[str]:
     """Why an address is not one by which other machines reach this one; None where it is."""
     try:
         family, *_, found = socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)[0]
-    except socket.gaierror:
+    except (socket.gaierror, UnicodeError):
         return "is no name that is known here"
     number = str(found[0])
     if number.startswith("127.") or number == "::1":

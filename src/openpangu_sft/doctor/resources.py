@@ -5,20 +5,30 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Optional
 
-from openpangu_sft.doctor.files import Mount, inactive_file, limit, memory_available, mount_of
+from openpangu_sft.artefact import require_no_obstacle
+from openpangu_sft.doctor.files import Mount, control_groups, inactive_file, limit, memory_available, mount_of
 from openpangu_sft.doctor.finding import Finding, failed, ok, skipped, warning
 from openpangu_sft.doctor.needs import disk_bytes, largest_file, memory_bytes
 from openpangu_sft.doctor.subject import Subject
+from openpangu_sft.errors import UserError
 
 SMALL_SHM = 1 << 30
 """Docker gives 64 MB unless it is told otherwise; what is really needed has not been measured."""
 FEW_FILES = 4096
 """The usual soft limit is 1024. Each process has the dataset, libraries and a connection to every other one open."""
 WRITTEN = ("samples", "shards", "dataset", "mcore", "run", "export")
+STAGED = ("samples", "dataset", "mcore", "export")
+"""Those that are made beside their place and renamed, see artefact.staged_directory."""
 OWN_LAYER = ("overlay", "aufs")
+HIERARCHIES = (
+    ("/sys/fs/cgroup", "", "memory.max", "memory.current"),
+    ("/sys/fs/cgroup/memory", "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+)
+"""Of control groups, v2's and v1's for memory: where it is mounted, its controller, limit and use. See cgroups(7)."""
 LOCAL = ("ext4", "ext3", "xfs", "btrfs", "overlay", "aufs", "tmpfs", "zfs")
 
 
@@ -28,22 +38,24 @@ def gb(size: float) -> str:
 
 
 def memory(subject: Subject) -> Finding:
-    """Main memory that is available, also to this control group."""
+    """Main memory that is available, also to this process's control groups: a container, a Slurm job, a service."""
     machine, needed = subject.machine, memory_bytes(subject.recipe)
     available = memory_available(machine.read("/proc/meminfo") or "")
     if available is None:
         return skipped("not known: /proc/meminfo does not say it")
-    source = "available"
-    for group, top, now in (
-        ("/sys/fs/cgroup", "memory.max", "memory.current"),
-        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
-    ):
-        most = limit(machine.read(f"{group}/{top}"))
-        taken = (limit(machine.read(f"{group}/{now}")) or 0) - inactive_file(machine.read(f"{group}/memory.stat"))
-        if most is not None and most - max(taken, 0) < available:
-            available, source = most - max(taken, 0), "left in this container's limit"
+    source, groups = "available", machine.read("/proc/self/cgroup")
+    for mount, controller, top, now in HIERARCHIES:
+        for group in control_groups(groups, controller):
+            folder = f"{mount}{group.rstrip('/')}"
+            most = limit(machine.read(f"{folder}/{top}"))
+            if most is None:
+                continue
+            cached = inactive_file(machine.read(f"{folder}/memory.stat"))
+            left = most - max((limit(machine.read(f"{folder}/{now}")) or 0) - cached, 0)
+            if left < available:
+                available, source = left, f"left in the limit of control group {folder}"
     found, expected = f"{gb(available)} {source}", f"{gb(needed)} at least"
-    remedy = "end other programs, or raise the container's limit"
+    remedy = "end other programs, or raise the limit of this container or job"
     if available >= needed:
         return ok(f"{found}; {expected} needed")
     in_memory = subject.recipe.train.engine == "transformers" and subject.recipe.train.device != "cuda"
@@ -68,15 +80,13 @@ def disk(subject: Subject) -> Finding:
     """Free room and the right to write, for every path of the recipe that is written to, disk by disk."""
     recipe, needed = subject.recipe, disk_bytes(subject.recipe)
     mounts = subject.machine.read("/proc/self/mountinfo") or ""
-    disks: dict[int, list[str]] = {}
-    closed = []
-    for name in WRITTEN:
-        place = _existing(recipe.path(name))
-        disks.setdefault(place.stat().st_dev, []).append(name)
-        if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-            closed.append(f"paths.{name}: {place} is no directory that this user may write to")
+    closed = [refusal for name in WRITTEN for refusal in _refusals(name, recipe.path(name))]
     if closed:
-        return failed("\n".join(closed), "make it and give it to this user, or set paths.cache")
+        remedy = "; ".join(dict.fromkeys(refusal.remedy for refusal in closed))
+        return failed("\n".join(f"{refusal.where} {refusal.what}" for refusal in closed), remedy)
+    disks: dict[int, list[str]] = {}
+    for name in WRITTEN:
+        disks.setdefault(_existing(recipe.path(name)).stat().st_dev, []).append(name)
     lines, full, lost, local = [], [], [], []
     for names in disks.values():
         place = _existing(recipe.path(names[0]))
@@ -123,6 +133,24 @@ def inputs(subject: Subject) -> Finding:
             "\n".join(missing), "put them there before make format and make convert (make demo makes its own)"
         )
     return ok(f"{subject.recipe.path('hf')}, {made}")
+
+
+def _refusals(name: str, path: Path) -> Iterator[UserError]:
+    """Why a path could not be written to."""
+    if name in STAGED:
+        try:
+            require_no_obstacle(path)
+        except UserError as error:
+            yield UserError(error.what, where=f"paths.{name}: {error.where}", remedy=error.remedy)
+    # locks lie in the parent, as what is staged does
+    folders = {"shards": [path], "run": [path, path.parent]}.get(name, [path.parent])
+    for folder in dict.fromkeys(map(_existing, folders)):
+        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+            what, remedy = (
+                "is no directory that this user may write to",
+                "make it and give it to this user, or set paths.cache",
+            )
+            yield UserError(what, where=f"paths.{name}: {folder}", remedy=remedy)
 
 
 def _existing(path: Path) -> Path:

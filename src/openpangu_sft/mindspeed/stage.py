@@ -167,19 +167,27 @@ def require_devices(recipe: Recipe, devices: Optional[Path] = None) -> None:
 
 
 def require_network(environment: Mapping[str, str], interfaces: Optional[Path] = None) -> None:
-    """Refuses names of network interfaces that are none here: HCCL would wait for its timeout, and name something else.
+    """Refuses network interfaces that are none here: HCCL would wait for its timeout, and name something else.
 
     Raises:
         UserError: says which there are.
     """
-    found = sorted(path.name for path in (interfaces or INTERFACES).iterdir())
-    for variable in ("HCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
-        value = environment.get(variable, "")
-        # HCCL takes prefixes, =name for a whole name, and ^ for all but these; gloo takes names
-        wanted = [name for name in value.lstrip("=").split(",") if name]
-        if value.startswith("^") or not wanted:
-            continue
-        if not any(interface.startswith(name) for interface in found for name in wanted):
-            raise UserError(
-                f"{value!r} is no network interface here", where=variable, remedy=f"one of {', '.join(found)}"
-            )
+    found = sorted(path.name for path in (interfaces or INTERFACES).iterdir() if path.is_dir())
+    hccl, gloo = environment.get("HCCL_SOCKET_IFNAME", ""), environment.get("GLOO_SOCKET_IFNAME", "")
+    wrong = [] if not hccl or _hccl_takes(hccl, found) else [("HCCL_SOCKET_IFNAME", hccl)]
+    if gloo:  # whole names, and it opens a connection on every one
+        wrong += [("GLOO_SOCKET_IFNAME", name) for name in gloo.removesuffix(",").split(",") if name not in found]
+    for variable, value in wrong:
+        raise UserError(f"{value!r} is no network interface here", where=variable, remedy=f"one of {', '.join(found)}")
+
+
+def _hccl_takes(value: str, found: Sequence[str]) -> list[str]:
+    """The interfaces of which HCCL takes the first: prefixes of names, =names as they are, ^ for all others but these.
+
+    As CANN 8.0 describes HCCL_SOCKET_IFNAME:
+    https://www.hiascend.com/document/detail/zh/canncommercial/800/apiref/envvar/envref_07_0075.html
+    """
+    others, value = value.startswith("^"), value.removeprefix("^")
+    exact, names = value.startswith("="), [name for name in value.removeprefix("=").split(",") if name]
+    named = {one for one in found for name in names if (one == name if exact else one.startswith(name))}
+    return [one for one in found if (one in named) != others]
