@@ -60,7 +60,7 @@ def test_npus_that_cannot_be_used(fake: FakeMachine, tmp_path: Path, recording: 
 
 def test_another_driver(fake: FakeMachine, tmp_path: Path) -> None:
     fake.add_npus("other_driver.txt")
-    older = recorded("driver_24.1.rc3.info").replace("24.1.rc3", "23.0.7")
+    older = recorded("driver_24.1.rc2.2.info").replace("24.1.rc2.2", "23.0.7").replace("C18SPC", "C12SPC")
     fake.write("/usr/local/Ascend/driver/version.info", older)
     assert failed(doctor(fake, tmp_path)) == {"driver"}
     fake.add_npus("newer_driver.txt")
@@ -107,7 +107,7 @@ def test_the_table(fake: FakeMachine, tmp_path: Path) -> None:
     row = finished.stdout[finished.stdout.index("│ NPU health") :].splitlines()[:3]
     assert [line.split("│")[3].strip() for line in row[:2]] == ["NPU 5: Alarm", "expected: OK"]
     assert row[0].split("│")[2].strip() == "failed"
-    assert "-> see npu-smi info -t health -i 5; take others: NPUS=0,1,2,3,4,6,7" in row[2]
+    assert "-> see npu-smi info -t health -i 5; take others: export ASCEND_RT_VISIBLE_DEVICES=0,1,2,3" in row[2]
     assert finished.stderr == ""
 
 

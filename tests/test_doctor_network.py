@@ -118,6 +118,16 @@ def test_links(fake: FakeMachine, subject: MakeSubject, link: str, health: str, 
     assert network.links(subject(*NODES)).state == state
 
 
+def test_links_of_all_chips(fake: FakeMachine, subject: MakeSubject) -> None:
+    fake.add_npus("a3.txt", count=16)
+    asked = fake.root / "asked"
+    up = "link status: UP\nnet health status: Success"
+    fake.program("hccn_tool", f'echo "$2" >>{asked}; [ "$2" = 5 ] || echo "{up}"')
+    finding = network.links(subject("parallel.devices_per_node=16", "train.global_batch_size=32", "parallel.nodes=2"))
+    assert finding.found == "NPU 2 chip 1: link says nothing"
+    assert sorted(set(asked.read_text().split()), key=int) == [str(device) for device in range(16)]
+
+
 def test_the_first_machine(subject: MakeSubject) -> None:
     assert "MASTER_ADDR and NODE_RANK" in network.nodes(subject(*NODES)).found
     assert network.nodes(subject(*NODES, MASTER_ADDR="x", NODE_RANK="2")).state == State.FAILED

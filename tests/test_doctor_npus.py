@@ -1,4 +1,4 @@
-"""Doctor's checks of NPUs, of the stack on them, of Python's packages and of the upstream sources."""
+"""Doctor's checks of the NPUs."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from doctor_machines import DRIVER, TOOLKIT, Examine, FakeMachine, MakeSubject, fake, recorded, subject
-from openpangu_sft import ascend_files
-from openpangu_sft.doctor import network, npus, packages, patches, stack, tensors
-from openpangu_sft.doctor.finding import Finding, State, guarded, ok
-from openpangu_sft.doctor.machine import Ran
-from openpangu_sft.upstream import make_sources
-from small_upstream import SmallUpstream
+from doctor_machines import Examine, FakeMachine, MakeSubject, fake, recorded, subject
+from openpangu_sft.doctor import network, npus, stack
+from openpangu_sft.doctor.finding import State
+from openpangu_sft.sft.provenance import IMAGE
+from openpangu_sft.visible_npus import VARIABLE
 
 __all__ = ["fake", "subject"]
 
@@ -79,7 +77,8 @@ def test_a_faulty_npu(fake: FakeMachine, subject: MakeSubject) -> None:
     fake.add_npus("faulty.txt")
     finding = npus.healthy(subject())
     assert (finding.state, finding.found) == (State.FAILED, "NPU 5: Alarm")
-    assert "NPUS=0,1,2,3,4,6,7" in finding.remedy
+    # seven are well, and a batch of 8 is not divided by 7, 6 or 5
+    assert f"take others: export {VARIABLE}=0,1,2,3 with SET=parallel.devices_per_node=4;" in finding.remedy
     unused = npus.healthy(subject("parallel.devices_per_node=4"))
     assert (unused.state, unused.found) == (State.WARNING, "NPU 5: Alarm")
 
@@ -100,7 +99,86 @@ def test_busy_npus(fake: FakeMachine, subject: MakeSubject) -> None:
     finding = npus.free(subject())
     assert finding.state == State.FAILED
     assert finding.found == "NPU 0: python (919717), 3,969 MB\nNPU 1: python (920633), 3,969 MB"
-    assert "NPUS=2,3,4,5,6,7" in finding.remedy
+    assert finding.remedy.endswith(f"take others: export {VARIABLE}=2,3,4,5 with SET=parallel.devices_per_node=4")
+    undivided = subject("parallel.tensor=2", "parallel.pipeline=2", "parallel.context=2")
+    assert npus.free(undivided).remedy == "wait for them or end them"
+
+
+def test_others_in_a_container_of_make(fake: FakeMachine, subject: MakeSubject) -> None:
+    fake.add_npus("busy.txt")
+    finding = npus.free(subject("parallel.devices_per_node=2", **{IMAGE: "openpangu-sft:0-npu sha256:0"}))
+    assert finding.remedy.endswith("or take others: NPUS=2,3")
+    pod = npus.free(subject("parallel.devices_per_node=2", KUBERNETES_SERVICE_HOST="10.0.0.1"))
+    assert pod.remedy.endswith(f"or take others: export {VARIABLE}=2,3")
+
+
+def test_others_are_neither_ill_nor_full(fake: FakeMachine, subject: MakeSubject, tmp_path: Path) -> None:
+    row = "| 3     910B1               | OK            |"
+    full = "| 0                         | 0000:81:00.0  | 0           0    / 0          3379 / 65536         |"
+    table = (
+        recorded("busy.txt").replace(row, row.replace("OK   ", "Alarm")).replace(full, full.replace(" 3379", "40000"))
+    )
+    (tmp_path / "table.txt").write_text(table)
+    fake.add_npus(str(tmp_path / "table.txt"))
+    remedy = npus.free(subject("parallel.devices_per_node=2")).remedy
+    assert remedy.endswith(f"{VARIABLE}=2,5")
+
+
+def test_npus_that_cann_is_told_to_take(fake: FakeMachine, subject: MakeSubject) -> None:
+    fake.add_npus("busy.txt")
+    others = subject("parallel.devices_per_node=4", **{VARIABLE: "4,5,6,7"})
+    assert npus.seen(others).found == "8 x 910B1; NPU 4, 5, 6, 7 will be used"
+    assert npus.free(others).found == "no process on NPU 4, 5, 6, 7"
+    assert npus.free(subject("parallel.devices_per_node=4", **{VARIABLE: "1,5,6,7"})).state == State.FAILED
+
+
+def test_fewer_npus_than_processes_are_to_be_seen(fake: FakeMachine, subject: MakeSubject) -> None:
+    fake.add_npus("healthy.txt")
+    finding = npus.seen(subject("parallel.devices_per_node=4", **{VARIABLE: "4,5,9,6"}))
+    assert (finding.state, finding.found) == (State.FAILED, f"8 x 910B1; {VARIABLE}=4,5,9,6 leaves 2 of them")
+    assert finding.remedy == f"take others: export {VARIABLE}=0,1,2,3"
+    assert npus.device_files(subject("parallel.devices_per_node=4", **{VARIABLE: "4,5"})).state == State.FAILED
+
+
+def test_a_container_numbers_its_npus_anew(fake: FakeMachine, subject: MakeSubject, tmp_path: Path) -> None:
+    table = recorded("some_npus.txt").replace(
+        "| 6       0                 | 14412 ", "| 3       0                 | 14412 "
+    )
+    (tmp_path / "table.txt").write_text(table)
+    fake.add_npus(str(tmp_path / "table.txt"))
+    assert npus.free(subject("parallel.devices_per_node=1", **{VARIABLE: "1"})).found == "no process on NPU 6"
+    busy = subject("parallel.devices_per_node=1", KUBERNETES_SERVICE_HOST="10.0.0.1")
+    assert npus.free(busy).remedy.endswith(f"{VARIABLE}=1")
+    of_make = subject("parallel.devices_per_node=1", **{IMAGE: "x"})
+    assert npus.free(of_make).remedy.endswith("NPUS=6")
+
+
+def test_processes_on_npus_that_are_not_used(fake: FakeMachine, subject: MakeSubject, tmp_path: Path) -> None:
+    process = "| 0       0                 | 919717 "
+    (tmp_path / "table.txt").write_text(recorded("busy.txt").replace(process, process.replace("| 0", "| 7")))
+    fake.add_npus(str(tmp_path / "table.txt"))
+    assert npus.free(subject("parallel.devices_per_node=1")).state == State.OK
+    assert npus.free(subject("parallel.devices_per_node=2")).found == "NPU 1: python (920633), 3,969 MB"
+
+
+def test_chips_of_a_card_are_npus_of_their_own(fake: FakeMachine, subject: MakeSubject, tmp_path: Path) -> None:
+    idle = "| No running processes found in NPU 0 "
+    busy = "| 0       1                 | 77            | python                   | 5                       |\n"
+    (tmp_path / "table.txt").write_text(recorded("a3.txt").replace(idle, busy + idle))
+    fake.add_npus(str(tmp_path / "table.txt"), count=16)
+    assert npus.free(subject("parallel.devices_per_node=1")).found == "no process on NPU 0 chip 0"
+    finding = npus.free(subject(**{IMAGE: "x"}))
+    assert finding.found == "NPU 0 chip 1: python (77), 5 MB"
+    assert finding.remedy.endswith("NPUS=0,2,3,4,5,6,7,8")
+
+
+@pytest.mark.parametrize(("megabytes", "state"), [(8192, State.OK), (8193, State.WARNING)])
+def test_memory_above_that_of_an_idle_npu(
+    fake: FakeMachine, subject: MakeSubject, tmp_path: Path, megabytes: int, state: State
+) -> None:
+    (tmp_path / "table.txt").write_text(recorded("busy_unseen.txt").replace("31859/", f"{megabytes}/"))
+    fake.add_npus(str(tmp_path / "table.txt"))
+    assert npus.free(subject()).state == state
 
 
 def test_memory_that_nobody_seen_here_has_taken(fake: FakeMachine, subject: MakeSubject) -> None:
@@ -121,171 +199,59 @@ def test_an_npu_smi_that_fails(fake: FakeMachine, subject: MakeSubject, recordin
     assert npus.free(one).state == npus.healthy(one).state == State.SKIPPED
 
 
-def test_device_files_that_are_missing_or_closed(
-    fake: FakeMachine, subject: MakeSubject, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fake.add_npus("healthy.txt")
-    allowed = os.access
-    monkeypatch.setattr(os, "access", lambda path, mode: "davinci3" not in str(path) and allowed(path, mode))
-    finding = npus.device_files(subject())
-    assert finding.state == State.FAILED
-    assert finding.found.startswith("no permission: /dev/davinci3 of group ")
-    assert "usermod -aG" in finding.remedy
+def test_device_files_that_are_missing(fake: FakeMachine, subject: MakeSubject) -> None:
+    fake.add_npus("healthy.txt", count=2)
+    few = npus.device_files(subject())
+    assert (few.state, few.found) == (State.FAILED, "2 /dev/davinci* for 8 processes")
     assert npus.device_files(subject("parallel.devices_per_node=2")).state == State.OK
     (fake.root / "dev/hisi_hdc").unlink()
     assert npus.device_files(subject()).found == "not there: /dev/hisi_hdc"
 
 
-def test_the_whole_stack(fake: FakeMachine, subject: MakeSubject) -> None:
-    fake.add_npus("healthy.txt")
-    fake.add_stack()
-    assert (stack.driver(subject()).state, stack.cann(subject()).state) == (State.OK, State.OK)
-
-
 @pytest.mark.parametrize(
-    ("recording", "state"), [("other_driver.txt", State.FAILED), ("newer_driver.txt", State.WARNING)]
+    ("mode", "group", "user", "remedy"),
+    [
+        (0o660, 1, 1000, "usermod -aG "),
+        (0o600, 1, 1000, "run this as root"),
+        (0o640, 1, 1000, "run this as root"),
+        (0o660, 0, 1000, "run this as root"),
+        (0o600, 0, 1000, "run this as root"),
+        (0o660, 1, 0, "give it the device"),
+    ],
 )
-def test_another_driver_is_known_by_npu_smi_too(
-    fake: FakeMachine, subject: MakeSubject, recording: str, state: State
+def test_device_files_that_are_closed(
+    fake: FakeMachine,
+    subject: MakeSubject,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: int,
+    group: int,
+    user: int,
+    remedy: str,
 ) -> None:
-    fake.add_npus(recording)
-    assert stack.driver(subject()).state == state
-
-
-def test_firmware_of_each_npu(fake: FakeMachine, subject: MakeSubject, tmp_path: Path) -> None:
     fake.add_npus("healthy.txt")
-    fake.write(f"{DRIVER}/version.info", recorded("driver_24.1.rc3.info"))
-    assert stack.firmware(subject()).state == State.WARNING  # the recorded board's is older
-    newer = tmp_path / "board.txt"
-    newer.write_text(recorded("board.txt").replace("7.1.0.7.220", "7.5.0.1.129"))
-    fake.add_npus("healthy.txt", board=str(newer))
-    assert stack.firmware(subject()).found.startswith("7.5.0.1.129; npu-smi says")
-    script = fake.programs / "npu-smi"
-    script.write_text(
-        script.read_text().replace("case", f'[ "$5" != 6 ] || exec sed s/7.5.0.1.129/7.5.1/ {newer}\ncase', 1)
-    )
-    mixed = stack.firmware(subject())
-    assert mixed.state == State.WARNING
-    assert mixed.found.splitlines() == ["NPU 0, 1, 2, 3, 4, 5, 7: 7.5.0.1.129", "NPU 6: 7.5.1"]
+    allowed, status = os.access, os.stat
+    closed = fake.root / "dev/davinci3"
+    closed.chmod(mode)
+
+    def stat(path: Path, **options: bool) -> os.stat_result:
+        found = status(path, **options)
+        return os.stat_result([*found[:5], group, *found[6:]]) if path == closed else found
+
+    monkeypatch.setattr(os, "stat", stat)  # whoever runs this may not be able to give files away
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != closed and allowed(path, mode))
+    finding = npus.device_files(subject())
+    assert (finding.state, finding.found.splitlines()[1:]) == (State.FAILED, [])
+    assert finding.found.startswith("no permission: /dev/davinci3 of group ")
+    assert finding.found.endswith(f"mode {mode:04o}")
+    assert remedy in finding.remedy
+    assert ("usermod" in finding.remedy) == ("usermod" in remedy)
+    assert npus.device_files(subject("parallel.devices_per_node=2")).state == State.OK
 
 
-def test_firmware_of_the_file_where_a_user_may_not_ask(fake: FakeMachine, subject: MakeSubject, tmp_path: Path) -> None:
-    (tmp_path / "board.txt").write_text("        Firmware Version               : NA\n")
-    fake.add_npus("healthy.txt", board=str(tmp_path / "board.txt"))
-    assert stack.firmware(subject()).state == State.WARNING
-    fake.add_stack()
-    assert stack.firmware(subject()) == ok("7.5.0.1.129")
-
-
-def test_cann_step_by_step(fake: FakeMachine, subject: MakeSubject) -> None:
-    assert stack.cann(subject()).found == "not installed"
-    fake.add_stack()
-    unset = stack.cann(subject(ASCEND_TOOLKIT_HOME=""))
-    assert (unset.state, "set_env.sh" in unset.remedy) == (State.FAILED, True)
-    assert "no ascend_toolkit_install.info" in stack.cann(subject(ASCEND_TOOLKIT_HOME="/elsewhere")).found
-    assert "libascend_hal.so is not on" in stack.cann(subject(LD_LIBRARY_PATH=f"{TOOLKIT}/lib64")).found
-    assert "libhccl.so is not on" in stack.cann(subject(LD_LIBRARY_PATH="")).found
-    other = recorded("cann_8.0.RC3.info").replace("8.0.RC3", "7.0.0")
-    fake.write(f"{TOOLKIT}/aarch64-linux/ascend_toolkit_install.info", other)
-    assert stack.cann(subject()).state == State.FAILED
-
-
-def test_packages_as_pinned(subject: MakeSubject) -> None:
-    one = subject("train.engine=transformers")
-    assert packages.python(one).state == State.OK
-    finding = packages.packages(one)
-    assert (finding.state, "torch 2.1.0" in finding.found) == (State.OK, True)
-
-
-def test_packages_of_other_versions(subject: MakeSubject, monkeypatch: pytest.MonkeyPatch) -> None:
-    others = {"numpy": "2.0.1", "transformers": ""}
-    real = packages.installed
-    monkeypatch.setattr(packages, "installed", lambda name: others.get(name, real(name)))
-    finding = packages.packages(subject("train.engine=transformers"))
-    assert (finding.state, finding.found) == (State.FAILED, "numpy 2.0.1\ntransformers is not installed")
-    assert finding.expected == "numpy<2, transformers==4.53.2"
-
-
-@pytest.mark.parametrize(("version", "state"), [("2.1.0.post8", State.OK), ("2.1.0.post10", State.FAILED)])
-def test_torch_npu(subject: MakeSubject, monkeypatch: pytest.MonkeyPatch, version: str, state: State) -> None:
-    monkeypatch.setattr(packages, "installed", lambda name: version)
-    finding = packages.torch_npu(subject())
-    assert (finding.state, finding.found) == (state, version)
-
-
-def test_torch_npu_of_an_image_without_npus(fake: FakeMachine, subject: MakeSubject) -> None:
-    assert packages.torch_npu(subject()).found == "not installed"
-    fake.write("/opt/openpangu/torch_npu/torch_npu/__init__.py")
-    assert "as no NPU is to be seen" in packages.torch_npu(subject()).found
-
-
-@pytest.mark.parametrize(
-    ("text", "problem", "said"),
-    [
-        ("", "ended by SIGSEGV", "ended by SIGSEGV"),
-        ("", "no answer within 240 s; killed", "no answer within 240 s"),
-        ("Traceback\nMemoryError", "exit code 1", "exit code 1 MemoryError"),
-        ("probe:{not json", "", "no answer probe:{not json"),
-        ("probe:[1]", "", "no answer"),
-        ('probe:{"step": "import torch", "error": "ImportError: x"}', "", "import torch: ImportError: x"),
-    ],
-)
-def test_a_probe_that_fails(text: str, problem: str, said: str) -> None:
-    finding = tensors.judge(Ran(text, problem), 8)
-    assert finding.state == State.FAILED
-    assert finding.found.startswith(said)
-    assert finding.remedy
-
-
-@pytest.mark.parametrize(
-    ("error", "remedy"),
-    [
-        ("ImportError: libhccl.so: cannot open shared object file: No such file or directory", "CANN's environment"),
-        ("ImportError: libascend_hal.so: cannot open shared object file", "driver"),
-        ("ModuleNotFoundError: No module named 'torch_npu'", "see torch_npu"),
-        ("ModuleNotFoundError: No module named 'torch'", "make setup"),
-        ("RuntimeError: CUDA error: invalid device ordinal", "train.device=cpu"),
-    ],
-)
-def test_remedies_of_a_probe(error: str, remedy: str) -> None:
-    assert remedy in tensors.judge(Ran(f'probe:{{"step": "s", "error": "{error}"}}'), 1).remedy
-
-
-def test_tensors_are_added_on_the_cpu_and_on_the_stand_in(subject: MakeSubject) -> None:
-    assert tensors.adds(subject("train.engine=transformers", "train.device=cpu")).found.endswith("1 + 3 = 4 on cpu")
-    finding = tensors.adds(subject("train.device=cpu"))
-    assert (finding.state, "torch_npu" in finding.found) == (State.OK, True)
-
-
-def test_a_gpu_that_is_not_there(subject: MakeSubject) -> None:
-    finding = tensors.adds(subject("train.engine=transformers", "train.device=cuda", CUDA_VISIBLE_DEVICES=""))
-    assert finding.state == State.FAILED
-    assert finding.found.startswith("add two tensors on cuda:0: ")
-
-
-def test_sources_and_patches(small: SmallUpstream, subject: MakeSubject) -> None:
-    def look() -> Finding:
-        return guarded("patches", lambda: patches.sources(subject(), small.target, small.patches))
-
-    assert look().remedy == "run make sources"
-    make_sources(small.target, small.patches)
-    assert look().state == State.OK or "g++ is not installed" in look().found
-    changed = small.target / "mindspeed/mindspeed/__init__.py"
-    changed.write_text("x = 1\n")
-    assert "mindspeed/mindspeed/__init__.py" in look().found
-    assert changed.read_text() == "x = 1\n"  # looked at, and nothing else
-    changed.unlink()
-    assert look().state == State.FAILED
-    make_sources(small.target, small.patches)
-    small.add_patch("mindspeed-llm", "0002.patch", "import megatron", "import megatron as m")
-    assert "other pins" in look().found
-
-
-def test_a_run_notes_driver_and_cann(fake: FakeMachine) -> None:
-    assert ascend_files.versions(fake.environment, fake.root) == {}
-    fake.add_stack()
-    assert ascend_files.versions(fake.environment, fake.root) == {"Ascend driver": "24.1.rc3", "CANN": "8.0.RC3"}
-    file = fake.root / "usr/local/Ascend/driver/version.info"
-    file.unlink()
-    file.mkdir()  # stands for one that this user may not read: root may read all
-    assert ascend_files.versions(fake.environment, fake.root) == {"CANN": "8.0.RC3"}
+def test_device_files_are_not_opened(fake: FakeMachine, subject: MakeSubject, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake.add_npus("healthy.txt")
+    one = subject()
+    monkeypatch.setattr(os, "open", lambda *arguments: pytest.fail("opened"))
+    monkeypatch.setattr("builtins.open", lambda *arguments: pytest.fail("opened"))
+    assert npus.device_files(one).state == State.OK

@@ -144,6 +144,16 @@ def test_too_few_npus(recipe: Recipe, tmp_path: Path) -> None:
     require_devices(recipe, tmp_path)
 
 
+def test_npus_that_are_hidden(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(6):
+        (tmp_path / f"davinci{number}").touch()
+    monkeypatch.setenv("ASCEND_RT_VISIBLE_DEVICES", "2,3,4,5")
+    require_devices(recipe, tmp_path)
+    monkeypatch.setenv("ASCEND_RT_VISIBLE_DEVICES", "4,5,6,7")
+    with pytest.raises(UserError, match="devices_per_node is 4, and '4,5,6,7' leaves 2 of 6 NPUs"):
+        require_devices(recipe, tmp_path)
+
+
 def test_no_room_for_checkpoints_is_said_before_the_start(
     make_recipe: MakeRecipe, small_disk: SmallDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:

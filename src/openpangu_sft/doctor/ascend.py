@@ -2,7 +2,9 @@
 
 A driver names in compatible_version of its version.info the series of CANN that it serves (V100R001C19 is that of
 8.0.RC3, whose own innerversion begins with it), and in compatible_version_fw the range of firmware; so it says by
-itself whether an older CANN is still served. ascend_files.py reads the files.
+itself whether an older CANN is still served. CANN names in compatible_version of its ascend_toolkit_install.info the
+series of drivers that it takes, single ones and ranges; which series a driver is of, its Innerversion begins with. That
+the fields mean this is read from such files, and from no specification. ascend_files.py reads them.
 """
 
 from __future__ import annotations
@@ -31,11 +33,27 @@ def serves(driver: dict[str, str], series: str = CANN_SERIES) -> Optional[bool]:
     return series in named if named else None
 
 
-def judge_driver(driver: dict[str, str], seen: str = "") -> Finding:
+def takes(cann: dict[str, str], driver: dict[str, str]) -> Optional[bool]:
+    """Whether CANN names a driver's series as one that it takes, itself or in a range; None where that is not said."""
+    own = _series(driver.get("innerversion", ""))
+    named = re.findall(r"\[([^\],]*)(?:,([^\]]*))?\]", cann.get("compatible_version", ""))
+    if not own or not named:
+        return None
+    return any(_series(low) <= own <= _series(high or low) for low, high in named)
+
+
+def _series(version: str) -> tuple[int, ...]:
+    """V100R001C18SPC001B233 is of the series 100, 1, 18; empty where it is none."""
+    match = re.match(r"V([0-9]{1,9})R([0-9]{1,9})C([0-9]{1,9})", version.strip(), re.IGNORECASE)
+    return tuple(map(int, match.groups())) if match else ()
+
+
+def judge_driver(driver: dict[str, str], cann: dict[str, str], seen: str = "") -> Finding:
     """The driver against CANN 8.0.RC3.
 
     Args:
         driver: its version.info; may be empty.
+        cann: its ascend_toolkit_install.info; may be empty.
         seen: the version that npu-smi says.
     """
     version = driver.get("version") or seen
@@ -43,13 +61,24 @@ def judge_driver(driver: dict[str, str], seen: str = "") -> Finding:
         return warning("not known: neither driver/version.info nor npu-smi says it", INSTALL, DRIVER)
     if in_series(version, DRIVER):
         return ok(version)
-    if version_key(version) < version_key(DRIVER):
-        return failed(f"{version}, older than CANN {CANN} wants", INSTALL, DRIVER)
     served = serves(driver)
+    if version_key(version) < version_key(DRIVER):
+        return _judge_older(version, served, takes(cann, driver))
     if served:
         return ok(f"{version}, newer; its version.info names {CANN_SERIES}, which is CANN {CANN}")
     said = "does not say whether" if served is None else "does not say that"
     return warning(f"{version}, newer; its version.info {said} it serves CANN {CANN}", INSTALL, DRIVER)
+
+
+def _judge_older(version: str, served: Optional[bool], taken: Optional[bool]) -> Finding:
+    """A driver older than Huawei's pair: what counts is whether either of the two files names the other side."""
+    if taken or served:
+        by = "CANN's own file takes it" if taken else f"its version.info names {CANN_SERIES}"
+        remedy = f"try it; if it fails, {INSTALL}"
+        return warning(f"{version}, older than the one that Huawei pairs with CANN {CANN}; {by}", remedy, DRIVER)
+    if served is None or taken is None:
+        return warning(f"{version}, older; the files here do not say whether CANN takes it", INSTALL, DRIVER)
+    return failed(f"{version}, older; neither its version.info nor CANN's own file names the other", INSTALL, DRIVER)
 
 
 def judge_firmware(version: str, compatibility: str, driver: dict[str, str]) -> Finding:

@@ -133,13 +133,14 @@ def links(subject: Subject) -> Finding:
         remedy = f"on each host: {HCCN_TOOL}/hccn_tool -i 0 -link -g, then -net_health -g"
         return warning("not known: hccn_tool is not here", remedy, "link UP")
     down, unhealthy = [], []
-    for npu in dict.fromkeys(chip.npu for chip in subject.used):
-        link = subject.machine.run(tool, "-i", str(npu), "-link", "-g", seconds=10)
-        health = subject.machine.run(tool, "-i", str(npu), "-net_health", "-g", seconds=10)
+    for chip in subject.used:
+        name, number = subject.npus.listing.name(chip), str(chip.device)
+        link = subject.machine.run(tool, "-i", number, "-link", "-g", seconds=10)
+        health = subject.machine.run(tool, "-i", number, "-net_health", "-g", seconds=10)
         state = parse_fields(link.text).get("link status") or link.problem or "says nothing"
         checked = parse_fields(health.text).get("net health status") or health.problem or "says nothing"
-        down += [f"NPU {npu}: link {state}"] if state != "UP" else []
-        unhealthy += [f"NPU {npu}: {checked}"] if checked != "Success" else []
+        down += [f"{name}: link {state}"] if state != "UP" else []
+        unhealthy += [f"{name}: {checked}"] if checked != "Success" else []
     if down:
         return failed("\n".join(down), "see its cable, module and switch: hccn_tool -i N -optical -g", "link UP")
     if unhealthy:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import Optional
+from typing import Optional, Union
 
 _HEADER = re.compile(r"npu-smi\s+\S+\s+Version:\s*([^\s|]+)")
 _BUS = re.compile(r"[0-9A-Fa-f]+:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-9A-Fa-f]|NA")
@@ -29,6 +29,7 @@ class Chip:
         bus: PCI address.
         aicore: percent of the cores in use.
         used, total: memory in MB; that of the HBM where there is one.
+        phy: column Phy-ID or Device; None where the table has none, as that of the 910B, whose cards have one chip.
     """
 
     npu: int
@@ -41,6 +42,12 @@ class Chip:
     aicore: Optional[int] = None
     used: Optional[int] = None
     total: Optional[int] = None
+    phy: Optional[int] = None
+
+    @property
+    def device(self) -> int:
+        """N of /dev/davinciN, which NPUS= of make and `hccn_tool -i` take too."""
+        return self.npu if self.phy is None else self.phy
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,7 @@ class Process:
     pid: int
     name: str
     memory: int
+    chip: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,10 @@ class Listing:
     driver: str
     chips: tuple[Chip, ...]
     processes: Optional[tuple[Process, ...]]
+
+    def name(self, one: Union[Chip, Process]) -> str:
+        """NPU 3, or NPU 3 chip 1 where cards have several."""
+        return f"NPU {one.npu} chip {one.chip}" if any(chip.chip for chip in self.chips) else f"NPU {one.npu}"
 
 
 def parse_info(text: str) -> Listing:
@@ -90,15 +102,16 @@ def _add_row(chips: list[Chip], cells: list[str]) -> None:
     numbers = cells[2].split()
     if _BUS.fullmatch(cells[1]):
         if chips and not chips[-1].bus:
-            pairs = _PAIR.findall(cells[2])
+            pairs, ids = _PAIR.findall(cells[2]), cells[0].split()
             used, total = next((pair for pair in reversed(pairs) if int(pair[1])), (None, None))
             chips[-1] = replace(
                 chips[-1],
-                chip=_integer(cells[0].split()[:1]) or 0,
+                chip=_integer(ids[:1]) or 0,
                 bus=cells[1],
                 aicore=_integer(numbers[:1]),
                 used=None if used is None else int(used),
                 total=None if total is None else int(total),
+                phy=_integer(ids[1:2]),
             )
     elif match := re.fullmatch(r"(\d{1,6})\s+(\S.*)", cells[0]):
         power = re.fullmatch(r"\d{1,6}(\.\d+)?", numbers[0]) if numbers else None
@@ -107,10 +120,12 @@ def _add_row(chips: list[Chip], cells: list[str]) -> None:
 
 
 def _process(cells: list[str]) -> Optional[Process]:
-    npu, pid = _integer(cells[0].split()[:1]), _integer(cells[1:2])
+    ids, pid = cells[0].split(), _integer(cells[1:2])
+    npu = _integer(ids[:1])
     if npu is None or pid is None:
         return None
-    return Process(npu, pid, cells[2] if len(cells) > 2 else "", _integer(cells[3:4]) or 0)
+    name, memory = cells[2] if len(cells) > 2 else "", _integer(cells[3:4]) or 0
+    return Process(npu, pid, name, memory, _integer(ids[1:2]) or 0)
 
 
 def _integer(words: list[str]) -> Optional[int]:
@@ -134,7 +149,7 @@ def reason(text: str) -> tuple[str, str]:
     """
     said = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "it says nothing")
     if "-8020" in text:
-        return said, "end the other container that has these NPUs, or take other ones: NPUS=0,1"
+        return said, "end the other container that has these NPUs, or give this one others (make: NPUS=0,1)"
     if "shared libraries" in text:
         return said, "mount the driver's folder /usr/local/Ascend/driver/lib64 too, as make does"
     if "dcmi" in text or "DrvMng" in text:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
+from typing import Optional
 
 from openpangu_sft.ascend_files import ASCEND, install_info, parse_info, toolkit_home
 from openpangu_sft.doctor import ascend
 from openpangu_sft.doctor.finding import Finding, State, failed, ok, skipped, warning
+from openpangu_sft.doctor.machine import Machine
 from openpangu_sft.doctor.npu_smi import parse_fields
 from openpangu_sft.doctor.subject import Subject
 
@@ -16,6 +19,7 @@ LIBRARIES = {
     "libascend_hal.so": f"{ASCEND}/driver/lib64, with common and driver in it",
 }
 """What torch_npu wants to find when it is imported, and what puts it on LD_LIBRARY_PATH."""
+LDCONFIG_SECONDS = 10.0
 
 
 def driver(subject: Subject) -> Finding:
@@ -25,7 +29,7 @@ def driver(subject: Subject) -> Finding:
     info = _driver_info(subject)
     if not info and subject.npus.problem:
         return failed(f"no {ASCEND}/driver/version.info", ascend.INSTALL, ascend.DRIVER)
-    return ascend.judge_driver(info, subject.npus.listing.driver)
+    return ascend.judge_driver(info, _cann_info(subject) or {}, subject.npus.listing.driver)
 
 
 def firmware(subject: Subject) -> Finding:
@@ -59,6 +63,13 @@ def _driver_info(subject: Subject) -> dict[str, str]:
     return parse_info(subject.machine.read(f"{ASCEND}/driver/version.info"))
 
 
+def _cann_info(subject: Subject) -> Optional[dict[str, str]]:
+    """Fields of the CANN whose environment is set here; None where there is none."""
+    home = toolkit_home(subject.machine.environment)
+    info = install_info(subject.machine.path(home)) if home else None
+    return None if info is None else parse_info(info)
+
+
 def cann(subject: Subject) -> Finding:
     """CANN's version, and whether its environment is set here."""
     if not subject.wants_npus:
@@ -72,16 +83,28 @@ def cann(subject: Subject) -> Finding:
         entrypoint = "start it through the image's entrypoint, which does so: docker run without --entrypoint"
         remedy = entrypoint if subject.in_image else f"source {TOOLKIT}/set_env.sh, then run it again"
         return failed("installed, but its environment is not set (ASCEND_TOOLKIT_HOME)", remedy, ascend.CANN)
-    info = install_info(machine.path(home))
+    info = _cann_info(subject)
     if info is None:
         return failed(
             f"no ascend_toolkit_install.info in {home}", f"mend ASCEND_TOOLKIT_HOME, or {remedy}", ascend.CANN
         )
-    finding = ascend.judge_cann(parse_info(info).get("version", ""), remedy)
+    finding = ascend.judge_cann(info.get("version", ""), remedy)
     if finding.state != State.OK:
         return finding
-    folders = [machine.path(part) for part in environment.get("LD_LIBRARY_PATH", "").split(os.pathsep) if part]
+    folders = [part for part in environment.get("LD_LIBRARY_PATH", "").split(os.pathsep) if part]
     for library, giver in LIBRARIES.items():
-        if not any((folder / library).exists() for folder in folders):
-            return failed(f"{finding.found}; {library} is not on LD_LIBRARY_PATH", f"put it there: {giver}")
+        places = [f"{folder}/{library}" for folder in folders] + _known_to_loader(machine, library)
+        if not any(machine.path(place).exists() for place in places):
+            found = f"{finding.found}; {library} is neither on LD_LIBRARY_PATH nor known to ldconfig"
+            return failed(found, f"put it there: {giver}")
     return ok(f"{finding.found} in {home}")
+
+
+def _known_to_loader(machine: Machine, library: str) -> list[str]:
+    """Where ldconfig has a library: the driver's installation tells it its folders, in /etc/ld.so.conf.d.
+
+    Only root may read that file (ascend_driver_so.conf, mode 0440), but everybody ldconfig's list.
+    """
+    tool = machine.program("ldconfig", "/sbin", "/usr/sbin")
+    listed = machine.run(tool, "-p", seconds=LDCONFIG_SECONDS).text if tool else ""
+    return re.findall(rf"^\s*{re.escape(library)} \(.*\) => (\S+)$", listed, re.MULTILINE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 from openpangu_sft.doctor.machine import Machine, Ran
 from openpangu_sft.doctor.npu_smi import Chip, Listing, parse_info, reason
 from openpangu_sft.recipe import Recipe
+from openpangu_sft.sft.provenance import IMAGE as IN_CONTAINER_OF_MAKE
+from openpangu_sft.visible_npus import VARIABLE, visible
 
 NPU_SMI_SECONDS = 20.0
 """Healthy ones answer in a second or two."""
@@ -86,15 +89,28 @@ class Subject:
         return Answer(nothing, f"npu-smi info: {said}", remedy)
 
     @cached_property
+    def visible(self) -> tuple[Chip, ...]:
+        """The chips that CANN shows to a process here: those that npu-smi lists, or fewer."""
+        chips = self.npus.listing.chips
+        return tuple(chips[place] for place in visible(self.machine.environment, len(chips)))
+
+    @property
     def used(self) -> tuple[Chip, ...]:
-        """The chips that training takes: each process the one with its own number, of those that are to be seen."""
-        return self.npus.listing.chips[: self.recipe.parallel.devices_per_node]
+        """The chips that training takes: each process the one with its own number, of those that it sees."""
+        return self.visible[: self.recipe.parallel.devices_per_node]
 
     @cached_property
     def device_files(self) -> list[Path]:
-        """/dev/davinci0 and so on, in the order of their numbers."""
+        """/dev/davinci0 and so on, in the order of their numbers; those that CANN shows to a process here."""
         files = [file for file in self.machine.path("/dev").glob("davinci[0-9]*") if file.name[7:].isdigit()]
-        return sorted(files, key=lambda file: int(file.name[7:]))
+        files.sort(key=lambda file: int(file.name[7:]))
+        return [files[place] for place in visible(self.machine.environment, len(files))]
+
+    def choice(self, chips: Sequence[Chip]) -> str:
+        """What makes training take these chips: make gives them to its containers, elsewhere CANN is told."""
+        if self.machine.environment.get(IN_CONTAINER_OF_MAKE):
+            return f"NPUS={','.join(str(chip.device) for chip in chips)}"
+        return f"export {VARIABLE}={','.join(str(self.npus.listing.chips.index(chip)) for chip in chips)}"
 
     def ask_npu_smi(self, *arguments: str) -> Ran:
         """Another question to npu-smi; not after it has failed once."""

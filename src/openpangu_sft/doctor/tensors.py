@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from typing import Any, Optional
 
@@ -28,11 +29,11 @@ def adds(subject: Subject) -> Finding:
         environment["PYTHONPATH"] = os.pathsep.join([str(STAND_IN), *([before] if before else [])])
         kind = "standin"
     command = (sys.executable, "-m", "openpangu_sft.doctor.probe", kind, str(count))
-    return judge(subject.machine.run(*command, seconds=SECONDS, environment=environment), count)
+    return judge(subject.machine.run(*command, seconds=SECONDS, environment=environment), kind, count)
 
 
-def judge(ran: Ran, count: int) -> Finding:
-    """What the probe has printed, as a finding. Pure."""
+def judge(ran: Ran, kind: str, count: int) -> Finding:
+    """What the probe has printed, asked for so many devices of a kind, as a finding. Pure."""
     result = _result(ran.text)
     if result is None:
         last = next((line for line in reversed(ran.text.splitlines()) if line.strip()), "")
@@ -40,7 +41,9 @@ def judge(ran: Ran, count: int) -> Finding:
             f"{ran.problem or 'no answer'} {last}".strip(), "run python -c 'import torch, torch_npu' yourself"
         )
     if "error" in result:
-        return failed(f"{result.get('step')}: {result['error']}", _remedy(str(result["error"])))
+        return failed(
+            f"{result.get('step')}: {result['error']}", _remedy(kind, str(result.get("step")), str(result["error"]))
+        )
     devices = result.get("devices", [])
     names = ", ".join(f"{name} {result[name]}".strip() for name in ("torch", "torch_npu") if name in result)
     where = devices[0] if len(devices) == 1 else f"each of {count} devices"
@@ -58,15 +61,24 @@ def _result(text: str) -> Optional[dict[str, Any]]:
     return None
 
 
-def _remedy(error: str) -> str:
+_CUDA = re.compile(r"CUDA|NVIDIA|\blib(cu|nv|nccl)[a-zA-Z]*[-0-9]*\.so", re.IGNORECASE)
+"""CUDA's messages, and the names of its libraries: libcudart.so.12, libcublas.so.12, libnvrtc.so, libnccl.so.2."""
+
+
+def _remedy(kind: str, step: str, error: str) -> str:
+    """What to do. CUDA's words before those of Ascend: its messages speak of drivers and of .so files too."""
     if "No module named 'torch_npu'" in error:
         return "see torch_npu"
-    if "libascend_hal" in error or "driver" in error:
-        return "it needs the host's driver (/usr/local/Ascend/driver): see driver"
-    if ".so" in error or "CANN" in error:
-        return "set CANN's environment: see CANN"
     if "No module named" in error:
         return "make setup on a host; in a container take the image as it is"
-    if "CUDA" in error or "cuda" in error:
-        return "set train.device=cpu, or lower parallel.devices_per_node to the GPUs that there are"
-    return "see the lines above"
+    if kind == "npu" and step.startswith("add"):
+        return "see NPU health, NPUs free, device files and driver; as root, dmesg says more"
+    if _CUDA.search(error):
+        if step.startswith("import"):
+            return "this torch is one for CUDA, whose libraries are not here: make setup installs what goes together"
+        return "set train.device=cpu, or lower parallel.devices_per_node to the GPUs that there are (nvidia-smi)"
+    if kind == "npu" and ("libascend_hal" in error or "driver" in error):
+        return "it needs the host's driver (/usr/local/Ascend/driver): see driver"
+    if kind == "npu" and (".so" in error or "CANN" in error):
+        return "set CANN's environment: see CANN"
+    return f"run {sys.executable} -c 'import torch' yourself; make setup installs what goes together"

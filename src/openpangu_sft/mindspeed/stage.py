@@ -22,6 +22,7 @@ from openpangu_sft.recipe import Recipe
 from openpangu_sft.sft.launch import rendezvous
 from openpangu_sft.sft.provenance import record_start
 from openpangu_sft.upstream import SOURCES
+from openpangu_sft.visible_npus import VARIABLE, visible
 
 ROOT = Path(__file__).resolve().parents[2]
 STAND_IN = ROOT / "npu_standin"
@@ -150,7 +151,7 @@ def surroundings(recipe: Recipe, sources: Path) -> tuple[Path, dict[str, str]]:
 
 
 def require_devices(recipe: Recipe, devices: Optional[Path] = None) -> None:
-    """Refuses to start with fewer NPUs than processes.
+    """Refuses to start with fewer NPUs than processes, be it that ASCEND_RT_VISIBLE_DEVICES hides the others.
 
     Raises:
         UserError: says how many there are.
@@ -163,6 +164,13 @@ def require_devices(recipe: Recipe, devices: Optional[Path] = None) -> None:
         raise UserError(
             f"parallel.devices_per_node is {wanted}, and there are {found} NPUs here (/dev/davinci*)",
             remedy="lower it, choose others with NPUS=, or set train.device=cpu for the stand-in, which is slow",
+        )
+    shown = len(visible(os.environ, found))
+    if shown < wanted:
+        raise UserError(
+            f"parallel.devices_per_node is {wanted}, and {os.environ[VARIABLE]!r} leaves {shown} of {found} NPUs",
+            where=VARIABLE,
+            remedy=f"name as many, from 0 to {found - 1}, ascending, or lower parallel.devices_per_node",
         )
 
 
