@@ -9,7 +9,7 @@ import pytest
 
 from doctor_machines import DRIVER, TOOLKIT, Examine, FakeMachine, MakeSubject, fake, recorded, subject
 from openpangu_sft import ascend_files
-from openpangu_sft.doctor import network, npus, packages, patches, stack, tensors
+from openpangu_sft.doctor import fit, network, npus, packages, patches, stack, tensors
 from openpangu_sft.doctor.finding import Finding, State, guarded, ok
 from openpangu_sft.doctor.machine import Ran
 from openpangu_sft.upstream import make_sources
@@ -26,7 +26,17 @@ def test_eight_healthy_npus(fake: FakeMachine, subject: MakeSubject, check: Exam
 
 @pytest.mark.parametrize(
     "check",
-    [npus.seen, npus.healthy, npus.free, npus.device_files, stack.driver, stack.firmware, stack.cann, network.links],
+    [
+        npus.seen,
+        npus.healthy,
+        npus.free,
+        fit.npu_memory,
+        npus.device_files,
+        stack.driver,
+        stack.firmware,
+        stack.cann,
+        network.links,
+    ],
 )
 @pytest.mark.parametrize("engine", [["train.engine=transformers"], ["train.device=cpu"]])
 def test_nothing_of_an_npu_is_needed_without_one(subject: MakeSubject, check: Examine, engine: list[str]) -> None:
