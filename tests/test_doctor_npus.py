@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from doctor_machines import Examine, FakeMachine, MakeSubject, fake, recorded, subject
-from openpangu_sft.doctor import network, npus, stack
+from openpangu_sft.doctor import fit, network, npus, stack
 from openpangu_sft.doctor.finding import State
 from openpangu_sft.sft.provenance import IMAGE
 from openpangu_sft.visible_npus import VARIABLE
@@ -24,7 +24,17 @@ def test_eight_healthy_npus(fake: FakeMachine, subject: MakeSubject, check: Exam
 
 @pytest.mark.parametrize(
     "check",
-    [npus.seen, npus.healthy, npus.free, npus.device_files, stack.driver, stack.firmware, stack.cann, network.links],
+    [
+        npus.seen,
+        npus.healthy,
+        npus.free,
+        fit.npu_memory,
+        npus.device_files,
+        stack.driver,
+        stack.firmware,
+        stack.cann,
+        network.links,
+    ],
 )
 @pytest.mark.parametrize("engine", [["train.engine=transformers"], ["train.device=cpu"]])
 def test_nothing_of_an_npu_is_needed_without_one(subject: MakeSubject, check: Examine, engine: list[str]) -> None:

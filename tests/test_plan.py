@@ -10,19 +10,22 @@ import pytest
 
 from conftest import ROOT
 from openpangu_sft.checkpoint.layout import parameter_count
+from openpangu_sft.doctor.npu_smi import parse_info
+from openpangu_sft.errors import UserError
 from openpangu_sft.mindspeed.engine import model_flops_utilisation
 from openpangu_sft.mindspeed.run_directory import checkpoint_bytes
-from openpangu_sft.plan.compute import highest_rate, layer_parameters, speed_of, work
+from openpangu_sft.plan.compute import highest_rate, layer_parameters, work
 from openpangu_sft.plan.course import course_of, disk_of, warnings
 from openpangu_sft.plan.memory import fits, memory_of, verdict
-from openpangu_sft.plan.mindspeed_memory import communicators, mindspeed_memory, rank_parameters
+from openpangu_sft.plan.mindspeed_layer import layer_activations
+from openpangu_sft.plan.mindspeed_memory import HELD, communicators, mindspeed_memory, rank_parameters
 from openpangu_sft.plan.parts import GIB, Memory, Moment, Part
 from openpangu_sft.plan.report import as_json, make_report
 from openpangu_sft.plan.search import changed, lighter_that_fit, nearest_that_fits, single_changes
+from openpangu_sft.plan.speed import tokens_of_an_iteration
 from openpangu_sft.plan.transformers_memory import transformers_memory
 from openpangu_sft.recipe import Recipe
 from openpangu_sft.recipe_file import load_recipe
-from openpangu_sft.sft.metrics import append
 
 PORTABLE = ("train.engine=transformers", "parallel.context=1")
 COUNTS = {"packs": 1000, "tokens": 1000 * 30000, "trained_tokens": 1000 * 10000}
@@ -58,7 +61,7 @@ def test_memory_of_the_published_recipe() -> None:
         "kept by the last norm": tokens * (2 * 1536 * 2 + 4),
         "logits": tokens * 153376 * (2 + 4 + 4),
     }
-    assert sizes(memory.outside) == {"HCCL buffers": 4 * 400_000_000}
+    assert sizes(memory.outside) == {"HCCL buffers": 4 * 2 * 200 * 2**20, "the NPU itself": 3384 * 2**20}
     backward = sizes(memory.moments[1].parts)
     # of a token, in numbers of two bytes: both norms' input and output; linear_qkv's output; the query before and after
     # rotation, repeated key and value, the result and that exchanged, 1536 each; gate, up and product
@@ -100,8 +103,44 @@ def test_work_of_computing_layers_again() -> None:
     layers = 26 * layer_parameters(published())
     assert work(published()) == pytest.approx(1 + layers * 2 / (6 * 1_155_912_192))
     assert work(published("train.recompute.granularity=none")) == 1
-    by_stage = ["parallel.pipeline=2", "parallel.context=1", "train.recompute.num_layers=13"]
-    assert work(published(*by_stage)) == work(published())  # upstream counts them in each stage
+
+
+@pytest.mark.parametrize(
+    ("stages", "layers", "again"),
+    [("[20,6]", 10, 10 + 6), ("[20,6]", 3, 3 + 3), ("[20,6]", 26, 26), ("[13,13]", 13, 26), ("null", 14, 26)],
+)
+def test_work_of_computing_layers_of_each_stage_again(stages: str, layers: int, again: int) -> None:
+    """Upstream counts them from the first layer of every stage, which may have fewer."""
+    overrides = ["parallel.pipeline=2", "parallel.context=1", f"parallel.num_layer_list={stages}"]
+    recipe = published(*overrides, f"train.recompute.num_layers={layers}")
+    assert work(recipe) == pytest.approx(1 + again * layer_parameters(recipe) * 2 / (6 * 1_155_912_192))
+
+
+def test_what_an_npu_holds_itself_is_counted_on_an_npu_alone() -> None:
+    """torch_npu sees 60.96 GiB of 64 and 29.49 of 32 (docs/plan.md), and that is all that a run can have."""
+    (held,) = (part.size for part in memory_of(published()).outside if part.name == "the NPU itself")
+    assert held >= (64 - 60.96) * GIB
+    assert held >= (32 - 29.49) * GIB
+    assert memory_of(published(*PORTABLE)).outside == ()
+
+
+@pytest.mark.parametrize("recording", ["healthy.txt", "other_driver.txt", "newer_driver.txt", "a3.txt"])
+def test_idle_npus_hold_no_more_than_is_counted(recording: str) -> None:
+    chips = parse_info((ROOT / "tests/npu_smi" / recording).read_text("utf-8")).chips
+    assert 0 < max(chip.used or 0 for chip in chips) << 20 <= HELD
+
+
+def test_buffers_of_hccl_are_as_large_as_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HCCL_BUFFSIZE", "120")
+    outside = {part.name: part for part in mindspeed_memory(published()).outside}
+    assert outside["HCCL buffers"].size == 4 * 2 * 120 * 2**20
+    assert "120 MiB" in outside["HCCL buffers"].how
+    for wrong in ("0", "-1", "much", "1.5", ""):
+        monkeypatch.setenv("HCCL_BUFFSIZE", wrong)
+        with pytest.raises(UserError, match="HCCL_BUFFSIZE") as refused:
+            memory_of(published())
+        assert refused.value.remedy
+        assert memory_of(published(*PORTABLE))  # which has no HCCL
 
 
 def test_verdict_leaves_a_tenth() -> None:
@@ -121,8 +160,14 @@ def test_pipeline_stages_hold_as_many_micro_batches_as_are_under_way() -> None:
     recipe = published("parallel.pipeline=4", "parallel.num_layer_list=[2,8,8,8]", "parallel.context=1")
     memory = mindspeed_memory(recipe)
     assert memory.stage == 3  # the logits are there
-    first = mindspeed_memory(published("parallel.pipeline=2", "parallel.context=1", "train.recompute.granularity=none"))
-    assert "kept by the layers" in sizes(first.fullest.parts)
+    halves = ["parallel.pipeline=2", "parallel.context=1", "train.recompute.granularity=none", "model.vocab_size=1000"]
+    kept = {}
+    for batch in (4, 8, 128):  # packs of all four replicas: 1, 2 and 32 micro batches of each
+        memory = mindspeed_memory(published(*halves, f"train.global_batch_size={batch}"))
+        assert memory.stage == (1 if batch == 4 else 0)  # one micro batch: stage 1 holds as much, and the logits
+        kept[batch] = sizes(memory.moments[0].parts)["kept by the layers"]
+    assert kept[4] == 13 * layer_activations(published(*halves))
+    assert kept[8] == kept[128] == 2 * kept[4]  # never more than there are, nor than stages behind it
 
 
 def test_portable_engine_spreads_nothing() -> None:
@@ -189,17 +234,14 @@ def test_checkpoints_on_disk() -> None:
     assert kept.most == 3 * kept.checkpoint  # the oldest goes when the newest is there
 
 
-def test_time_from_the_one_formula_for_operations(tmp_path: Path) -> None:
-    recipe = published(f"paths.run={tmp_path}")
-    assert model_flops_utilisation(recipe, highest_rate(recipe)) == pytest.approx(1)
-    unknown = speed_of(recipe, None, None)
-    assert (unknown.tokens, unknown.source, unknown.per_iteration) == (None, "unknown", 128 * 32768)
-    assert speed_of(recipe, 1e5, COUNTS) == (1e5, "given", 128 * 30000)
-    assert speed_of(published(*PORTABLE, f"paths.run={tmp_path}"), 1e5, COUNTS).per_iteration == 128 * 32768
-    for seconds in (100, 10, 10, 30):
-        append(tmp_path, {"iteration": 1, "loss": 1.0, "lr": 1.0, "grad_norm": 1.0, "tokens": 1000, "seconds": seconds})
-    assert speed_of(recipe, None, None) == (100, "measured, median of 3 iterations", 1000)
-    assert speed_of(recipe, 5.0, None).source == "given"
+def test_tokens_of_an_iteration_come_from_recipe_and_dataset() -> None:
+    assert tokens_of_an_iteration(published(), None) == 128 * 32768
+    assert tokens_of_an_iteration(published(), COUNTS) == 128 * 30000
+    assert tokens_of_an_iteration(published(*PORTABLE), COUNTS) == 128 * 32768  # it counts padding
+
+
+def test_the_highest_rate_is_that_of_mfu_1() -> None:
+    assert model_flops_utilisation(published(), highest_rate(published())) == pytest.approx(1)
 
 
 def test_report_without_a_dataset_and_as_json(tmp_path: Path) -> None:

@@ -103,8 +103,8 @@ def test_what_lessens_memory_lessens_it(recipe: Recipe, layers: int) -> None:
     layers %= recipe.model.num_layers
     now = memory_of(recipe)
     more, fewer = other(recipe, recompute=layers + 1), other(recipe, recompute=layers)
-    loss, of_fewer = (next(m for m in c.memory.moments if m.name == "loss").size for c in (more, fewer))
-    assert loss <= of_fewer
+    # the search for what fits goes by both
+    assert more.memory.needed <= fewer.memory.needed
     assert more.work >= fewer.work
     twice = other(of_twice_the_batch(recipe), micro_batch_size=recipe.train.micro_batch_size * 2)
     assert twice.memory.peak >= now.peak

@@ -482,6 +482,21 @@ def test_a_type_error_points_at_the_override_or_the_line_it_comes_from(tmp_path:
 
 
 @pytest.mark.parametrize(
+    "key",
+    [
+        "model.num_layers",
+        "model.num_attention_heads",
+        "parallel.nodes",
+        "parallel.devices_per_node",
+        "train.micro_batch_size",
+        "parallel.make_vocab_size_divisible_by",
+    ],
+)
+def test_sizes_that_would_take_hours_and_all_memory_to_look_at(key: str) -> None:
+    assert f"{key} = 1000000: Input should be less than or equal to 100" in refusal(f"{key}=1000000")
+
+
+@pytest.mark.parametrize(
     "overrides",
     [
         ("parallel.tensor=2",),

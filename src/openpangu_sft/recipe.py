@@ -15,6 +15,8 @@ from openpangu_sft.recipe_rules import complaints
 
 Positive = Field(gt=0)
 NotNegative = Field(ge=0)
+UpTo1000 = Field(gt=0, le=1000)
+"""For what is counted one by one before a run: a slip of some zeros would cost hours and all memory."""
 Seed = Field(ge=0, lt=2**32)
 """What numpy's generator takes, which shuffles samples and packs."""
 
@@ -69,13 +71,13 @@ class Paths(Section):
 class Model(Section):
     """Sizes of the model; checked against the checkpoint's config.json."""
 
-    num_layers: int = Positive
+    num_layers: int = UpTo1000
     """Transformer layers."""
     hidden_size: int = Positive
     """Width of the residual stream."""
     ffn_hidden_size: int = Positive
     """Width of the MLP."""
-    num_attention_heads: int = Positive
+    num_attention_heads: int = UpTo1000
     """Query heads."""
     num_query_groups: int = Positive
     """Key-value heads; each serves a group of query heads."""
@@ -154,9 +156,9 @@ class Recompute(Section):
 class Parallel(Section):
     """How the work is spread over devices, in Megatron's terms."""
 
-    nodes: int = Field(default=1, gt=0)
+    nodes: int = Field(default=1, gt=0, le=1000)
     """Machines; with several, export MASTER_ADDR and NODE_RANK on each."""
-    devices_per_node: int = Positive
+    devices_per_node: int = UpTo1000
     """Processes on each machine, one per device."""
     tensor: int = Field(default=1, gt=0)
     """Tensor parallel size (TP)."""
@@ -164,7 +166,7 @@ class Parallel(Section):
     """Pipeline parallel size (PP)."""
     num_layer_list: Optional[list[int]] = None
     """Layers of each pipeline stage where they are not to be the same: [14, 12]."""
-    make_vocab_size_divisible_by: int = Field(default=16, gt=0)
+    make_vocab_size_divisible_by: int = Field(default=16, gt=0, le=100_000)
     """The embedding is filled up to a multiple of this times `tensor`."""
     context: int = Field(default=1, gt=0)
     """Context parallel size (CP)."""
@@ -189,7 +191,7 @@ class Train(Section):
     """auto takes NPUs for mindspeed, CUDA or else CPU for transformers; mindspeed on cpu uses the stand-in for NPUs."""
     precision: Literal["fp32", "bf16"]
     """Of the forward and backward pass, and of the weights in checkpoints; optimizer and its weights are fp32."""
-    micro_batch_size: int = Positive
+    micro_batch_size: int = UpTo1000
     """Packs that a device takes at once."""
     global_batch_size: int = Positive
     """Packs in an iteration, over all devices."""

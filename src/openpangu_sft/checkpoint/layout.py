@@ -141,14 +141,16 @@ def whole(name: str, shape: Shape) -> Block:
     return Block(name, 0, shape[0], 0, shape[1] if len(shape) > 1 else None)
 
 
+@lru_cache(maxsize=64)
 def parameter_count(model: Model) -> int:
     """Number of parameters, tied embeddings counted once."""
     return sum(map(_elements, hf_shapes(model).values()))
 
 
+@lru_cache(maxsize=1024)
 def rank_parameter_count(model: Model, layout: Layout, tp: int, pp: int) -> int:
     """Number of parameters that one rank holds, what fills the vocabulary up among them."""
-    return sum(_elements(tensor.shape) for tensor in mcore_tensors(model, layout, tp, pp))
+    return sum(_elements(tensor.shape) for tensor in _Rank(model, layout, tp, pp).tensors())
 
 
 def _elements(shape: Shape) -> int:

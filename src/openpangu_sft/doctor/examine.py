@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Callable
 
-from openpangu_sft.doctor import clock, network, npus, packages, patches, place, resources, stack, tensors
+from openpangu_sft.doctor import clock, fit, network, npus, packages, patches, place, resources, stack, tensors
 from openpangu_sft.doctor.finding import Finding, guarded
 from openpangu_sft.doctor.subject import Subject
 
@@ -14,6 +14,7 @@ CHECKS: dict[str, Callable[[Subject], Finding]] = {
     "NPUs": npus.seen,
     "NPU health": npus.healthy,
     "NPUs free": npus.free,
+    "NPU memory": fit.npu_memory,
     "device files": npus.device_files,
     "driver": stack.driver,
     "firmware": stack.firmware,

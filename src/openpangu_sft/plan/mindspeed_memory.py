@@ -1,11 +1,14 @@
-"""Memory of an NPU that trains with MindSpeed-LLM 1.0.0 and the flags of mindspeed/flags.py. Pure.
+"""Memory of an NPU that trains with MindSpeed-LLM 1.0.0 and the flags of mindspeed/flags.py.
 
-Where it is counted from: docs/plan.md has file and function of upstream for each part.
+Pure, but for HCCL_BUFFSIZE. Where it is counted from: docs/plan.md has file and function of upstream for each part.
 """
 
 from __future__ import annotations
 
+import os
+
 from openpangu_sft.checkpoint.layout import Layout, layout_of, rank_parameter_count
+from openpangu_sft.errors import UserError
 from openpangu_sft.plan.mindspeed_layer import layer_activations, layer_gradients, layer_input, shape_of
 from openpangu_sft.plan.parts import Memory, Moment, Part
 from openpangu_sft.recipe import Recipe
@@ -13,8 +16,25 @@ from openpangu_sft.recipe import Recipe
 MASK = 2048 * 2048
 """Bytes of the mask that each layer makes for npu_fusion_attention in layout TND (flash_attention_forward)."""
 
-COMMUNICATOR = 2 * 200_000_000
-"""Bytes that HCCL takes for each communicator: twice HCCL_BUFFSIZE, 200 MB unless it is set (CANN's manual)."""
+HELD = 3384 << 20
+"""Bytes of an NPU that are in use before any process is: the most that npu-smi says of an idle one with 64 GB in the
+recordings of tests/npu_smi; of others it is 2824 MB and more. docs/plan.md compares with what torch_npu says."""
+
+
+def buffer_mib() -> int:
+    """HCCL_BUFFSIZE in MiB, 200 unless it is set.
+
+    HCCL multiplies it by 1024 x 1024 (externalinput_pub.h, HCCL_CCL_COMM_FIXED_CALC_BUFFER_SIZE).
+
+    Raises:
+        UserError: it is none that HCCL takes.
+    """
+    given = os.environ.get("HCCL_BUFFSIZE", "200")
+    if not (given.isascii() and given.isdigit() and int(given)):
+        raise UserError(
+            f"{given!r} is no size in MB", where="HCCL_BUFFSIZE", remedy="export a number above 0, or unset it"
+        )
+    return int(given)
 
 
 def mindspeed_memory(recipe: Recipe) -> Memory:
@@ -71,9 +91,12 @@ def _stage(recipe: Recipe, layout: Layout, stage: int) -> Memory:
     moments = [_loss(recipe, layout, stage), _backward(recipe, layout, stage)]
     if stage == 0:
         moments.append(_embedding(recipe, layout))
-    count = communicators(recipe)
-    outside = Part("HCCL buffers", count * COMMUNICATOR, f"{count} communicators x 2 x HCCL_BUFFSIZE, 200 MB")
-    return Memory(tuple(always), tuple(moments), (outside,), stage)
+    count, mib = communicators(recipe), buffer_mib()
+    outside = (
+        Part("HCCL buffers", count * 2 * mib << 20, f"{count} communicators x 2 x HCCL_BUFFSIZE, {mib} MiB"),
+        Part("the NPU itself", HELD, "in use before any process, by npu-smi"),
+    )
+    return Memory(tuple(always), tuple(moments), outside, stage)
 
 
 def _loss(recipe: Recipe, layout: Layout, stage: int) -> Moment:

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple, Optional
 
 from openpangu_sft.artefact import MANIFEST, Manifest, read_manifest
 from openpangu_sft.checkpoint.layout import parameter_count
-from openpangu_sft.plan.compute import Speed, highest_rate, speed_of, work
+from openpangu_sft.plan.compute import highest_rate, work
 from openpangu_sft.plan.course import Course, Disk, course_of, disk_of, warnings
 from openpangu_sft.plan.memory import fits, memory_of, verdict
 from openpangu_sft.plan.parts import Memory
 from openpangu_sft.plan.search import Candidate, lighter_that_fit, nearest_that_fits, single_changes
+from openpangu_sft.plan.speed import Speed, speed_of, tokens_of_an_iteration
 from openpangu_sft.recipe import Recipe
 
 
@@ -38,6 +39,7 @@ class Report(NamedTuple):
         counts: of the dataset, or None where there is none yet.
         course: what follows from them.
         warnings: one line each.
+        tokens: of an iteration, as the engine counts them.
     """
 
     recipe: Recipe
@@ -49,6 +51,7 @@ class Report(NamedTuple):
     counts: Optional[dict[str, Any]]
     course: Optional[Course]
     warnings: list[str]
+    tokens: float
     speed: Speed
     highest_rate: float
     disk: Disk
@@ -64,16 +67,16 @@ class Report(NamedTuple):
         return self._seconds(self.highest_rate)
 
     def _seconds(self, rate: float) -> float:
-        return self.recipe.train.iterations * self.speed.per_iteration / rate
+        return self.recipe.train.iterations * self.tokens / rate
 
 
 def make_report(recipe: Recipe, gibs: Sequence[float], tokens_per_second: Optional[float] = None) -> Report:
-    """Works everything out; reads the dataset's manifest and the run's metrics, and nothing else.
+    """Works everything out; reads the dataset's manifest, the run's metrics and recipe, and nothing else.
 
     Args:
         recipe: a checked one.
         gibs: memory of the devices that are asked for, in GiB.
-        tokens_per_second: of the whole run; None takes what paths.run has measured.
+        tokens_per_second: of the whole run; None takes what a run with these settings in paths.run has measured.
 
     Raises:
         UserError: there is a dataset, but not a whole one.
@@ -91,7 +94,8 @@ def make_report(recipe: Recipe, gibs: Sequence[float], tokens_per_second: Option
         counts,
         course_of(recipe, counts) if counts else None,
         _warnings(recipe, dataset),
-        speed_of(recipe, tokens_per_second, counts),
+        tokens_of_an_iteration(recipe, counts),
+        speed_of(recipe, tokens_per_second),
         highest_rate(recipe),
         disk_of(recipe),
     )
@@ -129,7 +133,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "time": {
             "tokens_per_second": speed.tokens,
             "source": speed.source,
-            "tokens_per_iteration": speed.per_iteration,
+            "tokens_per_iteration": report.tokens,
             "seconds": report.seconds,
             "least_seconds": report.least_seconds,
             "highest_tokens_per_second": report.highest_rate,

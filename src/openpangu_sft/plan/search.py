@@ -6,6 +6,7 @@ Every candidate is a recipe of its own, checked by the recipe's own rules, and m
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import product
 from typing import Any, NamedTuple, Optional
 
@@ -111,8 +112,7 @@ def single_changes(recipe: Recipe) -> Iterator[Candidate]:
 
 def nearest_that_fits(recipe: Recipe, gib: float) -> Optional[Candidate]:
     """The recipe that fits with the fewest keys changed; of several, the one that computes least and splits least."""
-    found = [candidate for candidate in _all(recipe) if fits(candidate.memory, gib)]
-    return min(found, key=_effort, default=None)
+    return min(_that_fit(recipe, gib), key=_effort, default=None)
 
 
 def lighter_that_fit(recipe: Recipe, gib: float) -> list[Candidate]:
@@ -124,9 +124,9 @@ def lighter_that_fit(recipe: Recipe, gib: float) -> list[Candidate]:
     now = changed(recipe)
     assert now is not None, "a recipe is checked before it comes here"
     found: dict[frozenset[str], Candidate] = {}
-    for one in _all(recipe):
+    for one in _that_fit(recipe, gib):
         better = one.keys and one.work <= now.work and _splits_no_more(one.recipe, recipe)
-        if "micro_batch_size" in one.keys or not better or not fits(one.memory, gib):
+        if "micro_batch_size" in one.keys or not better:
             continue
         if one.keys not in found or (one.work, one.splits) < (found[one.keys].work, found[one.keys].splits):
             found[one.keys] = one
@@ -137,20 +137,32 @@ def lighter_that_fit(recipe: Recipe, gib: float) -> list[Candidate]:
     return best
 
 
-def _all(recipe: Recipe) -> Iterator[Candidate]:
-    """Every valid combination with this many devices."""
+def _that_fit(recipe: Recipe, gib: float) -> Iterator[Candidate]:
+    """What fits of all valid combinations with this many devices.
+
+    Of each with as many layers computed again as now, and with the fewest. The more layers are computed again, the
+    less memory it takes and the more work it is, so no other number is better.
+    """
     parallel, micro = recipe.parallel, recipe.train.micro_batch_size
     sizes = _divisors(parallel.world) if recipe.train.engine == "mindspeed" else [1]
     for context, tensor, pipeline, batch in product(sizes, sizes, sizes, _divisors(micro)):
         if parallel.world % (context * tensor * pipeline):
             continue
-        for layers in range(recipe.model.num_layers + 1):
-            candidate = changed(
-                recipe, context=context, tensor=tensor, pipeline=pipeline, micro_batch_size=batch, recompute=layers
-            )
-            if candidate is None:
-                break  # the rules do not ask for the number of layers
-            yield candidate
+        other = partial(changed, recipe, context=context, tensor=tensor, pipeline=pipeline, micro_batch_size=batch)
+        if other() is None:  # the rules do not ask for the number of layers
+            continue
+        few, many = 0, recipe.model.num_layers
+        while few < many:
+            middle = (few + many) // 2
+            if _fits(other(recompute=middle), gib):
+                many = middle
+            else:
+                few = middle + 1
+        yield from (one for one in (other(), other(recompute=few)) if one and _fits(one, gib))
+
+
+def _fits(candidate: Optional[Candidate], gib: float) -> bool:
+    return candidate is not None and fits(candidate.memory, gib)
 
 
 def _splits_no_more(one: Recipe, other: Recipe) -> bool:

@@ -116,7 +116,7 @@ def _time(report: Report, to: Console) -> None:
     share = f"{recipe.parallel.world} x {recipe.train.device_tflops:g} TFLOPS used in full"
     rows = {"at least": f"{_duration(report.least_seconds)}: {report.highest_rate:,.0f} tokens/s, {share}"}
     if report.seconds is None:
-        rows["likely"] = "unknown -> make plan TOKENS_PER_SECOND=…, or after the first iterations of make sft"
+        rows["likely"] = f"{speed.source} -> make plan TOKENS_PER_SECOND=…, or after the first iterations of make sft"
     else:
         used = f"MFU {speed.tokens / report.highest_rate:.1%}" if speed.tokens else ""
         rows["likely"] = f"{_duration(report.seconds)}: {speed.tokens:,.0f} tokens/s ({speed.source}), {used}"

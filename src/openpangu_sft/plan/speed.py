@@ -1,0 +1,86 @@
+"""Tokens a second of a run: given, or measured by a run that was made with the same settings."""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import Any, NamedTuple, Optional
+
+from openpangu_sft.errors import UserError
+from openpangu_sft.recipe import Recipe
+from openpangu_sft.recipe_file import load_recipe
+from openpangu_sft.sft.metrics import read_metrics
+from openpangu_sft.sft.provenance import RECIPE, read_starts
+
+UNKNOWN = "unknown"
+
+
+class Speed(NamedTuple):
+    """Tokens a second of a whole run, over all devices.
+
+    Args:
+        tokens: a second; None where nobody knows.
+        source: given, measured or unknown, and why.
+    """
+
+    tokens: Optional[float]
+    source: str
+
+
+def tokens_of_an_iteration(recipe: Recipe, counts: Optional[dict[str, Any]]) -> float:
+    """Tokens of an iteration, counted as the engine's rate counts them.
+
+    The portable engine counts padding; the other one does not know where it is and takes the data's mean.
+
+    Args:
+        counts: of the dataset's manifest; without one packs are taken as full.
+    """
+    padded = counts is None or recipe.train.engine == "transformers"
+    mean = recipe.data.seq_length if padded or counts is None else counts["tokens"] / counts["packs"]
+    return recipe.train.global_batch_size * mean
+
+
+def speed_of(recipe: Recipe, given: Optional[float]) -> Speed:
+    """The rate that is given, or that of the run in paths.run, if it has the recipe's settings.
+
+    Args:
+        given: tokens a second, from the command line.
+    """
+    if given:
+        return Speed(given, "given")
+    run = recipe.path("run")
+    rows = [row for row in read_metrics(run) if row.get("tokens") and row.get("seconds")]
+    if not rows:
+        return Speed(None, UNKNOWN)
+    if not (run / RECIPE).is_file():
+        return Speed(None, f"{UNKNOWN}, as the run in {run} has no {RECIPE}: it is of 0.4.0 or before")
+    try:
+        made = _decisive(load_recipe(run / RECIPE))
+    except UserError as error:
+        return Speed(None, f"{UNKNOWN}, as {run / RECIPE} is no recipe of this version: {error.what}")
+    for key, value in _decisive(recipe).items():
+        if made[key] != value:
+            return Speed(None, f"{UNKNOWN}, as the run in {run} was made with {key}={made[key]}, not {value}")
+    # a run may go on with other settings, and its recipe is that of its last start
+    last = max((start["iteration"] for start in read_starts(run)[-1:]), default=0)
+    rows = [row for row in rows if row["iteration"] > last]
+    if not rows:
+        return Speed(None, UNKNOWN)
+    later = rows[1:] or rows  # the first iteration compiles and allocates
+    rate = median(row["tokens"] / row["seconds"] for row in later)
+    return Speed(rate, f"measured, median of {len(later)} iterations")
+
+
+def _decisive(recipe: Recipe) -> dict[str, Any]:
+    """What the speed of a run depends on, by key."""
+    content = recipe.model_dump()
+    train = content["train"]
+    sections = {
+        "train": {name: train[name] for name in ("engine", "device", "precision")},
+        "model": content["model"],
+        "parallel": content["parallel"],
+        "data": {"seq_length": recipe.data.seq_length},
+        "train.recompute": train["recompute"],
+    }
+    found = {f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()}
+    rest = ("micro_batch_size", "global_batch_size", "upstream_flags")
+    return {**found, **{f"train.{name}": train[name] for name in rest}}
