@@ -16,6 +16,7 @@ import pytest
 
 from conftest import ROOT, TINY, conversation, write_samples
 from openpangu_sft.cli import _named, app
+from openpangu_sft.commands.base import readable
 from openpangu_sft.recipe_file import load_recipe
 
 STAGES = [
@@ -196,3 +197,7 @@ def test_ctrl_c_in_a_stage_is_one_line_and_leaves_nothing(tmp_path: Path, tiny_h
     assert message.strip().splitlines()[-1] == "openpangu-sft: interrupted; nothing half-written is left"
     assert "Traceback" not in message
     assert [path.name for path in shards.iterdir()] == [".many.lock"]
+
+
+def test_a_table_rounds_what_a_stage_has_measured() -> None:
+    assert readable({"loss": 0.006728517822921276, "iteration": 1200}) == "loss: 0.0067, iteration: 1,200"

@@ -136,7 +136,7 @@ def nodes(subject: Subject) -> Finding:
     for peer in subject.peers:
         host, _, number = peer.partition(":")
         answer = reach(host, int(number or SSH))
-        (bad if answer not in ("answers", "refuses") else lines).append(f"{peer}: {answer}")
+        (lines if answer.startswith(("answers", "reached")) else bad).append(f"{peer}: {answer}")
     if bad:
         return failed(
             "\n".join([*bad, *lines]), "check its name (/etc/hosts), the network and its firewall", "an answer"
@@ -167,12 +167,12 @@ def nodes(subject: Subject) -> Finding:
 
 
 def reach(host: str, port: int) -> str:
-    """`answers`, `refuses` (so the host is there), or why a host is not reached."""
+    """`answers`, `reached; …` where the host is there and nothing listens, or why a host is not reached."""
     try:
         with socket.create_connection((host, port), SECONDS):
             return "answers"
     except ConnectionRefusedError:
-        return "refuses"
+        return f"reached; nothing listens on port {port}"
     except socket.gaierror:
         return "no such name"
     except socket.timeout:
