@@ -248,6 +248,8 @@ def test_what_has_no_report(recipe: Recipe, tmp_path: Path) -> None:
     run = recipe.path("run")
     assert "no such directory" in refused(recipe, tmp_path / "none")
     assert "is the same run twice" in refused(recipe, None, run)
+    assert "there is no such directory for the page" in refused(recipe, None, None, tmp_path / "no/p.html")
+    assert not (tmp_path / "no").exists()
     assert "does not end in .html" in refused(recipe, None, None, tmp_path / "page")
     inside = next(run.glob("iter_*")) / "page.html"
     assert "which a stage replaces as a whole" in refused(recipe, None, None, inside)

@@ -204,11 +204,8 @@ def _require_replaceable(target: Path, kind: str) -> None:
         raise UserError(f"holds {manifest.kind}, not {kind}", where=target, remedy=remedy)
     for name in _files_below(target):
         if name not in manifest.files and name != MANIFEST:
-            raise UserError(
-                "was not made by this stage, and would be lost with the result it lies in",
-                where=target / name,
-                remedy="move it away",
-            )
+            what = "was not made by this stage, and would be lost with the result it lies in"
+            raise UserError(what, where=target / name, remedy="move it away")
 
 
 def parse_manifest(path: Path, remedy: str) -> Manifest:
@@ -218,7 +215,12 @@ def parse_manifest(path: Path, remedy: str) -> Manifest:
         UserError: not a manifest.
     """
     try:
-        manifest = Manifest(**json.loads(path.read_text("utf-8")))
+        content = json.loads(path.read_text("utf-8"))
+        if not isinstance(content, dict) or "kind" not in content:
+            raise TypeError("kind is missing" if isinstance(content, dict) else "not an object")
+        if unknown := content.keys() - Manifest.__dataclass_fields__:
+            raise TypeError(f"unknown key {min(unknown)}")
+        manifest = Manifest(**content)
         for part in (manifest.settings, manifest.inputs, manifest.counts, manifest.files):
             if not isinstance(part, dict):
                 raise TypeError("a section is not an object")

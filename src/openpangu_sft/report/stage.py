@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Optional
 
 from openpangu_sft.artefact import write_durably
-from openpangu_sft.errors import UserError, naming
-from openpangu_sft.places import require_page
+from openpangu_sft.errors import UserError
+from openpangu_sft.places import page_place
 from openpangu_sft.recipe import Recipe
 from openpangu_sft.report.page import render_report
 from openpangu_sft.report.run import read_run
@@ -38,10 +38,6 @@ def run_report(
             raise UserError("is the same run twice", where=other, remedy="name another one with WITH=…")
     alike = len({place.name for place in places}) < len(places)
     runs = [read_run(place, f"{place.parent.name}/{place.name}" if alike else "") for place in places]
-    page = (html or places[0] / (COMPARISON if other else PAGE)).expanduser().absolute()
-    require_page(page, inside=places[0])
-    content = render_report(runs)
-    with naming(page.parent):
-        page.parent.mkdir(parents=True, exist_ok=True)
-    write_durably(page, content)
+    page = page_place(html, places[0] / (COMPARISON if other else PAGE), inside=places[0])
+    write_durably(page, render_report(runs))
     return page
