@@ -62,7 +62,7 @@ WITH ?=
 DATASET ?=
 ##= PROMPT  for chat: the one question to answer
 PROMPT ?=
-##= MODEL  for chat: another checkpoint than the exported one
+##= MODEL  for chat: another checkpoint (paths.export; without one paths.run, then paths.hf)
 MODEL ?=
 ##= FROM  for convert, export: another checkpoint of any layout, or a run (paths.hf; paths.run)
 ##= FROM  for load: an archive of make save (this folder)
@@ -166,7 +166,7 @@ convert: more = $(moved)
 sft: more = $(if $(filter-out 0,$(DRY_RUN)),--dry-run)
 export: more = $(moved) $(call given,FORM,form)
 
-chat: ## talk to the exported model
+chat: ## talk to the trained model
 	@$(run) chat $(options) $(call given,MODEL,model) $${PROMPT:+"--prompt=$$PROMPT"}
 
 ##@ Beside the stages

@@ -10,8 +10,8 @@ file='docker-compose.override.yml'
 mark='# Written by scripts/compose.sh for this host; run it again for other NPUs.'
 
 [[ ! -e $file || $(head -n 1 "$file") == "$mark" ]] ||
-    die "$file is not from this script and is left as it is: add to it what docs/image.md says, or move it away"
-has_npus || die "this host has no NPU ($host_root/dev/davinci_manager): docker compose run cpu needs nothing of this"
+    die "$file is not from this script and is left as it is -> add to it what docs/image.md says, or move it away"
+has_npus || die "this host has no NPU ($host_root/dev/davinci_manager) -> docker compose run cpu needs nothing of this"
 find_npus
 {
     printf '%s\nservices:\n  npu:\n' "$mark"

@@ -18,14 +18,14 @@ find_npus() {
     for device in "$host_root"/dev/davinci[0-9]*; do
         [[ ! -e $device ]] || numbers+=("${device##*davinci}")
     done
-    ((${#numbers[@]})) || die "this host has $host_root/dev/davinci_manager, but no NPU ($host_root/dev/davinci0 and so on): does npu-smi info show one?"
+    ((${#numbers[@]})) || die "this host has $host_root/dev/davinci_manager, but no NPU ($host_root/dev/davinci0 and so on) -> does npu-smi info show one?"
     mapfile -t numbers < <(printf '%s\n' "${numbers[@]}" | sort -n)
     wanted=("${numbers[@]}")
     if [[ -n ${NPUS:-} ]]; then
-        [[ $NPUS =~ ^[0-9]+(,[0-9]+)*$ ]] || die "NPUS=$NPUS is no list of numbers: write NPUS=0,1,2,3"
+        [[ $NPUS =~ ^[0-9]+(,[0-9]+)*$ ]] || die "NPUS=$NPUS is no list of numbers -> write NPUS=0,1,2,3"
         IFS=, read -ra wanted <<<"$NPUS"
         for number in "${wanted[@]}"; do
-            [[ -e $host_root/dev/davinci$number ]] || die "NPUS=$NPUS: this host has no NPU $number; it has ${numbers[*]}"
+            [[ -e $host_root/dev/davinci$number ]] || die "NPUS=$NPUS: this host has no NPU $number -> it has ${numbers[*]}"
         done
     fi
     if "$docker" info --format '{{json .Runtimes}}' 2>/dev/null | grep -q '"ascend"'; then

@@ -37,14 +37,14 @@ case $runtime in
     ;;
 docker)
     require_engine
-    choose_image || die "there is no image $image: make image TARGET=${image##*-}, or make load of a hand-over, brings it"
+    choose_image || die "there is no image $image -> make image TARGET=${image##*-}, or make load of a hand-over, brings it"
     ;;
 host) ;;
-*) die "RUNTIME=$runtime is neither docker nor host" ;;
+*) die "RUNTIME=$runtime is neither docker nor host -> take one of them" ;;
 esac
 
 if [[ $runtime == host ]]; then
-    [[ -f scripts/setup.sh ]] || die "this folder is a hand-over and has no code: only RUNTIME=docker runs here"
+    [[ -f scripts/setup.sh ]] || die "this folder is a hand-over and has no code -> only RUNTIME=docker runs here"
     scripts/setup.sh
     bin=${VENV:-.venv}/bin
     [[ $bin == /* ]] || bin=$root/$bin
@@ -61,10 +61,10 @@ mount() { # <an absolute path that a stage was given>
         [[ $path/ != "$mounted"/* ]] || return 0
     done
     [[ -d $path ]] || path=$(dirname -- "$path")
-    [[ -d $path ]] || die "$path is not there, so it cannot be mounted: make it first"
+    [[ -d $path ]] || die "$path is not there, so it cannot be mounted -> make it first"
     case $path in
     / | /bin | /dev | /etc | /home | /lib* | /opt | /proc | /root | /run | /sbin | /sys | /tmp | /usr | /var)
-        die "$1: $path is not mounted into a container: take a directory below it that is there"
+        die "$1: $path is not mounted into a container -> take a directory below it that is there"
         ;;
     esac
     mounts+=("$path")
@@ -92,7 +92,7 @@ for path in "${mounts[@]}"; do bind "$path" "$path"; done
 cache=${CACHE:-/cache}
 [[ $cache == /* ]] || cache=$here/$cache
 if [[ -d $cache ]]; then bind "$cache" /cache; elif [[ -n ${CACHE:-} ]]; then
-    die "CACHE=$cache is not there: make it, and put the data and the checkpoint into it"
+    die "CACHE=$cache is not there -> make it, and put the data and the checkpoint into it"
 fi
 # What steers several machines and the libraries between them.
 while IFS= read -r variable; do flags+=(--env "$variable"); done < <(

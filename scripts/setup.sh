@@ -20,7 +20,7 @@ stamp=$VENV/.openpangu-sft-setup
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 die() {
-    say "$*"
+    printf 'openpangu-sft: %s\n' "$*" >&2
     exit 1
 }
 
@@ -51,7 +51,7 @@ find_python() {
             version=$(version_of "$python") || version='does not start'
             if [[ $version =~ ^3\.(9|10|11)\. ]]; then
                 "$python" -c 'import ensurepip, venv' 2>/dev/null ||
-                    die "$python ($version) cannot make environments: install the package python3-venv (or python${version%.*}-venv)."
+                    die "$python ($version) cannot make environments -> install the package python3-venv (or python${version%.*}-venv)"
                 return
             fi
             found+=("$python ($version)")
@@ -59,18 +59,18 @@ find_python() {
     done
     local list
     printf -v list '%s, ' "${found[@]:-nothing}"
-    die "CPython 3.9, 3.10 or 3.11 is needed; found for ${names[*]}: ${list%, }. Install python3 and python3-venv (Debian 12 has 3.11), or name one with PYTHON=/path/to/python3.11."
+    die "CPython 3.9, 3.10 or 3.11 is needed; found for ${names[*]}: ${list%, } -> install python3 and python3-venv (Debian 12 has 3.11), or name one with PYTHON=/path/to/python3.11"
 }
 
 make_venv() {
     find_python
     [[ -e $stamp || -z $(ls -A -- "$VENV" 2>/dev/null) ]] ||
-        die "$VENV was not made by this script and is left as it is: remove it, or name another directory with VENV=."
+        die "$VENV was not made by this script and is left as it is -> remove it, or name another directory with VENV="
     say "making $VENV with Python $version; the first time about 2.8 GB come down on x86-64 (torch brings CUDA's libraries), 0.2 GB on aarch64"
     mkdir -p -- "$VENV"
     : >"$stamp"
     find "$VENV/" -mindepth 1 -maxdepth 1 ! -name "${stamp##*/}" -exec rm -rf -- {} +
-    "$python" -m venv --prompt openpangu-sft "$VENV" || die "could not make $VENV (see above)."
+    "$python" -m venv --prompt openpangu-sft "$VENV" || die "could not make $VENV (see above)"
 
     local cert=${PIP_CERT:-${SSL_CERT_FILE:-}} host=${PYPI_INDEX#*://} options=()
     [[ -z $cert ]] || options+=(--cert "$cert")
@@ -83,7 +83,7 @@ make_venv() {
 no_download() {
     local index=$PYPI_INDEX
     [[ $index != *@* ]] || index=${index%%://*}://${index##*@} # without a password
-    die "could not install $1 from $index (see above). Is the network there? A mirror: PYPI_INDEX=https://…; a proxy: HTTPS_PROXY. Then run it again: what came down is kept."
+    die "could not install $1 from $index (see above) -> is the network there? A mirror: PYPI_INDEX=https://…; a proxy: HTTPS_PROXY. Then run it again: what came down is kept"
 }
 
 if ready; then exit; fi
@@ -115,6 +115,6 @@ mkdir -p -- "$cache" 2>/dev/null || true
     --default-index "$PYPI_INDEX" locks/portable.txt || no_download locks/portable.txt
 # With the environment's own setuptools, so that no build backend without a hash is fetched.
 "${uv[@]}" pip install --python "$VENV/bin/python" --quiet --offline --no-deps --no-build-isolation -e . ||
-    die "could not install openpangu-sft itself (see above)."
+    die "could not install openpangu-sft itself (see above)"
 
 printf '%s\n' "$wanted" >"$stamp"

@@ -121,6 +121,7 @@ function complaint(    i, j, name, list, fits, goals) {
         name = part(called[i], "=")
         if (!(name in known)) {
             if (starred(name)) continue
+            if (index(name, ".")) return said = "make knows no variable " name " -> write SET=\"" name "=" right "\""
             return said = "make knows no variable " name " -> " nearest(name, variables, variable_count)
         }
         if (name in choices && right != "" && index("|" choices[name] "|", "|" right "|") == 0)

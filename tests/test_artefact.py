@@ -631,6 +631,16 @@ def test_what_is_no_manifest(tmp_path: Path, text: bytes) -> None:
     assert message.endswith(" -> run make merge")
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("[1]", "not an object"), ("{}", "kind is missing"), ('{"kind": "dataset", "wide": 1}', "unknown key wide")],
+)
+def test_what_a_manifest_lacks_is_said_in_its_own_words(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / MANIFEST).write_text(text)
+    message = refusal(lambda: read_manifest(tmp_path, "dataset", "run make merge"))
+    assert message == f"{tmp_path / MANIFEST}: not a manifest: {said} -> run make merge"
+
+
 def test_other_settings_are_found(tmp_path: Path) -> None:
     made_with = {"model.num_layers": 2, "tokenizer": "aa", "data.seed": 1}
     require_settings(tmp_path, made_with, {"model.num_layers": 2, "tokenizer": "aa"}, "")

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import select
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 from conftest import ROOT, TINY, MakeRecipe
+from openpangu_sft.artefact import MANIFEST, Manifest, write_durably
 from openpangu_sft.chat import Chat, converse
 from openpangu_sft.chat_format import sample_pieces
 from openpangu_sft.checkpoint.convert import run_convert
+from openpangu_sft.checkpoint.export import run_export
+from openpangu_sft.cli import app
 from openpangu_sft.errors import UserError
+from openpangu_sft.recipe import Recipe
 from openpangu_sft.sample import Message, Sample
+from test_export import make_run
 
 SHORT = "chat.max_new_tokens=5"
 
@@ -100,6 +108,44 @@ def test_nothing_to_ask_is_said_in_words(make_recipe: MakeRecipe, tmp_path: Path
 def chat_command(tiny_hf: Path, tmp_path: Path) -> list[str]:
     sets = [part for key in (*TINY, SHORT, f"paths.cache={tmp_path}", f"paths.hf={tiny_hf}") for part in ("--set", key)]
     return [sys.executable, "-m", "openpangu_sft", "chat", "--recipe", str(ROOT / "recipes/demo.yaml"), *sets]
+
+
+def said(recipe: Recipe, tiny_hf: Path) -> str:
+    """What chat says on stderr, with the recipe's own paths."""
+    sets = [
+        part
+        for key in (*TINY, SHORT, f"paths.cache={recipe.paths.cache}", f"paths.hf={tiny_hf}")
+        for part in ("--set", key)
+    ]
+    finished = CliRunner(mix_stderr=False).invoke(
+        app, ["chat", "--recipe", str(ROOT / "recipes/demo.yaml"), *sets, "--prompt", "你好"]
+    )
+    assert finished.exception is None or isinstance(finished.exception, UserError)
+    assert "model: " not in finished.stdout
+    return finished.stderr.strip() or str(finished.exception)
+
+
+def test_it_says_which_checkpoint_is_asked(make_recipe: MakeRecipe, tiny_hf: Path, tmp_path: Path) -> None:
+    recipe = make_recipe(SHORT)
+    run, export = recipe.path("run"), recipe.path("export")
+    nothing = said(recipe, tmp_path / "nowhere")
+    assert nothing == f"{export}: no such directory -> run make export, or give one with MODEL=…"
+    run_convert(recipe)  # what training begins with is no result of it
+    base = f"model: {tiny_hf}, which is not trained: paths.export and paths.run hold no checkpoint"
+    assert said(recipe, tiny_hf) == base
+    make_run(recipe, 3)
+    write_durably(run / MANIFEST, json.dumps(asdict(Manifest("run"))))  # as sft does when it begins
+    assert said(recipe, tiny_hf) == f"model: {run}, iteration 3"
+    run_export(recipe)
+    make_run(recipe, 6)
+    assert said(recipe, tiny_hf) == f"model: {export}, iteration 3"
+
+
+def test_a_converted_checkpoint_has_no_iteration_of_a_training(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe(SHORT)
+    run_convert(recipe)
+    assert Chat(recipe, recipe.path("mcore")).iteration is None
+    assert Chat(recipe, recipe.path("hf")).iteration is None
 
 
 def test_lines_from_a_pipe_are_answered_one_by_one(tiny_hf: Path, tmp_path: Path) -> None:

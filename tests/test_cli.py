@@ -15,7 +15,8 @@ import click
 import pytest
 
 from conftest import ROOT, TINY, conversation, write_samples
-from openpangu_sft.cli import app
+from openpangu_sft.cli import _named, app
+from openpangu_sft.commands.base import readable
 from openpangu_sft.recipe_file import load_recipe
 
 STAGES = [
@@ -58,7 +59,7 @@ def test_a_mistyped_key_is_one_line_and_exit_code_1(stage: str) -> None:
     finished = run(stage, "--recipe", "recipes/demo.yaml", "--set", "train.itertions=5")
     assert finished.returncode == 1
     assert finished.stdout == ""
-    expected = "openpangu-sft: --set train.itertions: unknown key train.itertions -> did you mean iterations?"
+    expected = "openpangu-sft: --set train.itertions: unknown key train.itertions -> did you mean train.iterations?"
     assert finished.stderr.strip() == expected
 
 
@@ -78,7 +79,10 @@ def test_a_missing_recipe_and_a_wrong_option() -> None:
 
 
 SEE = "openpangu-sft {} --help shows what there is"
-CHOICES = "Invalid value for '--dtype': 'bf61' is not one of 'fp32', 'bf16', 'fp16'"
+CHOICES = "--dtype (make: DTYPE): 'bf61' is not one of 'fp32', 'bf16', 'fp16'"
+MEMORY, SPEED = "plan: --memory (make: MEMORY): ", "plan: --tokens-per-second (make: TOKENS_PER_SECOND): "
+CLAIM = "kubernetes: --claim (make: CLAIM)"
+NAME = "up to 253 lower-case letters, digits, '-' and '.', a letter or digit at each end (an RFC 1123 subdomain)"
 
 
 @pytest.mark.parametrize(
@@ -90,13 +94,57 @@ CHOICES = "Invalid value for '--dtype': 'bf61' is not one of 'fp32', 'bf16', 'fp
         (["exprot", "--iteration", "1"], "no such command: exprot -> did you mean export?"),
         (["xyzzy"], "no such command: xyzzy -> openpangu-sft --help shows what there is"),
         (["convert", "--dtype", "bf61"], f"convert: {CHOICES} -> {SEE.format('convert')}"),
-        (["kubernetes"], f"kubernetes: Missing option '--claim' -> {SEE.format('kubernetes')}"),
+        (["kubernetes"], f"{CLAIM} is missing -> {SEE.format('kubernetes')}"),
+        *(
+            (
+                ["kubernetes", "--claim", name],
+                f"{CLAIM}: {name!r} is no name in Kubernetes: {NAME} -> {SEE.format('kubernetes')}",
+            )
+            for name in ("a b", "Pangu", "-a", "a.", "a..b", "a\n", "")
+        ),
+        *(
+            (["plan", "--memory", gib], f"{MEMORY}{gib!r} is not a number from 0.1 to 100000 -> {SEE.format('plan')}")
+            for gib in ("64GB", "nan", "inf", "0", "1e6")
+        ),
+        *(
+            (
+                ["plan", f"--tokens-per-second={speed}"],
+                f"{SPEED}{speed!r} is not a number from 0.001 to 1e+12 -> {SEE.format('plan')}",
+            )
+            for speed in ("nan", "1e-300", "-1")
+        ),
+        (
+            ["export", "--iteration", "x"],
+            f"export: --iteration (make: ITERATION): 'x' is not a whole number -> {SEE.format('export')}",
+        ),
+        (["preview", "--count", "x"], f"preview: --count: 'x' is not a whole number -> {SEE.format('preview')}"),
     ],
 )
 def test_a_mistyped_call_is_one_line_with_what_is_nearest(arguments: list[str], said: str) -> None:
     finished = run(*arguments)
     assert (finished.returncode, finished.stdout) == (2, "")
     assert finished.stderr == f"openpangu-sft: {said}\n"
+
+
+def test_what_is_named_as_a_variable_of_make_is_one() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    checked = 0
+    for name, command in app.commands.items():
+        for option in command.params:
+            refusable = (
+                option.required
+                or option.callback
+                or not isinstance(
+                    option.type,
+                    (click.Path, click.types.StringParamType, click.types.BoolParamType, click.types.FuncParamType),
+                )
+            )
+            named = re.search(r"\(make: (.*)\)", _named(option))
+            if isinstance(option, click.Option) and refusable and max(option.opts) != "--count":
+                assert named
+                assert re.search(rf"^##= {named[1]}  for .*\b{name}\b", makefile, re.MULTILINE), (name, option.opts)
+                checked += 1
+    assert checked >= 10
 
 
 def example_of(command: click.Command, name: str) -> list[str]:
@@ -149,3 +197,7 @@ def test_ctrl_c_in_a_stage_is_one_line_and_leaves_nothing(tmp_path: Path, tiny_h
     assert message.strip().splitlines()[-1] == "openpangu-sft: interrupted; nothing half-written is left"
     assert "Traceback" not in message
     assert [path.name for path in shards.iterdir()] == [".many.lock"]
+
+
+def test_a_table_rounds_what_a_stage_has_measured() -> None:
+    assert readable({"loss": 0.006728517822921276, "iteration": 1200}) == "loss: 0.0067, iteration: 1,200"

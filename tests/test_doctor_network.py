@@ -154,7 +154,9 @@ def test_peers(subject: MakeSubject, listening: socket.socket) -> None:
     port = listening.getsockname()[1]
     assert network.nodes(subject(peers=(f"localhost:{port}",))).found == f"localhost:{port}: answers"
     listening.close()
-    assert network.nodes(subject(peers=(f"localhost:{port}",))).state == State.OK  # it refuses, so it is there
+    refusing = network.nodes(subject(peers=(f"localhost:{port}",)))
+    said = f"localhost:{port}: reached; nothing listens on port {port}"
+    assert (refusing.state, refusing.found) == (State.OK, said)  # it refuses, so it is there
     finding = network.nodes(subject(peers=("nowhere.invalid",)))
     assert (finding.state, finding.found) == (State.FAILED, "nowhere.invalid: no such name")
 

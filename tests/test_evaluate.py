@@ -436,6 +436,7 @@ def test_prompt_files_that_are_none(recipe: Recipe, tmp_path: Path, name: str, c
 
 def test_what_cannot_be_evaluated(make: Callable[..., Recipe], tmp_path: Path) -> None:
     recipe = make()
+    assert "is a directory -> give a prompt file: PROMPTS=" in refused(recipe, tmp_path)
     assert "no such file -> give a prompt file: PROMPTS=" in refused(recipe, tmp_path / "none.txt")
     assert "ITERATION=best is neither a number nor all" in refused(recipe, None, "best")
     assert "iteration 5 is not there -> take another one: ITERATION=6" in refused(recipe, None, "5")

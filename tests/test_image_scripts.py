@@ -146,14 +146,34 @@ def test_compose_starts_this_version() -> None:
     assert set(re.findall(r"VERSION:-([^}]*)}", text)) == {__version__}
 
 
-@pytest.mark.parametrize("script", ["build.sh", "save.sh", "load.sh", "push.sh", "diff.sh", "lock_bases.sh"])
-def test_no_engine_is_said(script: str, tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
-    (tmp_path / "VERSION").write_text("1\n")
-    environment = {"PATH": "/usr/bin:/bin", "DOCKER": "false", "REGISTRY": "x"}
-    command = [tmp_path / "scripts/image" / script]
+def said_without_an_engine(folder: Path, script: str, **given: str) -> str:
+    """The message of a script that is refused where no Docker engine answers."""
+    shutil.copytree(ROOT / "scripts", folder / "scripts")
+    (folder / "VERSION").write_text("1\n")
+    environment = {"PATH": "/usr/bin:/bin", "DOCKER": "false", **given}
+    command = [folder / "scripts/image" / script]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 1
-    assert done.stderr.startswith(
-        f"{script}: no Docker engine answers ('false version' says why): install and start one"
+    return done.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "given", "message"),
+    [
+        ("push.sh", {}, "REGISTRY is not given -> make push REGISTRY=registry.example.org/team"),
+        ("save.sh", {"LEVEL": "11"}, "LEVEL=11 is no number from 1 to 9 -> leave it out for 6"),
+        ("save.sh", {"LEVEL": "-9"}, "LEVEL=-9 is no number from 1 to 9 -> leave it out for 6"),
+        ("build.sh", {"TARGET": "gpu"}, "TARGET=gpu is neither npu nor cpu -> take one of them"),
+    ],
+)
+def test_a_bad_value_is_said_before_the_engine_is_asked(
+    tmp_path: Path, script: str, given: dict[str, str], message: str
+) -> None:
+    assert said_without_an_engine(tmp_path, script, **given) == f"openpangu-sft: {message}\n"
+
+
+@pytest.mark.parametrize("script", ["build.sh", "save.sh", "load.sh", "push.sh", "diff.sh", "lock_bases.sh"])
+def test_no_engine_is_said(script: str, tmp_path: Path) -> None:
+    assert said_without_an_engine(tmp_path, script, REGISTRY="x").startswith(
+        "openpangu-sft: no Docker engine answers ('false version' says why) -> install and start one"
     )

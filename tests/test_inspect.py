@@ -142,7 +142,7 @@ def test_a_dataset_of_ours(recipe: Recipe) -> None:
         "seq_length": "128",
         "tokens": f"{counts['tokens']:,}",
         "packs full": f"{full:.1%}",
-        "tokens trained": f"{counts['trained_tokens'] / counts['tokens']:.1%}",
+        "share trained": f"{counts['trained_tokens'] / counts['tokens']:.1%}",
         "segments": "45",
         "longest segment": str(longest),
     }
@@ -172,7 +172,7 @@ def test_what_another_dataset_can_be_called(make_recipe: MakeRecipe, tmp_path: P
         "seq_length": "16",
         "tokens": "41",
         "packs full": "85.4%",
-        "tokens trained": "70.7%",
+        "share trained": "70.7%",
         "segments": "6",
         "longest segment": "16",
     }
@@ -497,7 +497,7 @@ def test_a_dataset_of_the_published_handler(
     report = run_inspect(make_recipe("data.seq_length=16"), prefix)
     assert findings(report) == [f"{prefix}_packed_attention_mask_document.bin: 3 of 3 rows, {said}{UNNUMBERED}"]
     assert report.figures["tokens"] == "41"
-    assert report.figures["tokens trained"] == "70.7%"
+    assert report.figures["share trained"] == "70.7%"
     assert report.figures["segments"] == "unknown: attention_mask holds no segment numbers"
 
 

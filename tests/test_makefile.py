@@ -151,6 +151,7 @@ def test_a_variable_is_shown_at_its_targets_and_by_itself(make: Make) -> None:
     [
         (["sft", "RECPE=x"], "make knows no variable RECPE -> did you mean RECIPE?"),
         (["sft", "recipe=x y"], "make knows no variable recipe -> did you mean RECIPE?"),
+        (["sft", "train.lr=1e-5"], 'make knows no variable train.lr -> write SET="train.lr=1e-5"'),
         (["convert", "ITER=3"], "make knows no variable ITER -> did you mean ITERATION?"),
         (["sft", "LEARNING_RATE=1"], "make knows no variable LEARNING_RATE -> make help lists what there is"),
         (["preproces"], "make knows no target preproces -> did you mean preprocess?"),

@@ -280,6 +280,10 @@ def test_no_page_in_an_artefact(recipe: Recipe) -> None:
 def test_page_goes_into_the_cache_or_where_it_is_asked_for(recipe: Recipe, tmp_path: Path) -> None:
     assert run_preview(recipe)[1] == tmp_path / "preview.html"
     chosen = tmp_path / "new/folder/p.HTML"
+    said = f"{chosen.parent}: there is no such directory for the page -> make it, or name another file with HTML=…"
+    assert refusal(recipe, html=chosen) == said
+    assert not (tmp_path / "new").exists()
+    chosen.parent.mkdir(parents=True)
     assert run_preview(recipe, html=chosen)[1] == chosen
     assert chosen.read_bytes() == (tmp_path / "preview.html").read_bytes()
     assert [path.name for path in chosen.parent.iterdir()] == ["p.HTML"]

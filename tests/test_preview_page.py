@@ -22,7 +22,13 @@ SAMPLES = [
     conversation("写一首诗", "床前明月光，\n疑是地上霜。🎉\n" * 4, "Thanks", "  " + "unbroken" * 30),
     conversation("Hi", "Hello"),
 ]
-SEEN = 'trained: all(".sample .trained", look), ignored: all(".sample .ignored", look),'
+SEEN = """
+  trained: all(".sample .trained", look), ignored: all(".sample .ignored", look),
+  middles: all(".chart", (chart) => [".plot", ".ticks span:nth-child(2)"].map((part) => {
+    const place = chart.querySelector(part).getBoundingClientRect();
+    return (place.left + place.right) / 2;
+  })),
+"""
 
 
 @pytest.fixture
@@ -100,6 +106,8 @@ def test_browser_lays_it_out_and_runs_nothing(previewed: tuple[Preview, str], tm
     require_harmless(found)
     trained = sum(segment.trained for segment in preview.segments)
     for seen in found.values():
+        assert len(seen["middles"]) == 2
+        assert all(abs(label - plot) < 1.5 for plot, label in seen["middles"]), seen["middles"]
         assert len(seen["trained"]) == trained
         assert len(seen["ignored"]) == sum(segment.length for segment in preview.segments) - trained
         assert len(set(seen["trained"])) == 1

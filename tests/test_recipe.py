@@ -142,13 +142,13 @@ def test_paths_relative_absolute_and_home(monkeypatch: pytest.MonkeyPatch) -> No
             "  seq_length: 32768",
             "  seq_lenght: 32768",
             "seq_lenght: 32768",
-            "unknown key data.seq_lenght -> did you mean seq_length?",
+            "unknown key data.seq_lenght -> did you mean data.seq_length?",
         ),
         (
             "    granularity: full",
             "    granularty: full",
             "granularty: full",
-            "did you mean granularity?",
+            "did you mean train.recompute.granularity?",
         ),
         ("chat:\n", "chatt:\n", "chatt:", "unknown key chatt -> did you mean chat?"),
         ("chat:\n", "lr: 1.0e-5\nchat:\n", "lr: 1.0e-5", "unknown key lr -> did you mean train.lr?"),
@@ -207,6 +207,12 @@ def test_paths_relative_absolute_and_home(monkeypatch: pytest.MonkeyPatch) -> No
             "min_lr: 2.0e-3",
             "min_lr: 2.0e-3",
             "train.min_lr 0.002 is above train.lr 2e-05 -> lower train.min_lr",
+        ),
+        (
+            "chat:\n",
+            "  device_tflops: 1e308\nchat:\n",
+            "device_tflops",
+            "train.device_tflops = 1e+308: Input should be less",
         ),
         ("chat:\n", "7: 8\nchat:\n", "7: 8", "7 = 7: Keys should be strings"),
     ],
@@ -358,7 +364,7 @@ def test_override_of_a_section_that_the_file_has_not_and_the_last_one_counts() -
         ("train={lr: 1}", "--set train: train is a section"),
         ("train.recompute={num_layers: 1}", "--set train.recompute: train.recompute is a section"),
         ("train.lr.x=1", "--set train.lr.x: train.lr is one value and has no keys below it -> set train.lr=…"),
-        ("train.iteratons=9", "--set train.iteratons: unknown key train.iteratons -> did you mean iterations?"),
+        ("train.iteratons=9", "--set train.iteratons: unknown key train.iteratons -> did you mean train.iterations?"),
         ("trian.lr=9", "--set trian.lr: unknown key trian -> did you mean train?"),
         ("lr=9", "--set lr: unknown key lr -> did you mean train.lr?"),
         ("num_layers=9", "did you mean model.num_layers?"),
@@ -465,6 +471,12 @@ def test_a_rule_blames_only_the_overrides_it_speaks_of() -> None:
     assert message.startswith(
         f"{OPENPANGU}:{line_of(OPENPANGU, 'min_lr')} --set train.lr: train.min_lr 2e-06 is above train.lr 1e-09"
     )
+
+
+def test_a_rule_blames_the_overrides_that_its_figures_follow_from() -> None:
+    message = refusal("parallel.devices_per_node=100000", "train.lr=1e-5")
+    where = f"{OPENPANGU}:{line_of(OPENPANGU, 'global_batch_size')} --set parallel.devices_per_node: "
+    assert message.startswith(f"{where}train.global_batch_size 128 is not a multiple of ")
 
 
 def test_a_rule_points_at_what_stands_in_the_file_and_not_at_what_was_overridden() -> None:

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,19 @@ def test_two_runs_side_by_side(recipe: Recipe, other: Path) -> None:
     assert "Nothing: settings, inputs and versions are the same." in same
 
 
+def test_a_page_says_when_a_run_learns_by_heart(recipe: Recipe, other: Path) -> None:
+    file = recipe.path("run") / EVALUATION
+    evaluation = json.loads(file.read_text("utf-8"))
+    rows = read_metrics(recipe.path("run"))
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    for last, said in ((7.0, False), (9.0, True)):
+        evaluation["results"][0]["loss"], evaluation["results"][-1]["loss"] = 8.0, last
+        file.write_text(json.dumps(evaluation), "utf-8")
+        assert ("Held-out loss has risen while" in run_report(recipe).read_text("utf-8")) == said
+    named = f">{escape(recipe.path('run').name)}: Held-out loss has risen"
+    assert named in run_report(recipe, None, other).read_text("utf-8")
+
+
 def test_two_runs_of_one_name_are_told_apart(recipe: Recipe, other: Path, tmp_path: Path) -> None:
     alike = tmp_path / "elsewhere" / recipe.path("run").name
     shutil.copytree(other, alike)
@@ -284,6 +298,8 @@ def test_what_has_no_report(recipe: Recipe, tmp_path: Path) -> None:
     run = recipe.path("run")
     assert "no such directory" in refused(recipe, tmp_path / "none")
     assert "is the same run twice" in refused(recipe, None, run)
+    assert "there is no such directory for the page" in refused(recipe, None, None, tmp_path / "no/p.html")
+    assert not (tmp_path / "no").exists()
     assert "does not end in .html" in refused(recipe, None, None, tmp_path / "page")
     inside = next(run.glob("iter_*")) / "page.html"
     assert "which a stage replaces as a whole" in refused(recipe, None, None, inside)
@@ -348,6 +364,7 @@ SEEN = """
   charts: all(".chart svg", (svg) => [svg.getBoundingClientRect().width, svg.getBoundingClientRect().height]),
   lines: all('.chart svg path[style*="#3f7fe0"]').length,
   questions: all(".question").length,
+  tiles: all(".tile .value", (value) => [value.getBoundingClientRect().height, value.scrollWidth - value.clientWidth]),
 """
 
 
@@ -360,11 +377,13 @@ def test_a_browser_shows_it_at_every_width_and_runs_nothing(
     page = run_report(recipe, None, other if two else None).read_text("utf-8")
     evaluation = read_evaluation(recipe.path("run"))
     assert evaluation
+    page = re.sub(r"\d+\.\d{4} → \d+\.\d{4}", "12.3456 → 10.1234", page)  # the longest that is likely
     found = measured(tmp_path, page if policy else POLICY.sub("", page), SEEN)
     require_harmless(found)
     for seen in found.values():
         assert len(seen["charts"]) == 4
         assert all(width > 200 and 100 < height < width for width, height in seen["charts"]), seen["charts"]
+        assert all(height < 30 and wider <= 0 for height, wider in seen["tiles"]), seen["tiles"]  # one line each
         assert seen["lines"] >= 4
         assert seen["questions"] == len(evaluation.questions) > 0
 

@@ -93,9 +93,9 @@ def test_a_path_of_any_characters_is_mounted(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("/no/such/file", "/no/such is not there, so it cannot be mounted: make it first"),
-        ("/etc/hosts", "/etc/hosts: /etc is not mounted into a container: take a directory below it that is there"),
-        ("/new", "/new: / is not mounted into a container: take a directory below it that is there"),
+        ("/no/such/file", "/no/such is not there, so it cannot be mounted -> make it first"),
+        ("/etc/hosts", "/etc/hosts: /etc is not mounted into a container -> take a directory below it that is there"),
+        ("/new", "/new: / is not mounted into a container -> take a directory below it that is there"),
     ],
 )
 def test_paths_that_are_not_mounted(host: Host, path: str, message: str) -> None:

@@ -63,18 +63,18 @@ def test_this_machine_where_no_engine_or_no_image_is(host: Host) -> None:
         ({"RUNTIME": "dokcer"}, "RUNTIME=dokcer is neither docker nor host"),
         (
             {"RUNTIME": "docker"},
-            f"there is no image {CPU}: make image TARGET=cpu, or make load of a hand-over, brings it",
+            f"there is no image {CPU} -> make image TARGET=cpu, or make load of a hand-over, brings it",
         ),
         ({"RUNTIME": "docker", "NO_ENGINE": "1"}, "no Docker engine answers"),
         ({"RUNTIME": "docker", "TARGET": "gpu"}, "TARGET=gpu is neither npu nor cpu"),
-        ({"RUNTIME": "host"}, "this folder is a hand-over and has no code: only RUNTIME=docker runs here"),
-        ({"IMAGES": CPU, "CACHE": "/no/such"}, "CACHE=/no/such is not there: make it"),
+        ({"RUNTIME": "host"}, "this folder is a hand-over and has no code -> only RUNTIME=docker runs here"),
+        ({"IMAGES": CPU, "CACHE": "/no/such"}, "CACHE=/no/such is not there -> make it"),
     ],
 )
 def test_refusals(host: Host, environment: dict[str, str], message: str) -> None:
     done = host.run("sft", **environment)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith(f"run.sh: {message}")
+    assert done.stderr.splitlines()[-1].startswith(f"openpangu-sft: {message}")
     assert not host.calls.exists()
 
 
@@ -121,15 +121,15 @@ def test_npus_by_ascend_docker_runtime(host: Host) -> None:
 @pytest.mark.parametrize(
     ("npus", "message"),
     [
-        ("0,4", "NPUS=0,4: this host has no NPU 4; it has 0 1 2 3"),
-        ("0-3", "NPUS=0-3 is no list of numbers: write NPUS=0,1,2,3"),
-        ("0, 1", "NPUS=0, 1 is no list of numbers: write NPUS=0,1,2,3"),
+        ("0,4", "NPUS=0,4: this host has no NPU 4 -> it has 0 1 2 3"),
+        ("0-3", "NPUS=0-3 is no list of numbers -> write NPUS=0,1,2,3"),
+        ("0, 1", "NPUS=0, 1 is no list of numbers -> write NPUS=0,1,2,3"),
     ],
 )
 def test_npus_that_are_not_there(host: Host, npus: str, message: str) -> None:
     host.add_npus(4)
     done = host.run("sft", IMAGES=NPU, NPUS=npus)
-    assert (done.returncode, done.stderr) == (1, f"run.sh: {message}\n")
+    assert (done.returncode, done.stderr) == (1, f"openpangu-sft: {message}\n")
 
 
 def test_more_options_for_docker(host: Host) -> None:

@@ -111,14 +111,16 @@ def test_no_python_fits(checkout: Checkout, programs: Path, unfit: str, said: st
     assert code == 1
     assert words.count("\n") == 1
     assert f"python3 ({said})" in words
-    assert "Install python3 and python3-venv" in words
+    assert "-> install python3 and python3-venv" in words
     assert not checkout.venv.exists()
 
 
 def test_no_python_at_all(checkout: Checkout, programs: Path) -> None:
     code, words = checkout.run(PATH=str(programs))
     assert code == 1
-    assert "CPython 3.9, 3.10 or 3.11 is needed; found for python3 python3.11 python3.10 python3.9: nothing." in words
+    assert (
+        "CPython 3.9, 3.10 or 3.11 is needed; found for python3 python3.11 python3.10 python3.9: nothing -> " in words
+    )
 
 
 @pytest.mark.parametrize("first", ["3.13.0", ""])
@@ -127,7 +129,7 @@ def test_a_later_python_fits_and_has_no_venv(checkout: Checkout, programs: Path,
     fake_python(programs / "python3.10", "3.10.13")
     code, words = checkout.run(PATH=str(programs))
     assert code == 1
-    assert words.startswith(f"setup: {programs}/python3.10 (3.10.13) cannot make environments")
+    assert words.startswith(f"openpangu-sft: {programs}/python3.10 (3.10.13) cannot make environments")
     assert "python3-venv (or python3.10-venv)" in words
 
 

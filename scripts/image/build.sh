@@ -16,11 +16,11 @@ CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.."
 target=${TARGET:-npu}
 require_target "$target"
 require_engine
-commit=$(git rev-parse HEAD 2>/dev/null) || die "this is no git clone, so the image could not say what it was made of"
+commit=$(git rev-parse HEAD 2>/dev/null) || die "this is no git clone, so the image could not say what it was made of -> take a clone"
 # Of files that are not committed the image would say nothing.
 [[ -z $(git status --porcelain) ]] || commit+=-changed
 if [[ $target == npu ]]; then
-    [[ -f .sources/manifest.json ]] || die "the upstream sources are not there: run make sources"
+    [[ -f .sources/manifest.json ]] || die "the upstream sources are not there -> run make sources"
 else
     mkdir -p .sources # the builder wants the folder, and puts nothing of it into this image
 fi
@@ -35,7 +35,7 @@ base=${base:-$(sed -n "s/^ARG $base_argument=//p" Dockerfile)}
 build_base=${BUILD_BASE:-$(pinned BUILD_BASE)}
 
 # Its own CPython 3.9 is used as it is.
-has_image "$base" || "$docker" pull "$base" || die "the base $base cannot be had: name another one with BASE="
+has_image "$base" || "$docker" pull "$base" || die "the base $base cannot be had -> name another one with BASE="
 python_from=source
 if "$docker" run --rm --interactive --entrypoint /bin/sh "$base" -s /tmp/python \
     <scripts/image/python_base.sh >/dev/null 2>&1; then python_from=base; fi

@@ -11,15 +11,15 @@ require_engine
 from=${FROM:-.}
 [[ $from == . || $from == /* ]] || from=$here/$from
 if [[ -f $from ]]; then # an archive: it is unpacked beside itself
-    [[ -f $from.sha256 ]] || die "$from.sha256 is not there: take it along too"
+    [[ -f $from.sha256 ]] || die "$from.sha256 is not there -> take it along too"
     (cd "$(dirname -- "$from")" && sha256sum --quiet --check "$from.sha256" >&2) ||
-        die "$from is not what its sum says: copy it again"
+        die "$from is not what its sum says -> copy it again"
     tar --extract --no-same-owner --file "$from" --directory "$(dirname -- "$from")"
     from=${from%.tar}
 fi
 [[ -f $from/SHA256SUMS && -f $from/image.tar.gz ]] ||
-    die "$from holds no image.tar.gz and SHA256SUMS: name what make save has written with FROM="
-(cd "$from" && sha256sum --quiet --check SHA256SUMS >&2) || die "$from is not whole (see above): copy it again"
+    die "$from holds no image.tar.gz and SHA256SUMS -> name what make save has written with FROM="
+(cd "$from" && sha256sum --quiet --check SHA256SUMS >&2) || die "$from is not whole (see above) -> copy it again"
 version=$(<"$from/VERSION")
 
 loaded=$("$docker" load --quiet --input "$from/image.tar.gz") || die "the engine could not load $from/image.tar.gz"

@@ -12,7 +12,7 @@ trap 'rm -f "$file.new"' EXIT
     echo '# Made by make lock-base: the images that make image begins with, by digest.'
     for argument in BASE CPU_BASE BUILD_BASE; do
         tag=${!argument:-$(sed -n "s/^ARG $argument=//p" Dockerfile)}
-        "$docker" pull --quiet "$tag" >&2 || die "$tag cannot be had: name another one with $argument="
+        "$docker" pull --quiet "$tag" >&2 || die "$tag cannot be had -> name another one with $argument="
         digest=$("$docker" image inspect --format '{{index .RepoDigests 0}}' "$tag")
         printf '%s %s@%s\n' "$argument" "${tag%@*}" "${digest##*@}"
     done

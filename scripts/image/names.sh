@@ -2,7 +2,7 @@
 # How images are called, and which engine has them. Sourced, in the repository's root or in a hand-over's.
 
 die() {
-    printf '%s: %s\n' "${0##*/}" "$*" >&2
+    printf 'openpangu-sft: %s\n' "$*" >&2
     exit 1
 }
 
@@ -15,9 +15,9 @@ fi
 engine_answers() { "$docker" version --format '{{.Server.Version}}' >/dev/null 2>&1; }
 require_engine() {
     engine_answers ||
-        die "no Docker engine answers ('$docker version' says why): install and start one, or name its client with DOCKER="
+        die "no Docker engine answers ('$docker version' says why) -> install and start one, or name its client with DOCKER="
 }
 has_image() { "$docker" image inspect "$1" >/dev/null 2>&1; }
 require_target() {
-    [[ $1 == npu || $1 == cpu ]] || die "TARGET=$1 is neither npu nor cpu"
+    [[ $1 == npu || $1 == cpu ]] || die "TARGET=$1 is neither npu nor cpu -> take one of them"
 }

@@ -219,7 +219,12 @@ def parse_manifest(path: Path, remedy: str) -> Manifest:
         UserError: not a manifest.
     """
     try:
-        manifest = Manifest(**json.loads(path.read_text("utf-8")))
+        content = json.loads(path.read_text("utf-8"))
+        if not isinstance(content, dict) or "kind" not in content:
+            raise TypeError("kind is missing" if isinstance(content, dict) else "not an object")
+        if unknown := content.keys() - Manifest.__dataclass_fields__:
+            raise TypeError(f"unknown key {min(unknown)}")
+        manifest = Manifest(**content)
         for part in (manifest.settings, manifest.inputs, manifest.counts, manifest.files):
             if not isinstance(part, dict):
                 raise TypeError("a section is not an object")

@@ -8,7 +8,7 @@ from typing import Any, Optional
 
 import torch
 
-from openpangu_sft.artefact import MANIFEST
+from openpangu_sft.artefact import MANIFEST, parse_manifest
 from openpangu_sft.chat_format import HEADERS, START, Piece, prompt_pieces
 from openpangu_sft.checkpoint.hf import CONFIG, model_of, open_hf, read_config
 from openpangu_sft.checkpoint.mcore import TRACKER
@@ -32,15 +32,22 @@ class Chat:
 
     Raises:
         UserError: neither is there, or it is damaged.
+
+    Attributes:
+        iteration: of the training that made the checkpoint, where that is known.
     """
 
     def __init__(self, recipe: Recipe, checkpoint: Path, iteration: Optional[int] = None) -> None:
         if (checkpoint / TRACKER).is_file():
             files = recipe.path("hf")
-            tensors = tensors_of(open_mcore(checkpoint, recipe.model, iteration).weights, recipe.model)
+            opened = open_mcore(checkpoint, recipe.model, iteration)
+            tensors = tensors_of(opened.weights, recipe.model)
+            converted = opened.manifest is not None and opened.manifest.kind == "mcore"
+            self.iteration = None if converted else opened.iteration
         elif (checkpoint / CONFIG).is_file():
             files, model = checkpoint, model_of(read_config(checkpoint), checkpoint / CONFIG)
             tensors = tensors_of(open_hf(checkpoint, model), model)
+            self.iteration = _trained(checkpoint)
         else:
             what = "no such directory" if not checkpoint.is_dir() else "neither a Hugging Face nor an mcore checkpoint"
             raise UserError(what, where=checkpoint, remedy="run make export, or give one with MODEL=…")
@@ -107,9 +114,21 @@ def converse(chat: Chat, lines: Iterator[str], system: str = "") -> Iterator[str
 
 
 def default_checkpoint(recipe: Recipe) -> Path:
-    """What is there of: the exported checkpoint, the run, the one to begin with."""
+    """The first one that is there: the exported checkpoint, the run, the one to begin with.
+
+    Returns:
+        Its path; that of the export where nothing is there.
+    """
     for name in ("export", "run"):
         path = recipe.path(name)
         if (path / MANIFEST).is_file() and ((path / CONFIG).is_file() or (path / TRACKER).is_file()):
             return path
-    return recipe.path("hf")
+    base = recipe.path("hf")
+    return base if (base / CONFIG).is_file() else recipe.path("export")
+
+
+def _trained(checkpoint: Path) -> Optional[int]:
+    """The iteration that a Hugging Face checkpoint was exported from."""
+    if not (checkpoint / MANIFEST).is_file():
+        return None
+    return parse_manifest(checkpoint / MANIFEST, "run make export").counts.get("iteration")

@@ -6,6 +6,7 @@ Run as: openpangu-sft sft --recipe recipes/demo.yaml --set train.iterations=100
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import traceback
@@ -19,6 +20,9 @@ from openpangu_sft.errors import Interrupted, UserError, explain_os_error
 from openpangu_sft.sft.launch import worker_rank
 
 __all__ = ["app", "checkpoints", "checks", "data", "evaluation", "main", "planning", "training", "upstream"]
+
+_WITHOUT_VARIABLE = ("--count",)
+"""Options whose value may be refused here and that the Makefile does not hand on."""
 
 
 def main() -> NoReturn:
@@ -66,10 +70,21 @@ def _explain(error: click.ClickException) -> str:
         what = error.message
         if error.possibilities:
             remedy = f"did you mean {' or '.join(error.possibilities)}?"
+    if isinstance(error, click.BadParameter) and error.param:
+        what = f"{_named(error.param)}: {error.message}"
+    if isinstance(error, click.MissingParameter) and error.param:
+        what = f"{_named(error.param)} is missing"
+    what = re.sub("a valid integer( range)?", "a whole number", what)
     if isinstance(error, UnknownCommand) and error.near:
         remedy = f"did you mean {error.near}?"
     where = command.partition(" ")[2] or None  # which command of openpangu-sft
     return str(UserError(" ".join(what.split()).rstrip("."), where=where, remedy=remedy))
+
+
+def _named(parameter: click.Parameter) -> str:
+    """An option as it is on the command line, and the variable of make that hands it on."""
+    option = max(parameter.opts, key=len)
+    return option if option in _WITHOUT_VARIABLE else f"{option} (make: {option[2:].upper().replace('-', '_')})"
 
 
 def _say(message: str, code: int) -> int:

@@ -47,17 +47,21 @@ def require_room(target: Path, size: int) -> None:
         )
 
 
-def require_page(html: Path, inside: Optional[Path] = None) -> None:
-    """Refuses a page in place of something else: whatever is there already is replaced.
+def page_place(given: Optional[Path], default: Path, inside: Optional[Path] = None) -> Path:
+    """Where a page goes. Whatever is there already is replaced, so it must be a page's place.
 
     Args:
-        html: where it is to go.
+        given: what the user has asked for; its directory must be there.
+        default: otherwise.
         inside: a run, which no stage replaces as a whole.
 
+    Returns:
+        The absolute path.
+
     Raises:
-        UserError: not the name of a page, or a stage would remove it.
+        UserError: not the name of a page, its directory is not there, or a stage would remove it.
     """
-    remedy = "name another file with HTML=…"
+    html, remedy = (given or default).expanduser().absolute(), "name another file with HTML=…"
     if html.suffix.lower() not in (".html", ".htm"):
         raise UserError("does not end in .html", where=html, remedy=remedy)
     if html.is_dir():
@@ -66,3 +70,6 @@ def require_page(html: Path, inside: Optional[Path] = None) -> None:
         if (parent / MANIFEST).is_file() and parent != inside:
             what = f"lies in {parent}, which a stage replaces as a whole"
             raise UserError(what, where=html, remedy=remedy)
+    if given and not html.parent.is_dir():
+        raise UserError("there is no such directory for the page", where=html.parent, remedy=f"make it, or {remedy}")
+    return html

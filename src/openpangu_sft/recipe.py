@@ -221,7 +221,7 @@ class Train(Section):
     """Iterations between checkpoints."""
     keep_checkpoints: Optional[int] = Field(default=None, gt=0)
     """How many of a run's checkpoints stay, the newest ones; all where it is not given."""
-    device_tflops: float = Field(default=313.0, gt=0)
+    device_tflops: float = Field(default=313.0, ge=0.001, le=1_000_000)
     """What a device can do at most, in 10^12 operations a second; only for the share of it that is shown (MFU)."""
     upstream_flags: list[str] = []
     """More arguments for MindSpeed-LLM's training, for the mindspeed engine: [--log-throughput]."""

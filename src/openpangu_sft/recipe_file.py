@@ -19,6 +19,10 @@ from openpangu_sft.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
 
+_SIZES = ("nodes", "devices_per_node", "tensor", "pipeline", "context")
+_DERIVED = {"data-parallel replicas": [f"parallel.{size}" for size in _SIZES]}
+"""What complaints name that follows from several keys, and those keys."""
+
 
 def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     """Reads and checks a recipe.
@@ -117,6 +121,8 @@ def _first_complaint(error: ValidationError, text: str, given: Collection[str], 
     if detail["type"] == "value_error":  # our own validators, which name keys, values and remedy
         complaint = str(detail["ctx"]["error"])
         named = dict.fromkeys(re.findall(r"[a-z]+(?:\.[a-z0-9_]+)+", complaint))
+        for derived, keys in _DERIVED.items():
+            named.update(dict.fromkeys(keys if derived in complaint else ()))
         overridden = "".join(f" --set {name}" for name in named if name in given)
         in_file = [name.split(".") for name in named if name not in given]
         where = f"{path}{_line(text, in_file[0]) if in_file else ''}{overridden}"
@@ -128,7 +134,7 @@ def _first_complaint(error: ValidationError, text: str, given: Collection[str], 
 def _unknown_key(above: Sequence[str], part: str, where: str) -> UserError:
     """The complaint about a key that is not there, with the one that may have been meant."""
     known = sorted(_at(above).model_fields)
-    close = difflib.get_close_matches(part, known, n=1)
+    close = [".".join([*above, name]) for name in difflib.get_close_matches(part, known, n=1)]
     close += [name for name in _all_keys(Recipe) if name.split(".")[-1] == part]  # the right key in the wrong section
     remedy = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
     return UserError(f"unknown key {'.'.join([*above, part])}", where=where, remedy=remedy)

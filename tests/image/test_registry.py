@@ -134,7 +134,7 @@ def test_what_is_in_no_commit_is_not_pushed(engine: Engine, registry: str, folde
     assert script(engine, folder, "build.sh").returncode == 0
     done = script(engine, folder, "push.sh", REGISTRY=registry)
     assert done.returncode == 1
-    assert "-changed, which nobody can look up: commit, make image TARGET=cpu, and push again" in done.stderr
+    assert "-changed, which nobody can look up -> commit, make image TARGET=cpu, and push again" in done.stderr
 
 
 def test_a_base_that_cannot_be_had(engine: Engine, registry: str, folder: Path) -> None:
@@ -142,10 +142,10 @@ def test_a_base_that_cannot_be_had(engine: Engine, registry: str, folder: Path) 
     missing = f"{registry}/other:1"
     done = script(engine, folder, "build.sh", BASE=missing)
     assert done.returncode == 1
-    assert f"build.sh: the base {missing} cannot be had: name another one with BASE=" in done.stderr
+    assert f"openpangu-sft: the base {missing} cannot be had -> name another one with BASE=" in done.stderr
     done = script(engine, folder, "lock_bases.sh", CPU_BASE=missing)
     assert done.returncode == 1
-    assert f"{missing} cannot be had: name another one with CPU_BASE=" in done.stderr
+    assert f"{missing} cannot be had -> name another one with CPU_BASE=" in done.stderr
     assert not [file for file in (folder / "locks").iterdir() if file.name.startswith("bases.txt")]
 
 
@@ -154,6 +154,6 @@ def test_a_push_that_is_refused(engine: Engine, folder: Path) -> None:
     assert script(engine, folder, "build.sh").returncode == 0
     done = script(engine, folder, "push.sh", REGISTRY="127.0.0.1:9/team")
     assert done.returncode == 1
-    assert "could not be pushed (see above): docker login 127.0.0.1:9?" in done.stderr
+    assert "could not be pushed (see above) -> docker login 127.0.0.1:9?" in done.stderr
     done = script(engine, folder, "push.sh")
-    assert "name the registry: make push REGISTRY=" in done.stderr
+    assert "REGISTRY is not given -> make push REGISTRY=" in done.stderr

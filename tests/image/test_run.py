@@ -178,7 +178,7 @@ def test_npus_can_be_opened_by_the_user(host_with_npus: Path, user: SimpleNamesp
     assert done.stdout.splitlines() == [*devices, "opened", f"{user.gid} 4713", "two NPUs"]
     user.environment["NPUS"] = "3"
     done = user.run("scripts/run.sh", "true")
-    assert (done.returncode, done.stderr) == (1, "run.sh: NPUS=3: this host has no NPU 3; it has 0 1 2\n")
+    assert (done.returncode, done.stderr) == (1, "openpangu-sft: NPUS=3: this host has no NPU 3 -> it has 0 1 2\n")
 
 
 def compose_command(engine: Engine) -> list[str]:

@@ -70,17 +70,23 @@ def without_torch() -> None:
 
 def show(title: str, path: Path, manifest: Manifest, recipe: Optional[Recipe] = None) -> None:
     """What a stage did, on one screen."""
-    rows = {name.replace("_", " "): readable(value) for name, value in manifest.counts.items()}
-    if recipe and "packs" in manifest.counts:
-        counts = manifest.counts
+    counts, rows = manifest.counts, dict[str, str]()
+    for name, value in counts.items():
+        if name != "validation":
+            rows[name.replace("_", " ")] = readable(value)
+        if name == "packed" and (held_out := counts.get("validation")):
+            rows["held out"] = f"{held_out['packed']:,} in {held_out['packs']:,} packs: {held_out['tokens']:,} tokens"
+    if recipe and "packs" in counts:
         rows["packs full"] = f"{counts['tokens'] / (counts['packs'] * recipe.data.seq_length):.1%}"
-        rows["tokens trained"] = f"{counts['trained_tokens'] / counts['tokens']:.1%}"
+        rows["share trained"] = f"{counts['trained_tokens'] / counts['tokens']:.1%}"
     print_table(f"{title}: {path}", rows)
 
 
 def readable(value: object) -> str:
     if isinstance(value, int):
         return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4f}"
     if isinstance(value, dict):
         return ", ".join(f"{name}: {readable(inner)}" for name, inner in value.items()) or "none"
     return str(value)

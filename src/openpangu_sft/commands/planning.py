@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Optional
 
@@ -15,12 +16,30 @@ from openpangu_sft.tables import stdout
 MEMORY = (32.0, 64.0)
 """GiB of the NPUs that there are."""
 
-Positive = click.FloatRange(min=0, min_open=True)
+
+class Number(click.ParamType):
+    """A number in a range; not a number is in none."""
+
+    name = "number"
+
+    def __init__(self, least: float, most: float) -> None:
+        self.least, self.most = least, most
+
+    def convert(self, value: str, param: Optional[click.Parameter], ctx: Optional[click.Context]) -> float:
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not self.least <= number <= self.most:
+            self.fail(f"{value!r} is not a number from {self.least:g} to {self.most:g}", param, ctx)
+        return number
 
 
 @stage("plan")
-@click.option("--memory", type=Positive, help="GiB of a device; default: 32 and 64, both shown")
-@click.option("--tokens-per-second", type=Positive, help="of the whole run; default: what the run has measured so far")
+@click.option("--memory", type=Number(0.1, 1e5), help="GiB of a device; default: 32 and 64, both shown")
+@click.option(
+    "--tokens-per-second", type=Number(0.001, 1e12), help="of the whole run; default: what the run has measured so far"
+)
 @click.option("--json", "as_text", is_flag=True, help="all figures as JSON on stdout, sizes in bytes")
 def plan_command(
     recipe_file: Path,

@@ -10,7 +10,7 @@ from typing import Optional
 import click
 
 from openpangu_sft.commands.base import stage
-from openpangu_sft.errors import UserError
+from openpangu_sft.errors import UserError, printable
 from openpangu_sft.progress import console
 from openpangu_sft.recipe import Recipe
 from openpangu_sft.recipe_file import load_recipe
@@ -55,7 +55,9 @@ def curve_command(recipe_file: Path, overrides: tuple[str, ...]) -> None:
 @stage("chat")
 @click.option("-p", "--prompt", help="one question; without it, a dialogue")
 @click.option("--system", default="", help="system prompt")
-@click.option("-m", "--model", type=Path, help="checkpoint, Hugging Face or mcore; default: the newest there is")
+@click.option(
+    "-m", "--model", type=Path, help="Hugging Face or mcore  [default: paths.export, else paths.run, else paths.hf]"
+)
 def chat_command(
     recipe_file: Path, overrides: tuple[str, ...], prompt: Optional[str], system: str, model: Optional[Path]
 ) -> None:
@@ -68,7 +70,12 @@ def chat_command(
     from openpangu_sft.chat import Chat, converse, default_checkpoint
     from openpangu_sft.sample import Message
 
-    talker = Chat(recipe, model.absolute() if model else default_checkpoint(recipe))
+    checkpoint = model.absolute() if model else default_checkpoint(recipe)
+    talker = Chat(recipe, checkpoint)
+    note = f", iteration {talker.iteration}" if talker.iteration is not None else ""
+    if not model and checkpoint == recipe.path("hf"):
+        note = ", which is not trained: paths.export and paths.run hold no checkpoint"
+    print(printable(f"model: {checkpoint}{note}"), file=sys.stderr, flush=True)
     if prompt is not None:
         print(talker.reply((Message("user", prompt),), system))
         return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import reprlib
 from pathlib import Path
 from typing import Optional
 
@@ -52,8 +54,21 @@ def slurm_command(recipe_file: Path, overrides: tuple[str, ...]) -> None:
     print(slurm(recipe, ["make", "sft", f"RECIPE={recipe_file.absolute()}", *settings], Path.cwd()), end="")
 
 
+def _object_name(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    """An object's name as Kubernetes has them: https://kubernetes.io/docs/concepts/overview/working-with-objects/names/"""
+    label = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+    if len(value) > 253 or not re.fullmatch(rf"{label}(\.{label})*", value):
+        rule = (
+            "up to 253 lower-case letters, digits, '-' and '.', a letter or digit at each end (an RFC 1123 subdomain)"
+        )
+        raise click.BadParameter(f"{reprlib.repr(value)} is no name in Kubernetes: {rule}")
+    return value
+
+
 @stage("kubernetes")
-@click.option("--claim", required=True, help="the PersistentVolumeClaim that is /cache in every pod")
+@click.option(
+    "--claim", required=True, callback=_object_name, help="the PersistentVolumeClaim that is /cache in every pod"
+)
 @click.option("--image", help="as the cluster can pull it (this version's npu image)")
 def kubernetes_command(recipe_file: Path, overrides: tuple[str, ...], claim: str, image: Optional[str]) -> None:
     """A Kubernetes (Volcano) job, on stdout.

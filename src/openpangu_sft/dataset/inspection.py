@@ -176,7 +176,7 @@ def _check_rows(indexes: dict[str, Index], rules: PackedRules, place: Place, rep
         {
             "tokens": f"{rules.tokens:,}",
             "packs full": f"{rules.tokens / max(values, 1):.1%}",
-            "tokens trained": f"{rules.trained / max(rules.tokens, 1):.1%}",
+            "share trained": f"{rules.trained / max(rules.tokens, 1):.1%}",
             "segments": f"{rules.segments:,}" if rules.numbered else unknown,
             "longest segment": f"{rules.longest:,}" if rules.numbered else unknown,
         }

@@ -156,7 +156,7 @@ def nodes(subject: Subject) -> Finding:
     bad: list[str] = []
     for peer in subject.peers:
         answer = reach(*split_peer(peer))
-        (bad if answer not in ("answers", "refuses") else lines).append(f"{peer}: {answer}")
+        (lines if answer.startswith(("answers", "reached")) else bad).append(f"{peer}: {answer}")
     if bad:
         return failed(
             "\n".join([*bad, *lines]), "check its name (/etc/hosts), the network and its firewall", "an answer"
@@ -206,12 +206,12 @@ def split_peer(peer: str) -> tuple[str, int]:
 
 
 def reach(host: str, port: int) -> str:
-    """`answers`, `refuses` (so the host is there), or why a host is not reached."""
+    """`answers`, `reached; …` where the host is there and nothing listens, or why a host is not reached."""
     try:
         with socket.create_connection((host, port), SECONDS):
             return "answers"
     except ConnectionRefusedError:
-        return "refuses"
+        return f"reached; nothing listens on port {port}"
     except (socket.gaierror, UnicodeError):  # the latter where it cannot be a name: a..b, or a part of over 63 letters
         return "no such name"
     except socket.timeout:

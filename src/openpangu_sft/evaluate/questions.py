@@ -36,6 +36,8 @@ def questions_in(path: Path, recipe: Recipe, tokenizer: Tokenizer) -> list[Quest
     Raises:
         UserError: it cannot be read, holds none, or one is no question or leaves no room for an answer: says which.
     """
+    if path.is_dir():
+        raise UserError("is a directory", where=path, remedy="give a prompt file: PROMPTS=…")
     if not path.is_file():
         raise UserError("no such file", where=path, remedy="give a prompt file: PROMPTS=…")
     if path.suffix.lower() != ".txt" and path.suffix.lower() not in READERS:

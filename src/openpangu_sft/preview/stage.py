@@ -12,7 +12,7 @@ from openpangu_sft.dataset.statistics import Rows, Statistics, measure
 from openpangu_sft.dataset.turns import Pieces, TurnRoles
 from openpangu_sft.errors import UserError, naming
 from openpangu_sft.page import render_page
-from openpangu_sft.places import require_page
+from openpangu_sft.places import page_place
 from openpangu_sft.preview.figures import Figures, figures_of
 from openpangu_sft.preview.segments import Segment, SegmentReader
 from openpangu_sft.recipe import Recipe
@@ -62,8 +62,7 @@ def run_preview(
         UserError: there is no dataset, it was made with other settings, there is no such sample, or the page must not
             be written where it was asked for.
     """
-    html = (html or Path(recipe.paths.cache).expanduser() / "preview.html").absolute()
-    require_page(html)
+    html = page_place(html, Path(recipe.paths.cache) / "preview.html")
     directory = recipe.path("dataset")
     manifest = read_manifest(directory, "dataset", "run make merge")
     tokenizer = Tokenizer(recipe.path("hf"), recipe.tokenizer.trust_remote_code)
@@ -87,7 +86,7 @@ def run_preview(
     figures = figures_of(statistics, manifest)
     preview = Preview(directory, recipe.path("hf"), recipe.data.seq_length, figures, segments)
     with naming(html.parent):
-        html.parent.mkdir(parents=True, exist_ok=True)
+        html.parent.mkdir(parents=True, exist_ok=True)  # paths.cache, where the dataset lies elsewhere
     write_durably(html, render_page(TEMPLATE, preview=preview, figures=figures))
     return preview, html
 

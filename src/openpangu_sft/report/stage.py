@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Optional
 
 from openpangu_sft.artefact import write_durably
-from openpangu_sft.errors import UserError, naming
-from openpangu_sft.places import require_page
+from openpangu_sft.errors import UserError
+from openpangu_sft.places import page_place
 from openpangu_sft.recipe import Recipe
 from openpangu_sft.report.page import render_report
 from openpangu_sft.report.run import read_run
@@ -38,12 +38,8 @@ def run_report(
         if places[0].resolve() == places[1].resolve():
             raise UserError("is the same run twice", where=other, remedy="name another one with WITH=…")
     runs = [read_run(place, name) for place, name in zip(places, _names(places))]
-    page = (html or places[0] / (COMPARISON if other else PAGE)).expanduser().absolute()
-    require_page(page, inside=places[0])
-    content = render_report(runs)
-    with naming(page.parent):
-        page.parent.mkdir(parents=True, exist_ok=True)
-    write_durably(page, content)
+    page = page_place(html, places[0] / (COMPARISON if other else PAGE), inside=places[0])
+    write_durably(page, render_report(runs))
     return page
 
 
