@@ -30,12 +30,12 @@ from openpangu_sft.artefact import (
     require_settings,
     sha256_of,
     staged_directory,
-    write_durably,
 )
 from openpangu_sft.checkpoint.arrays import stored
 from openpangu_sft.checkpoint.convert import run_convert
 from openpangu_sft.checkpoint.export import run_export
 from openpangu_sft.checkpoint.torch_file import write_torch_file
+from openpangu_sft.durable import write_durably
 from openpangu_sft.errors import UserError, explain_os_error
 
 ROOT_USER = os.geteuid() == 0

@@ -17,12 +17,13 @@ import torch
 from click.testing import CliRunner
 
 from conftest import ROOT, TINY, MakeRecipe
-from openpangu_sft.artefact import MANIFEST, Manifest, write_durably
+from openpangu_sft.artefact import MANIFEST, Manifest
 from openpangu_sft.chat import Chat, converse
 from openpangu_sft.chat_format import sample_pieces
 from openpangu_sft.checkpoint.convert import run_convert
 from openpangu_sft.checkpoint.export import run_export
 from openpangu_sft.cli import app
+from openpangu_sft.durable import write_durably
 from openpangu_sft.errors import UserError
 from openpangu_sft.recipe import Recipe
 from openpangu_sft.sample import Message, Sample

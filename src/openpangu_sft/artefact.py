@@ -21,6 +21,7 @@ from typing import Any, Callable, Optional
 from filelock import FileLock, Timeout
 
 from openpangu_sft import __version__
+from openpangu_sft.durable import sync_directory, write_durably
 from openpangu_sft.errors import UserError, naming
 
 MANIFEST = "manifest.json"
@@ -263,30 +264,6 @@ def only_one_run(target: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Writes a text file so that it is there in full, or as before, whatever happens meanwhile."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with naming(path):
-        try:
-            with temporary.open("w", encoding="utf-8") as stream:
-                stream.write(text)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        sync_directory(path.parent)
-
-
-def sync_directory(directory: Path) -> None:
-    """Makes the names in a directory durable (a rename is not, before this)."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _files_below(directory: Path) -> list[str]:

@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from openpangu_sft.artefact import write_durably
 from openpangu_sft.checkpoint.arrays import DType, Stored
 from openpangu_sft.checkpoint.layout import Layout, extra_state_names
 from openpangu_sft.checkpoint.output import Advance, Entry, nothing
 from openpangu_sft.checkpoint.torch_file import write_torch_file
+from openpangu_sft.durable import write_durably
 from openpangu_sft.recipe import Model
 
 TRACKER = "latest_checkpointed_iteration.txt"

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Optional
 from pydantic import Field, TypeAdapter, ValidationError
 
 from openpangu_sft import __version__
-from openpangu_sft.artefact import write_durably
+from openpangu_sft.durable import write_durably
 from openpangu_sft.errors import UserError
 
 EVALUATION = "evaluation.json"

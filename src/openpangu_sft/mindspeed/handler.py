@@ -16,11 +16,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from openpangu_sft.artefact import only_one_run, sync_directory
+from openpangu_sft.artefact import only_one_run
 from openpangu_sft.dataset.indexed import FIELDS, field_path
 from openpangu_sft.dataset.preprocess import open_tokenizer, sample_files, unchanged
 from openpangu_sft.dataset.shard import write_shard
 from openpangu_sft.dataset.spans import Span
+from openpangu_sft.durable import sync_directory
 from openpangu_sft.errors import UserError, naming
 from openpangu_sft.mindspeed import one_line
 from openpangu_sft.progress import console

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-from openpangu_sft.artefact import Manifest, read_manifest, require_settings, write_durably
+from openpangu_sft.artefact import Manifest, read_manifest, require_settings
 from openpangu_sft.chat_format import TEMPLATE_DIGEST
 from openpangu_sft.dataset.statistics import Rows, Statistics, measure
 from openpangu_sft.dataset.turns import Pieces, TurnRoles
+from openpangu_sft.durable import write_durably
 from openpangu_sft.errors import UserError, naming
 from openpangu_sft.page import render_page
 from openpangu_sft.places import page_place

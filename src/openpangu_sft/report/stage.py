@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
-from openpangu_sft.artefact import write_durably
+from openpangu_sft.durable import write_durably
 from openpangu_sft.errors import UserError
 from openpangu_sft.places import page_place
 from openpangu_sft.recipe import Recipe

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from openpangu_sft.artefact import write_durably
+from openpangu_sft.durable import write_durably
 from openpangu_sft.sft.lines import add_line, read_lines
 
 METRICS, CURVE = "metrics.jsonl", "loss.png"

@@ -19,7 +19,8 @@ from pydantic import BaseModel
 from ruamel.yaml import YAML
 
 from openpangu_sft import __version__, ascend_files
-from openpangu_sft.artefact import MANIFEST, Manifest, parse_manifest, write_durably, write_manifest
+from openpangu_sft.artefact import MANIFEST, Manifest, parse_manifest, write_manifest
+from openpangu_sft.durable import write_durably
 from openpangu_sft.errors import UserError
 from openpangu_sft.recipe import Recipe
 from openpangu_sft.sft.lines import add_line, read_lines
