@@ -114,6 +114,8 @@ class Place:
         environment = dict(self.environment)
         if re.match(r"make (sft|report|evaluate)\b(?!.*DRY_RUN)", text):  # of the run that was trained here
             environment["RECIPE"] = str(self.portable)
+        if "DRY_RUN" in text:
+            environment["SET"] = "paths.run=other"  # the run that was trained here is of the other engine
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", "\n".join([*exports, text])],
             cwd=self.clone,

@@ -42,7 +42,7 @@ def tracker(recipe: Recipe) -> Path:
 
 
 def test_nothing_to_go_on_from(recipe: Recipe) -> None:
-    assert run_directory.newest_complete(recipe) is None
+    assert run_directory.newest_complete(recipe, True) is None
 
 
 def test_the_newest_that_is_whole(recipe: Recipe) -> None:
@@ -50,14 +50,16 @@ def test_the_newest_that_is_whole(recipe: Recipe) -> None:
         checkpoint(recipe, iteration)
     tracker(recipe).write_text("10")
     checkpoint(recipe, 15)  # not finished: the tracker file does not name it
-    assert run_directory.newest_complete(recipe) == 10
+    assert run_directory.newest_complete(recipe, True) == 10
 
 
 def test_without_the_tracker_file_the_newest_that_is_whole(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
     for iteration in (5, 10):
         checkpoint(recipe, iteration)
     checkpoint(recipe, 15, without="mp_rank_00_001/model_optim_rng.pt")
-    assert run_directory.newest_complete(recipe) == 10
+    assert run_directory.newest_complete(recipe, False) == 10
+    assert not tracker(recipe).exists()
+    assert run_directory.newest_complete(recipe, True) == 10
     assert f"there is no {TRACKER}" in capsys.readouterr().err
     assert tracker(recipe).read_text() == "10"
 
@@ -68,12 +70,12 @@ def test_a_file_that_is_cut_off_is_not_whole(recipe: Recipe) -> None:
     tracker(recipe).write_text("10")
     file = next(iteration_directory(recipe.path("run"), 10).rglob("distrib_optim.pt"))
     file.write_bytes(file.read_bytes()[:-100])
-    assert run_directory.newest_complete(recipe) == 5
+    assert run_directory.newest_complete(recipe, True) == 5
 
 
 def test_a_first_checkpoint_that_is_cut_off_is_made_again(recipe: Recipe) -> None:
     checkpoint(recipe, 5, without="mp_rank_00_001/model_optim_rng.pt")
-    assert run_directory.newest_complete(recipe) is None
+    assert run_directory.newest_complete(recipe, True) is None
 
 
 @pytest.mark.parametrize("named", ["10", None])
@@ -83,14 +85,14 @@ def test_checkpoints_none_of_which_is_whole_are_not_written_over(recipe: Recipe,
     if named:
         tracker(recipe).write_text(named)
     with pytest.raises(UserError, match="no checkpoint here is whole"):
-        run_directory.newest_complete(recipe)
+        run_directory.newest_complete(recipe, True)
 
 
 def test_a_tracker_file_that_names_no_number(recipe: Recipe) -> None:
     checkpoint(recipe, 5)
     tracker(recipe).write_text("five")
     with pytest.raises(UserError, match="not a number"):
-        run_directory.newest_complete(recipe)
+        run_directory.newest_complete(recipe, True)
 
 
 @pytest.mark.parametrize("missing", ["mp_rank_00_001/model_optim_rng.pt", "mp_rank_01_000/distrib_optim.pt"])
@@ -100,7 +102,7 @@ def test_an_earlier_one_where_the_newest_is_not_whole(
     checkpoint(recipe, 5)
     checkpoint(recipe, 10, without=missing)
     tracker(recipe).write_text("10")
-    assert run_directory.newest_complete(recipe) == 5
+    assert run_directory.newest_complete(recipe, True) == 5
     assert "iteration 10 is not whole" in capsys.readouterr().err
     assert tracker(recipe).read_text() == "5"  # upstream reads it
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from openpangu_sft.artefact import Manifest
 from openpangu_sft.plan.report import make_report
 from openpangu_sft.plan.speed import speed_of
 from openpangu_sft.recipe import Recipe
@@ -19,14 +20,15 @@ ITERATION = 128 * 32768
 def log(run: Path, *seconds: float, after: int = 0) -> None:
     """Iterations of the published batch that took so long."""
     for number, each in enumerate(seconds, after + 1):
-        append(run, {"iteration": number, "loss": 1.0, "tokens": ITERATION, "seconds": each})
+        figures = {"loss": 1.0, "lr": 1e-5, "grad_norm": 1.0, "tokens": ITERATION, "seconds": each}
+        append(run, {"iteration": number, **figures})
 
 
 @pytest.fixture
 def made(tmp_path: Path) -> Recipe:
     """The published recipe, and a run that was made with it."""
     recipe = published(f"paths.run={tmp_path}")
-    record_start(recipe, 0, ["sft"])
+    record_start(recipe, Manifest("run"), 0, ["sft"])
     return recipe
 
 
@@ -44,7 +46,7 @@ def test_no_iteration_yet(made: Recipe) -> None:
 
 
 def test_a_run_of_the_same_recipe_is_measured(made: Recipe) -> None:
-    log(made.path("run"), 100, 20, 20, 60)
+    log(made.path("run"), 100, 20, 20, 60, float("nan"))
     assert speed_of(made, None) == (ITERATION / 20, "measured, median of 3 iterations")
     assert speed_of(made, 5.0) == (5.0, "given")
     report = make_report(made, [64])
@@ -108,7 +110,7 @@ def test_iterations_before_the_last_start_may_have_had_other_settings(made: Reci
     run = made.path("run")
     log(run, 20, 20, 20)
     other = again(made, "train.recompute.num_layers=5")
-    record_start(other, 3, ["sft"])
+    record_start(other, Manifest("run"), 3, ["sft"])
     assert speed_of(other, None) == (None, "unknown")
     log(run, 10, 10, 10, after=3)
     assert speed_of(other, None) == (ITERATION / 10, "measured, median of 2 iterations")

@@ -474,7 +474,7 @@ def test_a_rule_blames_only_the_overrides_it_speaks_of() -> None:
 
 
 def test_a_rule_blames_the_overrides_that_its_figures_follow_from() -> None:
-    message = refusal("parallel.devices_per_node=100000", "train.lr=1e-5")
+    message = refusal("parallel.devices_per_node=1000", "train.lr=1e-5")
     where = f"{OPENPANGU}:{line_of(OPENPANGU, 'global_batch_size')} --set parallel.devices_per_node: "
     assert message.startswith(f"{where}train.global_batch_size 128 is not a multiple of ")
 

@@ -100,4 +100,4 @@ def test_a_path_of_any_characters_is_mounted(tmp_path: Path, name: str) -> None:
 )
 def test_paths_that_are_not_mounted(host: Host, path: str, message: str) -> None:
     done = host.run("format", "--set", f"paths.raw={path}", IMAGES=CPU)
-    assert (done.returncode, done.stderr) == (1, f"run.sh: {message}\n")
+    assert (done.returncode, done.stderr) == (1, f"openpangu-sft: {message}\n")

@@ -7,7 +7,10 @@ import errno
 import signal
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 LONGEST = 1000
 """Characters of a finding that are shown: a name from a damaged file may be of any length."""
@@ -41,6 +44,13 @@ class UserError(Exception):
 def printable(text: str) -> str:
     """A text from a file, which may hold anything, without what a terminal or a browser would act on."""
     return "".join(mark if mark.isprintable() else repr(mark)[1:-1] for mark in text)
+
+
+def first_complaint(error: ValidationError) -> str:
+    """The first thing that pydantic finds wrong, and the key that it finds it at."""
+    detail = error.errors(include_url=False)[0]
+    key = ".".join(map(str, detail["loc"]))
+    return f"{key}: {detail['msg']}" if key else detail["msg"]
 
 
 class Interrupted(Exception):

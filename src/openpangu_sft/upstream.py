@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 from rich.markup import escape
 
 from openpangu_sft.artefact import MANIFEST, Manifest, parse_manifest, sha256_of, staged_directory
-from openpangu_sft.errors import UserError
+from openpangu_sft.errors import UserError, first_complaint
 from openpangu_sft.git import GitFailed, apply_patch, fetch, git, nobody_there, require_git, without_password
 from openpangu_sft.progress import console
 
@@ -83,9 +83,7 @@ def read_pins(patches: Path = PATCHES) -> dict[str, Pin]:
         try:
             pins[name] = Pin.model_validate(content[name])
         except ValidationError as error:
-            detail = error.errors(include_url=False)[0]
-            key = ".".join(map(str, (name, *detail["loc"])))
-            raise UserError(f"{key}: {detail['msg']}", where=file, remedy="mend it") from None
+            raise UserError(f"{name}: {first_complaint(error)}", where=file, remedy="mend it") from None
         for patch in pins[name].patches:
             if not (patches / patch).is_file():
                 raise UserError("no such patch", where=patches / patch, remedy=f"see {name}.patches in {file}")

@@ -12,7 +12,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from openpangu_sft import __version__
 from openpangu_sft.durable import write_durably
-from openpangu_sft.errors import UserError
+from openpangu_sft.errors import UserError, first_complaint
 
 EVALUATION = "evaluation.json"
 
@@ -100,9 +100,7 @@ def read_evaluation(run: Path) -> Optional[Evaluation]:
     try:
         evaluation: Evaluation = TypeAdapter(Evaluation).validate_json(path.read_bytes(), strict=True)
     except ValidationError as error:
-        complaint = error.errors()[0]
-        key = ".".join(map(str, complaint["loc"]))
-        raise _damaged(path, f"{key}: {complaint['msg']}" if key else complaint["msg"]) from None
+        raise _damaged(path, first_complaint(error)) from None
     if evaluation.held_out and not {"packed", "trained_tokens"} <= evaluation.held_out.keys():
         raise _damaged(path, "held_out: packed or trained_tokens is missing")
     for result in evaluation.results:

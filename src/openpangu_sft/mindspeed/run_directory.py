@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -39,12 +38,11 @@ def link_data(run: Path, dataset: Path, digest: str) -> Path:
     return folder / PREFIX
 
 
-def newest_complete(recipe: Recipe) -> Optional[int]:
+def newest_complete(recipe: Recipe, speaks: bool) -> Optional[int]:
     """The newest iteration of the run whose checkpoint is there with all its files; see retention.newest_whole.
 
-    Upstream writes the tracker file when a checkpoint is done. One machine of several puts it right.
+    Upstream writes the tracker file when a checkpoint is done.
     """
-    speaks = os.environ.get("NODE_RANK", "0") == "0"
     return newest_whole(recipe.path("run"), lambda iteration: is_complete(recipe, iteration), speaks)
 
 

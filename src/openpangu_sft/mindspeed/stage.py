@@ -63,20 +63,21 @@ def run_mindspeed(recipe: Recipe, manifest: Manifest, command_line: Sequence[str
     with only_one_run(_lock(recipe)):
         kept = recipe.train.keep_checkpoints or max(1, recipe.train.iterations // recipe.train.save_interval)
         require_room(run, checkpoint_bytes(recipe) * (min(kept, MOST_AT_FIRST) + 1))
-        if os.environ.get("NODE_RANK", "0") == "0":
+        first = os.environ.get("NODE_RANK", "0") == "0"
+        if first:
             # First of all that is in there: another machine of this run may be looking whose directory it is.
             if not (run / MANIFEST).is_file():
                 write_manifest(run, manifest)
         else:
             require_shared(run)
         data = link_data(run, recipe.path("dataset"), dataset.digest)
-        start = plan(recipe, sources, data)
+        start = plan(recipe, sources, data, speaks=first)
         if start.done >= recipe.train.iterations:
             console.print(f"this run has {start.done} iterations already: set train.iterations higher to go on")
             return
         if start.done:
             console.print(f"continuing after iteration {start.done}")
-        if os.environ.get("NODE_RANK", "0") == "0":
+        if first:
             record_start(recipe, manifest, start.done, command_line, sources)
         Training(recipe, dataset, start.done).start(start.command)
 
@@ -111,10 +112,10 @@ MOST_AT_FIRST = 2
 """Checkpoints that must have room before the start; a run of days may be given more disk on its way."""
 
 
-def plan(recipe: Recipe, sources: Path, data: Path) -> Start:
-    """The command, and where training goes on."""
+def plan(recipe: Recipe, sources: Path, data: Path, speaks: bool) -> Start:
+    """The command, and where training goes on; for `speaks` see retention.newest_whole."""
     run = recipe.path("run")
-    done = newest_complete(recipe) or 0
+    done = newest_complete(recipe, speaks) or 0
     places = Places(data, run if done else recipe.path("mcore"), run, run / "tensorboard")
     flags = training_flags(recipe, places, resumed=bool(done))
     folder, environment = surroundings(recipe, sources)
@@ -126,7 +127,7 @@ def plan(recipe: Recipe, sources: Path, data: Path) -> Start:
 def dry_run(recipe: Recipe) -> str:
     """Environment and command of a start, as a shell would take them; nothing is written, and no device is wanted."""
     data = recipe.path("run") / "data" / PREFIX
-    return str(plan(recipe, SOURCES, data).command)
+    return str(plan(recipe, SOURCES, data, speaks=False).command)
 
 
 def torchrun(recipe: Recipe) -> Sequence[str]:

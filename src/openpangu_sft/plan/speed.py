@@ -48,7 +48,7 @@ def speed_of(recipe: Recipe, given: Optional[float]) -> Speed:
     if given:
         return Speed(given, "given")
     run = recipe.path("run")
-    rows = [row for row in read_metrics(run) if row.get("tokens") and row.get("seconds")]
+    rows = [row for row in read_metrics(run) if row["tokens"] and row["seconds"] > 0]
     if not rows:
         return Speed(None, UNKNOWN)
     if not (run / RECIPE).is_file():

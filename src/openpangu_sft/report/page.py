@@ -128,7 +128,7 @@ def _nats(loss: Optional[float]) -> str:
 
 def _answers(runs: Sequence[Run]) -> list[Answers]:
     """The questions of the first run that has any, with the answers of all that were asked the same."""
-    asked = next((run.evaluation.questions for run in runs if run.evaluation and run.evaluation.questions), [])
+    asked = next((run.evaluation.questions for run in runs if run.evaluation and run.evaluation.answered), [])
     found = []
     for question in asked:
         given = [(run, result.iteration, answer) for run in runs for result, answer in _ends(run, question)]

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from openpangu_sft.errors import UserError, naming
+from openpangu_sft.errors import UserError, first_complaint, naming
 
 
 def read_lines(path: Path, kind: type[BaseModel]) -> list[dict[str, Any]]:
@@ -30,10 +30,7 @@ def read_lines(path: Path, kind: type[BaseModel]) -> list[dict[str, Any]]:
         try:
             found.append(kind.model_validate(json.loads(line)).model_dump())
         except (ValueError, RecursionError) as error:  # pydantic's are ValueErrors too
-            what = f"not JSON: {error}"
-            if isinstance(error, ValidationError):
-                complaint = error.errors()[0]
-                what = ": ".join([*map(str, complaint["loc"]), complaint["msg"]])
+            what = first_complaint(error) if isinstance(error, ValidationError) else f"not JSON: {error}"
             raise UserError(what, where=f"{path}:{number}", remedy="mend this line, or remove it") from None
     return found
 
