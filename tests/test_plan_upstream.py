@@ -56,7 +56,7 @@ def measure(recipe: Recipe, sources: Path, folder: Path) -> list[dict[str, Any]]
     run = recipe.path("run")
     run.mkdir()
     dataset = read_manifest(recipe.path("dataset"), "dataset", "")
-    command = plan(recipe, sources, link_data(run, recipe.path("dataset"), dataset.digest)).command
+    command = plan(recipe, sources, link_data(run, recipe.path("dataset"), dataset.digest), speaks=True).command
     program = next(place for place, word in enumerate(command.arguments) if word.endswith("posttrain_gpt.py"))
     folder.mkdir()
     arguments = [*command.arguments]
