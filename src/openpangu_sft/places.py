@@ -47,6 +47,18 @@ def require_room(target: Path, size: int) -> None:
         )
 
 
+def absolute(path: Path) -> Path:
+    """A path that the user has given, with `~` replaced.
+
+    Raises:
+        UserError: it is the home directory of nobody.
+    """
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError:
+        raise UserError("begins with the home directory of nobody", where=path, remedy="write it out") from None
+
+
 def page_place(given: Optional[Path], default: Path, inside: Optional[Path] = None) -> Path:
     """Where a page goes. Whatever is there already is replaced, so it must be a page's place.
 
@@ -61,7 +73,7 @@ def page_place(given: Optional[Path], default: Path, inside: Optional[Path] = No
     Raises:
         UserError: not the name of a page, its directory is not there, or a stage would remove it.
     """
-    html, remedy = (given or default).expanduser().absolute(), "name another file with HTML=…"
+    html, remedy = absolute(given or default), "name another file with HTML=…"
     if html.suffix.lower() not in (".html", ".htm"):
         raise UserError("does not end in .html", where=html, remedy=remedy)
     if html.is_dir():

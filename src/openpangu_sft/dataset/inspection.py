@@ -28,6 +28,7 @@ from openpangu_sft.dataset.indexed import FIELDS
 from openpangu_sft.dataset.packed_rules import PackedRules
 from openpangu_sft.dataset.place import Place, find_dataset
 from openpangu_sft.errors import UserError
+from openpangu_sft.places import absolute
 from openpangu_sft.progress import progress
 from openpangu_sft.recipe import Recipe
 from openpangu_sft.sums import wrong_files
@@ -68,7 +69,7 @@ def run_inspect(recipe: Recipe, dataset: Optional[Path] = None) -> Report:
     Raises:
         UserError: there is no dataset, there are several, or the manifest is of something else.
     """
-    place = find_dataset(dataset.expanduser().absolute() if dataset else recipe.path("dataset"))
+    place = find_dataset(absolute(dataset) if dataset else recipe.path("dataset"))
     manifest = place.manifest
     report = Report(str(place))
     report.figures["made by"] = "other software: there is no manifest"

@@ -8,7 +8,7 @@ from typing import Optional
 
 from openpangu_sft.durable import write_durably
 from openpangu_sft.errors import UserError
-from openpangu_sft.places import page_place
+from openpangu_sft.places import absolute, page_place
 from openpangu_sft.recipe import Recipe
 from openpangu_sft.report.page import render_report
 from openpangu_sft.report.run import read_run
@@ -32,9 +32,9 @@ def run_report(
     Raises:
         UserError: a run is not there, has no iteration yet or is damaged; or the page must not be written there.
     """
-    places = [(run or recipe.path("run")).expanduser().absolute()]
+    places = [absolute(run or recipe.path("run"))]
     if other:
-        places.append(other.expanduser().absolute())
+        places.append(absolute(other))
         if places[0].resolve() == places[1].resolve():
             raise UserError("is the same run twice", where=other, remedy="name another one with WITH=…")
     runs = [read_run(place, name) for place, name in zip(places, _names(places))]
