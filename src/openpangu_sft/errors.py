@@ -46,10 +46,10 @@ def printable(text: str) -> str:
     return "".join(mark if mark.isprintable() else repr(mark)[1:-1] for mark in text)
 
 
-def first_complaint(error: ValidationError) -> str:
-    """The first thing that pydantic finds wrong, and the key that it finds it at."""
+def first_complaint(error: ValidationError, *within: str) -> str:
+    """The first thing that pydantic finds wrong, and the key that it finds it at, below the keys in `within`."""
     detail = error.errors(include_url=False)[0]
-    key = ".".join(map(str, detail["loc"]))
+    key = ".".join(map(str, (*within, *detail["loc"])))
     return f"{key}: {detail['msg']}" if key else detail["msg"]
 
 

@@ -83,7 +83,7 @@ def read_pins(patches: Path = PATCHES) -> dict[str, Pin]:
         try:
             pins[name] = Pin.model_validate(content[name])
         except ValidationError as error:
-            raise UserError(f"{name}: {first_complaint(error)}", where=file, remedy="mend it") from None
+            raise UserError(first_complaint(error, name), where=file, remedy="mend it") from None
         for patch in pins[name].patches:
             if not (patches / patch).is_file():
                 raise UserError("no such patch", where=patches / patch, remedy=f"see {name}.patches in {file}")
