@@ -239,7 +239,7 @@ def test_device_files_that_are_closed(
     remedy: str,
 ) -> None:
     fake.add_npus("healthy.txt")
-    allowed, status = os.access, os.stat
+    allowed, status = os.access, Path.stat
     closed = fake.root / "dev/davinci3"
     closed.chmod(mode)
 
@@ -247,7 +247,7 @@ def test_device_files_that_are_closed(
         found = status(path, **options)
         return os.stat_result([*found[:5], group, *found[6:]]) if path == closed else found
 
-    monkeypatch.setattr(os, "stat", stat)  # whoever runs this may not be able to give files away
+    monkeypatch.setattr(Path, "stat", stat)  # whoever runs this may not be able to give files away
     monkeypatch.setattr(os, "geteuid", lambda: user)
     monkeypatch.setattr(os, "access", lambda path, mode: path != closed and allowed(path, mode))
     finding = npus.device_files(subject())
