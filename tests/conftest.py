@@ -41,6 +41,7 @@ TINY = [
     "model.vocab_size=1536",
     "data.seq_length=128",
     "data.validation_share=0",
+    "data.seed=1234",
     "data.workers=1",
     "train.global_batch_size=2",
     "train.iterations=6",

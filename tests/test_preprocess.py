@@ -831,6 +831,7 @@ def test_killed_at_any_moment_and_run_again_it_is_as_if_undisturbed(make_recipe:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(running.pid, signal.SIGKILL)
         running.wait()
+        wait_until_gone(running.pid)  # a worker holds the lock too, until it has died
         for name in ("a", "b"):
             if (recipe.path("shards") / name).exists():
                 read_manifest(recipe.path("shards") / name, "shard", "")
