@@ -44,8 +44,8 @@ def segment_attention(
     assert attention_mask is None
     groups = query.shape[1] // key.shape[1]
     if value.device.type == "cpu":
-        # In bf16 the backward pass of torch 2.1's kernel for CPUs writes where it must not: wrong gradients with one
-        # thread, a crash with several (https://github.com/pytorch/pytorch/issues/132871).
+        # In bf16 the backward pass of torch 2.1's kernel for CPUs writes where it must not, and with several threads
+        # that ends the process (https://github.com/pytorch/pytorch/issues/132871).
         value = value.float()
     query, key = query.to(value.dtype), key.to(value.dtype)  # rope has made them fp32 under autocast
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
