@@ -146,10 +146,8 @@ def _refusals(name: str, path: Path) -> Iterator[UserError]:
     folders = {"shards": [path], "run": [path, path.parent]}.get(name, [path.parent])
     for folder in dict.fromkeys(map(_existing, folders)):
         if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-            what, remedy = (
-                "is no directory that this user may write to",
-                "make it and give it to this user, or set paths.cache",
-            )
+            what = "is no directory that this user may write to"
+            remedy = "make it and give it to this user, or set paths.cache"
             yield UserError(what, where=f"paths.{name}: {folder}", remedy=remedy)
 
 

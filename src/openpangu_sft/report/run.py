@@ -83,6 +83,12 @@ class Run:
         results = self.evaluation.results if self.evaluation else []
         return [(result.iteration, result.loss) for result in results if result.loss is not None]
 
+    @property
+    def overfitted(self) -> bool:
+        """Whether held-out loss has risen while training loss has fallen."""
+        losses = [loss for _, loss in self.held_out_losses]
+        return len(losses) > 1 and losses[-1] > losses[0] and self.metrics[-1]["loss"] < self.metrics[0]["loss"]
+
 
 def read_run(path: Path, name: str = "") -> Run:
     """Reads a run.
