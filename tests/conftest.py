@@ -21,6 +21,7 @@ from openpangu_sft.recipe import Recipe
 from openpangu_sft.recipe_file import load_recipe
 from openpangu_sft.upstream import VARIABLES
 from small_upstream import SmallUpstream
+from stamp import pytest_addoption, pytest_configure  # noqa: F401  # pytest finds them here
 
 # Its library warns on stderr when a process that has used it forks, as stages do here after whatever tests came before.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
