@@ -58,6 +58,9 @@ TINY = [
     "train.device=cpu",
 ]
 
+PATIENCE = 600.0
+"""Seconds after which a process that a test waits for hangs, however busy the machine is."""
+
 MakeRecipe = Callable[..., Recipe]
 
 
