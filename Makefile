@@ -262,10 +262,10 @@ lint: env ## formatting, style, types, shell scripts
 	@$(bin)ruff format --check --output-format concise .
 	@$(bin)ruff check .
 	@$(bin)mypy
-	@PATH=$(bin):"$$PATH"; if command -v shellcheck >/dev/null; then shellcheck -x $(wildcard .ci/run *.sh */*.sh */*/*.sh); \
-	    else echo 'shellcheck is not installed (it has no wheel for this machine): shell scripts not checked'; fi; \
-	    if command -v hadolint >/dev/null; then hadolint Dockerfile; \
-	    else echo 'hadolint is not installed (it has no wheel for this machine): Dockerfile not checked'; fi
+	@PATH=$(bin):"$$PATH"; check() { \
+	    if command -v "$$1" >/dev/null || [ "$$(uname -m)" = x86_64 ]; then "$$@"; \
+	    else echo "$$1 is not installed (it has no wheel for this machine): not run"; fi; }; \
+	    check shellcheck -x $(wildcard .ci/run *.sh */*.sh */*/*.sh) && check hadolint Dockerfile
 
 fmt: env ## apply the formatting that lint wants
 	@$(bin)ruff format .

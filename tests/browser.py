@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from conftest import PATIENCE
+
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on PATH")
 
@@ -62,7 +64,7 @@ def browse(page: Path, *options: str) -> str:
         "--virtual-time-budget=20000",
     ]
     finished = subprocess.run(
-        [*command, *options, page.as_uri()], capture_output=True, text=True, timeout=180, check=True
+        [*command, *options, page.as_uri()], capture_output=True, text=True, timeout=PATIENCE, check=True
     )
     return finished.stdout
 

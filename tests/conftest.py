@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shutil
-import subprocess
+import signal
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 import pytest
 from hypothesis import settings
 
+import small_disk as small_disks
 from openpangu_sft.dataset.indexed import PREFIX, PackedWriter
 from openpangu_sft.errors import UserError
 from openpangu_sft.recipe import Recipe
 from openpangu_sft.recipe_file import load_recipe
 from openpangu_sft.upstream import VARIABLES
+from small_disk import SmallDisk
 from small_upstream import SmallUpstream
 from stamp import pytest_addoption, pytest_configure  # noqa: F401  # pytest finds them here
 
 # Its library warns on stderr when a process that has used it forks, as stages do here after whatever tests came before.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# A background job of a script ignores these, and so would the processes that tests start and then interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for _number in (signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(_number, signal.SIG_DFL)
 
 # Property tests draw the same input in every run, so that what was green stays green; `make test-random` draws other.
 settings.load_profile("ci")
@@ -52,8 +60,10 @@ TINY = [
     "train.device=cpu",
 ]
 
+PATIENCE = 600.0
+"""Seconds after which a process that a test waits for hangs, however busy the machine is."""
+
 MakeRecipe = Callable[..., Recipe]
-SmallDisk = Callable[[int], Path]
 
 
 def example_texts() -> list[str]:
@@ -115,21 +125,21 @@ def write_samples(path: Path, samples: list[Any]) -> None:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
-    """Mounts a real disk of so many KiB, which is gone with the test."""
-    disk = tmp_path / "disk"
+def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SmallDisk]:
+    """Makes a disk of so many KiB, which is gone with the test."""
+    disk = SmallDisk(tmp_path / "disk", monkeypatch)
+    yield disk
+    disk.remove()
 
-    def mount(kib: int) -> Path:
-        disk.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "none", str(disk)]
-        mounted = subprocess.run(command, capture_output=True, text=True)
-        if mounted.returncode:
-            pytest.skip(f"no right to mount a small disk: {mounted.stderr.strip()}")
-        return disk
 
-    yield mount
-    if disk.is_mount():
-        subprocess.run(["umount", str(disk)], check=True)
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Optional[bool]:
+    """Runs what mounts a small disk where this user may do so."""
+    if "small_disk" not in pyfuncitem.fixturenames or small_disks.means() != "namespace":
+        return None
+    arguments = {name: pyfuncitem.funcargs[name] for name in inspect.signature(pyfuncitem.obj).parameters}
+    small_disks.run_in_namespace(lambda: pyfuncitem.obj(**arguments))
+    return True
 
 
 @pytest.fixture

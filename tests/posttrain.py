@@ -25,7 +25,7 @@ def posttrain(upstream: Path, recipe: Recipe, data: Path, *flags: str, refused: 
     require_compiler()
     model, train, parallel, seq_length = recipe.model, recipe.train, recipe.parallel, recipe.data.seq_length
     command = f"""
-        -m torch.distributed.run --standalone --nproc_per_node {parallel.world} posttrain_gpt.py
+        -m torch.distributed.run --standalone --local_addr 127.0.0.1 --nproc_per_node {parallel.world} posttrain_gpt.py
         --finetune --stage sft --use-mcore-models --seed {train.seed}
         --tensor-model-parallel-size {parallel.tensor} --pipeline-model-parallel-size {parallel.pipeline}
         --context-parallel-size {parallel.context} --sequence-parallel --use-distributed-optimizer

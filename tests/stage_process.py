@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import torch
 
 from checkpoint_files import hf_sizes, random_checkpoint, set_config, write_hf
-from conftest import ROOT, TINY
+from conftest import PATIENCE, ROOT, TINY
 from openpangu_sft.recipe import Recipe
 from openpangu_sft.recipe_file import load_recipe
 
@@ -63,7 +68,7 @@ class Stage:
             limit: what the shell sets before it, as `ulimit -f 100`.
         """
         command = ["bash", "-c", f'{limit}; exec "$@"', "bash", *self.command] if limit else self.command
-        return subprocess.run(command, text=True, capture_output=True, timeout=120)
+        return subprocess.run(command, text=True, capture_output=True, timeout=PATIENCE)
 
     def refusal(self, limit: str = "") -> str:
         """What it says, in one line, where it ends with exit code 1."""
@@ -72,6 +77,37 @@ class Stage:
         [line] = ran.stderr.splitlines()
         assert line.startswith("openpangu-sft: ")
         return line[len("openpangu-sft: ") :]
+
+
+def stopped_while_writing(
+    stage: Stage, target: Path, least: float, most: float = math.inf, earlier: Optional[Path] = None
+) -> subprocess.Popen[str]:
+    """Starts a stage and halts it (SIGSTOP) with its result half-written; where that comes too late, again.
+
+    Args:
+        stage: what writes `target`.
+        target: the result, not in place yet.
+        least: bytes that are to be written by then.
+        most: bytes that may be.
+        earlier: a copy of the result that was there before.
+    """
+    staging = target.parent / f".{target.name}.staging"
+    for _ in range(20):
+        process = stage.start()
+        while process.poll() is None and not (staging.is_dir() and bytes_below(staging) >= least):
+            time.sleep(0.001)
+        if process.poll() is None:
+            process.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        if process.poll() is None and staging.is_dir() and least <= bytes_below(staging) <= most:
+            return process
+        process.send_signal(signal.SIGCONT)
+        said = process.communicate()[1]
+        assert process.returncode == 0, said
+        shutil.rmtree(target)
+        if earlier:
+            shutil.copytree(earlier, target)
+    raise AssertionError("always too late")
 
 
 def sums(directory: Path) -> dict[str, str]:

@@ -21,7 +21,7 @@ from typing import Any, Optional
 import numpy as np
 import pytest
 
-from conftest import MakeRecipe
+from conftest import MakeRecipe, SmallDisk
 from openpangu_sft.artefact import (
     MANIFEST,
     Manifest,
@@ -399,18 +399,6 @@ def small_files_only(limit: int) -> Iterator[None]:
         signal.signal(signal.SIGXFSZ, before)
 
 
-@pytest.fixture
-def tmpfs(tmp_path: Path) -> Iterator[Path]:
-    """A real disk of 256 KiB."""
-    directory = tmp_path / "disk"
-    directory.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(directory)]
-    if not ROOT_USER or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("may not mount here")
-    yield directory
-    subprocess.run(["umount", str(directory)], check=True)
-
-
 def one_line(error: OSError) -> str:
     message = str(explain_os_error(error))
     assert len(message.splitlines()) == 1
@@ -455,7 +443,8 @@ def test_too_large_a_file(target: Path, write: Callable[[Path], None]) -> None:
 
 
 @pytest.mark.parametrize("write", WRITERS)
-def test_a_full_disk(tmpfs: Path, write: Callable[[Path], None]) -> None:
+def test_a_full_disk(small_disk: SmallDisk, write: Callable[[Path], None]) -> None:
+    tmpfs = small_disk(256)
     target = tmpfs / "result"
     make(target, "old")
     with pytest.raises(OSError) as caught, staged_directory(target, Manifest("dataset")) as staging:  # noqa: PT011
@@ -469,8 +458,9 @@ def test_a_full_disk(tmpfs: Path, write: Callable[[Path], None]) -> None:
     assert names_in(tmpfs) == {"result", ".result.lock"}
 
 
-def test_a_disk_that_fills_up_at_any_point(tmpfs: Path) -> None:
+def test_a_disk_that_fills_up_at_any_point(small_disk: SmallDisk) -> None:
     """From the first file to the manifest: with each page less that is free, earlier or new result, whole."""
+    tmpfs = small_disk(256)
     target, filler = tmpfs / "result", tmpfs / "filler"
     outcomes = []
     make(target, "old")
@@ -493,8 +483,9 @@ def test_a_disk_that_fills_up_at_any_point(tmpfs: Path) -> None:
     assert outcomes.count(False) >= 3
 
 
-def test_convert_and_export_on_a_full_disk(tmpfs: Path, tiny_hf: Path, make_recipe: MakeRecipe) -> None:
+def test_convert_and_export_on_a_full_disk(small_disk: SmallDisk, tiny_hf: Path, make_recipe: MakeRecipe) -> None:
     """The writers of torch and safetensors hide the error's number; the user sees it all the same."""
+    tmpfs = small_disk(256)
     from test_export import make_run
 
     make_run(make_recipe())
@@ -520,14 +511,16 @@ def test_convert_and_export_with_too_large_a_file(tmp_path: Path, make_recipe: M
         assert not recipe.path(name).exists()
 
 
-def test_a_mount_point_is_refused_before_any_work(tmpfs: Path) -> None:
+def test_a_mount_point_is_refused_before_any_work(small_disk: SmallDisk) -> None:
+    tmpfs = small_disk(256, real=True)
     message = refusal(lambda: make(tmpfs, "new"))
     assert message.startswith(f"{tmpfs}: is a mount point")
 
 
-def test_a_file_system_mounted_read_only(tmpfs: Path) -> None:
+def test_a_file_system_mounted_read_only(small_disk: SmallDisk) -> None:
+    tmpfs = small_disk(256, real=True)
     make(tmpfs / "result", "old")
-    subprocess.run(["mount", "-o", "remount,ro", str(tmpfs)], check=True)
+    subprocess.run(["mount", "-o", "remount,bind,ro", str(tmpfs)], check=True)
     with pytest.raises(OSError) as caught:  # noqa: PT011
         make(tmpfs / "result", "new")
     assert "this file system is read-only" in one_line(caught.value)

@@ -16,7 +16,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from conftest import ROOT, TINY, MakeRecipe
+from conftest import PATIENCE, ROOT, TINY, MakeRecipe
 from openpangu_sft.artefact import MANIFEST, Manifest
 from openpangu_sft.chat import Chat, converse
 from openpangu_sft.chat_format import sample_pieces
@@ -165,7 +165,7 @@ def test_at_a_terminal_it_prompts_answers_and_ends_with_ctrl_d(tiny_hf: Path, tm
 
     def read_until(text: bytes, times: int) -> None:
         nonlocal screen
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while screen.count(text) < times:
             assert time.monotonic() < deadline, screen
             if select.select([leader], [], [], 1)[0]:
@@ -176,6 +176,6 @@ def test_at_a_terminal_it_prompts_answers_and_ends_with_ctrl_d(tiny_hf: Path, tm
     os.write(leader, "你好\n".encode())
     read_until(b"> ", 2)
     os.write(leader, b"\x04")
-    assert process.wait(timeout=30) == 0
+    assert process.wait(timeout=PATIENCE) == 0
     os.close(leader)
     assert b"Traceback" not in screen

@@ -149,11 +149,11 @@ def test_a_limit_on_the_size_of_files(tmp_path: Path, command: Callable[..., Sta
 
 
 def test_a_disk_that_is_mounted_read_only(small_disk: SmallDisk, command: Callable[..., Stage]) -> None:
-    disk = small_disk(1000)
+    disk = small_disk(1000, real=True)
     stage = command(f"paths.mcore={disk / 'result'}")
     assert stage.run().returncode == 0
     before = sums(disk)
-    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    subprocess.run(["mount", "-o", "remount,bind,ro", str(disk)], check=True)
     message = stage.refusal()
     assert message.startswith(f"{disk}/")
     assert message.endswith("this file system is read-only -> choose another path in the recipe, or mount it writable")

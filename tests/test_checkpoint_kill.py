@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import pytest
 from conftest import TINY
 from openpangu_sft.artefact import MANIFEST
 from openpangu_sft.checkpoint.verify import check_manifest
-from stage_process import LARGER, TP2_PP2, Stage, bytes_below, larger_base, sums
+from stage_process import LARGER, TP2_PP2, Stage, bytes_below, larger_base, stopped_while_writing, sums
 
 STEPS = [0.0, 0.05, 0.3, 0.6, 0.9, 1.0]
 """Shares of the result that are written when the kill comes; at 1.0 the files are being compared."""
@@ -51,7 +50,7 @@ def test_sigkill_at_many_moments(base: Path, mcore: Path, tmp_path: Path, kind: 
     undisturbed = sums(tmp_path / "wanted" / "result")
     size = bytes_below(tmp_path / "wanted")
     target = tmp_path / "out" / "result"
-    before = {}
+    before, older_copy = {}, None
     if earlier:  # another content, so that old and new cannot be taken for each other
         other = tmp_path / "other"
         shutil.copytree(base, other)
@@ -61,16 +60,17 @@ def test_sigkill_at_many_moments(base: Path, mcore: Path, tmp_path: Path, kind: 
         older = stage_of(kind, source, source, target)
         assert older.run().returncode == 0
         before = sums(target)
+        older_copy = shutil.copytree(target, tmp_path / "older")
         assert before[MANIFEST] != undisturbed[MANIFEST]
     stage = stage_of(kind, base, mcore, target)
     while_writing = 0
     steps = STEPS if earlier else STEPS[::2]
     for step in [*steps, *DELAYS]:
-        process = stage.start()
         if step in DELAYS:
+            process = stage.start()
             time.sleep(step)
         else:
-            wait_until_written(process, target, step * size * 0.999)
+            process = stopped_while_writing(stage, target, step * size * 0.999, earlier=older_copy)
         os.kill(process.pid, signal.SIGKILL)
         assert process.communicate()[0] == "", "it had ended already"
         assert process.returncode == -signal.SIGKILL
@@ -90,20 +90,11 @@ def test_sigkill_at_many_moments(base: Path, mcore: Path, tmp_path: Path, kind: 
     assert {path.name for path in target.parent.iterdir()} == {"result", ".result.lock"}
 
 
-def wait_until_written(process: subprocess.Popen[str], target: Path, size: float) -> None:
-    staging = target.parent / f".{target.name}.staging"
-    deadline = time.monotonic() + 60
-    while not (staging.is_dir() and bytes_below(staging) >= size):
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-
-
 def test_ctrl_c_is_one_line_and_leaves_nothing(base: Path, mcore: Path, tmp_path: Path) -> None:
     stage = stage_of("convert", base, mcore, tmp_path / "result")
-    process = stage.start()
-    wait_until_written(process, tmp_path / "result", 10_000_000)
+    process = stopped_while_writing(stage, tmp_path / "result", 10_000_000)
     process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGCONT)
     assert process.communicate()[1].strip() == "openpangu-sft: interrupted; nothing half-written is left"
     assert process.returncode == 128 + signal.SIGINT
     assert {path.name for path in tmp_path.iterdir()} == {".result.lock"}
@@ -113,9 +104,7 @@ def test_two_at_once_into_one_place(base: Path, mcore: Path, tmp_path: Path) -> 
     """The second one is refused, whatever it was to write; the first one goes on."""
     target = tmp_path / "result"
     stage = stage_of("convert", base, mcore, target)
-    first = stage.start()
-    wait_until_written(first, target, 1_000_000)
-    first.send_signal(signal.SIGSTOP)  # however slow this machine is
+    first = stopped_while_writing(stage, target, 1_000_000)
     try:
         for kind in ("convert", "export"):
             message = stage_of(kind, base, mcore, target).refusal()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,8 +16,7 @@ from openpangu_sft.checkpoint.convert import run_convert
 from openpangu_sft.checkpoint.export import run_export
 from openpangu_sft.checkpoint.hf import WEIGHTS
 from refusals import refusal_of
-from stage_process import LARGER, Stage, larger_base, sums
-from test_checkpoint_kill import bytes_below, wait_until_written
+from stage_process import LARGER, Stage, larger_base, stopped_while_writing, sums
 from test_export import make_run
 
 SIZE = 52_000_000
@@ -112,20 +110,6 @@ def base(tmp_path_factory: pytest.TempPathFactory, tiny_hf: Path) -> Path:
     return larger_base(tmp_path_factory.mktemp("larger") / "hf", tiny_hf)
 
 
-def stopped_while_writing(stage: Stage, target: Path) -> subprocess.Popen[str]:
-    """A process that is halted in the middle of its file. Where that came too late, another one is."""
-    for _ in range(20):
-        process = stage.start()
-        wait_until_written(process, target, 1_000_000)
-        process.send_signal(signal.SIGSTOP)
-        if bytes_below(target.parent / f".{target.name}.staging") < SIZE * 3 // 4:
-            return process
-        process.send_signal(signal.SIGCONT)
-        process.communicate()
-        shutil.rmtree(target)
-    raise AssertionError("always too late")
-
-
 def test_a_source_that_is_cut_short_ends_the_stage(base: Path, tmp_path: Path) -> None:
     """Or the kernel does it, with SIGBUS, which Python cannot prevent. Nothing wrong is left; a next run clears up."""
     source = tmp_path / "source"
@@ -134,7 +118,7 @@ def test_a_source_that_is_cut_short_ends_the_stage(base: Path, tmp_path: Path) -
     stage = Stage("convert", [*TINY, *LARGER, f"paths.hf={source}", f"paths.mcore={target}"])
     shards = sorted(source.glob("*.safetensors"))
     whole = {path: path.read_bytes() for path in shards}
-    process = stopped_while_writing(stage, target)
+    process = stopped_while_writing(stage, target, 1_000_000, SIZE * 3 // 4)
     for path in shards:
         os.truncate(path, 1000)
     process.send_signal(signal.SIGCONT)
@@ -154,9 +138,8 @@ def test_a_source_that_is_replaced_in_a_real_run(base: Path, tmp_path: Path) -> 
     source = tmp_path / "source"
     shutil.copytree(base, source)
     target = tmp_path / "mcore"
-    process = stopped_while_writing(
-        Stage("convert", [*TINY, *LARGER, f"paths.hf={source}", f"paths.mcore={target}"]), target
-    )
+    stage = Stage("convert", [*TINY, *LARGER, f"paths.hf={source}", f"paths.mcore={target}"])
+    process = stopped_while_writing(stage, target, 1_000_000, SIZE * 3 // 4)
     replace(source / "model-00002-of-00003.safetensors")
     process.send_signal(signal.SIGCONT)
     said = process.communicate()[1]

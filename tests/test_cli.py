@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 import pytest
 
-from conftest import ROOT, TINY, conversation, write_samples
+from conftest import PATIENCE, ROOT, TINY, conversation, write_samples
 from openpangu_sft.cli import _named, app
 from openpangu_sft.commands.base import readable
 from openpangu_sft.recipe_file import load_recipe
@@ -185,14 +185,13 @@ def test_ctrl_c_in_a_stage_is_one_line_and_leaves_nothing(tmp_path: Path, tiny_h
         start_new_session=True,
     )
     shards = tmp_path / "finetune_dataset/shards"
-    deadline = time.monotonic() + 60
-    while not list(shards.glob(".many.staging/*")):
+    deadline = time.monotonic() + PATIENCE
+    while not any(file.stat().st_size for file in shards.glob(".many.staging/spool/*")):
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.02)
-    time.sleep(0.5)
     os.killpg(process.pid, signal.SIGINT)
-    message = process.communicate(timeout=60)[1]
+    message = process.communicate(timeout=PATIENCE)[1]
     assert process.returncode == 130, message
     assert message.strip().splitlines()[-1] == "openpangu-sft: interrupted; nothing half-written is left"
     assert "Traceback" not in message

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,8 +52,10 @@ def test_slurm_starts_training_once_on_every_machine(tmp_path: Path, monkeypatch
 
 
 def test_slurm_script_is_clean() -> None:
-    if not (shellcheck := shutil.which("shellcheck")):
-        pytest.skip("shellcheck is not installed")
+    tools = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    if not (shellcheck := shutil.which("shellcheck", path=tools)):
+        assert platform.machine() != "x86_64", "shellcheck is not installed"
+        pytest.skip("shellcheck is not installed: it has no wheel for this machine")
     done = subprocess.run([shellcheck, "-"], input=written("slurm"), capture_output=True, text=True, check=False)
     assert done.stdout == ""
 

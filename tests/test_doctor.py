@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -76,10 +75,8 @@ def test_nothing_of_the_stack_is_installed(tmp_path: Path) -> None:
 
 
 def test_an_npu_smi_that_hangs_is_killed_and_said(fake: FakeMachine, tmp_path: Path) -> None:
-    fake.program("npu-smi", "exec sleep 600")
-    began = time.monotonic()
+    fake.program("npu-smi", "exec sleep infinity")
     finished = fake.doctor(*NPU_RUN, *sets(f"paths.cache={tmp_path}/cache"), "--json")
-    assert time.monotonic() - began < 90
     assert finished.returncode == 1
     (line,) = [entry for entry in checks(finished) if entry["check"] == "NPUs"]
     assert line["found"].startswith("npu-smi info: no answer within 20 s; killed")

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from checkpoint_files import BITS, assert_same_bits, read_hf, set_config
-from conftest import ROOT, MakeRecipe
+from conftest import PATIENCE, ROOT, MakeRecipe
 from openpangu_sft.artefact import Manifest, read_manifest
 from openpangu_sft.checkpoint.export import run_export
 from openpangu_sft.checkpoint.hf import WEIGHTS, read_config
@@ -108,7 +108,7 @@ assert not any(name.startswith("openpangu") for name in sys.modules)
         capture_output=True,
         text=True,
         env={"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        timeout=120,
+        timeout=PATIENCE,
     )
     assert ran.returncode == 0, ran.stderr[-2000:]
     slow, fast = ran.stdout.splitlines()

@@ -14,7 +14,7 @@ import torch
 from hypothesis import example, given, settings
 from transformers import AutoTokenizer
 
-from conftest import SHARED, MakeRecipe, example_texts
+from conftest import PATIENCE, SHARED, MakeRecipe, example_texts
 from openpangu_sft.checkpoint import forms
 from openpangu_sft.checkpoint.export import run_export
 from openpangu_sft.checkpoint.forms import SAME_IDS, make_tokenizer_stock
@@ -67,7 +67,7 @@ def test_it_loads_in_a_fresh_process_without_code(base: Path, tmp_path: Path, ma
         capture_output=True,
         text=True,
         env={"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty")},
-        timeout=120,
+        timeout=PATIENCE,
     )
     assert ran.returncode == 0, ran.stderr[-2000:]
     result = torch.load(tmp_path / "result")

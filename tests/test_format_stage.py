@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from conftest import PATIENCE
 from openpangu_sft import format_stage
 from openpangu_sft.artefact import Manifest, read_manifest
 from openpangu_sft.errors import UserError
@@ -351,7 +352,7 @@ def test_a_full_disk_leaves_the_earlier_result(tmp_path: Path, record: dict[str,
         env={**os.environ, "PYTHONPATH": source},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
     )
     assert (run.returncode, run.stderr) == (1, "")
     assert run.stdout.startswith(f"{tmp_path / 'dataset'}: File too large")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -441,3 +442,26 @@ def test_doctor_passes_on_that_something_is_lacking(make: Make) -> None:
     done = make("doctor", FAKE_EXIT="1")
     assert done.returncode == 2
     assert "Error 1" in done.stderr
+
+
+@pytest.mark.parametrize("fails", ["ruff", "mypy", "shellcheck", "hadolint"])
+def test_lint_fails_with_each_of_its_tools(make: Make, fails: str) -> None:
+    tools = make.directory / "the venv/bin"
+    for name in ("ruff", "mypy", "shellcheck", "hadolint"):
+        (tools / name).write_text(f"#!/bin/sh\nexit {int(name == fails)}\n")
+        (tools / name).chmod(0o755)
+    assert make("lint").returncode == 2
+    (tools / fails).write_text("#!/bin/sh\n")
+    assert make("lint").returncode == 0
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="shellcheck and hadolint have wheels for x86-64 only")
+@pytest.mark.parametrize("lacking", ["shellcheck", "hadolint"])
+def test_lint_fails_without_a_tool_that_has_a_wheel(make: Make, lacking: str) -> None:
+    tools = make.directory / "the venv/bin"
+    for name in {"ruff", "mypy", "shellcheck", "hadolint"} - {lacking}:
+        (tools / name).write_text("#!/bin/sh\n")
+        (tools / name).chmod(0o755)
+    done = make("lint", PATH="/usr/bin:/bin")
+    assert done.returncode == 2
+    assert f"{lacking}: not found" in done.stderr

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from checkpoint_files import Tensors, assert_same_bits, read_mcore, set_config, write_hf
-from conftest import ROOT, MakeRecipe, write_packs
+from conftest import PATIENCE, ROOT, MakeRecipe, write_packs
 from openpangu_sft.artefact import MANIFEST
 from openpangu_sft.chat_format import prompt_pieces
 from openpangu_sft.checkpoint.convert import run_convert
@@ -38,7 +38,7 @@ def run_megatron(command: str, *arguments: object) -> None:
         [sys.executable, str(ROOT / "tests/megatron_on_cpu.py"), command, *map(str, arguments)],
         env={**os.environ, "PYTORCH_JIT": "0", "OMP_NUM_THREADS": "1"},
         check=True,
-        timeout=300,
+        timeout=PATIENCE,
     )
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-import time
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -234,10 +233,8 @@ WAITS = "import sys; print('begun', flush=True); sys.stdin.read()"
     ],
 )
 def test_when_one_fails_the_others_are_ended(tmp_path: Path, program: str, error: type[Exception], words: str) -> None:
-    begun = time.monotonic()
     with pytest.raises(error, match=words):
         run_together([[sys.executable, "-c", code] for code in (WAITS, program, WAITS)], tmp_path)
-    assert time.monotonic() - begun < 30
     assert not [line for line in processes() if WAITS in line]
 
 
@@ -258,14 +255,12 @@ def processes() -> list[str]:
 
 
 def test_a_rank_ends_with_whoever_started_it() -> None:
-    code = f"import time; from {RANK} import end_with_parent; end_with_parent(); print(flush=True); time.sleep(60)"
+    code = f"import time; from {RANK} import end_with_parent; end_with_parent(); print(flush=True); time.sleep(1e6)"
     rank = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     with rank:
         assert rank.stdout
         rank.stdout.readline()
-        begun = time.monotonic()
         rank.communicate()  # closes its standard input
-    assert time.monotonic() - begun < 30
 
 
 def test_without_megatron_core_or_git_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

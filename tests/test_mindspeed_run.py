@@ -186,6 +186,22 @@ def test_several_machines_meet_where_they_are_told(make_recipe: MakeRecipe, monk
     assert {"--nnodes=2", "--node_rank=1", "--master_addr=10.0.0.1", "--master_port=6000"} <= set(options)
 
 
+def test_one_machine_meets_at_loopback(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own name, which torchrun and gloo take otherwise, may be known to no resolver: they wait for ever."""
+    recipe = make_recipe("train.engine=mindspeed")
+    assert {"--rdzv_endpoint=127.0.0.1:0", "--local_addr=127.0.0.1"} <= set(torchrun(recipe))
+    for given, wanted in (None, "lo"), ("eth0", "eth0"):
+        monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+        if given:
+            monkeypatch.setenv("GLOO_SOCKET_IFNAME", given)
+        assert surroundings(recipe, tmp_path)[1]["GLOO_SOCKET_IFNAME"] == wanted
+    several = make_recipe("train.engine=mindspeed", "parallel.nodes=2")
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME")
+    assert "GLOO_SOCKET_IFNAME" not in surroundings(several, tmp_path)[1]
+
+
 @pytest.fixture
 def interfaces(tmp_path: Path) -> Path:
     for name in ("lo", "eth0", "eth10"):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import yaml
 
-from conftest import ROOT, MakeRecipe, conversation, write_samples
+from conftest import PATIENCE, ROOT, MakeRecipe, conversation, write_samples
 from openpangu_sft.checkpoint.convert import run_convert
 from openpangu_sft.checkpoint.mcore import TRACKER
 from openpangu_sft.dataset.indexed import field_path
@@ -70,7 +70,7 @@ class Case:
     def train(self, *settings: str) -> tuple[int, str]:
         """Exit code and what was said."""
         process = self.start(*settings)
-        said, _ = process.communicate(timeout=200)
+        said, _ = process.communicate(timeout=PATIENCE)
         return process.returncode, said
 
     def losses(self, run: str = "") -> list[float]:
@@ -78,7 +78,8 @@ class Case:
 
     def until(self, iteration: int, process: subprocess.Popen[str]) -> None:
         """Waits for an iteration."""
-        for _ in range(3000):  # a busy machine takes minutes to import all of upstream twice
+        deadline = time.monotonic() + PATIENCE  # a busy machine takes minutes to import all of upstream twice
+        while time.monotonic() < deadline:
             if any(row["iteration"] >= iteration for row in read_metrics(self.run)):
                 return
             assert process.poll() is None, process.communicate()[0]
@@ -117,7 +118,7 @@ def test_stopped_and_gone_on_with_as_without_a_break(case: Case) -> None:
     process = case.start(*endless)
     case.until(1, process)
     process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=200)
+    said, _ = process.communicate(timeout=PATIENCE)
     stopped_at = len(case.losses())
     if stopped_at < 6:
         assert process.returncode == 128 + signal.SIGTERM, said
@@ -136,9 +137,8 @@ def test_killed_it_leaves_nothing_behind_and_goes_on(case: Case) -> None:
     case.until(5, process)
     process.kill()
     process.communicate()
-    for _ in range(100):
-        if not training_processes(case):
-            break
+    deadline = time.monotonic() + PATIENCE
+    while training_processes(case) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert training_processes(case) == []
     newest = int((case.run / TRACKER).read_text())
@@ -224,8 +224,8 @@ def test_one_of_two_machines_is_lost_and_both_go_on(
         ["ip", "netns", "pids", two_machines["second"][-1]], capture_output=True, text=True, check=True
     ).stdout.split():
         os.kill(int(pid), signal.SIGKILL)
-    said, _ = machines[0].communicate(timeout=300)
-    machines[1].communicate(timeout=10)
+    said, _ = machines[0].communicate(timeout=PATIENCE)
+    machines[1].communicate(timeout=PATIENCE)
     assert machines[0].returncode == 1
     assert "training ended with exit code" in said.strip().splitlines()[-1]
     newest = int((case.run / TRACKER).read_text())
@@ -233,7 +233,7 @@ def test_one_of_two_machines_is_lost_and_both_go_on(
 
     machines = [start(number, f"train.iterations={newest + 2}") for number in (0, 1)]
     for machine in machines:
-        said, _ = machine.communicate(timeout=200)
+        said, _ = machine.communicate(timeout=PATIENCE)
         assert machine.returncode == 0, said
         assert f"continuing after iteration {newest}" in said
     assert [row["iteration"] for row in read_metrics(case.run)] == list(range(1, newest + 3))

@@ -19,7 +19,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from conftest import MakeRecipe
+from conftest import PATIENCE, MakeRecipe
 from openpangu_sft import __version__
 from openpangu_sft.artefact import Manifest
 from openpangu_sft.checkpoint.export import run_export
@@ -108,7 +108,7 @@ def test_the_snippet_runs_as_it_stands(tmp_path: Path, tiny_hf: Path, make_recip
         text=True,
         cwd=tmp_path,
         env={"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty"), "PATH": os.defpath},
-        timeout=120,
+        timeout=PATIENCE,
     )
     assert ran.returncode == 0, ran.stderr[-2000:]
     ids = ran.stdout.splitlines()[-1]

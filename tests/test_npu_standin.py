@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT
+from conftest import PATIENCE, ROOT
 
 STAND_IN = ROOT / "src/npu_standin"
 CHECKS = sorted((ROOT / "tests/standin").glob("check_*.py"))
@@ -31,7 +31,7 @@ def run_python(*arguments: str, path: str) -> subprocess.CompletedProcess[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=500,
+        timeout=PATIENCE,
     )
 
 

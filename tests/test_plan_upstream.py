@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from checkpoint_files import hf_sizes, set_config, write_hf
-from conftest import ROOT, MakeRecipe, conversation, write_samples
+from conftest import PATIENCE, ROOT, MakeRecipe, conversation, write_samples
 from openpangu_sft.artefact import read_manifest
 from openpangu_sft.checkpoint.convert import run_convert
 from openpangu_sft.checkpoint.layout import hf_shapes
@@ -65,7 +65,7 @@ def measure(recipe: Recipe, sources: Path, folder: Path) -> list[dict[str, Any]]
     path = f"{sources.parent / 'tools'}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, **command.environment, "OMP_NUM_THREADS": "1", "PATH": path}
     done = subprocess.run(
-        arguments, cwd=command.folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+        arguments, cwd=command.folder, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-12000:]
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(recipe.parallel.world)]

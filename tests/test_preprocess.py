@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 from transformers import LlamaTokenizer
 
-from conftest import ROOT, TINY, MakeRecipe, SmallDisk, conversation, write_samples
+from conftest import PATIENCE, ROOT, TINY, MakeRecipe, SmallDisk, conversation, write_samples
 from openpangu_sft import __version__
 from openpangu_sft.artefact import read_manifest
 from openpangu_sft.chat_format import sample_pieces
@@ -544,15 +544,13 @@ def test_whoever_stops_early_waits_for_nothing_and_leaves_nothing(capfd: pytest.
     before = children()
 
     def work(item: bytes) -> bytes:
-        time.sleep(0 if item == b"first" else 60)
+        time.sleep(0 if item == b"first" else 1e6)
         return item
 
     results = ordered_map(work, [b"first", *[bytes(1 << 20)] * 50], 2)
     assert next(results) == b"first"
     assert len(children() - before) == 2
-    began = time.monotonic()
     results.close()
-    assert time.monotonic() - began < 5
     assert children() == before
     assert capfd.readouterr() == ("", "")
 
@@ -727,12 +725,14 @@ def test_no_permission(make_recipe: MakeRecipe, tmp_path: Path) -> None:
 
 def test_another_run_on_the_same_output(much: Recipe) -> None:
     running = start(much, 2)
+    os.killpg(running.pid, signal.SIGSTOP)  # however slow this machine is
     line = attempt(much, 2)
+    os.killpg(running.pid, signal.SIGCONT)
     where = much.path("shards") / "a"
     assert line == f"openpangu-sft: {where}: another run is writing here -> wait for it or choose another path"
     assert running.poll() is None
     os.killpg(running.pid, signal.SIGINT)
-    running.communicate(timeout=20)
+    running.communicate(timeout=PATIENCE)
 
 
 # --- killed and interrupted, for real ----------------------------------------------------------------------------
@@ -769,7 +769,7 @@ def start(recipe: Recipe, count: int, must_live: bool = True) -> subprocess.Pope
         start_new_session=True,
     )
     spool = recipe.path("shards") / ".a.staging/spool"
-    until = time.monotonic() + 60
+    until = time.monotonic() + PATIENCE
     while not (any(file.stat().st_size for file in spool.glob("*")) and len(in_group(running.pid)) == count + 1):
         if running.poll() is not None and not must_live:
             break
@@ -780,7 +780,7 @@ def start(recipe: Recipe, count: int, must_live: bool = True) -> subprocess.Pope
 
 
 def wait_until_gone(group: int) -> None:
-    until = time.monotonic() + 20
+    until = time.monotonic() + PATIENCE
     while left := in_group(group):
         if time.monotonic() > until:
             os.killpg(group, signal.SIGKILL)
@@ -842,7 +842,7 @@ def test_killed_at_any_moment_and_run_again_it_is_as_if_undisturbed(make_recipe:
 def test_ctrl_c_is_one_line(much: Recipe) -> None:
     running = start(much, 3)
     os.killpg(running.pid, signal.SIGINT)
-    out, err = running.communicate(timeout=20)
+    out, err = running.communicate(timeout=PATIENCE)
     assert (running.returncode, out) == (130, "")
     assert err.strip() == "openpangu-sft: interrupted; nothing half-written is left"
     wait_until_gone(running.pid)
@@ -853,7 +853,7 @@ def test_a_worker_killed_for_memory_is_one_line(much: Recipe) -> None:
     running = start(much, 2)
     victim = next(process for process in in_group(running.pid) if process != running.pid)
     os.kill(victim, signal.SIGKILL)
-    _, err = running.communicate(timeout=20)
+    _, err = running.communicate(timeout=PATIENCE)
     assert running.returncode == 1
     assert err == "openpangu-sft: a worker process was ended by SIGKILL -> if memory ran out, lower data.workers\n"
     wait_until_gone(running.pid)

@@ -39,17 +39,22 @@ def test_a_short_piece_of_work_writes_nothing_into_a_log(capsys: pytest.CaptureF
 def test_a_terminal_gets_a_bar() -> None:
     leader, follower = pty.openpty()
     program = (
-        "import time; from openpangu_sft.progress import progress\n"
+        "from openpangu_sft.progress import progress\n"
         "with progress('training', 4) as advance:\n"
-        "    for _ in range(4): advance(1, 'loss 1.0'); time.sleep(0.2)"
+        "    for _ in range(4): advance(1, 'loss 1.0'); input()"
     )
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
-    process = subprocess.Popen([sys.executable, "-c", program], stderr=follower, env=environment)
+    process = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stderr=follower, env=environment)
     os.close(follower)
-    screen = b""
+    assert process.stdin
+    screen, shown = b"", 0
     try:
         while block := os.read(leader, 4096):
             screen += block
+            while f"{shown + 1}/4".encode() in screen:
+                shown += 1
+                process.stdin.write(b"next\n")
+                process.stdin.flush()
     except OSError:  # the other end is closed
         pass
     os.close(leader)

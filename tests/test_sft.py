@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from checkpoint_files import read_hf, read_mcore
-from conftest import ROOT, TINY, conversation, write_samples
+from conftest import PATIENCE, ROOT, TINY, conversation, write_samples
 from openpangu_sft.artefact import read_manifest
 from openpangu_sft.checkpoint.convert import run_convert
 from openpangu_sft.dataset.merge import run_merge
@@ -100,7 +100,7 @@ def losses(run: Path) -> list[float]:
 
 
 def wait_for_iteration(run: Path, iteration: int, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while len(read_metrics(run)) < iteration:
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
@@ -211,7 +211,7 @@ def test_a_signal_saves_and_says_so_in_one_line(options: Options, tmp_path: Path
     process = start(options(*long))
     wait_for_iteration(tmp_path / "run", 5, process)
     os.killpg(process.pid, number)
-    output = process.communicate(timeout=60)[0]
+    output = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == 128 + number
     last = [line for line in output.splitlines() if line.startswith("openpangu-sft:")]
     assert len(last) == 1
@@ -228,7 +228,7 @@ def test_two_processes_give_the_losses_of_one(options: Options, tmp_path: Path) 
     alone = losses(train([*options(*same), f"paths.run={tmp_path / 'alone'}"]))
     # as Kubernetes' operators set it: the number of the node
     process = start(options(*same, "parallel.devices_per_node=2"), RANK="0", WORLD_SIZE="1")
-    output = process.communicate(timeout=240)[0]
+    output = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == 0, output
     assert losses(tmp_path / "run") == pytest.approx(alone, rel=1e-5)
 
@@ -238,13 +238,13 @@ def test_two_processes_continue_where_they_were_interrupted(options: Options, tm
     process = start(options(*two))
     wait_for_iteration(tmp_path / "run", 3, process)
     os.killpg(process.pid, signal.SIGINT)
-    output = process.communicate(timeout=120)[0]
+    output = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == 130, output
     assert [line for line in output.splitlines() if "SIGINT" in line] == output.splitlines()[-1:]
     stopped = int((tmp_path / "run/latest_checkpointed_iteration.txt").read_text())
     assert 3 <= stopped < 40
     process = start(options(*two))
-    output = process.communicate(timeout=240)[0]
+    output = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == 0, output
     assert f"continuing after iteration {stopped}" in output
     alone = ["train.global_batch_size=4", "train.iterations=40", f"paths.run={tmp_path / 'alone'}"]
@@ -257,7 +257,7 @@ def test_a_worker_that_is_killed_ends_the_run_in_words(options: Options, tmp_pat
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     assert len(children) == 2
     os.kill(int(children[1]), signal.SIGKILL)
-    output = process.communicate(timeout=120)[0]
+    output = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode in (1, 128 + signal.SIGKILL), output  # whichever of the two ended first
     assert output.count("another process of this run is gone") == 1
     assert "Traceback" not in output
@@ -335,7 +335,7 @@ def test_two_runs_at_once_on_one_directory_are_refused(options: Options, tmp_pat
     try:
         wait_for_iteration(tmp_path / "run", 1, process)
         second = start(options("train.iterations=3000", "train.save_interval=3000"))
-        output = second.communicate(timeout=60)[0]
+        output = second.communicate(timeout=PATIENCE)[0]
         assert second.returncode == 1
         assert "another run is writing here" in output
     finally:

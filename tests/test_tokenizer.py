@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
 from transformers import AddedToken, AutoTokenizer, dynamic_module_utils
 
-from conftest import SHARED, conversation
+from conftest import SHARED, conversation, example_texts
 from openpangu_sft.chat_format import Piece, prompt_pieces
 from openpangu_sft.dataset.encode import Encoded, Limits, encode_samples, input_ids_of, labels_of
 from openpangu_sft.errors import UserError
@@ -237,16 +237,14 @@ def encode(tokenizer: Tokenizer, sample: Sample, control_tokens: str = "refuse")
 
 
 def test_ids_are_those_of_the_plain_tokenizer_on_real_texts(tokenizer: Tokenizer) -> None:
-    files = sorted((SHARED / "data").glob("*demo.json"))
-    if not files:
-        pytest.skip(f"no files in {SHARED / 'data'}: real conversations, which are not part of this project")
-    reference, seen = plain(tokenizer), 0
-    for file in files:
-        for text in list(texts_in(json.loads(file.read_text("utf-8"))))[::37]:
-            expected = reference.encode(text + "[unused10]", add_special_tokens=False)
-            assert tokenizer.encode([Piece(text + "[unused10]", trained=True)]) == [expected]
-            seen += 1
-    assert seen > 100
+    """The examples', and of real conversations where they are beside the repository."""
+    reference, texts = plain(tokenizer), example_texts()
+    for file in sorted((SHARED / "data").glob("*demo.json")):
+        texts += list(texts_in(json.loads(file.read_text("utf-8"))))[::37]
+    assert len(texts) > 100
+    for text in texts:
+        expected = reference.encode(text + "[unused10]", add_special_tokens=False)
+        assert tokenizer.encode([Piece(text + "[unused10]", trained=True)]) == [expected]
 
 
 def texts_in(value: Any) -> Iterator[str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT
+from conftest import PATIENCE, ROOT
 from openpangu_sft.artefact import MANIFEST, Manifest, read_manifest, staged_directory
 from openpangu_sft.upstream import PATCHES, VARIABLES, make_sources, read_pins
 from small_upstream import COMMITTED, CONFIG, FILES, SmallUpstream, listing, refusal, run_git
@@ -226,7 +226,7 @@ def started(small: SmallUpstream, slow_git: Path) -> Iterator[Callable[[], subpr
         code += "make_sources(*map(Path, sys.argv[1:]))"
         command = [sys.executable, "-c", code, str(small.target), str(small.patches)]
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while not (slow_git.is_file() and slow_git.read_text()):
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
@@ -269,11 +269,10 @@ def test_interrupted_it_leaves_nothing_and_ends_git(
 ) -> None:
     process = started()
     process.send_signal(signal.SIGINT)
-    assert "KeyboardInterrupt" in process.communicate(timeout=60)[1]
+    assert "KeyboardInterrupt" in process.communicate(timeout=PATIENCE)[1]
     assert small.left() == set()
-    for _ in range(100):  # it has been told to end; whoever inherited it has to notice that it has
-        if not running(int(slow_git.read_text())):
-            break
+    deadline = time.monotonic() + PATIENCE  # it has been told to end; its new parent has to notice that it has
+    while running(int(slow_git.read_text())) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not running(int(slow_git.read_text()))
 

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import ROOT
+from conftest import PATIENCE, ROOT
 from openpangu_sft.git import git
 from openpangu_sft.upstream import PATCHES, SOURCES, VARIABLES, find_sources, make_sources
 
@@ -29,7 +29,7 @@ STAND_IN = ROOT / "src/npu_standin"
 
 IMPORTED = ["einops", "peft", "pybind11", "scipy"]
 
-TIMEOUT = 300
+TIMEOUT = PATIENCE
 """Seconds. A rank that waits for one that has gone would wait for half an hour."""
 
 
@@ -87,6 +87,7 @@ def run_upstream(upstream: Path, *arguments: str, refused: bool = False) -> str:
         "PYTHONPATH": os.pathsep.join(map(str, paths)),
         "PATH": f"{upstream.parent / 'tools'}{os.pathsep}{os.environ['PATH']}",
         "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "lo",  # the machine's name need not resolve
         "CUDA_DEVICE_MAX_CONNECTIONS": "1",  # as the published script has it; training asks for it
     }
     process = subprocess.Popen(

@@ -280,13 +280,14 @@ def what_does_not_fit_is_refused(rank: int) -> None:
 def work(rank: int, folder: str) -> None:
     """One of the two processes: runs every check, and writes what each said."""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # the machine's name need not resolve
     torch.cuda.set_device(rank)
     dist.init_process_group(  # as megatron/training/initialize.py does
         backend="nccl",
         init_method=f"file://{folder}/rendezvous",
         world_size=2,
         rank=rank,
-        timeout=timedelta(seconds=60),
+        timeout=timedelta(seconds=600),
     )
     said = {}
     for name, function in CHECKS.items():

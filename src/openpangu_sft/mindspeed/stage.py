@@ -19,7 +19,7 @@ from openpangu_sft.mindspeed.sources import require_ready
 from openpangu_sft.places import require_room
 from openpangu_sft.progress import console
 from openpangu_sft.recipe import Recipe
-from openpangu_sft.sft.launch import rendezvous
+from openpangu_sft.sft.launch import torchrun_options, worker_environment
 from openpangu_sft.sft.provenance import record_start
 from openpangu_sft.upstream import SOURCES
 from openpangu_sft.visible_npus import VARIABLE, visible
@@ -132,9 +132,7 @@ def dry_run(recipe: Recipe) -> str:
 
 def torchrun(recipe: Recipe) -> Sequence[str]:
     """Its program and options, as upstream's scripts use it."""
-    parallel = recipe.parallel
-    options = [f"--nnodes={parallel.nodes}", f"--nproc_per_node={parallel.devices_per_node}", *rendezvous(recipe)]
-    return [sys.executable, "-m", "torch.distributed.run", *options]
+    return [sys.executable, "-m", "torch.distributed.run", *torchrun_options(recipe)]
 
 
 def surroundings(recipe: Recipe, sources: Path) -> tuple[Path, dict[str, str]]:
@@ -146,9 +144,7 @@ def surroundings(recipe: Recipe, sources: Path) -> tuple[Path, dict[str, str]]:
     environment = {name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()}
     environment["PYTHONPATH"] = os.pathsep.join([*map(str, paths), *([before] if before else [])])
     environment["PYTHONDONTWRITEBYTECODE"] = "1"  # the sources stay as they were made
-    threads = max(1, (os.cpu_count() or 1) // recipe.parallel.devices_per_node)
-    environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(threads))
-    return sources / "mindspeed-llm", environment
+    return sources / "mindspeed-llm", {**environment, **worker_environment(recipe)}
 
 
 def require_devices(recipe: Recipe, devices: Optional[Path] = None) -> None:

@@ -29,9 +29,8 @@ def launch(recipe: Recipe, command_line: Sequence[str]) -> NoReturn:
     Raises:
         UserError: several nodes, and MASTER_ADDR or NODE_RANK is not set.
     """
-    per_node = recipe.parallel.devices_per_node
-    options = [f"--nnodes={recipe.parallel.nodes}", f"--nproc_per_node={per_node}", *rendezvous(recipe)]
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // per_node)))
+    options = torchrun_options(recipe)
+    os.environ.update(worker_environment(recipe))
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -47,22 +46,27 @@ def launch(recipe: Recipe, command_line: Sequence[str]) -> NoReturn:
     sys.exit(0)
 
 
-def rendezvous(recipe: Recipe) -> list[str]:
-    """torchrun's options for where the processes of all nodes meet.
+def worker_environment(recipe: Recipe) -> dict[str, str]:
+    """Threads of each process, and on a single machine the interface of gloo, unless the user has set them."""
+    threads = max(1, (os.cpu_count() or 1) // recipe.parallel.devices_per_node)
+    wanted = {"OMP_NUM_THREADS": str(threads)} | ({"GLOO_SOCKET_IFNAME": "lo"} if recipe.parallel.nodes == 1 else {})
+    return {name: os.environ.get(name, value) for name, value in wanted.items()}
+
+
+def torchrun_options(recipe: Recipe) -> list[str]:
+    """How many processes, and where those of all nodes meet.
 
     Raises:
         UserError: several nodes, and MASTER_ADDR or NODE_RANK is not set.
     """
+    sizes = [f"--nnodes={recipe.parallel.nodes}", f"--nproc_per_node={recipe.parallel.devices_per_node}"]
     if recipe.parallel.nodes == 1:
-        return ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]  # a port of its own for every run
+        # Any free port, and loopback: the machine's own name, torchrun's default, need not resolve.
+        return [*sizes, "--rdzv_backend=c10d", "--rdzv_endpoint=127.0.0.1:0", "--local_addr=127.0.0.1"]
     for name in ("MASTER_ADDR", "NODE_RANK"):
         if name not in os.environ:
             raise UserError(
                 f"parallel.nodes = {recipe.parallel.nodes}, but {name} is not set", remedy="export it on every node"
             )
-    port = os.environ.get("MASTER_PORT", "6000")
-    return [
-        f"--node_rank={os.environ['NODE_RANK']}",
-        f"--master_addr={os.environ['MASTER_ADDR']}",
-        f"--master_port={port}",
-    ]
+    address, port = os.environ["MASTER_ADDR"], os.environ.get("MASTER_PORT", "6000")
+    return [*sizes, f"--node_rank={os.environ['NODE_RANK']}", f"--master_addr={address}", f"--master_port={port}"]
