@@ -134,7 +134,7 @@ def test_what_is_in_no_commit_is_not_pushed(engine: Engine, registry: str, folde
     assert script(engine, folder, "build.sh").returncode == 0
     done = script(engine, folder, "push.sh", REGISTRY=registry)
     assert done.returncode == 1
-    assert "-changed, which nobody can look up -> commit, make image TARGET=cpu, and push again" in done.stderr
+    assert "-changed, which cannot be looked up -> commit, make image TARGET=cpu, and push again" in done.stderr
 
 
 def test_a_base_that_cannot_be_had(engine: Engine, registry: str, folder: Path) -> None:
