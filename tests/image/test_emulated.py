@@ -33,10 +33,9 @@ def bases(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
         pytest.skip(str(reason))
 
 
-def build(engine: Engine, target: str, base: str, bases: dict[str, str], lent: dict[str, str]) -> str:
-    given = {**lent, "BASE": base, "BUILD_BASE": bases["BUILD_BASE"]}
+def build(engine: Engine, target: str, base: str, build_base: str) -> str:
     started = time.monotonic()
-    done = engine.make("image", f"TARGET={target}", f"ARCH={ARCH}", **given)
+    done = engine.make("image", f"TARGET={target}", f"ARCH={ARCH}", BASE=base, BUILD_BASE=build_base)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     print(f"{target}: built in {time.monotonic() - started:.0f} s")
     image = f"openpangu-sft:{__version__}-{target}-{ARCH}"
@@ -45,14 +44,14 @@ def build(engine: Engine, target: str, base: str, bases: dict[str, str], lent: d
 
 
 @pytest.fixture(scope="module")
-def cpu(engine: Engine, bases: dict[str, str], lent: dict[str, str]) -> str:
-    return build(engine, "cpu", bases["CPU_BASE"], bases, lent)
+def cpu(engine: Engine, bases: dict[str, str]) -> str:
+    return build(engine, "cpu", bases["CPU_BASE"], bases["BUILD_BASE"])
 
 
 @pytest.fixture(scope="module")
-def npu(engine: Engine, bases: dict[str, str], lent: dict[str, str]) -> str:
+def npu(engine: Engine, bases: dict[str, str]) -> str:
     require_sources()
-    return build(engine, "npu", bases["BASE"], bases, lent)
+    return build(engine, "npu", bases["BASE"], bases["BUILD_BASE"])
 
 
 def said(engine: Engine, image: str, *command: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
