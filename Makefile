@@ -212,7 +212,7 @@ kubernetes: ## a Kubernetes (Volcano) job, on stdout
 	@$(run) kubernetes $(options) $(call given,CLAIM,claim)
 
 test-upstream: sources ## the tests that run the real MindSpeed-LLM
-	@OMP_NUM_THREADS=1 $(bin)pytest $(wildcard tests/test_*upstream*.py tests/test_mindspeed_*.py)
+	@OMP_NUM_THREADS=1 $(bin)pytest --stamp test-upstream $(wildcard tests/test_*upstream*.py tests/test_mindspeed_*.py)
 
 ##@ Image
 .PHONY: shell image image-diff save load push lock-base
@@ -252,14 +252,15 @@ bench-convert: env ## conversions of a full-size checkpoint against copying it
 test: lint ## lint, then all tests
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(bin)pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
 	    --ignore tests/image tests
+	@$(bin)python tests/stamp.py
 
 test-random: env ## the property tests, with other input each time
 	@OMP_NUM_THREADS=1 $(bin)pytest --numprocesses auto --maxprocesses 4 --ignore tests/image \
 	    -m hypothesis --hypothesis-profile random tests
 
 test-image: env ## the image's tests: Docker, half an hour, 40 GB
-	@$(if $(ARCH),ARCH=$(call quote,$(ARCH)) )$(bin)pytest \
-	    $(if $(ARCH),--timeout 7200 tests/image/test_emulated.py,--timeout 1800 tests/image)
+	@$(if $(ARCH),ARCH=$(call quote,$(ARCH)) )$(bin)pytest $(if $(ARCH),--timeout 7200 \
+	    --stamp $(call quote,test-image-$(ARCH)) tests/image/test_emulated.py,--timeout 1800 --stamp test-image tests/image)
 
 lint: env ## formatting, style, types, shell scripts
 	@$(bin)ruff format --check --output-format concise .

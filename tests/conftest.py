@@ -16,10 +16,12 @@ import pytest
 from hypothesis import settings
 
 from openpangu_sft.dataset.indexed import PREFIX, PackedWriter
+from openpangu_sft.errors import UserError
 from openpangu_sft.recipe import Recipe
 from openpangu_sft.recipe_file import load_recipe
 from openpangu_sft.upstream import VARIABLES
 from small_upstream import SmallUpstream
+from stamp import pytest_addoption, pytest_configure  # noqa: F401  # pytest finds them here
 
 # Its library warns on stderr when a process that has used it forks, as stages do here after whatever tests came before.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -84,18 +86,26 @@ def make_recipe(tmp_path: Path, tiny_hf: Path) -> MakeRecipe:
     return make
 
 
-@pytest.fixture(scope="session")
-def patched(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with megatron-core and the patches for it. Read only."""
-    from openpangu_sft.checkpoint.megatron import patched_core
-
+@pytest.fixture
+def wheel() -> None:
+    """Skips where PyPI's megatron-core, or git, which patches it, is not installed."""
     try:
         metadata.distribution("megatron-core")
     except metadata.PackageNotFoundError:
-        pytest.skip("megatron-core is not installed: it has wheels for Python 3.10 and 3.11 on x86-64 only")
+        pytest.skip("megatron-core has wheels for Python 3.10 and 3.11 on x86-64 only")
     if not shutil.which("git"):
         pytest.skip("git is not installed: it applies the patches")
-    return patched_core(tmp_path_factory.mktemp("megatron"))
+
+
+@pytest.fixture(scope="session")
+def patched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the patched megatron-core, as make verify finds it. Read only."""
+    from openpangu_sft.checkpoint.megatron import find_core
+
+    try:
+        return find_core(tmp_path_factory.mktemp("megatron"))
+    except UserError as error:
+        pytest.skip(str(error))
 
 
 def write_samples(path: Path, samples: list[Any]) -> None:

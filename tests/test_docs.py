@@ -8,7 +8,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -26,7 +25,9 @@ from documents import (
     inline_commands,
     links,
 )
+from openpangu_sft.checkpoint.megatron import find_core
 from openpangu_sft.cli import app
+from openpangu_sft.errors import UserError
 from openpangu_sft.recipe_file import load_recipe
 
 README, CHINESE = ROOT / "README.md", ROOT / "README.zh.md"
@@ -101,9 +102,9 @@ class Place:
             "OMP_NUM_THREADS": "1",
         }
         try:
-            metadata.distribution("megatron-core")
-        except metadata.PackageNotFoundError:
-            self.environment["ONLY"] = "tensors"  # its wheels are for some machines only
+            find_core(directory)
+        except UserError:
+            self.environment["ONLY"] = "tensors"  # no make sources here, and PyPI's wheels are for some machines only
 
     def run(self, command: Command, exports: list[str]) -> None:
         """Runs it as a shell would, unless it has been run."""

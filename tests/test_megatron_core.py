@@ -117,8 +117,9 @@ def test_converted_checkpoint_is_the_same_model_in_megatron(
     assert_same_bits(read_mcore(recipe.path("mcore"), recipe.model), original)
 
 
+@pytest.mark.usefixtures("wheel")
 def test_without_the_patch_megatron_refuses_the_checkpoint(
-    make_recipe: MakeRecipe, tiny_hf: Path, tmp_path: Path, patched: Path
+    make_recipe: MakeRecipe, tiny_hf: Path, tmp_path: Path
 ) -> None:
     recipe = convert_random(make_recipe, tiny_hf, tmp_path / "random", torch.float32, True)
     copy_core(tmp_path)

@@ -21,11 +21,13 @@ import pytest
 import torch
 
 from conftest import MakeRecipe
+from openpangu_sft.artefact import Manifest, write_manifest
 from openpangu_sft.checkpoint import megatron
-from openpangu_sft.checkpoint.megatron import file_of, megatron_logits, patched_core, run_together
+from openpangu_sft.checkpoint.megatron import file_of, find_core, megatron_logits, patched_core, run_together
 from openpangu_sft.checkpoint.megatron_rank import as_tensor
 from openpangu_sft.errors import UserError
 from openpangu_sft.recipe import Model
+from openpangu_sft.upstream import PATCHES, wanted_manifest
 from split_checkpoint import random_llama, write_split
 
 PROMPTS = np.random.RandomState(1).randint(0, 1536, (2, 30)).tolist()
@@ -272,14 +274,25 @@ def test_without_megatron_core_or_git_it_says_what_to_do(tmp_path: Path, monkeyp
 
     with monkeypatch.context() as patch:
         patch.setattr(metadata, "distribution", missing)
+        patch.setattr(megatron, "SOURCES", tmp_path / "absent")
         with pytest.raises(UserError, match=r"megatron-core 0\.6\.0 is not installed") as caught:
-            patched_core(tmp_path)
-        assert "CPython 3.10 and 3.11 on x86-64 only" in str(caught.value)
+            find_core(tmp_path)
+        assert "run make sources" in str(caught.value)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="git is not installed"):
         patched_core(tmp_path)
 
 
+def test_the_sources_of_training_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(megatron, "SOURCES", tmp_path)
+    write_manifest(tmp_path, wanted_manifest(PATCHES))
+    assert find_core(tmp_path / "scratch") == tmp_path / "mindspeed-llm"
+    write_manifest(tmp_path, Manifest("sources", inputs={"commit": "another"}))
+    with pytest.raises(UserError, match="other pins"):
+        find_core(tmp_path / "scratch")
+
+
+@pytest.mark.usefixtures("wheel")
 def test_patches_apply_below_a_clone_and_one_that_does_not_is_named(
     patched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

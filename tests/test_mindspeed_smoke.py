@@ -73,6 +73,13 @@ def test_everything_agrees(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    for what in ("preprocess: their bytes", "merge: their bytes", "convert: their tensors", "resume", *WAYS):
+    compared = (
+        "preprocess: their bytes",
+        "merge: their bytes",
+        "convert, TP 1: their",
+        "convert, TP 4: their",
+        "resume",
+    )
+    for what in (*compared, *WAYS, "untied: training, TP 4 x CP 2", "untied: export, chat"):
         assert what in done.stderr
     assert (tmp_path / "smoke/export/model.safetensors").is_file()

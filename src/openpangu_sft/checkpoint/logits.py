@@ -71,7 +71,7 @@ def compare_logits(recipe: Recipe, hf: Path, mcore: McoreCheckpoint) -> list[Row
     """Computes the logits of prompts in both languages, in fp32 and in bf16, both ways.
 
     Raises:
-        UserError: megatron-core 0.6.0 is not installed, the tokenizer cannot be loaded, or Megatron refuses the ranks.
+        UserError: megatron-core 0.6.0 is not at hand, the tokenizer cannot be loaded, or Megatron refuses the ranks.
     """
     tokenizer = Tokenizer(hf, recipe.tokenizer.trust_remote_code)
     prompts = []

@@ -1,5 +1,6 @@
 """Logits of a Megatron-core checkpoint as the real megatron-core 0.6.0 computes them, on CPU, for any TP and PP.
 
+The code is what training runs, where `make sources` has put it, as in the npu image; else PyPI's with the same patches.
 Each rank is a process of its own (megatron_rank.py); they talk over the loopback interface.
 """
 
@@ -20,9 +21,12 @@ from typing import Literal, Optional
 import numpy as np
 import numpy.typing as npt
 
+from openpangu_sft.artefact import MANIFEST
 from openpangu_sft.checkpoint.mcore import rank_file
 from openpangu_sft.errors import UserError
 from openpangu_sft.git import apply_patch, require_git
+from openpangu_sft.mindspeed.sources import require_pinned
+from openpangu_sft.upstream import SOURCES
 
 VERSION = "0.6.0"
 PATCHES = Path(__file__).parents[3] / "patches" / "megatron-lm"
@@ -31,7 +35,7 @@ REFUSED = 3
 """Exit code of a rank where the checkpoint is at fault."""
 
 _RANK = "openpangu_sft.checkpoint.megatron_rank"
-_WHEELS = "there are wheels for CPython 3.10 and 3.11 on x86-64 only: make the environment there, with make setup"
+_WHEELS = "run make sources, which works everywhere; PyPI has wheels for CPython 3.10 and 3.11 on x86-64 only"
 
 
 def copy_core(folder: Path) -> None:
@@ -54,8 +58,21 @@ def copy_core(folder: Path) -> None:
             shutil.copyfile(str(entry.locate()), folder / entry)
 
 
+def find_core(scratch: Path) -> Path:
+    """A folder that holds `megatron/core`, patched: the upstream sources', or one made in scratch.
+
+    Raises:
+        UserError: the sources are of other pins; or there are none, and megatron-core 0.6.0 cannot be made.
+    """
+    if (SOURCES / MANIFEST).is_file():
+        require_pinned(SOURCES)
+        return SOURCES / "mindspeed-llm"
+    (scratch / "core").mkdir()
+    return patched_core(scratch / "core")
+
+
 def patched_core(folder: Path) -> Path:
-    """megatron-core with the patches that training applies to Megatron-LM, in a folder; returns the folder.
+    """PyPI's megatron-core with the patches that training applies to Megatron-LM, in a folder; returns the folder.
 
     Args:
         folder: exists and is empty.
@@ -95,7 +112,7 @@ def megatron_logits(
         dtype: of weights and computation, whatever the checkpoint's own is.
         vocab_size: of the model; the checkpoint may have padding rows beyond.
         tensor, pipeline: the sizes that the checkpoint is made for; so many processes times each other run.
-        core: a folder from patched_core; made for this call where there is none.
+        core: a folder from find_core, which is called where there is none.
 
     Returns:
         For each prompt fp32 [tokens, vocab_size].
@@ -108,9 +125,7 @@ def megatron_logits(
             raise UserError("no such file", where=path, remedy=f"is it a checkpoint for TP {tensor}, PP {pipeline}?")
     with tempfile.TemporaryDirectory(prefix="megatron-") as name:
         scratch = Path(name)
-        if core is None:
-            (scratch / "core").mkdir()
-            core = patched_core(scratch / "core")
+        core = core or find_core(scratch)
         (scratch / "prompts.json").write_text(json.dumps(prompts), "utf-8")
         sizes = [str(number) for number in (vocab_size, tensor, pipeline)]
         files = [str(path) for path in (core, iteration_directory, scratch / "prompts.json", scratch / "result.npz")]
@@ -138,6 +153,7 @@ def run_together(commands: list[list[str]], scratch: Path) -> None:
     environment = {
         "OMP_NUM_THREADS": str(max(1, cores // len(commands))),
         **os.environ,
+        "PYTHONDONTWRITEBYTECODE": "1",  # the sources stay as they were made
         "PYTORCH_JIT": "0",  # Megatron-core would compile at import, which takes longer than it saves
         "GLOO_SOCKET_IFNAME": "lo",  # the host's name need not resolve
     }

@@ -97,4 +97,4 @@ def smoke_command(cache: Path) -> None:
     """
     from openpangu_sft.mindspeed.smoke import Smoke
 
-    Smoke(Path("recipes/demo.yaml"), cache.absolute()).run()
+    Smoke(cache.absolute()).run()

@@ -1,8 +1,9 @@
 """`make smoke`: MindSpeed-LLM's own commands and ours, side by side, on the stand-in for NPUs; in minutes.
 
 A small model goes through upstream's preprocess, merge, convert and training, with one process and with two in every
-parallel way, and through resume and export. What both sides make is compared: files byte by byte, weights bit by bit,
-losses with those of the portable engine, which computes them with Hugging Face's model, sample by sample.
+parallel mode, and through resume and export; a second one, untied as the 7B is, goes through TP 4 x CP 2 to a chat.
+What both sides make is compared: files byte by byte, weights bit by bit, losses with those of the portable engine,
+which computes them with Hugging Face's model, sample by sample.
 """
 
 from __future__ import annotations
@@ -33,21 +34,10 @@ from openpangu_sft.recipe import Recipe
 from openpangu_sft.recipe_file import load_recipe
 from openpangu_sft.sft.metrics import read_metrics
 
-ITERATIONS = 5
 FIRST, LAST = 1e-5, 1e-4
 """How far the loss of the first and of the last iteration may be from the reference, relatively, in fp32."""
 
-SETTINGS = [
-    *(
-        "data.validation_share=0",
-        "model.num_layers=4",
-        "model.hidden_size=64",
-        "model.ffn_hidden_size=128",
-        "model.kv_channels=16",
-    ),
-    *("model.num_attention_heads=4", "model.num_query_groups=2", "model.vocab_size=1536", "data.seq_length=256"),
-    *(f"train.iterations={ITERATIONS}", "train.lr_warmup_iterations=1", "train.save_interval=3", "train.lr=1e-3"),
-]
+RECIPE = Path(__file__).with_suffix(".yaml")
 MINDSPEED = ["train.engine=mindspeed", "train.device=cpu"]
 ONE_PACK = "train.micro_batch_size=1"
 WAYS: dict[str, list[str]] = {
@@ -58,6 +48,13 @@ WAYS: dict[str, list[str]] = {
     "pipeline parallel": ["parallel.devices_per_node=2", "parallel.pipeline=2"],
     "micro batches of 2": ["train.micro_batch_size=2"],
 }
+UNTIED = [
+    *("model.num_layers=2", "model.hidden_size=256", "model.ffn_hidden_size=800", "model.num_attention_heads=32"),
+    *("model.num_query_groups=8", "model.kv_channels=8", "model.rotary_base=16e6", "model.tie_word_embeddings=false"),
+    *("paths.hf=untied/hf", "paths.export=untied/export"),
+]
+"""The shape ratios of the 7B: hidden size to MLP and vocabulary, heads to groups; and an output layer of its own."""
+TP4_CP2 = ["parallel.devices_per_node=8", "parallel.tensor=4", "parallel.context=2"]
 
 
 class Row(NamedTuple):
@@ -71,8 +68,8 @@ class Row(NamedTuple):
 class Smoke:
     """Runs everything below one directory, which it empties first."""
 
-    def __init__(self, recipe_file: Path, cache: Path) -> None:
-        self.recipe_file, self.cache, self.sources = recipe_file, cache, require_ready()
+    def __init__(self, cache: Path) -> None:
+        self.cache, self.sources = cache, require_ready()
         self.rows: list[Row] = []
 
     def run(self) -> None:
@@ -80,8 +77,9 @@ class Smoke:
         began = time.monotonic()
         empty(self.cache)
         self._data()
-        self._checkpoint()
+        self._conversion()
         self._training()
+        self._untied()
         table = Table(title="make smoke", title_justify="left", title_style="bold")
         for column in ("what", "found", "seconds"):
             table.add_column(column, justify="right" if column == "seconds" else "left", overflow="fold")
@@ -91,10 +89,7 @@ class Smoke:
         console.print(f"all in {time.monotonic() - began:.0f} s, on the stand-in: it says nothing about NPUs' numerics")
 
     def recipe(self, *overrides: str) -> Recipe:
-        return load_recipe(self.recipe_file, self.settings(*overrides))
-
-    def settings(self, *overrides: str) -> list[str]:
-        return [*SETTINGS, *overrides, f"paths.cache={self.cache}"]
+        return load_recipe(RECIPE, [f"paths.cache={self.cache}", *overrides])
 
     def _data(self) -> None:
         prepare(self.recipe())
@@ -122,16 +117,18 @@ class Smoke:
                 require_same_bytes(ours, field_path(theirs, PREFIX, field, suffix))
         self._note("merge: their bytes, our bytes", "the same", began)
 
-    def _checkpoint(self) -> None:
-        self._stage("convert")
-        recipe, began = self.recipe(), time.monotonic()
-        hf, theirs = self.cache / "upstream/hf", self.cache / "upstream/mcore"
+    def _conversion(self, *settings: str) -> None:
+        """Converts `paths.hf` both ways and compares what was made."""
+        self._stage("convert", *settings)
+        recipe, began = self.recipe(*settings), time.monotonic()
+        ours = recipe.path("mcore")
+        hf, theirs = (self.cache / "upstream" / name / ours.relative_to(self.cache) for name in ("hf", "mcore"))
         shutil.copytree(recipe.path("hf"), hf)
         # openPangu's own class cannot be loaded without an NPU: the same weights under the name of their architecture
         (hf / CONFIG).write_text(json.dumps(llama_config(read_config(hf))), "utf-8")
-        self._upstream("convert_ckpt.py", *published_convert(hf, theirs))
-        count = require_same_weights(recipe, recipe.path("mcore"), theirs)
-        self._note("convert: their tensors, our tensors", f"all {count} the same, bit by bit", began)
+        self._upstream("convert_ckpt.py", *published_convert(recipe, hf, theirs))
+        count, tensor = require_same_weights(recipe, ours, theirs), recipe.parallel.tensor
+        self._note(f"convert, TP {tensor}: their tensors, our tensors", f"all {count} the same, bit by bit", began)
 
     def _training(self) -> None:
         references = {}
@@ -160,18 +157,39 @@ class Smoke:
         self._stage("export", *MINDSPEED, "paths.run=one-process")
         self._note("export: back to Hugging Face", str(self.recipe().path("export")), began)
 
+    def _untied(self) -> None:
+        """A model like the 7B, from convert to chat."""
+        began, whole = time.monotonic(), [*UNTIED, "paths.mcore=untied/whole", "paths.run=untied/reference"]
+        prepare(self.recipe(*whole))
+        self._stage("convert", *whole)
+        self._stage("sft", *whole)
+        reference = losses(self.cache / "untied/reference")
+        self._note("untied: Hugging Face, sample by sample", _shown(reference), began)
+        settings = [*UNTIED, *TP4_CP2, *MINDSPEED, "paths.mcore=untied/mcore", "paths.run=untied/run"]
+        self._conversion(*settings)
+        began = time.monotonic()
+        self._stage("sft", *settings)
+        found = losses(self.cache / "untied/run")
+        difference = require_close("untied", found, reference)
+        self._note("untied: training, TP 4 x CP 2", f"{_shown(found)}, at most {difference:.0e} off", began)
+        began = time.monotonic()
+        self._stage("export", *settings)
+        self._stage("chat", *settings, prompt="你好")
+        self._note("untied: export, chat", str(self.recipe(*settings).path("export")), began)
+
     def _resume(self, reference: Sequence[float]) -> None:
         """As the run stood after its first checkpoint."""
         whole, run = self.cache / "one-process", self.cache / "resumed"
         shutil.copytree(whole, run, symlinks=True)
-        shutil.rmtree(iteration_directory(run, ITERATIONS))
+        shutil.rmtree(iteration_directory(run, self.recipe().train.iterations))
         (run / "latest_checkpointed_iteration.txt").write_text("3")
         self._stage("sft", *MINDSPEED, "paths.run=resumed", "paths.mcore=whole-mcore")
         require_close("resume", losses(run), reference)
 
-    def _stage(self, stage: str, *settings: str) -> None:
-        command = [sys.executable, "-m", "openpangu_sft", stage, "--recipe", str(self.recipe_file)]
-        command += [f"--set={setting}" for setting in self.settings(*settings)]
+    def _stage(self, stage: str, *settings: str, **options: str) -> None:
+        command = [sys.executable, "-m", "openpangu_sft", stage, "--recipe", str(RECIPE)]
+        command += [f"--set={setting}" for setting in (f"paths.cache={self.cache}", *settings)]
+        command += [f"--{name}={value}" for name, value in options.items()]
         self._call(command, None, {})
 
     def _upstream(self, *command: str) -> None:
@@ -222,10 +240,11 @@ def published_preprocess(recipe: Recipe, file: Path, prefix: Path) -> list[str]:
     return given
 
 
-def published_convert(hf: Path, target: Path) -> list[str]:
-    """Arguments of convert_ckpt.py as the published recipe has them, but for the dtype: the checkpoint's."""
+def published_convert(recipe: Recipe, hf: Path, target: Path) -> list[str]:
+    """Arguments of convert_ckpt.py as the published recipe has them, but for the dtype, which is the checkpoint's."""
     given = "--model-type GPT --load-model-type hf --save-model-type mg --use-mcore-models --params-dtype fp32"
-    given += " --target-tensor-parallel-size 1 --target-pipeline-parallel-size 1 --add-qkv-bias --add-dense-bias"
+    given += f" --target-tensor-parallel-size {recipe.parallel.tensor} --target-pipeline-parallel-size 1"
+    given += " --add-qkv-bias --add-dense-bias"
     return [*given.split(), "--load-dir", str(hf), "--save-dir", str(target), "--tokenizer-model", str(hf)]
 
 

@@ -29,7 +29,7 @@ def require_ready(target: Path = SOURCES, patches: Path = PATCHES) -> Path:
     return target
 
 
-def require_pinned(target: Path, patches: Path) -> None:
+def require_pinned(target: Path = SOURCES, patches: Path = PATCHES) -> None:
     """Refuses sources that are not there, or of other pins and patches than upstream.toml's.
 
     Raises:
