@@ -7,8 +7,8 @@
 # by sha256, upstream sources by commit. No package manager of the base is used.
 ARG BASE=quay.io/ascend/cann:8.0.rc3.beta1-910b-ubuntu22.04-py3.10
 ARG CPU_BASE=docker.io/library/python:3.9-slim-bookworm
-# Has compilers and headers, which the bases lack; nothing of it gets into an image but what it has compiled. Its C library
-# must not be newer than the base's.
+# Has compilers and headers, which the bases lack. An image gets what it has compiled, and the libraries of the compiled
+# Python. Its C library must not be newer than the base's: build.sh compares them.
 ARG BUILD_BASE=docker.io/library/buildpack-deps:jammy
 # Where CPython 3.9 comes from: base (it has one) or source (compiled)
 ARG PYTHON_FROM=source
@@ -48,9 +48,10 @@ ARG PYPI_INDEX=https://pypi.org/simple
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ARG TORCH=cpu
 WORKDIR /build
-COPY scripts/image/fetch_uv.py scripts/image/install.sh scripts/image/normalise.sh ./
+COPY scripts/image/install.sh scripts/image/normalise.py ./
 COPY locks locks
-RUN --mount=type=secret,id=ca ./install.sh npu && ./normalise.sh 0 /tree
+RUN --mount=type=secret,id=ca --mount=type=cache,target=/root/.cache \
+    ./install.sh npu && /opt/openpangu/venv/bin/python normalise.py 0 /tree
 
 FROM cpu-base AS cpu-dependencies
 COPY --from=cpu-python /tree/ /tree/
@@ -58,18 +59,22 @@ ARG PYPI_INDEX=https://pypi.org/simple
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ARG TORCH=cpu
 WORKDIR /build
-COPY scripts/image/fetch_uv.py scripts/image/install.sh scripts/image/normalise.sh ./
+COPY scripts/image/install.sh scripts/image/normalise.py ./
 COPY locks locks
-RUN --mount=type=secret,id=ca ./install.sh cpu && ./normalise.sh 0 /tree
+RUN --mount=type=secret,id=ca --mount=type=cache,target=/root/.cache \
+    ./install.sh cpu && /opt/openpangu/venv/bin/python normalise.py 0 /tree
 
 # MindSpeed-LLM and what it needs, as `make sources` has left them, with the helper that Megatron-LM would compile when
-# training begins: in the image there is no compiler, and its code cannot be written to.
-FROM build-base AS upstream
+# training begins: in the image its code cannot be written to, and there need be no compiler.
+FROM build-base AS helpers
 COPY .sources /sources
-COPY scripts/image/helpers.sh scripts/image/normalise.sh /build/
-RUN --mount=type=bind,from=npu-dependencies,target=/base \
-    /build/helpers.sh /sources /base && mkdir -p /tree/opt/openpangu/app && mv /sources /tree/opt/openpangu/app/.sources \
-    && /build/normalise.sh 0 /tree
+COPY scripts/image/helpers.sh /build/
+RUN --mount=type=bind,from=npu-dependencies,target=/base /build/helpers.sh /sources /base
+
+FROM npu-dependencies AS upstream
+COPY --from=helpers /sources /upstream/opt/openpangu/app/.sources
+RUN PYTHONPATH=/upstream/opt/openpangu/app/.sources/mindspeed-llm/megatron/core/datasets \
+    /opt/openpangu/venv/bin/python -c 'import helpers' && /opt/openpangu/venv/bin/python normalise.py 0 /upstream
 
 # What this commit adds: its code, and what describes the image.
 FROM scratch AS app
@@ -78,16 +83,18 @@ COPY examples /opt/openpangu/app/examples
 COPY patches /opt/openpangu/app/patches
 COPY recipes /opt/openpangu/app/recipes
 COPY src /opt/openpangu/app/src
+COPY scripts/image/become_user.py /opt/openpangu/
 COPY scripts/image/entrypoint.sh /opt/openpangu/entrypoint
 
 FROM npu-dependencies AS npu-described
-COPY --from=upstream /tree/opt/openpangu/app/.sources/manifest.json /build/sources.json
+COPY --from=upstream /upstream/opt/openpangu/app/.sources/manifest.json /build/sources.json
 COPY --from=app / /made
 COPY scripts/image/sbom.sh scripts/image/describe.py ./
 ARG COMMIT=unknown
 ARG BASE
 ARG SOURCE_DATE_EPOCH=0
-RUN --mount=type=secret,id=ca ./sbom.sh npu "$COMMIT" "$BASE" /made/opt/openpangu && ./normalise.sh "$SOURCE_DATE_EPOCH" /made
+RUN --mount=type=secret,id=ca ./sbom.sh npu "$COMMIT" "$BASE" /made/opt/openpangu \
+    && /opt/openpangu/venv/bin/python normalise.py "$SOURCE_DATE_EPOCH" /made
 
 FROM cpu-dependencies AS cpu-described
 COPY --from=app / /made
@@ -95,7 +102,8 @@ COPY scripts/image/sbom.sh scripts/image/describe.py ./
 ARG COMMIT=unknown
 ARG CPU_BASE
 ARG SOURCE_DATE_EPOCH=0
-RUN --mount=type=secret,id=ca ./sbom.sh cpu "$COMMIT" "$CPU_BASE" /made/opt/openpangu && ./normalise.sh "$SOURCE_DATE_EPOCH" /made
+RUN --mount=type=secret,id=ca ./sbom.sh cpu "$COMMIT" "$CPU_BASE" /made/opt/openpangu \
+    && /opt/openpangu/venv/bin/python normalise.py "$SOURCE_DATE_EPOCH" /made
 
 FROM cpu-base AS cpu
 COPY --from=cpu-dependencies /tree/ /
@@ -119,7 +127,7 @@ LABEL org.opencontainers.image.title="openpangu-sft cpu" \
 
 FROM npu-base AS npu
 COPY --from=npu-dependencies /tree/ /
-COPY --from=upstream /tree/ /
+COPY --from=upstream /upstream/ /
 COPY --from=npu-described /made/ /
 ENV PATH=/opt/openpangu/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \

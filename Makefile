@@ -97,6 +97,9 @@ CLAIM ?=
 REGISTRY ?=
 ##= DIST, LEVEL  for save: where the archive goes (dist); how much gzip compresses, 1 to 9 (6)
 ##= BASE, BUILD_BASE  for image, image-diff, lock-base: other base images: docs/image.md
+##= ARCH  for image, image-diff, save, push, test-image: amd64|arm64: another machine's, which qemu emulates (this one's)
+ARCH ?=
+##= COSIGN_KEY, COSIGN_FLAGS  for push: sign the image, its SBOM and provenance with this key: docs/image.md
 ##= CPU_BASE  for lock-base: another base of the cpu image
 ##= TORCH, TORCH_INDEX, PYTHON_URL, PYTHON_SHA256, CA, IMAGE_FLAGS, TAG
 ##=   for image, image-diff: mirrors, certificates and more options for docker build: docs/image.md
@@ -123,10 +126,10 @@ NNODES ?=
 # others, like proxies, it only hands on.
 urls := MEGATRON_LM_URL MINDSPEED_URL MINDSPEED_LLM_URL
 variables := RECIPE SET SHARD SAMPLE HTML DATASET PROMPT MODEL FROM ITERATION DTYPE FORM PROMPTS RUN WITH HF MCORE ONLY SIZE DATA_DIR VENV PYTHON PYPI_INDEX $(urls)
-variables += MEMORY TOKENS_PER_SECOND NNODES JSON PEERS CLAIM DRY_RUN RUNTIME TARGET NPUS CACHE DOCKER_FLAGS REGISTRY
+variables += MEMORY TOKENS_PER_SECOND NNODES JSON PEERS CLAIM DRY_RUN RUNTIME TARGET ARCH NPUS CACHE DOCKER_FLAGS REGISTRY
 others := $(filter-out $(variables),$(typed))
 $(foreach v,$(variables) $(others),$(eval override $v := $$(value $v)))
-export PROMPT VENV PYTHON PYPI_INDEX $(urls) RUNTIME TARGET NPUS CACHE DOCKER_FLAGS REGISTRY $(others)
+export PROMPT VENV PYTHON PYPI_INDEX $(urls) RUNTIME TARGET ARCH NPUS CACHE DOCKER_FLAGS REGISTRY $(others)
 
 quote = '$(subst ','\'',$1)'
 bin = $(call quote,$(VENV)/bin/)
@@ -256,7 +259,8 @@ test-random: env ## the property tests, with other input each time
 	    -m hypothesis --hypothesis-profile random tests
 
 test-image: env ## the image's tests: Docker, half an hour, 40 GB
-	@$(bin)pytest --timeout 1800 --stamp test-image tests/image
+	@$(if $(ARCH),ARCH=$(call quote,$(ARCH)) )$(bin)pytest $(if $(ARCH),--timeout 7200 \
+	    --stamp $(call quote,test-image-$(ARCH)) tests/image/test_emulated.py,--timeout 1800 --stamp test-image tests/image)
 
 lint: env ## formatting, style, types, shell scripts
 	@$(bin)ruff format --check --output-format concise .

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
+
+from openpangu_sft import __version__
 
 ROOT = Path(__file__).parents[1]
 GITHUB = ".github/workflows/ci.yml"
@@ -135,13 +138,42 @@ def test_what_the_scan_passes_over_is_of_one_package_and_has_a_reason() -> None:
         assert finding["statement"]
 
 
-def test_a_job_may_only_read_unless_it_pushes_a_tag() -> None:
+def test_a_job_may_only_read_unless_it_pushes_a_tag_or_proposes_new_bases() -> None:
     workflow = load(GITHUB)
     assert workflow["permissions"] == READ_ONLY
-    for job in workflow["jobs"].values():
+    for name, job in workflow["jobs"].items():
         pushes = any("docker login" in line for line in lines(job))
-        assert job.get("permissions", READ_ONLY) == {**READ_ONLY, **({"packages": "write"} if pushes else {})}
+        extra = {"packages": "write"} if pushes else {}
+        if name == "bases":
+            extra = {"contents": "write", "pull-requests": "write", "actions": "write"}
+            assert job["if"] == "github.event_name == 'schedule'"
+        assert job.get("permissions", READ_ONLY) == {**READ_ONLY, **extra}
         assert not pushes or job["if"] == "github.ref_type == 'tag'"
+
+
+@pytest.mark.parametrize("name", [GITHUB, GITLAB])
+def test_every_week_the_images_are_built_and_the_digests_of_the_bases_looked_up(name: str) -> None:
+    content = load(name)
+    if name == GITHUB:
+        [schedule] = content["on"]["schedule"]
+        assert re.fullmatch(r"\d+ \d+ \* \* [0-6]", schedule["cron"])
+        assert content["jobs"]["image"]["if"] == "github.ref_type != 'tag'"  # so by the schedule too
+        proposes = content["jobs"]["bases"]
+    else:
+        proposes = content["bases"]
+        assert "rules" not in content["build"]
+    assert make_calls(proposes) == [(set(), ["lock-base"])]
+    said = lines(proposes)
+    assert said.index("git add locks/bases.txt") < next(n for n, line in enumerate(said) if "git push" in line)
+    assert any("diff --cached --quiet" in line for line in said)
+
+
+def test_dependabot_changes_actions_and_no_lock() -> None:
+    updates = {entry["package-ecosystem"]: entry for entry in load(".github/dependabot.yml")["updates"]}
+    assert set(updates) == {"github-actions", "pip"}
+    assert updates["pip"]["open-pull-requests-limit"] == 0
+    assert updates["pip"]["ignore"] == [{"dependency-name": "*"}]
+    assert "/locks" in updates["pip"]["directories"]
 
 
 def test_nothing_is_pushed_that_no_test_and_no_scan_has_seen() -> None:
@@ -154,6 +186,18 @@ def test_nothing_is_pushed_that_no_test_and_no_scan_has_seen() -> None:
     assert jobs["join"]["needs"] == "publish"
 
 
+def test_the_joined_name_is_that_of_the_pushed_images(tmp_path: Path) -> None:
+    """Both ask names.sh; the job has no image that it could read the base from."""
+    [script] = [step["run"] for step in load(GITHUB)["jobs"]["join"]["steps"] if step.get("name") == "Join"]
+    (tmp_path / "docker").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "docker").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "REGISTRY": "ghcr.io/x", "TARGET": "npu"}
+    command = ["bash", "-eo", "pipefail", "-c", script]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    tag = f"ghcr.io/x/openpangu-sft:{__version__}-cann8.0.rc3-torch_npu2.1.0.post8-910b"
+    assert done.stdout.splitlines()[0] == f"buildx imagetools create --tag {tag} {tag}-amd64 {tag}-arm64"
+
+
 def test_every_job_ends_some_time() -> None:
     assert all(job["timeout-minutes"] <= 180 for job in load(GITHUB)["jobs"].values())
     assert load(GITLAB)["default"]["timeout"]
@@ -161,4 +205,4 @@ def test_every_job_ends_some_time() -> None:
 
 def test_gitlab_has_the_stages_that_its_jobs_name() -> None:
     content = load(GITLAB)
-    assert [*entries(content, "stage")] == content["stages"]
+    assert {*entries(content, "stage")} == {*content["stages"]}

@@ -2,8 +2,9 @@
 # Builds the image openpangu-sft:VERSION-TARGET from this commit, and puts beside it, in dist/, what it consists of.
 #
 #   TARGET       npu (the default) or cpu
+#   ARCH         amd64 or arm64: another machine's than this one, which binfmt and qemu emulate; the name ends with it
 #   BASE         the image to begin with
-#   BUILD_BASE   an image with compilers, no newer than the base: used where the base has no CPython 3.9, and for npu
+#   BUILD_BASE   an image with compilers and a C library no newer than the base's: for npu, and where the base has no CPython 3.9
 #   TORCH        cpu: PyTorch's CPU build, from TORCH_INDEX; pypi: PyPI's, which on x86-64 brings CUDA's libraries
 #   PYPI_INDEX, TORCH_INDEX, PYTHON_URL   package indexes and the archive of Python's source, or mirrors of them
 #   CA           a file of certificates to trust beside the base's (SSL_CERT_FILE); it does not get into the image
@@ -15,7 +16,10 @@ CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.."
 
 target=${TARGET:-npu}
 require_target "$target"
+require_arch
 require_engine
+platform=()
+[[ -z ${ARCH:-} ]] || platform=(--platform "linux/$ARCH")
 commit=$(git rev-parse HEAD 2>/dev/null) || die "this is no git clone, so the image could not say what it was made of -> take a clone"
 # Of files that are not committed the image would say nothing.
 [[ -z $(git status --porcelain) ]] || commit+=-changed
@@ -25,23 +29,36 @@ else
     mkdir -p .sources # the builder wants the folder, and puts nothing of it into this image
 fi
 
-pinned() { # <the base of this target, by digest where make lock-base has found it>
-    [[ ! -f locks/bases.txt ]] || sed -n "s/^$1 //p" locks/bases.txt
-}
 base_argument=BASE python_argument=PYTHON_FROM
 [[ $target == npu ]] || base_argument=CPU_BASE python_argument=CPU_PYTHON_FROM
-base=${BASE:-$(pinned "$base_argument")}
-base=${base:-$(sed -n "s/^ARG $base_argument=//p" Dockerfile)}
-build_base=${BUILD_BASE:-$(pinned BUILD_BASE)}
+base=$(base_of "$base_argument")
+build_base=$(base_of BUILD_BASE)
 
+pull() { # <base> <its variable>
+    local machine
+    if machine=$("$docker" image inspect --format '{{.Architecture}}' "$1" 2>/dev/null) &&
+        [[ ${ARCH:-$machine} == "$machine" ]]; then return; fi
+    "$docker" pull "${platform[@]}" "$1" || die "the base $1 cannot be had -> name another one with $2="
+}
+inside() { # <base> <command…>
+    "$docker" run --rm --interactive "${platform[@]}" --entrypoint "$2" "$1" "${@:3}"
+}
+
+pull "$base" BASE
+[[ -z ${ARCH:-} ]] || inside "$base" /bin/sh -c : ||
+    die "$base does not start here (see above) -> to emulate $ARCH install qemu-user-static and binfmt-support"
 # Its own CPython 3.9 is used as it is.
-has_image "$base" || "$docker" pull "$base" || die "the base $base cannot be had -> name another one with BASE="
 python_from=source
-if "$docker" run --rm --interactive --entrypoint /bin/sh "$base" -s /tmp/python \
-    <scripts/image/python_base.sh >/dev/null 2>&1; then python_from=base; fi
+if inside "$base" /bin/sh -s /tmp/python <scripts/image/python_base.sh >/dev/null 2>&1; then python_from=base; fi
+if [[ $target == npu || $python_from == source ]]; then
+    pull "$build_base" BUILD_BASE
+    ours=$(inside "$base" getconf GNU_LIBC_VERSION || true) theirs=$(inside "$build_base" getconf GNU_LIBC_VERSION || true)
+    [[ $(printf '%s\n' "${theirs#glibc }" "${ours#glibc }" | sort -V | tail -n 1) == "${ours#glibc }" || -z $ours ]] ||
+        die "$build_base has $theirs and $base $ours: what the one compiles does not start in the other -> name an older one, BUILD_BASE=docker.io/library/buildpack-deps:bullseye (glibc 2.31)"
+fi
 
 arguments=(--build-arg "$base_argument=$base" --build-arg "$python_argument=$python_from")
-[[ -z $build_base ]] || arguments+=(--build-arg "BUILD_BASE=$build_base")
+arguments+=(--build-arg "BUILD_BASE=$build_base")
 for variable in TORCH PYPI_INDEX TORCH_INDEX PYTHON_URL PYTHON_SHA256; do
     [[ -z ${!variable:-} ]] || arguments+=(--build-arg "$variable=${!variable}")
 done
@@ -52,21 +69,27 @@ ca=${CA:-${SSL_CERT_FILE:-}}
 [[ -z $ca ]] || arguments+=(--secret "id=ca,src=$ca")
 read -ra flags <<<"${IMAGE_FLAGS:-}"
 
+published=$(published_tag "$target" "$base")
+# The pair of https://gitcode.com/Ascend/pytorch; Atlas 900 A3 has newer ones only.
+[[ $published != *-cann*-torch_npu2.1.0.post8-* || $published == *-cann8.0.rc3-* ]] ||
+    printf 'image: torch_npu 2.1.0.post8 is made for CANN 8.0.RC3, the base is %s -> docs/image.md says how to change torch_npu\n' "$base" >&2
+
 # What people look for in a label; all of it is in versions.json.
-stack=$(sed -n 's/^\(torch\|torch-npu\|transformers\|numpy\)==\([^ ]*\).*/\1 \2/p' "locks/torch-${TORCH:-cpu}.txt" "locks/image-$target.txt" |
+stack=$(sed -n 's/^\(torch\|torch-npu\|transformers\|numpy\)==\([^ +]*\).*/\1 \2/p' "locks/torch-${TORCH:-cpu}.txt" "locks/image-$target.txt" |
     sort -u | paste -sd, | sed 's/,/, /g')
 [[ $target == cpu ]] || stack+=$(sed -n 's/^\[\(.*\)\]$/, \1/p; s/^commit = "\(.\{12\}\).*/ \1/p' patches/upstream.toml | tr -d '\n')
 
-tag=${TAG:-$name:$version-$target}
-DOCKER_BUILDKIT=1 "$docker" build --target "$target" "${flags[@]}" "${arguments[@]}" \
+tag=${TAG:-$(local_image "$target")}
+DOCKER_BUILDKIT=1 "$docker" build --target "$target" "${platform[@]}" "${flags[@]}" "${arguments[@]}" \
     --build-arg "COMMIT=$commit" --build-arg "VERSION=$version" --build-arg "STACK=$stack" \
     --build-arg "SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)" --tag "$tag" .
 
 mkdir -p dist
-container=$("$docker" create "$tag")
+description=$name-$version-$target${ARCH:+-$ARCH}
+container=$("$docker" create "${platform[@]}" "$tag")
 trap '"$docker" rm "$container" >/dev/null' EXIT
-for file in versions sbom; do
-    "$docker" cp "$container:/opt/openpangu/$file.json" "dist/$name-$version-$target.$file.json" >/dev/null
+for file in versions sbom provenance; do
+    "$docker" cp "$container:/opt/openpangu/$file.json" "dist/$description.$file.json" >/dev/null
 done
-printf 'image: %s, %s of commit %s; what it consists of: dist/%s-%s-%s.{versions,sbom}.json\n' \
-    "$tag" "$("$docker" image inspect --format '{{.Size}}' "$tag" | numfmt --to=si)B" "$commit" "$name" "$version" "$target" >&2
+printf 'image: %s, %s of commit %s; what it consists of: dist/%s.{versions,sbom,provenance}.json\n' \
+    "$tag" "$("$docker" image inspect --format '{{.Size}}' "$tag" | numfmt --to=si)B" "$commit" "$description" >&2

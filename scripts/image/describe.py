@@ -1,6 +1,6 @@
-"""Writes what an image consists of: versions.json, and sbom.json (CycloneDX 1.5).
+"""Writes what an image consists of: versions.json, sbom.json (CycloneDX 1.5) and provenance.json (SLSA 1).
 
-cyclonedx-py has listed the Python packages; this adds what it cannot see: Python itself, the upstream sources and their
+cyclonedx-py has listed the Python packages; this adds Python, the libraries beside it, the upstream sources with their
 patches, and the base image.
 
 Run as: python describe.py TARGET COMMIT BASE DIRECTORY
@@ -39,8 +39,29 @@ def main(target: str, commit: str, base: str, directory: str) -> None:
         patches = [{"type": "unofficial", "diff": {"url": f"patches/{patch}"}} for patch in pin["patches"]]
         extra: dict[str, Any] = {"pedigree": {"patches": patches}} if patches else {}
         sbom["components"].append({**component("library", name, pin["commit"]), **extra})
-    for file, content in (("versions.json", versions), ("sbom.json", sbom)):
+    libraries = Path("/opt/openpangu/python/lib/libraries.txt")  # of a compiled Python: "libssl3 3.0.2-0ubuntu1.18"
+    for line in libraries.read_text("utf-8").splitlines() if libraries.is_file() else []:
+        sbom["components"].append(component("library", *line.split()))
+    described = (("versions.json", versions), ("sbom.json", sbom), ("provenance.json", provenance(versions)))
+    for file, content in described:
         (Path(directory) / file).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def provenance(versions: dict[str, Any]) -> dict[str, Any]:
+    """A predicate of SLSA 1: what was built from what. See https://slsa.dev/spec/v1.0/provenance."""
+    name, _, sha256 = versions["base"].partition("@sha256:")
+    base: dict[str, Any] = {"uri": f"docker://{name}", **({"digest": {"sha256": sha256}} if sha256 else {})}
+    commits = {"openpangu-sft": versions["commit"]}
+    commits.update({name: pin["commit"] for name, pin in versions["upstream"].items()})
+    sources = [{"uri": f"pkg:generic/{name}", "digest": {"gitCommit": commit}} for name, commit in commits.items()]
+    return {
+        "buildDefinition": {
+            "buildType": "urn:openpangu-sft:make-image",
+            "externalParameters": {key: versions[key] for key in ("target", "commit", "machine", "base")},
+            "resolvedDependencies": [base, *sources],
+        },
+        "runDetails": {"builder": {"id": "urn:openpangu-sft:scripts/image/build.sh"}},
+    }
 
 
 def component(kind: str, name: str, version: str) -> dict[str, str]:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds an image twice, each time without anything from the builder's cache, and compares the two file trees: content,
-# mode, owner, time and link of every entry. What is given to make image holds here too.
+# Builds an image twice, each time without a layer of the builder's cache, and compares the two file trees: content, mode,
+# owner, time and link of every entry. Packages come from uv's cache, by hash. What is given to make image holds here too.
 #
 #   TARGET   npu (the default) or cpu
 set -euo pipefail
@@ -24,6 +24,6 @@ if ! diff "$work/first" "$work/second" >"$work/difference"; then
     head -n 40 "$work/difference"
     die "the two trees differ in $(grep -c '^[<>]' "$work/difference") lines (< first, > second)"
 fi
-"$docker" tag "$name:diff-$target-first" "$name:$version-$target"
+"$docker" tag "$name:diff-$target-first" "$(local_image "$target")"
 "$docker" rmi "$name:diff-$target-first" >/dev/null
 printf 'image-diff: two builds, %d entries each, no difference\n' "$(wc -l <"$work/first")"

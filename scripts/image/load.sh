@@ -25,6 +25,9 @@ version=$(<"$from/VERSION")
 loaded=$("$docker" load --quiet --input "$from/image.tar.gz") || die "the engine could not load $from/image.tar.gz"
 image=${loaded##*: }
 [[ $image == "$name:$version-"* ]] || die "$from/image.tar.gz holds $image, expected $name:$version"
+# An image built by emulation has its machine in its name; on that machine it needs none.
+built=$image image=${image%-a??64}
+[[ $built == "$image" ]] || "$docker" tag "$built" "$image"
 said=$("$docker" run --rm --network none "$image" openpangu-sft --version) || die "$image does not start"
 [[ $said == "$version" ]] || die "$image is version $said, expected $version"
 printf 'load: %s works -> make, in %s, lists what there is\n' "$image" "$from" >&2

@@ -1,26 +1,57 @@
 #!/usr/bin/env bash
-# Pushes an image to a registry, under tags that say what it is: VERSION-TARGET-ARCH and VERSION-TARGET-COMMIT-ARCH.
-# docs/image.md says how images of both machines become one name.
+# Pushes an image to a registry, under tags that name CANN, torch_npu and the chip (published_tag in names.sh): TAG-ARCH and
+# TAG-COMMIT-ARCH. docs/image.md says how images of both machines become one name. SBOM and provenance go with it: signed
+# by cosign where there is a key, otherwise attached by oras where that is installed.
 #
-#   REGISTRY   where to: registry.example.org/team
-#   TARGET     npu (the default) or cpu
+#   REGISTRY       where to: registry.example.org/team
+#   TARGET         npu (the default) or cpu
+#   ARCH           amd64 or arm64: an image that was built with it
+#   COSIGN_KEY     a key that cosign takes: a file, env://NAME or a KMS's address; its password is COSIGN_PASSWORD
+#   COSIGN_FLAGS   more options of cosign; by itself it makes an entry in the public transparency log
 set -euo pipefail
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.."
 . scripts/image/names.sh
 
 target=${TARGET:-npu}
 require_target "$target"
+require_arch
 [[ -n ${REGISTRY:-} ]] || die 'REGISTRY is not given -> make push REGISTRY=registry.example.org/team'
+[[ -z ${COSIGN_KEY:-} ]] || command -v cosign >/dev/null || die 'COSIGN_KEY is given and cosign is not installed -> install it'
 require_engine
-image=$name:$version-$target
+image=$(local_image "$target")
 has_image "$image" || die "there is no image $image -> make image TARGET=$target"
-commit=$("$docker" image inspect --format '{{index .Config.Labels "org.opencontainers.image.revision"}}' "$image")
+label() { "$docker" image inspect --format "{{index .Config.Labels \"org.opencontainers.image.$1\"}}" "$image"; }
+commit=$(label revision)
 [[ $commit =~ ^[0-9a-f]{40}$ ]] ||
-    die "$image was made from $commit, which nobody can look up -> commit, make image TARGET=$target, and push again"
+    die "$image was made from $commit, which cannot be looked up -> commit, make image TARGET=$target, and push again"
 machine=$("$docker" image inspect --format '{{.Architecture}}' "$image")
-for tag in "$version-$target-$machine" "$version-$target-${commit:0:12}-$machine"; do
-    remote=${REGISTRY%/}/$name:$tag
+repository=${REGISTRY%/}/$name
+tag=$(published_tag "$target" "$(label base.name)")
+for remote in "$repository:$tag-$machine" "$repository:$tag-${commit:0:12}-$machine"; do
     "$docker" tag "$image" "$remote"
     "$docker" push --quiet "$remote" || die "$remote could not be pushed (see above) -> docker login ${REGISTRY%%/*}?"
     printf 'push: %s\n' "$remote" >&2
 done
+
+# To the digest: a tag may be moved between two commands.
+digest=$("$docker" image inspect --format '{{range .RepoDigests}}{{println .}}{{end}}' "$image" | grep -m 1 "^$repository@")
+work=$(mktemp -d)
+container=$("$docker" create "$image")
+trap 'rm -rf "$work"; "$docker" rm "$container" >/dev/null' EXIT
+for file in sbom provenance; do "$docker" cp "$container:/opt/openpangu/$file.json" "$work/" >/dev/null; done
+if [[ -n ${COSIGN_KEY:-} ]]; then
+    read -ra flags <<<"${COSIGN_FLAGS:-}"
+    signed() { cosign "$1" --yes --key "$COSIGN_KEY" "${flags[@]}" "${@:2}" "$digest" >&2 || die "cosign could not $1 $digest (see above)"; }
+    signed sign
+    signed attest --type cyclonedx --predicate "$work/sbom.json"
+    signed attest --type slsaprovenance1 --predicate "$work/provenance.json"
+    printf 'push: signed %s, with SBOM and provenance\n' "$digest" >&2
+elif command -v oras >/dev/null; then
+    cd "$work" # oras keeps the paths that it is given
+    attach() { oras attach --artifact-type "$2" "$digest" "$1.json:application/json" >&2 || die "oras could not attach $1 to $digest (see above)"; }
+    attach sbom application/vnd.cyclonedx+json
+    attach provenance application/vnd.in-toto+json
+    printf 'push: attached SBOM and provenance to %s, unsigned\n' "$digest" >&2
+else
+    printf 'push: SBOM and provenance are in the image and in dist/, not attached -> give COSIGN_KEY, or install oras\n' >&2
+fi

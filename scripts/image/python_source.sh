@@ -1,5 +1,6 @@
 #!/bin/sh
-# Compiles CPython, to be used as /opt/openpangu/python, and puts it into a directory.
+# Compiles CPython, to be used as /opt/openpangu/python, and puts it into a directory, with the libraries that its modules
+# need: a base has others (libssl.so.3 or libssl.so.1.1, libffi.so.7 or .8) or none. Of the base it needs the C library alone.
 #
 #   python_source.sh DIRECTORY
 #   PYTHON_URL, PYTHON_SHA256   its source archive (.tar.xz or .tgz), and the sum of it
@@ -22,13 +23,20 @@ cd /tmp/python
 SOURCE_DATE_EPOCH=0
 export SOURCE_DATE_EPOCH
 # Without profile-guided optimisation, which makes another program every time.
-./configure --quiet --prefix=$prefix --without-ensurepip --enable-loadable-sqlite-extensions
+./configure --quiet --prefix=$prefix --without-ensurepip --enable-loadable-sqlite-extensions LDFLAGS="-Wl,-rpath,$prefix/lib"
 make --silent -j"$(nproc)"
 make --silent install DESTDIR=/tmp/installed
 mv "/tmp/installed$prefix" /tmp/python-installed
 rm -rf /tmp/python-installed/lib/python*/test /tmp/python-installed/lib/python*/config-*/*.a /tmp/python-installed/lib/*.a
 mkdir -p "$1"
 mv /tmp/python-installed/* "$1/"
+ldd "$1"/lib/python*/lib-dynload/*.so | sed -n 's/.*=> \(\/[^ ]*\) .*/\1/p' | sort -u |
+    grep -Ev '/(libc|libm|libdl|libpthread|librt|libutil)\.so\.' | while read -r library; do
+    cp -L "$library" "$1/lib/"
+    # for the SBOM, where BUILD_BASE is Debian's or Ubuntu's: as name and version
+    package=$(dpkg-query --search "*/${library##*/}" 2>/dev/null | sed -n '1s/:.*//p')
+    [ -z "$package" ] || printf '%s %s\n' "$package" "$(dpkg-query --show "$package" | sed 's/.*\t//;1q')"
+done | sort -u >"$1/lib/libraries.txt"
 missing=$("$1/bin/python3" -c '
 for name in ("ssl", "zlib", "bz2", "lzma", "sqlite3", "ctypes", "hashlib"):
     try:

@@ -3,6 +3,7 @@
 #
 #   TARGET   npu (the default) or cpu
 #   DIST     where the archive goes (dist); about three times the image's compressed size is needed there for a while
+#   ARCH     amd64 or arm64: an image that was built with it
 #   LEVEL    how much gzip compresses, 1 to 9 (6)
 set -euo pipefail
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.."
@@ -10,9 +11,10 @@ CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.."
 
 target=${TARGET:-npu}
 require_target "$target"
+require_arch
 [[ ${LEVEL:-6} == [1-9] ]] || die "LEVEL=$LEVEL is no number from 1 to 9 -> leave it out for 6"
 require_engine
-image=$name:$version-$target
+image=$(local_image "$target")
 has_image "$image" || die "there is no image $image -> make image TARGET=$target"
 commit=$("$docker" image inspect --format '{{index .Config.Labels "org.opencontainers.image.revision"}}' "$image")
 [[ $commit != *-changed ]] || printf 'save: %s holds changes that are in no commit\n' "$image" >&2

@@ -11,7 +11,10 @@ import urllib.request
 from pathlib import Path
 from typing import Any, Optional
 
+import pytest
+
 from openpangu_sft import __version__
+from openpangu_sft.upstream import SOURCES, VARIABLES, find_sources
 
 ROOT = Path(__file__).parents[2]
 CPU, NPU = f"openpangu-sft:{__version__}-cpu", f"openpangu-sft:{__version__}-npu"
@@ -21,7 +24,7 @@ CANARY = "canary-4711"
 REGISTRY_BASES = {"CPU_BASE": "docker.io/library/python:3.9-slim-bullseye"}
 REGISTRY_BASES.update(BASE=REGISTRY_BASES["CPU_BASE"], BUILD_BASE="docker.io/library/buildpack-deps:bullseye")
 DEBIAN = os.environ.get("DEBIAN_MIRROR", "http://deb.debian.org/debian")
-BASE_PACKAGES = "python3,python3-distutils,ca-certificates,libgomp1"
+BASE_PACKAGES = "python3,python3-venv,ca-certificates,libgomp1"
 BUILD_PACKAGES = "ca-certificates,curl,gcc,g++,libc6-dev,make,xz-utils,python3-dev"
 BUILD_PACKAGES += ",libbz2-dev,libffi-dev,liblzma-dev,libsqlite3-dev,libssl-dev,zlib1g-dev"
 
@@ -40,7 +43,7 @@ class Engine:
     def __init__(self, client: str) -> None:
         self.client = client
         self.environment = {**os.environ, "DOCKER": client}
-        for name in ("MAKEFLAGS", "MAKELEVEL", "TARGET", "CACHE", "RUNTIME", "NPUS", "HOST_UID", "HOST_GID"):
+        for name in ("MAKEFLAGS", "MAKELEVEL", "TARGET", "ARCH", "CACHE", "RUNTIME", "NPUS", "HOST_UID", "HOST_GID"):
             self.environment.pop(name, None)
 
     def __call__(self, *arguments: str, text: Optional[str] = None) -> str:
@@ -59,8 +62,11 @@ class Engine:
         both = {**self.environment, **environment}
         return subprocess.run(["make", *arguments], cwd=folder, env=both, capture_output=True, text=True, check=False)
 
-    def bases(self, work: Path) -> dict[str, str]:
+    def bases(self, work: Path, arch: str = "") -> dict[str, str]:
         """What make image is to be told; made by debootstrap where no registry is reached.
+
+        Args:
+            arch: amd64 or arm64, where it is not this machine's.
 
         Raises:
             LookupError: there is no way to a base.
@@ -72,25 +78,42 @@ class Engine:
             return {**REGISTRY_BASES, **given}
         if not shutil.which("debootstrap") or os.geteuid():
             raise LookupError("no registry is reached, and debootstrap is not here or not allowed")
-        base = self._debootstrap(work, "openpangu-test/base", BASE_PACKAGES)
-        build = self._debootstrap(work, "openpangu-test/build", BUILD_PACKAGES)
+        base = self.debootstrap(work, "openpangu-test/base", BASE_PACKAGES, arch)
+        build = self.debootstrap(work, "openpangu-test/build", BUILD_PACKAGES, arch)
         return {"BASE": base, "CPU_BASE": base, "BUILD_BASE": build, **given}
 
-    def _debootstrap(self, work: Path, image: str, packages: str) -> str:
+    def debootstrap(self, work: Path, image: str, packages: str, arch: str = "", suite: str = "bullseye") -> str:
+        """An image of Debian's, named after its machine where that is another one; kept from run to run."""
+        image += f"-{arch}" if arch else ""
         if self.has(image):
             return image
-        root, cache = work / image.replace("/", "-"), work / "debs"
+        root, cache = work / image.replace("/", "-"), work / f"debs{arch}"
         cache.mkdir(exist_ok=True)
         command = ["debootstrap", "--variant=minbase", f"--include={packages}", f"--cache-dir={cache}"]
-        done = subprocess.run([*command, "bullseye", str(root), DEBIAN], capture_output=True, text=True, check=False)
+        command += [f"--arch={arch}"] if arch else []
+        done = subprocess.run([*command, suite, str(root), DEBIAN], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout[-2000:]
         for unwanted in ("var/cache/apt/archives", "var/lib/apt/lists"):
             shutil.rmtree(root / unwanted)
-        tar = subprocess.Popen(["tar", "-C", str(root), "-c", "."], stdout=subprocess.PIPE)
-        subprocess.run([self.client, "import", "-", image], stdin=tar.stdout, check=True, capture_output=True)
-        assert tar.wait() == 0
+        # Built and not imported: docker import of 20.10 takes every image for this machine's.
+        context = work / "context"
+        context.mkdir(exist_ok=True)
+        subprocess.run(["tar", "-C", str(root), "-cf", str(context / "root.tar"), "."], check=True)
+        (context / "Dockerfile").write_text("FROM scratch\nADD root.tar /\n")
+        platform = [f"--platform=linux/{arch}"] if arch else []
+        environment = {**self.environment, "DOCKER_BUILDKIT": "1"}
+        build = [self.client, "build", *platform, "--tag", image, str(context)]
+        subprocess.run(build, check=True, capture_output=True, env=environment)
         shutil.rmtree(root)
+        shutil.rmtree(context)
         return image
+
+
+def require_sources() -> None:
+    """Skips where neither `make sources` has run nor a variable says where its repositories are."""
+    missing = [name for name in VARIABLES.values() if not os.environ.get(name)]
+    if missing and not (SOURCES.is_dir() and find_sources()):
+        pytest.skip(f"the upstream sources are not at hand: no make sources here, and {', '.join(missing)} not set")
 
 
 def torch_build() -> str:

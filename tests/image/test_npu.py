@@ -63,7 +63,7 @@ def test_torch_npu_that_does_not_import_is_said(engine: Engine, npu_image: str) 
 
 
 def test_the_datasets_helper_is_there_and_is_not_compiled_again(engine: Engine, npu_image: str) -> None:
-    """The image has no compiler, and nobody may write to its code."""
+    """The image has no compiler, and its code cannot be written to."""
     program = (
         "import torch_npu, shutil; from torch_npu.contrib import transfer_to_npu; "
         "import mindspeed_llm.tasks.megatron_adaptor; "

@@ -20,7 +20,7 @@ DOCKERFILE = """ARG BASE={registry}/base:1
 ARG CPU_BASE={registry}/base:1
 ARG BUILD_BASE={registry}/base:1
 FROM ${{CPU_BASE}} AS cpu
-COPY versions.json sbom.json /opt/openpangu/
+COPY versions.json sbom.json provenance.json /opt/openpangu/
 ARG COMMIT
 LABEL org.opencontainers.image.revision="${{COMMIT}}"
 CMD ["none"]
@@ -57,7 +57,7 @@ def folder(engine: Engine, registry: str, place: Path) -> Iterator[Path]:
     (folder / "locks/bases.txt").unlink(missing_ok=True)
     (folder / "VERSION").write_text("0-registry\n")
     (folder / "Dockerfile").write_text(DOCKERFILE.format(registry=registry))
-    for name in ("versions.json", "sbom.json"):
+    for name in ("versions.json", "sbom.json", "provenance.json"):
         (folder / name).write_text("{}\n")
     base = f"{registry}/base:1"
     subprocess.run([engine.client, "import", "-", base], input=_empty_tar(place), check=True, capture_output=True)
@@ -134,7 +134,7 @@ def test_what_is_in_no_commit_is_not_pushed(engine: Engine, registry: str, folde
     assert script(engine, folder, "build.sh").returncode == 0
     done = script(engine, folder, "push.sh", REGISTRY=registry)
     assert done.returncode == 1
-    assert "-changed, which nobody can look up -> commit, make image TARGET=cpu, and push again" in done.stderr
+    assert "-changed, which cannot be looked up -> commit, make image TARGET=cpu, and push again" in done.stderr
 
 
 def test_a_base_that_cannot_be_had(engine: Engine, registry: str, folder: Path) -> None:
