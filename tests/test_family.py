@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import pytest
 from click.testing import CliRunner
 from ruamel.yaml import YAML
 
-from checkpoint_files import set_config
+from checkpoint_files import hf_sizes, set_config
 from conftest import ROOT, SHARED, TINY, MakeRecipe, conversation, write_samples
+from documents import blocks
 from openpangu_sft.artefact import read_manifest
 from openpangu_sft.checkpoint.convert import run_convert
 from openpangu_sft.checkpoint.hf import model_of
@@ -24,6 +26,7 @@ from openpangu_sft.doctor.finding import State, guarded
 from openpangu_sft.doctor.machine import Machine
 from openpangu_sft.doctor.subject import Subject
 from openpangu_sft.plan.memory import memory_of, verdict
+from openpangu_sft.plan.parts import GIB
 from openpangu_sft.plan.report import as_json, make_report
 from openpangu_sft.recipe import Recipe
 from openpangu_sft.recipe_file import load_recipe
@@ -103,7 +106,34 @@ def test_what_fits_64_gib(settings: list[str], fits: str) -> None:
     assert verdict(memory_of(load_recipe(SEVEN, settings)), 64) == fits
 
 
+def test_the_layouts_of_the_7b_in_the_docs() -> None:
+    text = (ROOT / "docs/plan.md").read_text("utf-8")
+    rows = re.findall(r"^\| TP (\d), PP (\d), CP (\d)[^|]* \| (\d) \| ([\d.]+) \| ([\d.]+) \|$", text, re.M)
+    assert len(rows) == 8
+    for tensor, pipeline, context, data, *said in rows:
+        split = [f"parallel.tensor={tensor}", f"parallel.pipeline={pipeline}", f"parallel.context={context}"]
+        again = [*split, f"train.recompute.num_layers={34 // int(pipeline)}"]
+        found = [load_recipe(SEVEN, settings) for settings in (again, [*split, *NO_RECOMPUTE])]
+        assert [f"{memory_of(recipe).needed / GIB:.1f}" for recipe in found] == said
+        assert found[0].parallel.data == int(data)
+
+
 # Sizes from config.json.
+
+
+def test_the_recipe_without_sizes_in_the_docs(tmp_path: Path, tiny_hf: Path) -> None:
+    (block,) = (block for block in blocks(ROOT / "docs/checkpoints.md") if block.lines[0] == "paths:")
+    assert "model:" not in block.lines
+    (tmp_path / "own.yaml").write_text("\n".join(block.lines), "utf-8")
+    place = [f"paths.cache={tmp_path}"]
+    base = load_recipe(tmp_path / "own.yaml", place).path("hf")
+    base.mkdir(parents=True)
+    shutil.copy(tiny_hf / "config.json", base)
+    published = load_recipe(ROOT / "recipes/openpangu-1b.yaml").model
+    set_config(base, **hf_sizes(published))
+    recipe = load_recipe(tmp_path / "own.yaml", place)
+    assert recipe.model == published
+    assert verdict(memory_of(recipe), 64) == "yes"
 
 
 def own_recipe(tmp_path: Path, **model: Any) -> Path:

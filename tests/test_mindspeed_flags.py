@@ -82,9 +82,16 @@ def test_the_7b_differs_from_the_1b_in_its_sizes_and_layout_alone() -> None:
     ours, theirs = flags_of(published("openpangu-7b")), flags_of(published())
     differing = {name: value for name, value in ours.items() if theirs.get(name) != value}
     assert {name: value for name, value in differing.items() if name not in {*OTHER_PLACES, "tensorboard-dir"}} == {
-        **{"num-layers": "34", "hidden-size": "4096", "ffn-hidden-size": "12800", "num-attention-heads": "32"},
-        **{"num-query-groups": "8", "rotary-base": "16000000.0", "untie-embeddings-and-output-weights": ""},
-        **{"tensor-model-parallel-size": "4", "sequence-parallel": "", "make-vocab-size-divisible-by": "4"},
+        "num-layers": "34",
+        "hidden-size": "4096",
+        "ffn-hidden-size": "12800",
+        "num-attention-heads": "32",
+        "num-query-groups": "8",
+        "rotary-base": "16000000.0",
+        "untie-embeddings-and-output-weights": "",
+        "tensor-model-parallel-size": "4",
+        "sequence-parallel": "",
+        "make-vocab-size-divisible-by": "4",
         "recompute-num-layers": "34",
     }
     assert not theirs.keys() - ours.keys()

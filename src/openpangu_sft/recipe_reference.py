@@ -17,9 +17,10 @@ HEAD = """# Recipe
 
 Every key of a recipe, generated from the code. Any of them can be overridden:
 `make sft SET="train.lr=1e-5 data.workers=8"`, or `openpangu-sft sft --set train.lr=1e-5`. A key without a default has
-to be in the file. Examples: [openpangu-1b.yaml](../recipes/openpangu-1b.yaml), [openpangu-7b.yaml](../recipes/openpangu-7b.yaml).
+to be in the file; [recipes/openpangu-1b.yaml](../recipes/openpangu-1b.yaml) is a complete example.
 """
 _OF_THE_CHECKPOINT = "config.json"
+"""Default of the model's sizes."""
 
 
 def reference() -> str:
