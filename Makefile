@@ -1,4 +1,4 @@
-# Fine-tune openPangu-Embedded-1B: `make` lists what there is.
+# Fine-tune openPangu-Embedded: `make` lists what there is.
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -641,6 +641,10 @@ def test_other_settings_are_found(tmp_path: Path) -> None:
         ({"model.num_layers": 2, "tokenizer": "bb"}, "made with tokenizer = aa, the recipe says bb"),
         ({"model.num_layers": 3}, "made with model.num_layers = 2, the recipe says 3"),
         ({"model.vocab_size": 5}, "made with model.vocab_size = nothing, the recipe says 5"),
+        (
+            {"model.num_layers": 3, "data.seed": 1, "tokenizer": "bb"},
+            "made with model.num_layers = 2, the recipe says 3; tokenizer = aa, the recipe says bb",
+        ),
     ):
         message = refusal(lambda wanted=wanted: require_settings(tmp_path, made_with, wanted, "run make convert again"))
         assert message == f"{tmp_path}: {what} -> run make convert again"

@@ -311,7 +311,7 @@ def test_untied_without_lm_head_is_refused(copy: Path, make_recipe: MakeRecipe) 
 def test_a_config_that_lost_tie_word_embeddings_is_refused(copy: Path, make_recipe: MakeRecipe) -> None:
     set_config(copy, tie_word_embeddings=...)
     message = refusal(make_recipe(f"paths.hf={copy}"))
-    assert "model.tie_word_embeddings is True in the recipe, and not here: the class's default is false" in message
+    assert "model.tie_word_embeddings is True in the recipe, not given here: the class's default is false" in message
     assert message.endswith("-> take the published config.json")
 
 

@@ -79,6 +79,26 @@ def test_everything_but_the_weights_is_the_bases(tmp_path: Path, tiny_hf: Path, 
     assert type(exported).__name__ == "PanguTokenizer"
 
 
+def test_a_configuration_saved_by_transformers_5_is_exported_with_the_keys_that_its_code_reads(
+    tmp_path: Path, tiny_hf: Path, make_recipe: MakeRecipe
+) -> None:
+    """The rope base is not that of the class's default, which it would be without rope_theta."""
+    base = make_pangu_base(tmp_path / "openPangu-saved", tiny_hf, modelling=FOR_ANY_DEVICE)
+    rope = {"rope_theta": 4000000.0, "rope_type": "default"}
+    set_config(base, rope_theta=..., rope_parameters=rope, torch_dtype=..., dtype="bfloat16")
+    options = [f"paths.hf={base}", TRUSTED]
+    recipe, other = make_recipe(*options), make_recipe(*options, "paths.export=llama")
+    make_run(recipe)
+    run_export(recipe, form=OPENPANGU)
+    run_export(other)
+    for exported in (recipe.path("export"), other.path("export")):
+        config = json_of(exported / "config.json")
+        assert (config["rope_theta"], config["torch_dtype"]) == (4000000.0, "float32")
+        assert not {"rope_parameters", "dtype"} & config.keys()
+    own, llama = load(recipe.path("export"), trust_remote_code=True), load(other.path("export"))
+    assert torch.equal(logits(own), logits(llama))
+
+
 def test_the_published_configuration_of_the_larger_sibling(
     tmp_path: Path, tiny_hf: Path, make_recipe: MakeRecipe
 ) -> None:

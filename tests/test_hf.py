@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig
 
 from checkpoint_files import read_hf, set_config, write_hf
 from conftest import MakeRecipe
@@ -63,6 +64,8 @@ def refusal(directory: Path, make_recipe: MakeRecipe) -> str:
         ({"intermediate_size": 49}, "model.ffn_hidden_size is 48 in the recipe, 49 in this checkpoint"),
         ({"num_attention_heads": 8}, "model.num_attention_heads is 4 in the recipe, 8 in this checkpoint"),
         ({"num_key_value_heads": 4}, "model.num_query_groups is 2 in the recipe, 4 in this checkpoint"),
+        ({"num_key_value_heads": None}, "model.num_query_groups is 2 in the recipe, 4 in this checkpoint"),
+        ({"num_key_value_heads": 0}, "num_query_groups = 0: Input should be greater than 0"),
         ({"num_key_value_heads": ...}, "model.num_query_groups is 2 in the recipe, 4 in this checkpoint"),
         ({"head_dim": 16}, "model.kv_channels is 8 in the recipe, 16 in this checkpoint"),
         ({"vocab_size": 1537}, "model.vocab_size is 1536 in the recipe, 1537 in this checkpoint"),
@@ -75,7 +78,14 @@ def refusal(directory: Path, make_recipe: MakeRecipe) -> str:
         ({"model_type": ...}, "model_type None is not openPangu-Embedded"),
         ({"model_type": ["llama"]}, "model_type ['llama'] is not openPangu-Embedded"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu', openPangu-Embedded has 'silu'"),
-        ({"rope_scaling": {"type": "linear"}}, "rope_scaling is {'type': 'linear'}, openPangu-Embedded has None"),
+        (
+            {"rope_scaling": {"type": "linear"}},
+            "rope_scaling is {'type': 'linear'}, openPangu-Embedded has the default",
+        ),
+        ({"rope_scaling": {"rope_type": "default", "factor": 2}}, "'factor': 2}, openPangu-Embedded has the default"),
+        ({"rope_scaling": {"type": "default", "rope_type": "yarn"}}, "openPangu-Embedded has the default"),
+        ({"rope_parameters": ["default"]}, "rope_parameters is ['default'], openPangu-Embedded has the default"),
+        ({"rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}}, "rope_theta is 4000000.0 and 10000.0 -> "),
         ({"mlp_bias": True}, "mlp_bias is True, openPangu-Embedded has False"),
         ({"quantization_config": {"bits": 8}}, "quantization_config is {'bits': 8}, openPangu-Embedded has None"),
         ({"rope_theta": ...}, "key 'rope_theta' is missing"),
@@ -97,6 +107,63 @@ def test_another_config_is_refused(
     message = refusal(copy, make_recipe)
     assert complaint in message
     assert "config.json: " in message
+
+
+def test_all_differences_are_named_at_once(copy: Path, make_recipe: MakeRecipe) -> None:
+    set_config(copy, num_hidden_layers=34, rope_theta=16e6, tie_word_embeddings=...)
+    assert refusal(copy, make_recipe) == (
+        f"{copy / 'config.json'}: model.num_layers is 2 in the recipe, 34 in this checkpoint; model.rotary_base is "
+        "4000000.0 in the recipe, 16000000.0 in this checkpoint; model.tie_word_embeddings is True in the recipe, not "
+        "given here: the class's default is false -> set model.num_layers=34 model.rotary_base=16000000.0, or leave "
+        "them out of the recipe"
+    )
+    set_config(copy, num_hidden_layers=2, rope_theta=4e6)
+    assert refusal(copy, make_recipe).endswith("the class's default is false -> take the published config.json")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rope_scaling": {"rope_type": "default"}},
+        {"rope_scaling": {"type": "default"}},
+        {"rope_scaling": {"type": "default", "rope_type": "default"}},
+        {"rope_theta": ..., "rope_scaling": {"rope_type": "default", "rope_theta": 4000000.0}},
+        {"rope_theta": ..., "rope_parameters": {"rope_theta": 4000000.0, "rope_type": "default"}},
+        {"rope_parameters": {"rope_theta": 4000000.0}, "dtype": "float32", "torch_dtype": ...},
+        {"mlp_bias": None},
+    ],
+)
+def test_another_spelling_of_the_same_model_is_taken(
+    copy: Path, make_recipe: MakeRecipe, changes: dict[str, Any]
+) -> None:
+    """And stock transformers 4.53.2 is given what it reads."""
+    published = read_config(copy)
+    set_config(copy, **changes)
+    config = require_model(copy, make_recipe().model)
+    assert model_of(config, copy) == model_of(published, copy)
+    assert llama_config(read_config(copy)) == llama_config(config) == llama_config(published)
+    loaded = LlamaConfig(**llama_config(config))
+    assert (loaded.rope_theta, loaded.rope_scaling, loaded.torch_dtype) == (4e6, None, torch.float32)
+
+
+def test_as_many_key_value_heads_as_heads_may_be_null(copy: Path, make_recipe: MakeRecipe) -> None:
+    set_config(copy, num_key_value_heads=None)
+    config = require_model(copy, make_recipe("model.num_query_groups=4").model)
+    assert llama_config(config)["num_key_value_heads"] == 4
+
+
+def test_what_transformers_5_saves_of_the_llama_form(copy: Path, make_recipe: MakeRecipe) -> None:
+    """Written by LlamaConfig.save_pretrained of transformers 5.24.0."""
+    saved = """{"attention_bias": true, "attention_dropout": 0.0, "bos_token_id": 1, "dtype": "bfloat16",
+        "eos_token_id": 2, "head_dim": 8, "hidden_act": "silu", "hidden_size": 32, "initializer_range": 0.02,
+        "intermediate_size": 48, "max_position_embeddings": 1024, "mlp_bias": false, "model_type": "llama",
+        "num_attention_heads": 4, "num_hidden_layers": 2, "num_key_value_heads": 2, "pad_token_id": null,
+        "pretraining_tp": 1, "rms_norm_eps": 1e-05, "rope_parameters": {"rope_theta": 4000000.0,
+        "rope_type": "default"}, "tie_word_embeddings": true, "transformers_version": "5.24.0", "use_cache": true,
+        "vocab_size": 1536}"""
+    (copy / "config.json").write_text(saved, "utf-8")
+    loaded = LlamaConfig(**llama_config(require_model(copy, make_recipe().model)))
+    assert (loaded.rope_theta, loaded.torch_dtype, hasattr(loaded, "rope_parameters")) == (4e6, torch.bfloat16, False)
 
 
 @pytest.mark.parametrize(

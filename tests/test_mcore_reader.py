@@ -89,6 +89,10 @@ def test_unfit_ranks_are_refused(converted: Recipe, spoil: Callable[[Any], Any],
         (lambda args: setattr(args, "kv_channels", 16), "has kv_channels 16, the recipe says 8"),
         (lambda args: setattr(args, "rotary_base", 10000), "has rotary_base 10000, the recipe says 4000000.0"),
         (lambda args: setattr(args, "norm_epsilon", 1e-6), "has norm_epsilon 1e-06, the recipe says 1e-05"),
+        (
+            lambda args: vars(args).update(kv_channels=16, norm_epsilon=1e-6),
+            "has kv_channels 16, the recipe says 8; has norm_epsilon 1e-06, the recipe says 1e-05 -> ",
+        ),
     ],
 )
 def test_sizes_that_no_shape_tells_are_compared(converted: Recipe, spoil: Callable[[Any], Any], complaint: str) -> None:

@@ -62,8 +62,8 @@ def places(recipe: Recipe) -> Places:
     return Places(run / "data/data", recipe.path("mcore"), run, run / "tensorboard")
 
 
-def published() -> Recipe:
-    return load_recipe(ROOT / "recipes/openpangu-1b.yaml")
+def published(name: str = "openpangu-1b") -> Recipe:
+    return load_recipe(ROOT / f"recipes/{name}.yaml")
 
 
 def flags_of(recipe: Recipe, resumed: bool = False) -> dict[str, str]:
@@ -76,6 +76,26 @@ def test_the_published_recipe_gives_the_published_flags() -> None:
     assert {name: value for name, value in ours.items() if name not in theirs} == ADDED
     for name in theirs.keys() & ours.keys() - OTHER_PLACES:
         assert (ours[name] == theirs[name]) or float(ours[name]) == float(theirs[name]), name
+
+
+def test_the_7b_differs_from_the_1b_in_its_sizes_and_layout_alone() -> None:
+    ours, theirs = flags_of(published("openpangu-7b")), flags_of(published())
+    differing = {name: value for name, value in ours.items() if theirs.get(name) != value}
+    assert {name: value for name, value in differing.items() if name not in {*OTHER_PLACES, "tensorboard-dir"}} == {
+        "num-layers": "34",
+        "hidden-size": "4096",
+        "ffn-hidden-size": "12800",
+        "num-attention-heads": "32",
+        "num-query-groups": "8",
+        "rotary-base": "16000000.0",
+        "untie-embeddings-and-output-weights": "",
+        "tensor-model-parallel-size": "4",
+        "sequence-parallel": "",
+        "make-vocab-size-divisible-by": "4",
+        "recompute-num-layers": "34",
+    }
+    assert not theirs.keys() - ours.keys()
+    assert ours["padded-vocab-size"] == "153376"
 
 
 def test_the_documentation_names_every_difference() -> None:

@@ -115,13 +115,16 @@ def require_settings(directory: Path, made_with: Mapping[str, Any], wanted: Mapp
     """Refuses an artefact that was made with other settings than the recipe's.
 
     Raises:
-        UserError: names the first differing key with both values.
+        UserError: names all keys that differ, with both values.
     """
     made_with = {**EARLIER, **made_with}
-    for key, value in wanted.items():
-        if key not in made_with or made_with[key] != value:
-            found = made_with.get(key, "nothing")
-            raise UserError(f"made with {key} = {found}, the recipe says {value}", where=directory, remedy=remedy)
+    differing = [
+        f"{key} = {made_with.get(key, 'nothing')}, the recipe says {value}"
+        for key, value in wanted.items()
+        if key not in made_with or made_with[key] != value
+    ]
+    if differing:
+        raise UserError(f"made with {'; '.join(differing)}", where=directory, remedy=remedy)
 
 
 def sum_counts(counts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -35,13 +35,14 @@ class Chat:
 
     Attributes:
         iteration: of the training that made the checkpoint, where that is known.
+        context: of the model, in tokens.
     """
 
     def __init__(self, recipe: Recipe, checkpoint: Path, iteration: Optional[int] = None) -> None:
         if (checkpoint / TRACKER).is_file():
-            files = recipe.path("hf")
-            opened = open_mcore(checkpoint, recipe.model, iteration)
-            tensors = tensors_of(opened.weights, recipe.model)
+            files, model = recipe.path("hf"), recipe.model
+            opened = open_mcore(checkpoint, model, iteration)
+            tensors = tensors_of(opened.weights, model)
             converted = opened.manifest is not None and opened.manifest.kind == "mcore"
             self.iteration = None if converted else opened.iteration
         elif (checkpoint / CONFIG).is_file():
@@ -51,7 +52,7 @@ class Chat:
         else:
             what = "no such directory" if not checkpoint.is_dir() else "neither a Hugging Face nor an mcore checkpoint"
             raise UserError(what, where=checkpoint, remedy="run make export, or give one with MODEL=…")
-        self.recipe = recipe
+        self.recipe, self.context = recipe, model.max_position_embeddings
         self.tokenizer = Tokenizer(files, recipe.tokenizer.trust_remote_code)
         self.model = build_model(files, tensors, "eager", inference_device(recipe)).eval()
 
@@ -76,7 +77,7 @@ class Chat:
         Raises:
             UserError: it is longer than the model's context.
         """
-        room = self.recipe.model.max_position_embeddings - len(prompt)
+        room = self.context - len(prompt)
         if room <= 0:
             raise UserError(f"the conversation has {len(prompt)} tokens, more than the model can hold")
         settings = self.recipe.chat

@@ -41,6 +41,10 @@ class UserError(Exception):
         return printable(line)
 
 
+class SizesUnknown(UserError):
+    """The recipe leaves sizes of the model to a checkpoint that is not there (yet)."""
+
+
 def printable(text: str) -> str:
     """A text from a file, which may hold anything, without what a terminal or a browser would act on."""
     return "".join(mark if mark.isprintable() else repr(mark)[1:-1] for mark in text)

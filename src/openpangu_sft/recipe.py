@@ -11,6 +11,7 @@ from typing import Any, Literal, Optional
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from openpangu_sft.errors import SizesUnknown
 from openpangu_sft.recipe_rules import complaints
 
 Positive = Field(gt=0)
@@ -69,7 +70,7 @@ class Paths(Section):
 
 
 class Model(Section):
-    """Sizes of the model; checked against the checkpoint's config.json."""
+    """Sizes of the model. What is left out is read from config.json in `paths.hf`; what is stated must equal it."""
 
     num_layers: int = UpTo1000
     """Transformer layers."""
@@ -104,6 +105,8 @@ class Model(Section):
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Model:
+        if isinstance(self, UnknownModel):
+            return self
         if self.num_attention_heads % self.num_query_groups:
             raise ValueError(
                 f"model.num_attention_heads {self.num_attention_heads} is not a multiple of "
@@ -112,6 +115,20 @@ class Model(Section):
         if self.kv_channels % 2:
             raise ValueError(f"model.kv_channels {self.kv_channels} is odd: rotary embeddings need pairs -> change it")
         return self
+
+
+class UnknownModel(Model):
+    """Sizes that the recipe leaves to a config.json which does not exist: reading one raises `SizesUnknown`."""
+
+    checkpoint: Path
+    """Where config.json is expected."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in Model.model_fields:
+            raise AttributeError(name)
+        what = "the recipe leaves out sizes of the model, and there is no config.json"
+        remedy = "put the checkpoint there (paths.hf), or state them under model:"
+        raise SizesUnknown(what, where=self.checkpoint, remedy=remedy)
 
 
 class Tokenizer(Section):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import reprlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.nodes import MappingNode
 
 from openpangu_sft.errors import UserError
-from openpangu_sft.recipe import Recipe
+from openpangu_sft.recipe import Model, Paths, Recipe, UnknownModel
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,14 +25,15 @@ _DERIVED = {"data-parallel replicas": [f"parallel.{size}" for size in _SIZES]}
 
 
 def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
-    """Reads and checks a recipe.
+    """Reads and checks a recipe. Sizes of the model that it leaves out come from config.json in `paths.hf`.
 
     Args:
         path: the YAML file; a relative one that is not there is looked for beside the code, where recipes/ lies.
         overrides: texts like `train.lr=1e-5`; the value is read as YAML, but as it stands where the key holds a text.
 
     Raises:
-        UserError: not readable, not YAML, an unknown key, a wrong type, or settings that cannot work together.
+        UserError: not readable, not YAML, an unknown key, a wrong type, or settings that cannot work together; or a
+            config.json that is needed is not of openPangu-Embedded.
     """
     if not path.is_file() and (ROOT / path).is_file():
         path = ROOT / path
@@ -57,7 +58,7 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
         raise UserError("holds no settings", where=path, remedy="start from recipes/openpangu-1b.yaml")
     given = [_apply(content, override) for override in overrides]
     try:
-        return Recipe.model_validate(content)
+        return Recipe.model_validate({**content, "model": _model(content)})
     except ValidationError as error:
         raise _first_complaint(error, text, given, path) from None
 
@@ -93,6 +94,31 @@ def _apply(content: dict[str, Any], override: str) -> str:
     return key
 
 
+def _model(content: Mapping[str, Any]) -> Any:
+    """`model:` of a recipe, with the sizes that it leaves out; as it is where it is wrong, to be refused later."""
+    stated = content.get("model") or {}
+    if not _only_incomplete(stated):
+        return stated
+    try:
+        checkpoint = Paths.model_validate(content.get("paths") or {})["hf"]
+    except ValidationError:
+        return stated
+    from openpangu_sft.checkpoint.hf import CONFIG, model_of, read_config  # imports numpy
+
+    if not (checkpoint / CONFIG).is_file():
+        return UnknownModel.model_construct(checkpoint=checkpoint, **stated)
+    return {**model_of(read_config(checkpoint), checkpoint / CONFIG).model_dump(), **stated}
+
+
+def _only_incomplete(stated: Any) -> bool:
+    """Whether sizes are missing, and nothing else is wrong."""
+    try:
+        Model.model_validate(stated)
+    except ValidationError as error:
+        return all(detail["type"] == "missing" for detail in error.errors())
+    return False
+
+
 def _require_value(parts: Sequence[str], where: str) -> None:
     """Raises `UserError` unless the recipe has one value under this key."""
     for depth, part in enumerate(parts):
@@ -110,7 +136,8 @@ def _require_value(parts: Sequence[str], where: str) -> None:
 def _first_complaint(error: ValidationError, text: str, given: Collection[str], path: Path) -> UserError:
     details = error.errors(include_url=False)
     unknown = [entry for entry in details if entry["type"] == "extra_forbidden"]
-    detail = (unknown or details)[0]  # a mistyped key is missing, too, but that says less
+    wrong = [entry for entry in details if entry["type"] != "missing"]
+    detail = (unknown or wrong or details)[0]  # a mistyped key is missing, too, but that says less
     location = [str(part) for part in detail["loc"]]
     key = ".".join(location)
     where = f"--set {key}" if key in given else f"{path}{_line(text, location)}"

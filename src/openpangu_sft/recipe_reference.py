@@ -11,14 +11,16 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from openpangu_sft.recipe import Recipe
+from openpangu_sft.recipe import Model, Recipe
 
 HEAD = """# Recipe
 
 Every key of a recipe, generated from the code. Any of them can be overridden:
 `make sft SET="train.lr=1e-5 data.workers=8"`, or `openpangu-sft sft --set train.lr=1e-5`. A key without a default has
-to be in the file; [recipes/openpangu-1b.yaml](../recipes/openpangu-1b.yaml) has them all.
+to be in the file; [recipes/openpangu-1b.yaml](../recipes/openpangu-1b.yaml) is a complete example.
 """
+_OF_THE_CHECKPOINT = "config.json"
+"""Default of the model's sizes."""
 
 
 def reference() -> str:
@@ -37,7 +39,8 @@ def _rows(prefix: str, section: Any) -> Iterator[tuple[str, str, str, str]]:
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from _rows(key, field.annotation)
         else:
-            yield f"`{key}`", _values(field), _default(field), field.description or ""
+            default = _OF_THE_CHECKPOINT if section is Model and field.is_required() else _default(field)
+            yield f"`{key}`", _values(field), default, field.description or ""
 
 
 def _default(field: FieldInfo) -> str:

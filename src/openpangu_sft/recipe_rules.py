@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import suppress
 from itertools import permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
+
+from openpangu_sft.errors import SizesUnknown
 
 if TYPE_CHECKING:
     from openpangu_sft.recipe import Paths, Recipe
@@ -13,11 +17,11 @@ if TYPE_CHECKING:
 
 def complaints(recipe: Recipe) -> list[str]:
     """What cannot work together across sections, most basic first."""
-    model, data, parallel, train = recipe.model, recipe.data, recipe.parallel, recipe.train
-    found: list[Optional[str]] = [
-        _divides("parallel.tensor", parallel.tensor, "model.num_query_groups", model.num_query_groups),
-        _divides("parallel.tensor", parallel.tensor, "model.ffn_hidden_size", model.ffn_hidden_size),
-        _stages(recipe),
+    data, parallel, train = recipe.data, recipe.parallel, recipe.train
+    found: list[Optional[str]] = []
+    with suppress(SizesUnknown):  # checked when there is a checkpoint that says them
+        found.extend(_sizes(recipe))
+    found += [
         _divides(
             "parallel.tensor x parallel.pipeline x parallel.context",
             parallel.tensor * parallel.pipeline * parallel.context,
@@ -26,32 +30,16 @@ def complaints(recipe: Recipe) -> list[str]:
         ),
         _divides("parallel.context", parallel.context, "data.seq_length", data.seq_length),
         _divides(
-            "parallel.tensor x parallel.context",
-            parallel.tensor * parallel.context,
-            "model.num_attention_heads",
-            model.num_attention_heads,
-        ),
-        _divides(
             "train.micro_batch_size x data-parallel replicas",
             train.micro_batch_size * max(parallel.data, 1),
             "train.global_batch_size",
             train.global_batch_size,
         ),
     ]
-    if data.seq_length > model.max_position_embeddings:
-        found.append(
-            f"data.seq_length {data.seq_length} is above model.max_position_embeddings "
-            f"{model.max_position_embeddings} -> lower data.seq_length"
-        )
-    if train.recompute.num_layers > model.num_layers:
-        found.append(
-            f"train.recompute.num_layers {train.recompute.num_layers} is above model.num_layers {model.num_layers} "
-            "-> lower it"
-        )
     if train.recompute.granularity == "full" and not train.recompute.num_layers:
         found.append(
             "train.recompute.granularity full with train.recompute.num_layers 0 recomputes nothing "
-            f"-> set train.recompute.num_layers to 1..{model.num_layers}, or train.recompute.granularity=none"
+            "-> set train.recompute.num_layers to the number of layers, or train.recompute.granularity=none"
         )
     if train.engine == "transformers" and parallel.world != parallel.data:
         found.append(
@@ -60,6 +48,26 @@ def complaints(recipe: Recipe) -> list[str]:
         )
     found.append(_overlap(recipe.paths))
     return [complaint for complaint in found if complaint]
+
+
+def _sizes(recipe: Recipe) -> Iterator[Optional[str]]:
+    """What does not go with the model's sizes."""
+    model, data, parallel, recompute = recipe.model, recipe.data, recipe.parallel, recipe.train.recompute
+    for name in ("num_query_groups", "ffn_hidden_size"):
+        yield _divides("parallel.tensor", parallel.tensor, f"model.{name}", getattr(model, name))
+    yield _stages(recipe)
+    split, heads = parallel.tensor * parallel.context, model.num_attention_heads
+    yield _divides("parallel.tensor x parallel.context", split, "model.num_attention_heads", heads)
+    if data.seq_length > model.max_position_embeddings:
+        yield (
+            f"data.seq_length {data.seq_length} is above model.max_position_embeddings "
+            f"{model.max_position_embeddings} -> lower data.seq_length"
+        )
+    if recompute.num_layers > model.num_layers:
+        yield (
+            f"train.recompute.num_layers {recompute.num_layers} is above model.num_layers {model.num_layers} "
+            "-> lower it"
+        )
 
 
 def _divides(small_key: str, small: int, large_key: str, large: int) -> Optional[str]:

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from openpangu_sft.checkpoint.arrays import Array, same_bits
+from openpangu_sft.checkpoint.config_keys import as_version_4, rope_complaint
 from openpangu_sft.checkpoint.layout import hf_shapes
 from openpangu_sft.checkpoint.safetensors_file import map_safetensors
 from openpangu_sft.checkpoint.weights import Weights, require_tensors, weights_of_arrays
@@ -23,8 +24,12 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 _AGAIN = "download it again"
 _PUBLISHED = "take the published config.json"
-_USUAL = {"hidden_act": "silu", "rope_scaling": None, "mlp_bias": False, "quantization_config": None}
-"""Keys of config.json that would make it another architecture if they had another value."""
+_USUAL: dict[str, tuple[object, ...]] = {
+    "hidden_act": ("silu",),
+    "mlp_bias": (False, None),
+    "quantization_config": (None,),
+}
+"""Keys of config.json that make it another architecture if they have none of these values."""
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -50,10 +55,13 @@ def model_of(config: Mapping[str, Any], path: Path) -> Model:
             f"model_type {config.get('model_type')!r} is not openPangu-Embedded", where=path, remedy="check paths.hf"
         )
     for key, usual in _USUAL.items():
-        if config.get(key, usual) != usual:
+        if config.get(key, usual[0]) not in usual:
             raise UserError(
-                f"{key} is {config[key]!r}, openPangu-Embedded has {usual!r}", where=path, remedy="check paths.hf"
+                f"{key} is {config[key]!r}, openPangu-Embedded has {usual[0]!r}", where=path, remedy="check paths.hf"
             )
+    if complaint := rope_complaint(config):
+        raise UserError(complaint, where=path, remedy="check paths.hf")
+    config = as_version_4(config)
     try:
         heads = config["num_attention_heads"]
         bias = config["bias"] if config["model_type"] == PANGU else config.get("attention_bias", False)
@@ -87,20 +95,27 @@ def model_of(config: Mapping[str, Any], path: Path) -> Model:
 
 
 def require_model(directory: Path, model: Model) -> dict[str, Any]:
-    """Reads config.json and checks it against the recipe.
+    """Reads config.json, with the keys that transformers 4.53.2 reads, and checks it against the recipe.
 
     Raises:
-        UserError: names the first key that differs, with both values.
+        UserError: names all keys that differ, with both values.
     """
     config, path = read_config(directory), directory / CONFIG
-    found = model_of(config, path)
-    for key, value in model.model_dump().items():
-        if getattr(found, key) != value:
-            what, remedy = f"model.{key} is {value} in the recipe", f"set model.{key}={getattr(found, key)}"
-            if key == "tie_word_embeddings" and key not in config:
-                raise UserError(f"{what}, and not here: the class's default is false", where=path, remedy=_PUBLISHED)
-            raise UserError(f"{what}, {getattr(found, key)} in this checkpoint", where=path, remedy=remedy)
-    return config
+    found, differing, settings = model_of(config, path), [], []
+    for key in Model.model_fields:
+        wanted, its = getattr(model, key), getattr(found, key)
+        if wanted == its:
+            continue
+        where = f"{its} in this checkpoint"
+        if key == "tie_word_embeddings" and key not in config:
+            where = "not given here: the class's default is false"
+        else:
+            settings.append(f"model.{key}={its}")
+        differing.append(f"model.{key} is {wanted} in the recipe, {where}")
+    if differing:
+        remedy = f"set {' '.join(settings)}, or leave them out of the recipe" if settings else _PUBLISHED
+        raise UserError("; ".join(differing), where=path, remedy=remedy)
+    return as_version_4(config)
 
 
 def pangu_config(model: Model, eos_id: int, dtype: str) -> dict[str, Any]:
@@ -142,6 +157,7 @@ def llama_config(config: Mapping[str, Any]) -> dict[str, Any]:
     Its own modelling code asks for an NPU at import; stock transformers loads this form anywhere, without remote code.
     """
     own = {"architectures", "auto_map", "bias", "model_type", "attention_bias", "mlp_bias", "transformers_version"}
+    config = as_version_4(config)
     bias = config["bias"] if "bias" in config else config.get("attention_bias", False)
     kept = {key: value for key, value in config.items() if key not in own}
     tied = bool(config.get("tie_word_embeddings", False))  # written out: no default to rely on
@@ -216,7 +232,7 @@ def open_hf(directory: Path, model: Model) -> Weights:
         raise UserError(
             f"tensor {_HEAD} is missing, but tie_word_embeddings is false",
             where=directory,
-            remedy="is it right in config.json? The class's default is false, openPangu-Embedded-1B has true",
+            remedy="is it right in config.json? Without the key it is false; the 1B has true, the 7B has false",
         )
     remedy = "is this openPangu-Embedded, downloaded in full, with its own config.json?"
     require_tensors(found, hf_shapes(model), directory, remedy)

@@ -198,10 +198,12 @@ def _layout(contents: Mapping[tuple[int, int], Mapping[str, Any]], model: Model,
                 f"has TP {tensor}, which does not divide model.{key} {size}", where=directory, remedy=_RECIPE
             )
     args = contents[0, 0].get("args")
-    for key in _DESCRIBED if isinstance(args, Namespace) else ():
-        found, wanted = getattr(args, key, None), getattr(model, key)
-        if isinstance(found, (int, float)) and found != wanted:
-            raise UserError(f"has {key} {found}, the recipe says {wanted}", where=directory, remedy=_RECIPE)
+    described = {key: getattr(args, key, None) for key in _DESCRIBED} if isinstance(args, Namespace) else {}
+    numbers = {key: value for key, value in described.items() if isinstance(value, (int, float))}
+    differing = [(key, found, getattr(model, key)) for key, found in numbers.items() if found != getattr(model, key)]
+    if differing:
+        what = "; ".join(f"has {key} {found}, the recipe says {wanted}" for key, found, wanted in differing)
+        raise UserError(what, where=directory, remedy=_RECIPE)
     stages = []
     for pp in range(pipeline):
         names = contents[0, pp]["model"]

@@ -6,7 +6,7 @@ import enum
 from dataclasses import dataclass, replace
 from typing import Callable
 
-from openpangu_sft.errors import LONGEST, UserError, explain_os_error, printable
+from openpangu_sft.errors import LONGEST, SizesUnknown, UserError, explain_os_error, printable
 
 
 class State(str, enum.Enum):
@@ -59,6 +59,8 @@ def guarded(name: str, check: Callable[[], Finding]) -> Finding:
     """Runs a check; whatever it raises is its finding, so that no check takes the others down with it."""
     try:
         found = check()
+    except SizesUnknown as error:
+        found = skipped(f"not known: {error.what} in {error.where}")
     except UserError as error:
         found = _refused(error)
     except OSError as error:
