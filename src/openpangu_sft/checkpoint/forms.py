@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from openpangu_sft.checkpoint.hf import CONFIG, PANGU, llama_config, read_object
+from openpangu_sft.checkpoint.hf import PANGU, llama_config
+from openpangu_sft.checkpoint.hf_files import CONFIG, read_object
 from openpangu_sft.errors import UserError, naming
 from openpangu_sft.tokenizer import Tokenizer, load_hf, tokenizer_files
 
