@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Callable, NamedTuple, Optional
 
 from openpangu_sft.artefact import Manifest, files_digest, sha256_of
+from openpangu_sft.checkpoint.checklist import check_published
 from openpangu_sft.checkpoint.hf import open_hf, require_model
 from openpangu_sft.checkpoint.hf_files import CONFIG, not_hf, weight_files
 from openpangu_sft.checkpoint.mcore import MODEL_FILE, TRACKER
 from openpangu_sft.checkpoint.mcore_reader import McoreCheckpoint, open_mcore
 from openpangu_sft.checkpoint.weights import Weights
 from openpangu_sft.errors import UserError
+from openpangu_sft.progress import console
 from openpangu_sft.recipe import Recipe
 from openpangu_sft.tokenizer import tokenizer_digest, tokenizer_files
 
@@ -95,13 +98,16 @@ def open_origin(recipe: Recipe, path: Path, iteration: Optional[int] = None, rem
         raise not_hf(path, UserError(what, where=path, remedy=remedy))
     stamps = {file: _stamp(file) for file in (*weight_files(path), path / CONFIG, *tokenizer_files(path))}
     require_model(path, recipe.model)
-    return Origin(open_hf(path, recipe.model), None, None, lambda: hf_digests(path), stamps)
+    weights, published = open_hf(path, recipe.model), check_published(recipe, path)
+    if published.files:
+        console.print(str(published), markup=False, soft_wrap=True)
+    return Origin(weights, None, None, lambda: hf_digests(path, published.sums), stamps)
 
 
-def hf_digests(directory: Path) -> dict[str, str]:
-    """sha256 of what a Hugging Face checkpoint consists of: weights, configuration, tokenizer."""
+def hf_digests(directory: Path, known: Mapping[Path, str] = MappingProxyType({})) -> dict[str, str]:
+    """sha256 of what a Hugging Face checkpoint consists of: weights, configuration, tokenizer; some may be known."""
     return {
-        "weights": files_digest(weight_files(directory)),
+        "weights": files_digest(weight_files(directory), known),
         "config": sha256_of(directory / CONFIG),
         "tokenizer": tokenizer_digest(directory),
     }
