@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from openpangu_sft.checkpoint.arrays import BF16, CHUNK, Array, Stored
-from openpangu_sft.checkpoint.hf import CONFIG, WEIGHTS, pangu_config
+from openpangu_sft.checkpoint.hf import pangu_config
+from openpangu_sft.checkpoint.hf_files import CONFIG, WEIGHTS
 from openpangu_sft.checkpoint.layout import Shape, hf_shapes
 from openpangu_sft.checkpoint.safetensors_file import write_safetensors
 from openpangu_sft.recipe import Model

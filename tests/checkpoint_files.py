@@ -11,7 +11,8 @@ from typing import Any, Optional
 import torch
 from safetensors.torch import save_file
 
-from openpangu_sft.checkpoint.hf import INDEX, WEIGHTS, open_hf
+from openpangu_sft.checkpoint.hf import open_hf
+from openpangu_sft.checkpoint.hf_files import INDEX, WEIGHTS
 from openpangu_sft.checkpoint.layout import hf_shapes
 from openpangu_sft.checkpoint.mcore_reader import open_mcore
 from openpangu_sft.checkpoint.torch_arrays import tensors_of

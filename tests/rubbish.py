@@ -22,7 +22,8 @@ from conftest import ROOT, TINY
 from openpangu_sft.artefact import MANIFEST
 from openpangu_sft.checkpoint.convert import run_convert
 from openpangu_sft.checkpoint.export import run_export
-from openpangu_sft.checkpoint.hf import WEIGHTS, open_hf
+from openpangu_sft.checkpoint.hf import open_hf
+from openpangu_sft.checkpoint.hf_files import WEIGHTS
 from openpangu_sft.checkpoint.layout import hf_shapes, mcore_tensors, single
 from openpangu_sft.checkpoint.mcore_reader import open_mcore, parts_of
 from openpangu_sft.checkpoint.safe_pickle import load_checkpoint_file

@@ -17,7 +17,7 @@ from openpangu_sft.artefact import Manifest
 from openpangu_sft.checkpoint import convert, export
 from openpangu_sft.checkpoint.convert import run_convert
 from openpangu_sft.checkpoint.export import run_export
-from openpangu_sft.checkpoint.hf import WEIGHTS
+from openpangu_sft.checkpoint.hf_files import WEIGHTS
 from openpangu_sft.checkpoint.verify import check_manifest
 from openpangu_sft.errors import UserError, explain_os_error
 from openpangu_sft.recipe import Recipe

@@ -27,7 +27,7 @@ from checkpoint_files import (
 from conftest import MakeRecipe
 from openpangu_sft.artefact import read_manifest, require_settings
 from openpangu_sft.checkpoint.convert import mcore_settings, run_convert
-from openpangu_sft.checkpoint.hf import WEIGHTS
+from openpangu_sft.checkpoint.hf_files import WEIGHTS
 from openpangu_sft.checkpoint.layout import Layout, extra_state_names, mcore_tensors, parameter_count, single
 from openpangu_sft.checkpoint.mcore_reader import latest_iteration, parts_of
 from openpangu_sft.checkpoint.torch_arrays import tensors_of, to_array, to_tensor, weights_of

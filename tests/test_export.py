@@ -19,7 +19,8 @@ from checkpoint_files import BITS, assert_same_bits, read_hf, set_config
 from conftest import PATIENCE, ROOT, MakeRecipe
 from openpangu_sft.artefact import Manifest, read_manifest
 from openpangu_sft.checkpoint.export import run_export
-from openpangu_sft.checkpoint.hf import WEIGHTS, read_config
+from openpangu_sft.checkpoint.hf import read_config
+from openpangu_sft.checkpoint.hf_files import WEIGHTS
 from openpangu_sft.checkpoint.origin import hf_digests
 from openpangu_sft.recipe import Recipe
 from openpangu_sft.sft.checkpoints import VERSIONS, save

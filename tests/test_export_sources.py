@@ -17,7 +17,7 @@ from openpangu_sft.artefact import MANIFEST
 from openpangu_sft.checkpoint.convert import run_convert
 from openpangu_sft.checkpoint.export import run_export
 from openpangu_sft.checkpoint.forms import OPENPANGU, SAME_IDS
-from openpangu_sft.checkpoint.hf import WEIGHTS
+from openpangu_sft.checkpoint.hf_files import WEIGHTS
 from openpangu_sft.checkpoint.origin import hf_digests
 from openpangu_sft.recipe import Recipe
 from pangu_base import TRUSTED, make_pangu_base

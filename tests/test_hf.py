@@ -13,16 +13,8 @@ from transformers import LlamaConfig
 
 from checkpoint_files import read_hf, set_config, write_hf
 from conftest import MakeRecipe
-from openpangu_sft.checkpoint.hf import (
-    INDEX,
-    WEIGHTS,
-    llama_config,
-    model_of,
-    open_hf,
-    read_config,
-    require_model,
-    weight_files,
-)
+from openpangu_sft.checkpoint.hf import llama_config, model_of, open_hf, read_config, require_model
+from openpangu_sft.checkpoint.hf_files import INDEX, WEIGHTS, weight_files
 from openpangu_sft.checkpoint.origin import hf_digests
 from openpangu_sft.recipe import Model
 from refusals import refusal_of

@@ -13,7 +13,8 @@ from checkpoint_files import assert_same_bits, hf_sizes, random_checkpoint, read
 from conftest import SHARED, MakeRecipe
 from openpangu_sft.checkpoint.convert import run_convert
 from openpangu_sft.checkpoint.export import run_export
-from openpangu_sft.checkpoint.hf import WEIGHTS, model_of
+from openpangu_sft.checkpoint.hf import model_of
+from openpangu_sft.checkpoint.hf_files import WEIGHTS
 from openpangu_sft.checkpoint.layout import hf_shapes, parameter_count
 from openpangu_sft.errors import UserError
 from openpangu_sft.recipe import Recipe

@@ -15,6 +15,7 @@ import torch
 from checkpoint_files import assert_same_bits, read_hf, read_mcore
 from conftest import MakeRecipe
 from openpangu_sft.artefact import MANIFEST
+from openpangu_sft.checkpoint import convert
 from openpangu_sft.checkpoint.convert import run_convert
 from openpangu_sft.checkpoint.layout import Layout
 from openpangu_sft.checkpoint.mcore_reader import latest_iteration, open_mcore
@@ -256,3 +257,34 @@ def test_a_tracker_that_names_no_iteration_is_refused(tmp_path: Path, text: str)
 
 def test_no_tracker_is_refused(tmp_path: Path) -> None:
     assert "no checkpoint here" in refusal_of(latest_iteration, tmp_path)
+
+
+def test_a_release_is_read(converted: Recipe, tiny_hf: Path) -> None:
+    """The form that Megatron's own converters leave: no iteration, and the tracker file says so."""
+    root = converted.path("mcore")
+    (root / ITERATION).rename(root / "release")
+    (root / "latest_checkpointed_iteration.txt").write_text("release\n")
+    assert_same_bits(read_mcore(root, converted.model), read_hf(tiny_hf, converted.model))
+    opened = open_mcore(root, converted.model)
+    assert (opened.directory, opened.iteration) == (root / "release", 0)
+    assert str(root / "iter_0000005") in refusal(converted, 5)
+    again = converted.model_copy(update={"paths": converted.paths.model_copy(update={"mcore": "again"})})
+    run_convert(again, root)
+    assert_same_bits(read_mcore(again.path("mcore"), again.model), read_hf(tiny_hf, again.model))
+
+
+def test_a_release_that_is_not_there(converted: Recipe) -> None:
+    (converted.path("mcore") / "latest_checkpointed_iteration.txt").write_text("release")
+    message = refusal(converted)
+    assert message.startswith(f"{converted.path('mcore') / 'release'}: ")
+    assert "is not there" in message
+
+
+def test_a_release_that_changes_while_it_is_read(converted: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = converted.path("mcore")
+    (root / ITERATION).rename(root / "release")
+    (root / "latest_checkpointed_iteration.txt").write_text("release")
+    file = root / "release/mp_rank_01_001" / FILE
+    monkeypatch.setattr(convert, "require_equal", lambda *_: file.touch())
+    again = converted.model_copy(update={"paths": converted.paths.model_copy(update={"mcore": "again"})})
+    assert refusal_of(run_convert, again, root).startswith(f"{file}: changed while it was read")

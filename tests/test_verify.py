@@ -16,7 +16,7 @@ from checkpoint_files import set_config, write_hf
 from conftest import MakeRecipe
 from openpangu_sft.artefact import MANIFEST
 from openpangu_sft.checkpoint.convert import run_convert
-from openpangu_sft.checkpoint.hf import WEIGHTS
+from openpangu_sft.checkpoint.hf_files import WEIGHTS
 from openpangu_sft.checkpoint.logits import BF16_LIMIT, FP32_LIMIT, Row, compare_logits
 from openpangu_sft.checkpoint.verify import check_manifest, compare_tensors
 from openpangu_sft.commands.checkpoints import verify_command

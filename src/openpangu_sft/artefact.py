@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Callable, Optional
 
 from filelock import FileLock, Timeout
@@ -66,9 +67,9 @@ def sha256_of(path: Path, advance: Callable[[int, str], object] = lambda units, 
     return digest.hexdigest()
 
 
-def files_digest(files: Iterable[Path]) -> str:
-    """sha256 over the names and sums of files, in the order that they are given in."""
-    text = "".join(f"{path.name} {sha256_of(path)}\n" for path in files)
+def files_digest(files: Iterable[Path], known: Mapping[Path, str] = MappingProxyType({})) -> str:
+    """sha256 over the names and sums of files, in the order that they are given in; `known` sums are not taken."""
+    text = "".join(f"{path.name} {known.get(path) or sha256_of(path)}\n" for path in files)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -10,7 +10,8 @@ import torch
 
 from openpangu_sft.artefact import MANIFEST, parse_manifest
 from openpangu_sft.chat_format import HEADERS, START, Piece, prompt_pieces
-from openpangu_sft.checkpoint.hf import CONFIG, model_of, open_hf, read_config
+from openpangu_sft.checkpoint.hf import model_of, open_hf, read_config
+from openpangu_sft.checkpoint.hf_files import CONFIG, not_hf
 from openpangu_sft.checkpoint.mcore import TRACKER
 from openpangu_sft.checkpoint.mcore_reader import open_mcore
 from openpangu_sft.checkpoint.torch_arrays import tensors_of
@@ -51,7 +52,8 @@ class Chat:
             self.iteration = _trained(checkpoint)
         else:
             what = "no such directory" if not checkpoint.is_dir() else "neither a Hugging Face nor an mcore checkpoint"
-            raise UserError(what, where=checkpoint, remedy="run make export, or give one with MODEL=…")
+            remedy = "run make export, or give one with MODEL=…"
+            raise not_hf(checkpoint, UserError(what, where=checkpoint, remedy=remedy))
         self.recipe, self.context = recipe, model.max_position_embeddings
         self.tokenizer = Tokenizer(files, recipe.tokenizer.trust_remote_code)
         self.model = build_model(files, tensors, "eager", inference_device(recipe)).eval()

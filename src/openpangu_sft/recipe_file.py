@@ -103,7 +103,8 @@ def _model(content: Mapping[str, Any]) -> Any:
         checkpoint = Paths.model_validate(content.get("paths") or {})["hf"]
     except ValidationError:
         return stated
-    from openpangu_sft.checkpoint.hf import CONFIG, model_of, read_config  # imports numpy
+    from openpangu_sft.checkpoint.hf import model_of, read_config  # imports numpy
+    from openpangu_sft.checkpoint.hf_files import CONFIG
 
     if not (checkpoint / CONFIG).is_file():
         return UnknownModel.model_construct(checkpoint=checkpoint, **stated)

@@ -9,7 +9,8 @@ from typing import Optional
 from openpangu_sft.artefact import Manifest, sha256_of, staged_directory
 from openpangu_sft.checkpoint.arrays import DTYPES
 from openpangu_sft.checkpoint.forms import LLAMA, make_tokenizer_stock, write_companions, write_config
-from openpangu_sft.checkpoint.hf import CONFIG, WEIGHTS, open_hf, require_model
+from openpangu_sft.checkpoint.hf import open_hf, require_model
+from openpangu_sft.checkpoint.hf_files import CONFIG, WEIGHTS
 from openpangu_sft.checkpoint.layout import parameter_count
 from openpangu_sft.checkpoint.model_card import write_model_card
 from openpangu_sft.checkpoint.origin import Origin, open_origin

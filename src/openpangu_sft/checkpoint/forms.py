@@ -10,10 +10,13 @@ import json
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
-from openpangu_sft.checkpoint.hf import CONFIG, PANGU, llama_config, read_object
-from openpangu_sft.errors import UserError, naming
+from openpangu_sft.chat_format import END
+from openpangu_sft.checkpoint.hf import PANGU, llama_config
+from openpangu_sft.checkpoint.hf_files import CONFIG, read_object
+from openpangu_sft.errors import UserError, naming, printable
+from openpangu_sft.progress import console
 from openpangu_sft.tokenizer import Tokenizer, load_hf, tokenizer_files
 
 LLAMA, OPENPANGU = "llama", "openpangu"
@@ -23,14 +26,15 @@ SAME_IDS = "gives the same ids"
 
 _AS_IT_IS = "export with FORM=openpangu"
 _TOKENIZER_CONFIG = "tokenizer_config.json"
-_ALSO = ("generation_config.json", "chat_template.jinja")
+_GENERATION_CONFIG = "generation_config.json"
+_ALSO = (_GENERATION_CONFIG, "chat_template.jinja")
 _LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "*Notice*", "*NOTICE*")
 _OF_THE_CLASS = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "chat_template")
 """What a class may have by itself, so that another one lacks it."""
 
 
 def write_config(directory: Path, config: Mapping[str, Any], base: Path, form: str, dtype: str) -> None:
-    """Writes config.json.
+    """Writes config.json, with one dtype (`torch_dtype`, which transformers 4 reads) and the right eos.
 
     Args:
         config: the base's.
@@ -42,8 +46,9 @@ def write_config(directory: Path, config: Mapping[str, Any], base: Path, form: s
     if form == OPENPANGU and config["model_type"] != PANGU:
         what = f"model_type is {config['model_type']}: openPangu's own configuration and code are not here"
         raise UserError(what, where=base / CONFIG, remedy="export with FORM=llama, or give the original as paths.hf")
-    written = llama_config(config) if form == LLAMA else config
-    _write_json(directory / CONFIG, {**written, "torch_dtype": dtype})
+    written = {**(llama_config(config) if form == LLAMA else config), "torch_dtype": dtype}
+    written.pop("dtype", None)  # transformers 5's name for it
+    _write_json(directory / CONFIG, _with_right_eos(written, base, CONFIG))
 
 
 def write_companions(directory: Path, base: Path, form: str) -> None:
@@ -65,6 +70,30 @@ def write_companions(directory: Path, base: Path, form: str) -> None:
         if path.is_file() and (form == OPENPANGU or path.suffix != ".py"):
             with naming(directory / path.name):  # shutil would say that there is no room for the original
                 (directory / path.name).write_bytes(path.read_bytes())
+    if (path := directory / _GENERATION_CONFIG).is_file():
+        config = read_object(path)
+        if (right := _with_right_eos(config, base, path.name)) != config:
+            _write_json(path, right)
+
+
+def _with_right_eos(config: Mapping[str, Any], base: Path, name: str) -> Mapping[str, Any]:
+    """A configuration whose eos ends messages, so that generation stops there; what had to be changed is printed."""
+    ids, right = config.get("eos_token_id"), _end_id(base)
+    if right is None or right in (ids if isinstance(ids, list) else [ids]):
+        return config
+    what = f"{base / name}: eos_token_id is {ids}; it is exported as {right}, the id of {END}"
+    console.print(printable(what), markup=False, soft_wrap=True)
+    return {**config, "eos_token_id": right}
+
+
+def _end_id(base: Path) -> Optional[int]:
+    """The id of the token that ends messages, by the tokenizer's configuration: this runs no remote code."""
+    path = base / _TOKENIZER_CONFIG
+    added = read_object(path).get("added_tokens_decoder") if path.is_file() else None
+    for number, token in added.items() if isinstance(added, dict) else ():
+        if number.isdecimal() and isinstance(token, dict) and token.get("content") == END:
+            return int(number)
+    return None
 
 
 def make_tokenizer_stock(directory: Path, base: Path, trust_remote_code: bool) -> str:

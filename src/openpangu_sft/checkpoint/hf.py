@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import ValidationError
 
 from openpangu_sft.checkpoint.arrays import Array, same_bits
 from openpangu_sft.checkpoint.config_keys import as_version_4, rope_complaint
+from openpangu_sft.checkpoint.hf_files import AGAIN, CONFIG, not_hf, read_object, weight_files
 from openpangu_sft.checkpoint.layout import hf_shapes
 from openpangu_sft.checkpoint.safetensors_file import map_safetensors
 from openpangu_sft.checkpoint.weights import Weights, require_tensors, weights_of_arrays
@@ -18,11 +20,17 @@ from openpangu_sft.errors import UserError
 from openpangu_sft.recipe import Model
 
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
-CONFIG = "config.json"
 PANGU = "PanguEmbedded"
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
-_AGAIN = "download it again"
+_FREQUENCIES = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+_FP32_ROUNDING = 2.0**-18
+"""Relative error of base^(-2i/d) computed in fp32, at most: 32 units in the last place, as devices differ."""
+_WRAPPERS = {
+    "module.": "model.module.save_pretrained(…), as DistributedDataParallel or DeepSpeed wraps it",
+    "_orig_mod.": "model._orig_mod.save_pretrained(…), as torch.compile wraps it",
+    "base_model.model.": "model.merge_and_unload().save_pretrained(…), as PEFT wraps it",
+}
+"""What puts a prefix before the names of all tensors."""
 _PUBLISHED = "take the published config.json"
 _USUAL: dict[str, tuple[object, ...]] = {
     "hidden_act": ("silu",),
@@ -40,7 +48,8 @@ def read_config(directory: Path) -> dict[str, Any]:
     """
     path = directory / CONFIG
     if not path.is_file():
-        raise UserError("no Hugging Face checkpoint here (config.json)", where=directory, remedy="check paths.hf")
+        what = "no Hugging Face checkpoint here (config.json)"
+        raise not_hf(directory, UserError(what, where=directory, remedy="check paths.hf"))
     return read_object(path)
 
 
@@ -171,54 +180,21 @@ def llama_config(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, all present.
-
-    Raises:
-        UserError: none, or a shard is missing, or only `.bin` files.
-    """
-    index, single = directory / INDEX, directory / WEIGHTS
-    if index.is_file() and single.is_file():
-        raise UserError(f"there are two sets of weights, {WEIGHTS} and {INDEX}", where=directory, remedy="remove one")
-    if index.is_file():
-        shards = read_object(index).get("weight_map")
-        if not isinstance(shards, dict) or not shards or not all(_is_file_name(name) for name in shards.values()):
-            raise UserError("weight_map names no files", where=index, remedy="download it again")
-        names = sorted(set(shards.values()))
-        for name in names:
-            if not (directory / name).is_file():
-                raise UserError("shard is missing", where=directory / name, remedy="download the checkpoint again")
-        return [_not_a_pointer(directory / name) for name in names]
-    if single.is_file():
-        return [_not_a_pointer(single)]
-    if list(directory.glob("*.bin")):
-        raise UserError(
-            "only .bin weights, which transformers 4.53.2 refuses to load with torch 2.1",
-            where=directory,
-            remedy="take the safetensors files",
-        )
-    raise UserError(f"no weights here ({WEIGHTS})", where=directory, remedy="check paths.hf")
-
-
-def _not_a_pointer(path: Path) -> Path:
-    with path.open("rb") as stream:
-        if stream.read(24) == b"version https://git-lfs.":
-            raise UserError("is only a Git LFS pointer", where=path, remedy="get the file itself (git lfs pull)")
-    return path
-
-
 def open_hf(directory: Path, model: Model) -> Weights:
     """Opens all weights; their values are read when they are used.
 
     Raises:
-        UserError: a tensor is missing, unexpected or of another shape; tie_word_embeddings contradicts the weights.
+        UserError: a tensor is missing, unexpected or of another shape; tie_word_embeddings or the rope base contradicts
+            the weights.
     """
     found: dict[str, Array] = {}
     for path in weight_files(directory):
-        for name, array in map_safetensors(path, _AGAIN).items():
+        for name, array in map_safetensors(path, AGAIN).items():
             if name in found:
-                raise UserError(f"tensor {name} is in another shard too", where=path, remedy=_AGAIN)
+                raise UserError(f"tensor {name} is in another shard too", where=path, remedy=AGAIN)
             found[name] = array
+    _require_bare_names(found, directory)
+    _leave_out_frequencies(found, model, directory)
     head, embedding = found.get(_HEAD), found.get(_EMBEDDING)
     if model.tie_word_embeddings and head is not None and embedding is not None:
         if not same_bits(head, embedding):
@@ -239,20 +215,30 @@ def open_hf(directory: Path, model: Model) -> Weights:
     return weights_of_arrays(found, directory)
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """Reads a JSON object.
+def _require_bare_names(found: Mapping[str, Array], directory: Path) -> None:
+    """Refuses the state of what wraps a model, by the name of its embedding."""
+    prefix = next((name[: -len(_EMBEDDING)] for name in found if name.endswith(f".{_EMBEDDING}")), "")
+    if prefix and _EMBEDDING not in found:
+        remedy = next((how for mark, how in _WRAPPERS.items() if prefix.startswith(mark)), "without what wraps it")
+        what = f"the names of its tensors begin with {prefix}: what wraps the model was saved"
+        raise UserError(what, where=directory, remedy=f"save the model itself: {remedy}")
 
-    Raises:
-        UserError: it is not one.
+
+def _leave_out_frequencies(found: dict[str, Array], model: Model, directory: Path) -> None:
+    """Takes out RoPE's inverse frequencies, which the official 7B stores for each layer: the configuration gives them.
+
+    They may have been computed in fp32 on any device, and rounded to the dtype that they are stored in.
     """
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"not valid JSON: {error}", where=path, remedy=_AGAIN) from None
-    if not isinstance(content, dict):
-        raise UserError("is not a JSON object", where=path, remedy=_AGAIN)
-    return content
-
-
-def _is_file_name(name: object) -> bool:
-    return isinstance(name, str) and name == Path(name).name and name.endswith(".safetensors")
+    exact = model.rotary_base ** (-np.arange(0, model.kv_channels, 2) / model.kv_channels)
+    for name in [name for name in found if _FREQUENCIES.fullmatch(name)]:
+        tensor = found.pop(name)
+        if tensor.shape != exact.shape:
+            what = f"tensor {name} has shape {tensor.shape}, head size {model.kv_channels} gives {exact.shape}"
+            raise UserError(what, where=directory, remedy=_PUBLISHED)
+        unit: Array = np.spacing(exact.astype(tensor.dtype)).astype(np.float64)
+        wrong = ~(np.abs(tensor.astype(np.float64) - exact) <= _FP32_ROUNDING * exact + unit)  # NaN is wrong too
+        if wrong.any():
+            at = int(wrong.argmax())
+            what = f"tensor {name}[{at}] is {float(tensor[at]):.7g}; rope base {model.rotary_base:.10g} and head size "
+            what += f"{model.kv_channels} of config.json give {exact[at]:.7g}"
+            raise UserError(what, where=directory, remedy=_PUBLISHED)

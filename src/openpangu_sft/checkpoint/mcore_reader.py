@@ -12,8 +12,9 @@ import numpy as np
 
 from openpangu_sft.artefact import MANIFEST, Manifest, parse_manifest, require_files
 from openpangu_sft.checkpoint.arrays import Array
+from openpangu_sft.checkpoint.hf_files import CONFIG
 from openpangu_sft.checkpoint.layout import Block, Layout, mcore_tensors
-from openpangu_sft.checkpoint.mcore import MODEL_FILE, OPTIMIZER_FILE, TRACKER, iteration_directory, rank_file
+from openpangu_sft.checkpoint.mcore import MODEL_FILE, OPTIMIZER_FILE, RELEASE, TRACKER, iteration_directory, rank_file
 from openpangu_sft.checkpoint.safe_pickle import is_whole, load_checkpoint_file
 from openpangu_sft.checkpoint.weights import Part, Weights, require_tensors
 from openpangu_sft.errors import UserError
@@ -61,7 +62,12 @@ def latest_iteration(root: Path, remedy: str = "check the path") -> int:
     """
     path = root / TRACKER
     if not path.is_file():
-        raise UserError(f"no checkpoint here ({TRACKER})", where=root, remedy=remedy)
+        what = f"no checkpoint here ({TRACKER})"
+        if (root / CONFIG).is_file():
+            what, remedy = "is a Hugging Face checkpoint; a Megatron-core one is needed", f"make convert FROM={root}"
+        elif any(root.glob("mp_rank_*")):
+            what, remedy = "is one iteration of a checkpoint", f"give the directory that contains it: {root.parent}"
+        raise UserError(what, where=root, remedy=remedy)
     text = path.read_text("utf-8", errors="replace").strip()
     if not re.fullmatch("[0-9]{1,12}", text):
         raise UserError(
@@ -79,9 +85,10 @@ def open_mcore(
         UserError: there is none; it is half-written or damaged; it has other tensors than the model; ranks that should
             hold the same do not.
     """
-    newest = latest_iteration(root, remedy)
+    release = _is_release(root)
+    newest = 0 if release else latest_iteration(root, remedy)
     number = newest if iteration is None else iteration
-    directory = iteration_directory(root, number)
+    directory = root / RELEASE if release and number == 0 else iteration_directory(root, number)
     other = _another(root, directory)
     if not directory.is_dir():
         raise UserError(f"iteration {number} is not there", where=directory, remedy=other)
@@ -99,6 +106,12 @@ def open_mcore(
         for tensor in table:
             parts.extend(parts_of(tensor.blocks, tensors[tensor.name], where))
     return McoreCheckpoint(directory, number, layout, Weights(parts, "the ranks are not of one checkpoint"), manifest)
+
+
+def _is_release(root: Path) -> bool:
+    """Whether the tracker file names the directory `release`, as Megatron's own converters leave it: iteration 0."""
+    path = root / TRACKER
+    return path.is_file() and path.read_bytes()[:80].strip() == RELEASE.encode()
 
 
 def parts_of(blocks: Sequence[Block], array: Array, where: Path) -> list[Part]:

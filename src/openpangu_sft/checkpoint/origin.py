@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Callable, NamedTuple, Optional
 
 from openpangu_sft.artefact import Manifest, files_digest, sha256_of
-from openpangu_sft.checkpoint.hf import CONFIG, open_hf, require_model, weight_files
+from openpangu_sft.checkpoint.checklist import check_published
+from openpangu_sft.checkpoint.hf import open_hf, require_model
+from openpangu_sft.checkpoint.hf_files import CONFIG, not_hf, weight_files
 from openpangu_sft.checkpoint.mcore import MODEL_FILE, TRACKER
 from openpangu_sft.checkpoint.mcore_reader import McoreCheckpoint, open_mcore
 from openpangu_sft.checkpoint.weights import Weights
 from openpangu_sft.errors import UserError
+from openpangu_sft.progress import console
 from openpangu_sft.recipe import Recipe
 from openpangu_sft.tokenizer import tokenizer_digest, tokenizer_files
 
@@ -83,7 +87,7 @@ def open_origin(recipe: Recipe, path: Path, iteration: Optional[int] = None, rem
     if not path.is_dir():
         raise UserError("no such directory", where=path, remedy=remedy)
     if is_mcore(path):
-        before = {file: _stamp(file) for file in path.glob(f"iter_*/mp_rank_*/{MODEL_FILE}")}
+        before = {file: _stamp(file) for file in path.glob(f"*/mp_rank_*/{MODEL_FILE}")}
         opened = open_mcore(path, recipe.model, iteration, remedy)
         stamps = {file: before.get(file) for file in opened.files}
         return Origin(opened.weights, opened.manifest, opened.iteration, lambda: {"mcore": _digest(opened)}, stamps)
@@ -91,16 +95,19 @@ def open_origin(recipe: Recipe, path: Path, iteration: Optional[int] = None, rem
         raise UserError(f"has no iterations, so none is {iteration}", where=path, remedy="leave ITERATION out")
     if not (path / CONFIG).is_file():
         what = f"neither a Hugging Face checkpoint ({CONFIG}) nor a Megatron-core one ({TRACKER})"
-        raise UserError(what, where=path, remedy=remedy)
+        raise not_hf(path, UserError(what, where=path, remedy=remedy))
     stamps = {file: _stamp(file) for file in (*weight_files(path), path / CONFIG, *tokenizer_files(path))}
     require_model(path, recipe.model)
-    return Origin(open_hf(path, recipe.model), None, None, lambda: hf_digests(path), stamps)
+    weights, published = open_hf(path, recipe.model), check_published(recipe, path)
+    if published.files:
+        console.print(str(published), markup=False, soft_wrap=True)
+    return Origin(weights, None, None, lambda: hf_digests(path, published.sums), stamps)
 
 
-def hf_digests(directory: Path) -> dict[str, str]:
-    """sha256 of what a Hugging Face checkpoint consists of: weights, configuration, tokenizer."""
+def hf_digests(directory: Path, known: Mapping[Path, str] = MappingProxyType({})) -> dict[str, str]:
+    """sha256 of what a Hugging Face checkpoint consists of: weights, configuration, tokenizer; some may be known."""
     return {
-        "weights": files_digest(weight_files(directory)),
+        "weights": files_digest(weight_files(directory), known),
         "config": sha256_of(directory / CONFIG),
         "tokenizer": tokenizer_digest(directory),
     }

@@ -13,7 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from openpangu_sft.artefact import Manifest, staged_directory
 from openpangu_sft.chat_format import END, HEADERS, START
-from openpangu_sft.checkpoint.hf import CONFIG, WEIGHTS, llama_config, pangu_config
+from openpangu_sft.checkpoint.hf import llama_config, pangu_config
+from openpangu_sft.checkpoint.hf_files import CONFIG, WEIGHTS
 from openpangu_sft.checkpoint.safetensors_file import write_safetensors
 from openpangu_sft.checkpoint.torch_arrays import weights_of
 from openpangu_sft.checkpoint.transfer import Transfer

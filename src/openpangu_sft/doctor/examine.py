@@ -30,6 +30,7 @@ CHECKS: dict[str, Callable[[Subject], Finding]] = {
     "ulimits": resources.limits,
     "clock": clock.clock,
     "inputs": resources.inputs,
+    "checkpoint": resources.published,
     "ports": network.ports,
     "interfaces": network.interfaces,
     "NPU links": network.links,

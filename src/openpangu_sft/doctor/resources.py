@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Optional
 
 from openpangu_sft.artefact import require_no_obstacle
+from openpangu_sft.checkpoint.checklist import CHECKLIST, check_published
 from openpangu_sft.doctor.files import Mount, control_groups, inactive_file, limit, memory_available, mount_of
 from openpangu_sft.doctor.finding import Finding, failed, ok, skipped, warning
 from openpangu_sft.doctor.needs import disk_bytes, largest_file, memory_bytes
@@ -133,6 +134,16 @@ def inputs(subject: Subject) -> Finding:
             "\n".join(missing), "put them there before make format and make convert (make demo makes its own)"
         )
     return ok(f"{subject.recipe.path('hf')}, {made}")
+
+
+def published(subject: Subject) -> Finding:
+    """Whether the checkpoint is as it was published, by the sums beside it; takes seconds once, for its weights."""
+    found = check_published(subject.recipe, subject.recipe.path("hf"), bar=False)
+    if not found.files:
+        return skipped(f"not known: no sums beside the checkpoint ({CHECKLIST})")
+    if found.changed:
+        return warning(str(found), "download it again, unless it was changed on purpose")
+    return ok(str(found))
 
 
 def _refusals(name: str, path: Path) -> Iterator[UserError]:

@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
-from openpangu_sft.checkpoint.hf import CONFIG, llama_config, read_config
+from openpangu_sft.checkpoint.hf import llama_config, read_config
+from openpangu_sft.checkpoint.hf_files import CONFIG
 from openpangu_sft.checkpoint.mcore import iteration_directory
 from openpangu_sft.checkpoint.mcore_reader import open_mcore
 from openpangu_sft.checkpoint.transfer import Transfer, require_equal

@@ -1,0 +1,112 @@
+"""checklist.chk: the sha256 sums that openPangu is published with, as sha256sum writes them (`<sum> *./<path>`).
+
+A file's sum is taken once and remembered, with its size and time of change, in `paths.cache`: the checkpoint's own
+directory may be read-only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from openpangu_sft.artefact import sha256_of
+from openpangu_sft.checkpoint.hf_files import CONFIG, weight_files
+from openpangu_sft.checkpoint.output import Advance, nothing
+from openpangu_sft.durable import write_durably
+from openpangu_sft.errors import UserError
+from openpangu_sft.progress import byte_progress
+from openpangu_sft.recipe import Recipe
+from openpangu_sft.tokenizer import tokenizer_files
+
+CHECKLIST = "checklist.chk"
+REMEMBERED = ".sha256.json"
+"""In `paths.cache`: by absolute path, [size in bytes, time of change in ns, sha256]."""
+SUMMED_AT_ONCE = 4
+
+_LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](?:\./)?(.+)")
+_BINARY = (".safetensors", ".model")
+"""Not edited by hand: where one differs, it is damaged."""
+
+
+class Published(NamedTuple):
+    """How the files of a checkpoint compare with its checklist.
+
+    Args:
+        files: how many files the model consists of; 0 where there is no list.
+        changed: names of text files that are not as published.
+        sums: sha256 by path, of those that are listed.
+    """
+
+    files: int
+    changed: list[str]
+    sums: dict[Path, str]
+
+    def __str__(self) -> str:
+        note = f"; changed: {', '.join(self.changed)}" if self.changed else ""
+        return f"{CHECKLIST}: {len(self.sums) - len(self.changed)} of {self.files} files are as published{note}"
+
+
+def check_published(recipe: Recipe, directory: Path, bar: bool = True) -> Published:
+    """Compares weights, configuration and tokenizer of a Hugging Face checkpoint with its checklist, if it has one.
+
+    Args:
+        bar: show progress while sums are taken that are not remembered.
+
+    Raises:
+        UserError: names the first file of weights, or the tokenizer's model, that is not the published one.
+    """
+    listed = _listed(directory / CHECKLIST)
+    files = [*weight_files(directory), directory / CONFIG, *tokenizer_files(directory)] if listed else []
+    memory = Path(recipe.paths.cache).expanduser().absolute() / REMEMBERED
+    sums = _sums([path for path in files if path.name in listed], memory, bar)
+    wrong = [path for path, found in sums.items() if found != listed[path.name]]
+    for path in wrong:
+        if path.suffix in _BINARY:
+            what = f"is not the published file: sha256 {sums[path][:12]}…, {CHECKLIST} has {listed[path.name][:12]}…"
+            remedy = f"download it again; if it is meant to differ, remove {CHECKLIST}"
+            raise UserError(what, where=path, remedy=remedy)
+    return Published(len(files), [path.name for path in wrong], sums)
+
+
+def _listed(path: Path) -> dict[str, str]:
+    """sha256 by name, of the files beside the list; lines about folders match no file here."""
+    lines = path.read_text("utf-8", errors="replace").splitlines() if path.is_file() else []
+    matches = (_LINE.fullmatch(line.strip()) for line in lines)
+    return {match[2]: match[1].lower() for match in matches if match}
+
+
+def _sums(files: Sequence[Path], memory: Path, bar: bool) -> dict[Path, str]:
+    """sha256 of files; nothing is read of those that are remembered as they are now."""
+    known = _remembered(memory)
+    stamps = {path: _stamp(path) for path in files}
+    keys = {path: os.path.realpath(path) for path in files}
+    new = [path for path in files if known.get(keys[path], [])[:2] != stamps[path]]
+    size = sum(stamps[path][0] for path in new)
+    shown: AbstractContextManager[Advance] = byte_progress("sha256", size) if bar else contextlib.nullcontext(nothing)
+    with shown as advance, ThreadPoolExecutor(SUMMED_AT_ONCE) as pool:
+        for path, digest in zip(new, pool.map(lambda path: sha256_of(path, advance), new)):
+            known[keys[path]] = [*stamps[path], digest]
+    if new:
+        with contextlib.suppress(OSError):  # then they are read again next time
+            write_durably(memory, json.dumps(known, indent=1) + "\n")
+    return {path: str(known[keys[path]][2]) for path in files}
+
+
+def _remembered(path: Path) -> dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        content = json.loads(path.read_text("utf-8"))
+        if isinstance(content, dict) and all(isinstance(entry, list) and len(entry) == 3 for entry in content.values()):
+            return content
+    return {}
+
+
+def _stamp(path: Path) -> list[int]:
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns]
