@@ -247,7 +247,7 @@ def rearranged(r: Random, pickled: bytes) -> bytes:
             codes[at], codes[other] = codes[other], codes[at]
         elif kind == 3:
             begin, end = sorted((at, min(other, at + 30)))
-            codes[at] = b"".join(codes[begin:end]) * r.choice([2, 10, 1000])
+            codes[at] = b"".join(codes[begin:end])[:3000] * r.choice([2, 10, 1000])
         elif kind == 4:
             codes[at] = generated(r)
         elif kind == 5:
