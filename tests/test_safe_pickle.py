@@ -30,6 +30,7 @@ from openpangu_sft.checkpoint.inert import Inert
 from openpangu_sft.checkpoint.safe_pickle import load_checkpoint_file
 from openpangu_sft.checkpoint.torch_arrays import tensors_in, to_array, to_tensor
 from openpangu_sft.errors import UserError
+from openpangu_sft.sft.checkpoints import ENGINE_FILE, load_engine_state
 from refusals import refusal_of
 
 PROTO_2, PROTO_4 = b"\x80\x02", b"\x80\x04"
@@ -385,6 +386,13 @@ def test_shared_memory_stays_shared(tmp_path: Path) -> None:
     loaded = round_trip([tensor, tensor[1:]], tmp_path / "x.pt")
     assert np.shares_memory(loaded[0], loaded[1])
     assert not loaded[0].flags.writeable  # it is the file
+
+
+@pytest.mark.parametrize("content", [[1], {"weights": {}}])
+def test_an_engine_file_without_optimizer_is_refused(tmp_path: Path, content: object) -> None:
+    (tmp_path / "mp_rank_00").mkdir()
+    torch.save(content, tmp_path / ENGINE_FILE)
+    assert "holds no optimizer state" in refusal_of(load_engine_state, tmp_path)
 
 
 # Damaged files.
