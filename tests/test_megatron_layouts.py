@@ -176,6 +176,7 @@ def set_argument(name: str, value: object) -> partial[None]:
             set_argument("padded_vocab_size", 1000), "args.padded_vocab_size is 1000, less than 1536", id="vocabulary"
         ),
         pytest.param(set_argument("normalization", "LayerNorm"), "args.normalization is 'LayerNorm'", id="norm"),
+        pytest.param(set_argument("normalization", np.ones(2)), "args.normalization is array([1., 1.])", id="array"),
         pytest.param(
             lambda content: delattr(content["args"], "rotary_base"), "args.rotary_base is missing", id="absent"
         ),

@@ -65,8 +65,9 @@ def read_rank(path: Path, tensor: int, pipeline: int) -> tuple[Arguments, dict[s
         raise UserError("holds no args and model", where=path, remedy="give a Megatron-core checkpoint")
     expected = {"tensor_model_parallel_size": tensor, "pipeline_model_parallel_size": pipeline, **_KIND}
     for name, value in expected.items():
-        if vars(args).get(name) != value:
-            raise UserError(f"args.{name} is {vars(args).get(name)!r}, expected {value!r}", where=path, remedy=_AGAIN)
+        found = vars(args).get(name)
+        if type(found) is not type(value) or found != value:
+            raise UserError(f"args.{name} is {found!r}, expected {value!r}", where=path, remedy=_AGAIN)
     for name in _NEEDED:
         if name not in args:
             raise UserError(f"args.{name} is missing", where=path, remedy=_AGAIN)

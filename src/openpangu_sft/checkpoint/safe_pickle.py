@@ -1,154 +1,142 @@
 """Reads files that torch.save wrote as data: no code of theirs runs, and torch is not asked.
 
-A checkpoint is a pickle, and a pickle may name any function to be called on loading. Here only the names that a
-Megatron checkpoint needs are resolved, those of torch to functions of this module. Megatron's and MindSpeed's own
-classes (enums in the saved arguments) become inert stand-ins; every other name is refused.
+A checkpoint is a pickle, and a pickle may name any function to be called on loading. Here reading makes only numbers,
+texts, lists, tuples, dicts and records of names (inert.py); a name that no Megatron checkpoint needs is refused.
 """
 
 from __future__ import annotations
 
 import errno
+import io
 import mmap
 import pickle
+import pickletools
 import struct
 import zipfile
-from functools import partial
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from openpangu_sft.checkpoint.arrays import Array, DType
-from openpangu_sft.checkpoint.torch_file import NAMED_DTYPES, STORAGES
+from openpangu_sft.checkpoint.arrays import Array
+from openpangu_sft.checkpoint.inert import STORAGE, Builder, Inert, Refused, is_key, named
 from openpangu_sft.errors import UserError, naming
 
-_ALLOWED = {
-    "argparse": {"Namespace"},
-    "collections": {"OrderedDict"},
-    "builtins": {"set", "bytes"},
-    "__builtin__": {"set", "bytes"},  # their module's name in pickle protocol 2, which torch.save writes
-    "_codecs": {"encode"},  # how protocol 2 writes bytes
-    "_io": {"BytesIO"},  # extra state of Transformer Engine's layers
-    "numpy": {"dtype", "ndarray"},  # state of numpy's random generator, and numbers in the arguments
-    "numpy.core.multiarray": {"_reconstruct", "scalar"},
-}
-_INERT = ("megatron", "mindspeed", "mindspeed_llm")
-_LOCAL_HEADER = struct.Struct("<26xHH")
-"""Of a zip record: length of the name and of the extra field. The data follow behind these two."""
+_LOCAL_HEADER = struct.Struct("<4s22xHH")
+"""Of a zip record: signature, length of the name and of the extra field. The data follow these two."""
+_ENCRYPTED = 1
+_LARGEST = 4 << 20
+"""Bytes of the pickle, and of the list of records: those of the 7B, with optimizer, have less than a tenth."""
+
+_PythonUnpickler: Any = pickle._Unpickler
+_NAMES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
+_WRITTEN = (
+    "PROTO STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE EMPTY_LIST APPEND APPENDS "
+    "EMPTY_DICT EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 GLOBAL REDUCE BUILD BINPERSID BINPUT LONG_BINPUT BINGET "
+    "LONG_BINGET"
+)
+"""With the three that `_Unpickler` has itself, the opcodes of protocol 2, which torch.save writes."""
 
 
-class Refused(pickle.UnpicklingError):
-    """A type that a checkpoint does not need."""
+class _Steps(dict[int, Any]):
+    """What an opcode does."""
+
+    def __missing__(self, code: int) -> None:
+        raise pickle.UnpicklingError(f"opcode {_NAMES.get(code, code)}, which torch.save does not write")
 
 
-class Inert:
-    """Stands for an object of a class that is not loaded; what the pickle puts into it is dropped."""
+class _Unpickler(_PythonUnpickler):  # type: ignore[misc]
+    """The unpickler in Python, with few opcodes. On its stack only `Inert` can be called, or has a state."""
 
-    def __init__(self, *args: Any) -> None:
-        self.args = args
+    dispatch = _Steps(
+        {code: _PythonUnpickler.dispatch[code] for code, name in _NAMES.items() if name in _WRITTEN.split()}
+    )
 
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
+    def find_class(self, module: str, name: str) -> Inert:
+        """Of a name, its record."""
+        return named(module, name)
 
-    def __setitem__(self, key: Any, value: Any) -> None:
-        """Of a subclass of dict."""
-
-    def extend(self, items: Any) -> None:
-        """Of a subclass of list."""
-
-
-class Storage(NamedTuple):
-    """Memory of one or more tensors: a record of the file.
-
-    Args:
-        values: [elements] of the storage's dtype, a view of the mapped file.
-    """
-
-    values: Array
-
-
-def _tensor(storage: Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *rest: object) -> Array:
-    """torch._utils._rebuild_tensor_v2: a view of a storage; offset and strides are in elements."""
-    if not isinstance(storage, Storage) or len(size) != len(stride) or min((offset, *size, *stride)) < 0:
-        raise pickle.UnpicklingError("a tensor without a storage")
-    values = storage.values
-    if 0 not in size and offset + sum((extent - 1) * step for extent, step in zip(size, stride)) >= len(values):
-        raise pickle.UnpicklingError("a tensor reaches beyond its storage")
-    steps = [step * values.itemsize for step in stride]
-    return np.lib.stride_tricks.as_strided(values[min(offset, len(values)) :], size, steps)
-
-
-def _parameter(data: Array, *rest: object) -> Array:
-    """torch._utils._rebuild_parameter: for us the tensor alone."""
-    return data
-
-
-_TORCH = {
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch._utils", "_rebuild_parameter"): _parameter,
-    ("torch", "Size"): tuple,
-    ("torch", "device"): partial(Inert, "device"),
-    **{("torch", name): dtype for name, dtype in STORAGES.items()},
-    **{("torch", name): dtype for name, dtype in NAMED_DTYPES.items()},
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, archive: _Archive) -> None:
-        super().__init__(archive.open("data.pkl"))
-        self._archive = archive
-        self._storages: dict[str, Storage] = {}
-
-    def find_class(self, module: str, name: str) -> Any:
-        if name in _ALLOWED.get(module, ()):
-            return super().find_class(module.replace("__builtin__", "builtins"), name)
-        if (module, name) in _TORCH:
-            return _TORCH[module, name]
-        if module.split(".")[0] in _INERT:
-            return Inert
-        raise Refused(f"{module}.{name}")
-
-    def persistent_load(self, pid: Any) -> Storage:
-        """A storage, from ("storage", dtype, key, device, elements)."""
-        kind, dtype, key, _, elements = pid
-        if kind != "storage" or not isinstance(dtype, np.dtype) or not isinstance(key, str):
+    def persistent_load(self, pid: Any) -> Inert:
+        """Of a storage, its record."""
+        if type(pid) is not tuple:
             raise pickle.UnpicklingError("a persistent id that names no storage")
-        if key not in self._storages:
-            self._storages[key] = Storage(self._archive.record(f"data/{key}", dtype, elements))
-        return self._storages[key]
+        return Inert(STORAGE, pid)
+
+    def load_setitem(self) -> None:
+        """One item of a dict."""
+        value = self.stack.pop()
+        self._put([self.stack.pop()], [value])
+
+    def load_setitems(self) -> None:
+        """Items of a dict, to the last MARK."""
+        items = self.pop_mark()
+        self._put(items[::2], items[1::2])
+
+    def _put(self, keys: list[Any], values: list[Any]) -> None:
+        target = self.stack[-1]
+        if type(target) is Inert:
+            record, target = target, target.items or {}
+            record.items = target
+        if type(target) is not dict or len(keys) != len(values) or not all(map(is_key, keys)):
+            raise pickle.UnpicklingError("a key that is neither a name nor a small number")
+        target.update(zip(keys, values))
+
+    dispatch[pickle.NEWOBJ[0]] = _PythonUnpickler.load_reduce  # a new object is the record of a call too
+    dispatch[pickle.SETITEM[0]] = load_setitem
+    dispatch[pickle.SETITEMS[0]] = load_setitems
 
 
-class _Archive:
-    """A file of torch's zip format, mapped."""
+class _Stream(io.FileIO):
+    """Of which zipfile reads no more than the longest list of records, whatever its end says."""
 
-    def __init__(self, path: Path) -> None:
-        with path.open("rb") as stream:
-            self._content = np.frombuffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-        self._zip = zipfile.ZipFile(path)
-        self._root = self._zip.namelist()[0].split("/")[0] if self._zip.namelist() else ""
+    def read(self, size: Any = -1, /) -> bytes:
+        """As of any file."""
+        if size is not None and size > _LARGEST:
+            raise zipfile.BadZipFile("too many records")
+        return super().read(size) or b""
 
-    def __contains__(self, name: str) -> bool:
-        return f"{self._root}/{name}" in self._zip.NameToInfo
 
-    def open(self, name: str) -> IO[bytes]:
-        """A record as a stream."""
-        return self._zip.open(f"{self._root}/{name}")
+def _records(path: Path, content: Array) -> dict[str, Array]:
+    """The bytes of every record, by its name in the file; each has its own place, and is not compressed.
 
-    def record(self, name: str, dtype: DType, elements: int) -> Array:
-        """A record as an array, not copied."""
-        entry = self._zip.getinfo(f"{self._root}/{name}")
-        self._zip.open(entry).close()  # compares the record's own header with the list that sent us here
-        lengths = _LOCAL_HEADER.unpack_from(self._content.data, entry.header_offset)
-        begin = entry.header_offset + _LOCAL_HEADER.size + sum(lengths)
-        size = elements * dtype.itemsize
-        data = self._content[begin : begin + size]
-        if entry.compress_type != zipfile.ZIP_STORED or {data.nbytes, entry.file_size, entry.compress_size} != {size}:
-            raise pickle.UnpicklingError(f"record {name} is not what the pickle says")
-        return data.view(dtype)
+    Raises:
+        UnpicklingError: two records have one name or overlap; one is compressed, or is not where the list says.
+        Refused: it is a TorchScript archive, which has Python code.
+    """
+    with _Stream(path) as stream, zipfile.ZipFile(stream) as archive:
+        entries, list_begins = archive.infolist(), archive.start_dir
+    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
+        raise Refused("TorchScript")
+    found: dict[str, Array] = {}
+    end = 0
+    for entry in sorted(entries, key=lambda entry: entry.header_offset):
+        name = entry.orig_filename
+        begin = entry.header_offset + _LOCAL_HEADER.size
+        signature, *lengths = _LOCAL_HEADER.unpack_from(content.data, entry.header_offset)
+        own_name = content[begin : begin + lengths[0]].tobytes()
+        if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & _ENCRYPTED:
+            raise pickle.UnpicklingError(f"record {name} is compressed or encrypted")
+        own_place = entry.header_offset >= end and entry.compress_size == entry.file_size and name not in found
+        if not own_place or signature != b"PK\3\4" or own_name != name.encode():
+            raise pickle.UnpicklingError(f"record {name} is not the one of the list")
+        begin += sum(lengths)
+        end = begin + entry.file_size
+        if end > list_begins:
+            raise pickle.UnpicklingError(f"record {name} has no end")
+        found[name] = content[begin:end]
+        if name.endswith("/data.pkl") and zlib.crc32(found[name].data) != entry.CRC:
+            raise pickle.UnpicklingError(f"record {name} has another sum")
+    root = entries[0].filename.split("/")[0] if entries else ""
+    return {name[len(root) + 1 :]: data for name, data in found.items() if name.startswith(f"{root}/")}
 
-    def close(self) -> None:
-        """Closes the zip; what is mapped stays until nothing refers to it."""
-        self._zip.close()
+
+def _load(records: Mapping[str, Array], size: int) -> Any:
+    pickled = records["data.pkl"]
+    if len(pickled) > _LARGEST:
+        raise pickle.UnpicklingError("its pickle is larger than any checkpoint's")
+    return Builder(records, size).build(_Unpickler(io.BytesIO(pickled.tobytes())).load())
 
 
 def is_whole(path: Path) -> bool:
@@ -172,20 +160,17 @@ def load_checkpoint_file(path: Path) -> Any:
         raise UserError("is cut short or no checkpoint of torch 1.6 or later", where=path, remedy="make it again")
     try:
         with naming(path):
-            archive = _Archive(path)
-            try:
-                if "constants.pkl" in archive:
-                    raise Refused("TorchScript")
-                if "byteorder" in archive and archive.open("byteorder").read(8) != b"little":
-                    raise UserError("was written on a big-endian machine", where=path, remedy="write it on another one")
-                return _Unpickler(archive).load()
-            finally:
-                archive.close()
+            with path.open("rb") as stream:
+                content = np.frombuffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+            records = _records(path, content)
+            if "byteorder" in records and records["byteorder"][:8].tobytes() != b"little":
+                raise UserError("was written on a big-endian machine", where=path, remedy="write it on another one")
+            return _load(records, len(content))
     except Refused as error:
         raise UserError(
             f"asks for {error} on loading, which no checkpoint needs", where=path, remedy="do not use this file"
         ) from None
-    except UserError:
+    except (UserError, MemoryError):
         raise
     except Exception as error:  # a damaged file makes pickle and zipfile raise nearly anything
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which is a record at a place below zero

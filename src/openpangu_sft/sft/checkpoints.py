@@ -85,13 +85,14 @@ def load_engine_state(directory: Path) -> dict[str, Any]:
     """Reads what `save` put beside the model.
 
     Raises:
-        UserError: it is not there: the other engine wrote this checkpoint.
+        UserError: it is not there: the other engine wrote this checkpoint; or it is something else.
     """
     path = directory / ENGINE_FILE
     if not path.is_file():
         raise UserError("no state of the transformers engine", where=directory, remedy="begin a new run (paths.run)")
     state = tensors_in(load_checkpoint_file(path))
-    assert isinstance(state, dict)
+    if not isinstance(state, dict) or "optimizer" not in state:
+        raise UserError("holds no optimizer state", where=path, remedy="resume from an earlier checkpoint")
     return state
 
 
