@@ -24,6 +24,7 @@ from openpangu_sft import __version__
 from openpangu_sft.artefact import Manifest
 from openpangu_sft.checkpoint.export import run_export
 from openpangu_sft.checkpoint.forms import OPENPANGU, SAME_IDS
+from openpangu_sft.checkpoint.hf import read_config
 from openpangu_sft.checkpoint.model_card import recipe_digest, write_model_card
 from openpangu_sft.checkpoint.origin import hf_digests
 from openpangu_sft.recipe import Recipe
@@ -121,7 +122,7 @@ def test_what_stands_beside_the_weights_is_carried_over(tmp_path: Path, tiny_hf:
         "LICENSE": "OPENPANGU MODEL LICENSE",
         "NOTICE.txt": "notice",
         "Open Source Software Notice": "others",
-        "generation_config.json": '{"do_sample": true,  "eos_token_id": 45892}',
+        "generation_config.json": f'{{"do_sample": true,  "eos_token_id": {read_config(base)["eos_token_id"]}}}',
         "chat_template.jinja": "{{ messages }}\n",
     }
     for name, text in texts.items():

@@ -16,7 +16,7 @@ ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.b
 """Of PEFT; the first one names the base."""
 AGAIN = "download it again"
 
-_SHARD = re.compile(r"model-\d{5}-of-(\d{5})\.safetensors")
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
 
 def not_hf(directory: Path, otherwise: UserError) -> UserError:
@@ -25,9 +25,7 @@ def not_hf(directory: Path, otherwise: UserError) -> UserError:
         return _adapter(directory)
     if (directory / TRACKER).is_file():
         what = "is a Megatron-core checkpoint; a Hugging Face one is needed"
-        return UserError(
-            what, where=directory, remedy=f"check the path, or make one of it: make export FROM={directory}"
-        )
+        return UserError(what, where=directory, remedy=f"check the path, or convert it: make export FROM={directory}")
     if any(directory.glob("mp_rank_*")):
         what = "is one iteration of a Megatron-core checkpoint"
         return UserError(what, where=directory, remedy=f"give the directory that contains it: {directory.parent}")
@@ -64,7 +62,7 @@ def weight_files(directory: Path) -> list[Path]:
         return [_not_a_pointer(directory / name) for name in names]
     if single.is_file():
         return [_not_a_pointer(single)]
-    if shards := sorted(path.name for path in directory.iterdir() if _SHARD.fullmatch(path.name)):
+    if shards := sorted(path.name for path in directory.glob("*.safetensors") if _SHARD.fullmatch(path.name)):
         return [_not_a_pointer(directory / name) for name in _without_index(directory, shards)]
     if list(directory.glob("pytorch_model*.bin")):
         raise UserError(
@@ -77,7 +75,7 @@ def weight_files(directory: Path) -> list[Path]:
 
 def _without_index(directory: Path, shards: list[str]) -> list[str]:
     """The shards where there is no index: their names say how many there are, and opening checks their tensors."""
-    counts = sorted({shard[-len("00000.safetensors") :][:5] for shard in shards})
+    counts = sorted({shard.split("-")[-1][:5] for shard in shards})
     if len(counts) > 1:
         what = f"has shards of {' and of '.join(map(str, map(int, counts)))}, and no {INDEX} that says which to take"
         raise UserError(what, where=directory, remedy="remove those of one set")

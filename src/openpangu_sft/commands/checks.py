@@ -22,7 +22,8 @@ def doctor_command(
 ) -> None:
     """What this machine has and lacks for the recipe.
 
-    Each with its remedy. The exit code is 1 when a check has failed, 0 with warnings. Nothing is changed.
+    Each with its remedy. The exit code is 1 when a check has failed, 0 with warnings. Nothing is changed (the sums of a
+    checkpoint with checklist.chk are remembered in paths.cache).
 
     \b
     Example: openpangu-sft doctor --recipe recipes/demo.yaml --json
