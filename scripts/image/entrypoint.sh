@@ -13,6 +13,9 @@ for environment in /usr/local/Ascend/ascend-toolkit/set_env.sh /usr/local/Ascend
 done
 set -u
 
+# The OpenBLAS of PyTorch 2.1.0 for aarch64 starts threads of its own inside OpenMP's: "may hang", it warns at every call.
+[[ $HOSTTYPE != aarch64 ]] || export OPENBLAS_NUM_THREADS=${OPENBLAS_NUM_THREADS:-1}
+
 say() { printf 'openpangu-sft: %s\n' "$*" >&2; }
 
 # What would be met much later, and in other words.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -59,15 +60,33 @@ def said(engine: Engine, image: str, *command: str, options: tuple[str, ...] = (
     return subprocess.run(run, capture_output=True, text=True, check=False)
 
 
-def test_the_demo_runs_in_cpu(engine: Engine, cpu: str, tmp_path: Path) -> None:
-    os.chown(tmp_path, 4711, 4712)
-    tmp_path.chmod(0o777)
+SHORT = ["openpangu-sft", "demo", "--set", "train.iterations=3", "--set", "train.lr_warmup_iterations=1"]
+UNTAUGHT = "the tuned model does not give the trained answer"
+
+
+def losses(run: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_short_demo_in_cpu_has_the_losses_of_this_machine(engine: Engine, cpu: str, tmp_path: Path) -> None:
+    """All stages, from raw conversations to an answer; 220 iterations would take hours."""
+    native, emulated = tmp_path / "native", tmp_path / "emulated"
+    for cache in (native, emulated):
+        cache.mkdir()
+    os.chown(emulated, 4711, 4712)
+    here = subprocess.run(
+        [Path(sys.executable).parent / SHORT[0], *SHORT[1:]], cwd=native, capture_output=True, text=True
+    )
+    assert UNTAUGHT in here.stderr
     started = time.monotonic()
-    done = said(engine, cpu, "openpangu-sft", "demo", options=("--volume", f"{tmp_path}:/cache", "--workdir", "/cache"))
-    assert done.returncode == 0, done.stderr[-4000:]
+    done = said(engine, cpu, *SHORT, options=("--volume", f"{emulated}:/cache", "--workdir", "/cache"))
     print(f"demo: {time.monotonic() - started:.0f} s")
-    assert "answered: 云雾茶社每天早上九点开门，晚上九点半打烊。" in done.stderr
-    assert (tmp_path / ".cache/demo/sft_outputs/loss.png").stat().st_uid == 4711
+    assert UNTAUGHT in done.stderr, done.stderr[-4000:]
+    run = ".cache/demo/sft_outputs"
+    assert losses(emulated / run) == pytest.approx(losses(native / run), rel=1e-4)
+    assert len(losses(emulated / run)) == 3
+    assert (emulated / run / "loss.png").stat().st_uid == 4711
+    assert "OpenBLAS Warning" not in done.stderr
 
 
 def test_cpu_describes_itself(engine: Engine, cpu: str) -> None:
