@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from openpangu_sft.errors import UserError
+
+_PROGRESS = re.compile(r".+: \d+/\d+ .*\d+ s left$")
+
+
+def without_progress(said: str) -> str:
+    """What a stage has said but for its progress, of which a busy machine gets a line now and then."""
+    return "".join(line for line in said.splitlines(keepends=True) if not _PROGRESS.match(line))
 
 
 def refusal_of(action: Callable[..., object], *arguments: Any, **options: Any) -> str:

@@ -19,6 +19,7 @@ from checkpoint_files import hf_sizes, random_checkpoint, set_config, write_hf
 from conftest import PATIENCE, ROOT, TINY
 from openpangu_sft.recipe import Recipe
 from openpangu_sft.recipe_file import load_recipe
+from refusals import without_progress
 
 LARGER = [
     "model.num_layers=4",
@@ -74,7 +75,7 @@ class Stage:
         """What it says, in one line, where it ends with exit code 1."""
         ran = self.run(limit)
         assert ran.returncode == 1, ran.stderr
-        [line] = ran.stderr.splitlines()
+        [line] = without_progress(ran.stderr).splitlines()
         assert line.startswith("openpangu-sft: ")
         return line[len("openpangu-sft: ") :]
 
