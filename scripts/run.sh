@@ -49,6 +49,8 @@ if [[ $runtime == host ]]; then
     bin=${VENV:-.venv}/bin
     [[ $bin == /* ]] || bin=$root/$bin
     export PATH="$bin:$PATH"
+    # torch 2.1.0's OpenBLAS for aarch64 collides with OpenMP
+    [[ $HOSTTYPE != aarch64 ]] || export OPENBLAS_NUM_THREADS=${OPENBLAS_NUM_THREADS:-1}
     CDPATH='' cd -- "$here"
     exec "$@"
 fi

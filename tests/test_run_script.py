@@ -44,17 +44,35 @@ def test_image(host: Host, npus: int, images: str, given: dict[str, str], used: 
     assert host.run("sft", IMAGES=images, **given).stderr == f"in {used}\n"
 
 
-def test_this_machine_where_no_engine_or_no_image_is(host: Host) -> None:
+def installed(host: Host, line: str) -> None:
+    """Puts a program that runs this line in the place of the command."""
     setup = host.folder / "scripts/setup.sh"
     setup.write_text("#!/bin/sh\nmkdir -p .venv/bin\n")
     program = host.folder / ".venv/bin/openpangu-sft"
     program.parent.mkdir(parents=True)
-    program.write_text('#!/bin/sh\necho "here: $*"\n')
+    program.write_text(f"#!/bin/sh\n{line}\n")
     for file in (setup, program):
         file.chmod(0o755)
+
+
+def test_this_machine_where_no_engine_or_no_image_is(host: Host) -> None:
+    installed(host, 'echo "here: $*"')
     for environment in ({"NO_ENGINE": "1", "IMAGES": CPU}, {"IMAGES": "other:1"}, {"IMAGES": CPU, "RUNTIME": "host"}):
         done = host.run("merge", "--help", **environment)
         assert (done.returncode, done.stdout, done.stderr) == (0, "here: merge --help\n", "")
+
+
+@pytest.mark.parametrize(
+    ("environment", "threads"),
+    [
+        ({"HOSTTYPE": "x86_64"}, ""),
+        ({"HOSTTYPE": "aarch64"}, "1"),
+        ({"HOSTTYPE": "aarch64", "OPENBLAS_NUM_THREADS": "4"}, "4"),
+    ],
+)
+def test_openblas_has_one_thread_on_aarch64(host: Host, environment: dict[str, str], threads: str) -> None:
+    installed(host, 'echo "$OPENBLAS_NUM_THREADS"')
+    assert host.run("sft", RUNTIME="host", **{"OPENBLAS_NUM_THREADS": "", **environment}).stdout == f"{threads}\n"
 
 
 @pytest.mark.parametrize(
