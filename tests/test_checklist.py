@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -120,7 +121,27 @@ def test_files_that_are_not_listed_do_not_count_as_published(
     assert name == "config.json"
     flip(base / SHARD)
     run_convert(recipe)
-    assert f"{CHECKLIST}: 1 of 6 files are as published\n" in capsys.readouterr().err
+    shards = f"model-00001-of-00002.safetensors, {SHARD}"
+    assert f"{CHECKLIST}: 1 of 6 files are as published; not listed: {shards}, " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_list_in_another_encoding_is_read_or_refused(base: Path, recipe: Recipe, encoding: str) -> None:
+    (base / CHECKLIST).write_text((base / CHECKLIST).read_text("utf-8"), encoding)
+    if encoding == "utf-8-sig":
+        assert {"config.json", SHARD} < set(_listed(base / CHECKLIST))
+        flip(base / SHARD)
+        assert "is not the published file" in refusal_of(run_convert, recipe)
+        return
+    assert refusal_of(run_convert, recipe).startswith(f"{base / CHECKLIST}: has no line")
+
+
+def test_content_that_changes_under_the_same_time_is_read_again(base: Path, recipe: Recipe) -> None:
+    run_convert(recipe)
+    before = (base / SHARD).stat()
+    flip(base / SHARD)
+    os.utime(base / SHARD, ns=(before.st_atime_ns, before.st_mtime_ns))  # as rsync -t and cp -p do
+    assert "is not the published file" in refusal_of(run_convert, recipe)
 
 
 def test_without_a_list_nothing_is_said_or_remembered(
@@ -143,7 +164,7 @@ def test_links_as_the_hub_downloads_them(base: Path, tmp_path: Path, recipe: Rec
     assert f"{base / SHARD}: is not the published file" in refusal_of(run_convert, recipe)
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"a": 1}', "{", '{"a": [1, 2]}'])
+@pytest.mark.parametrize("content", ["", "[]", '{"a": 1}', "{", '{"a": [1, 2]}', '{"a": [1, 2, 3, null]}', '{"a": []}'])
 def test_a_damaged_memory_is_taken_for_none(tmp_path: Path, recipe: Recipe, content: str) -> None:
     (tmp_path / REMEMBERED).write_text(content, "utf-8")
     run_convert(recipe)
@@ -167,6 +188,13 @@ def test_doctor(base: Path, subject: MakeSubject) -> None:
     set_config(base, attention_dropout=0.5)
     assert found().state == State.WARNING
     assert "changed: config.json" in found().found
+    whole = (base / CHECKLIST).read_text("utf-8")
+    (base / CHECKLIST).write_text(whole.replace(" *./model-", " *./folder/model-"), "utf-8")
+    assert (found().state, f"not listed: model-00001-of-00002.safetensors, {SHARD}" in found().found) == (
+        State.WARNING,
+        True,
+    )
+    (base / CHECKLIST).write_text(whole, "utf-8")
     flip(base / SHARD)
     assert found().state == State.FAILED
     assert str(base / SHARD) in found().found

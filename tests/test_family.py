@@ -177,9 +177,7 @@ def test_what_is_left_out_comes_from_the_checkpoint(
 
 
 def test_what_is_stated_is_checked(tmp_path: Path, base: Path) -> None:
-    recipe = load_recipe(own_recipe(tmp_path, num_layers=3, norm_epsilon=1e-6), SMALL)
-    assert (recipe.model.num_layers, recipe.model.hidden_size) == (3, 32)
-    message = refusal_of(run_convert, recipe)
+    message = refusal(*SMALL, path=own_recipe(tmp_path, num_layers=3, norm_epsilon=1e-6))
     assert message.startswith(f"{base / 'config.json'}: ")
     for part in ("model.num_layers is 3 in the recipe, 2 in", "model.norm_epsilon is 1e-06 in the recipe, 1e-05 in"):
         assert part in message
@@ -196,23 +194,28 @@ def test_settings_are_checked_against_sizes_of_the_checkpoint(tmp_path: Path, ba
     [
         ({"num_layers": "many"}, "model.num_layers = 'many': Input should be a valid integer"),
         ({"layers": 3}, "unknown key model.layers -> did you mean model.num_layers?"),
-        ({"num_attention_heads": 5}, "model.num_attention_heads 5 is not a multiple of model.num_query_groups 2"),
+        ([], "model = []: Input should be a valid dictionary"),
     ],
 )
-def test_a_wrong_size_is_named_and_not_those_left_out(
-    tmp_path: Path, base: Path, model: dict[str, Any], said: str
-) -> None:
-    path = own_recipe(tmp_path, **model)
+def test_a_wrong_size_is_named_and_not_those_left_out(tmp_path: Path, base: Path, model: Any, said: str) -> None:
+    path = own_recipe(tmp_path)
+    content = YAML(typ="safe", pure=True).load(path.read_text("utf-8"))
+    path.write_text(json.dumps({**content, "model": model}), "utf-8")
     assert said in refusal(*SMALL, path=path)
     shutil.rmtree(base)
-    if "multiple" not in said:
-        assert said in refusal(*SMALL, path=path)
+    assert said in refusal(*SMALL, path=path)
 
 
-def test_a_checkpoint_of_another_architecture_is_named(tmp_path: Path, base: Path) -> None:
-    set_config(base, model_type="qwen2")
-    message = refusal(*SMALL, path=own_recipe(tmp_path))
-    assert message.startswith(f"{base / 'config.json'}: model_type 'qwen2' is not openPangu-Embedded")
+@pytest.mark.parametrize("content", ['{"model_type": "qwen2"}', "{"])
+def test_a_config_that_gives_no_sizes_is_named_by_what_needs_them(tmp_path: Path, base: Path, content: str) -> None:
+    (base / "config.json").write_text(content)
+    recipe = load_recipe(own_recipe(tmp_path), SMALL)
+    assert refusal_of(parameter_count, recipe.model).startswith(f"{base / 'config.json'}: ")
+    finding = guarded("inputs", lambda: CHECKS["inputs"](Subject(recipe, Machine(Path("/")))))
+    assert finding.state == State.WARNING  # no conversations; the file alone is the next finding
+    (tmp_path / "raw").mkdir(exist_ok=True)
+    finding = guarded("inputs", lambda: CHECKS["inputs"](Subject(recipe, Machine(Path("/")))))
+    assert (finding.state, str(base / "config.json") in finding.found) == (State.FAILED, True)
 
 
 @pytest.mark.parametrize("stated", [{}, {"num_layers": 2}])

@@ -57,7 +57,12 @@ def refusal(directory: Path, make_recipe: MakeRecipe) -> str:
         ({"num_attention_heads": 8}, "model.num_attention_heads is 4 in the recipe, 8 in this checkpoint"),
         ({"num_key_value_heads": 4}, "model.num_query_groups is 2 in the recipe, 4 in this checkpoint"),
         ({"num_key_value_heads": None}, "model.num_query_groups is 2 in the recipe, 4 in this checkpoint"),
-        ({"num_key_value_heads": 0}, "num_query_groups = 0: Input should be greater than 0"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads = 0: Input should be greater than 0"),
+        ({"intermediate_size": None}, "intermediate_size = None: Input should be a valid integer"),
+        ({"bias": None}, "bias = None: Input should be a valid boolean"),
+        ({"head_dim": 0}, "head_dim = 0: Input should be greater than 0"),
+        ({"head_dim": 31}, "rotary embeddings need pairs -> take the published config.json"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5, openPangu-Embedded has 1.0"),
         ({"num_key_value_heads": ...}, "model.num_query_groups is 2 in the recipe, 4 in this checkpoint"),
         ({"head_dim": 16}, "model.kv_channels is 8 in the recipe, 16 in this checkpoint"),
         ({"vocab_size": 1537}, "model.vocab_size is 1536 in the recipe, 1537 in this checkpoint"),
@@ -85,10 +90,10 @@ def refusal(directory: Path, make_recipe: MakeRecipe) -> str:
         ({"num_attention_heads": ...}, "key 'num_attention_heads' is missing"),
         ({"num_attention_heads": 0, "head_dim": ...}, "hidden_size 32 and num_attention_heads 0 give no head size"),
         ({"num_attention_heads": "4", "head_dim": ...}, "hidden_size 32 and num_attention_heads '4' give no head size"),
-        ({"num_hidden_layers": 0}, "num_layers = 0: Input should be greater than 0"),
-        ({"num_hidden_layers": "2"}, "num_layers = '2': Input should be a valid integer"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers = 0: Input should be greater than 0"),
+        ({"num_hidden_layers": "2"}, "num_hidden_layers = '2': Input should be a valid integer"),
         ({"tie_word_embeddings": "false"}, "tie_word_embeddings = 'false': Input should be a valid boolean"),
-        ({"rope_theta": "many"}, "rotary_base = 'many': Input should be a valid number"),
+        ({"rope_theta": "many"}, "rope_theta = 'many': Input should be a valid number"),
         ({"num_key_value_heads": 3}, "model.num_attention_heads 4 is not a multiple of model.num_query_groups 3"),
     ],
 )
@@ -158,6 +163,17 @@ def test_what_transformers_5_saves_of_the_llama_form(copy: Path, make_recipe: Ma
     assert (loaded.rope_theta, loaded.torch_dtype, hasattr(loaded, "rope_parameters")) == (4e6, torch.bfloat16, False)
 
 
+def test_a_bias_key_of_the_other_form_says_nothing(copy: Path, make_recipe: MakeRecipe) -> None:
+    set_config(copy, model_type="llama", attention_bias=True, bias=False)
+    assert llama_config(require_model(copy, make_recipe().model))["attention_bias"] is True
+
+
+def test_a_byte_order_mark_is_no_content(copy: Path, make_recipe: MakeRecipe) -> None:
+    before = require_model(copy, make_recipe().model)
+    (copy / "config.json").write_bytes(b"\xef\xbb\xbf" + (copy / "config.json").read_bytes())
+    assert require_model(copy, make_recipe().model) == before
+
+
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
@@ -195,7 +211,8 @@ def test_the_published_form_and_its_llama_alias_describe_the_same_model(tiny_hf:
     assert alias["model_type"] == "llama"
     assert (alias["attention_bias"], alias["mlp_bias"], alias["tie_word_embeddings"]) == (True, False, True)
     assert not {"auto_map", "bias"} & set(alias)
-    assert llama_config({"bias": False})["tie_word_embeddings"] is False  # written out though it is the default
+    untied = llama_config({"model_type": "PanguEmbedded", "bias": False})
+    assert untied["tie_word_embeddings"] is False  # written out though it is the default
 
 
 def spoil_weights(directory: Path, how: str) -> None:

@@ -388,6 +388,19 @@ def test_shared_memory_stays_shared(tmp_path: Path) -> None:
     assert not loaded[0].flags.writeable  # it is the file
 
 
+def test_an_expanded_tensor_is_read(tmp_path: Path) -> None:
+    expanded = torch.arange(3.0).expand(5, 3)
+    assert np.array_equal(round_trip(expanded, tmp_path / "x.pt"), expanded.numpy())
+
+
+def test_numbers_that_numpy_2_saved_are_read(tmp_path: Path) -> None:
+    """It has another name for the module that makes them."""
+    reduced = pickle.dumps(np.float64(1.5), protocol=2)
+    assert b"numpy.core.multiarray" in reduced
+    written = write_zip(tmp_path / "x.pt", reduced.replace(b"numpy.core.", b"numpy._core."))
+    assert load_checkpoint_file(written) == 1.5
+
+
 @pytest.mark.parametrize("content", [[1], {"weights": {}}])
 def test_an_engine_file_without_optimizer_is_refused(tmp_path: Path, content: object) -> None:
     (tmp_path / "mp_rank_00").mkdir()

@@ -42,7 +42,7 @@ class UserError(Exception):
 
 
 class SizesUnknown(UserError):
-    """The recipe leaves sizes of the model to a checkpoint that is not there (yet)."""
+    """The recipe leaves sizes of the model to a checkpoint that does not give them (yet)."""
 
 
 def printable(text: str) -> str:

@@ -118,17 +118,15 @@ class Model(Section):
 
 
 class UnknownModel(Model):
-    """Sizes that the recipe leaves to a config.json which does not exist: reading one raises `SizesUnknown`."""
+    """Sizes that the recipe leaves to a config.json that does not give them: reading one raises `SizesUnknown`."""
 
-    checkpoint: Path
-    """Where config.json is expected."""
+    reason: Any
+    """The `UserError` that says why."""
 
     def __getattr__(self, name: str) -> Any:
         if name not in Model.model_fields:
             raise AttributeError(name)
-        what = "the recipe leaves out sizes of the model, and there is no config.json"
-        remedy = "put the checkpoint there (paths.hf), or state them under model:"
-        raise SizesUnknown(what, where=self.checkpoint, remedy=remedy)
+        raise SizesUnknown(self.reason.what, where=self.reason.where, remedy=self.reason.remedy)
 
 
 class Tokenizer(Section):

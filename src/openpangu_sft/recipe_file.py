@@ -96,19 +96,27 @@ def _apply(content: dict[str, Any], override: str) -> str:
 
 def _model(content: Mapping[str, Any]) -> Any:
     """`model:` of a recipe, with the sizes that it leaves out; as it is where it is wrong, to be refused later."""
-    stated = content.get("model") or {}
+    stated = {} if content.get("model") is None else content["model"]
     if not _only_incomplete(stated):
         return stated
     try:
         checkpoint = Paths.model_validate(content.get("paths") or {})["hf"]
     except ValidationError:
         return stated
-    from openpangu_sft.checkpoint.hf import model_of, read_config  # imports numpy
+    from openpangu_sft.checkpoint.hf import model_of, read_config, require_stated  # imports numpy
     from openpangu_sft.checkpoint.hf_files import CONFIG
 
-    if not (checkpoint / CONFIG).is_file():
-        return UnknownModel.model_construct(checkpoint=checkpoint, **stated)
-    return {**model_of(read_config(checkpoint), checkpoint / CONFIG).model_dump(), **stated}
+    path = checkpoint / CONFIG
+    try:
+        if not path.is_file():
+            what = "the recipe leaves out sizes of the model, and there is no config.json"
+            remedy = "put the checkpoint there (paths.hf), or state them under model:"
+            raise UserError(what, where=checkpoint, remedy=remedy)
+        config = read_config(checkpoint)
+        model_of(config, path)
+    except UserError as error:
+        return UnknownModel.model_construct(reason=error, **stated)
+    return require_stated(stated, config, path)
 
 
 def _only_incomplete(stated: Any) -> bool:

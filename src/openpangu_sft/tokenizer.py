@@ -40,8 +40,7 @@ class Tokenizer:
     """
 
     def __init__(self, directory: Path, trust_remote_code: bool) -> None:
-        if not (directory / "tokenizer_config.json").is_file():
-            raise UserError("no tokenizer here (tokenizer_config.json)", where=directory, remedy="check paths.hf")
+        _require_tokenizer(directory)
         self.directory = directory
         self.hf = load_hf(directory, trust_remote_code)
         self._direct: Optional[DirectEncoder] = None
@@ -191,8 +190,18 @@ def tokenizer_files(directory: Path) -> list[Path]:
 
 
 def tokenizer_digest(directory: Path) -> str:
-    """sha256 over the tokenizer's files: recorded in manifests, so that two stages cannot use different ones."""
+    """sha256 over the tokenizer's files: recorded in manifests, so that two stages cannot use different ones.
+
+    Raises:
+        UserError: there are none.
+    """
+    _require_tokenizer(directory)
     return files_digest(tokenizer_files(directory))
+
+
+def _require_tokenizer(directory: Path) -> None:
+    if not (directory / "tokenizer_config.json").is_file():
+        raise UserError("no tokenizer here (tokenizer_config.json)", where=directory, remedy="check paths.hf")
 
 
 def load_hf(directory: Path, trust_remote_code: bool, use_fast: bool = False) -> Any:

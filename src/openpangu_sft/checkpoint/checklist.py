@@ -27,7 +27,7 @@ from openpangu_sft.tokenizer import tokenizer_files
 
 CHECKLIST = "checklist.chk"
 REMEMBERED = ".sha256.json"
-"""In `paths.cache`: by absolute path, [size in bytes, time of change in ns, sha256]."""
+"""In `paths.cache`: by absolute path, [size in bytes, mtime in ns, ctime in ns, sha256]. ctime cannot be set back."""
 SUMMED_AT_ONCE = 4
 
 _LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](?:\./)?(.+)")
@@ -40,17 +40,18 @@ class Published(NamedTuple):
 
     Args:
         files: how many files the model consists of; 0 where there is no list.
-        changed: names of text files that are not as published.
+        differing: by kind, changed or not listed, names of files that are not as published.
         sums: sha256 by path, of those that are listed.
     """
 
     files: int
-    changed: list[str]
+    differing: dict[str, list[str]]
     sums: dict[Path, str]
 
     def __str__(self) -> str:
-        note = f"; changed: {', '.join(self.changed)}" if self.changed else ""
-        return f"{CHECKLIST}: {len(self.sums) - len(self.changed)} of {self.files} files are as published{note}"
+        notes = "".join(f"; {kind}: {', '.join(names)}" for kind, names in self.differing.items() if names)
+        same = self.files - sum(map(len, self.differing.values()))
+        return f"{CHECKLIST}: {same} of {self.files} files are as published{notes}"
 
 
 def check_published(recipe: Recipe, directory: Path, bar: bool = True) -> Published:
@@ -60,7 +61,8 @@ def check_published(recipe: Recipe, directory: Path, bar: bool = True) -> Publis
         bar: show progress while sums are taken that are not remembered.
 
     Raises:
-        UserError: names the first file of weights, or the tokenizer's model, that is not the published one.
+        UserError: names the first file of weights, or the tokenizer's model, that is not the published one; or the
+            checklist is none.
     """
     listed = _listed(directory / CHECKLIST)
     files = [*weight_files(directory), directory / CONFIG, *tokenizer_files(directory)] if listed else []
@@ -72,14 +74,19 @@ def check_published(recipe: Recipe, directory: Path, bar: bool = True) -> Publis
             what = f"is not the published file: sha256 {sums[path][:12]}…, {CHECKLIST} has {listed[path.name][:12]}…"
             remedy = f"download it again; if it is meant to differ, remove {CHECKLIST}"
             raise UserError(what, where=path, remedy=remedy)
-    return Published(len(files), [path.name for path in wrong], sums)
+    unlisted = [path.name for path in files if path.name not in listed]
+    return Published(len(files), {"changed": [path.name for path in wrong], "not listed": unlisted}, sums)
 
 
 def _listed(path: Path) -> dict[str, str]:
     """sha256 by name, of the files beside the list; lines about folders match no file here."""
-    lines = path.read_text("utf-8", errors="replace").splitlines() if path.is_file() else []
-    matches = (_LINE.fullmatch(line.strip()) for line in lines)
-    return {match[2]: match[1].lower() for match in matches if match}
+    if not path.is_file():
+        return {}
+    matches = (_LINE.fullmatch(line.strip()) for line in path.read_text("utf-8-sig", errors="replace").splitlines())
+    listed = {match[2]: match[1].lower() for match in matches if match}
+    if not listed:
+        raise UserError("has no line `<sha256> *./<file>`", where=path, remedy="download it again, or remove it")
+    return listed
 
 
 def _sums(files: Sequence[Path], memory: Path, bar: bool) -> dict[Path, str]:
@@ -87,7 +94,7 @@ def _sums(files: Sequence[Path], memory: Path, bar: bool) -> dict[Path, str]:
     known = _remembered(memory)
     stamps = {path: _stamp(path) for path in files}
     keys = {path: os.path.realpath(path) for path in files}
-    new = [path for path in files if known.get(keys[path], [])[:2] != stamps[path]]
+    new = [path for path in files if known.get(keys[path], [])[:-1] != stamps[path]]
     size = sum(stamps[path][0] for path in new)
     shown: AbstractContextManager[Advance] = byte_progress("sha256", size) if bar else contextlib.nullcontext(nothing)
     with shown as advance, ThreadPoolExecutor(SUMMED_AT_ONCE) as pool:
@@ -96,17 +103,21 @@ def _sums(files: Sequence[Path], memory: Path, bar: bool) -> dict[Path, str]:
     if new:
         with contextlib.suppress(OSError):  # then they are read again next time
             write_durably(memory, json.dumps(known, indent=1) + "\n")
-    return {path: str(known[keys[path]][2]) for path in files}
+    return {path: known[keys[path]][-1] for path in files}
 
 
 def _remembered(path: Path) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError, RecursionError):
         content = json.loads(path.read_text("utf-8"))
-        if isinstance(content, dict) and all(isinstance(entry, list) and len(entry) == 3 for entry in content.values()):
-            return content
+        if isinstance(content, dict):
+            return {name: entry for name, entry in content.items() if isinstance(entry, list) and _is_text(entry[-1:])}
     return {}
+
+
+def _is_text(values: list[Any]) -> bool:
+    return [type(value) for value in values] == [str]
 
 
 def _stamp(path: Path) -> list[int]:
     found = path.stat()
-    return [found.st_size, found.st_mtime_ns]
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]

@@ -70,10 +70,10 @@ def write_companions(directory: Path, base: Path, form: str) -> None:
         if path.is_file() and (form == OPENPANGU or path.suffix != ".py"):
             with naming(directory / path.name):  # shutil would say that there is no room for the original
                 (directory / path.name).write_bytes(path.read_bytes())
-    if (path := directory / _GENERATION_CONFIG).is_file():
-        config = read_object(path)
-        if (right := _with_right_eos(config, base, path.name)) != config:
-            _write_json(path, right)
+    if (base / _GENERATION_CONFIG).is_file():
+        config = read_object(base / _GENERATION_CONFIG)
+        if (right := _with_right_eos(config, base, _GENERATION_CONFIG)) != config:
+            _write_json(directory / _GENERATION_CONFIG, right)
 
 
 def _with_right_eos(config: Mapping[str, Any], base: Path, name: str) -> Mapping[str, Any]:

@@ -35,9 +35,26 @@ _PUBLISHED = "take the published config.json"
 _USUAL: dict[str, tuple[object, ...]] = {
     "hidden_act": ("silu",),
     "mlp_bias": (False, None),
+    "partial_rotary_factor": (1.0,),
     "quantization_config": (None,),
 }
 """Keys of config.json that make it another architecture if they have none of these values."""
+_KEYS = {
+    "num_layers": "num_hidden_layers",
+    "hidden_size": "hidden_size",
+    "ffn_hidden_size": "intermediate_size",
+    "num_attention_heads": "num_attention_heads",
+    "num_query_groups": "num_key_value_heads",
+    "kv_channels": "head_dim",
+    "vocab_size": "vocab_size",
+    "max_position_embeddings": "max_position_embeddings",
+    "rotary_base": "rope_theta",
+    "norm_epsilon": "rms_norm_eps",
+    "add_qkv_bias": "bias",
+    "add_dense_bias": "bias",
+    "tie_word_embeddings": "tie_word_embeddings",
+}
+"""The key of the recipe's model section, and of config.json."""
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -72,29 +89,23 @@ def model_of(config: Mapping[str, Any], path: Path) -> Model:
         raise UserError(complaint, where=path, remedy="check paths.hf")
     config = as_version_4(config)
     try:
-        heads = config["num_attention_heads"]
-        bias = config["bias"] if config["model_type"] == PANGU else config.get("attention_bias", False)
-        return Model(
-            num_layers=config["num_hidden_layers"],
-            hidden_size=config["hidden_size"],
-            ffn_hidden_size=config["intermediate_size"],
-            num_attention_heads=heads,
-            num_query_groups=config.get("num_key_value_heads", heads),
-            kv_channels=config.get("head_dim") or config["hidden_size"] // heads,
-            vocab_size=config["vocab_size"],
-            max_position_embeddings=config["max_position_embeddings"],
-            rotary_base=config["rope_theta"],
-            norm_epsilon=config["rms_norm_eps"],
-            add_qkv_bias=bias,
-            add_dense_bias=bias,
-            tie_word_embeddings=config.get("tie_word_embeddings", False),  # the class's default is false
-        )
+        heads, head_dim = config["num_attention_heads"], config.get("head_dim")
+        values = {
+            "num_key_value_heads": heads,
+            "tie_word_embeddings": False,  # the class's default
+            **config,
+            "head_dim": config["hidden_size"] // heads if head_dim is None else head_dim,
+            "bias": _has_bias(config),
+        }
+        return Model(**{key: values[name] for key, name in _KEYS.items()})
     except KeyError as error:
         raise UserError(f"key {error} is missing", where=path, remedy=_PUBLISHED) from None
     except ValidationError as error:
         detail = error.errors(include_url=False)[0]
-        what = f"{'.'.join(map(str, detail['loc']))} = {detail['input']!r}: " if detail["loc"] else ""
-        raise UserError(f"{what}{detail['msg']}", where=path, remedy=_PUBLISHED) from None
+        if not detail["loc"]:  # our own rule, with its remedy for a recipe
+            raise UserError(str(detail["ctx"]["error"]).split(" -> ")[0], where=path, remedy=_PUBLISHED) from None
+        what = f"{_KEYS[str(detail['loc'][0])]} = {detail['input']!r}: {detail['msg']}"
+        raise UserError(what, where=path, remedy=_PUBLISHED) from None
     except (TypeError, ZeroDivisionError):
         raise UserError(
             f"hidden_size {config['hidden_size']!r} and num_attention_heads {heads!r} give no head size",
@@ -103,17 +114,33 @@ def model_of(config: Mapping[str, Any], path: Path) -> Model:
         ) from None
 
 
+def _has_bias(config: Mapping[str, Any]) -> Any:
+    return config["bias"] if config["model_type"] == PANGU else config.get("attention_bias", False)
+
+
 def require_model(directory: Path, model: Model) -> dict[str, Any]:
     """Reads config.json, with the keys that transformers 4.53.2 reads, and checks it against the recipe.
 
     Raises:
         UserError: names all keys that differ, with both values.
     """
-    config, path = read_config(directory), directory / CONFIG
+    config = read_config(directory)
+    require_stated(model.model_dump(), config, directory / CONFIG)
+    return as_version_4(config)
+
+
+def require_stated(stated: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> Model:
+    """The model that a config.json describes, which is the one that a recipe states.
+
+    Args:
+        stated: the recipe's model section, or a part of it.
+
+    Raises:
+        UserError: names all keys that differ, with both values.
+    """
     found, differing, settings = model_of(config, path), [], []
-    for key in Model.model_fields:
-        wanted, its = getattr(model, key), getattr(found, key)
-        if wanted == its:
+    for key, its in found.model_dump().items():
+        if (wanted := stated.get(key, its)) == its:
             continue
         where = f"{its} in this checkpoint"
         if key == "tie_word_embeddings" and key not in config:
@@ -122,9 +149,10 @@ def require_model(directory: Path, model: Model) -> dict[str, Any]:
             settings.append(f"model.{key}={its}")
         differing.append(f"model.{key} is {wanted} in the recipe, {where}")
     if differing:
-        remedy = f"set {' '.join(settings)}, or leave them out of the recipe" if settings else _PUBLISHED
+        them = "it" if len(settings) == 1 else "them"
+        remedy = f"set {' '.join(settings)}, or leave {them} out of the recipe" if settings else _PUBLISHED
         raise UserError("; ".join(differing), where=path, remedy=remedy)
-    return as_version_4(config)
+    return found
 
 
 def pangu_config(model: Model, eos_id: int, dtype: str) -> dict[str, Any]:
@@ -167,7 +195,7 @@ def llama_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     own = {"architectures", "auto_map", "bias", "model_type", "attention_bias", "mlp_bias", "transformers_version"}
     config = as_version_4(config)
-    bias = config["bias"] if "bias" in config else config.get("attention_bias", False)
+    bias = _has_bias(config)
     kept = {key: value for key, value in config.items() if key not in own}
     tied = bool(config.get("tie_word_embeddings", False))  # written out: no default to rely on
     return {

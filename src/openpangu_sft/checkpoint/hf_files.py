@@ -100,7 +100,7 @@ def read_object(path: Path) -> dict[str, Any]:
         UserError: it is not one.
     """
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = json.loads(path.read_text("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"not valid JSON: {error}", where=path, remedy=AGAIN) from None
     if not isinstance(content, dict):

@@ -68,7 +68,8 @@ def named(module: str, name: str) -> Inert:
     Raises:
         Refused: no checkpoint needs it.
     """
-    full = f"{module.replace('__builtin__', 'builtins')}.{name}"  # Python 2's module, which protocol 2 writes
+    # Python 2's name of the module, which protocol 2 writes; and numpy 2's
+    full = f"{module.replace('__builtin__', 'builtins').replace('numpy._core.', 'numpy.core.')}.{name}"
     if full not in _MAKERS and full not in _CONSTANTS and not _is_inert(module):
         raise Refused(f"{module}.{name}")
     return Inert(full)
@@ -164,7 +165,7 @@ def _tensor(record: Inert) -> Array:
         raise UnpicklingError("a tensor without a storage")
     values = storage.state
     last = offset + sum((extent - 1) * step for extent, step in zip(size, stride))
-    if prod(size) > len(values) or (0 not in size and last >= len(values)):
+    if 0 not in size and last >= len(values):
         raise UnpicklingError("a tensor reaches beyond its storage")
     if 0 in size:
         return np.empty(size, values.dtype)

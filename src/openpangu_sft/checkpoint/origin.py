@@ -18,7 +18,7 @@ from openpangu_sft.checkpoint.weights import Weights
 from openpangu_sft.errors import UserError
 from openpangu_sft.progress import console
 from openpangu_sft.recipe import Recipe
-from openpangu_sft.tokenizer import tokenizer_digest, tokenizer_files
+from openpangu_sft.tokenizer import tokenizer_files
 
 Stamp = tuple[int, int, int, int]
 
@@ -109,7 +109,7 @@ def hf_digests(directory: Path, known: Mapping[Path, str] = MappingProxyType({})
     return {
         "weights": files_digest(weight_files(directory), known),
         "config": sha256_of(directory / CONFIG),
-        "tokenizer": tokenizer_digest(directory),
+        "tokenizer": files_digest(tokenizer_files(directory)),
     }
 
 

@@ -44,7 +44,7 @@ class _Steps(dict[int, Any]):
     """What an opcode does."""
 
     def __missing__(self, code: int) -> None:
-        raise pickle.UnpicklingError(f"opcode {_NAMES.get(code, code)}, which torch.save does not write")
+        raise pickle.UnpicklingError(f"opcode {_NAMES.get(code, code)}: not in protocol 2, torch.save's default")
 
 
 class _Unpickler(_PythonUnpickler):  # type: ignore[misc]

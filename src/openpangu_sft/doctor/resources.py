@@ -11,6 +11,8 @@ from typing import Optional
 
 from openpangu_sft.artefact import require_no_obstacle
 from openpangu_sft.checkpoint.checklist import CHECKLIST, check_published
+from openpangu_sft.checkpoint.hf import model_of, read_config
+from openpangu_sft.checkpoint.hf_files import CONFIG
 from openpangu_sft.doctor.files import Mount, control_groups, inactive_file, limit, memory_available, mount_of
 from openpangu_sft.doctor.finding import Finding, failed, ok, skipped, warning
 from openpangu_sft.doctor.needs import disk_bytes, largest_file, memory_bytes
@@ -122,7 +124,7 @@ def limits(subject: Subject) -> Finding:
 
 
 def inputs(subject: Subject) -> Finding:
-    """Whether what the first stages read is there."""
+    """Whether what the first stages read is there, and config.json is of this model family."""
     missing = []
     if not (subject.recipe.path("hf") / "config.json").is_file():
         missing.append(f"paths.hf: no checkpoint in {subject.recipe.path('hf')}")
@@ -133,6 +135,7 @@ def inputs(subject: Subject) -> Finding:
         return warning(
             "\n".join(missing), "put them there before make format and make convert (make demo makes its own)"
         )
+    model_of(read_config(subject.recipe.path("hf")), subject.recipe.path("hf") / CONFIG)
     return ok(f"{subject.recipe.path('hf')}, {made}")
 
 
@@ -141,7 +144,7 @@ def published(subject: Subject) -> Finding:
     found = check_published(subject.recipe, subject.recipe.path("hf"), bar=False)
     if not found.files:
         return skipped(f"not known: no sums beside the checkpoint ({CHECKLIST})")
-    if found.changed:
+    if any(found.differing.values()):
         return warning(str(found), "download it again, unless it was changed on purpose")
     return ok(str(found))
 
