@@ -94,5 +94,11 @@ def test_smoke_in_the_image(engine: Engine, npu_image: str, user: SimpleNamespac
     done = user.run("make", "smoke")
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     assert f"in {npu_image}" in done.stderr
-    for what in ("convert: their tensors", "context parallel", "micro batches of 2", "resume"):
+    for what in (
+        "convert, TP 1: their tensors",
+        "convert, TP 4: their tensors",
+        "context parallel",
+        "micro batches of 2",
+        "resume",
+    ):
         assert what in done.stderr
