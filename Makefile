@@ -212,7 +212,8 @@ kubernetes: ## a Kubernetes (Volcano) job, on stdout
 	@$(run) kubernetes $(options) $(call given,CLAIM,claim)
 
 test-upstream: sources ## the tests that run the real MindSpeed-LLM
-	@OMP_NUM_THREADS=1 $(bin)pytest --stamp test-upstream $(wildcard tests/test_*upstream*.py tests/test_mindspeed_*.py)
+	@OMP_NUM_THREADS=1 $(bin)pytest --stamp test-upstream $(wildcard tests/*/test_upstream.py) \
+	    tests/training/mindspeed tests/demo/test_smoke.py tests/plan/test_mindspeed_memory.py
 
 ##@ Image
 .PHONY: shell image image-diff save load push lock-base

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from openpangu_sft.dataset.indexed import PREFIX, read_rows
-from openpangu_sft.tokenizer import IGNORED
+from openpangu_sft.dataset.index_file import PREFIX, read_rows
+from openpangu_sft.tokenizer.tokenizer import IGNORED
 
 Row = npt.NDArray[np.int32]
 

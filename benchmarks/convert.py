@@ -18,11 +18,11 @@ import click
 
 from benchmarks.measure import Measured, machine, print_table, run_measured
 from benchmarks.random_model import write_random_model
-from openpangu_sft.checkpoint.layout import parameter_count
-from openpangu_sft.errors import UserError
-from openpangu_sft.places import require_room
-from openpangu_sft.recipe import Recipe
-from openpangu_sft.recipe_file import load_recipe
+from openpangu_sft.artifacts.checks import require_room
+from openpangu_sft.checkpoint.sharding import parameter_count
+from openpangu_sft.recipe.load import load_recipe
+from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.util.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 MOST_COPIES, MOST_MEMORY = 2.5, 1_000_000_000
@@ -35,7 +35,7 @@ with open(sys.argv[2], "rb") as stream:
     os.fsync(stream.fileno())
 print(time.perf_counter() - began)
 """
-WARM_UP = "import openpangu_sft.cli, openpangu_sft.checkpoint.convert, openpangu_sft.checkpoint.export"
+WARM_UP = "import openpangu_sft.cli.main, openpangu_sft.checkpoint.convert, openpangu_sft.checkpoint.export"
 """The first command would read Python's modules from the disk, the others would find them in memory."""
 FORM = "--form=openpangu"
 """The other form also compares tokenizers, which takes seconds of its own, and there is none here."""

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple, cast
 
 from sentencepiece import SentencePieceProcessor
 
-from openpangu_sft.chat_format import END
-from openpangu_sft.errors import UserError
-from openpangu_sft.sample import Message, Sample
-from openpangu_sft.sources import alpaca, sharegpt
-from openpangu_sft.sources.reader import read_records
+from openpangu_sft.conversations import alpaca, sharegpt
+from openpangu_sft.conversations.conversation import Message, Sample
+from openpangu_sft.conversations.readers import read_records
+from openpangu_sft.tokenizer.template import END
+from openpangu_sft.util.errors import UserError
 
 CONVERTERS = {
     "alpaca_en_demo.json": alpaca.convert,

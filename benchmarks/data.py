@@ -21,10 +21,10 @@ from benchmarks.agreement import Segments, read_segments
 from benchmarks.corpus import MODEL, Corpus, require_data, write_samples, write_tokenizer
 from benchmarks.measure import Measured, machine, print_table, run_measured
 from benchmarks.packing import SEQ_LENGTHS, distributions, measure_packing
-from openpangu_sft.artefact import read_manifest
-from openpangu_sft.errors import UserError
-from openpangu_sft.recipe import Recipe
-from openpangu_sft.recipe_file import load_recipe
+from openpangu_sft.artifacts.artifact import read_manifest
+from openpangu_sft.recipe.load import load_recipe
+from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.util.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = {"raw": "raw SentencePiece", "engine": "this engine: preprocess, merge", "published": "the published way"}

@@ -21,7 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-from openpangu_sft.errors import UserError
+from openpangu_sft.util.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS_BETWEEN_SAMPLES = 0.2

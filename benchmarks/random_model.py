@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from openpangu_sft.checkpoint.arrays import BF16, CHUNK, Array, Stored
+from openpangu_sft.checkpoint.files.arrays import BF16, CHUNK, Array, Stored
+from openpangu_sft.checkpoint.files.safetensors import write_safetensors
 from openpangu_sft.checkpoint.hf import pangu_config
 from openpangu_sft.checkpoint.hf_files import CONFIG, WEIGHTS
-from openpangu_sft.checkpoint.layout import Shape, hf_shapes
-from openpangu_sft.checkpoint.safetensors_file import write_safetensors
-from openpangu_sft.recipe import Model
+from openpangu_sft.checkpoint.sharding import Shape, hf_shapes
+from openpangu_sft.recipe.schema import Model
 
 SCALE = 0.02
 """Standard deviation of the weights, as training begins with it."""

@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 
 from openpangu_sft.checkpoint.hf import open_hf
 from openpangu_sft.checkpoint.hf_files import INDEX, WEIGHTS
-from openpangu_sft.checkpoint.layout import hf_shapes
 from openpangu_sft.checkpoint.mcore_reader import open_mcore
-from openpangu_sft.checkpoint.torch_arrays import tensors_of
-from openpangu_sft.recipe import Model
+from openpangu_sft.checkpoint.sharding import hf_shapes
+from openpangu_sft.model.tensors import tensors_of
+from openpangu_sft.recipe.schema import Model
 
 Tensors = dict[str, torch.Tensor]
 BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}

@@ -17,11 +17,11 @@ import pytest
 from hypothesis import settings
 
 import small_disk as small_disks
-from openpangu_sft.dataset.indexed import PREFIX, PackedWriter
-from openpangu_sft.errors import UserError
-from openpangu_sft.recipe import Recipe
-from openpangu_sft.recipe_file import load_recipe
-from openpangu_sft.upstream import VARIABLES
+from openpangu_sft.dataset.index_file import PREFIX, PackedWriter
+from openpangu_sft.recipe.load import load_recipe
+from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.training.mindspeed.sources import VARIABLES
+from openpangu_sft.util.errors import UserError
 from small_disk import SmallDisk
 from small_upstream import SmallUpstream
 from stamp import pytest_addoption, pytest_configure  # noqa: F401  # pytest finds them here
@@ -110,7 +110,7 @@ def wheel() -> None:
 @pytest.fixture(scope="session")
 def patched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the patched megatron-core, as make verify finds it. Read only."""
-    from openpangu_sft.checkpoint.megatron import find_core
+    from openpangu_sft.verify.megatron import find_core
 
     try:
         return find_core(tmp_path_factory.mktemp("megatron"))

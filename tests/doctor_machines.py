@@ -14,8 +14,7 @@ import pytest
 
 from conftest import ROOT, MakeRecipe
 from openpangu_sft.doctor.finding import Finding
-from openpangu_sft.doctor.machine import Machine
-from openpangu_sft.doctor.subject import Subject
+from openpangu_sft.doctor.machine import Machine, Subject
 
 Examine = Callable[[Subject], Finding]
 MakeSubject = Callable[..., Subject]

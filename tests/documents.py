@@ -3,7 +3,7 @@
 A command that is not run by a test says why, behind it or in a comment above its block:
 
     make sft        # needs NPUs
-    <!-- run by tests/test_demo.py -->
+    <!-- run by tests/demo/test_run.py -->
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ ROOT = Path(__file__).resolve().parents[1]
 _MARKDOWN = MarkdownIt().enable("table")
 
 NEEDS = {
-    "NPUs": "tests/test_mindspeed_training.py",  # on the stand-in
+    "NPUs": "tests/training/mindspeed/test_process.py",  # on the stand-in
     "Docker": "tests/image",
     "compose": "tests/image/test_run.py",
     "a registry": "tests/image/test_registry.py",
-    "several machines": "tests/test_cluster.py",
-    "Slurm": "tests/test_cluster.py",
-    "Kubernetes": "tests/test_cluster.py",
-    "a mirror": "tests/test_setup.py",
-    "the network": "tests/test_upstream_fetch.py",
+    "several machines": "tests/training/mindspeed/test_cluster.py",
+    "Slurm": "tests/training/mindspeed/test_cluster.py",
+    "Kubernetes": "tests/training/mindspeed/test_cluster.py",
+    "a mirror": "tests/scripts/test_setup.py",
+    "the network": "tests/training/mindspeed/test_fetch.py",
     "an archive": "tests/image/test_hand_over.py",
     "root": ".ci/run",
     "hours": "tests/test_benchmarks.py",
-    "your own clone": "tests/test_makefile.py",
+    "your own clone": "tests/scripts/test_makefile.py",
 }
 """What a command may need that a test has not, and what covers it instead."""
 

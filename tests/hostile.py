@@ -27,9 +27,9 @@ from typing import Any
 
 import numpy as np
 
+from openpangu_sft.checkpoint.files.torch_read import load_checkpoint_file
 from openpangu_sft.checkpoint.inert import _CONSTANTS, _MAKERS
-from openpangu_sft.checkpoint.safe_pickle import load_checkpoint_file
-from openpangu_sft.errors import UserError
+from openpangu_sft.util.errors import UserError
 
 MEMORY, SECONDS = 1 << 30, 10
 BATCH = 200

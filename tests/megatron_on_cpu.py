@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from openpangu_sft.checkpoint.megatron_model import build, load_strictly, stand_in
-from openpangu_sft.checkpoint.megatron_rank import read_rank
+from openpangu_sft.verify.model import build, load_strictly, stand_in
+from openpangu_sft.verify.rank import read_rank
 
 
 def run_gpt(checkpoint: str, result: str) -> None:

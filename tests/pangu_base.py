@@ -13,7 +13,7 @@ import torch
 from transformers import dynamic_module_utils
 
 from checkpoint_files import set_config
-from test_tokenizer import REMOTE_CODE
+from tokenizer.test_tokenizer import REMOTE_CODE
 
 TRUSTED = "tokenizer.trust_remote_code=true"
 AUTO_MAP = {

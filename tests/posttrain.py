@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from openpangu_sft.recipe import Recipe
+from openpangu_sft.recipe.schema import Recipe
 from upstream import require_compiler, run_upstream
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from openpangu_sft.errors import UserError
+from openpangu_sft.util.errors import UserError
 
 _PROGRESS = re.compile(r".+: \d+/\d+ .*\d+ s left$")
 

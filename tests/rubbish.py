@@ -19,18 +19,18 @@ import numpy as np
 from hypothesis import strategies as st
 
 from conftest import ROOT, TINY
-from openpangu_sft.artefact import MANIFEST
+from openpangu_sft.artifacts.artifact import MANIFEST
 from openpangu_sft.checkpoint.convert import run_convert
 from openpangu_sft.checkpoint.export import run_export
+from openpangu_sft.checkpoint.files.torch_read import load_checkpoint_file
 from openpangu_sft.checkpoint.hf import open_hf
 from openpangu_sft.checkpoint.hf_files import WEIGHTS
-from openpangu_sft.checkpoint.layout import hf_shapes, mcore_tensors, single
 from openpangu_sft.checkpoint.mcore_reader import open_mcore, parts_of
-from openpangu_sft.checkpoint.safe_pickle import load_checkpoint_file
+from openpangu_sft.checkpoint.sharding import hf_shapes, mcore_tensors, single
 from openpangu_sft.checkpoint.weights import Weights
-from openpangu_sft.errors import UserError
-from openpangu_sft.recipe import Recipe
-from openpangu_sft.recipe_file import load_recipe
+from openpangu_sft.recipe.load import load_recipe
+from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.util.errors import UserError
 
 Outcome = tuple[str, Any]
 MODEL_FILE = "iter_0000001/mp_rank_00/model_optim_rng.pt"

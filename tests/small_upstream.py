@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from openpangu_sft.artefact import Manifest
-from openpangu_sft.errors import UserError
-from openpangu_sft.upstream import make_sources
+from openpangu_sft.artifacts.artifact import Manifest
+from openpangu_sft.training.mindspeed.sources import make_sources
+from openpangu_sft.util.errors import UserError
 
 FILES = {
     "megatron-lm": {"megatron/core/config.py": "a = 1\nb = 2\nc = 3\n", "LICENSE": "free\n", "pretrain.py": "#!\n"},

@@ -17,8 +17,8 @@ import torch
 
 from checkpoint_files import hf_sizes, random_checkpoint, set_config, write_hf
 from conftest import PATIENCE, ROOT, TINY
-from openpangu_sft.recipe import Recipe
-from openpangu_sft.recipe_file import load_recipe
+from openpangu_sft.recipe.load import load_recipe
+from openpangu_sft.recipe.schema import Recipe
 from refusals import without_progress
 
 LARGER = [

@@ -20,10 +20,10 @@ from benchmarks.packing import best_fit_packs
 from benchmarks.random_model import write_random_model
 from benchmarks.raw import deal
 from conftest import ROOT, SHARED, TINY, MakeRecipe, write_packs
-from openpangu_sft.checkpoint.arrays import BF16
+from openpangu_sft.checkpoint.files.arrays import BF16
 from openpangu_sft.checkpoint.hf import open_hf, require_model
-from openpangu_sft.checkpoint.layout import hf_shapes, parameter_count
-from openpangu_sft.sample import parse_sample
+from openpangu_sft.checkpoint.sharding import hf_shapes, parameter_count
+from openpangu_sft.conversations.conversation import parse_sample
 
 DATA = SHARED / "data"
 

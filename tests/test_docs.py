@@ -25,10 +25,10 @@ from documents import (
     inline_commands,
     links,
 )
-from openpangu_sft.checkpoint.megatron import find_core
-from openpangu_sft.cli import app
-from openpangu_sft.errors import UserError
-from openpangu_sft.recipe_file import load_recipe
+from openpangu_sft.cli.main import app
+from openpangu_sft.recipe.load import load_recipe
+from openpangu_sft.util.errors import UserError
+from openpangu_sft.verify.megatron import find_core
 
 README, CHINESE = ROOT / "README.md", ROOT / "README.zh.md"
 RUN = [README, *(path for path in documents() if path.parent == ROOT / "docs" or path.name == "CONTRIBUTING.md")]
@@ -76,7 +76,7 @@ class Place:
         self.ran: set[str] = set()
 
     def _recipe(self, published: Path, name: str, overrides: list[str]) -> Path:
-        from openpangu_sft.mindspeed.cluster import _yaml
+        from openpangu_sft.training.mindspeed.cluster import _yaml
 
         path = published.with_name(name)
         recipe = load_recipe(published, [*overrides, f"paths.cache={self.cache}"])

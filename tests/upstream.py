@@ -22,8 +22,8 @@ import pytest
 import torch
 
 from conftest import PATIENCE, ROOT
-from openpangu_sft.git import git
-from openpangu_sft.upstream import PATCHES, SOURCES, VARIABLES, find_sources, make_sources
+from openpangu_sft.training.mindspeed.sources import PATCHES, SOURCES, VARIABLES, find_sources, make_sources
+from openpangu_sft.util.git import git
 
 STAND_IN = ROOT / "src/npu_standin"
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from engine import CANARY, CPU, NPU, ROOT, Engine, find_docker, require_sources, torch_build
+
+from image.engine import CANARY, CPU, NPU, ROOT, Engine, find_docker, require_sources, torch_build
 
 collect_ignore = [] if os.environ.get("ARCH") else ["test_emulated.py"]  # make test-image ARCH=arm64
 

@@ -14,7 +14,7 @@ from typing import Any, Optional
 import pytest
 
 from openpangu_sft import __version__
-from openpangu_sft.upstream import SOURCES, VARIABLES, find_sources
+from openpangu_sft.training.mindspeed.sources import SOURCES, VARIABLES, find_sources
 
 ROOT = Path(__file__).parents[2]
 CPU, NPU = f"openpangu-sft:{__version__}-cpu", f"openpangu-sft:{__version__}-npu"

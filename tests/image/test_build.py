@@ -13,8 +13,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from engine import CANARY, ROOT, Engine, answers
 
+from image.engine import CANARY, ROOT, Engine, answers
 from openpangu_sft import __version__
 
 

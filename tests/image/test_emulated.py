@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
-from engine import NPU, ROOT, Engine, require_sources
 
+from image.engine import NPU, ROOT, Engine, require_sources
 from openpangu_sft import __version__
-from openpangu_sft.upstream import read_pins
+from openpangu_sft.training.mindspeed.sources import read_pins
 
 ARCH = os.environ.get("ARCH", "")
 MACHINE = {"arm64": "aarch64", "amd64": "x86_64"}[ARCH]
@@ -122,7 +122,7 @@ def test_npu_starts_and_describes_itself(engine: Engine, npu: str) -> None:
 
 
 def test_npu_imports_its_packages(engine: Engine, npu: str) -> None:
-    program = "import platform, torch, transformers.generation, accelerate, peft, openpangu_sft.cli; "
+    program = "import platform, torch, transformers.generation, accelerate, peft, openpangu_sft.cli.main; "
     done = said(engine, npu, "python", "-c", program + "print(platform.machine(), torch.ones(3).sum().item())")
     assert (done.returncode, done.stdout) == (0, f"{MACHINE} 3.0\n"), done.stderr
     done = said(engine, npu, "true", options=("--device", "/dev/null:/dev/davinci_manager"))

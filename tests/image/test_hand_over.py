@@ -9,8 +9,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from engine import CPU, Engine
 
+from image.engine import CPU, Engine
 from openpangu_sft import __version__
 
 

@@ -7,9 +7,8 @@ import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
-from engine import ROOT, Engine
-
-from openpangu_sft.upstream import read_pins
+from image.engine import ROOT, Engine
+from openpangu_sft.training.mindspeed.sources import read_pins
 
 STAND_IN = ROOT / "src/npu_standin"
 UPSTREAM = "/opt/openpangu/app/.sources"

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from engine import ROOT, Engine
+
+from image.engine import ROOT, Engine
 
 CONFIG = """version: 0.1
 storage: {{filesystem: {{rootdirectory: {storage}}}}}

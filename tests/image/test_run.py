@@ -16,7 +16,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from engine import CPU, NPU, Engine
+
+from image.engine import CPU, NPU, Engine
 
 TRAINING = ["openpangu-sft", "sft", "--recipe=recipes/demo.yaml", "--set=paths.cache=/cache/demo"]
 TRAINING.append("--set=train.lr_warmup_iterations=1")

@@ -16,14 +16,14 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from openpangu_sft.artefact import sha256_of
+from openpangu_sft.artifacts.artifact import sha256_of
+from openpangu_sft.artifacts.atomic import write_durably
+from openpangu_sft.checkpoint.files.writer import Advance, nothing
 from openpangu_sft.checkpoint.hf_files import CONFIG, weight_files
-from openpangu_sft.checkpoint.output import Advance, nothing
-from openpangu_sft.durable import write_durably
-from openpangu_sft.errors import UserError
-from openpangu_sft.progress import byte_progress
-from openpangu_sft.recipe import Recipe
-from openpangu_sft.tokenizer import tokenizer_files
+from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.tokenizer.tokenizer import tokenizer_files
+from openpangu_sft.util.console import byte_progress
+from openpangu_sft.util.errors import UserError
 
 CHECKLIST = "checklist.chk"
 REMEMBERED = ".sha256.json"

@@ -6,17 +6,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Optional
 
-from openpangu_sft.artefact import Manifest, staged_directory
-from openpangu_sft.checkpoint.arrays import DTYPES
-from openpangu_sft.checkpoint.layout import layout_of, parameter_count
+from openpangu_sft.artifacts.artifact import Manifest, staged_directory
+from openpangu_sft.artifacts.checks import require_apart, require_room
+from openpangu_sft.checkpoint.files.arrays import DTYPES
 from openpangu_sft.checkpoint.mcore import FIRST, iteration_directory, rank_file, write_rank, write_tracker
 from openpangu_sft.checkpoint.mcore_reader import open_mcore
-from openpangu_sft.checkpoint.origin import open_origin
-from openpangu_sft.checkpoint.transfer import Transfer, require_equal, size_of, warn_of_loss
-from openpangu_sft.places import require_apart, require_room
-from openpangu_sft.progress import byte_progress
-from openpangu_sft.recipe import Recipe
-from openpangu_sft.tokenizer import tokenizer_digest
+from openpangu_sft.checkpoint.reshard import Transfer, require_equal, size_of, warn_of_loss
+from openpangu_sft.checkpoint.sharding import layout_of, parameter_count
+from openpangu_sft.checkpoint.source import open_origin
+from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.tokenizer.tokenizer import tokenizer_digest
+from openpangu_sft.util.console import byte_progress
 
 
 def run_convert(

@@ -6,21 +6,21 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Optional
 
-from openpangu_sft.artefact import Manifest, sha256_of, staged_directory
-from openpangu_sft.checkpoint.arrays import DTYPES
-from openpangu_sft.checkpoint.forms import LLAMA, make_tokenizer_stock, write_companions, write_config
+from openpangu_sft.artifacts.artifact import Manifest, sha256_of, staged_directory
+from openpangu_sft.artifacts.checks import require_apart, require_room
+from openpangu_sft.checkpoint.files.arrays import DTYPES
+from openpangu_sft.checkpoint.files.safetensors import write_safetensors
 from openpangu_sft.checkpoint.hf import open_hf, require_model
+from openpangu_sft.checkpoint.hf_export import LLAMA, make_tokenizer_stock, write_companions, write_config
 from openpangu_sft.checkpoint.hf_files import CONFIG, WEIGHTS
-from openpangu_sft.checkpoint.layout import parameter_count
 from openpangu_sft.checkpoint.model_card import write_model_card
-from openpangu_sft.checkpoint.origin import Origin, open_origin
-from openpangu_sft.checkpoint.safetensors_file import write_safetensors
-from openpangu_sft.checkpoint.transfer import Transfer, require_equal, size_of, warn_of_loss
-from openpangu_sft.errors import UserError
-from openpangu_sft.places import require_apart, require_room
-from openpangu_sft.progress import byte_progress
-from openpangu_sft.recipe import Recipe
-from openpangu_sft.tokenizer import Tokenizer, tokenizer_digest, tokenizer_files
+from openpangu_sft.checkpoint.reshard import Transfer, require_equal, size_of, warn_of_loss
+from openpangu_sft.checkpoint.sharding import parameter_count
+from openpangu_sft.checkpoint.source import Origin, open_origin
+from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.tokenizer.tokenizer import Tokenizer, tokenizer_digest, tokenizer_files
+from openpangu_sft.util.console import byte_progress
+from openpangu_sft.util.errors import UserError
 
 _CARRIED_OVER = ("iteration", "loss", "versions")
 """Counts of the training that stay true of what is exported."""

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from openpangu_sft.checkpoint.arrays import Array, same_bits
 from openpangu_sft.checkpoint.config_keys import as_version_4, rope_complaint
+from openpangu_sft.checkpoint.files.arrays import Array, same_bits
+from openpangu_sft.checkpoint.files.safetensors import map_safetensors
 from openpangu_sft.checkpoint.hf_files import AGAIN, CONFIG, not_hf, read_object, weight_files
-from openpangu_sft.checkpoint.layout import hf_shapes
-from openpangu_sft.checkpoint.safetensors_file import map_safetensors
+from openpangu_sft.checkpoint.sharding import hf_shapes
 from openpangu_sft.checkpoint.weights import Weights, require_tensors, weights_of_arrays
-from openpangu_sft.errors import UserError
-from openpangu_sft.recipe import Model
+from openpangu_sft.recipe.schema import Model
+from openpangu_sft.util.errors import UserError
 
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 PANGU = "PanguEmbedded"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from openpangu_sft.checkpoint.mcore import TRACKER
-from openpangu_sft.errors import UserError
+from openpangu_sft.util.errors import UserError
 
 CONFIG = "config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"

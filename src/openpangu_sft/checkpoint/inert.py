@@ -14,8 +14,8 @@ from typing import Any, Callable, Literal, Optional
 
 import numpy as np
 
-from openpangu_sft.checkpoint.arrays import Array, DType
-from openpangu_sft.checkpoint.torch_file import NAMED_DTYPES, STORAGES
+from openpangu_sft.checkpoint.files.arrays import Array, DType
+from openpangu_sft.checkpoint.files.torch_write import NAMED_DTYPES, STORAGES
 
 STORAGE = "storage"
 """Name of the record that a persistent id becomes. No name in a file equals it: those have a dot."""

@@ -14,12 +14,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from openpangu_sft.checkpoint.arrays import DType, Stored
-from openpangu_sft.checkpoint.layout import Layout, extra_state_names
-from openpangu_sft.checkpoint.output import Advance, Entry, nothing
-from openpangu_sft.checkpoint.torch_file import write_torch_file
-from openpangu_sft.durable import write_durably
-from openpangu_sft.recipe import Model
+from openpangu_sft.artifacts.atomic import write_durably
+from openpangu_sft.checkpoint.files.arrays import DType, Stored
+from openpangu_sft.checkpoint.files.torch_write import write_torch_file
+from openpangu_sft.checkpoint.files.writer import Advance, Entry, nothing
+from openpangu_sft.checkpoint.sharding import Layout, extra_state_names
+from openpangu_sft.recipe.schema import Model
 
 TRACKER = "latest_checkpointed_iteration.txt"
 MODEL_FILE = "model_optim_rng.pt"

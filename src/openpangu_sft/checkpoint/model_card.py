@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from openpangu_sft import __version__
-from openpangu_sft.artefact import Manifest
-from openpangu_sft.checkpoint.forms import LLAMA, SAME_IDS
-from openpangu_sft.errors import printable
+from openpangu_sft.artifacts.artifact import Manifest
+from openpangu_sft.checkpoint.hf_export import LLAMA, SAME_IDS
+from openpangu_sft.util.errors import printable
 
 _LICENCE = "LICENSE"
 _TRAINING = {

@@ -8,9 +8,9 @@ from typing import NamedTuple, Optional
 
 import numpy as np
 
-from openpangu_sft.checkpoint.arrays import CHUNK, DTYPES, Array, DType, first_difference
-from openpangu_sft.checkpoint.layout import Block, Shape, whole
-from openpangu_sft.errors import UserError
+from openpangu_sft.checkpoint.files.arrays import CHUNK, DTYPES, Array, DType, first_difference
+from openpangu_sft.checkpoint.sharding import Block, Shape, whole
+from openpangu_sft.util.errors import UserError
 
 
 class Part(NamedTuple):

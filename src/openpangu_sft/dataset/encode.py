@@ -14,10 +14,10 @@ from typing import NamedTuple, Union
 import numpy as np
 import numpy.typing as npt
 
-from openpangu_sft.chat_format import END, START, Piece, sample_pieces, whole
-from openpangu_sft.recipe import Data
-from openpangu_sft.sample import BadSample, Sample
-from openpangu_sft.tokenizer import IGNORED, Tokenizer
+from openpangu_sft.conversations.conversation import BadSample, Sample
+from openpangu_sft.recipe.schema import Data
+from openpangu_sft.tokenizer.template import END, START, Piece, sample_pieces, whole
+from openpangu_sft.tokenizer.tokenizer import IGNORED, Tokenizer
 
 Marked = npt.NDArray[np.int32]
 

@@ -7,20 +7,20 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from openpangu_sft.artefact import (
+from openpangu_sft.artifacts.artifact import (
     Manifest,
     read_manifest,
     require_settings,
     staged_directory,
     sum_counts,
 )
-from openpangu_sft.dataset.indexed import FIELDS, PREFIX, VALIDATION, field_path, write_index
+from openpangu_sft.artifacts.checks import require_apart
+from openpangu_sft.dataset.index_file import FIELDS, PREFIX, VALIDATION, field_path, write_index
 from openpangu_sft.dataset.preprocess import data_settings, require_tokenizer, sample_files, shard_directories
 from openpangu_sft.dataset.spans import Part, parts_of, sha256_of_span
-from openpangu_sft.errors import UserError
-from openpangu_sft.places import require_apart
-from openpangu_sft.progress import progress
-from openpangu_sft.recipe import Recipe
+from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.util.console import progress
+from openpangu_sft.util.errors import UserError
 
 
 def run_merge(recipe: Recipe) -> Manifest:

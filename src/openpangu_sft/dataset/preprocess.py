@@ -13,16 +13,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
-from openpangu_sft.artefact import MANIFEST, Manifest, read_manifest, staged_directory
-from openpangu_sft.chat_format import TEMPLATE_DIGEST, Piece, sample_pieces
+from openpangu_sft.artifacts.artifact import MANIFEST, Manifest, read_manifest, staged_directory
+from openpangu_sft.conversations.conversation import BadSample, parse_sample
+from openpangu_sft.conversations.readers import READERS
 from openpangu_sft.dataset.shard import write_shard
 from openpangu_sft.dataset.spans import Part, Span, SpanReader, parts_of, sha256_of_span
-from openpangu_sft.errors import UserError
-from openpangu_sft.progress import console
-from openpangu_sft.recipe import Recipe
-from openpangu_sft.sample import BadSample, parse_sample
-from openpangu_sft.sources.reader import READERS
-from openpangu_sft.tokenizer import Tokenizer, tokenizer_digest
+from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.tokenizer.template import TEMPLATE_DIGEST, Piece, sample_pieces
+from openpangu_sft.tokenizer.tokenizer import Tokenizer, tokenizer_digest
+from openpangu_sft.util.console import console
+from openpangu_sft.util.errors import UserError
 
 SUFFIX = ".jsonl"
 """Of samples files."""

@@ -17,20 +17,20 @@ import numpy as np
 import numpy.typing as npt
 from rich.markup import escape
 
-from openpangu_sft.artefact import sum_counts
+from openpangu_sft.artifacts.artifact import sum_counts
+from openpangu_sft.conversations.conversation import BadSample, Sample, parse_sample, reason_class
+from openpangu_sft.conversations.readers import RawRecord
 from openpangu_sft.dataset.encode import Encoded, Limits, TooLong, encode_samples, input_ids_of, labels_of
 from openpangu_sft.dataset.held_out import is_held_out
-from openpangu_sft.dataset.indexed import PREFIX, VALIDATION, Ids, PackedWriter
+from openpangu_sft.dataset.index_file import PREFIX, VALIDATION, Ids, PackedWriter
 from openpangu_sft.dataset.packing import Plan, plan_packs
+from openpangu_sft.dataset.pool import ordered_map
 from openpangu_sft.dataset.spans import Span, SpanReader, lines_before, spans_of
 from openpangu_sft.dataset.spool import Spool, Stretch
-from openpangu_sft.dataset.workers import ordered_map
-from openpangu_sft.errors import UserError, naming
-from openpangu_sft.progress import progress
-from openpangu_sft.recipe import Data
-from openpangu_sft.sample import BadSample, Sample, parse_sample, reason_class
-from openpangu_sft.sources.reader import RawRecord
-from openpangu_sft.tokenizer import Tokenizer
+from openpangu_sft.recipe.schema import Data
+from openpangu_sft.tokenizer.tokenizer import Tokenizer
+from openpangu_sft.util.console import progress
+from openpangu_sft.util.errors import UserError, naming
 
 REJECTS = "rejects.jsonl"
 VALUES_AT_ONCE = 1 << 20

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Optional
 
-from openpangu_sft.errors import UserError
-from openpangu_sft.sources.reader import RawRecord, record_of_line
+from openpangu_sft.conversations.readers import RawRecord, record_of_line
+from openpangu_sft.util.errors import UserError
 
 LARGEST, SMALLEST = 1 << 19, 1 << 16
 """Bytes of the spans that processes work on, one after another."""

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from openpangu_sft.errors import naming
+from openpangu_sft.util.errors import naming
 
 ITEM = 4
 """Bytes of a marked token."""

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from openpangu_sft.dataset.indexed import FIELDS, PREFIX, Ids, read_rows
+from openpangu_sft.dataset.index_file import FIELDS, PREFIX, Ids, read_rows
 from openpangu_sft.dataset.turns import ROLES, TurnRoles, following_ids
-from openpangu_sft.progress import progress
-from openpangu_sft.tokenizer import IGNORED
+from openpangu_sft.tokenizer.tokenizer import IGNORED
+from openpangu_sft.util.console import progress
 
 BLOCK_TOKENS = 1 << 20
 """Tokens that are looked at together."""

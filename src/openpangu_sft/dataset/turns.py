@@ -12,10 +12,10 @@ from typing import Optional
 import numpy as np
 import numpy.typing as npt
 
-from openpangu_sft.chat_format import HEADERS
-from openpangu_sft.dataset.indexed import Ids
-from openpangu_sft.errors import UserError
-from openpangu_sft.tokenizer import Tokenizer
+from openpangu_sft.dataset.index_file import Ids
+from openpangu_sft.tokenizer.template import HEADERS
+from openpangu_sft.tokenizer.tokenizer import Tokenizer
+from openpangu_sft.util.errors import UserError
 
 ROLES = (*HEADERS, "unknown")
 """Roles in the order in which they are counted; the last one is a turn that begins with no header."""

@@ -11,15 +11,15 @@ import sentencepiece
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from openpangu_sft.artefact import Manifest, staged_directory
-from openpangu_sft.chat_format import END, HEADERS, START
+from openpangu_sft.artifacts.artifact import Manifest, staged_directory
+from openpangu_sft.checkpoint.files.safetensors import write_safetensors
 from openpangu_sft.checkpoint.hf import llama_config, pangu_config
 from openpangu_sft.checkpoint.hf_files import CONFIG, WEIGHTS
-from openpangu_sft.checkpoint.safetensors_file import write_safetensors
-from openpangu_sft.checkpoint.torch_arrays import weights_of
-from openpangu_sft.checkpoint.transfer import Transfer
-from openpangu_sft.recipe import Recipe
-from openpangu_sft.sft.model import tensors_of_model
+from openpangu_sft.checkpoint.reshard import Transfer
+from openpangu_sft.model.llama import tensors_of_model
+from openpangu_sft.model.tensors import weights_of
+from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.tokenizer.template import END, HEADERS, START
 
 CONTROL_TOKENS = [f"[unused{number}]" for number in range(34)]
 """As openPangu has them: added tokens whose ids lie inside the SentencePiece vocabulary."""

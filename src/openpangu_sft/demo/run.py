@@ -13,18 +13,18 @@ from pathlib import Path
 
 from rich.table import Table
 
-from openpangu_sft.artefact import read_manifest
+from openpangu_sft.artifacts.artifact import read_manifest
+from openpangu_sft.conversations.conversation import Sample, parse_sample
 from openpangu_sft.dataset.encode import Encoded, Limits, encode_samples
 from openpangu_sft.dataset.held_out import is_held_out
 from openpangu_sft.dataset.preprocess import sample_files
-from openpangu_sft.errors import UserError
 from openpangu_sft.evaluate.record import read_evaluation
-from openpangu_sft.progress import console
-from openpangu_sft.recipe import Recipe
+from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.report.stage import PAGE
-from openpangu_sft.sample import Sample, parse_sample
-from openpangu_sft.sft.metrics import CURVE, read_metrics
-from openpangu_sft.tokenizer import Tokenizer
+from openpangu_sft.tokenizer.tokenizer import Tokenizer
+from openpangu_sft.training.run.metrics import CURVE, read_metrics
+from openpangu_sft.util.console import console
+from openpangu_sft.util.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
 EXAMPLES = ROOT / "examples"
@@ -114,7 +114,7 @@ def _run(stage: str, recipe_file: Path, overrides: Sequence[str]) -> float:
 
 def _ask(recipe: Recipe) -> tuple[list[tuple[Sample, str]], float]:
     """Asks the exported model the first plain question of every example file."""
-    from openpangu_sft.chat import Chat
+    from openpangu_sft.model.chat import Chat
 
     began = time.monotonic()
     chat = Chat(recipe, recipe.path("export"))

@@ -13,7 +13,6 @@ import re
 from typing import Optional
 
 from openpangu_sft.doctor.finding import Finding, failed, ok, warning
-from openpangu_sft.doctor.versions import in_series, version_key
 
 CANN = "8.0.RC3"
 """What torch_npu 2.1.0.post8 pairs with."""
@@ -113,3 +112,28 @@ def judge_cann(version: str, remedy: str) -> Finding:
     if version_key(version) < version_key(CANN):
         return failed(f"{version}, older than torch_npu wants", remedy, CANN)
     return warning(f"{version}, newer than torch_npu was made for", remedy, CANN)
+
+
+Key = tuple[tuple[int, int], ...]
+
+_RANKS = {"alpha": -3, "beta": -2, "rc": -1, "post": 2}
+"""Of words: what comes before the release that it stands in, and what comes after. Other words do not count."""
+_END, _NUMBER = (0, 0), 1
+
+
+def version_key(version: str) -> Key:
+    """Sorts versions; takes any text. Case does not count."""
+    parts: list[tuple[int, int]] = []
+    for word, digits in re.findall(r"([a-z]+)?([0-9]*)", version.lower().split("+")[0]):
+        number = int(digits[:18] or "0")
+        if word in _RANKS:
+            parts.append((_RANKS[word], number))
+        elif digits:
+            parts.append((_NUMBER, number))
+    return (*parts, _END)
+
+
+def in_series(version: str, series: str) -> bool:
+    """Whether a version is one of a series or of its patches: 24.1.rc3.7 is of 24.1.RC3, 24.1.rc3.alpha1 is not."""
+    key, wanted = version_key(version), version_key(series)[:-1]
+    return key[: len(wanted)] == wanted and key[len(wanted)] >= _END

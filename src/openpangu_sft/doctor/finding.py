@@ -6,7 +6,7 @@ import enum
 from dataclasses import dataclass, replace
 from typing import Callable
 
-from openpangu_sft.errors import LONGEST, SizesUnknown, UserError, explain_os_error, printable
+from openpangu_sft.util.errors import LONGEST, SizesUnknown, UserError, explain_os_error, printable
 
 
 class State(str, enum.Enum):

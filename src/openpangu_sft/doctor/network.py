@@ -10,12 +10,11 @@ import socket
 from collections.abc import Mapping
 from typing import Optional
 
-from openpangu_sft.doctor.files import port_ranges
 from openpangu_sft.doctor.finding import Finding, failed, ok, skipped, warning
-from openpangu_sft.doctor.npu_smi import parse_fields
-from openpangu_sft.doctor.subject import Subject
-from openpangu_sft.errors import UserError
-from openpangu_sft.mindspeed.stage import require_network
+from openpangu_sft.doctor.machine import Subject
+from openpangu_sft.doctor.npu_smi import parse_fields, port_ranges
+from openpangu_sft.training.mindspeed.start import require_network
+from openpangu_sft.util.errors import UserError
 
 SECONDS = 3.0
 MASTER_PORT = 6000

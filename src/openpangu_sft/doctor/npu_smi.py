@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from pathlib import PurePath, PurePosixPath
 from typing import Optional, Union
 
 _HEADER = re.compile(r"npu-smi\s+\S+\s+Version:\s*([^\s|]+)")
@@ -155,3 +156,79 @@ def reason(text: str) -> tuple[str, str]:
     if "dcmi" in text or "DrvMng" in text:
         return said, "as root, see dmesg; reboot after an update of driver or firmware, or install both again"
     return said, "run npu-smi info yourself; is the driver installed and loaded (lsmod | grep drv_)?"
+
+
+def memory_available(meminfo: str) -> Optional[int]:
+    """Bytes that a new program may take without swapping: MemAvailable of /proc/meminfo, see proc(5)."""
+    match = re.search(r"^MemAvailable:\s+([0-9]{1,15}) kB$", meminfo, re.MULTILINE)
+    return int(match[1]) * 1024 if match else None
+
+
+def control_groups(cgroup: Optional[str], controller: str) -> list[str]:
+    """Control groups whose limits a process is under: its own one and all above it, as paths below their mount.
+
+    Args:
+        cgroup: /proc/self/cgroup, see cgroups(7): lines of hierarchy:controllers:path.
+        controller: memory for that hierarchy of v1; empty for v2, which has one for all.
+
+    Returns:
+        The deepest first, `/` last. Only `/` where the path leads out of the mount (/../x), as in a container whose
+        namespace begins lower: what is mounted there is then all that is to be seen.
+    """
+    group = PurePosixPath("/")
+    for line in (cgroup or "").splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if path.startswith("/") and controller in controllers.split(","):
+            group = PurePosixPath("/" + path.lstrip("/"))
+    if ".." in group.parts:
+        group = PurePosixPath("/")
+    return [str(each) for each in (group, *group.parents)]
+
+
+def inactive_file(stat: Optional[str]) -> int:
+    """Bytes of cached files that a control group gives back when asked, those of the groups below it among them.
+
+    Of its memory.stat: v1 counts the group by itself in inactive_file, and with all below it in total_inactive_file;
+    v2 has inactive_file only, with all below it.
+    """
+    found = dict(re.findall(r"^((?:total_)?inactive_file) ([0-9]{1,18})$", stat or "", re.MULTILINE))
+    return int(found.get("total_inactive_file") or found.get("inactive_file") or 0)
+
+
+def limit(text: Optional[str]) -> Optional[int]:
+    """A number of bytes of a control group; None for max, for no file, and for v1's “as much as there is”."""
+    number = (text or "").strip()
+    if not re.fullmatch(r"[0-9]{1,20}", number) or int(number) >= 1 << 60:
+        return None
+    return int(number)
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A mounted file system: where, and of which kind."""
+
+    point: str
+    kind: str
+
+
+def mount_of(path: PurePath, mountinfo: str) -> Optional[Mount]:
+    """The mount that a path lies in, by /proc/self/mountinfo, see proc(5): the deepest one, the last of equal ones."""
+    found: Optional[Mount] = None
+    for line in mountinfo.splitlines():
+        before, _, after = line.partition(" - ")
+        fields, kinds = before.split(" "), after.split(" ")
+        if len(fields) < 5 or not kinds[0]:
+            continue
+        point = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), fields[4])
+        if PurePath(point) in (path, *path.parents) and (found is None or len(point) >= len(found.point)):
+            found = Mount(point, kinds[0])
+    return found
+
+
+def port_ranges(text: Optional[str]) -> list[range]:
+    """Ports of ip_local_reserved_ports (60000-60015,61000) or ip_local_port_range (32768 60999)."""
+    ranges = []
+    for first, last in re.findall(r"([0-9]{1,5})(?:[-\s]+([0-9]{1,5}))?", text or ""):
+        ranges.append(range(int(first), int(last or first) + 1))
+    return ranges

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
+import json
 import platform
+import shutil
 import sys
 from collections.abc import Iterator
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from openpangu_sft.doctor.finding import Finding, failed, ok, skipped
-from openpangu_sft.doctor.subject import IMAGE, Subject
-from openpangu_sft.upstream import ROOT
+from openpangu_sft import __version__
+from openpangu_sft.artifacts.artifact import MANIFEST, parse_manifest, sha256_of
+from openpangu_sft.doctor.finding import Finding, failed, ok, skipped, warning
+from openpangu_sft.doctor.machine import IMAGE, Subject
+from openpangu_sft.training.mindspeed.sources import PATCHES, ROOT, SOURCES, compiled_helper, require_pinned
+from openpangu_sft.util.ascend import parse_info
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -89,3 +96,90 @@ def installed(name: str) -> str:
 
 def _fits(requirement: Requirement, version: str) -> bool:
     return bool(version) and requirement.specifier.contains(version, prereleases=True)
+
+
+def sources(subject: Subject, target: Path = SOURCES, patches: Path = PATCHES) -> Finding:
+    """MindSpeed-LLM and what it needs, for the mindspeed engine.
+
+    Raises:
+        UserError: they are not there, or of other pins.
+    """
+    if subject.recipe.train.engine != "mindspeed":
+        return skipped(f"not needed: train.engine={subject.recipe.train.engine}")
+    require_pinned(target, patches)
+    manifest = parse_manifest(target / MANIFEST, "run make sources")
+    changed = [name for name, entry in manifest.files.items() if not _same(target / name, entry["sha256"])]
+    if changed:
+        found = f"{changed[0]} in {target} is missing or has been changed" + _more(len(changed) - 1)
+        return failed(found, f"remove {target}, and run make sources", "as make sources has left it")
+    if not compiled_helper(target).is_file() and not shutil.which("g++", path=subject.machine.environment.get("PATH")):
+        return failed("Megatron-LM's helper is not compiled, and g++ is not installed", "install g++")
+    patched = ", ".join(f"{name} {len(chosen['patches'])}" for name, chosen in manifest.settings.items())
+    return ok(f"{len(manifest.files):,} files as made; patches: {patched}")
+
+
+def _same(file: Path, digest: str) -> bool:
+    try:
+        return sha256_of(file) == digest
+    except OSError:
+        return False
+
+
+def _more(count: int) -> str:
+    return f", and {count} more" if count else ""
+
+
+NAME = "openpangu-sft"
+"""The image's, as in scripts/image/names.sh."""
+SECONDS = 15.0
+
+
+def where(subject: Subject) -> dict[str, str]:
+    """What the table begins with."""
+    system = parse_info(subject.machine.read("/etc/os-release")).get("pretty_name", "").strip('"')
+    return {
+        "where": _where(subject),
+        "user": _user(),
+        "machine": platform.node(),
+        "system": f"{system or platform.system()}, kernel {platform.release()}, {platform.machine()}",
+        "recipe": f"train.engine={subject.recipe.train.engine} train.device={subject.recipe.train.device}, "
+        f"{subject.recipe.parallel.nodes} x {subject.recipe.parallel.devices_per_node} processes",
+    }
+
+
+def _where(subject: Subject) -> str:
+    if subject.in_image:
+        try:
+            made: dict[str, Any] = json.loads(subject.machine.read(f"{IMAGE}/versions.json") or "")
+            return f"in the image {NAME}:{__version__}-{made['target']}, commit {str(made['commit'])[:12]}"
+        except (ValueError, KeyError, TypeError):
+            return f"in the image {NAME}:{__version__}"
+    return "in a container that is not of this project's image" if subject.in_container else "on the host"
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a uid without an entry in passwd
+        return "without a name"
+
+
+def docker(subject: Subject) -> Finding:
+    """Whether an engine answers and has this version's image, where that is how stages would run."""
+    if subject.in_image:
+        return skipped("not needed: this is the image")
+    target = "npu" if subject.wants_npus else "cpu"
+    client = subject.machine.program(subject.machine.environment.get("DOCKER") or "docker")
+    remedy = f"make image TARGET={target}, or make load of a hand-over"
+    ran = subject.machine.run(client, "version", "--format", "{{.Server.Version}}", seconds=SECONDS) if client else None
+    if client is None or ran is None or ran.problem:
+        found = "docker is not installed" if client is None else "no Docker engine answers"
+        if not subject.wants_npus:
+            return skipped(f"not needed: {found}, so stages run in Python's environment")
+        return warning(found, f"start one, then {remedy}; without it all must be installed here")
+    image = f"{NAME}:{__version__}-{target}"
+    if subject.machine.run(client, "image", "inspect", image, seconds=SECONDS).problem:
+        if not subject.wants_npus:
+            return skipped(f"not needed: the engine has no {image}, so stages run in Python's environment")
+        return warning(f"the engine has no {image}", remedy)
+    return ok(f"{image}, engine {ran.text.strip()}")

@@ -5,19 +5,23 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Optional
 
-from openpangu_sft.artefact import require_no_obstacle
+from openpangu_sft.artifacts.artifact import require_no_obstacle
 from openpangu_sft.checkpoint.checklist import CHECKLIST, check_published
 from openpangu_sft.checkpoint.hf import model_of, read_config
 from openpangu_sft.checkpoint.hf_files import CONFIG
-from openpangu_sft.doctor.files import Mount, control_groups, inactive_file, limit, memory_available, mount_of
+from openpangu_sft.checkpoint.sharding import parameter_count
 from openpangu_sft.doctor.finding import Finding, failed, ok, skipped, warning
-from openpangu_sft.doctor.needs import disk_bytes, largest_file, memory_bytes
-from openpangu_sft.doctor.subject import Subject
-from openpangu_sft.errors import UserError
+from openpangu_sft.doctor.machine import Subject
+from openpangu_sft.doctor.npu_smi import Mount, control_groups, inactive_file, limit, memory_available, mount_of
+from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.training.mindspeed.run_directory import checkpoint_bytes
+from openpangu_sft.training.mindspeed.start import MOST_AT_FIRST
+from openpangu_sft.util.errors import UserError
 
 SMALL_SHM = 1 << 30
 """Docker gives 64 MB unless it is told otherwise; what is really needed has not been measured."""
@@ -170,3 +174,68 @@ def _existing(path: Path) -> Path:
     while not path.exists():
         path = path.parent
     return path
+
+
+CODE = Path(__file__).parents[1]
+SECONDS = 5.0
+DAY = 86400.0
+
+
+def clock(subject: Subject) -> Finding:
+    """The time against that of this code's own files, and whether systemd says that it is kept by NTP."""
+    now = time.time()
+    newest = max(file.stat().st_mtime for file in CODE.rglob("*.py"))
+    shown = time.strftime("%Y-%m-%d %H:%M %Z", time.localtime(now))
+    if now < newest - DAY:
+        made = time.strftime("%Y-%m-%d", time.localtime(newest))
+        return failed(f"{shown}, and this code's files are of {made}", "set the clock", "a time after that")
+    program = subject.machine.program("timedatectl")
+    ran = subject.machine.run(program, "show", "-p", "NTPSynchronized", "--value", seconds=SECONDS) if program else None
+    answer = ran.text.strip() if ran and not ran.problem else ""
+    if answer == "no" and subject.recipe.parallel.nodes > 1:
+        return warning(f"{shown}, not kept by NTP", "timedatectl set-ntp true, on every machine", "one time everywhere")
+    kept = {"yes": "kept by NTP", "no": "not kept by NTP"}.get(answer, "whether NTP keeps it is not known here")
+    return ok(f"{shown}; {kept}")
+
+
+OPTIMIZER_BYTES = 12
+"""Of a parameter: its fp32 value and Adam's two moments, as in checkpoint_bytes."""
+
+
+def weight_bytes(recipe: Recipe) -> int:
+    """Size of the weights in the precision that training writes."""
+    return parameter_count(recipe.model) * (2 if recipe.train.precision == "bf16" else 4)
+
+
+def memory_bytes(recipe: Recipe) -> int:
+    """Main memory of one machine when training starts and saves.
+
+    The portable engine has fp32 weights, gradients and moments in each process, on CPU all in main memory; on a GPU
+    the weights pass through it. MindSpeed-LLM reads each process's weights to the CPU (torch.load with
+    map_location='cpu' in Megatron's checkpointing.py) and gathers the optimizer there once to save it
+    (get_parameter_state in distrib_optimizer.py).
+    """
+    parallel, parameters = recipe.parallel, parameter_count(recipe.model)
+    if recipe.train.engine == "transformers":
+        each = 4 if recipe.train.device == "cuda" else 4 + OPTIMIZER_BYTES
+        return parameters * each * parallel.devices_per_node
+    split = parallel.tensor * parallel.pipeline
+    return weight_bytes(recipe) * parallel.devices_per_node // split + parameters * OPTIMIZER_BYTES
+
+
+def largest_file(recipe: Recipe) -> int:
+    """The optimizer's file of one part of the model."""
+    return parameter_count(recipe.model) * OPTIMIZER_BYTES // (recipe.parallel.tensor * recipe.parallel.pipeline)
+
+
+def disk_bytes(recipe: Recipe) -> dict[str, int]:
+    """Room for what is still to be written, by the name of its path: conversions, and as many checkpoints as
+    stage sft asks for before it starts. What depends on the data is not in it.
+    """
+    train = recipe.train
+    kept = train.keep_checkpoints or max(1, train.iterations // train.save_interval)
+    needed = {"run": checkpoint_bytes(recipe) * (min(kept, MOST_AT_FIRST) + 1)}
+    for name in ("mcore", "export"):
+        if not recipe.path(name).exists():
+            needed[name] = weight_bytes(recipe)
+    return needed

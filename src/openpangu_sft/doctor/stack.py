@@ -6,12 +6,11 @@ import os
 import re
 from typing import Optional
 
-from openpangu_sft.ascend_files import ASCEND, install_info, parse_info, toolkit_home
 from openpangu_sft.doctor import ascend
 from openpangu_sft.doctor.finding import Finding, State, failed, ok, skipped, warning
-from openpangu_sft.doctor.machine import Machine
+from openpangu_sft.doctor.machine import Machine, Subject
 from openpangu_sft.doctor.npu_smi import parse_fields
-from openpangu_sft.doctor.subject import Subject
+from openpangu_sft.util.ascend import ASCEND, install_info, parse_info, toolkit_home
 
 TOOLKIT = f"{ASCEND}/ascend-toolkit"
 LIBRARIES = {

@@ -9,10 +9,9 @@ import sys
 from typing import Any, Optional
 
 from openpangu_sft.doctor.finding import Finding, failed, ok
-from openpangu_sft.doctor.machine import Ran
+from openpangu_sft.doctor.machine import Ran, Subject
 from openpangu_sft.doctor.probe import MARK
-from openpangu_sft.doctor.subject import Subject
-from openpangu_sft.mindspeed.stage import STAND_IN
+from openpangu_sft.training.mindspeed.start import STAND_IN
 
 SECONDS = 240.0
 """Importing torch from a cold disk takes half a minute, and the first use of each NPU some seconds."""

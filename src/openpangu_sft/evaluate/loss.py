@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from openpangu_sft.checkpoint.torch_arrays import Tensors
-from openpangu_sft.dataset.indexed import VALIDATION
-from openpangu_sft.progress import progress
-from openpangu_sft.recipe import Recipe
-from openpangu_sft.sft.data import PackedDataset
-from openpangu_sft.sft.device import inference_device
-from openpangu_sft.sft.model import SEGMENTS, PackLoss, build_model
-from openpangu_sft.tokenizer import IGNORED
+from openpangu_sft.dataset.index_file import VALIDATION
+from openpangu_sft.model.batches import PackedDataset
+from openpangu_sft.model.device import inference_device
+from openpangu_sft.model.llama import SEGMENTS, PackLoss, build_model
+from openpangu_sft.model.tensors import Tensors
+from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.tokenizer.tokenizer import IGNORED
+from openpangu_sft.util.console import progress
 
 
 def held_out_loss(recipe: Recipe, tensors: Tensors, title: str) -> float:

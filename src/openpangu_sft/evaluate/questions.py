@@ -8,16 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from openpangu_sft.chat_format import END, HEADERS, START, prompt_pieces
-from openpangu_sft.dataset.indexed import VALIDATION, Ids, read_rows
+from openpangu_sft.conversations.conversation import BadSample, Message, Sample
+from openpangu_sft.conversations.format import convert_record
+from openpangu_sft.conversations.readers import READERS, read_records
+from openpangu_sft.dataset.index_file import VALIDATION, Ids, read_rows
 from openpangu_sft.dataset.turns import Pieces
-from openpangu_sft.errors import UserError, printable
 from openpangu_sft.evaluate.record import Question
-from openpangu_sft.format_stage import convert_record
-from openpangu_sft.recipe import Recipe
-from openpangu_sft.sample import BadSample, Message, Sample
-from openpangu_sft.sources.reader import READERS, read_records
-from openpangu_sft.tokenizer import IGNORED, Tokenizer
+from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.tokenizer.template import END, HEADERS, START, prompt_pieces
+from openpangu_sft.tokenizer.tokenizer import IGNORED, Tokenizer
+from openpangu_sft.util.errors import UserError, printable
 
 ASKED = 4
 """Held-out samples that are asked where the user has no prompt file."""

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Optional
 from pydantic import Field, TypeAdapter, ValidationError
 
 from openpangu_sft import __version__
-from openpangu_sft.durable import write_durably
-from openpangu_sft.errors import UserError, first_complaint
+from openpangu_sft.artifacts.atomic import write_durably
+from openpangu_sft.util.errors import UserError, first_complaint
 
 EVALUATION = "evaluation.json"
 

@@ -10,14 +10,11 @@ from typing import Any, Optional
 
 import torch
 
-from openpangu_sft.artefact import Manifest, only_one_run, read_manifest, require_settings, sha256_of
-from openpangu_sft.chat import Chat
+from openpangu_sft.artifacts.artifact import Manifest, only_one_run, read_manifest, require_settings, sha256_of
 from openpangu_sft.checkpoint.mcore import iteration_directory
 from openpangu_sft.checkpoint.mcore_reader import latest_iteration, open_mcore
-from openpangu_sft.checkpoint.torch_arrays import tensors_of
-from openpangu_sft.dataset.indexed import VALIDATION
+from openpangu_sft.dataset.index_file import VALIDATION
 from openpangu_sft.dataset.preprocess import data_settings
-from openpangu_sft.errors import UserError, printable
 from openpangu_sft.evaluate.loss import held_out_loss
 from openpangu_sft.evaluate.questions import held_out_questions, questions_in
 from openpangu_sft.evaluate.record import (
@@ -28,10 +25,13 @@ from openpangu_sft.evaluate.record import (
     read_evaluation,
     write_evaluation,
 )
-from openpangu_sft.progress import console
-from openpangu_sft.recipe import Recipe
-from openpangu_sft.sft.retention import iterations
-from openpangu_sft.tokenizer import Tokenizer
+from openpangu_sft.model.chat import Chat
+from openpangu_sft.model.tensors import tensors_of
+from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.tokenizer.tokenizer import Tokenizer
+from openpangu_sft.training.run.retention import iterations
+from openpangu_sft.util.console import console
+from openpangu_sft.util.errors import UserError, printable
 
 ALL = "all"
 AGAIN = "run make preprocess and make merge again, and train on the result"

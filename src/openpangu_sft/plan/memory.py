@@ -5,7 +5,7 @@ from __future__ import annotations
 from openpangu_sft.plan.mindspeed_memory import mindspeed_memory
 from openpangu_sft.plan.parts import GIB, Memory
 from openpangu_sft.plan.transformers_memory import transformers_memory
-from openpangu_sft.recipe import Recipe
+from openpangu_sft.recipe.schema import Recipe
 
 SPARE = 0.1
 """Share of a device that is left to what is not counted: the context of CANN or CUDA, workspaces of operators, and

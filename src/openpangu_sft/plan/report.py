@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Optional
 
-from openpangu_sft.artefact import MANIFEST, Manifest, read_manifest
-from openpangu_sft.checkpoint.layout import parameter_count
-from openpangu_sft.plan.compute import highest_rate, work
-from openpangu_sft.plan.course import Course, Disk, course_of, disk_of, warnings
+from openpangu_sft.artifacts.artifact import MANIFEST, Manifest, read_manifest
+from openpangu_sft.checkpoint.sharding import parameter_count
+from openpangu_sft.plan.course import Course, Disk, course_of, disk_of, highest_rate, warnings, work
 from openpangu_sft.plan.memory import fits, memory_of, verdict
 from openpangu_sft.plan.parts import Memory
 from openpangu_sft.plan.search import Candidate, lighter_that_fit, nearest_that_fits, single_changes
 from openpangu_sft.plan.speed import Speed, speed_of, tokens_of_an_iteration
-from openpangu_sft.recipe import Recipe
+from openpangu_sft.recipe.schema import Recipe
 
 
 class Advice(NamedTuple):

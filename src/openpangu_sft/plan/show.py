@@ -11,7 +11,7 @@ from openpangu_sft.plan.parts import GIB, Memory, Part
 from openpangu_sft.plan.report import Advice, Report
 from openpangu_sft.plan.search import Candidate
 from openpangu_sft.plan.transformers_memory import logits_bytes
-from openpangu_sft.tables import print_rows, print_table
+from openpangu_sft.util.console import print_rows, print_table
 
 NOT_COUNTED = {
     "mindspeed": "Not counted: CANN's context, workspaces of operators, gaps in torch_npu's memory; 1/10 of a device "

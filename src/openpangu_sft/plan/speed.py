@@ -5,11 +5,11 @@ from __future__ import annotations
 from statistics import median
 from typing import Any, NamedTuple, Optional
 
-from openpangu_sft.errors import UserError
-from openpangu_sft.recipe import Recipe
-from openpangu_sft.recipe_file import load_recipe
-from openpangu_sft.sft.metrics import read_metrics
-from openpangu_sft.sft.provenance import RECIPE, read_starts
+from openpangu_sft.recipe.load import load_recipe
+from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.training.run.metrics import read_metrics
+from openpangu_sft.training.run.provenance import RECIPE, read_starts
+from openpangu_sft.util.errors import UserError
 
 UNKNOWN = "unknown"
 

@@ -1,14 +1,14 @@
 """Memory of a process that trains with the portable engine (sft/engine.py): weights, gradients and state in fp32. Pure.
 
 Nothing is spread: every replica holds all of it. Counted from stock transformers' Llama and torch 2.1's operators, and
-compared with both on a CPU by tests/test_plan_portable.py.
+compared with both on a CPU by tests/plan/test_transformers_memory.py.
 """
 
 from __future__ import annotations
 
-from openpangu_sft.checkpoint.layout import hf_shapes, parameter_count
+from openpangu_sft.checkpoint.sharding import hf_shapes, parameter_count
 from openpangu_sft.plan.parts import Memory, Moment, Part
-from openpangu_sft.recipe import Recipe
+from openpangu_sft.recipe.schema import Recipe
 
 
 def transformers_memory(recipe: Recipe) -> Memory:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from openpangu_sft.artefact import Manifest
-from openpangu_sft.dataset.indexed import VALIDATION
+from openpangu_sft.artifacts.artifact import Manifest
+from openpangu_sft.dataset.index_file import VALIDATION
 from openpangu_sft.dataset.statistics import Distribution, Statistics
-from openpangu_sft.errors import printable
+from openpangu_sft.util.errors import printable
 
 BARS = 16
 """Most bars in a histogram."""

@@ -8,11 +8,11 @@ from typing import Optional
 
 import numpy as np
 
-from openpangu_sft.dataset.indexed import Ids
+from openpangu_sft.dataset.index_file import Ids
 from openpangu_sft.dataset.statistics import Rows, Statistics
 from openpangu_sft.dataset.turns import ROLES, Pieces, TurnRoles, byte_of, following_ids
-from openpangu_sft.errors import printable
-from openpangu_sft.tokenizer import IGNORED, Tokenizer
+from openpangu_sft.tokenizer.tokenizer import IGNORED, Tokenizer
+from openpangu_sft.util.errors import printable
 
 NEWLINE, SPACE = "↵", "·"
 

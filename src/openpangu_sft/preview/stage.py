@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-from openpangu_sft.artefact import Manifest, read_manifest, require_settings
-from openpangu_sft.chat_format import TEMPLATE_DIGEST
+from openpangu_sft.artifacts.artifact import Manifest, read_manifest, require_settings
+from openpangu_sft.artifacts.atomic import write_durably
+from openpangu_sft.artifacts.checks import page_place
 from openpangu_sft.dataset.statistics import Rows, Statistics, measure
 from openpangu_sft.dataset.turns import Pieces, TurnRoles
-from openpangu_sft.durable import write_durably
-from openpangu_sft.errors import UserError, naming
-from openpangu_sft.page import render_page
-from openpangu_sft.places import page_place
 from openpangu_sft.preview.figures import Figures, figures_of
 from openpangu_sft.preview.segments import Segment, SegmentReader
-from openpangu_sft.recipe import Recipe
-from openpangu_sft.tokenizer import Tokenizer, tokenizer_digest
+from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.tokenizer.template import TEMPLATE_DIGEST
+from openpangu_sft.tokenizer.tokenizer import Tokenizer, tokenizer_digest
+from openpangu_sft.util.errors import UserError, naming
+from openpangu_sft.util.html import render_page
 
 TEMPLATE = Path(__file__).with_name("page.html")
 

@@ -7,10 +7,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from openpangu_sft.errors import printable
 from openpangu_sft.preview.figures import Figures, Histogram
 from openpangu_sft.preview.segments import Segment, Token, Turn
 from openpangu_sft.preview.stage import Preview
+from openpangu_sft.util.errors import printable
 
 INDENT = 4
 TRAINED = "green"

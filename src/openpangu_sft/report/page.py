@@ -12,9 +12,9 @@ from typing import Any, Callable, Optional
 from markupsafe import Markup
 
 from openpangu_sft.evaluate.record import Question, Result
-from openpangu_sft.page import render_page
 from openpangu_sft.report.charts import COLOURS, charts_of
 from openpangu_sft.report.run import Run
+from openpangu_sft.util.html import render_page
 
 TEMPLATE = Path(__file__).with_name("page.html")
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Optional
 
-from openpangu_sft.artefact import MANIFEST, Manifest, read_manifest
-from openpangu_sft.dataset.indexed import VALIDATION
-from openpangu_sft.errors import UserError
+from openpangu_sft.artifacts.artifact import MANIFEST, Manifest, read_manifest
+from openpangu_sft.dataset.index_file import VALIDATION
 from openpangu_sft.evaluate.record import Evaluation, read_evaluation
-from openpangu_sft.sft.metrics import read_metrics
-from openpangu_sft.sft.provenance import RECIPE, read_starts
+from openpangu_sft.training.run.metrics import read_metrics
+from openpangu_sft.training.run.provenance import RECIPE, read_starts
+from openpangu_sft.util.errors import UserError
 
 
 @dataclass(frozen=True)

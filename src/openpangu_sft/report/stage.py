@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
-from openpangu_sft.durable import write_durably
-from openpangu_sft.errors import UserError
-from openpangu_sft.places import absolute, page_place
-from openpangu_sft.recipe import Recipe
+from openpangu_sft.artifacts.atomic import write_durably
+from openpangu_sft.artifacts.checks import absolute, page_place
+from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.report.page import render_report
 from openpangu_sft.report.run import read_run
+from openpangu_sft.util.errors import UserError
 
 PAGE, COMPARISON = "report.html", "comparison.html"
 

@@ -1,0 +1,1 @@
+"""Directories that are complete or absent, with a manifest."""

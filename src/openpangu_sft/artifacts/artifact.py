@@ -1,0 +1,289 @@
+"""Artefacts: directories that a stage leaves behind whole or not at all, each with a manifest that says what made it.
+
+A stage writes into a hidden directory beside its target, every file is flushed to the disk, the manifest comes last,
+and one rename puts it in place. Whoever is killed on the way leaves the earlier result as it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Callable, Optional
+
+from filelock import FileLock, Timeout
+
+from openpangu_sft import __version__
+from openpangu_sft.artifacts.atomic import sync_directory, write_durably
+from openpangu_sft.util.errors import UserError, naming
+
+MANIFEST = "manifest.json"
+FLUSHED_AT_ONCE = 4
+EARLIER = {"data.validation_share": 0.0}
+"""Settings that manifests of earlier versions do not name, and what those versions did."""
+
+
+@dataclass
+class Manifest:
+    """What made an artefact. Holds no time and no host name, so that equal inputs give equal bytes.
+
+    Args:
+        kind: the artefact: samples, shard, dataset, mcore, run, hf, sources.
+        settings: the recipe's settings that shaped the content, by dotted key.
+        inputs: sha256 of everything that was read, by name.
+        counts: figures for the next stage and for the user.
+        files: size in bytes and sha256 of every file, by path below the artefact; filled in when it is put in place.
+    """
+
+    kind: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)
+    counts: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    version: str = __version__
+
+    @property
+    def digest(self) -> str:
+        """sha256 over the content of all files: what the next stage records as its input."""
+        text = json.dumps({name: entry["sha256"] for name, entry in sorted(self.files.items())})
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sha256_of(path: Path, advance: Callable[[int, str], object] = lambda units, note: None) -> str:
+    """sha256 of a file's content, as hexadecimal; `advance` of a progress is told the bytes read."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+            advance(len(block), "")
+    return digest.hexdigest()
+
+
+def files_digest(files: Iterable[Path], known: Mapping[Path, str] = MappingProxyType({})) -> str:
+    """sha256 over the names and sums of files, in the order that they are given in; `known` sums are not taken."""
+    text = "".join(f"{path.name} {known.get(path) or sha256_of(path)}\n" for path in files)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_manifest(directory: Path, kind: str, remedy: str) -> Manifest:
+    """Reads the manifest of a finished artefact and checks that its files are there in full size.
+
+    Args:
+        directory: the artefact.
+        kind: what it has to be.
+        remedy: what to do where it is missing, for instance "run make convert".
+
+    Raises:
+        UserError: missing, of another kind, or a file is missing or cut short.
+    """
+    path = directory / MANIFEST
+    if not directory.exists() and _retired(directory).exists():
+        with only_one_run(directory):
+            _restore(directory)
+    if not path.is_file():
+        what = "there is no finished result here" if directory.is_dir() else "no such directory"
+        raise UserError(f"{what} (expected: {kind})", where=directory, remedy=remedy)
+    manifest = parse_manifest(path, remedy)
+    if manifest.kind != kind:
+        raise UserError(f"holds {manifest.kind}, expected {kind}", where=directory, remedy="check paths in the recipe")
+    require_files(directory, manifest, remedy)
+    return manifest
+
+
+def require_files(directory: Path, manifest: Manifest, remedy: str) -> None:
+    """Refuses an artefact whose files are not all there in full size.
+
+    Raises:
+        UserError: names the first one.
+    """
+    for name, entry in manifest.files.items():
+        file = directory / name
+        if not file.is_file():
+            raise UserError("a file of this result is missing", where=file, remedy=remedy)
+        if file.stat().st_size != entry["bytes"]:
+            raise UserError(f"{file.stat().st_size} bytes, expected {entry['bytes']}", where=file, remedy=remedy)
+
+
+def require_settings(directory: Path, made_with: Mapping[str, Any], wanted: Mapping[str, Any], remedy: str) -> None:
+    """Refuses an artefact that was made with other settings than the recipe's.
+
+    Raises:
+        UserError: names all keys that differ, with both values.
+    """
+    made_with = {**EARLIER, **made_with}
+    differing = [
+        f"{key} = {made_with.get(key, 'nothing')}, the recipe says {value}"
+        for key, value in wanted.items()
+        if key not in made_with or made_with[key] != value
+    ]
+    if differing:
+        raise UserError(f"made with {'; '.join(differing)}", where=directory, remedy=remedy)
+
+
+def sum_counts(counts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Adds up the counts of artefacts of one kind; what is counted by name, like reasons, name by name."""
+    total: dict[str, Any] = {}
+    for name, first in counts[0].items():
+        values = [single[name] for single in counts]
+        if isinstance(first, dict):
+            names = sorted({inner for value in values for inner in value})
+            total[name] = {inner: sum(value.get(inner, 0) for value in values) for inner in names}
+        else:
+            total[name] = sum(values)
+    return total
+
+
+@contextlib.contextmanager
+def staged_directory(target: Path, manifest: Manifest) -> Iterator[Path]:
+    """Gives an empty directory to fill; puts it in the place of `target` when the block ends without an error.
+
+    The manifest may be completed inside the block, also by the entries of files whose sums are known already. Only an
+    artefact of the same kind is ever replaced, so that a mistyped path never costs a user's own files.
+
+    Raises:
+        UserError: the target is something else, or another process is writing it now.
+    """
+    with naming(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with only_one_run(target):
+            _restore(target)
+            _require_replaceable(target, manifest.kind)
+            staging, retired = target.parent / f".{target.name}.staging", _retired(target)
+            for leftover in (staging, retired):
+                shutil.rmtree(leftover, ignore_errors=True)
+            staging.mkdir()
+            try:
+                yield staging
+                manifest.files = _entries(staging, manifest.files)
+                write_manifest(staging, manifest)
+                for directory in [staging, *(path for path in staging.rglob("*") if path.is_dir())]:
+                    sync_directory(directory)
+                if target.exists():
+                    target.rename(retired)
+                staging.rename(target)
+                sync_directory(target.parent)
+                shutil.rmtree(retired, ignore_errors=True)
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
+                _restore(target)
+
+
+def _retired(target: Path) -> Path:
+    """Where the earlier result is between the two renames."""
+    return target.parent / f".{target.name}.retired"
+
+
+def _restore(target: Path) -> None:
+    """Puts the earlier result back where a run was stopped between the two renames."""
+    if _retired(target).is_dir():
+        try:
+            _retired(target).rename(target)  # the kernel does this only if nothing or an empty directory is there
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+
+
+def require_no_obstacle(target: Path) -> None:
+    """Raises `UserError` where no directory could be renamed to: at a file, a link, a mount point."""
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise UserError("is in the way: not a directory", where=target, remedy="remove it or choose another path")
+    if target.is_mount():
+        what = "is a mount point, so a result cannot be put in its place"
+        raise UserError(what, where=target, remedy="mount its parent instead")
+
+
+def _require_replaceable(target: Path, kind: str) -> None:
+    """Raises `UserError` unless the target is free, empty, or an artefact of this kind with no other file in it."""
+    require_no_obstacle(target)
+    if not target.is_dir() or not any(target.iterdir()):
+        return
+    remedy = "choose another path in the recipe"
+    if not (target / MANIFEST).is_file():
+        raise UserError("is not empty and was not made by this stage", where=target, remedy=remedy)
+    manifest = parse_manifest(target / MANIFEST, remedy)
+    if manifest.kind != kind:
+        raise UserError(f"holds {manifest.kind}, not {kind}", where=target, remedy=remedy)
+    for name in _files_below(target):
+        if name not in manifest.files and name != MANIFEST:
+            what = "was not made by this stage, and would be lost with the result it lies in"
+            raise UserError(what, where=target / name, remedy="move it away")
+
+
+def parse_manifest(path: Path, remedy: str) -> Manifest:
+    """Reads a manifest, whatever kind it is of, and looks at nothing beside it.
+
+    Raises:
+        UserError: not a manifest.
+    """
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        if not isinstance(content, dict) or "kind" not in content:
+            raise TypeError("kind is missing" if isinstance(content, dict) else "not an object")
+        if unknown := content.keys() - Manifest.__dataclass_fields__:
+            raise TypeError(f"unknown key {min(unknown)}")
+        manifest = Manifest(**content)
+        for part in (manifest.settings, manifest.inputs, manifest.counts, manifest.files):
+            if not isinstance(part, dict):
+                raise TypeError("a section is not an object")
+        for entry in manifest.files.values():
+            if not isinstance(entry, dict) or not {"bytes", "sha256"} <= set(entry):
+                raise TypeError("an entry of files has no bytes or no sha256")
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"not a manifest: {error}", where=path, remedy=remedy) from None
+    return manifest
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Writes the manifest of an artefact, whole or not at all."""
+    write_durably(directory / MANIFEST, json.dumps(asdict(manifest), ensure_ascii=False, indent=1) + "\n")
+
+
+@contextlib.contextmanager
+def only_one_run(target: Path) -> Iterator[None]:
+    """Holds the lock of an output directory. The kernel releases it when the process dies.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    lock = FileLock(str(target.parent / f".{target.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            "another run is writing here", where=target, remedy="wait for it or choose another path"
+        ) from None
+    except NotImplementedError:  # for instance Lustre mounted without flock
+        raise UserError(
+            "this file system has no locks (flock)", where=target.parent, remedy="mount it with them or use another"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _files_below(directory: Path) -> list[str]:
+    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
+
+
+def _entries(directory: Path, known: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Flushes the finished files of a directory to the disk and describes them; some at once, as that is waiting."""
+    names = _files_below(directory)
+    with ThreadPoolExecutor(FLUSHED_AT_ONCE) as pool:
+        return dict(zip(names, pool.map(lambda name: _entry(directory / name, known.get(name)), names)))
+
+
+def _entry(path: Path, known: Optional[dict[str, Any]]) -> dict[str, Any]:
+    """Flushes a finished file to the disk and describes it."""
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
+    assert known is None or known["bytes"] == path.stat().st_size, path
+    return known or {"bytes": path.stat().st_size, "sha256": sha256_of(path)}

@@ -1,0 +1,114 @@
+"""Tensors as numpy arrays, bfloat16 included (ml_dtypes), so that checkpoints are converted without torch.
+
+Importing torch takes as long as copying the 1B model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Callable, NamedTuple, Optional
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from openpangu_sft.checkpoint.sharding import Shape
+
+Array = npt.NDArray[Any]
+DType = np.dtype[Any]
+
+BF16: DType = np.dtype(ml_dtypes.bfloat16)
+DTYPES: dict[str, DType] = {"fp32": np.dtype(np.float32), "bf16": BF16, "fp16": np.dtype(np.float16)}
+"""Of weights, by the names that recipes use; anything else belongs to a quantized checkpoint."""
+
+CHUNK = 1 << 20
+"""Bytes that are moved or compared at once: few enough to stay in a processor's cache."""
+
+
+class Stored(NamedTuple):
+    """A tensor that is about to be written.
+
+    Args:
+        dtype, shape: of the tensor.
+        chunks: gives its elements in C order, in contiguous arrays that follow one another.
+    """
+
+    dtype: DType
+    shape: Shape
+    chunks: Callable[[], Iterator[Array]]
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        size = self.dtype.itemsize
+        for extent in self.shape:
+            size *= extent
+        return size
+
+
+def stored(array: Array) -> Stored:
+    """An array as it is."""
+    return Stored(array.dtype, array.shape, lambda: (np.ascontiguousarray(part) for part in slabs(array)))
+
+
+def slabs(array: Array) -> Iterator[Array]:
+    """Views of an array's rows, in order, of about `CHUNK` bytes each."""
+    if array.nbytes <= CHUNK or not array.ndim:
+        yield array
+        return
+    rows = max(1, CHUNK * len(array) // array.nbytes)
+    for begin in range(0, len(array), rows):
+        yield array[begin : begin + rows]
+
+
+def bits(array: Array) -> Array:
+    """The same memory as unsigned integers, which have no NaN and no two zeros."""
+    return array.view(np.dtype(f"u{array.dtype.itemsize}"))
+
+
+def first_difference(one: Array, other: Array) -> Optional[tuple[int, ...]]:
+    """Index of the first element that has other bits, or None.
+
+    Args:
+        one, other: of equal shape and dtype.
+    """
+    row = 0
+    for part, counterpart in zip(slabs(one), slabs(other)):
+        differs = bits(part) != bits(counterpart)
+        if differs.any():
+            index = np.unravel_index(int(differs.argmax()), differs.shape)
+            return (int(index[0]) + row, *map(int, index[1:])) if index else ()
+        row += len(part) if part.ndim else 0
+    return None
+
+
+def same_bits(one: Array, other: Array) -> bool:
+    """Whether two arrays are equal in shape, dtype and every bit."""
+    return one.shape == other.shape and one.dtype == other.dtype and first_difference(one, other) is None
+
+
+class Loss(NamedTuple):
+    """What a conversion to another dtype changed.
+
+    Args:
+        values: elements converted.
+        changed: elements that do not come back.
+        infinite: finite ones that became infinite.
+    """
+
+    values: int = 0
+    changed: int = 0
+    infinite: int = 0
+
+    def __add__(self, other: Loss) -> Loss:  # type: ignore[override]
+        return Loss(*(mine + its for mine, its in zip(self, other)))
+
+
+def convert_dtype(array: Array, dtype: DType) -> tuple[Array, Loss]:
+    """Rounds to nearest even, and counts what was lost."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        converted = array.astype(dtype)
+        back = converted.astype(array.dtype)
+        changed = int(np.count_nonzero((back != array) & (back == back)))
+        infinite = int(np.count_nonzero(np.isinf(back) & ~np.isinf(array)))
+    return converted, Loss(array.size, changed, infinite)

@@ -1,0 +1,179 @@
+"""Reads files that torch.save wrote as data: no code of theirs runs, and torch is not asked.
+
+A checkpoint is a pickle, and a pickle may name any function to be called on loading. Here reading makes only numbers,
+texts, lists, tuples, dicts and records of names (inert.py); a name that no Megatron checkpoint needs is refused.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import mmap
+import pickle
+import pickletools
+import struct
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from openpangu_sft.checkpoint.files.arrays import Array
+from openpangu_sft.checkpoint.inert import STORAGE, Builder, Inert, Refused, is_key, named
+from openpangu_sft.util.errors import UserError, naming
+
+_LOCAL_HEADER = struct.Struct("<4s22xHH")
+"""Of a zip record: signature, length of the name and of the extra field. The data follow these two."""
+_ENCRYPTED = 1
+_LARGEST = 4 << 20
+"""Bytes of the pickle, and of the list of records: those of the 7B, with optimizer, have less than a tenth."""
+
+_PythonUnpickler: Any = pickle._Unpickler
+_NAMES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
+_WRITTEN = (
+    "PROTO STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE EMPTY_LIST APPEND APPENDS "
+    "EMPTY_DICT EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 GLOBAL REDUCE BUILD BINPERSID BINPUT LONG_BINPUT BINGET "
+    "LONG_BINGET"
+)
+"""With the three that `_Unpickler` has itself, the opcodes of protocol 2, which torch.save writes."""
+
+
+class _Steps(dict[int, Any]):
+    """What an opcode does."""
+
+    def __missing__(self, code: int) -> None:
+        raise pickle.UnpicklingError(f"opcode {_NAMES.get(code, code)}: not in protocol 2, torch.save's default")
+
+
+class _Unpickler(_PythonUnpickler):  # type: ignore[misc]
+    """The unpickler in Python, with few opcodes. On its stack only `Inert` can be called, or has a state."""
+
+    dispatch = _Steps(
+        {code: _PythonUnpickler.dispatch[code] for code, name in _NAMES.items() if name in _WRITTEN.split()}
+    )
+
+    def find_class(self, module: str, name: str) -> Inert:
+        """Of a name, its record."""
+        return named(module, name)
+
+    def persistent_load(self, pid: Any) -> Inert:
+        """Of a storage, its record."""
+        if type(pid) is not tuple:
+            raise pickle.UnpicklingError("a persistent id that names no storage")
+        return Inert(STORAGE, pid)
+
+    def load_setitem(self) -> None:
+        """One item of a dict."""
+        value = self.stack.pop()
+        self._put([self.stack.pop()], [value])
+
+    def load_setitems(self) -> None:
+        """Items of a dict, to the last MARK."""
+        items = self.pop_mark()
+        self._put(items[::2], items[1::2])
+
+    def _put(self, keys: list[Any], values: list[Any]) -> None:
+        target = self.stack[-1]
+        if type(target) is Inert:
+            record, target = target, target.items or {}
+            record.items = target
+        if type(target) is not dict or len(keys) != len(values) or not all(map(is_key, keys)):
+            raise pickle.UnpicklingError("a key that is neither a name nor a small number")
+        target.update(zip(keys, values))
+
+    dispatch[pickle.NEWOBJ[0]] = _PythonUnpickler.load_reduce  # a new object is the record of a call too
+    dispatch[pickle.SETITEM[0]] = load_setitem
+    dispatch[pickle.SETITEMS[0]] = load_setitems
+
+
+class _Stream(io.FileIO):
+    """Of which zipfile reads no more than the longest list of records, whatever its end says."""
+
+    def read(self, size: Any = -1, /) -> bytes:
+        """As of any file."""
+        if size is not None and size > _LARGEST:
+            raise zipfile.BadZipFile("too many records")
+        return super().read(size) or b""
+
+
+def _records(path: Path, content: Array) -> dict[str, Array]:
+    """The bytes of every record, by its name in the file; each has its own place, and is not compressed.
+
+    Raises:
+        UnpicklingError: two records have one name or overlap; one is compressed, or is not where the list says.
+        Refused: it is a TorchScript archive, which has Python code.
+    """
+    with _Stream(path) as stream, zipfile.ZipFile(stream) as archive:
+        entries, list_begins = archive.infolist(), archive.start_dir
+    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
+        raise Refused("TorchScript")
+    found: dict[str, Array] = {}
+    end = 0
+    for entry in sorted(entries, key=lambda entry: entry.header_offset):
+        name = entry.orig_filename
+        begin = entry.header_offset + _LOCAL_HEADER.size
+        signature, *lengths = _LOCAL_HEADER.unpack_from(content.data, entry.header_offset)
+        own_name = content[begin : begin + lengths[0]].tobytes()
+        if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & _ENCRYPTED:
+            raise pickle.UnpicklingError(f"record {name} is compressed or encrypted")
+        own_place = entry.header_offset >= end and entry.compress_size == entry.file_size and name not in found
+        if not own_place or signature != b"PK\3\4" or own_name != name.encode():
+            raise pickle.UnpicklingError(f"record {name} is not the one of the list")
+        begin += sum(lengths)
+        end = begin + entry.file_size
+        if end > list_begins:
+            raise pickle.UnpicklingError(f"record {name} has no end")
+        found[name] = content[begin:end]
+        if name.endswith("/data.pkl") and zlib.crc32(found[name].data) != entry.CRC:
+            raise pickle.UnpicklingError(f"record {name} has another sum")
+    root = entries[0].filename.split("/")[0] if entries else ""
+    return {name[len(root) + 1 :]: data for name, data in found.items() if name.startswith(f"{root}/")}
+
+
+def _load(records: Mapping[str, Array], size: int) -> Any:
+    pickled = records["data.pkl"]
+    if len(pickled) > _LARGEST:
+        raise pickle.UnpicklingError("its pickle is larger than any checkpoint's")
+    return Builder(records, size).build(_Unpickler(io.BytesIO(pickled.tobytes())).load())
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file has its end: torch.save writes the list of records last."""
+    with path.open("rb") as stream:
+        try:
+            return zipfile.is_zipfile(stream)
+        except zipfile.BadZipFile:
+            return False
+
+
+def load_checkpoint_file(path: Path) -> Any:
+    """Loads a file that torch.save wrote; its tensors are read-only numpy arrays, views of the mapped file.
+
+    Two things that torch.load reads as well are refused: TorchScript archives, and the format of torch before 1.6.
+
+    Raises:
+        UserError: not such a file, cut short, or it asks for a type that a checkpoint does not need.
+    """
+    if not is_whole(path):
+        raise UserError("is cut short or no checkpoint of torch 1.6 or later", where=path, remedy="make it again")
+    try:
+        with naming(path):
+            with path.open("rb") as stream:
+                content = np.frombuffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+            records = _records(path, content)
+            if "byteorder" in records and records["byteorder"][:8].tobytes() != b"little":
+                raise UserError("was written on a big-endian machine", where=path, remedy="write it on another one")
+            return _load(records, len(content))
+    except Refused as error:
+        raise UserError(
+            f"asks for {error} on loading, which no checkpoint needs", where=path, remedy="do not use this file"
+        ) from None
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # a damaged file makes pickle and zipfile raise nearly anything
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which is a record at a place below zero
+            raise
+        first_line = (str(error).splitlines() or [""])[0][:200] or repr(error)
+        raise UserError(f"is damaged or no checkpoint ({first_line})", where=path, remedy="make it again") from None

@@ -1,0 +1,166 @@
+"""Writes files that torch.load reads, without torch, and without all tensors in memory at once.
+
+The format (torch/serialization.py, _save): a zip archive, not compressed, with a pickle that names storages by number,
+one record `data/NUMBER` for each storage, its bytes beginning at a multiple of 64, and the format's version, 3.
+"""
+
+from __future__ import annotations
+
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+from io import BytesIO
+from pathlib import Path
+from typing import IO, Any, ClassVar, cast
+
+import numpy as np
+
+from openpangu_sft.checkpoint.files.arrays import BF16, DType, Stored
+from openpangu_sft.checkpoint.files.writer import Advance, Entry, OutputFile, nothing
+from openpangu_sft.util.errors import naming
+
+STORAGES: dict[str, DType] = {
+    "FloatStorage": np.dtype(np.float32),
+    "BFloat16Storage": BF16,
+    "HalfStorage": np.dtype(np.float16),
+    "DoubleStorage": np.dtype(np.float64),
+    "LongStorage": np.dtype(np.int64),
+    "IntStorage": np.dtype(np.int32),
+    "ShortStorage": np.dtype(np.int16),
+    "CharStorage": np.dtype(np.int8),
+    "ByteStorage": np.dtype(np.uint8),
+    "BoolStorage": np.dtype(bool),
+}
+"""Names of torch's storage classes, by which a file gives a tensor's dtype."""
+NAMED_DTYPES: dict[str, DType] = {
+    **{str(dtype): dtype for dtype in STORAGES.values() if dtype != np.dtype(bool)},
+    "bool": np.dtype(bool),
+}
+"""Names of dtypes in torch's module."""
+
+_PROTOCOL = 2  # what torch.save writes
+_ALIGNMENT = 64
+_ROOT = "archive"
+_LOCAL_HEADER, _ZIP64_EXTRA = 30, 20
+
+
+class _Global:
+    """A function or class of torch, written by its name alone: torch itself is not there to be asked."""
+
+    def __init__(self, name: str, module: str = "torch") -> None:
+        self.module, self.name = module, name
+
+    def __call__(self) -> None:
+        """What pickle wants of a function. Never called."""
+
+
+class _StorageOf:
+    """Stands for the storage of a tensor."""
+
+    def __init__(self, tensor: Stored, key: int) -> None:
+        self.tensor, self.key = tensor, key
+
+
+_PythonPickler: Any = pickle._Pickler
+
+
+class _Pickler(_PythonPickler):  # type: ignore[misc]
+    """The pickler in Python: the one in C writes no name of a module that cannot be imported."""
+
+    dispatch: ClassVar[dict[type, Any]] = dict(_PythonPickler.dispatch)
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        super().__init__(stream, _PROTOCOL)
+        self.tensors: list[Stored] = []
+        self._rebuild = _Global("_rebuild_tensor_v2", "torch._utils")
+        names = {dtype: name for name, dtype in STORAGES.items()}
+        self._storages = {dtype: _Global(name) for dtype, name in names.items()}
+        self._dtypes = {dtype: _Global(name) for name, dtype in NAMED_DTYPES.items()}
+
+    def persistent_id(self, value: object) -> Any:
+        """What torch's unpickler makes a storage of."""
+        if not isinstance(value, _StorageOf):
+            return None
+        dtype, size = value.tensor.dtype, value.tensor.nbytes // value.tensor.dtype.itemsize
+        return "storage", self._storages[dtype], str(value.key), "cpu", size
+
+    def save_tensor(self, tensor: Stored) -> None:
+        """A tensor with a storage of its own, contiguous."""
+        storage = _StorageOf(tensor, len(self.tensors))
+        self.tensors.append(tensor)
+        strides: list[int] = []
+        step = 1
+        for extent in reversed(tensor.shape):
+            strides.append(step)
+            step *= extent
+        arguments: tuple[Any, ...] = (storage, 0, tensor.shape, tuple(reversed(strides)), False, OrderedDict())
+        self.save_reduce(self._rebuild, arguments, obj=tensor)
+
+    def save_name(self, value: _Global) -> None:
+        """A name, once; later ones refer to it."""
+        self.write(b"c" + f"{value.module}\n{value.name}\n".encode("ascii"))
+        self.memoize(value)
+
+    def save_dtype(self, dtype: DType) -> None:
+        """A dtype as torch's."""
+        self.save(self._dtypes[dtype])
+
+    dispatch[Stored] = save_tensor
+    dispatch[_Global] = save_name
+    for _kind in {type(dtype) for dtype in NAMED_DTYPES.values()}:
+        dispatch[_kind] = save_dtype
+
+
+def write_torch_file(content: object, path: Path, advance: Advance = nothing) -> Entry:
+    """Writes a file. Tensors in the content are `Stored`, dtypes are numpy's.
+
+    Returns:
+        Its manifest entry: bytes and sha256.
+    """
+    pickled = BytesIO()
+    pickler = _Pickler(pickled)
+    pickler.dump(content)
+    with naming(path), OutputFile(path) as output:
+        stream = _NotSeekable(output)
+        with zipfile.ZipFile(cast("IO[bytes]", stream), "w", zipfile.ZIP_STORED) as archive:
+            _record(archive, stream, "data.pkl", pickled.tell(), [pickled.getvalue()])
+            _record(archive, stream, "byteorder", 6, [b"little"])
+            for key, tensor in enumerate(pickler.tensors):
+                with _open(archive, stream, f"data/{key}", tensor.nbytes) as record:
+                    for chunk in tensor.chunks():
+                        record.write(chunk.reshape(-1).view(np.uint8).data)
+                        advance(chunk.nbytes, "")
+            _record(archive, stream, "version", 2, [b"3\n"])
+    return output.entry
+
+
+class _NotSeekable:
+    """Where zipfile cannot go back, it puts sizes and sums behind a record and not before it, as torch does too."""
+
+    def __init__(self, output: OutputFile) -> None:
+        self.output, self.position = output, 0
+        self.flush = output.flush
+
+    def write(self, data: bytes) -> int:
+        """Appends."""
+        written = self.output.write(data)
+        self.position += written
+        return written
+
+
+def _record(archive: zipfile.ZipFile, stream: _NotSeekable, name: str, size: int, data: list[bytes]) -> None:
+    with _open(archive, stream, name, size) as record:
+        for part in data:
+            record.write(part)
+
+
+def _open(archive: zipfile.ZipFile, stream: _NotSeekable, name: str, size: int) -> IO[bytes]:
+    """Begins a record whose data lie at a multiple of 64; an extra field fills the header up, as torch's does."""
+    entry = zipfile.ZipInfo(f"{_ROOT}/{name}")  # its time is 1980: equal content gives equal bytes
+    entry.file_size = size  # from which zipfile sees whether it needs the format for large records
+    header = stream.position + _LOCAL_HEADER + len(entry.filename) + len(b"FB\0\0")
+    large = size * 1.05 > zipfile.ZIP64_LIMIT
+    padding = -(header + (_ZIP64_EXTRA if large else 0)) % _ALIGNMENT
+    entry.extra = b"FB" + struct.pack("<H", padding) + b"Z" * padding
+    return archive.open(entry, "w", force_zip64=large)

@@ -1,0 +1,165 @@
+"""The two forms of an exported checkpoint: what stands beside the weights, which are the same in both.
+
+llama      openPangu under the name of the architecture it equals: transformers and vLLM load it without remote code
+openpangu  the original's configuration and Python files; loads where the original loads, with remote code
+"""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Optional
+
+from openpangu_sft.checkpoint.hf import PANGU, llama_config
+from openpangu_sft.checkpoint.hf_files import CONFIG, read_object
+from openpangu_sft.tokenizer.template import END
+from openpangu_sft.tokenizer.tokenizer import Tokenizer, load_hf, tokenizer_files
+from openpangu_sft.util.console import console
+from openpangu_sft.util.errors import UserError, naming, printable
+
+LLAMA, OPENPANGU = "llama", "openpangu"
+FORMS = (LLAMA, OPENPANGU)
+SAME_IDS = "gives the same ids"
+"""What is recorded of the fast tokenizer class where it does; otherwise, for which text it does not."""
+
+_AS_IT_IS = "export with FORM=openpangu"
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+_GENERATION_CONFIG = "generation_config.json"
+_ALSO = (_GENERATION_CONFIG, "chat_template.jinja")
+_LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "*Notice*", "*NOTICE*")
+_OF_THE_CLASS = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "chat_template")
+"""What a class may have by itself, so that another one lacks it."""
+
+
+def write_config(directory: Path, config: Mapping[str, Any], base: Path, form: str, dtype: str) -> None:
+    """Writes config.json, with one dtype (`torch_dtype`, which transformers 4 reads) and the right eos.
+
+    Args:
+        config: the base's.
+        dtype: of the weights, as config.json has it.
+
+    Raises:
+        UserError: the base is not in openPangu's own form, so it cannot be exported in it.
+    """
+    if form == OPENPANGU and config["model_type"] != PANGU:
+        what = f"model_type is {config['model_type']}: openPangu's own configuration and code are not here"
+        raise UserError(what, where=base / CONFIG, remedy="export with FORM=llama, or give the original as paths.hf")
+    written = {**(llama_config(config) if form == LLAMA else config), "torch_dtype": dtype}
+    written.pop("dtype", None)  # transformers 5's name for it
+    _write_json(directory / CONFIG, _with_right_eos(written, base, CONFIG))
+
+
+def write_companions(directory: Path, base: Path, form: str) -> None:
+    """Copies tokenizer, generation config, licence and, in openPangu's form, the Python files of the base.
+
+    Raises:
+        UserError: a Python file that the base's configuration names is missing.
+    """
+    files = [*tokenizer_files(base), *(base / name for name in _ALSO)]
+    files += [path for pattern in _LICENCES for path in base.glob(pattern)]
+    if form == OPENPANGU:
+        files += base.glob("*.py")
+        for name in (CONFIG, _TOKENIZER_CONFIG):
+            for module in _modules(base / name):
+                if not (base / module).is_file():
+                    what = f"names {module}, which is not there"
+                    raise UserError(what, where=base / name, remedy="download it again")
+    for path in files:
+        if path.is_file() and (form == OPENPANGU or path.suffix != ".py"):
+            with naming(directory / path.name):  # shutil would say that there is no room for the original
+                (directory / path.name).write_bytes(path.read_bytes())
+    if (base / _GENERATION_CONFIG).is_file():
+        config = read_object(base / _GENERATION_CONFIG)
+        if (right := _with_right_eos(config, base, _GENERATION_CONFIG)) != config:
+            _write_json(directory / _GENERATION_CONFIG, right)
+
+
+def _with_right_eos(config: Mapping[str, Any], base: Path, name: str) -> Mapping[str, Any]:
+    """A configuration whose eos ends messages, so that generation stops there; what had to be changed is printed."""
+    ids, right = config.get("eos_token_id"), _end_id(base)
+    if right is None or right in (ids if isinstance(ids, list) else [ids]):
+        return config
+    what = f"{base / name}: eos_token_id is {ids}; it is exported as {right}, the id of {END}"
+    console.print(printable(what), markup=False, soft_wrap=True)
+    return {**config, "eos_token_id": right}
+
+
+def _end_id(base: Path) -> Optional[int]:
+    """The id of the token that ends messages, by the tokenizer's configuration: this runs no remote code."""
+    path = base / _TOKENIZER_CONFIG
+    added = read_object(path).get("added_tokens_decoder") if path.is_file() else None
+    for number, token in added.items() if isinstance(added, dict) else ():
+        if number.isdecimal() and isinstance(token, dict) and token.get("content") == END:
+            return int(number)
+    return None
+
+
+def make_tokenizer_stock(directory: Path, base: Path, trust_remote_code: bool) -> str:
+    """Makes the copy of a tokenizer with code of its own load without it, and compares it with the original.
+
+    openPangu's class becomes Llama's slow one, which splits and encodes in the same way if it is `legacy`: otherwise
+    it would put a mark before each stretch behind a control token and take it off again. `add_prefix_space` does not
+    change what this class encodes. But transformers makes a fast tokenizer of it wherever the slow one is not asked
+    for, as vLLM does, and that one puts a space before each stretch unless it is told that SentencePiece does not.
+
+    Returns:
+        What the fast tokenizer does: `SAME_IDS`, or for which text it does not.
+
+    Raises:
+        UserError: the original cannot be loaded, or gives other ids, or has other special tokens or another template.
+    """
+    own, path = Tokenizer(base, trust_remote_code), directory / _TOKENIZER_CONFIG
+    config = {key: value for key, value in read_object(path).items() if key != "auto_map"}
+    if type(own.hf).__module__.startswith("transformers."):
+        stock = own
+        if config != read_object(path):
+            _write_json(path, config)
+    else:
+        try:
+            stock = _alias(directory, config)
+        except UserError as error:
+            raise UserError(f"as LlamaTokenizer {error.what}", where=base, remedy=_AS_IT_IS) from None
+        _require_same(own, stock, base)
+    try:
+        fast = load_hf(directory, trust_remote_code=False, use_fast=True)
+    except UserError:
+        return "does not load"
+    text = stock.first_disagreement(fast)
+    return f"gives other ids, for instance for {text}" if text else SAME_IDS
+
+
+def _alias(directory: Path, config: Mapping[str, Any]) -> Tokenizer:
+    """A tokenizer as Llama's class. Whether SentencePiece puts a space before a text is asked of it."""
+    alias = {**config, "tokenizer_class": "LlamaTokenizer", "legacy": True, "add_prefix_space": False}
+    _write_json(directory / _TOKENIZER_CONFIG, alias)
+    stock = Tokenizer(directory, trust_remote_code=False)
+    if stock.hf.sp_model.encode("a", out_type=str)[0].startswith("▁"):
+        _write_json(directory / _TOKENIZER_CONFIG, {**alias, "add_prefix_space": True})
+        stock = Tokenizer(directory, trust_remote_code=False)
+    return stock
+
+
+def _require_same(own: Tokenizer, stock: Tokenizer, base: Path) -> None:
+    what = ""
+    for name in _OF_THE_CLASS:
+        one, other = getattr(own.hf, name), getattr(stock.hf, name)
+        if one != other:
+            what = f"has {name} {reprlib.repr(other)} as LlamaTokenizer, {reprlib.repr(one)} with its own code"
+    if text := "" if what else stock.first_disagreement(own.hf):
+        what = f"gives other ids as LlamaTokenizer than with its own code, for {text}"
+    if what:
+        raise UserError(what, where=base / _TOKENIZER_CONFIG, remedy=_AS_IT_IS)
+
+
+def _modules(path: Path) -> set[str]:
+    """The Python files that a configuration names in its auto_map."""
+    named = read_object(path).get("auto_map") if path.is_file() else None
+    classes = named.values() if isinstance(named, dict) else [named]
+    flat = [name for entry in classes for name in (entry if isinstance(entry, list) else [entry])]
+    return {f"{name.split('--')[-1].split('.')[0]}.py" for name in flat if isinstance(name, str)}
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", "utf-8")

@@ -1,0 +1,114 @@
+"""Weights into the tensors of either form, ready to be written; in another dtype where one is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Optional
+
+from openpangu_sft.checkpoint.files.arrays import Array, DType, Loss, Stored, convert_dtype
+from openpangu_sft.checkpoint.files.writer import Advance, nothing
+from openpangu_sft.checkpoint.sharding import Block, Layout, Shape, hf_shapes, mcore_tensors, whole
+from openpangu_sft.checkpoint.weights import Part, Weights, difference, pieces
+from openpangu_sft.recipe.schema import Model
+from openpangu_sft.util.console import console
+from openpangu_sft.util.errors import UserError
+
+COMPARED_AT_ONCE = 2
+
+
+class Transfer:
+    """Moves weights block by block. Nothing is computed, so nothing is rounded, unless a dtype is given.
+
+    Args:
+        weights: of the model.
+        model: its sizes.
+        dtype: of all tensors; None keeps each as it is.
+    """
+
+    def __init__(self, weights: Weights, model: Model, dtype: Optional[DType] = None) -> None:
+        self.weights, self.model, self.dtype = weights, model, dtype
+        self.loss = Loss()
+        """What the change of dtype has lost so far; a block that is on several ranks counts once."""
+        self._counted: set[Block] = set()
+
+    def mcore(self, layout: Layout, tp: int, pp: int) -> dict[str, Stored]:
+        """The tensors of one Megatron-core rank.
+
+        Raises:
+            UserError: tensors that Megatron-core joins have different dtypes.
+        """
+        tensors = mcore_tensors(self.model, layout, tp, pp)
+        return {tensor.name: self._stored(tensor.name, tensor.shape, tensor.blocks) for tensor in tensors}
+
+    def hf(self) -> dict[str, Stored]:
+        """The tensors of the Hugging Face checkpoint."""
+        return {name: self._stored(name, shape, [whole(name, shape)]) for name, shape in hf_shapes(self.model).items()}
+
+    def read(self, block: Block) -> Array:
+        """What stands, or is to stand, in a block of the result."""
+        array = self.weights.read(block)
+        return array if self.dtype is None or self.dtype == array.dtype else convert_dtype(array, self.dtype)[0]
+
+    def _stored(self, name: str, shape: Shape, blocks: Sequence[Block]) -> Stored:
+        dtypes = {block.name: self.weights.dtype(block.name) for block in blocks}
+        if len(set(dtypes.values())) > 1 and self.dtype is None:
+            found = ", ".join(f"{source} {dtype}" for source, dtype in dtypes.items())
+            what = f"{name} would join tensors of different dtypes: {found}"
+            raise UserError(what, remedy="ask for one dtype with DTYPE=bf16")
+        return Stored(self.dtype or dtypes[blocks[0].name], shape, lambda: self._chunks(blocks))
+
+    def _chunks(self, blocks: Sequence[Block]) -> Iterator[Array]:
+        for block in blocks:
+            counts = block not in self._counted and not block.padding
+            self._counted.add(block)
+            for chunk in self.weights.chunks(block):
+                if self.dtype is None or self.dtype == chunk.dtype:
+                    yield chunk
+                else:
+                    converted, loss = convert_dtype(chunk, self.dtype)
+                    if counts:
+                        self.loss += loss
+                    yield converted
+
+
+def size_of(tensors: Iterable[Stored]) -> int:
+    """Bytes that tensors take in files."""
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def differences(transfer: Transfer, written: Weights, advance: Advance = nothing) -> Iterator[str]:
+    """What is not, bit for bit, what it should have been made from: in words, with the first element that differs."""
+
+    def compare(part: Part) -> Optional[str]:
+        found = difference(part, transfer.read(part.block))
+        advance(part.array.nbytes, "checking")
+        return found
+
+    parts = [
+        Part(piece, part.array[piece.within(part.block)], part.where)
+        for name in hf_shapes(transfer.model)
+        for part in written.parts(name)
+        for piece in pieces(part.block, part.array.dtype)  # a tensor that lies on several ranks is never joined whole
+    ]
+    with ThreadPoolExecutor(COMPARED_AT_ONCE) as pool:
+        yield from filter(None, pool.map(compare, parts))
+
+
+def require_equal(transfer: Transfer, written: Weights, where: object, advance: Advance = nothing) -> None:
+    """Compares what was written, read back as anyone reads it, with what it was made from.
+
+    Raises:
+        UserError: names the first element that differs.
+    """
+    for found in differences(transfer, written, advance):
+        raise UserError(f"differs from its source: {found}", where=where, remedy="check disk and memory")
+
+
+def warn_of_loss(transfer: Transfer) -> None:
+    """Says on the screen what a change of dtype has lost."""
+    loss, dtype = transfer.loss, transfer.dtype
+    if loss.changed:
+        share = f"{loss.changed:,} of {loss.values:,} values"
+        infinite = f", {loss.infinite:,} of them became infinite" if loss.infinite else ""
+        console.print(f"warning: {share} lost bits in {dtype}{infinite}", soft_wrap=True, markup=False)

@@ -1,0 +1,223 @@
+"""Where each part of each Megatron-core tensor stands in the Hugging Face checkpoint, for every TP x PP: one table.
+
+Pure integers, no tensors. Shapes are [out features, in features] for weights and [out features] for biases and norms.
+Every direction follows from the table, since nothing in it is computed: parts are only moved.
+
+- `linear_qkv` is interleaved per KV group: the group's query heads, then its key head, then its value head
+  (megatron/core/transformer/attention.py, SelfAttention.get_query_key_value_tensors). A rank has whole groups.
+- `linear_fc1` is the rank's part of the gate, then its part of the up projection (megatron/core/transformer/mlp.py).
+- `linear_proj` and `linear_fc2` are cut by columns, everything else by rows (megatron/core/tensor_parallel/layers.py);
+  norms and the bias of `linear_proj` are on every rank.
+- A stage of the pipeline counts its layers from 0. The embedding is on the first, the output layer on the last; where
+  they are tied and on different stages, the last has a copy.
+- The vocabulary is padded to a multiple of TP times a divisor (megatron/training/tokenizer/tokenizer.py,
+  _vocab_size_with_padding); padding rows repeat the last one (MindSpeed-LLM's saver.py, vocab_padding).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple, Optional
+
+if TYPE_CHECKING:
+    from openpangu_sft.recipe.schema import Model, Parallel
+
+Shape = tuple[int, ...]
+
+
+class Block(NamedTuple):
+    """A rectangle of one Hugging Face tensor.
+
+    Args:
+        name: of the tensor.
+        row, rows: where it begins, and how many.
+        column, columns: the same; `columns` is None for a tensor of one dimension.
+        padding: what stands here is no weight: written to fill the vocabulary up, never read.
+    """
+
+    name: str
+    row: int
+    rows: int
+    column: int = 0
+    columns: Optional[int] = None
+    padding: bool = False
+
+    @property
+    def shape(self) -> Shape:
+        """[rows] or [rows, columns]."""
+        return (self.rows,) if self.columns is None else (self.rows, self.columns)
+
+    def within(self, outer: Block) -> tuple[slice, ...]:
+        """The part of an array of `outer` that this block is. Empty slices where they do not meet."""
+        begin = max(self.row - outer.row, 0)
+        rows = slice(begin, max(min(self.row + self.rows, outer.row + outer.rows) - outer.row, begin))
+        if self.columns is None or outer.columns is None:
+            return (rows,)
+        begin = max(self.column - outer.column, 0)
+        end = min(self.column + self.columns, outer.column + outer.columns) - outer.column
+        return rows, slice(begin, max(end, begin))
+
+
+class McoreTensor(NamedTuple):
+    """A Megatron-core tensor of one rank: these blocks of Hugging Face tensors, one below the other."""
+
+    name: str
+    shape: Shape
+    blocks: tuple[Block, ...]
+
+
+class Layout(NamedTuple):
+    """How a Megatron-core checkpoint is spread over ranks.
+
+    Args:
+        tensor: tensor parallel size.
+        stages: layers of each pipeline stage.
+        padded_vocab_size: rows of the embedding over all ranks.
+    """
+
+    tensor: int
+    stages: tuple[int, ...]
+    padded_vocab_size: int
+
+    @property
+    def pipeline(self) -> int:
+        """Pipeline parallel size."""
+        return len(self.stages)
+
+    @property
+    def even(self) -> bool:
+        """Whether all stages have as many layers: what Megatron-LM itself can load."""
+        return len(set(self.stages)) == 1
+
+    def ranks(self) -> Iterator[tuple[int, int]]:
+        """(tensor rank, pipeline rank) of every rank."""
+        return ((tp, pp) for pp in range(self.pipeline) for tp in range(self.tensor))
+
+    def __str__(self) -> str:
+        stages = "" if self.even else f" ({', '.join(map(str, self.stages))} layers)"
+        return f"TP {self.tensor}, PP {self.pipeline}{stages}"
+
+
+def layout_of(model: Model, parallel: Parallel) -> Layout:
+    """The layout that a recipe asks for; recipe_rules.py has refused what does not divide."""
+    multiple = parallel.make_vocab_size_divisible_by * parallel.tensor
+    padded = -(-model.vocab_size // multiple) * multiple
+    stages = parallel.num_layer_list or [model.num_layers // parallel.pipeline] * parallel.pipeline
+    return Layout(parallel.tensor, tuple(stages), padded)
+
+
+def single(model: Model) -> Layout:
+    """TP 1, PP 1, without padding."""
+    return Layout(1, (model.num_layers,), model.vocab_size)
+
+
+@lru_cache(maxsize=256)
+def mcore_tensors(model: Model, layout: Layout, tp: int, pp: int) -> tuple[McoreTensor, ...]:
+    """All tensors of one rank, in the model's order."""
+    return tuple(_Rank(model, layout, tp, pp).tensors())
+
+
+def extra_state_names(layout: Layout, pp: int) -> list[str]:
+    """Entries that Megatron-core's linear layers add to a rank's tensors in a checkpoint; their value is None."""
+    linears = ("self_attention.linear_proj", "self_attention.linear_qkv", "mlp.linear_fc1", "mlp.linear_fc2")
+    names = [f"decoder.layers.{layer}.{name}._extra_state" for layer in range(layout.stages[pp]) for name in linears]
+    return [*names, "output_layer._extra_state"] if pp == layout.pipeline - 1 else names
+
+
+@lru_cache(maxsize=64)
+def hf_shapes(model: Model) -> dict[str, Shape]:
+    """Names and shapes of all tensors of the Hugging Face checkpoint. Not to be changed by the caller."""
+    shapes: dict[str, Shape] = {}
+    for tensor in mcore_tensors(model, single(model), 0, 0):
+        for block in tensor.blocks:
+            rows = max(block.row + block.rows, shapes.get(block.name, (0,))[0])
+            shapes[block.name] = (rows, *block.shape[1:])
+    return shapes
+
+
+def whole(name: str, shape: Shape) -> Block:
+    """A whole tensor as one block."""
+    return Block(name, 0, shape[0], 0, shape[1] if len(shape) > 1 else None)
+
+
+@lru_cache(maxsize=64)
+def parameter_count(model: Model) -> int:
+    """Number of parameters, tied embeddings counted once."""
+    return sum(map(_elements, hf_shapes(model).values()))
+
+
+@lru_cache(maxsize=1024)
+def rank_parameter_count(model: Model, layout: Layout, tp: int, pp: int) -> int:
+    """Number of parameters that one rank holds, what fills the vocabulary up among them."""
+    return sum(_elements(tensor.shape) for tensor in _Rank(model, layout, tp, pp).tensors())
+
+
+def _elements(shape: Shape) -> int:
+    return shape[0] * (shape[1] if len(shape) > 1 else 1)
+
+
+class _Rank:
+    """Makes the tensors of one rank."""
+
+    def __init__(self, model: Model, layout: Layout, tp: int, pp: int) -> None:
+        self.model, self.layout, self.tp, self.pp = model, layout, tp, pp
+
+    def tensors(self) -> Iterator[McoreTensor]:
+        model, layout = self.model, self.layout
+        last = self.pp == layout.pipeline - 1
+        if self.pp == 0:
+            yield self._vocabulary("embedding.word_embeddings.weight", "model.embed_tokens.weight")
+        offset = sum(layout.stages[: self.pp])
+        for layer in range(layout.stages[self.pp]):
+            yield from self._layer(f"decoder.layers.{layer}.", f"model.layers.{offset + layer}.")
+        if last:
+            yield _stack("decoder.final_layernorm.weight", [Block("model.norm.weight", 0, model.hidden_size)])
+        if last and not model.tie_word_embeddings:
+            yield self._vocabulary("output_layer.weight", "lm_head.weight")
+        elif last and layout.pipeline > 1:
+            yield self._vocabulary("output_layer.weight", "model.embed_tokens.weight")
+
+    def _layer(self, here: str, there: str) -> Iterator[McoreTensor]:
+        model, (ffn_begin, ffn) = self.model, self._share(self.model.ffn_hidden_size)
+        hidden = model.hidden_size
+        heads, attention = self._share(model.num_attention_heads * model.kv_channels)
+        proj, qkv = here + "self_attention.linear_proj.", here + "self_attention.linear_qkv."
+        yield _stack(here + "input_layernorm.weight", [Block(there + "input_layernorm.weight", 0, hidden)])
+        yield _stack(proj + "weight", [Block(there + "self_attn.o_proj.weight", 0, hidden, heads, attention)])
+        if model.add_dense_bias:
+            yield _stack(proj + "bias", [Block(there + "self_attn.o_proj.bias", 0, hidden)])
+        yield _stack(qkv + "weight", list(self._qkv(there, "weight", hidden)))
+        if model.add_qkv_bias:
+            yield _stack(qkv + "bias", list(self._qkv(there, "bias", None)))
+        norm = Block(there + "post_attention_layernorm.weight", 0, hidden)
+        yield _stack(here + "pre_mlp_layernorm.weight", [norm])
+        gate_up = [Block(f"{there}mlp.{name}_proj.weight", ffn_begin, ffn, 0, hidden) for name in ("gate", "up")]
+        yield _stack(here + "mlp.linear_fc1.weight", gate_up)
+        down = Block(there + "mlp.down_proj.weight", 0, hidden, ffn_begin, ffn)
+        yield _stack(here + "mlp.linear_fc2.weight", [down])
+
+    def _qkv(self, there: str, kind: str, columns: Optional[int]) -> Iterator[Block]:
+        model, (first, groups) = self.model, self._share(self.model.num_query_groups)
+        head = model.kv_channels
+        queries = head * model.num_attention_heads // model.num_query_groups
+        for group in range(first, first + groups):
+            for name, rows in (("q", queries), ("k", head), ("v", head)):
+                yield Block(f"{there}self_attn.{name}_proj.{kind}", group * rows, rows, 0, columns)
+
+    def _vocabulary(self, here: str, there: str) -> McoreTensor:
+        hidden, size = self.model.hidden_size, self.model.vocab_size
+        begin, rows = self._share(self.layout.padded_vocab_size)
+        real = max(min(begin + rows, size) - begin, 0)
+        blocks = [Block(there, begin, real, 0, hidden)] if real else []
+        last_row = Block(there, size - 1, 1, 0, hidden, padding=True)
+        return _stack(here, blocks + [last_row] * (rows - real))
+
+    def _share(self, size: int) -> tuple[int, int]:
+        """Where this tensor rank's part of `size` begins, and how large it is."""
+        part = size // self.layout.tensor
+        return self.tp * part, part
+
+
+def _stack(name: str, blocks: list[Block]) -> McoreTensor:
+    return McoreTensor(name, (sum(block.rows for block in blocks), *blocks[0].shape[1:]), tuple(blocks))

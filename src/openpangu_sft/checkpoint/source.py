@@ -1,0 +1,126 @@
+"""What a conversion begins with: a Hugging Face checkpoint, or a Megatron-core one of any layout."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Callable, NamedTuple, Optional
+
+from openpangu_sft.artifacts.artifact import Manifest, files_digest, sha256_of
+from openpangu_sft.checkpoint.checklist import check_published
+from openpangu_sft.checkpoint.hf import open_hf, require_model
+from openpangu_sft.checkpoint.hf_files import CONFIG, not_hf, weight_files
+from openpangu_sft.checkpoint.mcore import MODEL_FILE, TRACKER
+from openpangu_sft.checkpoint.mcore_reader import McoreCheckpoint, open_mcore
+from openpangu_sft.checkpoint.weights import Weights
+from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.tokenizer.tokenizer import tokenizer_files
+from openpangu_sft.util.console import console
+from openpangu_sft.util.errors import UserError
+
+Stamp = tuple[int, int, int, int]
+
+
+class Origin(NamedTuple):
+    """An open checkpoint.
+
+    Args:
+        weights: of the model.
+        manifest: what made it, where this project did.
+        iteration: of a Megatron-core checkpoint; None for a Hugging Face one.
+        digests: gives sha256 of what it consists of, by name; takes as long as reading it.
+        stamps: of its files, from before they were opened.
+    """
+
+    weights: Weights
+    manifest: Optional[Manifest]
+    iteration: Optional[int]
+    digests: Callable[[], dict[str, str]]
+    stamps: Mapping[Path, Optional[Stamp]]
+
+    @contextlib.contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Refuses what a block has made of files that were written to meanwhile.
+
+        The weights are views of mapped files, so the result may hold some of the old and some of the new. (Where a file
+        is cut short, the kernel may end the process with SIGBUS when what is gone is read; Python cannot prevent that.)
+
+        Raises:
+            UserError: names the file that changed.
+        """
+        try:
+            yield
+        except (UserError, OSError):
+            self._require_unchanged()  # what went wrong then follows from it
+            raise
+        self._require_unchanged()
+
+    def _require_unchanged(self) -> None:
+        for path, before in self.stamps.items():
+            if _stamp(path) != before:
+                raise UserError("changed while it was read", where=path, remedy="run the stage again when it is whole")
+
+    def base(self, name: str) -> Optional[str]:
+        """sha256 of the `weights`, `config` or `tokenizer` that training began with, where that is known."""
+        inputs = self.manifest.inputs if self.manifest else {}
+        return inputs.get(name) or inputs.get(f"hf.{name}")
+
+
+def is_mcore(path: Path) -> bool:
+    """Whether a directory is a Megatron-core checkpoint or a run."""
+    return (path / TRACKER).is_file()
+
+
+def open_origin(recipe: Recipe, path: Path, iteration: Optional[int] = None, remedy: str = "check the path") -> Origin:
+    """Opens a checkpoint of either form.
+
+    Args:
+        path: a Hugging Face checkpoint, a Megatron-core one, or a run.
+        iteration: of a Megatron-core checkpoint; without it, the newest.
+        remedy: what to do where there is none.
+
+    Raises:
+        UserError: there is none, it is damaged, or it does not fit the recipe.
+    """
+    if not path.is_dir():
+        raise UserError("no such directory", where=path, remedy=remedy)
+    if is_mcore(path):
+        before = {file: _stamp(file) for file in path.glob(f"*/mp_rank_*/{MODEL_FILE}")}
+        opened = open_mcore(path, recipe.model, iteration, remedy)
+        stamps = {file: before.get(file) for file in opened.files}
+        return Origin(opened.weights, opened.manifest, opened.iteration, lambda: {"mcore": _digest(opened)}, stamps)
+    if iteration is not None:
+        raise UserError(f"has no iterations, so none is {iteration}", where=path, remedy="leave ITERATION out")
+    if not (path / CONFIG).is_file():
+        what = f"neither a Hugging Face checkpoint ({CONFIG}) nor a Megatron-core one ({TRACKER})"
+        raise not_hf(path, UserError(what, where=path, remedy=remedy))
+    stamps = {file: _stamp(file) for file in (*weight_files(path), path / CONFIG, *tokenizer_files(path))}
+    require_model(path, recipe.model)
+    weights, published = open_hf(path, recipe.model), check_published(recipe, path)
+    if published.files:
+        console.print(str(published), markup=False, soft_wrap=True)
+    return Origin(weights, None, None, lambda: hf_digests(path, published.sums), stamps)
+
+
+def hf_digests(directory: Path, known: Mapping[Path, str] = MappingProxyType({})) -> dict[str, str]:
+    """sha256 of what a Hugging Face checkpoint consists of: weights, configuration, tokenizer; some may be known."""
+    return {
+        "weights": files_digest(weight_files(directory), known),
+        "config": sha256_of(directory / CONFIG),
+        "tokenizer": files_digest(tokenizer_files(directory)),
+    }
+
+
+def _stamp(path: Path) -> Optional[Stamp]:
+    """What differs once a file has been written to or replaced."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _digest(opened: McoreCheckpoint) -> str:
+    return opened.manifest.digest if opened.manifest else files_digest(opened.files)

@@ -1,0 +1,92 @@
+"""The command line: one command per stage, each reading one recipe.
+
+Run as: openpangu-sft sft --recipe recipes/demo.yaml --set train.iterations=100
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+import traceback
+from typing import NoReturn
+
+import click
+
+from openpangu_sft.cli import checkpoints, cluster, data, reports, training
+from openpangu_sft.cli.options import UnknownCommand, app
+from openpangu_sft.training.run.launch import worker_rank
+from openpangu_sft.util.errors import Interrupted, UserError, explain_os_error
+
+__all__ = ["app", "checkpoints", "cluster", "data", "main", "reports", "training"]
+
+_WITHOUT_VARIABLE = ("--count",)
+"""Options whose value may be refused here and that the Makefile does not hand on."""
+
+
+def main() -> NoReturn:
+    """Entry point: whatever the user can mend is one line on stderr and exit code 1."""
+    # Threads that wait actively take the cores from those they wait for: several times slower on a shared machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported
+    if worker_rank() is None:
+        sys.exit(_run())
+    try:
+        code = _run()
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    # Past the destructors: torch 2.1 joins gloo's threads with the GIL held, and now and then one of them wants it.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _run() -> int:
+    """Runs the command; returns the exit code."""
+    try:
+        code = app(prog_name="openpangu-sft", standalone_mode=False)  # an exit code where --help or --version ended it
+    except UserError as error:
+        return _say(str(error), 1)
+    except OSError as error:
+        return _say(str(explain_os_error(error)), 1)
+    except Interrupted as stop:
+        code = 128 + stop.signal_number
+        return code if worker_rank() else _say(str(stop), code)  # one line for all processes of a run
+    except (KeyboardInterrupt, click.Abort):
+        return _say("interrupted; nothing half-written is left", 128 + signal.SIGINT)
+    except click.ClickException as error:
+        return _say(_explain(error), error.exit_code)
+    except SystemExit as request:  # of torchrun's agent
+        return request.code if isinstance(request.code, int) else 1
+    return code if isinstance(code, int) else 0
+
+
+def _explain(error: click.ClickException) -> str:
+    """A mistake in the arguments, in one line as those of the recipe."""
+    command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "openpangu-sft"
+    what, remedy = error.format_message(), f"{command} --help shows what there is"
+    if isinstance(error, click.NoSuchOption):
+        what = error.message
+        if error.possibilities:
+            remedy = f"did you mean {' or '.join(error.possibilities)}?"
+    if isinstance(error, click.BadParameter) and error.param:
+        what = f"{_named(error.param)}: {error.message}"
+    if isinstance(error, click.MissingParameter) and error.param:
+        what = f"{_named(error.param)} is missing"
+    what = re.sub("a valid integer( range)?", "a whole number", what)
+    if isinstance(error, UnknownCommand) and error.near:
+        remedy = f"did you mean {error.near}?"
+    where = command.partition(" ")[2] or None  # which command of openpangu-sft
+    return str(UserError(" ".join(what.split()).rstrip("."), where=where, remedy=remedy))
+
+
+def _named(parameter: click.Parameter) -> str:
+    """An option as it is on the command line, and the variable of make that hands it on."""
+    option = max(parameter.opts, key=len)
+    return option if option in _WITHOUT_VARIABLE else f"{option} (make: {option[2:].upper().replace('-', '_')})"
+
+
+def _say(message: str, code: int) -> int:
+    print(f"openpangu-sft: {message}", file=sys.stderr)
+    return code

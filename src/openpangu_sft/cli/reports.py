@@ -1,0 +1,188 @@
+"""Commands that look at what training has made."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Optional
+
+import click
+
+from openpangu_sft.cli.options import stage
+from openpangu_sft.evaluate.record import EVALUATION, Evaluation, Result
+from openpangu_sft.recipe.load import load_recipe
+from openpangu_sft.util.console import console, print_rows, stdout
+from openpangu_sft.util.errors import printable
+
+
+@stage("evaluate")
+@click.option("--prompts", type=Path, metavar="FILE", help="questions: .txt, a line each, or conversations")
+@click.option("--iteration", metavar="N", help="of the run, or all  [default: the newest]")
+def evaluate_command(
+    recipe_file: Path, overrides: tuple[str, ...], prompts: Optional[Path], iteration: Optional[str]
+) -> None:
+    """Loss on held-out conversations, and answers.
+
+    Before training and after.
+
+    \b
+    Example: openpangu-sft evaluate --iteration all --prompts prompts.txt
+    """
+    from openpangu_sft.evaluate.stage import run_evaluate
+
+    recipe = load_recipe(recipe_file, overrides)
+    _show(run_evaluate(recipe, prompts, iteration), recipe.path("run"))
+
+
+@stage("report")
+@click.option("--run", type=Path, metavar="DIRECTORY", help="of a run  [default: paths.run of the recipe]")
+@click.option("--with", "other", type=Path, metavar="DIRECTORY", help="of a second run, to show beside it")
+@click.option("--html", type=Path, metavar="FILE", help="the page  [default: report.html in the run]")
+def report_command(
+    recipe_file: Path,
+    overrides: tuple[str, ...],
+    run: Optional[Path],
+    other: Optional[Path],
+    html: Optional[Path],
+) -> None:
+    """One page about a run, or about two.
+
+    Curves, data, answers, and what made it; or two runs side by side.
+
+    \b
+    Example: openpangu-sft report --run /cache/sft_outputs --with /cache/sft_lower_lr
+    """
+    from openpangu_sft.report.stage import run_report
+
+    print(run_report(load_recipe(recipe_file, overrides), run, other, html))
+
+
+def _show(evaluation: Evaluation, run: Path) -> None:
+    """Prints a line for each checkpoint, then what was asked and answered first and last."""
+    console = stdout()
+    held_out = evaluation.held_out
+    if held_out:
+        print_rows(
+            f"{held_out['packed']:,} held-out samples, {held_out['trained_tokens']:,} trained tokens",
+            ("checkpoint", "loss", "perplexity"),
+            [(_name(result), *_loss(result.loss)) for result in evaluation.results],
+            console,
+        )
+    answered = evaluation.answered
+    ends = answered[:: max(1, len(answered) - 1)][:2]  # what it began with, and the newest
+    for number, question in enumerate(evaluation.questions):
+        lines = [(role, content) for role, content in question.turns]
+        lines += [("reference", question.reference)] if question.reference else []
+        lines += [(_name(result), result.answers[number]) for result in ends]
+        console.print(f"\n{question.source}", style="bold", markup=False)
+        for name, text in lines:
+            console.print(f"{name}: {_readable(text) or '(nothing)'}", markup=False, soft_wrap=True)
+    console.print(f"\nall of it: {printable(str(run / EVALUATION))}", markup=False, soft_wrap=True)
+
+
+def _name(result: Result) -> str:
+    return f"iteration {result.iteration}" if result.iteration else "before training"
+
+
+def _loss(loss: Optional[float]) -> tuple[str, str]:
+    if loss is None:
+        return "", ""
+    if not math.isfinite(loss):
+        return f"{loss}", f"{loss}"
+    return f"{loss:.4f}", f"{math.exp(loss):,.2f}" if loss < 50 else "above 10^21"
+
+
+def _readable(text: str) -> str:
+    """A text with its lines, and without what a terminal would act on."""
+    return "\n".join(printable(line) for line in text.split("\n"))
+
+
+MEMORY = (32.0, 64.0)
+"""GiB of the NPUs that there are."""
+
+
+class Number(click.ParamType):
+    """A number in a range; not a number is in none."""
+
+    name = "number"
+
+    def __init__(self, least: float, most: float) -> None:
+        self.least, self.most = least, most
+
+    def convert(self, value: str, param: Optional[click.Parameter], ctx: Optional[click.Context]) -> float:
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not self.least <= number <= self.most:
+            self.fail(f"{value!r} is not a number from {self.least:g} to {self.most:g}", param, ctx)
+        return number
+
+
+@stage("plan")
+@click.option("--memory", type=Number(0.1, 1e5), help="GiB of a device; default: 32 and 64, both shown")
+@click.option(
+    "--tokens-per-second", type=Number(0.001, 1e12), help="of the whole run; default: what the run has measured so far"
+)
+@click.option("--json", "as_text", is_flag=True, help="all figures as JSON on stdout, sizes in bytes")
+def plan_command(
+    recipe_file: Path,
+    overrides: tuple[str, ...],
+    memory: Optional[float],
+    tokens_per_second: Optional[float],
+    as_text: bool,
+) -> None:
+    """Before a run: what it will need.
+
+    Memory by part and whether it fits, epochs, disk, time.
+
+    \b
+    Example: openpangu-sft plan --memory 64 --set train.recompute.granularity=none
+    """
+    from openpangu_sft.plan.report import as_json, make_report
+    from openpangu_sft.plan.show import show_report
+
+    report = make_report(load_recipe(recipe_file, overrides), [memory] if memory else MEMORY, tokens_per_second)
+    if as_text:
+        print(json.dumps(as_json(report), ensure_ascii=False, indent=1))
+    else:
+        show_report(report, stdout())
+
+
+@stage("doctor")
+@click.option("--json", "as_text", is_flag=True, help="for machines: one JSON object on stdout")
+@click.option("--peer", "peers", multiple=True, metavar="HOST[:PORT]", help="another machine to reach; may be repeated")
+@click.pass_context
+def doctor_command(
+    context: click.Context, recipe_file: Path, overrides: tuple[str, ...], as_text: bool, peers: tuple[str, ...]
+) -> None:
+    """What this machine has and lacks for the recipe.
+
+    Each with its remedy. The exit code is 1 when a check has failed, 0 with warnings. Nothing is changed (the sums of a
+    checkpoint with checklist.chk are remembered in paths.cache).
+
+    \b
+    Example: openpangu-sft doctor --recipe recipes/demo.yaml --json
+    """
+    from openpangu_sft.doctor.examine import as_json, examine, print_table
+    from openpangu_sft.doctor.finding import State
+    from openpangu_sft.doctor.machine import Machine, Subject
+    from openpangu_sft.doctor.network import split_peer
+    from openpangu_sft.doctor.packages import where
+
+    for peer in peers:
+        split_peer(peer)  # what is mistyped is said before any check runs
+    machine = Machine(Path(os.environ.get("HOST_ROOT") or "/"))
+    subject = Subject(load_recipe(recipe_file, overrides), machine, peers)
+    if console.is_terminal:
+        with console.status("") as status:
+            findings = examine(subject, lambda name: status.update(f"checking: {name}"))
+    else:
+        findings = examine(subject)
+    if as_text:
+        print(as_json(where(subject), findings, subject.npus.listing.chips if subject.wants_npus else ()))
+    else:
+        print_table(stdout(), where(subject), findings)
+    context.exit(int(any(finding.state == State.FAILED for finding in findings)))

@@ -1,0 +1,128 @@
+"""Commands around training: sft, chat, and the demo of the whole way."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Optional
+
+import click
+
+from openpangu_sft.cli.options import stage
+from openpangu_sft.recipe.load import load_recipe
+from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.training.run.launch import worker_rank
+from openpangu_sft.util.console import console, print_table
+from openpangu_sft.util.errors import UserError, printable
+
+
+@stage("sft")
+@click.option("--dry-run", is_flag=True, help="for the mindspeed engine: only print its environment and command")
+def sft_command(recipe_file: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
+    """Fine-tune; run again, it goes on where it was.
+
+    \b
+    Example: openpangu-sft sft --set train.lr=1e-5 --set train.iterations=1000
+    """
+    from openpangu_sft.training.stage import run_sft
+
+    recipe = load_recipe(recipe_file, overrides)
+    if dry_run:
+        _show_command(recipe)
+        return
+    run_sft(recipe, ["sft", "--recipe", str(recipe_file), *(part for key in overrides for part in ("--set", key))])
+    if not worker_rank():
+        _show_run(recipe)
+
+
+@stage("curve")
+def curve_command(recipe_file: Path, overrides: tuple[str, ...]) -> None:
+    """Draw loss.png of a run as it is now, also while it trains.
+
+    \b
+    Example: openpangu-sft curve --set paths.run=/cache/sft_outputs
+    """
+    from openpangu_sft.training.run.metrics import draw_curve, read_metrics
+
+    run = load_recipe(recipe_file, overrides).path("run")
+    if not read_metrics(run):
+        raise UserError("no iteration yet", where=run, remedy="run make sft, or check paths.run")
+    print(draw_curve(run))
+
+
+@stage("chat")
+@click.option("-p", "--prompt", help="one question; without it, a dialogue")
+@click.option("--system", default="", help="system prompt")
+@click.option(
+    "-m", "--model", type=Path, help="Hugging Face or mcore  [default: paths.export, else paths.run, else paths.hf]"
+)
+def chat_command(
+    recipe_file: Path, overrides: tuple[str, ...], prompt: Optional[str], system: str, model: Optional[Path]
+) -> None:
+    """Ask a checkpoint.
+
+    \b
+    Example: openpangu-sft chat --model /cache/ckpts/pangu_model --prompt 你好
+    """
+    recipe = load_recipe(recipe_file, overrides)
+    from openpangu_sft.conversations.conversation import Message
+    from openpangu_sft.model.chat import Chat, converse, default_checkpoint
+
+    checkpoint = model.absolute() if model else default_checkpoint(recipe)
+    talker = Chat(recipe, checkpoint)
+    note = f", iteration {talker.iteration}" if talker.iteration is not None else ""
+    if not model and checkpoint == recipe.path("hf"):
+        note = ", which is not trained: paths.export and paths.run hold no checkpoint"
+    print(printable(f"model: {checkpoint}{note}"), file=sys.stderr, flush=True)
+    if prompt is not None:
+        print(talker.reply((Message("user", prompt),), system))
+        return
+    if sys.stdin.isatty():
+        console.print("Empty line: a new conversation. Ctrl-D: the end.")
+    for answer in converse(talker, _typed_lines(), system):
+        print(answer, flush=True)
+
+
+@stage("demo", default_recipe="recipes/demo.yaml")
+def demo_command(recipe_file: Path, overrides: tuple[str, ...]) -> None:
+    """Every stage with a small model, on this machine.
+
+    \b
+    Example: openpangu-sft demo --set paths.cache=/tmp/demo
+    """
+    from openpangu_sft.demo.run import run_demo
+
+    run_demo(load_recipe(recipe_file, overrides), recipe_file, overrides)
+
+
+def _show_command(recipe: Recipe) -> None:
+    from openpangu_sft.training.mindspeed.start import dry_run
+
+    if recipe.train.engine != "mindspeed":
+        raise UserError("train.engine transformers trains in this process: there is no command", remedy="run make sft")
+    print(dry_run(recipe))
+
+
+def _typed_lines() -> Iterator[str]:
+    while True:
+        try:
+            yield input("> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return
+
+
+def _show_run(recipe: Recipe) -> None:
+    from openpangu_sft.training.run.metrics import CURVE, read_metrics
+
+    run = recipe.path("run")
+    metrics = read_metrics(run)
+    if not metrics:  # of several machines, the last one has them
+        return
+    rows = {
+        "iterations": f"{metrics[-1]['iteration']:,}",
+        "loss": f"{metrics[0]['loss']:.4f} -> {metrics[-1]['loss']:.4f}",
+        "seconds": f"{sum(row['seconds'] for row in metrics):,.1f}",
+        "loss curve": str(run / CURVE),
+    }
+    print_table(f"run: {run}", rows)

@@ -1,1 +1,0 @@
-"""The commands of the command line, one per stage. Each imports what it runs when it runs."""

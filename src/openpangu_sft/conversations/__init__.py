@@ -1,0 +1,1 @@
+"""Raw data in the formats people have, to one typed conversation."""

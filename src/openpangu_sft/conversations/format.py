@@ -1,0 +1,200 @@
+"""The stage `format`: raw conversations in the formats that are in use, to samples files.
+
+Every record is either written or named with the reason why not; read = written + rejected in each file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import reprlib
+from collections import Counter
+from pathlib import Path
+from typing import Any, BinaryIO, Callable
+
+from rich.markup import escape
+
+from openpangu_sft.artifacts.artifact import Manifest, sha256_of, staged_directory
+from openpangu_sft.artifacts.checks import require_apart
+from openpangu_sft.conversations import alpaca, openai, sharegpt
+from openpangu_sft.conversations.conversation import BadSample, Sample, parse_sample, reason_class
+from openpangu_sft.conversations.fields import compact_json, keys_of, kind_of
+from openpangu_sft.conversations.readers import RawRecord, raw_files, read_records
+from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.util.console import progress
+from openpangu_sft.util.errors import UserError, explain_os_error
+
+REJECTS = "rejects"
+"""Directory below the samples: whatever lies beside them is taken for samples by preprocess."""
+
+CONVERTERS: dict[str, Callable[[dict[str, Any]], Sample]] = {
+    "samples": parse_sample,
+    "alpaca": alpaca.convert,
+    "sharegpt": sharegpt.convert,
+    "openai": openai.convert,
+}
+KEY_OF = {"samples": "meta_prompt", "alpaca": "instruction", "sharegpt": "conversations", "openai": "messages"}
+"""The key that tells a format, where the recipe leaves it to the record."""
+
+RECORDS_PER_STEP = 200
+KIB = 1024
+
+
+def run_format(recipe: Recipe) -> Manifest:
+    """Converts the raw conversations in `paths.raw` into samples in `paths.samples`, one samples file per raw file.
+
+    Returns:
+        The manifest of the samples. `counts` has read, written, rejected, the same per file, and rejections by reason.
+
+    Raises:
+        UserError: nothing to read, a bad record (unless data.on_bad_sample is skip), nothing but bad records, or no
+            room to write. What was in `paths.samples` before is still there then.
+    """
+    raw, target = recipe.path("raw"), recipe.path("samples")
+    require_apart("paths.raw", raw, "paths.samples", target)
+    data = recipe.data
+    settings = {"data.source_format": data.source_format, "data.on_bad_sample": data.on_bad_sample}
+    manifest = Manifest("samples", settings=settings)
+    try:
+        outputs = _outputs(raw_files(raw))
+        with staged_directory(target, manifest) as staging:
+            _fill(staging, outputs, recipe, manifest)
+            if not manifest.counts["written"]:
+                reason, times = Counter(manifest.counts["reasons"]).most_common(1)[0]
+                what = f"none of the {manifest.counts['read']} records is a sample; {times} x {reason}"
+                raise UserError(what, where=raw, remedy="set data.on_bad_sample=refuse to see where it begins")
+    except OSError as error:
+        explained = explain_os_error(error)
+        explained.where = explained.where or target  # an error while writing does not say into which file
+        raise explained from error
+    return manifest
+
+
+def convert_record(record: object, source_format: str) -> Sample:
+    """Converts one record of a raw file.
+
+    Args:
+        record: any JSON value.
+        source_format: a key of `CONVERTERS`, or "auto" to go by the record's keys.
+
+    Raises:
+        BadSample: no sample can be made of it; says why.
+    """
+    if not isinstance(record, dict):
+        raise BadSample(f"is {kind_of(record)}, not an object")
+    return CONVERTERS[_detect(record) if source_format == "auto" else source_format](record)
+
+
+def _detect(record: dict[str, Any]) -> str:
+    found = [name for name, key in KEY_OF.items() if record.get(key) is not None]
+    if len(found) > 1:
+        raise BadSample(f"fits more than one format: {', '.join(found)}; set data.source_format to the right one")
+    if not found:
+        known = ", ".join(f"{name} ({key})" for name, key in KEY_OF.items())
+        raise BadSample(f"unknown format: keys found are {keys_of(record)}; formats known are {known}")
+    return found[0]
+
+
+def _fill(staging: Path, outputs: dict[str, Path], recipe: Recipe, manifest: Manifest) -> None:
+    """Writes the samples of all files and completes the manifest."""
+    reasons: Counter[str] = Counter()
+    per_file: dict[str, dict[str, int]] = {}
+    sizes = {name: path.stat().st_size for name, path in outputs.items()}
+    with progress("format (KiB)", sum(sizes.values()) // KIB) as advance:
+        for name, path in outputs.items():
+            before = path.stat()
+            manifest.inputs[path.name] = sha256_of(path)
+            with _Output(staging, name) as output:
+                done = 0
+                for record in read_records(path):
+                    reason = _convert_into(output, record, path, recipe)
+                    if reason:
+                        reasons[reason_class(reason)] += 1
+                    read = output.written + output.rejected
+                    if read % RECORDS_PER_STEP == 0:
+                        advance(record.position // KIB - done, escape(path.name))
+                        done = record.position // KIB
+                advance(sizes[name] // KIB - done, escape(path.name))
+            after = path.stat()
+            if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+                raise UserError("changed while it was read", where=path, remedy="run the stage again")
+            per_file[path.name] = {"read": read, "written": output.written, "rejected": output.rejected}
+    totals = {key: sum(counts[key] for counts in per_file.values()) for key in ("read", "written", "rejected")}
+    manifest.counts = {**totals, "reasons": dict(sorted(reasons.items())), "files": per_file}
+
+
+def _convert_into(output: _Output, raw: RawRecord, path: Path, recipe: Recipe) -> str:
+    """Writes one record as a sample or as a reject; returns the reason of a reject.
+
+    Raises:
+        UserError: it is bad, and bad ones are to be refused.
+    """
+    try:
+        if raw.unreadable:
+            raise BadSample(raw.unreadable)
+        output.sample(convert_record(raw.content, recipe.data.source_format))
+    except BadSample as error:
+        if recipe.data.on_bad_sample == "refuse":
+            remedy = "mend it, or set data.on_bad_sample=skip to go on without such records"
+            raise UserError(str(error), where=f"{path}{raw.place}", remedy=remedy) from None
+        output.reject(raw, path, str(error))
+        return str(error)
+    return ""
+
+
+class _Output(contextlib.ExitStack):
+    """The samples file and the rejects file of one raw file. Neither is there before it has a line to hold."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        super().__init__()
+        self._directory, self._name = directory, name
+        self._streams: dict[str, BinaryIO] = {}
+        self.written = self.rejected = 0
+
+    def sample(self, sample: Sample) -> None:
+        """Writes a sample.
+
+        Raises:
+            BadSample: it has no form in UTF-8.
+        """
+        line = json.dumps(sample.to_json(), ensure_ascii=False)
+        try:
+            encoded = line.encode("utf-8")
+        except UnicodeEncodeError as error:
+            what = f"holds half a character: {line[error.start]!a}, a surrogate without its pair"
+            raise BadSample(what) from None
+        self._write(".", encoded)
+        self.written += 1
+
+    def reject(self, raw: RawRecord, path: Path, reason: str) -> None:
+        """Writes what was wrong where, and the record, or its text if there is none."""
+        entry: dict[str, Any] = {"file": path.name, "place": raw.place.lstrip(":"), "reason": reason}
+        key, value = ("text", raw.text) if raw.unreadable else ("record", raw.content)
+        try:
+            line = compact_json({**entry, key: value})
+        except BadSample:  # what parquet can hold and JSON cannot
+            line = compact_json({**entry, "text": reprlib.repr(value)})
+        self._write(REJECTS, line.encode("utf-8", "backslashreplace"))  # half a character becomes its JSON escape
+        self.rejected += 1
+
+    def _write(self, below: str, line: bytes) -> None:
+        if below not in self._streams:
+            (self._directory / below).mkdir(exist_ok=True)
+            self._streams[below] = self.enter_context((self._directory / below / self._name).open("wb"))
+        self._streams[below].write(line + b"\n")
+
+
+def _outputs(files: list[Path]) -> dict[str, Path]:
+    """The raw file behind each samples file.
+
+    Raises:
+        UserError: two would write the same one.
+    """
+    outputs: dict[str, Path] = {}
+    for file in files:
+        name = f"{file.stem}.jsonl"
+        if name in outputs:
+            what = f"{outputs[name].name} and {file.name} would both become {name}"
+            raise UserError(what, where=file.parent, remedy="rename one of them")
+        outputs[name] = file
+    return outputs

@@ -1,0 +1,56 @@
+"""ShareGPT: a list of turns, each with who speaks ("from") and what ("value").
+
+Source of the format: the ShareGPT exports behind Vicuna (human, gpt); system, tools, function_call and observation as
+in LLaMA-Factory's data sets.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Mapping
+from typing import Any
+
+from openpangu_sft.conversations.conversation import BadSample, Sample
+from openpangu_sft.conversations.fields import keys_of, kind_of, make_sample, optional_text, required_list, tools_prompt
+
+ROLE_OF = {"human": "user", "gpt": "assistant", "function_call": "assistant", "observation": "tool"}
+
+
+def convert(record: Mapping[str, Any]) -> Sample:
+    """Converts {"conversations": [{"from", "value"}, …], "system"?, "tools"?}.
+
+    System turns at the beginning become system prompts; tools become one more behind them (see `tools_prompt`). Other
+    keys are left out: they are no part of the conversation.
+
+    Raises:
+        BadSample: an unknown speaker, a value that is no text, two different system prompts, or unreadable tools.
+    """
+    turns = [_turn(entry, number) for number, entry in enumerate(required_list(record, "conversations"), 1)]
+    leading = next((index for index, (speaker, _) in enumerate(turns) if speaker != "system"), len(turns))
+    prompts = [value for _, value in turns[:leading]]
+    system = optional_text(record, "system")
+    if system and any(prompts) and prompts != [system]:
+        raise BadSample("has a system field and another system prompt as its first turn: keep one of them")
+    if system:
+        prompts = [system]
+    messages = []
+    for number, (speaker, value) in enumerate(turns[leading:], leading + 1):
+        if speaker == "system":
+            raise BadSample(f"turn {number} is a system prompt inside the conversation: move it to the beginning")
+        messages.append({"role": ROLE_OF[speaker], "content": value})
+    return make_sample(prompts + tools_prompt(record), messages, leading + 1)
+
+
+def _turn(entry: object, number: int) -> tuple[str, str]:
+    if not isinstance(entry, dict):
+        raise BadSample(f"turn {number} is {kind_of(entry)}, not an object with from and value")
+    for key in ("from", "value"):
+        if not isinstance(entry.get(key), str):
+            found = kind_of(entry[key]) if key in entry else f"missing, keys found are {keys_of(entry)}"
+            raise BadSample(f"turn {number} has no text in {key}: {found}")
+    speaker = entry["from"]
+    if speaker != "system" and speaker not in ROLE_OF:
+        raise BadSample(
+            f"turn {number} is from an unknown speaker: {reprlib.repr(speaker)}, known: system, {', '.join(ROLE_OF)}"
+        )
+    return speaker, entry["value"]

@@ -1,0 +1,135 @@
+"""A map over several processes that keeps the order, and whose processes end with it, whatever ends it.
+
+The standard library's pools leave their workers behind when the process that made them is killed, and on Python 3.9
+they can wait for ever after a worker is killed while a task is being handed over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import multiprocessing
+import signal
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkProcess
+from typing import Any, Callable, TypeVar, cast
+
+from openpangu_sft.util.errors import UserError
+
+AHEAD = 4
+"""How many items for each worker may be under way, so that memory does not grow with the input."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def ordered_map(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int
+) -> Generator[Result, None, None]:
+    """Applies a function to items on several processes; yields the results in the order of the items.
+
+    The processes are forked, so that what the function holds (a tokenizer) is shared and not loaded again. Whoever
+    stops early closes the generator, and the processes are gone.
+
+    With one worker it is this process that does the work.
+
+    Raises:
+        UserError: a process died, for instance because memory ran out.
+        UserError, OSError: the function raised it.
+    """
+    if workers == 1:
+        yield from map(function, items)
+        return
+    processes: dict[Connection, ForkProcess] = {}
+    busy: dict[Connection, int] = {}
+    done: dict[int, Result] = {}
+    given = taken = 0
+
+    def collect() -> None:
+        for connection in cast("list[Connection]", wait(list(busy))):
+            with _alive(processes[connection]):
+                result = connection.recv()
+            if isinstance(result, _Raised):
+                raise result.error
+            done[busy.pop(connection)] = result
+
+    try:
+        _start(function, workers, processes)
+        for item in items:  # the next one is read while the workers work
+            while len(busy) == workers:
+                collect()
+            idle = next(connection for connection in processes if connection not in busy)
+            with _alive(processes[idle]):
+                idle.send(item)
+            busy[idle] = given
+            given += 1
+            while given - taken >= AHEAD * workers and taken not in done:
+                collect()
+            while taken in done:
+                yield done.pop(taken)
+                taken += 1
+        while taken < given:
+            while taken not in done:
+                collect()
+            yield done.pop(taken)
+            taken += 1
+    finally:
+        for process in processes.values():
+            process.kill()
+        for connection, process in processes.items():
+            process.join()
+            connection.close()
+
+
+@dataclass(frozen=True)
+class _Raised:
+    """An error on its way from a worker to whoever waits for its result."""
+
+    error: Exception
+
+
+def _start(function: Callable[[Any], Any], workers: int, processes: dict[Connection, ForkProcess]) -> None:
+    context = multiprocessing.get_context("fork")
+    # Ctrl-C reaches the whole process group; the workers are born with it blocked, and this process ends them
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        for _ in range(workers):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_work, args=(function, theirs, [*processes, ours]), daemon=True)
+            process.start()
+            theirs.close()
+            processes[ours] = process
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _work(function: Callable[[Any], Any], connection: Connection, inherited: list[Connection]) -> None:
+    for ours in inherited:  # else the workers hold each other's lines open and never learn that the parent is gone
+        ours.close()
+    # What came with the fork stays, so the collector need not look at it, nor have its pages copied by that.
+    gc.freeze()
+    gc.set_threshold(100_000)  # there are many lists and no cycles
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            item = connection.recv()
+            result: Any
+            try:
+                result = function(item)
+            except (UserError, OSError) as error:  # the user's to mend; any other is ours, and its traceback is printed
+                result = _Raised(error)
+            connection.send(result)
+
+
+@contextlib.contextmanager
+def _alive(process: ForkProcess) -> Iterator[None]:
+    """Turns a broken line into the reason why it broke."""
+    try:
+        yield
+    except (EOFError, OSError):
+        process.join(timeout=5)
+        code = process.exitcode
+        how = f"by {signal.Signals(-code).name}" if code and code < 0 else f"with exit code {code}"
+        remedy = "if memory ran out, lower data.workers"
+        raise UserError(f"a worker process was ended {how}", remedy=remedy) from None

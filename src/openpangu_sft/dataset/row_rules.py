@@ -1,0 +1,238 @@
+"""The rules for the rows of a packed dataset: how many rows break each, and the first of them; block after block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from openpangu_sft.tokenizer.tokenizer import IGNORED
+
+Values = npt.NDArray[Any]
+"""Integers, one for each token of a block: its rows one behind another."""
+
+Flags = npt.NDArray[np.bool_]
+
+
+@dataclass
+class Breach:
+    """The rows that break one rule.
+
+    Args:
+        field: the file that is wrong.
+        rows: how many rows.
+        first: the first one's number, column where there is one, and what is wrong there.
+    """
+
+    field: str
+    rows: int = 0
+    first: str = ""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some rows of a dataset.
+
+    Args:
+        first_row: number of the first one in the dataset.
+        starts: int64 [rows], where each row begins in the arrays; no row is empty.
+        numbers: int64 [rows], each row's number, counted from first_row.
+        input_ids, mask, labels: [tokens].
+    """
+
+    first_row: int
+    starts: npt.NDArray[np.int64]
+    numbers: npt.NDArray[np.int64]
+    input_ids: Values
+    mask: Values
+    labels: Values
+
+    def row_of(self, positions: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+        """Index in `starts` of the row of each position."""
+        return np.searchsorted(self.starts, positions, "right") - 1
+
+    def spread(self, per_row: Values) -> Values:
+        """One value for each token from one for each row."""
+        return np.repeat(per_row, np.diff(self.starts, append=len(self.mask)))
+
+
+class PackedRules:
+    """Counts tokens and breaches; feed it block after block, then `finish`.
+
+    `attention_mask` is taken for segment numbers row by row. A row that holds none may hold token ids instead, as the
+    published handler writes them; then its padding is what repeats the row's last id and is not trained.
+
+    Args:
+        vocab_size: token ids are below it.
+        trusted: `attention_mask` is known to hold segment numbers, so a dataset of one segment in every row is taken
+            for that, and not for one without segment numbers.
+    """
+
+    def __init__(self, vocab_size: int, trusted: bool) -> None:
+        self._vocab_size, self._trusted = vocab_size, trusted
+        self.rows = self.tokens = self.trained = self.segments = self.longest = 0
+        self.numbered = 0
+        """Rows that have segment numbers, or at least no token ids in their place."""
+        self._ones = self._mixed = self._padding_of_ones = self._highest = 0
+        self._first_mixed = -1
+        self.breaches = {
+            "vocabulary": Breach("input_ids"),
+            "label": Breach("labels"),
+            "unnumbered": Breach("attention_mask"),
+            "order": Breach("attention_mask"),
+            "gap": Breach("attention_mask"),
+            "padding": Breach("input_ids"),
+            "trained_padding": Breach("labels"),
+            "no_target": Breach("labels"),
+        }
+
+    def add(
+        self, first_row: int, lengths: npt.NDArray[np.int32], input_ids: Values, mask: Values, labels: Values
+    ) -> None:
+        """Counts a block: rows of these lengths, and their tokens."""
+        self.rows += len(lengths)
+        numbers = np.flatnonzero(lengths)
+        if not numbers.size:
+            return
+        starts = (np.cumsum(lengths, dtype=np.int64) - lengths)[numbers]
+        block = Block(first_row, starts, numbers, input_ids, mask, labels)
+        trained = labels != IGNORED
+        self.trained += int(trained.sum())
+        self._note(
+            "vocabulary",
+            block,
+            (input_ids < 0) | (input_ids >= self._vocab_size),
+            lambda at: f"token id {input_ids[at]} is outside the vocabulary of {self._vocab_size}",
+        )
+        self._note(
+            "label",
+            block,
+            trained & (labels != input_ids),
+            lambda at: f"label {labels[at]} is neither the token id there ({input_ids[at]}) nor {IGNORED}",
+        )
+        self._count_targets(block, trained)
+        self._count_segments(block, trained)
+
+    def finish(self) -> None:
+        """Says whether the dataset as a whole has no segment numbers: 1 on every token, or on every one but padding."""
+        if self._trusted or self._highest != 1 or self.breaches["unnumbered"].rows:
+            return
+        if self._ones == self.numbered:
+            self.tokens -= self._padding_of_ones
+            self.breaches["unnumbered"] = Breach("attention_mask", self._ones, "holds 1 everywhere")
+        elif self._mixed:
+            said = f"first row {self._first_mixed}: holds 1 throughout, though the row's first token comes again"
+            self.breaches["unnumbered"] = Breach("attention_mask", self._mixed, said)
+        else:
+            return
+        self.numbered = self.segments = self.longest = 0
+
+    def _count_targets(self, block: Block, trained: Flags) -> None:
+        """The first column is no target: no token before it predicts it."""
+        target = trained.copy()
+        target[block.starts] = False
+        without = np.flatnonzero(~np.logical_or.reduceat(target, block.starts))
+        breach = self.breaches["no_target"]
+        if without.size and not breach.rows:
+            breach.first = f"first row {block.first_row + block.numbers[without[0]]}: no trained token"
+        breach.rows += without.size
+
+    def _count_segments(self, block: Block, trained: Flags) -> None:
+        mask = block.mask
+        before = np.roll(mask, 1)
+        begins = np.zeros(len(mask), bool)
+        begins[block.starts] = True
+        before[begins] = 0
+        padding = mask == 0
+        gap = ~padding & ~begins & (before == 0)
+        order = ~padding & ~gap & (mask != before) & (mask != before + 1)
+
+        broken = np.logical_or.reduceat(gap | order, block.starts)
+        ones = np.logical_and.reduceat(mask == 1, block.starts)
+        unnumbered = np.zeros(len(block.starts), bool)
+        if broken.any() or ones.any():
+            ends = _content_ends(block, trained)
+            unnumbered = broken & _holds_ids(block, ends)
+            self._ones += int(ones.sum())
+            self._padding_of_ones += int((_row_ends(block) - ends)[ones].sum())
+            self.tokens += int((ends - block.starts)[unnumbered].sum())
+            self._note_unnumbered(block, unnumbered)
+        numbered = block.spread(~unnumbered)
+        self.numbered += int((~unnumbered).sum())
+        padding &= numbered
+        self.tokens += int((~padding & numbered).sum())
+        self._note("gap", block, gap & numbered, lambda at: f"segment number {mask[at]} after padding (0)")
+        self._note("order", block, order & numbered, lambda at: _out_of_order(mask[at], before[at], begins[at]))
+        self._note("trained_padding", block, padding & trained, lambda _: "padding is trained")
+        last_ids = block.spread(block.input_ids[_row_ends(block) - 1])
+        self._note(
+            "padding",
+            block,
+            padding & (block.input_ids != last_ids),
+            lambda at: f"token id {block.input_ids[at]} in padding, which ends with {last_ids[at]}",
+        )
+
+        cuts = np.flatnonzero(begins | (mask != before))
+        lengths = np.diff(cuts, append=len(mask))
+        real = (numbered & ~padding)[cuts]
+        self.segments += int(real.sum())
+        self.longest = max(self.longest, int(lengths[real].max(initial=0)))
+        self._highest = max(self._highest, int(mask[numbered].max(initial=0)))
+        if self._highest == 1 and not self._trusted:
+            self._count_mixed(block, begins, padding)
+
+    def _count_mixed(self, block: Block, begins: Flags, padding: Flags) -> None:
+        """Rows of one segment in which the first token, bos, comes again: several samples under one number."""
+        first_ids = block.spread(block.input_ids[block.starts])
+        again = (block.input_ids == first_ids) & ~begins & ~padding
+        rows = np.flatnonzero(np.logical_or.reduceat(again, block.starts))
+        if rows.size and not self._mixed:
+            self._first_mixed = int(block.first_row + block.numbers[rows[0]])
+        self._mixed += rows.size
+
+    def _note_unnumbered(self, block: Block, rows: Flags) -> None:
+        breach = self.breaches["unnumbered"]
+        if rows.any() and not breach.rows:
+            breach.first = f"first row {block.first_row + block.numbers[rows.argmax()]}: holds token ids"
+        breach.rows += int(rows.sum())
+
+    def _note(self, rule: str, block: Block, wrong: Flags, describe: Callable[[Any], str]) -> None:
+        """Counts the rows with a wrong token; describes the first one, given its position in the block."""
+        positions = np.flatnonzero(wrong)
+        if not positions.size:
+            return
+        rows, breach = block.row_of(positions), self.breaches[rule]
+        if not breach.rows:
+            row, column = block.first_row + block.numbers[rows[0]], positions[0] - block.starts[rows[0]]
+            breach.first = f"first row {row}, column {column}: {describe(positions[0])}"
+        breach.rows += 1 + int(np.count_nonzero(np.diff(rows)))
+
+
+def _row_ends(block: Block) -> npt.NDArray[np.int64]:
+    """int64 [rows], where each row ends."""
+    return np.append(block.starts[1:], len(block.mask))
+
+
+def _content_ends(block: Block, trained: Flags) -> npt.NDArray[np.int64]:
+    """int64 [rows], where the padding of each row begins if `attention_mask` does not say: its last id, untrained."""
+    last_ids = block.spread(block.input_ids[_row_ends(block) - 1])
+    places = np.arange(1, len(block.mask) + 1)
+    content = np.where((block.input_ids != last_ids) | trained, places, 0)
+    ends: npt.NDArray[np.int64] = np.maximum(np.maximum.reduceat(content, block.starts), block.starts)
+    last = _row_ends(block) - 1
+    # one such token with its own id in attention_mask is content: a full row ends untrained
+    return np.where((ends == last) & (block.mask[last] == block.input_ids[last]), last + 1, ends)
+
+
+def _holds_ids(block: Block, ends: npt.NDArray[np.int64]) -> Flags:
+    """bool [rows], whether `attention_mask` repeats the token ids, and in padding holds those, 1 or 0."""
+    inside = np.arange(len(block.mask)) < block.spread(ends)
+    fits = (block.mask == block.input_ids) | (~inside & ((block.mask == 1) | (block.mask == 0)))
+    holds: Flags = np.logical_and.reduceat(fits, block.starts) & (ends > block.starts)
+    return holds
+
+
+def _out_of_order(number: int, before: int, begins: bool) -> str:
+    return f"begins with segment number {number}, not 1" if begins else f"segment number {number} after {before}"

@@ -1,0 +1,288 @@
+"""`make smoke`: MindSpeed-LLM's own commands and ours, side by side, on the stand-in for NPUs; in minutes.
+
+A small model goes through upstream's preprocess, merge, convert and training, with one process and with two in every
+parallel mode, and through resume and export; a second one, untied as the 7B is, goes through TP 4 x CP 2 to a chat.
+What both sides make is compared: files byte by byte, weights bit by bit, losses with those of the portable engine,
+which computes them with Hugging Face's model, sample by sample.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.table import Table
+
+from openpangu_sft.checkpoint.hf import llama_config, read_config
+from openpangu_sft.checkpoint.hf_files import CONFIG
+from openpangu_sft.checkpoint.mcore import iteration_directory
+from openpangu_sft.checkpoint.mcore_reader import open_mcore
+from openpangu_sft.checkpoint.reshard import Transfer, require_equal
+from openpangu_sft.dataset.index_file import FIELDS, PREFIX, field_path
+from openpangu_sft.demo.run import prepare
+from openpangu_sft.recipe.load import load_recipe
+from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.training.mindspeed.sources import require_ready
+from openpangu_sft.training.mindspeed.start import surroundings
+from openpangu_sft.training.run.metrics import read_metrics
+from openpangu_sft.util.console import console
+from openpangu_sft.util.errors import UserError
+
+FIRST, LAST = 1e-5, 1e-4
+"""How far the loss of the first and of the last iteration may be from the reference, relatively, in fp32."""
+
+RECIPE = Path(__file__).with_suffix(".yaml")
+MINDSPEED = ["train.engine=mindspeed", "train.device=cpu"]
+ONE_PACK = "train.micro_batch_size=1"
+WAYS: dict[str, list[str]] = {
+    "one process": [],
+    "data parallel": ["parallel.devices_per_node=2"],
+    "context parallel": ["parallel.devices_per_node=2", "parallel.context=2"],
+    "tensor parallel": ["parallel.devices_per_node=2", "parallel.tensor=2"],
+    "pipeline parallel": ["parallel.devices_per_node=2", "parallel.pipeline=2"],
+    "micro batches of 2": ["train.micro_batch_size=2"],
+}
+UNTIED = [
+    *("model.num_layers=2", "model.hidden_size=256", "model.ffn_hidden_size=800", "model.num_attention_heads=32"),
+    *("model.num_query_groups=8", "model.kv_channels=8", "model.rotary_base=16e6", "model.tie_word_embeddings=false"),
+    *("paths.hf=untied/hf", "paths.export=untied/export"),
+]
+"""The shape ratios of the 7B: hidden size to MLP and vocabulary, heads to groups; and an output layer of its own."""
+TP4_CP2 = ["parallel.devices_per_node=8", "parallel.tensor=4", "parallel.context=2"]
+
+
+class Row(NamedTuple):
+    """A line of the table."""
+
+    what: str
+    found: str
+    seconds: float
+
+
+class Smoke:
+    """Runs everything below one directory, which it empties first."""
+
+    def __init__(self, cache: Path) -> None:
+        self.cache, self.sources = cache, require_ready()
+        self.rows: list[Row] = []
+
+    def run(self) -> None:
+        """Raises `UserError` where the two sides differ, or a step fails."""
+        began = time.monotonic()
+        empty(self.cache)
+        self._data()
+        self._conversion()
+        self._training()
+        self._untied()
+        table = Table(title="make smoke", title_justify="left", title_style="bold")
+        for column in ("what", "found", "seconds"):
+            table.add_column(column, justify="right" if column == "seconds" else "left", overflow="fold")
+        for row in self.rows:
+            table.add_row(row.what, row.found, f"{row.seconds:.1f}")
+        console.print(table)
+        console.print(f"all in {time.monotonic() - began:.0f} s, on the stand-in: it says nothing about NPUs' numerics")
+
+    def recipe(self, *overrides: str) -> Recipe:
+        return load_recipe(RECIPE, [f"paths.cache={self.cache}", *overrides])
+
+    def _data(self) -> None:
+        prepare(self.recipe())
+        for stage in ("format", "preprocess", "merge"):
+            self._stage(stage)
+        recipe, began = self.recipe(), time.monotonic()
+        theirs = self.cache / "upstream"
+        theirs.mkdir()
+        for file in sorted(recipe.path("samples").glob("*.jsonl")):
+            (theirs / "merged").mkdir(exist_ok=True)
+            self._upstream("preprocess_data.py", *published_preprocess(recipe, file, theirs / "merged" / file.stem))
+            ours = recipe.path("shards") / file.stem
+            for field in FIELDS:
+                for suffix in ("bin", "idx"):
+                    name = field_path(theirs / "merged", file.stem, field, suffix)
+                    require_same_bytes(field_path(ours, PREFIX, field, suffix), name)
+        self._note("preprocess: their bytes, our bytes", "the same", began)
+        began = time.monotonic()
+        keys = [f"packed_{field}_document" for field in FIELDS]
+        command = ["--input", str(theirs / "merged"), "--output-prefix", str(theirs / PREFIX)]
+        self._upstream("preprocess_data.py", *command, "--merge-group-keys", *keys)
+        for field in FIELDS:
+            for suffix in ("bin", "idx"):
+                ours = field_path(recipe.path("dataset"), PREFIX, field, suffix)
+                require_same_bytes(ours, field_path(theirs, PREFIX, field, suffix))
+        self._note("merge: their bytes, our bytes", "the same", began)
+
+    def _conversion(self, *settings: str) -> None:
+        """Converts `paths.hf` both ways and compares what was made."""
+        self._stage("convert", *settings)
+        recipe, began = self.recipe(*settings), time.monotonic()
+        ours = recipe.path("mcore")
+        hf, theirs = (self.cache / "upstream" / name / ours.relative_to(self.cache) for name in ("hf", "mcore"))
+        shutil.copytree(recipe.path("hf"), hf)
+        # openPangu's own class cannot be loaded without an NPU: the same weights under the name of their architecture
+        (hf / CONFIG).write_text(json.dumps(llama_config(read_config(hf))), "utf-8")
+        self._upstream("convert_ckpt.py", *published_convert(recipe, hf, theirs))
+        count, tensor = require_same_weights(recipe, ours, theirs), recipe.parallel.tensor
+        self._note(f"convert, TP {tensor}: their tensors, our tensors", f"all {count} the same, bit by bit", began)
+
+    def _training(self) -> None:
+        references = {}
+        for packs in ("1", "2"):  # the loss is a mean of the micro batches' means, so it depends on their size
+            began, name = time.monotonic(), f"reference-{packs}"
+            size = f"train.micro_batch_size={packs}"
+            self._stage("sft", "train.engine=transformers", size, f"paths.run={name}")
+            references[size] = losses(self.cache / name)
+            self._note(f"Hugging Face, sample by sample, micro batches of {packs}", _shown(references[size]), began)
+        for way, settings in WAYS.items():
+            began, run = time.monotonic(), way.replace(" ", "-")
+            reference = references[settings[0] if settings and settings[0] in references else ONE_PACK]
+            cut = [setting for setting in settings if setting.startswith(("parallel.tensor", "parallel.pipeline"))]
+            mcore = f"{run}-mcore" if cut else "whole-mcore"
+            places = [f"paths.run={run}", f"paths.mcore={mcore}"]
+            if not (self.cache / mcore).exists():
+                self._stage("convert", *settings, *MINDSPEED, *places)
+            self._stage("sft", *settings, *MINDSPEED, *places)
+            found = losses(self.cache / run)
+            difference = require_close(way, found, reference)
+            self._note(f"training: {way}", f"{_shown(found)}, at most {difference:.0e} off", began)
+        began = time.monotonic()
+        self._resume(references[ONE_PACK])
+        self._note("resume: 3 iterations, then 2 more", "as without a break", began)
+        began = time.monotonic()
+        self._stage("export", *MINDSPEED, "paths.run=one-process")
+        self._note("export: back to Hugging Face", str(self.recipe().path("export")), began)
+
+    def _untied(self) -> None:
+        """A model like the 7B, from convert to chat."""
+        began, whole = time.monotonic(), [*UNTIED, "paths.mcore=untied/whole", "paths.run=untied/reference"]
+        prepare(self.recipe(*whole))
+        self._stage("convert", *whole)
+        self._stage("sft", *whole)
+        reference = losses(self.cache / "untied/reference")
+        self._note("untied: Hugging Face, sample by sample", _shown(reference), began)
+        settings = [*UNTIED, *TP4_CP2, *MINDSPEED, "paths.mcore=untied/mcore", "paths.run=untied/run"]
+        self._conversion(*settings)
+        began = time.monotonic()
+        self._stage("sft", *settings)
+        found = losses(self.cache / "untied/run")
+        difference = require_close("untied", found, reference)
+        self._note("untied: training, TP 4 x CP 2", f"{_shown(found)}, at most {difference:.0e} off", began)
+        began = time.monotonic()
+        self._stage("export", *settings)
+        self._stage("chat", *settings, prompt="你好")
+        self._note("untied: export, chat", str(self.recipe(*settings).path("export")), began)
+
+    def _resume(self, reference: Sequence[float]) -> None:
+        """As the run stood after its first checkpoint."""
+        whole, run = self.cache / "one-process", self.cache / "resumed"
+        shutil.copytree(whole, run, symlinks=True)
+        shutil.rmtree(iteration_directory(run, self.recipe().train.iterations))
+        (run / "latest_checkpointed_iteration.txt").write_text("3")
+        self._stage("sft", *MINDSPEED, "paths.run=resumed", "paths.mcore=whole-mcore")
+        require_close("resume", losses(run), reference)
+
+    def _stage(self, stage: str, *settings: str, **options: str) -> None:
+        command = [sys.executable, "-m", "openpangu_sft", stage, "--recipe", str(RECIPE)]
+        command += [f"--set={setting}" for setting in (f"paths.cache={self.cache}", *settings)]
+        command += [f"--{name}={value}" for name, value in options.items()]
+        self._call(command, None, {})
+
+    def _upstream(self, *command: str) -> None:
+        folder, environment = surroundings(self.recipe(*MINDSPEED), self.sources)
+        self._call([sys.executable, *command], folder, environment)
+
+    def _call(self, command: Sequence[str], folder: Any, environment: dict[str, str]) -> None:
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            env={**os.environ, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            console.print(done.stdout[-4000:], markup=False)
+            raise UserError(f"ended with exit code {done.returncode}", where=" ".join(command[:4]), remedy="see above")
+
+    def _note(self, what: str, found: str, began: float) -> None:
+        self.rows.append(Row(what, found, time.monotonic() - began))
+        console.print(f"{what}: {found}", markup=False)
+
+
+MARK = ".made-by-smoke"
+
+
+def empty(directory: Path) -> None:
+    """Makes an empty directory, of what an earlier run has left.
+
+    Raises:
+        UserError: somebody else's files are in it.
+    """
+    if directory.exists() and not (directory / MARK).exists():
+        raise UserError("is not from make smoke", where=directory, remedy="choose another place, or remove it")
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    (directory / MARK).touch()
+
+
+def published_preprocess(recipe: Recipe, file: Path, prefix: Path) -> list[str]:
+    """Arguments of preprocess_data.py as the published recipe has them; it adds _packed to the prefix."""
+    flags = {"input": file, "output-prefix": prefix, "tokenizer-name-or-path": recipe.path("hf")}
+    given = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    given += ["--workers", "2", "--log-interval", "1000", "--tokenizer-type", "PretrainedFromHF"]
+    given += ["--handler-name", "PanguInstructionHandler", "--seq-length", str(recipe.data.seq_length), "--pack"]
+    return given
+
+
+def published_convert(recipe: Recipe, hf: Path, target: Path) -> list[str]:
+    """Arguments of convert_ckpt.py as the published recipe has them, but for the dtype, which is the checkpoint's."""
+    given = "--model-type GPT --load-model-type hf --save-model-type mg --use-mcore-models --params-dtype fp32"
+    given += f" --target-tensor-parallel-size {recipe.parallel.tensor} --target-pipeline-parallel-size 1"
+    given += " --add-qkv-bias --add-dense-bias"
+    return [*given.split(), "--load-dir", str(hf), "--save-dir", str(target), "--tokenizer-model", str(hf)]
+
+
+def require_same_bytes(ours: Path, theirs: Path) -> None:
+    """Raises `UserError` naming both files."""
+    if ours.read_bytes() != theirs.read_bytes():
+        raise UserError(f"differs from {theirs}", where=ours, remedy="this is a mistake of ours: report it")
+
+
+def require_same_weights(recipe: Recipe, ours: Path, theirs: Path) -> int:
+    """Compares two checkpoints bit by bit; returns how many tensors there are.
+
+    Raises:
+        UserError: names the first element that differs.
+    """
+    first, second = (open_mcore(directory, recipe.model).weights for directory in (ours, theirs))
+    require_equal(Transfer(first, recipe.model), second, theirs)
+    return len(first.names())
+
+
+def losses(run: Path) -> list[float]:
+    """Of all iterations."""
+    return [row["loss"] for row in read_metrics(run)]
+
+
+def require_close(what: str, found: Sequence[float], reference: Sequence[float]) -> float:
+    """Returns the largest relative difference.
+
+    Raises:
+        UserError: a loss is too far off, or one is missing.
+    """
+    differences = [abs(one - other) / other for one, other in zip(found, reference)]
+    close = [difference <= (LAST if number else FIRST) for number, difference in enumerate(differences)]
+    if len(found) != len(reference) or not all(close):
+        raise UserError(f"{what}: losses {_shown(found)}, expected {_shown(reference)}", remedy="report it")
+    return max(differences)
+
+
+def _shown(values: Sequence[float]) -> str:
+    return f"{values[0]:.6f} … {values[-1]:.6f}" if values else "none"

@@ -1,0 +1,1 @@
+"""The model in transformers, and what is fed to it."""

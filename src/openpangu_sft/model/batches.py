@@ -1,0 +1,109 @@
+"""Packs for training, in the order in which MindSpeed-LLM 1.0.0 draws them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from openpangu_sft.dataset.index_file import PREFIX, read_rows
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro batch of packs.
+
+    Args:
+        input_ids: int64 [packs, seq_length].
+        labels: int64 [packs, seq_length]; -100 where a token is not a target.
+        position_ids: int64 [packs, seq_length]; counts from 0 in every segment.
+        segments: for each pack the (begin, end) of its segments and of its padding, in order, without gaps.
+    """
+
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+    position_ids: torch.Tensor
+    segments: list[list[tuple[int, int]]]
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens, padding included."""
+        return int(self.input_ids.numel())
+
+
+class PackedDataset:
+    """A dataset that stage merge has left.
+
+    Args:
+        directory: of the dataset.
+        seq_length: tokens in a pack.
+        prefix: of its files; VALIDATION for what is kept out of training.
+    """
+
+    def __init__(self, directory: Path, seq_length: int, prefix: str = PREFIX) -> None:
+        self._input_ids = read_rows(directory, prefix, "input_ids", seq_length)
+        self._segments = read_rows(directory, prefix, "attention_mask", seq_length)
+        self._labels = read_rows(directory, prefix, "labels", seq_length)
+
+    def __len__(self) -> int:
+        return len(self._input_ids)
+
+    def batch(self, packs: npt.NDArray[np.int64], device: torch.device) -> Batch:
+        """Collects packs into a micro batch on a device."""
+        bounds = [segment_bounds(self._segments[pack]) for pack in packs]
+        positions = np.stack([positions_within(pack_bounds) for pack_bounds in bounds])
+
+        rows = np.stack([self._input_ids[packs], self._labels[packs], positions]).astype(np.int64)
+        input_ids, labels, position_ids = torch.from_numpy(rows).to(device)
+        return Batch(input_ids, labels, position_ids, bounds)
+
+
+def segment_bounds(numbers: npt.NDArray[np.int32]) -> list[tuple[int, int]]:
+    """(begin, end) of each run of one segment number in a pack; padding is the last run."""
+    cuts = np.flatnonzero(np.diff(numbers)) + 1
+    edges = [0, *cuts.tolist(), len(numbers)]
+    return list(zip(edges[:-1], edges[1:]))
+
+
+def positions_within(bounds: list[tuple[int, int]]) -> npt.NDArray[np.int64]:
+    """Position of every token in its segment."""
+    return np.concatenate([np.arange(end - begin) for begin, end in bounds])
+
+
+def training_order(packs: int, samples: int, seed: int) -> npt.NDArray[np.int64]:
+    """Which pack comes when: epochs of all packs, each shuffled anew by one generator.
+
+    The same numbers as MindSpeed-LLM's _build_index_mappings (decoder_packed_mtf_dataset.py), so that both engines see
+    the same data in the same order.
+
+    Args:
+        packs: number of packs in the dataset.
+        samples: how many are drawn at least.
+        seed: train.seed.
+    """
+    random = np.random.RandomState(seed)
+    epochs: list[npt.NDArray[np.int64]] = []
+    while sum(map(len, epochs)) < samples:
+        epoch = np.arange(packs, dtype=np.int64)
+        random.shuffle(epoch)
+        epochs.append(epoch)
+    return np.concatenate(epochs)
+
+
+def micro_batches(
+    order: npt.NDArray[np.int64], iteration: int, global_batch: int, micro_batch: int, rank: int, replicas: int
+) -> list[npt.NDArray[np.int64]]:
+    """The packs of one replica in one iteration, a micro batch each, dealt as by Megatron's MegatronPretrainingSampler.
+
+    Args:
+        order: from `training_order`.
+        iteration: counted from 1.
+        rank: of this replica among `replicas`.
+    """
+    first = (iteration - 1) * global_batch
+    step = micro_batch * replicas
+    begins = range(first + rank * micro_batch, first + global_batch, step)
+    return [order[begin : begin + micro_batch] for begin in begins]

@@ -1,0 +1,137 @@
+"""Answers from a Hugging Face or Megatron-core checkpoint, in the same format and pieces that training used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+
+from openpangu_sft.artifacts.artifact import MANIFEST, parse_manifest
+from openpangu_sft.checkpoint.hf import model_of, open_hf, read_config
+from openpangu_sft.checkpoint.hf_files import CONFIG, not_hf
+from openpangu_sft.checkpoint.mcore import TRACKER
+from openpangu_sft.checkpoint.mcore_reader import open_mcore
+from openpangu_sft.conversations.conversation import Message
+from openpangu_sft.model.device import inference_device
+from openpangu_sft.model.llama import build_model
+from openpangu_sft.model.tensors import tensors_of
+from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.tokenizer.template import HEADERS, START, Piece, prompt_pieces
+from openpangu_sft.tokenizer.tokenizer import Tokenizer
+from openpangu_sft.util.errors import UserError
+
+
+class Chat:
+    """A model with its tokenizer.
+
+    Args:
+        recipe: for generation, and for configuration and tokenizer of a Megatron-core checkpoint (`paths.hf`).
+        checkpoint: directory of a Hugging Face checkpoint, or of a Megatron-core one or a run.
+        iteration: of a run; without it, the newest.
+
+    Raises:
+        UserError: neither is there, or it is damaged.
+
+    Attributes:
+        iteration: of the training that made the checkpoint, where that is known.
+        context: of the model, in tokens.
+    """
+
+    def __init__(self, recipe: Recipe, checkpoint: Path, iteration: Optional[int] = None) -> None:
+        if (checkpoint / TRACKER).is_file():
+            files, model = recipe.path("hf"), recipe.model
+            opened = open_mcore(checkpoint, model, iteration)
+            tensors = tensors_of(opened.weights, model)
+            converted = opened.manifest is not None and opened.manifest.kind == "mcore"
+            self.iteration = None if converted else opened.iteration
+        elif (checkpoint / CONFIG).is_file():
+            files, model = checkpoint, model_of(read_config(checkpoint), checkpoint / CONFIG)
+            tensors = tensors_of(open_hf(checkpoint, model), model)
+            self.iteration = _trained(checkpoint)
+        else:
+            what = "no such directory" if not checkpoint.is_dir() else "neither a Hugging Face nor an mcore checkpoint"
+            remedy = "run make export, or give one with MODEL=…"
+            raise not_hf(checkpoint, UserError(what, where=checkpoint, remedy=remedy))
+        self.recipe, self.context = recipe, model.max_position_embeddings
+        self.tokenizer = Tokenizer(files, recipe.tokenizer.trust_remote_code)
+        self.model = build_model(files, tensors, "eager", inference_device(recipe)).eval()
+
+    def reply(self, messages: tuple[Message, ...], system: str = "") -> str:
+        """The assistant's next message.
+
+        Raises:
+            UserError: a message holds a control token, or is longer than the model's context.
+        """
+        for text in (system, *(message.content for message in messages)):
+            if token := self.tokenizer.control_token(text):
+                raise UserError(f"the message holds the control token {token.group()}", remedy="take it out")
+        pieces = list(prompt_pieces((system,), messages, reply=True))
+        return self.complete([token for piece in pieces for token in self.tokenizer.piece_ids(piece)])
+
+    def complete(self, prompt: list[int]) -> str:
+        """The text that the model puts behind a prompt which ends with the assistant's header.
+
+        Args:
+            prompt: token ids.
+
+        Raises:
+            UserError: it is longer than the model's context.
+        """
+        room = self.context - len(prompt)
+        if room <= 0:
+            raise UserError(f"the conversation has {len(prompt)} tokens, more than the model can hold")
+        settings = self.recipe.chat
+        sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        if settings.temperature > 0:
+            sampling.update(do_sample=True, temperature=settings.temperature, top_p=settings.top_p)
+        input_ids = torch.tensor([prompt], device=self.model.device)
+        with torch.no_grad():
+            output = self.model.generate(
+                input_ids,
+                attention_mask=torch.ones_like(input_ids),
+                max_new_tokens=min(settings.max_new_tokens, room),
+                eos_token_id=self.tokenizer.end_id,
+                pad_token_id=self.tokenizer.pad_id,
+                **sampling,
+            )
+        answer = output[0, len(prompt) :].tolist()
+        if answer and answer[-1] == self.tokenizer.end_id:
+            answer.pop()
+        header = self.tokenizer.piece_ids(Piece(START + HEADERS["assistant"], trained=False))
+        return self.tokenizer.decode_reply(header, answer)
+
+
+def converse(chat: Chat, lines: Iterator[str], system: str = "") -> Iterator[str]:
+    """Answers line after line in one conversation. An empty line begins a new one."""
+    history: tuple[Message, ...] = ()
+    for line in lines:
+        if not line.strip():
+            history = ()
+            continue
+        asked = (*history, Message("user", line.strip()))
+        answer = chat.reply(asked, system)
+        history = (*asked, Message("assistant", answer))
+        yield answer
+
+
+def default_checkpoint(recipe: Recipe) -> Path:
+    """The first one that is there: the exported checkpoint, the run, the one to begin with.
+
+    Returns:
+        Its path; that of the export where nothing is there.
+    """
+    for name in ("export", "run"):
+        path = recipe.path(name)
+        if (path / MANIFEST).is_file() and ((path / CONFIG).is_file() or (path / TRACKER).is_file()):
+            return path
+    base = recipe.path("hf")
+    return base if (base / CONFIG).is_file() else recipe.path("export")
+
+
+def _trained(checkpoint: Path) -> Optional[int]:
+    """The iteration that a Hugging Face checkpoint was exported from."""
+    if not (checkpoint / MANIFEST).is_file():
+        return None
+    return parse_manifest(checkpoint / MANIFEST, "run make export").counts.get("iteration")

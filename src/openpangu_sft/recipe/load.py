@@ -1,0 +1,214 @@
+"""Recipe files: YAML 1.2 (where 2e-5 is a number) plus overrides, to a checked `Recipe` or one line of complaint."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import reprlib
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.nodes import MappingNode
+
+from openpangu_sft.recipe.schema import Model, Paths, Recipe, UnknownModel
+from openpangu_sft.util.errors import UserError
+
+ROOT = Path(__file__).parents[3]
+
+_SIZES = ("nodes", "devices_per_node", "tensor", "pipeline", "context")
+_DERIVED = {"data-parallel replicas": [f"parallel.{size}" for size in _SIZES]}
+"""What complaints name that follows from several keys, and those keys."""
+
+
+def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Reads and checks a recipe. Sizes of the model that it leaves out come from config.json in `paths.hf`.
+
+    Args:
+        path: the YAML file; a relative one that is not there is looked for beside the code, where recipes/ lies.
+        overrides: texts like `train.lr=1e-5`; the value is read as YAML, but as it stands where the key holds a text.
+
+    Raises:
+        UserError: not readable, not YAML, an unknown key, a wrong type, or settings that cannot work together; or a
+            config.json that is needed is not of openPangu-Embedded.
+    """
+    if not path.is_file() and (ROOT / path).is_file():
+        path = ROOT / path
+    if not path.is_file():
+        raise UserError("no such recipe file", where=path, remedy="give one with RECIPE=…")
+    raw = path.read_bytes()
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        what = f"not UTF-8: byte 0x{raw[error.start]:02x}"
+        raise UserError(what, where=f"{path}:{line}", remedy="save the file as UTF-8") from None
+    try:
+        content = _parse(text)
+    except MarkedYAMLError as error:
+        line_number = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        what = f"not valid YAML: {error.problem or error.context}"
+        raise UserError(what, where=f"{path}{line_number}", remedy="mend it") from None
+    except Exception as error:  # its constructors let through whatever int(), float(), date() and chr() raise
+        raise UserError(f"not valid YAML: {_one_line(error)}", where=path, remedy="mend it") from None
+    if not isinstance(content, dict):
+        raise UserError("holds no settings", where=path, remedy="start from recipes/openpangu-1b.yaml")
+    given = [_apply(content, override) for override in overrides]
+    try:
+        return Recipe.model_validate({**content, "model": _model(content)})
+    except ValidationError as error:
+        raise _first_complaint(error, text, given, path) from None
+
+
+def _parse(text: str) -> Any:
+    return YAML(typ="safe", pure=True).load(text)
+
+
+def _apply(content: dict[str, Any], override: str) -> str:
+    """Puts one `dotted.key=value` into the content and returns the key."""
+    key, equals, text = override.partition("=")
+    key, text = key.strip(), text.strip()
+    if not equals or not key:
+        raise UserError(f"override {override!r} is not of the form key=value", remedy="write e.g. train.lr=1e-5")
+    where = f"--set {key}"
+    *parents, last = parts = key.split(".")
+    _require_value(parts, where)
+    value: Any = text
+    if _at(parts) is not str or text[:1] in ("'", '"'):  # a path like /data/#1 or 123 is a text as it stands
+        try:
+            value = _parse(text)
+        except Exception as error:
+            what = f"value {reprlib.repr(text)} is not valid YAML: {_one_line(error)}"
+            raise UserError(what, where=where, remedy="write e.g. train.lr=1e-5") from None
+    section = content
+    for parent in parents:
+        below = section.get(parent)
+        if below is not None and not isinstance(below, dict):
+            return key  # the file has something else there, which is refused in a moment
+        section[parent] = dict(below or {})  # a copy: with an alias in the file, two sections can be one object
+        section = section[parent]
+    section[last] = value
+    return key
+
+
+def _model(content: Mapping[str, Any]) -> Any:
+    """`model:` of a recipe, with the sizes that it leaves out; as it is where it is wrong, to be refused later."""
+    stated = {} if content.get("model") is None else content["model"]
+    if not _only_incomplete(stated):
+        return stated
+    try:
+        checkpoint = Paths.model_validate(content.get("paths") or {})["hf"]
+    except ValidationError:
+        return stated
+    from openpangu_sft.checkpoint.hf import model_of, read_config, require_stated  # imports numpy
+    from openpangu_sft.checkpoint.hf_files import CONFIG
+
+    path = checkpoint / CONFIG
+    try:
+        if not path.is_file():
+            what = "the recipe leaves out sizes of the model, and there is no config.json"
+            remedy = "put the checkpoint there (paths.hf), or state them under model:"
+            raise UserError(what, where=checkpoint, remedy=remedy)
+        config = read_config(checkpoint)
+        model_of(config, path)
+    except UserError as error:
+        return UnknownModel.model_construct(reason=error, **stated)
+    return require_stated(stated, config, path)
+
+
+def _only_incomplete(stated: Any) -> bool:
+    """Whether sizes are missing, and nothing else is wrong."""
+    try:
+        Model.model_validate(stated)
+    except ValidationError as error:
+        return all(detail["type"] == "missing" for detail in error.errors())
+    return False
+
+
+def _require_value(parts: Sequence[str], where: str) -> None:
+    """Raises `UserError` unless the recipe has one value under this key."""
+    for depth, part in enumerate(parts):
+        above = parts[:depth]
+        if not _is_section(_at(above)):
+            here = ".".join(above)
+            raise UserError(f"{here} is one value and has no keys below it", where=where, remedy=f"set {here}=…")
+        if part not in _at(above).model_fields:
+            raise _unknown_key(above, part, where)
+    if _is_section(_at(parts)):
+        here, first = ".".join(parts), next(iter(_at(parts).model_fields))
+        raise UserError(f"{here} is a section", where=where, remedy=f"set its keys one by one: {here}.{first}=…")
+
+
+def _first_complaint(error: ValidationError, text: str, given: Collection[str], path: Path) -> UserError:
+    details = error.errors(include_url=False)
+    unknown = [entry for entry in details if entry["type"] == "extra_forbidden"]
+    wrong = [entry for entry in details if entry["type"] != "missing"]
+    detail = (unknown or wrong or details)[0]  # a mistyped key is missing, too, but that says less
+    location = [str(part) for part in detail["loc"]]
+    key = ".".join(location)
+    where = f"--set {key}" if key in given else f"{path}{_line(text, location)}"
+    if detail["type"] == "extra_forbidden":
+        return _unknown_key(location[:-1], location[-1], where)
+    if detail["type"] == "missing":
+        return UserError(f"key {key} is missing", where=where, remedy="add it; see docs/recipe.md")
+    if detail["type"] == "value_error":  # our own validators, which name keys, values and remedy
+        complaint = str(detail["ctx"]["error"])
+        named = dict.fromkeys(re.findall(r"[a-z]+(?:\.[a-z0-9_]+)+", complaint))
+        for derived, keys in _DERIVED.items():
+            named.update(dict.fromkeys(keys if derived in complaint else ()))
+        overridden = "".join(f" --set {name}" for name in named if name in given)
+        in_file = [name.split(".") for name in named if name not in given]
+        where = f"{path}{_line(text, in_file[0]) if in_file else ''}{overridden}"
+        return UserError(complaint, where=where)
+    what = f"{key} = {reprlib.repr(detail['input'])}: {detail['msg']}"
+    return UserError(what, where=where, remedy="see docs/recipe.md")
+
+
+def _unknown_key(above: Sequence[str], part: str, where: str) -> UserError:
+    """The complaint about a key that is not there, with the one that may have been meant."""
+    known = sorted(_at(above).model_fields)
+    close = [".".join([*above, name]) for name in difflib.get_close_matches(part, known, n=1)]
+    close += [name for name in _all_keys(Recipe) if name.split(".")[-1] == part]  # the right key in the wrong section
+    remedy = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
+    return UserError(f"unknown key {'.'.join([*above, part])}", where=where, remedy=remedy)
+
+
+def _line(text: str, location: Sequence[str]) -> str:
+    """`:line` of a key in the file, or of the section that it belongs to; nothing where neither stands there."""
+    node, line = YAML(typ="safe", pure=True).compose(text), ""
+    for part in location:
+        entries = node.value if isinstance(node, MappingNode) else []
+        found = [(key, value) for key, value in entries if key.value == part]
+        if not found:
+            break
+        key, node = found[-1]
+        line = f":{key.start_mark.line + 1}"
+    return line
+
+
+def _at(location: Sequence[str]) -> Any:
+    """The type of what the recipe holds under a key: a section's class, or a value's type."""
+    found: Any = Recipe
+    for part in location:
+        found = found.model_fields[part].annotation
+    return found
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _all_keys(section: Any, prefix: str = "") -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        yield prefix + name
+        if _is_section(field.annotation):
+            yield from _all_keys(field.annotation, f"{prefix}{name}.")
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, MarkedYAMLError):
+        return str(error.problem or error.context)
+    return "nested too deeply" if isinstance(error, RecursionError) else (str(error) or type(error).__name__)

@@ -1,0 +1,74 @@
+"""docs/recipe.md from the recipe's own types and descriptions.
+
+Run as: python -m openpangu_sft.recipe.reference > docs/recipe.md
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from openpangu_sft.recipe.schema import Model, Recipe
+
+HEAD = """# Recipe
+
+Every key of a recipe, generated from the code. Any of them can be overridden:
+`make sft SET="train.lr=1e-5 data.workers=8"`, or `openpangu-sft sft --set train.lr=1e-5`. A key without a default has
+to be in the file; [recipes/openpangu-1b.yaml](../recipes/openpangu-1b.yaml) is a complete example.
+"""
+_OF_THE_CHECKPOINT = "config.json"
+"""Default of the model's sizes."""
+
+
+def reference() -> str:
+    """The whole page."""
+    return HEAD + "".join(_section(name, field.annotation) for name, field in Recipe.model_fields.items())
+
+
+def _section(name: str, section: Any) -> str:
+    rows = "".join(f"| {' | '.join(row)} |\n" for row in _rows(name, section))
+    return f"\n## {name}\n\n{section.__doc__}\n\n| key | values | default | meaning |\n|---|---|---|---|\n{rows}"
+
+
+def _rows(prefix: str, section: Any) -> Iterator[tuple[str, str, str, str]]:
+    for name, field in section.model_fields.items():
+        key = f"{prefix}.{name}"
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _rows(key, field.annotation)
+        else:
+            default = _OF_THE_CHECKPOINT if section is Model and field.is_required() else _default(field)
+            yield f"`{key}`", _values(field), default, field.description or ""
+
+
+def _default(field: FieldInfo) -> str:
+    """As YAML has it."""
+    if field.is_required():
+        return ""
+    if field.default is None:
+        return "none"
+    return f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
+
+
+def _values(field: FieldInfo) -> str:
+    kind = field.annotation
+    if get_origin(kind) is Union:  # Optional
+        (kind,) = (each for each in get_args(kind) if each is not type(None))
+    if get_origin(kind) is Literal:
+        return ", ".join(f"`{choice}`" for choice in get_args(kind))
+    if get_origin(kind) is list:
+        return f"a list of {_KINDS[get_args(kind)[0]]}s"
+    limits = [
+        f"{sign} {getattr(limit, name)}" for limit in field.metadata for name, sign in _SIGNS if hasattr(limit, name)
+    ]
+    return " ".join([_KINDS[kind], ", ".join(limits)]).strip()
+
+
+_KINDS: dict[Any, str] = {str: "text", int: "integer", float: "number", bool: "`true`, `false`"}
+_SIGNS = (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤"))
+
+
+if __name__ == "__main__":
+    print(reference(), end="")

@@ -1,1 +1,0 @@
-"""Supervised fine-tuning: what both engines share, and the portable engine."""

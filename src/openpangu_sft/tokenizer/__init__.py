@@ -1,0 +1,1 @@
+"""openPangu's conversation format and its tokenizer."""

@@ -1,0 +1,77 @@
+"""openPangu's conversation format: samples to pieces of text, each trained on or ignored.
+
+    <s>[unused9]系统：…[unused10][unused9]用户：…[unused10][unused9]助手：…[unused10]
+
+The pieces are those that the published handler gives to the tokenizer one by one. Their borders matter: a tokenizer may
+encode a text differently from its two halves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Callable, NamedTuple
+
+from openpangu_sft.conversations.conversation import Message, Sample
+
+START, END = "[unused9]", "[unused10]"
+HEADERS = {"system": "系统：", "user": "用户：", "assistant": "助手：", "tool": "工具："}
+
+TEMPLATE_DIGEST = hashlib.sha256(repr((START, END, sorted(HEADERS.items()))).encode()).hexdigest()
+"""Recorded in manifests: data made with another template is refused."""
+
+
+class Piece(NamedTuple):
+    """A text that is encoded by itself.
+
+    Args:
+        text: what the tokenizer gets.
+        trained: whether its tokens are targets.
+        opens: whether the tokenizer puts its bos in front.
+    """
+
+    text: str
+    trained: bool
+    opens: bool = False
+
+
+Cut = Callable[[str], Sequence[str]]
+"""Cuts a content into parts that are encoded by themselves, so that no token spans two of them; one part at least."""
+
+
+def whole(content: str) -> Sequence[str]:
+    """Cuts nowhere."""
+    return (content,)
+
+
+def sample_pieces(sample: Sample, cut: Cut = whole) -> Iterator[Piece]:
+    """The pieces of a whole sample: only the assistants' contents, each with its end token, are trained."""
+    yield from prompt_pieces(sample.meta_prompt, sample.data, cut=cut)
+
+
+def prompt_pieces(
+    meta_prompt: tuple[str, ...], messages: tuple[Message, ...], reply: bool = False, cut: Cut = whole
+) -> Iterator[Piece]:
+    """The pieces of system prompts and messages; with `reply`, the assistant's header last, for generation."""
+    system = [""]
+    for prompt in meta_prompt:
+        first, *others = cut(prompt)
+        system[-1] += START + HEADERS["system"] + first
+        system += others
+        system[-1] += END
+    yield from _pieces(system, trained=False, opens=True)
+    for message in messages:
+        header, [*contents, last] = START + HEADERS[message.role], cut(message.content)
+        if message.role == "assistant":
+            yield Piece(header, False)
+            yield from _pieces([*contents, last + END], trained=True)
+        else:
+            first, *others = [*contents, last + END]
+            yield from _pieces([header + first, *others], trained=False)
+    if reply:
+        yield Piece(START + HEADERS["assistant"], trained=False)
+
+
+def _pieces(texts: list[str], trained: bool, opens: bool = False) -> Iterator[Piece]:
+    for number, text in enumerate(texts):
+        yield Piece(text, trained, opens and not number)

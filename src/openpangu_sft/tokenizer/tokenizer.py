@@ -1,0 +1,237 @@
+"""Pieces of text to token ids, exactly as the checkpoint's own Hugging Face tokenizer gives them.
+
+Always the slow class: fast and slow ones may disagree, and preprocessing, training and chat must use the same.
+"""
+
+from __future__ import annotations
+
+import re
+import reprlib
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+
+from openpangu_sft.artifacts.artifact import files_digest
+from openpangu_sft.tokenizer.sentencepiece import DirectEncoder, Unfit, has_any
+from openpangu_sft.tokenizer.template import END, HEADERS, START, Piece
+from openpangu_sft.util.errors import UserError
+
+IGNORED = -100
+"""Label of a token that is not a target (PyTorch's cross_entropy default, and MindSpeed-LLM's)."""
+
+COMPARED_AT_ONCE = 1000
+"""Pieces of the vocabulary in one text."""
+
+FILES = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.json")
+
+
+class Tokenizer:
+    """The tokenizer of a Hugging Face checkpoint.
+
+    Args:
+        directory: holds the tokenizer's files.
+        trust_remote_code: whether Python files beside it may be run.
+
+    Raises:
+        UserError: files are missing or unfit, or openPangu's special tokens are not single tokens in it.
+    """
+
+    def __init__(self, directory: Path, trust_remote_code: bool) -> None:
+        _require_tokenizer(directory)
+        self.directory = directory
+        self.hf = load_hf(directory, trust_remote_code)
+        self._direct: Optional[DirectEncoder] = None
+        self.start_id, self.end_id = self._single(START), self._single(END)
+        self.pad_id: int = self.hf.pad_token_id if self.hf.pad_token_id is not None else 0
+        self._added: dict[int, str] = {number: token.content for number, token in self.hf.added_tokens_decoder.items()}
+        self._special = set(self.hf.all_special_ids)
+        control = sorted({*self._added.values(), START, END} - {""}, key=len, reverse=True)
+        self._control = re.compile("|".join(map(re.escape, control)))
+        self._control_marks = {token[0] for token in control}
+        self.is_control = np.zeros(max(len(self.hf), *self._added) + 1, bool)
+        """bool [ids]: whether an id stands for a control token. <unk> does not: any odd character becomes one."""
+        numbers = {*self._added, self.start_id, self.end_id} - {self.hf.unk_token_id}
+        self.is_control[list(numbers)] = True
+        opened = self.hf.encode(START, add_special_tokens=True)
+        self.opening = [number for number in opened if self.is_control[number] and number != self.start_id]
+        """Control tokens that a piece which opens a sample has around it: bos."""
+
+    def __len__(self) -> int:
+        return len(self.hf)
+
+    def _single(self, text: str) -> int:
+        ids: list[int] = self.hf.encode(text, add_special_tokens=False)
+        if len(ids) != 1 or ids[0] == self.hf.unk_token_id:
+            what = f"{text} is not one token here but {ids}"
+            raise UserError(what, where=self.directory, remedy="check paths.hf: is it openPangu's?")
+        return ids[0]
+
+    def control_token(self, text: str, begin: int = 0) -> Optional[re.Match[str]]:
+        """The first control token in a user's text: encoded as it stands it could forge a turn."""
+        if not has_any(text, self._control_marks):
+            return None
+        return self._control.search(text, begin)
+
+    def piece_ids(self, piece: Piece) -> list[int]:
+        """Token ids of one piece, encoded by itself."""
+        ids: list[int] = self.hf.encode(piece.text, add_special_tokens=piece.opens)
+        return ids
+
+    def encode(self, pieces: Sequence[Piece]) -> list[list[int]]:
+        """Token ids of each piece, encoded by itself: directly where `go_direct` has found that it may."""
+        return self._direct(pieces) if self._direct else [self.piece_ids(piece) for piece in pieces]
+
+    def go_direct(self, pieces: Sequence[Piece]) -> str:
+        """From now on `encode` goes to SentencePiece directly, if that gives the ids that the class gives.
+
+        Args:
+            pieces: to compare; some odd ones are added.
+
+        Returns:
+            Why it does not; empty if it does.
+        """
+        try:
+            direct = DirectEncoder(self.hf)
+        except Unfit as reason:
+            return str(reason)
+        compared = [Piece(text, trained=False, opens=opens) for text in _odd_texts() for opens in (False, True)]
+        compared += pieces
+        for piece, ids in zip(compared, direct(compared)):
+            if ids != self.piece_ids(piece):
+                return f"it gives other ids than SentencePiece alone for {reprlib.repr(piece.text)}"
+        self._direct = direct
+        return ""
+
+    def first_disagreement(self, other: Any) -> str:
+        """The first text, shortened, of which another Hugging Face tokenizer makes other ids; empty if there is none.
+
+        The texts are odd ones, and then every piece of the vocabulary: alone, and among its neighbours.
+        """
+
+        def differs(text: str, opens: bool = False) -> bool:
+            mine, its = (hf.encode(text, add_special_tokens=opens) for hf in (self.hf, other))
+            return bool(mine != its)
+
+        for text in _odd_texts():
+            if differs(text) or differs(text, opens=True):
+                return reprlib.repr(text)
+        vocabulary = sorted(self.hf.get_vocab().items(), key=lambda item: int(item[1]))
+        pieces = [token.replace("▁", " ") for token, _ in vocabulary]
+        for begin in range(0, len(pieces), COMPARED_AT_ONCE):
+            some = pieces[begin : begin + COMPARED_AT_ONCE]
+            if differs(" ".join(some)):
+                return reprlib.repr(next(filter(differs, some), " ".join(some)))
+        return ""
+
+    def decode_reply(self, header: Sequence[int], reply: Sequence[int]) -> str:
+        """Text of generated tokens that follow a header.
+
+        Stretches between control tokens are decoded one by one and each together with the header, because SentencePiece
+        classes change or drop the first character of whatever they decode. End tokens and the like are left out.
+        """
+        before = self._decode(header)
+        text = ""
+        for control, stretch in groupby(reply, key=self._added.__contains__):
+            if control:
+                text += "".join(self._added[number] for number in stretch if number not in self._special)
+            else:
+                text += self._decode([*header, *stretch])[len(before) :]
+        return text
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        # a clean-up would take the space out of " ." or " n't" wherever the model wrote one
+        return str(self.hf.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def _odd_texts() -> list[str]:
+    """Texts in which classes around SentencePiece are known to differ from it."""
+    inner = [
+        "",
+        " ",
+        "a",
+        " a",
+        "a ",
+        "  a  b",
+        "\n\n a",
+        "\t",
+        "▁a",
+        "▁",
+        "好",
+        " 好a",
+        "A.b,c",
+        "1 234",
+        "\u3000",
+        "\0",
+        "é",
+    ]
+    inner += [
+        "e\u0301",
+        "\U0001f600",
+        "ﬁ①",
+        "\u200b",
+        "<0x41>",
+        "[unused",
+        "]",
+        "a" * 300,
+        " " * 300,
+        f"a{END} b {START}c",
+    ]
+    return [before + text + behind for text in inner for before, behind in (("", ""), (START + HEADERS["user"], END))]
+
+
+def tokenizer_files(directory: Path) -> list[Path]:
+    """The tokenizer's own files in a checkpoint directory, remote code included."""
+    return [directory / name for name in FILES if (directory / name).is_file()] + sorted(
+        directory.glob("tokenization_*.py")
+    )
+
+
+def tokenizer_digest(directory: Path) -> str:
+    """sha256 over the tokenizer's files: recorded in manifests, so that two stages cannot use different ones.
+
+    Raises:
+        UserError: there are none.
+    """
+    _require_tokenizer(directory)
+    return files_digest(tokenizer_files(directory))
+
+
+def _require_tokenizer(directory: Path) -> None:
+    if not (directory / "tokenizer_config.json").is_file():
+        raise UserError("no tokenizer here (tokenizer_config.json)", where=directory, remedy="check paths.hf")
+
+
+def load_hf(directory: Path, trust_remote_code: bool, use_fast: bool = False) -> Any:
+    """The Hugging Face class's object for a tokenizer.
+
+    Args:
+        use_fast: take what AutoTokenizer takes when it is not asked for the slow class.
+
+    Raises:
+        UserError: it does not load.
+    """
+    from sentencepiece import SentencePieceProcessor
+    from transformers import AutoTokenizer  # slow to import, and not every stage needs it
+
+    try:
+        loaded = AutoTokenizer.from_pretrained(
+            str(directory), use_fast=use_fast, trust_remote_code=trust_remote_code, local_files_only=True
+        )
+        if loaded is False:  # what transformers gives where SentencePiece cannot read its model
+            SentencePieceProcessor(model_file=str(directory / FILES[0]))  # says why
+            raise ValueError("transformers gives no reason")
+        return loaded
+    except Exception as error:  # its files decide what it raises, and with trust_remote_code their code does
+        first_line = (str(error).strip().splitlines() or [repr(error)])[0]
+        model = directory / FILES[0]
+        remedy = "check its files"
+        if "trust_remote_code" in str(error):
+            remedy = "read its tokenization_*.py, then set tokenizer.trust_remote_code=true"
+        elif not model.is_file():
+            remedy = f"put its {model.name} there"
+        elif model.read_bytes()[:8] == b"version ":
+            remedy = f"its {model.name} is only a Git LFS pointer: get the file itself (git lfs pull)"
+        raise UserError(f"the tokenizer does not load: {first_line}", where=directory, remedy=remedy) from None

@@ -1,0 +1,1 @@
+"""Stage sft: both engines."""

@@ -1,0 +1,1 @@
+"""The engine for NPUs: MindSpeed-LLM, launched and watched."""

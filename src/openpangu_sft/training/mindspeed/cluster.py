@@ -1,0 +1,137 @@
+"""Job descriptions for several machines, written from a recipe: a Slurm script and a Kubernetes (Volcano) job.
+
+Both start the same command on every machine; which one is the first, and what number each has, they take from the
+scheduler. Both send SIGTERM long before they kill, so that training can save a checkpoint, and both start again after a
+failure, as training goes on by itself.
+"""
+
+from __future__ import annotations
+
+import io
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from openpangu_sft import __version__
+from openpangu_sft.recipe.schema import Recipe
+
+GRACE_SECONDS = 600
+"""Between SIGTERM and SIGKILL: an iteration and a checkpoint."""
+PORT = 6000
+
+SLURM = """\
+#!/bin/bash
+# Made by: openpangu-sft slurm. Add --partition, --account, --time and what else your cluster asks for.
+#SBATCH --job-name=openpangu-sft
+#SBATCH --nodes={nodes}
+#SBATCH --ntasks-per-node=1
+#SBATCH --exclusive
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.log
+#SBATCH --signal=TERM@{grace}
+set -euo pipefail
+MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+export MASTER_ADDR MASTER_PORT={port}
+# Which network HCCL takes, where a machine has several: export HCCL_SOCKET_IFNAME=eth0
+cd {folder}
+# On every machine; when one fails the others are ended too, and sbatch or --requeue goes on from the last checkpoint.
+# shellcheck disable=SC2016 # the number is each machine's own
+srun --kill-on-bad-exit=1 --wait=60 bash -c 'NODE_RANK=$SLURM_NODEID exec "$@"' bash {command}
+"""
+
+
+def slurm(recipe: Recipe, command: Sequence[str], folder: Path) -> str:
+    """A script for sbatch.
+
+    Args:
+        recipe: says how many machines.
+        command: what runs on each of them, in `folder`.
+        folder: this clone or hand-over, on a disk that all machines have.
+    """
+    return SLURM.format(
+        nodes=recipe.parallel.nodes,
+        grace=GRACE_SECONDS,
+        port=PORT,
+        folder=shlex.quote(str(folder)),
+        command=shlex.join(command),
+    )
+
+
+def volcano(recipe: Recipe, claim: str, image: str = f"openpangu-sft:{__version__}-npu") -> str:
+    """A Volcano job and the ConfigMap with its recipe, as YAML documents.
+
+    Fields as in batch.volcano.sh/v1alpha1; the env plugin tells each pod its number in VC_TASK_INDEX, svc gives each a
+    name. NPUs are asked for by the resource of the Ascend device plugin, huawei.com/Ascend910.
+
+    Args:
+        recipe: with paths below /cache.
+        claim: the PersistentVolumeClaim that is /cache in every pod.
+        image: as the cluster's machines can pull it.
+    """
+    name, parallel = "openpangu-sft", recipe.parallel
+    npus = {"huawei.com/Ascend910": parallel.devices_per_node}
+    start = "NODE_RANK=$VC_TASK_INDEX exec openpangu-sft sft --recipe /recipe/recipe.yaml"
+    container: dict[str, Any] = {
+        "name": "sft",
+        "image": image,
+        "args": ["bash", "-c", start],  # behind the image's entrypoint, which sources CANN's environment
+        "env": [
+            {"name": "MASTER_ADDR", "value": f"{name}-node-0.{name}"},
+            {"name": "MASTER_PORT", "value": str(PORT)},
+        ],
+        "resources": {"limits": npus, "requests": dict(npus)},
+        "volumeMounts": [
+            {"name": "cache", "mountPath": "/cache"},
+            {"name": "recipe", "mountPath": "/recipe"},
+            {"name": "shm", "mountPath": "/dev/shm"},
+        ],
+    }
+    pod = {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        "containers": [container],
+        "volumes": [
+            {"name": "cache", "persistentVolumeClaim": {"claimName": claim}},
+            {"name": "recipe", "configMap": {"name": f"{name}-recipe"}},
+            {"name": "shm", "emptyDir": {"medium": "Memory"}},
+        ],
+    }
+    job = {
+        "apiVersion": "batch.volcano.sh/v1alpha1",
+        "kind": "Job",
+        "metadata": {"name": name},
+        "spec": {
+            "schedulerName": "volcano",
+            "minAvailable": parallel.nodes,
+            "maxRetry": 3,
+            "plugins": {"env": [], "svc": ["--publish-not-ready-addresses=true"]},
+            "policies": [{"event": event, "action": "RestartJob"} for event in ("PodEvicted", "PodFailed")],
+            "tasks": [
+                {
+                    "name": "node",
+                    "replicas": parallel.nodes,
+                    "policies": [{"event": "TaskCompleted", "action": "CompleteJob"}],
+                    "template": {"spec": pod},
+                }
+            ],
+        },
+    }
+    config = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": f"{name}-recipe"},
+        "data": {"recipe.yaml": _yaml(recipe.model_dump(mode="json"))},
+    }
+    head = "# Made by: openpangu-sft kubernetes. Apply with: kubectl apply -f\n"
+    return f"{head}{_yaml(config)}---\n{_yaml(job)}"
+
+
+def _yaml(content: object) -> str:
+    yaml, text = YAML(typ="safe", pure=True), io.StringIO()
+    yaml.default_flow_style = False
+    yaml.dump(content, text)
+    return text.getvalue()

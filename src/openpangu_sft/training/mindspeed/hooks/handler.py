@@ -1,0 +1,137 @@
+"""The handler of the published preprocessing command: the same bytes as stage preprocess makes of the same file.
+
+Run as, in MindSpeed-LLM's folder: python preprocess_data.py --input samples/ --output-prefix dataset/data --pack
+    --handler-name PanguInstructionHandler --tokenizer-type PretrainedFromHF --tokenizer-name-or-path hf/
+    --seq-length 32768 --workers 4
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from openpangu_sft.artifacts.artifact import only_one_run
+from openpangu_sft.artifacts.atomic import sync_directory
+from openpangu_sft.dataset.index_file import FIELDS, field_path
+from openpangu_sft.dataset.preprocess import open_tokenizer, sample_files, unchanged
+from openpangu_sft.dataset.shard import write_shard
+from openpangu_sft.dataset.spans import Span
+from openpangu_sft.recipe.schema import Data
+from openpangu_sft.training.mindspeed.hooks import one_line
+from openpangu_sft.util.console import console
+from openpangu_sft.util.errors import UserError, naming
+
+FIXED = {
+    "append_eod": False,
+    "split_sentences": False,
+    "streaming": False,
+    "n_subs": 1,
+    "hf_datasets_params": None,
+    "map_keys": None,
+    "max_samples": None,
+}
+"""Flags of preprocess_data.py that this handler cannot follow, and the value each has when it is not given."""
+
+
+class PanguInstructionHandler:
+    """openPangu conversations to packs: one dataset of all samples files of the input.
+
+    Args:
+        args: of preprocess_data.py.
+        raw_datasets: what `inputs` gave.
+        tokenizer, splitter: upstream's, which may be of the fast class; not used.
+    """
+
+    def __init__(self, args: Namespace, raw_datasets: list[Path], tokenizer: object, splitter: object) -> None:
+        self._args, self._files = args, raw_datasets
+        prefix = Path(args.output_prefix)
+        self._directory, self._prefix = prefix.parent, prefix.name
+        paths = {field: field_path(self._directory, self._prefix, field, "idx") for field in FIELDS}
+        self.output_idx_files = {field: str(path) for field, path in paths.items()}
+
+    @staticmethod
+    def inputs(args: Namespace) -> list[Path]:
+        """The samples files, in the place of a loaded dataset, in which no line has a number any more."""
+        with one_line():
+            _settings(args)
+            return sample_files(Path(args.input))
+
+    def serialize_to_disk(self, iteration_batch_size: int = 50) -> None:
+        """Writes the six files, or one line that says why not."""
+        with one_line(), _own_settings_named():
+            spans = [Span(file, 0, file.stat().st_size) for file in self._files]
+            tokenizer = open_tokenizer(
+                Path(self._args.tokenizer_name_or_path), True, spans
+            )  # upstream has run its code
+            with _in_place(self._directory, self._prefix) as staging, unchanged(self._files):
+                counts = write_shard(_settings(self._args), tokenizer, spans, staging, self._prefix)
+        done = f"{counts['packed']:,} samples in {counts['packs']:,} packs: {self._args.output_prefix}_packed_…"
+        console.print(done, markup=False, soft_wrap=True)
+
+
+def _settings(args: Namespace) -> Data:
+    """The recipe's section that the flags stand for; what has no flag has its default.
+
+    Raises:
+        UserError: a flag is missing, or asks for what this handler does not do.
+    """
+    if not args.pack:
+        what = "without it every sample would be a row of its own, padded to the longest; training here takes packs"
+        raise UserError(what, where="--pack", remedy="add --pack")
+    if args.seq_length is None:
+        raise UserError("is missing", where="--seq-length", remedy="give what training has as --seq-length")
+    if args.output_prefix.endswith("/"):
+        raise UserError("is a directory", where=args.output_prefix, remedy="add what the files' names begin with")
+    for name, value in FIXED.items():
+        if getattr(args, name, value) != value:
+            what = "is nothing that PanguInstructionHandler does"
+            raise UserError(what, where=f"--{name.replace('_', '-')}", remedy="leave it out")
+    try:
+        return Data(seq_length=args.seq_length, workers=args.workers, seed=args.seed)
+    except ValidationError as error:
+        detail = error.errors(include_url=False)[0]
+        flag = f"--{str(detail['loc'][0]).replace('_', '-')} {detail['input']}"
+        raise UserError(detail["msg"], where=flag, remedy="give another value") from None
+
+
+@contextlib.contextmanager
+def _own_settings_named() -> Iterator[None]:
+    """Messages name settings of the recipe, which the published command has no flags for."""
+    try:
+        yield
+    except UserError as error:
+        if "data." in f"{error.what}{error.remedy}":
+            error.remedy = " ".join(filter(None, [error.remedy, "(data.… are settings of make preprocess)"]))
+        raise
+
+
+@contextlib.contextmanager
+def _in_place(directory: Path, prefix: str) -> Iterator[Path]:
+    """Gives a directory to fill; puts its files in place when the block ends without an error.
+
+    Whoever is killed on the way leaves the earlier files, or at most a dataset without an index, which nobody reads.
+    """
+    staging = directory / f".{prefix}_packed.staging"
+    with naming(staging), only_one_run(directory / f"{prefix}_packed"):
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
+        try:
+            yield staging
+            for suffix in ("bin", "idx"):
+                for field in FIELDS:
+                    with field_path(staging, prefix, field, suffix).open("rb") as stream:
+                        os.fsync(stream.fileno())
+            for field in FIELDS:
+                field_path(directory, prefix, field, "idx").unlink(missing_ok=True)
+            for suffix in ("bin", "idx"):
+                for field in FIELDS:
+                    field_path(staging, prefix, field, suffix).replace(field_path(directory, prefix, field, suffix))
+            sync_directory(directory)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""The engine that needs no NPU: transformers on CPU or CUDA."""

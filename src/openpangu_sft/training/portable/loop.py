@@ -1,0 +1,233 @@
+"""The portable SFT engine: Hugging Face's model, Megatron's schedule and data order, on CPU or CUDA.
+
+One process, or several as data-parallel replicas under torchrun.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import os
+import time
+from collections.abc import Iterator, Sequence
+from typing import Callable
+
+import torch
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from openpangu_sft.artifacts.artifact import Manifest
+from openpangu_sft.checkpoint.mcore_reader import open_mcore
+from openpangu_sft.model.batches import PackedDataset, micro_batches, training_order
+from openpangu_sft.model.llama import SEGMENTS, PackLoss, build_model
+from openpangu_sft.model.tensors import tensors_of
+from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.training.portable import state as checkpoints
+from openpangu_sft.training.portable.schedule import learning_rate, parameter_groups
+from openpangu_sft.training.run import metrics
+from openpangu_sft.training.run.launch import worker_rank
+from openpangu_sft.training.run.provenance import record_start
+from openpangu_sft.training.run.retention import prune
+from openpangu_sft.util.console import console, progress
+from openpangu_sft.util.errors import Interrupted, UserError
+from openpangu_sft.util.signals import on_signals
+
+
+def train(recipe: Recipe, manifest: Manifest, command_line: Sequence[str]) -> None:
+    """Trains from the newest checkpoint of the run, or from the converted one, to train.iterations.
+
+    Args:
+        command_line: that repeats this call, to be noted in the run.
+
+    Raises:
+        UserError: the loss is not finite, or the device is not there.
+        Interrupted: SIGINT or SIGTERM came; the run can be continued.
+    """
+    device = _device(recipe)
+    with _other_processes_alive():
+        _join_processes(device)
+        _Training(recipe, manifest, device).run(command_line)
+
+
+class _Training:
+    """State of one process of a run."""
+
+    def __init__(self, recipe: Recipe, manifest: Manifest, device: torch.device) -> None:
+        self.recipe, self.manifest, self.device = recipe, manifest, device
+        self.directory = recipe.path("run")
+        self.rank = distributed.get_rank() if distributed.is_initialized() else 0
+        torch.manual_seed(recipe.train.seed)
+        newest = checkpoints.newest(self.directory, speaks=self.rank == 0)
+        self.iteration, self.loss = 0, math.nan
+        if newest:
+            self.iteration, source, found = newest
+            self.loss = found.counts["loss"]
+            state = checkpoints.load_engine_state(source)
+        else:
+            state = {}
+        begun = self.directory if newest else recipe.path("mcore")
+        tensors = state.get("weights") or tensors_of(open_mcore(begun, recipe.model).weights, recipe.model)
+        weights = {name: tensor.float() for name, tensor in tensors.items()}  # bf16 runs under autocast
+        self.model = build_model(recipe.path("hf"), weights, SEGMENTS, device).train()
+        for layer in self.model.model.layers[: self._recomputed_layers()]:
+            layer.gradient_checkpointing = True
+            layer._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)
+        settings = recipe.train
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(self.model, settings.weight_decay),
+            lr=settings.lr,
+            betas=(settings.adam_beta1, settings.adam_beta2),
+            eps=settings.adam_eps,
+        )
+        if state:
+            self.optimizer.load_state_dict(state["optimizer"])
+        self.pack_loss: torch.nn.Module = PackLoss(self.model)
+        if distributed.is_initialized():
+            self.pack_loss = DistributedDataParallel(self.pack_loss)
+        self.dataset = PackedDataset(recipe.path("dataset"), recipe.data.seq_length)
+        self.order = training_order(len(self.dataset), settings.iterations * settings.global_batch_size, settings.seed)
+
+    def run(self, command_line: Sequence[str]) -> None:
+        last = self.recipe.train.iterations
+        if self.iteration >= last:
+            if self.rank == 0:
+                console.print(f"this run has {self.iteration} iterations already: set train.iterations higher to go on")
+            return
+        if self.rank == 0:
+            record_start(self.recipe, self.manifest, self.iteration, command_line)
+            metrics.keep_until(self.directory, self.iteration)
+            if self.iteration:
+                console.print(f"continuing after iteration {self.iteration}")
+        received: list[int] = []
+        with on_signals(received.append), self._progress(last) as advance:
+            while self.iteration < last:
+                advance(1, self._step())
+                stop = self._any_process(received)
+                if stop or self.iteration % self.recipe.train.save_interval == 0 or self.iteration == last:
+                    self._save()
+                if stop:
+                    raise Interrupted(
+                        stop, f"after iteration {self.iteration}, which is saved: run make sft again to go on"
+                    )
+
+    def _step(self) -> str:
+        """One iteration; returns the note for the progress bar."""
+        began, settings = time.monotonic(), self.recipe.train
+        self.iteration += 1
+        rate = learning_rate(settings, self.iteration)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        batches = micro_batches(
+            self.order,
+            self.iteration,
+            settings.global_batch_size,
+            settings.micro_batch_size,
+            self.rank,
+            self.recipe.parallel.data,
+        )
+        total = torch.zeros((), device=self.device)
+        tokens = 0
+        for number, packs in enumerate(batches, 1):
+            batch = self.dataset.batch(packs, self.device)
+            tokens += batch.tokens * self.recipe.parallel.data
+            bf16 = settings.precision == "bf16"
+            with self._synchronised(number == len(batches)):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+                    loss = self.pack_loss(batch)
+                (loss / len(batches)).backward()
+            total += loss.detach() / len(batches)
+        if distributed.is_initialized():
+            distributed.all_reduce(total)
+            total /= self.recipe.parallel.data
+        self.loss = total.item()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_grad).item()
+        if not math.isfinite(self.loss) or not math.isfinite(norm):
+            raise UserError(
+                f"loss {self.loss}, gradient norm {norm} at iteration {self.iteration}",
+                where=self.directory,
+                remedy="lower train.lr, or look at the packs of this iteration",
+            )
+        self.optimizer.step()
+        seconds = time.monotonic() - began
+        if self.rank == 0:
+            metrics.append(
+                self.directory,
+                {
+                    "iteration": self.iteration,
+                    "loss": self.loss,
+                    "lr": rate,
+                    "grad_norm": norm,
+                    "tokens": tokens,
+                    "seconds": round(seconds, 4),
+                },
+            )
+        return f"loss {self.loss:.4f}, {tokens / seconds:,.0f} tokens/s"
+
+    def _save(self) -> None:
+        if self.rank == 0:
+            checkpoints.save(
+                self.directory, self.recipe, self.manifest, self.model, self.optimizer, self.iteration, self.loss
+            )
+            prune(self.directory, self.recipe.train.keep_checkpoints, self.iteration)
+            metrics.draw_curve(self.directory)
+        if distributed.is_initialized():
+            distributed.barrier()
+
+    def _recomputed_layers(self) -> int:
+        recompute = self.recipe.train.recompute
+        return recompute.num_layers if recompute.granularity == "full" else 0
+
+    def _synchronised(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Gradients are averaged over the replicas once, behind the last micro batch."""
+        if isinstance(self.pack_loss, DistributedDataParallel) and not last:
+            return self.pack_loss.no_sync()
+        return contextlib.nullcontext()
+
+    def _progress(self, last: int) -> contextlib.AbstractContextManager[Callable[[int, str], None]]:
+        if self.rank == 0:
+            return progress("training", last, self.iteration)
+        return contextlib.nullcontext(lambda units, note: None)
+
+    def _any_process(self, received: list[int]) -> int:
+        """The signal that any of the processes has received, so that all of them stop after the same iteration."""
+        number = torch.tensor(max(received, default=0), device=self.device)
+        if distributed.is_initialized():
+            distributed.all_reduce(number, distributed.ReduceOp.MAX)
+        return int(number)
+
+
+def _device(recipe: Recipe) -> torch.device:
+    wanted = recipe.train.device
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    local_rank = int(os.environ["LOCAL_RANK"]) if worker_rank() else 0
+    if local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"train.device = {wanted}: {torch.cuda.device_count()} CUDA devices, {recipe.parallel.devices_per_node} "
+            "wanted",
+            remedy="set train.device=cpu or lower parallel.devices_per_node",
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+@contextlib.contextmanager
+def _other_processes_alive() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(name in str(error) for name in ("gloo", "NCCL")):
+            raise
+        raise UserError(
+            "another process of this run is gone or does not answer", remedy="see its message, then run make sft again"
+        ) from None
+
+
+def _join_processes(device: torch.device) -> None:
+    """Joins the other processes of the run, if there are any; the command line's end leaves them."""
+    if worker_rank() is not None:
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        distributed.barrier()  # the first process has prepared the run's directory

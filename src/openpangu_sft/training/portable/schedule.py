@@ -1,0 +1,34 @@
+"""Learning rate and weight decay, as Megatron-LM core_r0.6.0 computes them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from openpangu_sft.recipe.schema import Train
+
+
+def learning_rate(train: Train, iteration: int) -> float:
+    """The learning rate of an iteration, counted from 1.
+
+    Linear warm-up from 0, then half a cosine down to min_lr (megatron/core OptimizerParamScheduler.get_lr). Megatron
+    steps the schedule after the optimizer: the first iteration of a warm-up runs at 0.
+    """
+    done, warmup = iteration - 1, train.lr_warmup_iterations
+    if warmup and done <= warmup:
+        return train.lr * done / warmup
+    if done > train.iterations:
+        return train.min_lr
+    progress = (done - warmup) / (train.iterations - warmup)
+    return train.min_lr + (train.lr - train.min_lr) * 0.5 * (math.cos(math.pi * progress) + 1.0)
+
+
+def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay for matrices; none for biases and norms (megatron/core/optimizer/__init__.py, _get_param_groups)."""
+    decayed: list[torch.nn.Parameter] = []
+    free: list[torch.nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        (free if name.endswith(".bias") or parameter.dim() == 1 else decayed).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]

@@ -1,0 +1,108 @@
+"""Checkpoints of a run: Megatron-core's layout, and beside the model what the portable engine needs to go on.
+
+run/latest_checkpointed_iteration.txt
+run/iter_0000080/manifest.json
+run/iter_0000080/mp_rank_00/model_optim_rng.pt
+run/iter_0000080/mp_rank_00/transformers_engine.pt    optimizer state; in bf16 also the fp32 weights
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+import transformers
+from transformers import LlamaForCausalLM
+
+from openpangu_sft import __version__
+from openpangu_sft.artifacts.artifact import Manifest, read_manifest, staged_directory
+from openpangu_sft.checkpoint.files.torch_read import load_checkpoint_file
+from openpangu_sft.checkpoint.mcore import Position, iteration_directory, write_rank, write_tracker
+from openpangu_sft.checkpoint.reshard import Transfer
+from openpangu_sft.checkpoint.sharding import layout_of
+from openpangu_sft.model.llama import tensors_of_model
+from openpangu_sft.model.tensors import TORCH_DTYPES, tensors_in, weights_of
+from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.training.run.retention import newest_whole
+from openpangu_sft.util.errors import UserError, naming
+
+ENGINE_FILE = "mp_rank_00/transformers_engine.pt"
+VERSIONS = {"openpangu-sft": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
+"""Of what has trained: for whoever asks later."""
+
+
+def save(
+    run: Path,
+    recipe: Recipe,
+    run_manifest: Manifest,
+    model: LlamaForCausalLM,
+    optimizer: torch.optim.Optimizer,
+    iteration: int,
+    loss: float,
+) -> None:
+    """Puts the checkpoint of an iteration in place, then names it the newest."""
+    manifest = Manifest(
+        "checkpoint",
+        settings=run_manifest.settings,
+        inputs=run_manifest.inputs,
+        counts={"iteration": iteration, "loss": loss, "versions": VERSIONS},
+    )
+    dtype, layout = TORCH_DTYPES[recipe.train.precision], layout_of(recipe.model, recipe.parallel)
+    position = Position(iteration, iteration * recipe.train.global_batch_size)
+    with staged_directory(iteration_directory(run, iteration), manifest) as staging:
+        transfer = Transfer(weights_of(tensors_of_model(model, dtype)), recipe.model)
+        write_rank(staging, recipe.model, layout, (0, 0), transfer.mcore(layout, 0, 0), position)
+        state: dict[str, Any] = {"optimizer": optimizer.state_dict()}
+        if dtype != torch.float32:
+            state["weights"] = tensors_of_model(model, torch.float32)
+        _save(state, staging / ENGINE_FILE)
+    write_tracker(run, iteration)
+
+
+def newest(run: Path, speaks: bool) -> Optional[tuple[int, Path, Manifest]]:
+    """Iteration, directory and manifest of the newest whole checkpoint of a run, or None before the first.
+
+    Args:
+        speaks: see retention.newest_whole.
+
+    Raises:
+        UserError: there are checkpoints, and none is whole.
+    """
+    found: dict[int, Manifest] = {}
+
+    def is_whole(iteration: int) -> bool:
+        with contextlib.suppress(UserError):
+            found[iteration] = read_manifest(iteration_directory(run, iteration), "checkpoint", "")
+        return iteration in found
+
+    iteration = newest_whole(run, is_whole, speaks)
+    return None if iteration is None else (iteration, iteration_directory(run, iteration), found[iteration])
+
+
+def load_engine_state(directory: Path) -> dict[str, Any]:
+    """Reads what `save` put beside the model.
+
+    Raises:
+        UserError: it is not there: the other engine wrote this checkpoint; or it is something else.
+    """
+    path = directory / ENGINE_FILE
+    if not path.is_file():
+        raise UserError("no state of the transformers engine", where=directory, remedy="begin a new run (paths.run)")
+    state = tensors_in(load_checkpoint_file(path))
+    if not isinstance(state, dict) or "optimizer" not in state:
+        raise UserError("holds no optimizer state", where=path, remedy="resume from an earlier checkpoint")
+    return state
+
+
+def _save(content: object, path: Path) -> None:
+    """torch.save; a full disk is an OSError: torch makes a RuntimeError without errno of it."""
+    with naming(path):
+        try:
+            with path.open("wb") as stream:
+                torch.save(content, stream)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise

@@ -1,0 +1,1 @@
+"""The directory of a training run, the same for both engines."""

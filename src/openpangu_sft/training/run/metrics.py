@@ -1,0 +1,80 @@
+"""What training leaves to look at: one line per iteration in metrics.jsonl, and the loss curve as PNG."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field
+
+from openpangu_sft.artifacts.atomic import write_durably
+from openpangu_sft.util.jsonl import add_line, read_lines
+
+METRICS, CURVE = "metrics.jsonl", "loss.png"
+
+
+class Row(BaseModel):
+    """An iteration. Figures of upstream's may be NaN.
+
+    Args:
+        iteration: from 1.
+        loss: mean cross-entropy of trained tokens, in nats.
+        lr: learning rate.
+        grad_norm: before it is clipped.
+        tokens: of all devices.
+        seconds: that it took.
+    """
+
+    iteration: Annotated[int, Field(ge=1, lt=2**53)]
+    loss: float
+    lr: float
+    grad_norm: float
+    tokens: Annotated[int, Field(ge=0, lt=2**53)]
+    seconds: float
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """All iterations so far, each with the fields of `Row`.
+
+    Raises:
+        UserError: a line is not an iteration.
+    """
+    return read_lines(run / METRICS, Row)
+
+
+def keep_until(run: Path, iteration: int) -> None:
+    """Drops what was logged after the iteration that training continues from."""
+    kept = [row for row in read_metrics(run) if row["iteration"] <= iteration]
+    write_durably(run / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
+
+
+def append(run: Path, row: dict[str, Any]) -> None:
+    """Adds an iteration, with the fields of `Row`."""
+    add_line(run / METRICS, row)
+
+
+def draw_curve(run: Path) -> Path:
+    """Draws loss and learning rate over iterations into loss.png."""
+    import matplotlib
+
+    matplotlib.use("agg")  # no display
+    from matplotlib import pyplot
+
+    rows = read_metrics(run)
+    iterations = [row["iteration"] for row in rows]
+    figure, loss_axis = pyplot.subplots(figsize=(8, 4.5), dpi=120, layout="constrained")
+    loss_axis.plot(iterations, [row["loss"] for row in rows], color="tab:blue", linewidth=1.5)
+    loss_axis.set(xlabel="iteration", title=f"{run.name}: loss per trained token")
+    loss_axis.set_ylabel("loss", color="tab:blue")
+    loss_axis.set_ylim(bottom=0)
+    loss_axis.grid(alpha=0.3)
+    rate_axis = loss_axis.twinx()
+    rate_axis.plot(iterations, [row["lr"] for row in rows], color="tab:orange", linewidth=1, linestyle="--")
+    rate_axis.set_ylabel("learning rate", color="tab:orange")
+    rate_axis.set_ylim(bottom=0)
+    rate_axis.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    path = run / CURVE
+    figure.savefig(path)
+    pyplot.close(figure)
+    return path

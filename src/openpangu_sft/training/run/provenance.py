@@ -1,0 +1,112 @@
+"""What a run was made with, for whoever asks later: the whole recipe, and a line for every start of training.
+
+run/recipe.yaml     the recipe with its overrides: sft can be run from it again
+run/starts.jsonl    time, iteration, command, versions; added to each time that training goes on
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import platform
+import time
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Optional
+
+from pydantic import BaseModel
+from ruamel.yaml import YAML
+
+from openpangu_sft import __version__
+from openpangu_sft.artifacts.artifact import MANIFEST, Manifest, parse_manifest, write_manifest
+from openpangu_sft.artifacts.atomic import write_durably
+from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.util import ascend as ascend_files
+from openpangu_sft.util.errors import UserError
+from openpangu_sft.util.jsonl import add_line, read_lines
+
+RECIPE, STARTS = "recipe.yaml", "starts.jsonl"
+PACKAGES = ("torch", "torch-npu", "transformers", "numpy", "sentencepiece")
+IMAGE = "OPENPANGU_SFT_IMAGE"
+"""Set by scripts/run.sh in a container: the image's name and id."""
+
+
+class Start(BaseModel):
+    """Training begins, or goes on.
+
+    Args:
+        time: UTC, as ISO 8601 has it.
+        iteration: that it goes on from.
+        command: that started it.
+        versions: of this program, of packages, driver and CANN.
+        image: name and id; empty outside of one.
+        sources: commit and patches of each of upstream's repositories, for the engine that runs them.
+    """
+
+    time: str
+    iteration: int
+    command: list[str]
+    versions: dict[str, str]
+    image: str = ""
+    sources: dict[str, str] = {}
+
+
+def record_start(
+    recipe: Recipe, manifest: Manifest, iteration: int, command_line: Sequence[str], sources: Optional[Path] = None
+) -> None:
+    """Notes that training begins, or goes on, in `paths.run`: the manifest, the recipe and a line about this start.
+
+    Args:
+        manifest: of the run.
+        iteration: that it goes on from.
+        command_line: of openpangu-sft.
+        sources: where MindSpeed-LLM lies, for the engine that runs it; commits and patches are noted.
+    """
+    run = recipe.path("run")
+    write_manifest(run, manifest)
+    stream = io.StringIO()
+    YAML(typ="safe", pure=True).dump(recipe.model_dump(), stream)
+    head = f"# The recipe of this run, overrides included: make sft RECIPE=… repeats it. openpangu-sft {__version__}.\n"
+    write_durably(run / RECIPE, head + stream.getvalue())
+    start = Start(
+        time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        iteration=iteration,
+        command=["openpangu-sft", *command_line],
+        versions=versions(),
+        image=os.environ.get(IMAGE, ""),
+        sources=_commits(sources) if sources else {},
+    )
+    add_line(run / STARTS, start.model_dump())
+
+
+def read_starts(run: Path) -> list[dict[str, Any]]:
+    """All starts so far, each with the fields of `Start`; none for a run of version 0.4.0 or before.
+
+    Raises:
+        UserError: a line is not a start.
+    """
+    return read_lines(run / STARTS, Start)
+
+
+def versions() -> dict[str, str]:
+    """Of this program, Python, the packages that decide what comes out, and of driver and CANN where they are."""
+    found = {"openpangu-sft": __version__, "Python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {**found, **ascend_files.versions(os.environ)}
+
+
+def _commits(directory: Path) -> dict[str, str]:
+    """Commit and patches of each of upstream's repositories."""
+    try:
+        settings = parse_manifest(directory / MANIFEST, "").settings
+    except (OSError, UserError):
+        return {}
+    return {
+        name: " + ".join([chosen["commit"], *(f"{name}/{Path(patch).stem}" for patch in chosen["patches"])])
+        for name, chosen in settings.items()
+    }

@@ -1,0 +1,92 @@
+"""Stage sft: checks what the stages before have left, prepares the run's directory and starts the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from openpangu_sft.artifacts.artifact import (
+    MANIFEST,
+    Manifest,
+    only_one_run,
+    read_manifest,
+    require_settings,
+)
+from openpangu_sft.checkpoint.convert import mcore_settings
+from openpangu_sft.checkpoint.hf import require_model
+from openpangu_sft.dataset.preprocess import data_settings
+from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.training.mindspeed.start import run_mindspeed
+from openpangu_sft.training.run.launch import launch, worker_rank
+from openpangu_sft.util.errors import UserError
+
+FREE_TO_CHANGE = {"train.device", "train.save_interval", "train.recompute", "train.iterations"}
+FREE_TO_CHANGE |= {"train.keep_checkpoints", "train.device_tflops", "train.upstream_flags"}
+"""Settings that a run may be continued with in another value: they change no loss, or the user means them to."""
+
+
+def run_sft(recipe: Recipe, command_line: Sequence[str]) -> None:
+    """Stage sft: `paths.dataset` and `paths.mcore` to `paths.run`. Continues a run that was begun there.
+
+    Args:
+        command_line: arguments that repeat this call; with several processes torchrun gives them to each.
+
+    Raises:
+        UserError: an input is missing, was made with other settings, or the run was begun with others.
+    """
+    manifest = run_manifest(recipe)
+    run = recipe.path("run")
+    _check_run(run, manifest)
+    if recipe.train.engine == "mindspeed":
+        run_mindspeed(recipe, manifest, command_line)
+        return
+    rank = worker_rank()
+    if recipe.parallel.world > 1 and rank is None:
+        launch(recipe, command_line)
+    from openpangu_sft.training.portable.loop import train  # imports torch and transformers, after the checks
+
+    if rank:
+        train(recipe, manifest, command_line)
+        return
+    run.mkdir(parents=True, exist_ok=True)
+    with only_one_run(run):
+        train(recipe, manifest, command_line)
+
+
+def run_manifest(recipe: Recipe) -> Manifest:
+    """Checks the inputs of a run and describes it.
+
+    Raises:
+        UserError: an input is missing or was made with other settings than the recipe's.
+    """
+    dataset_path, mcore_path = recipe.path("dataset"), recipe.path("mcore")
+    dataset = read_manifest(dataset_path, "dataset", "run make preprocess and make merge")
+    mcore = read_manifest(mcore_path, "mcore", "run make convert")
+    require_model(recipe.path("hf"), recipe.model)
+    settings = data_settings(recipe)
+    require_settings(dataset_path, dataset.settings, settings, "run make preprocess and make merge again")
+    require_settings(mcore_path, mcore.settings, mcore_settings(recipe), "run make convert again")
+    if mcore.inputs["tokenizer"] != settings["tokenizer"]:
+        raise UserError("made from a checkpoint with another tokenizer", where=mcore_path, remedy="run make convert")
+    train = {f"train.{key}": value for key, value in recipe.train.model_dump().items()}
+    return Manifest(
+        "run",
+        settings={**settings, **mcore_settings(recipe), **train, "parallel.data": recipe.parallel.data},
+        inputs={"dataset": dataset.digest, "mcore": mcore.digest, **{f"hf.{k}": v for k, v in mcore.inputs.items()}},
+        counts=dataset.counts,
+    )
+
+
+def _check_run(run: Path, manifest: Manifest) -> None:
+    """Refuses a directory that holds anything but a run with the same inputs and settings, to be continued."""
+    if not run.is_dir() or all(path.name.startswith(".") for path in run.iterdir()):
+        return
+    if not (run / MANIFEST).is_file():
+        raise UserError("is not empty and holds no run", where=run, remedy="choose another paths.run")
+    remedy = "choose another paths.run for a new run, or remove this one"
+    begun = read_manifest(run, "run", remedy)
+    wanted = {key: value for key, value in manifest.settings.items() if key not in FREE_TO_CHANGE}
+    require_settings(run, begun.settings, wanted, remedy)
+    for name, digest in manifest.inputs.items():
+        if begun.inputs.get(name) != digest:
+            raise UserError(f"was begun with another content of {name}", where=run, remedy=remedy)

@@ -1,0 +1,1 @@
+"""Errors, console, HTML pages, JSON lines, signals, git, Ascend version files."""

@@ -1,0 +1,114 @@
+"""Whether two implementations compute the same from two forms of a checkpoint: Hugging Face's and Megatron-core's.
+
+fp32 shows whether it is the same model: a lost bias or a swapped head is a thousand times above rounding there, and
+below it in bf16. bf16 is what training computes in: both are compared with the fp32 result, and neither has to be
+nearer to the other than rounding lets them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from openpangu_sft.checkpoint.hf import open_hf
+from openpangu_sft.checkpoint.mcore_reader import McoreCheckpoint
+from openpangu_sft.conversations.conversation import Message
+from openpangu_sft.model.llama import build_model
+from openpangu_sft.model.tensors import TORCH_DTYPES, Precision, tensors_of
+from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.tokenizer.template import prompt_pieces
+from openpangu_sft.tokenizer.tokenizer import Tokenizer
+from openpangu_sft.verify.megatron import megatron_logits
+
+Logits = npt.NDArray[np.float32]
+
+CONVERSATIONS = {
+    "Chinese": ("你是一位耐心的客服助手。", "你好，上周买的耳机只有左边有声音，重新配对也不行，应该怎么办？"),
+    "English": ("You answer in one sentence.", "Why does the moon look larger when it is close to the horizon?"),
+}
+"""For each prompt a system prompt and a question."""
+
+FP32_LIMIT = 1e-5
+"""Largest difference in fp32, as a share of the largest logit. Measured: 1.2e-6 at the size of the 1B model."""
+BF16_LIMIT = 1.5
+"""In bf16: Megatron's root mean square distance from fp32, in terms of Hugging Face's own. Measured: 1.0 to 1.1."""
+
+
+class Row(NamedTuple):
+    """What was found for one prompt in one precision.
+
+    Args:
+        prompt: its language.
+        precision: of both computations.
+        tokens: of the prompt.
+        largest_logit: by magnitude, of Hugging Face in fp32.
+        largest_difference: between Megatron and Hugging Face.
+        same_token: share of positions at which both find the same token most probable.
+        measure: what is limited: see FP32_LIMIT and BF16_LIMIT.
+        limit: that it must not be above.
+    """
+
+    prompt: str
+    precision: Precision
+    tokens: int
+    largest_logit: float
+    largest_difference: float
+    same_token: float
+    measure: float
+    limit: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether it is within the limit; NaN is not."""
+        return self.measure <= self.limit
+
+
+def compare_logits(recipe: Recipe, hf: Path, mcore: McoreCheckpoint) -> list[Row]:
+    """Computes the logits of prompts in both languages, in fp32 and in bf16, both ways.
+
+    Raises:
+        UserError: megatron-core 0.6.0 is not at hand, the tokenizer cannot be loaded, or Megatron refuses the ranks.
+    """
+    tokenizer = Tokenizer(hf, recipe.tokenizer.trust_remote_code)
+    prompts = []
+    for system, question in CONVERSATIONS.values():
+        pieces = list(prompt_pieces((system,), (Message("user", question),), reply=True))
+        prompts.append([number for ids in tokenizer.encode(pieces) for number in ids])
+    layout, vocabulary = mcore.layout, recipe.model.vocab_size
+    rows = []
+    exact: list[Logits] = []
+    for precision in TORCH_DTYPES:
+        theirs = hugging_face_logits(recipe, hf, prompts, precision)
+        exact = exact or theirs
+        ours = megatron_logits(mcore.directory, prompts, precision, vocabulary, layout.tensor, layout.pipeline)
+        for name, mine, its, reference in zip(CONVERSATIONS, ours, theirs, exact):
+            rows.append(_row(name, precision, mine, its, reference))
+    return rows
+
+
+@torch.no_grad()
+def hugging_face_logits(recipe: Recipe, hf: Path, prompts: list[list[int]], precision: Precision) -> list[Logits]:
+    """What stock transformers computes: for each prompt fp32 [tokens, vocabulary]."""
+    tensors = tensors_of(open_hf(hf, recipe.model), recipe.model)
+    weights = {name: tensors.pop(name).to(TORCH_DTYPES[precision]) for name in list(tensors)}
+    model = build_model(hf, weights, "eager", torch.device("cpu")).eval()
+    return [model(torch.tensor([ids])).logits[0].float().numpy() for ids in prompts]
+
+
+def _row(prompt: str, precision: Precision, ours: Logits, theirs: Logits, exact: Logits) -> Row:
+    largest = float(np.abs(exact).max())
+    difference = float(np.abs(ours - theirs).max())
+    if precision == "fp32":
+        measure, limit = difference / largest, FP32_LIMIT
+    else:
+        measure, limit = _rms(ours - exact) / _rms(theirs - exact), BF16_LIMIT
+    same = float(np.mean(ours.argmax(-1) == theirs.argmax(-1)))
+    return Row(prompt, precision, len(ours), largest, difference, same, measure, limit)
+
+
+def _rms(values: Logits) -> float:
+    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))

@@ -1,0 +1,197 @@
+"""Logits of a Megatron-core checkpoint as the real megatron-core 0.6.0 computes them, on CPU, for any TP and PP.
+
+The code is what training runs, where `make sources` has put it, as in the npu image; else PyPI's with the same patches.
+Each rank is a process of its own (megatron_rank.py); they talk over the loopback interface.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Literal, Optional
+
+import numpy as np
+import numpy.typing as npt
+
+from openpangu_sft.artifacts.artifact import MANIFEST
+from openpangu_sft.checkpoint.mcore import rank_file
+from openpangu_sft.training.mindspeed.sources import SOURCES, require_pinned
+from openpangu_sft.util.errors import UserError
+from openpangu_sft.util.git import apply_patch, require_git
+
+VERSION = "0.6.0"
+PATCHES = Path(__file__).parents[3] / "patches" / "megatron-lm"
+
+REFUSED = 3
+"""Exit code of a rank where the checkpoint is at fault."""
+
+_RANK = "openpangu_sft.verify.rank"
+_WHEELS = "run make sources, which works everywhere; PyPI has wheels for CPython 3.10 and 3.11 on x86-64 only"
+
+
+def copy_core(folder: Path) -> None:
+    """Copies the Python files of the installed megatron-core into a folder, as `megatron/core`.
+
+    Raises:
+        UserError: megatron-core 0.6.0 is not installed.
+    """
+    try:
+        installed = metadata.distribution("megatron-core")
+    except metadata.PackageNotFoundError:
+        raise UserError(f"megatron-core {VERSION} is not installed", remedy=_WHEELS) from None
+    if installed.version != VERSION:
+        raise UserError(
+            f"megatron-core is {installed.version}, the patches are for {VERSION}", remedy="run make setup again"
+        )
+    for entry in installed.files or []:
+        if entry.parts[:2] == ("megatron", "core") and entry.suffix == ".py":
+            (folder / entry).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(str(entry.locate()), folder / entry)
+
+
+def find_core(scratch: Path) -> Path:
+    """A folder that holds `megatron/core`, patched: the upstream sources', or one made in scratch.
+
+    Raises:
+        UserError: the sources are of other pins; or there are none, and megatron-core 0.6.0 cannot be made.
+    """
+    if (SOURCES / MANIFEST).is_file():
+        require_pinned(SOURCES)
+        return SOURCES / "mindspeed-llm"
+    (scratch / "core").mkdir()
+    return patched_core(scratch / "core")
+
+
+def patched_core(folder: Path) -> Path:
+    """PyPI's megatron-core with the patches that training applies to Megatron-LM, in a folder; returns the folder.
+
+    Args:
+        folder: exists and is empty.
+
+    Raises:
+        UserError: megatron-core or git is not installed, or a patch does not apply.
+    """
+    patches = sorted(PATCHES.glob("*.patch"))
+    if not patches:
+        raise UserError("no patches for Megatron-LM here", where=PATCHES, remedy="run from a clone of this project")
+    require_git("applies the patches to megatron-core")
+    copy_core(folder)
+    for patch in patches:
+        apply_patch(folder, patch, f"megatron-core {VERSION}", "get the file anew, and run make setup again")
+    return folder
+
+
+def file_of(iteration_directory: Path, rank: int, tensor: int, pipeline: int) -> Path:
+    """The file of a rank of all TP x PP; tensor parallel ranks of one pipeline stage are neighbours."""
+    return iteration_directory / rank_file(rank % tensor, rank // tensor, pipeline)
+
+
+def megatron_logits(
+    iteration_directory: Path,
+    prompts: list[list[int]],
+    dtype: Literal["fp32", "bf16"],
+    vocab_size: int,
+    tensor: int,
+    pipeline: int,
+    core: Optional[Path] = None,
+) -> list[npt.NDArray[np.float32]]:
+    """Loads a checkpoint strictly, as training does, and computes the logits of prompts.
+
+    Args:
+        iteration_directory: holds mp_rank_… for each rank.
+        prompts: token ids of each, at least one.
+        dtype: of weights and computation, whatever the checkpoint's own is.
+        vocab_size: of the model; the checkpoint may have padding rows beyond.
+        tensor, pipeline: the sizes that the checkpoint is made for; so many processes times each other run.
+        core: a folder from find_core, which is called where there is none.
+
+    Returns:
+        For each prompt fp32 [tokens, vocab_size].
+
+    Raises:
+        UserError: the checkpoint is not one that training would load, what runs it is not installed, or memory ran out.
+    """
+    for rank in range(tensor * pipeline):
+        if not (path := file_of(iteration_directory, rank, tensor, pipeline)).is_file():
+            raise UserError("no such file", where=path, remedy=f"is it a checkpoint for TP {tensor}, PP {pipeline}?")
+    with tempfile.TemporaryDirectory(prefix="megatron-") as name:
+        scratch = Path(name)
+        core = core or find_core(scratch)
+        (scratch / "prompts.json").write_text(json.dumps(prompts), "utf-8")
+        sizes = [str(number) for number in (vocab_size, tensor, pipeline)]
+        files = [str(path) for path in (core, iteration_directory, scratch / "prompts.json", scratch / "result.npz")]
+        ranks = [
+            [sys.executable, "-m", _RANK, *files, dtype, *sizes, str(rank), str(scratch / "rendezvous")]
+            for rank in range(tensor * pipeline)
+        ]
+        run_together(ranks, scratch)
+        with np.load(scratch / "result.npz") as result:
+            return [result[f"arr_{number}"] for number in range(len(prompts))]
+
+
+def run_together(commands: list[list[str]], scratch: Path) -> None:
+    """Runs processes that need each other; when one fails, or this one is interrupted, all are ended.
+
+    Args:
+        commands: of programs that end when their standard input closes (megatron_rank.end_with_parent).
+        scratch: where their output goes.
+
+    Raises:
+        UserError: one of them refused the checkpoint, or was killed.
+        RuntimeError: one of them failed otherwise; with what it printed.
+    """
+    cores = len(os.sched_getaffinity(0))
+    environment = {
+        "OMP_NUM_THREADS": str(max(1, cores // len(commands))),
+        **os.environ,
+        "PYTHONDONTWRITEBYTECODE": "1",  # the sources stay as they were made
+        "PYTORCH_JIT": "0",  # Megatron-core would compile at import, which takes longer than it saves
+        "GLOO_SOCKET_IFNAME": "lo",  # the host's name need not resolve
+    }
+    processes: list[subprocess.Popen[bytes]] = []
+    outputs = [scratch / f"rank{rank}.txt" for rank in range(len(commands))]
+    try:
+        for command, output in zip(commands, outputs):
+            with output.open("wb") as stream:
+                processes.append(
+                    subprocess.Popen(command, stdin=subprocess.PIPE, stdout=stream, stderr=stream, env=environment)
+                )
+        codes = _wait(processes)
+    finally:
+        for process in processes:
+            process.kill()  # does nothing to one that has ended
+        for process in processes:
+            process.communicate()  # closes its standard input too
+    # The failure of one is followed by those of others that waited for it: the first cause is told.
+    for code, output in zip(codes, outputs):
+        if code == REFUSED:
+            raise UserError(_text(output).splitlines()[-1])
+    if -signal.SIGKILL in codes:
+        raise UserError(
+            "a process of megatron-core was killed",
+            remedy="see that there is enough memory: each weight is held twice while it loads",
+        )
+    failed = [_text(output) for code, output in zip(codes, outputs) if code]
+    if failed:
+        raise RuntimeError("megatron_rank failed:\n" + "\n".join(failed))
+
+
+def _wait(processes: list[subprocess.Popen[bytes]]) -> list[Optional[int]]:
+    """Waits until all have ended well or one has failed; returns exit codes, None of those that still run."""
+    while True:
+        codes = [process.poll() for process in processes]
+        if any(codes) or None not in codes:
+            return codes
+        time.sleep(0.02)
+
+
+def _text(output: Path) -> str:
+    return output.read_text("utf-8", errors="replace").strip()

@@ -1,0 +1,187 @@
+"""One rank of the real megatron-core 0.6.0: loads its part of a checkpoint strictly, as training does; computes logits.
+
+megatron.py starts one process for each of the TP x PP ranks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import threading
+from argparse import Namespace
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+import torch
+
+from openpangu_sft.checkpoint.files.torch_read import load_checkpoint_file
+from openpangu_sft.model.tensors import TORCH_DTYPES
+from openpangu_sft.util.errors import UserError, explain_os_error
+from openpangu_sft.verify.megatron import REFUSED, file_of
+from openpangu_sft.verify.model import Arguments, build, load_strictly, stand_in
+
+_NEEDED = (
+    "num_layers",
+    "hidden_size",
+    "ffn_hidden_size",
+    "num_attention_heads",
+    "group_query_attention",
+    "num_query_groups",
+    "kv_channels",
+    "max_position_embeddings",
+    "padded_vocab_size",
+    "rotary_base",
+    "norm_epsilon",
+    "add_bias_linear",
+    "untie_embeddings_and_output_weights",
+)
+_USUAL = {
+    "add_qkv_bias": False,
+    "add_dense_bias": False,
+    "num_layer_list": None,
+    "rotary_interleaved": False,
+    "rotary_percent": 1.0,
+    "rotary_seq_len_interpolation_factor": None,
+}
+"""With _NEEDED the arguments that say which model it is; the others say how to train it."""
+
+_AGAIN = "make it again, with make convert"
+_KIND = {"normalization": "RMSNorm", "swiglu": True, "position_embedding_type": "rope"}
+
+
+def read_rank(path: Path, tensor: int, pipeline: int) -> tuple[Arguments, dict[str, Any]]:
+    """The arguments that say which model it is, and the state dict, of one rank's file.
+
+    Raises:
+        UserError: damaged, no checkpoint of a model like openPangu, or made for other TP and PP.
+        OSError: cannot be read.
+    """
+    content = load_checkpoint_file(path)
+    args, state = (content.get("args"), content.get("model")) if isinstance(content, dict) else (None, None)
+    if not isinstance(args, Namespace) or not isinstance(state, dict):
+        raise UserError("holds no args and model", where=path, remedy="give a Megatron-core checkpoint")
+    expected = {"tensor_model_parallel_size": tensor, "pipeline_model_parallel_size": pipeline, **_KIND}
+    for name, value in expected.items():
+        found = vars(args).get(name)
+        if type(found) is not type(value) or found != value:
+            raise UserError(f"args.{name} is {found!r}, expected {value!r}", where=path, remedy=_AGAIN)
+    for name in _NEEDED:
+        if name not in args:
+            raise UserError(f"args.{name} is missing", where=path, remedy=_AGAIN)
+    given = {name: vars(args).get(name, _USUAL.get(name)) for name in (*expected, *_NEEDED, *_USUAL)}
+    return given, {name: as_tensor(value) for name, value in state.items()}
+
+
+def require_same(given: Arguments) -> None:
+    """Compares the arguments of all ranks: with different sizes they would wait for each other for ever.
+
+    Raises:
+        UserError: names the first that differs.
+    """
+    all_given: list[Arguments] = [{}] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(all_given, given)
+    for name, value in all_given[0].items():
+        if given[name] != value:
+            raise UserError(f"args.{name} is {given[name]!r}, but {value!r} in the first rank's file")
+
+
+def as_tensor(value: Any) -> Any:
+    """A tensor of what the file has; an `_extra_state`, which is None or bytes, stays what it is."""
+    if not isinstance(value, np.ndarray):
+        return value
+    if value.dtype.name == "bfloat16":  # ml_dtypes' has the bits of torch's, which knows nothing of it
+        return torch.from_numpy(value.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(value)
+
+
+def compute_logits(model: Any, ids: list[int], dtype: torch.dtype) -> Optional[torch.Tensor]:
+    """Logits of one prompt under a causal mask; all ranks call it together.
+
+    Returns:
+        fp32 [tokens, padded vocabulary] on ranks of the last pipeline stage, else None.
+    """
+    from megatron.core import parallel_state
+    from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
+
+    positions = torch.arange(len(ids))
+    later = positions[None, :] > positions[:, None]  # True where attention is not allowed
+    if not model.pre_process:
+        hidden = torch.empty(len(ids), 1, model.config.hidden_size, dtype=dtype)
+        torch.distributed.recv(hidden, parallel_state.get_pipeline_model_parallel_prev_rank())
+        model.set_input_tensor(hidden)
+    output = model(torch.tensor([ids]), positions[None], later[None, None])
+    if not model.post_process:
+        torch.distributed.send(output, parallel_state.get_pipeline_model_parallel_next_rank())
+        return None
+    logits: torch.Tensor = gather_from_tensor_model_parallel_region(output.float())
+    return logits[0]
+
+
+@torch.no_grad()
+def run(job: Namespace) -> None:
+    """Loads a rank's file and computes logits of all prompts; see main for the job.
+
+    Raises:
+        UserError: the checkpoint is damaged, or is not one that training would load.
+        OSError: a file cannot be read or written.
+    """
+    stand_in(job.core)
+    path = file_of(job.iteration_directory, job.rank, job.tensor, job.pipeline)
+    given, state = read_rank(path, job.tensor, job.pipeline)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{job.rendezvous}", rank=job.rank, world_size=job.tensor * job.pipeline
+    )
+    dtype = TORCH_DTYPES[job.dtype]
+    try:
+        require_same(given)
+        if given["padded_vocab_size"] < job.vocab_size:
+            raise UserError(f"args.padded_vocab_size is {given['padded_vocab_size']}, less than {job.vocab_size}")
+        model = build(given, dtype)
+        load_strictly(model, state)
+    except UserError as error:
+        raise UserError(error.what, where=path, remedy=_AGAIN) from None
+    state.clear()  # the model has copies
+    logits = [compute_logits(model, ids, dtype) for ids in json.loads(job.prompts.read_text("utf-8"))]
+    if job.rank == job.tensor * (job.pipeline - 1):
+        np.savez(job.result, *[of_prompt[:, : job.vocab_size].numpy() for of_prompt in logits if of_prompt is not None])
+    torch.distributed.barrier()  # no rank closes a line that another still reads
+
+
+def end_with_parent() -> None:
+    """Ends this process when standard input, a pipe from whoever started it, closes: when that process is gone."""
+
+    def wait() -> None:
+        while os.read(0, 1):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def main() -> None:
+    """Runs one rank. Where the checkpoint is at fault it exits with REFUSED, and its last line says why."""
+    parser = argparse.ArgumentParser(prog="megatron_rank", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("core", type=Path, help="folder that holds megatron/core")
+    parser.add_argument("iteration_directory", type=Path, help="iter_… with mp_rank_… below it")
+    parser.add_argument("prompts", type=Path, help="json: token ids of each prompt")
+    parser.add_argument("result", type=Path, help="npz, written by one rank: fp32 [tokens, vocab_size] of each prompt")
+    parser.add_argument("dtype", choices=list(TORCH_DTYPES), help="of weights and computation")
+    parser.add_argument("vocab_size", type=int, help="without padding rows")
+    parser.add_argument("tensor", type=int)
+    parser.add_argument("pipeline", type=int)
+    parser.add_argument("rank", type=int)
+    parser.add_argument("rendezvous", type=Path, help="a file that does not exist yet, the same for all ranks")
+    job = parser.parse_args()
+    end_with_parent()
+    try:
+        run(job)
+    except (UserError, OSError) as error:
+        print(error if isinstance(error, UserError) else explain_os_error(error), file=sys.stderr, flush=True)
+        os._exit(REFUSED)  # at once: the ranks that fail because their neighbour is gone must not be the first to end
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""Whether a Megatron-core checkpoint is the Hugging Face one: files by their sums, then tensors bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple, Optional
+
+from openpangu_sft.artifacts.artifact import MANIFEST, parse_manifest
+from openpangu_sft.artifacts.checks import wrong_files
+from openpangu_sft.checkpoint.hf import open_hf, require_model
+from openpangu_sft.checkpoint.mcore_reader import McoreCheckpoint, open_mcore
+from openpangu_sft.checkpoint.reshard import Transfer, differences
+from openpangu_sft.checkpoint.sharding import hf_shapes, parameter_count
+from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.util.console import byte_progress
+from openpangu_sft.util.errors import UserError
+
+REMEDY = "convert again with make convert"
+
+
+class Compared(NamedTuple):
+    """What the comparison of tensors has read.
+
+    Args:
+        mcore: the Megatron-core checkpoint, open.
+        figures: for the user.
+    """
+
+    mcore: McoreCheckpoint
+    figures: dict[str, str]
+
+
+def check_manifest(directory: Path) -> dict[str, str]:
+    """Reads every file of a checkpoint, of any form, and compares its sum with the manifest's.
+
+    Returns:
+        Figures for the user.
+
+    Raises:
+        UserError: there is no manifest, or names the first file that is not what it describes.
+    """
+    places = [
+        path.parent for path in (directory / MANIFEST, *sorted(directory.glob(f"iter_*/{MANIFEST}"))) if path.is_file()
+    ]
+    manifests = [(place, parse_manifest(place / MANIFEST, REMEDY)) for place in places]
+    files = size = 0
+    for place, manifest in manifests:
+        for finding in wrong_files(place, manifest, REMEDY):
+            raise finding
+        files += len(manifest.files)
+        size += sum(entry["bytes"] for entry in manifest.files.values())
+    if not files:
+        raise UserError(f"there is no {MANIFEST} with sums", where=directory, remedy="it was not made by this project")
+    return {"files": f"{files:,}", "MB": f"{size / 1e6:,.0f}", "sha256": "every file is as it was made"}
+
+
+def compare_tensors(recipe: Recipe, hf: Path, mcore: Path, iteration: Optional[int] = None) -> Compared:
+    """Compares every tensor of two checkpoints, bit for bit; after rounding where the dtypes differ.
+
+    Raises:
+        UserError: one of them cannot be read, or a tensor differs: names the first element that does.
+    """
+    require_model(hf, recipe.model)
+    weights = open_hf(hf, recipe.model)
+    opened = open_mcore(mcore, recipe.model, iteration, "run make convert")
+    dtypes = {opened.weights.dtype(name) for name in opened.weights.names()}
+    rounded = opened.weights.dtypes() != weights.dtypes()
+    if rounded and len(dtypes) > 1:
+        what = f"has {' and '.join(opened.weights.dtypes())}, {hf} has {' and '.join(weights.dtypes())}"
+        raise UserError(what, where=opened.directory, remedy=REMEDY)
+    transfer = Transfer(weights, recipe.model, dtypes.pop() if rounded else None)
+    with byte_progress("comparing", sum(path.stat().st_size for path in opened.files)) as advance:
+        found = list(differences(transfer, opened.weights, advance))
+    if found:
+        what = f"differs from {hf} in {len(found):,} blocks of tensors, the first: {found[0]}"
+        raise UserError(what, where=opened.directory, remedy=REMEDY)
+    count = len(hf_shapes(recipe.model))
+    dtype = f"every bit, after rounding to {transfer.dtype}" if rounded else "every bit"
+    figures = {
+        "Megatron-core": f"{opened.layout}, iteration {opened.iteration}",
+        "dtype": "+".join(opened.weights.dtypes()),
+        "tensors equal": f"{count:,} of {count:,}",
+        "values equal": f"{parameter_count(recipe.model):,}, {dtype}",
+    }
+    return Compared(opened, figures)

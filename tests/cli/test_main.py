@@ -1,0 +1,202 @@
+"""The command line as users meet it: help, one line for a mistake, exit codes."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import pytest
+
+from conftest import PATIENCE, ROOT, TINY, conversation, write_samples
+from openpangu_sft.cli.main import _named, app
+from openpangu_sft.cli.options import readable
+from openpangu_sft.recipe.load import load_recipe
+
+STAGES = [
+    "format",
+    "preprocess",
+    "merge",
+    "convert",
+    "sft",
+    "export",
+    "chat",
+    "preview",
+    "inspect",
+    "verify",
+    "curve",
+    "evaluate",
+    "report",
+    "plan",
+    "demo",
+    "doctor",
+]
+
+
+def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "openpangu_sft", *arguments]
+    return subprocess.run(command, text=True, capture_output=True, check=False, cwd=ROOT, **options)  # type: ignore[call-overload]
+
+
+def sets(*overrides: str) -> list[str]:
+    return [part for override in overrides for part in ("--set", override)]
+
+
+def test_help_lists_every_stage() -> None:
+    output = run("--help").stdout
+    for stage in [*STAGES, "sources"]:
+        assert re.search(rf"^\W*{stage}\b", output, re.MULTILINE), stage
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_mistyped_key_is_one_line_and_exit_code_1(stage: str) -> None:
+    finished = run(stage, "--recipe", "recipes/demo.yaml", "--set", "train.itertions=5")
+    assert finished.returncode == 1
+    assert finished.stdout == ""
+    expected = "openpangu-sft: --set train.itertions: unknown key train.itertions -> did you mean train.iterations?"
+    assert finished.stderr.strip() == expected
+
+
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage not in ("plan", "demo", "doctor")])
+def test_nothing_there_is_one_line_that_names_the_path(stage: str, tmp_path: Path) -> None:
+    finished = run(stage, "--recipe", "recipes/demo.yaml", *sets(f"paths.cache={tmp_path}/nowhere"))
+    assert finished.returncode == 1
+    lines = finished.stderr.strip().splitlines()
+    assert len(lines) == 1
+    assert f"{tmp_path}/nowhere" in lines[0]
+    assert " -> " in lines[0]
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_missing_recipe_and_a_wrong_option() -> None:
+    assert "no such recipe file" in run("sft", "--recipe", "recipes/none.yaml").stderr
+
+
+SEE = "openpangu-sft {} --help shows what there is"
+CHOICES = "--dtype (make: DTYPE): 'bf61' is not one of 'fp32', 'bf16', 'fp16'"
+MEMORY, SPEED = "plan: --memory (make: MEMORY): ", "plan: --tokens-per-second (make: TOKENS_PER_SECOND): "
+CLAIM = "kubernetes: --claim (make: CLAIM)"
+NAME = "up to 253 lower-case letters, digits, '-' and '.', a letter or digit at each end (an RFC 1123 subdomain)"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["sft", "--recipes", "x"], "sft: No such option: --recipes -> did you mean --recipe?"),
+        (["sft", "--xyzzy"], f"sft: No such option: --xyzzy -> {SEE.format('sft')}"),
+        (["sfft"], "no such command: sfft -> did you mean sft?"),
+        (["exprot", "--iteration", "1"], "no such command: exprot -> did you mean export?"),
+        (["xyzzy"], "no such command: xyzzy -> openpangu-sft --help shows what there is"),
+        (["convert", "--dtype", "bf61"], f"convert: {CHOICES} -> {SEE.format('convert')}"),
+        (["kubernetes"], f"{CLAIM} is missing -> {SEE.format('kubernetes')}"),
+        *(
+            (
+                ["kubernetes", "--claim", name],
+                f"{CLAIM}: {name!r} is no name in Kubernetes: {NAME} -> {SEE.format('kubernetes')}",
+            )
+            for name in ("a b", "Pangu", "-a", "a.", "a..b", "a\n", "")
+        ),
+        *(
+            (["plan", "--memory", gib], f"{MEMORY}{gib!r} is not a number from 0.1 to 100000 -> {SEE.format('plan')}")
+            for gib in ("64GB", "nan", "inf", "0", "1e6")
+        ),
+        *(
+            (
+                ["plan", f"--tokens-per-second={speed}"],
+                f"{SPEED}{speed!r} is not a number from 0.001 to 1e+12 -> {SEE.format('plan')}",
+            )
+            for speed in ("nan", "1e-300", "-1")
+        ),
+        (
+            ["export", "--iteration", "x"],
+            f"export: --iteration (make: ITERATION): 'x' is not a whole number -> {SEE.format('export')}",
+        ),
+        (["preview", "--count", "x"], f"preview: --count: 'x' is not a whole number -> {SEE.format('preview')}"),
+    ],
+)
+def test_a_mistyped_call_is_one_line_with_what_is_nearest(arguments: list[str], said: str) -> None:
+    finished = run(*arguments)
+    assert (finished.returncode, finished.stdout) == (2, "")
+    assert finished.stderr == f"openpangu-sft: {said}\n"
+
+
+def test_what_is_named_as_a_variable_of_make_is_one() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    checked = 0
+    for name, command in app.commands.items():
+        for option in command.params:
+            refusable = (
+                option.required
+                or option.callback
+                or not isinstance(
+                    option.type,
+                    (click.Path, click.types.StringParamType, click.types.BoolParamType, click.types.FuncParamType),
+                )
+            )
+            named = re.search(r"\(make: (.*)\)", _named(option))
+            if isinstance(option, click.Option) and refusable and max(option.opts) != "--count":
+                assert named
+                assert re.search(rf"^##= {named[1]}  for .*\b{name}\b", makefile, re.MULTILINE), (name, option.opts)
+                checked += 1
+    assert checked >= 10
+
+
+def example_of(command: click.Command, name: str) -> list[str]:
+    """The words behind `openpangu-sft NAME` in the one example of its help; what is the shell's is left out."""
+    shown = command.get_help(click.Context(command, info_name=f"openpangu-sft {name}"))
+    [line] = re.findall(r"^ *Example: (.*)$", shown, re.MULTILINE)
+    words = shlex.split(line.partition(" > ")[0])
+    while "=" in words[0]:
+        words.pop(0)
+    assert words[:2] == ["openpangu-sft", name]
+    return words[2:]
+
+
+@pytest.mark.parametrize(("name", "command"), app.commands.items())
+def test_every_command_has_an_example_that_it_takes(name: str, command: click.Command) -> None:
+    context = command.make_context(name, example_of(command, name))
+    if "overrides" in context.params:
+        load_recipe(ROOT / context.params["recipe_file"], context.params["overrides"])
+
+
+def test_the_list_of_commands_says_in_whole_what_each_is_for() -> None:
+    assert "..." not in run("--help").stdout.replace("[ARGS]...", "")
+
+
+def test_version() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+\n", run("--version").stdout)
+
+
+def test_ctrl_c_in_a_stage_is_one_line_and_leaves_nothing(tmp_path: Path, tiny_hf: Path) -> None:
+    many = [conversation(f"question {number}", "an answer") for number in range(60000)]
+    write_samples(tmp_path / "dataset/many.jsonl", many)
+    overrides = sets(*TINY, f"paths.cache={tmp_path}", f"paths.hf={tiny_hf}", "data.workers=2")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "openpangu_sft", "preprocess", "--recipe", "recipes/demo.yaml", *overrides],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    shards = tmp_path / "finetune_dataset/shards"
+    deadline = time.monotonic() + PATIENCE
+    while not any(file.stat().st_size for file in shards.glob(".many.staging/spool/*")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    message = process.communicate(timeout=PATIENCE)[1]
+    assert process.returncode == 130, message
+    assert message.strip().splitlines()[-1] == "openpangu-sft: interrupted; nothing half-written is left"
+    assert "Traceback" not in message
+    assert [path.name for path in shards.iterdir()] == [".many.lock"]
+
+
+def test_a_table_rounds_what_a_stage_has_measured() -> None:
+    assert readable({"loss": 0.006728517822921276, "iteration": 1200}) == "loss: 0.0067, iteration: 1,200"

@@ -1,0 +1,153 @@
+"""How doctor's checks run, and those of shared memory, limits, clock and place."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import shutil
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from conftest import PATIENCE, MakeRecipe
+from doctor_machines import ON_NPUS, FakeMachine, MakeSubject, fake, subject
+from openpangu_sft.doctor import packages as place
+from openpangu_sft.doctor import resources
+from openpangu_sft.doctor import resources as clock
+from openpangu_sft.doctor.finding import Finding, State, guarded
+from openpangu_sft.doctor.machine import Machine, Ran
+from openpangu_sft.doctor.resources import disk_bytes, memory_bytes
+from openpangu_sft.util.errors import UserError
+
+__all__ = ["fake", "subject"]
+
+
+def test_an_exception_is_a_failed_line() -> None:
+    def broken() -> Finding:
+        raise ZeroDivisionError("of all things\x1b[2J")
+
+    finding = guarded("a check", broken)
+    assert (finding.check, finding.state) == ("a check", State.FAILED)
+    assert "ZeroDivisionError: of all things\\x1b[2J" in finding.found
+    assert finding.remedy
+
+
+def test_a_refusal_is_a_failed_line_with_its_remedy() -> None:
+    def refusing() -> Finding:
+        raise UserError("is not there", where="/x", remedy="make it")
+
+    assert guarded("it", refusing) == Finding(State.FAILED, "/x: is not there", "", "make it", "it")
+
+
+@pytest.mark.parametrize(
+    ("number", "found", "remedy"),
+    [
+        (errno.EACCES, "/x: no permission", "check the owner and mode of this path"),
+        (errno.EIO, "/x: Input/output error", "see what the system's log says of it: dmesg"),
+    ],
+)
+def test_an_error_of_the_system_is_explained(number: int, found: str, remedy: str) -> None:
+    def failing() -> Finding:
+        raise OSError(number, os.strerror(number), "/x")
+
+    assert guarded("it", failing) == Finding(State.FAILED, found, "", remedy, "it")
+
+
+def test_a_program_that_hangs_is_killed_with_its_children(tmp_path: Path) -> None:
+    program = f"sleep infinity & echo $! >{tmp_path}/pid; wait"
+    ran = Machine(tmp_path, dict(os.environ)).run("sh", "-c", program, seconds=3)
+    assert ran == Ran("", "no answer within 3 s; killed")
+    child = int((tmp_path / "pid").read_text())
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        if not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text().split()[2]:
+            return
+        time.sleep(0.05)
+    pytest.fail("the child goes on")
+
+
+def test_programs_that_end_badly(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, dict(os.environ))
+    assert machine.run("sh", "-c", "echo a; echo b >&2; exit 3", seconds=9) == Ran("a\nb\n", "exit code 3")
+    assert machine.run("sh", "-c", "kill -SEGV $$", seconds=9).problem == "ended by SIGSEGV"
+    assert "does not start" in machine.run(str(tmp_path / "nothing"), seconds=9).problem
+
+
+def test_needs_follow_from_the_models_size(make_recipe: MakeRecipe) -> None:
+    model = ["model.num_layers=26", "model.hidden_size=1536", "model.ffn_hidden_size=6144", "model.vocab_size=153376"]
+    model += ["model.num_attention_heads=12", "model.num_query_groups=6", "model.kv_channels=128"]
+    recipe = make_recipe(*ON_NPUS, *model, "train.device=auto", "train.precision=bf16")
+    parameters = 1_155_912_192
+    assert memory_bytes(recipe) == parameters * (8 * 2 + 12)
+    assert disk_bytes(recipe) == {"run": 3 * 14 * parameters, "mcore": 2 * parameters, "export": 2 * parameters}
+    recipe.path("mcore").mkdir(parents=True)
+    assert "mcore" not in disk_bytes(recipe)
+    portable = make_recipe(*model, "parallel.devices_per_node=2")
+    assert memory_bytes(portable) == parameters * 16 * 2
+
+
+@pytest.mark.parametrize(("mb", "state"), [(64, State.WARNING), (2048, State.OK)])
+def test_shared_memory(subject: MakeSubject, monkeypatch: pytest.MonkeyPatch, mb: int, state: State) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=mb << 20))
+    assert resources.shared_memory(subject()).state == state
+    assert resources.shared_memory(subject("parallel.devices_per_node=1")).state == State.SKIPPED
+
+
+@pytest.mark.parametrize(
+    ("files", "size", "state"),
+    [
+        (65536, resource.RLIM_INFINITY, State.OK),
+        (1024, resource.RLIM_INFINITY, State.WARNING),
+        (65536, 9, State.FAILED),
+    ],
+)
+def test_limits(subject: MakeSubject, monkeypatch: pytest.MonkeyPatch, files: int, size: int, state: State) -> None:
+    given = {resource.RLIMIT_NOFILE: (files, files), resource.RLIMIT_FSIZE: (size, size)}
+    monkeypatch.setattr(resource, "getrlimit", given.__getitem__)
+    assert resources.limits(subject()).state == state
+
+
+def test_clock(fake: FakeMachine, subject: MakeSubject) -> None:
+    assert clock.clock(subject()).state == State.OK
+    fake.program("timedatectl", "echo no")
+    assert "not kept by NTP" in clock.clock(subject()).found
+    assert clock.clock(subject("parallel.nodes=2", "train.global_batch_size=16")).state == State.WARNING
+
+
+@pytest.mark.parametrize(("hours", "state"), [(-25, State.FAILED), (-23, State.OK), (1, State.OK)])
+def test_a_clock_before_the_newest_of_this_codes_files(
+    subject: MakeSubject, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hours: int, state: State
+) -> None:
+    (tmp_path / "code/below").mkdir(parents=True)
+    newest = 1_700_000_000
+    for file, age in ("old.py", 10**8), ("below/new.py", 0), ("later.txt", -(10**8)):
+        (tmp_path / "code" / file).touch()
+        os.utime(tmp_path / "code" / file, (newest - age, newest - age))
+    monkeypatch.setattr(clock, "CODE", tmp_path / "code")
+    monkeypatch.setattr(time, "time", lambda: newest + hours * 3600.0)
+    finding = clock.clock(subject())
+    assert (finding.state, "this code's files are of 2023-11-1" in finding.found) == (state, state == State.FAILED)
+
+
+def test_docker(fake: FakeMachine, subject: MakeSubject) -> None:
+    assert place.docker(subject()).state == State.WARNING
+    assert place.docker(subject("train.engine=transformers")).state == State.SKIPPED
+    fake.program("docker", 'case "$1" in version) echo 20.10.24 ;; *) exit 1 ;; esac')
+    missing = place.docker(subject(DOCKER=""))
+    assert (missing.state, "make image TARGET=npu" in missing.remedy) == (State.WARNING, True)
+    fake.program("docker", 'case "$1" in version) echo 20.10.24 ;; esac')
+    assert place.docker(subject(DOCKER="")).found.endswith("-npu, engine 20.10.24")
+
+
+def test_where(fake: FakeMachine, subject: MakeSubject) -> None:
+    assert place.where(subject())["where"] == "on the host"
+    fake.write("/.dockerenv")
+    assert place.where(subject())["where"] == "in a container that is not of this project's image"
+    fake.write("/opt/openpangu/versions.json", '{"target": "npu", "commit": "0123456789abcdef"}')
+    assert place.where(subject())["where"].endswith("-npu, commit 0123456789ab")
+    fake.write("/opt/openpangu/versions.json", "[]")
+    assert place.where(subject())["where"].startswith("in the image openpangu-sft:")
+    assert place.docker(subject()).state == State.SKIPPED

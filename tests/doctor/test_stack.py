@@ -1,0 +1,244 @@
+"""Doctor's checks of the stack on the NPUs, of Python's packages, of torch and of the upstream sources."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from doctor_machines import DRIVER, TOOLKIT, FakeMachine, MakeSubject, fake, recorded, subject
+from openpangu_sft.doctor import machine as subjects
+from openpangu_sft.doctor import packages, stack, tensors
+from openpangu_sft.doctor import packages as patches
+from openpangu_sft.doctor.finding import Finding, State, guarded, ok
+from openpangu_sft.doctor.machine import Ran
+from openpangu_sft.training.mindspeed.sources import make_sources
+from openpangu_sft.util import ascend as ascend_files
+from small_upstream import SmallUpstream
+
+__all__ = ["fake", "subject"]
+
+
+def test_the_whole_stack(fake: FakeMachine, subject: MakeSubject) -> None:
+    fake.add_npus("healthy.txt")
+    fake.add_stack()
+    assert (stack.driver(subject()).state, stack.cann(subject()).state) == (State.OK, State.OK)
+
+
+@pytest.mark.parametrize(
+    ("recording", "said"), [("other_driver.txt", "23.0.7, older; "), ("newer_driver.txt", "25.3.rc1, newer; ")]
+)
+def test_another_driver_is_known_by_npu_smi_too(
+    fake: FakeMachine, subject: MakeSubject, recording: str, said: str
+) -> None:
+    fake.add_npus(recording)
+    finding = stack.driver(subject())
+    assert (finding.state, finding.found.startswith(said)) == (State.WARNING, True)
+
+
+def test_an_older_driver_that_cann_takes(fake: FakeMachine, subject: MakeSubject) -> None:
+    fake.add_npus("other_driver.txt")
+    fake.add_stack(driver="driver_24.1.rc2.2.info")
+    finding = stack.driver(subject())
+    assert (finding.state, finding.found.endswith("CANN's own file takes it")) == (State.WARNING, True)
+    other = recorded("cann_8.0.RC3.info").replace("V100R001C13,V100R001C19", "V100R001C19")
+    fake.write(f"{TOOLKIT}/aarch64-linux/ascend_toolkit_install.info", other)
+    assert stack.driver(subject()).state == State.FAILED
+
+
+def test_firmware_of_each_npu(fake: FakeMachine, subject: MakeSubject, tmp_path: Path) -> None:
+    fake.add_npus("healthy.txt")
+    fake.write(f"{DRIVER}/version.info", recorded("driver_24.1.rc3.info"))
+    assert stack.firmware(subject()).state == State.WARNING  # the recorded board's is older
+    newer = tmp_path / "board.txt"
+    newer.write_text(recorded("board.txt").replace("7.1.0.7.220", "7.5.0.1.129"))
+    fake.add_npus("healthy.txt", board=str(newer))
+    assert stack.firmware(subject()).found.startswith("7.5.0.1.129; npu-smi says")
+    script = fake.programs / "npu-smi"
+    script.write_text(
+        script.read_text().replace("case", f'[ "$5" != 6 ] || exec sed s/7.5.0.1.129/7.5.1/ {newer}\ncase', 1)
+    )
+    mixed = stack.firmware(subject())
+    assert mixed.state == State.WARNING
+    assert mixed.found.splitlines() == ["NPU 0, 1, 2, 3, 4, 5, 7: 7.5.0.1.129", "NPU 6: 7.5.1"]
+
+
+def test_the_worst_of_the_firmwares(fake: FakeMachine, subject: MakeSubject, tmp_path: Path) -> None:
+    good = tmp_path / "board.txt"
+    good.write_text(recorded("board.txt").replace("7.1.0.7.220", "7.5.0.1.129"))
+    fake.add_npus("healthy.txt", board=str(good))
+    fake.write(f"{DRIVER}/version.info", recorded("driver_24.1.rc3.info"))
+    script = fake.programs / "npu-smi"
+    asked = f'[ "$5" != 6 ] || exec sed s/7.5.0.1.129/9.9.9/ {good}\n[ "$5" != 2 ] || exec sed s/7.5.0/7.1.0/ {good}\n'
+    script.write_text(script.read_text().replace("case", f"{asked}case", 1))
+    finding = stack.firmware(subject())
+    assert (finding.state, finding.found) == (State.FAILED, "9.9.9: the driver wants 7.0.0 to 7.5.99")
+    assert stack.firmware(subject("parallel.devices_per_node=4")).state == State.WARNING
+
+
+def test_an_npu_smi_that_hangs_is_asked_once(
+    fake: FakeMachine, subject: MakeSubject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.add_npus("healthy.txt")
+    script, asked = fake.programs / "npu-smi", fake.root / "asked"
+    script.write_text(
+        script.read_text().replace("case", f'[ "$2" != -t ] || {{ echo $5 >>{asked}; sleep 60; }}\ncase', 1)
+    )
+    one = subject()
+    assert len(one.used) == 8
+    monkeypatch.setattr(subjects, "NPU_SMI_SECONDS", 1.0)
+    assert stack.firmware(one).state == State.WARNING
+    assert asked.read_text().split() == ["0"]
+
+
+def test_firmware_of_the_file_where_a_user_may_not_ask(fake: FakeMachine, subject: MakeSubject, tmp_path: Path) -> None:
+    (tmp_path / "board.txt").write_text("        Firmware Version               : NA\n")
+    fake.add_npus("healthy.txt", board=str(tmp_path / "board.txt"))
+    assert stack.firmware(subject()).state == State.WARNING
+    fake.add_stack()
+    assert stack.firmware(subject()) == ok("7.5.0.1.129")
+
+
+def test_cann_step_by_step(fake: FakeMachine, subject: MakeSubject) -> None:
+    assert stack.cann(subject()).found == "not installed"
+    fake.add_stack()
+    unset = stack.cann(subject(ASCEND_TOOLKIT_HOME=""))
+    assert (unset.state, "set_env.sh" in unset.remedy) == (State.FAILED, True)
+    assert "no ascend_toolkit_install.info" in stack.cann(subject(ASCEND_TOOLKIT_HOME="/elsewhere")).found
+    assert "libascend_hal.so is neither on" in stack.cann(subject(LD_LIBRARY_PATH=f"{TOOLKIT}/lib64")).found
+    assert "libhccl.so is neither on" in stack.cann(subject(LD_LIBRARY_PATH="")).found
+    other = recorded("cann_8.0.RC3.info").replace("8.0.RC3", "7.0.0")
+    fake.write(f"{TOOLKIT}/aarch64-linux/ascend_toolkit_install.info", other)
+    assert stack.cann(subject()).state == State.FAILED
+
+
+def test_a_driver_that_the_loader_knows(fake: FakeMachine, subject: MakeSubject) -> None:
+    fake.add_stack()
+    hal = f"{DRIVER}/lib64/driver/libascend_hal.so"
+    fake.program("ldconfig", f"printf '2 libs found in cache\\n\\tlibascend_hal.so (libc6,AArch64) => {hal}\\n'")
+    one = subject(LD_LIBRARY_PATH=f"{TOOLKIT}/lib64")
+    assert stack.cann(one).state == State.OK
+    (fake.root / hal.lstrip("/")).unlink()  # the list is as old as the last call of ldconfig
+    assert stack.cann(one).state == State.FAILED
+
+
+def test_packages_as_pinned(subject: MakeSubject) -> None:
+    one = subject("train.engine=transformers")
+    assert packages.python(one).state == State.OK
+    finding = packages.packages(one)
+    assert (finding.state, "torch 2.1.0" in finding.found) == (State.OK, True)
+
+
+def test_packages_of_other_versions(subject: MakeSubject, monkeypatch: pytest.MonkeyPatch) -> None:
+    others = {"numpy": "2.0.1", "transformers": ""}
+    real = packages.installed
+    monkeypatch.setattr(packages, "installed", lambda name: others.get(name, real(name)))
+    finding = packages.packages(subject("train.engine=transformers"))
+    assert (finding.state, finding.found) == (State.FAILED, "numpy 2.0.1\ntransformers is not installed")
+    assert finding.expected == "numpy<2, transformers==4.53.2"
+
+
+@pytest.mark.parametrize(("version", "state"), [("2.1.0.post8", State.OK), ("2.1.0.post10", State.FAILED)])
+def test_torch_npu(subject: MakeSubject, monkeypatch: pytest.MonkeyPatch, version: str, state: State) -> None:
+    monkeypatch.setattr(packages, "installed", lambda name: version)
+    finding = packages.torch_npu(subject())
+    assert (finding.state, finding.found) == (state, version)
+
+
+def test_torch_npu_of_an_image_without_npus(fake: FakeMachine, subject: MakeSubject) -> None:
+    assert packages.torch_npu(subject()).found == "not installed"
+    fake.write("/opt/openpangu/torch_npu/torch_npu/__init__.py")
+    assert "as no NPU is to be seen" in packages.torch_npu(subject()).found
+
+
+@pytest.mark.parametrize(
+    ("text", "problem", "said"),
+    [
+        ("", "ended by SIGSEGV", "ended by SIGSEGV"),
+        ("", "no answer within 240 s; killed", "no answer within 240 s"),
+        ("Traceback\nMemoryError", "exit code 1", "exit code 1 MemoryError"),
+        ("probe:{not json", "", "no answer probe:{not json"),
+        ("probe:[1]", "", "no answer"),
+        ('probe:{"step": "import torch", "error": "ImportError: x"}', "", "import torch: ImportError: x"),
+    ],
+)
+def test_a_probe_that_fails(text: str, problem: str, said: str) -> None:
+    finding = tensors.judge(Ran(text, problem), "npu", 8)
+    assert finding.state == State.FAILED
+    assert finding.found.startswith(said)
+    assert finding.remedy
+
+
+LIBRARY = "cannot open shared object file: No such file or directory"
+
+
+@pytest.mark.parametrize(
+    ("kind", "step", "error", "remedy"),
+    [
+        ("npu", "import torch_npu", f"ImportError: libhccl.so: {LIBRARY}", "CANN's environment"),
+        ("npu", "import torch_npu", f"ImportError: libascend_hal.so: {LIBRARY}", "see driver"),
+        ("npu", "import torch_npu", "ModuleNotFoundError: No module named 'torch_npu'", "see torch_npu"),
+        ("npu", "import torch", "ModuleNotFoundError: No module named 'torch'", "make setup on a host"),
+        ("npu", "import torch", f"ImportError: libcudart.so.12: {LIBRARY}", "one for CUDA"),
+        ("npu", "add two tensors on npu:3", "RuntimeError: aclrtSetDevice, error code is 507033", "see NPU health"),
+        (
+            "npu",
+            "add two tensors on npu:0",
+            "RuntimeError: Expected one of cpu, cuda, ipu device type",
+            "see NPU health",
+        ),
+        ("cuda", "add two tensors on cuda:1", "RuntimeError: CUDA error: invalid device ordinal", "train.device=cpu"),
+        (
+            "cuda",
+            "add two tensors on cuda:0",
+            "RuntimeError: Found no NVIDIA driver on your system",
+            "train.device=cpu",
+        ),
+        ("cuda", "import torch", f"ImportError: libcudnn.so.8: {LIBRARY}", "one for CUDA"),
+        ("standin", "import torch", f"ImportError: libcublas.so.12: {LIBRARY}", "one for CUDA"),
+        ("cpu", "import torch", f"OSError: libgomp.so.1: {LIBRARY}", "make setup installs"),
+    ],
+)
+def test_remedies_of_a_probe(kind: str, step: str, error: str, remedy: str) -> None:
+    assert remedy in tensors.judge(Ran(f'probe:{{"step": "{step}", "error": "{error}"}}'), kind, 1).remedy
+
+
+def test_tensors_are_added_on_the_cpu_and_on_the_stand_in(subject: MakeSubject) -> None:
+    assert tensors.adds(subject("train.engine=transformers", "train.device=cpu")).found.endswith("1 + 3 = 4 on cpu")
+    finding = tensors.adds(subject("train.device=cpu"))
+    assert (finding.state, "torch_npu" in finding.found) == (State.OK, True)
+
+
+def test_a_gpu_that_is_not_there(subject: MakeSubject) -> None:
+    finding = tensors.adds(subject("train.engine=transformers", "train.device=cuda", CUDA_VISIBLE_DEVICES=""))
+    assert finding.state == State.FAILED
+    assert finding.found.startswith("add two tensors on cuda:0: ")
+    assert "train.device=cpu" in finding.remedy
+
+
+def test_sources_and_patches(small: SmallUpstream, subject: MakeSubject) -> None:
+    def look() -> Finding:
+        return guarded("patches", lambda: patches.sources(subject(), small.target, small.patches))
+
+    assert look().remedy == "run make sources"
+    make_sources(small.target, small.patches)
+    assert look().state == State.OK or "g++ is not installed" in look().found
+    changed = small.target / "mindspeed/mindspeed/__init__.py"
+    changed.write_text("x = 1\n")
+    assert "mindspeed/mindspeed/__init__.py" in look().found
+    assert changed.read_text() == "x = 1\n"  # looked at, and nothing else
+    changed.unlink()
+    assert look().state == State.FAILED
+    make_sources(small.target, small.patches)
+    small.add_patch("mindspeed-llm", "0002.patch", "import megatron", "import megatron as m")
+    assert "other pins" in look().found
+
+
+def test_a_run_notes_driver_and_cann(fake: FakeMachine) -> None:
+    assert ascend_files.versions(fake.environment, fake.root) == {}
+    fake.add_stack()
+    assert ascend_files.versions(fake.environment, fake.root) == {"Ascend driver": "24.1.rc3", "CANN": "8.0.RC3"}
+    file = fake.root / "usr/local/Ascend/driver/version.info"
+    file.unlink()
+    file.mkdir()  # stands for one that this user may not read: root may read all
+    assert ascend_files.versions(fake.environment, fake.root) == {"CANN": "8.0.RC3"}

@@ -1,0 +1,261 @@
+"""make plan: formulas, and what follows from them. Against real runs: test_plan_portable.py, test_plan_upstream.py."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Optional
+
+import pytest
+
+from conftest import ROOT
+from openpangu_sft.checkpoint.sharding import parameter_count
+from openpangu_sft.doctor.npu_smi import parse_info
+from openpangu_sft.plan.course import course_of, disk_of, highest_rate, layer_parameters, warnings, work
+from openpangu_sft.plan.memory import fits, memory_of, verdict
+from openpangu_sft.plan.mindspeed_memory import (
+    HELD,
+    communicators,
+    layer_activations,
+    mindspeed_memory,
+    rank_parameters,
+)
+from openpangu_sft.plan.parts import GIB, Memory, Moment, Part
+from openpangu_sft.plan.report import as_json, make_report
+from openpangu_sft.plan.search import changed, lighter_that_fit, nearest_that_fits, single_changes
+from openpangu_sft.plan.speed import tokens_of_an_iteration
+from openpangu_sft.plan.transformers_memory import transformers_memory
+from openpangu_sft.recipe.load import load_recipe
+from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.training.mindspeed.process import model_flops_utilisation
+from openpangu_sft.training.mindspeed.run_directory import checkpoint_bytes
+from openpangu_sft.util.errors import UserError
+
+PORTABLE = ("train.engine=transformers", "parallel.context=1")
+COUNTS = {"packs": 1000, "tokens": 1000 * 30000, "trained_tokens": 1000 * 10000}
+
+
+def published(*overrides: str) -> Recipe:
+    return load_recipe(ROOT / "recipes/openpangu-1b.yaml", overrides)
+
+
+def sizes(parts: tuple[Part, ...]) -> dict[str, int]:
+    return {part.name: part.size for part in parts}
+
+
+def test_parameters_of_the_published_model() -> None:
+    assert parameter_count(published().model) == 1_155_912_192
+    assert rank_parameters(published()) == 1_155_912_192
+    assert layer_parameters(published()) * 26 + 153376 * 1536 + 1536 == 1_155_912_192
+
+
+def test_memory_of_the_published_recipe() -> None:
+    """Written out by hand from the flags: bf16 weights, fp32 gradients, 12 bytes of state over 8, DP x CP."""
+    memory = mindspeed_memory(published())
+    assert sizes(memory.always) == {
+        "weights": 2 * 1_155_912_192,
+        "gradients": 4 * 1_155_912_192,
+        "optimizer state": 12 * 1_155_912_192 // 8,
+        "attention masks": 26 * 2048 * 2048,
+    }
+    tokens = 32768 // 2
+    assert memory.fullest.name == "loss"
+    assert sizes(memory.fullest.parts) == {
+        "kept by the layers": 26 * tokens * 1536 * 2,
+        "kept by the last norm": tokens * (2 * 1536 * 2 + 4),
+        "logits": tokens * 153376 * (2 + 4 + 4),
+    }
+    assert sizes(memory.outside) == {"HCCL buffers": 4 * 2 * 200 * 2**20, "the NPU itself": 3384 * 2**20}
+    backward = sizes(memory.moments[1].parts)
+    # of a token, in numbers of two bytes: both norms' input and output; linear_qkv's output; the query before and after
+    # rotation, repeated key and value, the result and that exchanged, 1536 each; gate, up and product
+    numbers = 4 * 1536 + (1536 + 2 * 768) + 6 * 1536 + 3 * 6144
+    layer = tokens * (numbers * 2 + 2 * 4 + 12 * 2 * 8 * 4 + 4 * 128 * 2)
+    assert backward["one layer again"] == layer - tokens * 1536 * 2
+    assert backward["gradients in a layer"] == tokens * (2 * 6144 + 1536) * 2
+    assert backward["output layer's gradient"] == 153376 * 1536 * 2
+
+
+def test_it_fits_64_gib_and_with_more_context_parallel_32() -> None:
+    recipe = published()
+    memory = memory_of(recipe)
+    assert (verdict(memory, 32), verdict(memory, 64)) == ("no", "yes")
+    nearest = nearest_that_fits(recipe, 32)
+    assert nearest is not None
+    assert nearest.settings == ("parallel.context=4",)
+    assert fits(memory_of(published(*nearest.settings)), 32)
+
+
+def test_with_room_fewer_layers_are_computed_again_and_one_less_would_not_fit() -> None:
+    recipe = published()
+    (lighter,) = lighter_that_fit(recipe, 64)
+    (setting,) = lighter.settings
+    key, _, layers = setting.partition("=")
+    assert key == "train.recompute.num_layers"
+    assert fits(memory_of(published(setting)), 64)
+    assert not fits(memory_of(published(f"{key}={int(layers) - 1}")), 64)
+    assert lighter.work == work(published(setting)) < work(recipe)
+
+
+def test_what_fits_in_no_way_is_said() -> None:
+    assert nearest_that_fits(published(), 2) is None
+    assert lighter_that_fit(published("train.recompute.granularity=none", "parallel.context=1"), 1000) == []
+
+
+def test_work_of_computing_layers_again() -> None:
+    """2 of 6 operations a parameter once more, for the layers' parameters."""
+    layers = 26 * layer_parameters(published())
+    assert work(published()) == pytest.approx(1 + layers * 2 / (6 * 1_155_912_192))
+    assert work(published("train.recompute.granularity=none")) == 1
+
+
+@pytest.mark.parametrize(
+    ("stages", "layers", "again"),
+    [("[20,6]", 10, 10 + 6), ("[20,6]", 3, 3 + 3), ("[20,6]", 26, 26), ("[13,13]", 13, 26), ("null", 14, 26)],
+)
+def test_work_of_computing_layers_of_each_stage_again(stages: str, layers: int, again: int) -> None:
+    """Upstream counts them from the first layer of every stage, which may have fewer."""
+    overrides = ["parallel.pipeline=2", "parallel.context=1", f"parallel.num_layer_list={stages}"]
+    recipe = published(*overrides, f"train.recompute.num_layers={layers}")
+    assert work(recipe) == pytest.approx(1 + again * layer_parameters(recipe) * 2 / (6 * 1_155_912_192))
+
+
+def test_what_an_npu_holds_itself_is_counted_on_an_npu_alone() -> None:
+    """torch_npu sees 60.96 GiB of 64 and 29.49 of 32 (docs/plan.md), and that is all that a run can have."""
+    (held,) = (part.size for part in memory_of(published()).outside if part.name == "the NPU itself")
+    assert held >= (64 - 60.96) * GIB
+    assert held >= (32 - 29.49) * GIB
+    assert memory_of(published(*PORTABLE)).outside == ()
+
+
+@pytest.mark.parametrize("recording", ["healthy.txt", "other_driver.txt", "newer_driver.txt", "a3.txt"])
+def test_idle_npus_hold_no_more_than_is_counted(recording: str) -> None:
+    chips = parse_info((ROOT / "tests/npu_smi" / recording).read_text("utf-8")).chips
+    assert 0 < max(chip.used or 0 for chip in chips) << 20 <= HELD
+
+
+def test_buffers_of_hccl_are_as_large_as_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HCCL_BUFFSIZE", "120")
+    outside = {part.name: part for part in mindspeed_memory(published()).outside}
+    assert outside["HCCL buffers"].size == 4 * 2 * 120 * 2**20
+    assert "120 MiB" in outside["HCCL buffers"].how
+    for wrong in ("0", "-1", "much", "1.5", ""):
+        monkeypatch.setenv("HCCL_BUFFSIZE", wrong)
+        with pytest.raises(UserError, match="HCCL_BUFFSIZE") as refused:
+            memory_of(published())
+        assert refused.value.remedy
+        assert memory_of(published(*PORTABLE))  # which has no HCCL
+
+
+def test_verdict_leaves_a_tenth() -> None:
+    def holding(gib: float) -> Memory:
+        return Memory((Part("weights", int(gib * GIB), ""),), (Moment("loss", ()),), ())
+
+    assert [verdict(holding(gib), 10) for gib in (8.9, 9.1, 9.9, 10.1)] == ["yes", "tight", "tight", "no"]
+
+
+def test_communicators() -> None:
+    assert communicators(published("parallel.context=1")) == 3  # all, gradients, losses
+    assert communicators(published("parallel.devices_per_node=1", "parallel.context=1")) == 0
+    assert communicators(published("parallel.tensor=2", "parallel.pipeline=2", "parallel.context=2")) == 6
+
+
+def test_pipeline_stages_hold_as_many_micro_batches_as_are_under_way() -> None:
+    recipe = published("parallel.pipeline=4", "parallel.num_layer_list=[2,8,8,8]", "parallel.context=1")
+    memory = mindspeed_memory(recipe)
+    assert memory.stage == 3  # the logits are there
+    halves = ["parallel.pipeline=2", "parallel.context=1", "train.recompute.granularity=none", "model.vocab_size=1000"]
+    kept = {}
+    for batch in (4, 8, 128):  # packs of all four replicas: 1, 2 and 32 micro batches of each
+        memory = mindspeed_memory(published(*halves, f"train.global_batch_size={batch}"))
+        assert memory.stage == (1 if batch == 4 else 0)  # one micro batch: stage 1 holds as much, and the logits
+        kept[batch] = sizes(memory.moments[0].parts)["kept by the layers"]
+    assert kept[4] == 13 * layer_activations(published(*halves))
+    assert kept[8] == kept[128] == 2 * kept[4]  # never more than there are, nor than stages behind it
+
+
+def test_portable_engine_spreads_nothing() -> None:
+    one = transformers_memory(published(*PORTABLE, "parallel.devices_per_node=1"))
+    eight = transformers_memory(published(*PORTABLE))
+    assert sizes(one.always)["optimizer state"] == sizes(eight.always)["optimizer state"] == 8 * 1_155_912_192
+    assert eight.peak - one.peak == 4 * 1_155_912_192  # DDP's buckets
+    assert [change.settings for change in single_changes(published(*PORTABLE))] == [
+        ("train.recompute.granularity=none",),
+        ("train.micro_batch_size=2",),
+    ]
+
+
+def test_settings_that_are_proposed_make_the_recipe_that_was_measured() -> None:
+    recipe = published("parallel.num_layer_list=[13,13]", "parallel.pipeline=2", "parallel.context=1")
+    for candidate in [*single_changes(recipe), *lighter_that_fit(recipe, 100)]:
+        overrides = ["parallel.num_layer_list=[13,13]", "parallel.pipeline=2", "parallel.context=1"]
+        again = published(*overrides, *candidate.settings)
+        assert memory_of(again) == candidate.memory
+        assert candidate.converts == any("tensor" in name or "pipeline" in name for name in candidate.settings)
+
+
+def test_nothing_is_proposed_that_the_rules_refuse() -> None:
+    assert changed(published(), tensor=4) is None  # six groups
+    assert changed(published(), context=3) is None
+    for candidate in single_changes(published()):
+        assert "parallel.tensor=4" not in candidate.settings
+
+
+def test_epochs() -> None:
+    course = course_of(published(), COUNTS)
+    assert course.iterations_per_epoch == 1000 / 128
+    assert course.epochs == 600 * 128 / 1000
+    assert course.tokens == 600 * 128 * 30000
+    assert course.trained_tokens == 600 * 128 * 10000
+    assert course.unseen == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "packs", "said"),
+    [
+        ([], 50, "train.global_batch_size 128 is above the dataset's 50 packs"),
+        ([], 100_000, "23,200 of 100,000 packs are never seen -> for one epoch set train.iterations=782"),
+        ([], 1280, "every pack is seen 60.0 times: much for fine-tuning -> for three epochs set train.iterations=30"),
+        ([], 1280, "the warm-up, 200 iterations, is longer than an epoch"),
+        (["train.lr_warmup_iterations=10", "train.iterations=600"], 128 * 300, None),
+    ],
+)
+def test_warnings(overrides: list[str], packs: int, said: Optional[str]) -> None:
+    found = list(warnings(published(*overrides), {**COUNTS, "packs": packs}))
+    if said is None:
+        assert found == []
+    else:
+        assert any(line.startswith(said) and " -> " in line for line in found), found
+
+
+def test_checkpoints_on_disk() -> None:
+    disk = disk_of(published())
+    assert disk == (checkpoint_bytes(published()), 6, 6, 6 * 14 * 1_155_912_192)
+    halves = disk_of(published("parallel.pipeline=2", "parallel.context=1"))
+    assert halves.checkpoint - disk.checkpoint == 14 * 153376 * 1536  # the last stage has the tied embedding too
+    kept = disk_of(published("train.keep_checkpoints=2", "train.iterations=550"))
+    assert (kept.written, kept.kept) == (6, 2)  # the last iteration is saved too
+    assert kept.most == 3 * kept.checkpoint  # the oldest goes when the newest is there
+
+
+def test_tokens_of_an_iteration_come_from_recipe_and_dataset() -> None:
+    assert tokens_of_an_iteration(published(), None) == 128 * 32768
+    assert tokens_of_an_iteration(published(), COUNTS) == 128 * 30000
+    assert tokens_of_an_iteration(published(*PORTABLE), COUNTS) == 128 * 32768  # it counts padding
+
+
+def test_the_highest_rate_is_that_of_mfu_1() -> None:
+    assert model_flops_utilisation(published(), highest_rate(published())) == pytest.approx(1)
+
+
+def test_report_without_a_dataset_and_as_json(tmp_path: Path) -> None:
+    report = make_report(published(f"paths.cache={tmp_path}"), [32, 64], 1e5)
+    assert report.counts is None
+    assert report.seconds == pytest.approx(600 * 128 * 32768 / 1e5)
+    assert report.least_seconds < report.seconds
+    shown = json.loads(json.dumps(as_json(report)))
+    assert shown["parameters"] == 1_155_912_192
+    assert shown["memory"]["fits"] == {"32": "no", "64": "yes"}
+    assert shown["memory"]["needed"] == report.memory.needed
+    assert shown["advice"]["32"]["nearest"]["set"] == ["parallel.context=4"]
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,146 @@
+"""make plan: what holds for any recipe."""
+
+from __future__ import annotations
+
+import json
+from itertools import product
+from typing import Any, Optional
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from openpangu_sft.checkpoint.sharding import parameter_count
+from openpangu_sft.plan.course import disk_of, highest_rate, work
+from openpangu_sft.plan.memory import fits, memory_of
+from openpangu_sft.plan.mindspeed_memory import mindspeed_memory, shards
+from openpangu_sft.plan.parts import total
+from openpangu_sft.plan.search import Candidate, changed, lighter_that_fit, nearest_that_fits, single_changes
+from openpangu_sft.recipe.schema import Recipe
+from plan.test_estimate import published, sizes
+
+
+@st.composite
+def recipes(draw: Any, engine: Optional[str] = None) -> Recipe:
+    """Valid recipes of one engine or of any, of all kinds of sizes; valid with twice the context parallel too."""
+
+    def power(most: int) -> int:
+        return 2 ** int(draw(st.integers(0, most)))
+
+    engine = engine or draw(st.sampled_from(["mindspeed", "transformers"]))
+    split = engine == "mindspeed"
+    tensor, context, pipeline = (power(most) if split else 1 for most in (2, 2, 1))
+    data, micro = power(2), power(1)
+    groups = tensor * power(1)
+    layers = pipeline * draw(st.integers(1, 6))
+    again = draw(st.integers(0, layers))
+    content = published().model_dump()
+    content["model"] |= {
+        "num_layers": layers,
+        "hidden_size": 16 * draw(st.integers(1, 64)),
+        "ffn_hidden_size": 64 * draw(st.integers(1, 64)),
+        "num_query_groups": groups,
+        "num_attention_heads": groups * context * 2 * power(1),
+        "kv_channels": 2 * draw(st.integers(1, 64)),
+        "vocab_size": draw(st.integers(100, 200_000)),
+        "tie_word_embeddings": draw(st.booleans()),
+    }
+    content["data"]["seq_length"] = 2 ** draw(st.integers(6, 15))
+    content["parallel"] |= {"tensor": tensor, "pipeline": pipeline, "context": context}
+    content["parallel"]["devices_per_node"] = tensor * pipeline * context * data
+    content["train"] |= {
+        "engine": engine,
+        "precision": draw(st.sampled_from(["bf16", "fp32"])),
+        "micro_batch_size": micro,
+        "global_batch_size": 2 * micro * data * draw(st.integers(1, 3)),
+        "recompute": {"granularity": "full" if again else "none", "method": "block", "num_layers": again},
+    }
+    return Recipe.model_validate(content)
+
+
+@settings(max_examples=100, deadline=None)
+@given(recipes())
+def test_any_recipe_has_parts_of_a_size(recipe: Recipe) -> None:
+    memory = memory_of(recipe)
+    parts = [*memory.always, *memory.outside, *(part for moment in memory.moments for part in moment.parts)]
+    assert all(isinstance(part.size, int) and part.size > 0 for part in parts if part.name != "HCCL buffers")
+    assert (
+        memory.needed >= memory.peak >= total(memory.always) >= parameter_count(recipe.model) // recipe.parallel.world
+    )
+    assert 1 <= work(recipe) < 4 / 3
+    assert 0 < highest_rate(recipe) < float("inf")
+    assert disk_of(recipe).checkpoint >= parameter_count(recipe.model) * 12
+    json.dumps([part._asdict() for part in parts])
+
+
+def of_twice_the_batch(recipe: Recipe) -> Recipe:
+    """Twice the global batch, so that a micro batch of twice the size comes as often as the other did.
+
+    With the same global batch half as many would be on their way in a pipeline, and what is kept once for each of
+    them, whatever its size (cos and sin), would be kept half as often.
+    """
+    content = recipe.model_dump()
+    content["train"]["global_batch_size"] *= 2
+    return Recipe.model_validate(content)
+
+
+def wider_by_two(recipe: Recipe) -> Recipe:
+    """Twice the devices, all of them data parallel, and twice the global batch."""
+    content = of_twice_the_batch(recipe).model_dump()
+    content["parallel"]["nodes"] *= 2
+    return Recipe.model_validate(content)
+
+
+def other(recipe: Recipe, **values: int) -> Candidate:
+    candidate = changed(recipe, **values)
+    assert candidate is not None
+    return candidate
+
+
+@settings(max_examples=100, deadline=None)
+@given(recipes(), st.integers(0, 11))
+def test_what_lessens_memory_lessens_it(recipe: Recipe, layers: int) -> None:
+    layers %= recipe.model.num_layers
+    now = memory_of(recipe)
+    more, fewer = other(recipe, recompute=layers + 1), other(recipe, recompute=layers)
+    # the search for what fits goes by both
+    assert more.memory.needed <= fewer.memory.needed
+    assert more.work >= fewer.work
+    twice = other(of_twice_the_batch(recipe), micro_batch_size=recipe.train.micro_batch_size * 2)
+    assert twice.memory.peak >= now.peak
+
+
+@settings(max_examples=100, deadline=None)
+@given(recipes("mindspeed"))
+def test_context_parallel_never_adds_activations_and_data_parallel_no_weights(recipe: Recipe) -> None:
+    now = mindspeed_memory(recipe)
+    sliced = other(wider_by_two(recipe), context=recipe.parallel.context * 2)
+    assert sliced.memory.peak <= now.peak
+    if sliced.memory.stage == now.stage:  # another stage of a pipeline may be the fullest one
+        for before, after in zip(now.moments, sliced.memory.moments):
+            assert after.size <= before.size
+    wider = wider_by_two(recipe)
+    assert (wider.parallel.data, shards(wider)) == (2 * recipe.parallel.data, 2 * shards(recipe))
+    before, after = sizes(now.always), sizes(mindspeed_memory(wider).always)
+    for name, size in before.items():
+        assert after[name] < size if name == "optimizer state" else after[name] == size
+
+
+@settings(max_examples=25, deadline=None)
+@given(recipes(), st.sampled_from([2, 8, 32, 64]))
+def test_advice_keeps_its_word(recipe: Recipe, gib: float) -> None:
+    nearest = nearest_that_fits(recipe, gib)
+    if fits(memory_of(recipe), gib):
+        assert nearest is not None
+        assert not nearest.settings
+    elif nearest:
+        assert nearest.settings
+        assert fits(nearest.memory, gib)
+        # no single change was overlooked
+        if len(nearest.keys) > 1:
+            assert not any(
+                fits(one.memory, gib) for one in single_changes(recipe) if "micro_batch_size" not in one.keys
+            )
+    for one, name in product(lighter_that_fit(recipe, gib), ("context", "tensor", "pipeline")):
+        assert fits(one.memory, gib)
+        assert one.work <= work(recipe)
+        assert getattr(one.recipe.parallel, name) <= getattr(recipe.parallel, name)

@@ -1,0 +1,81 @@
+"""The pieces of a conversation, against the published handler's order of them, written anew from its description."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conftest import conversation
+from openpangu_sft.conversations.conversation import Message, parse_sample
+from openpangu_sft.tokenizer import template
+from openpangu_sft.tokenizer.template import Piece, prompt_pieces, sample_pieces
+
+NAMES = {"user": "用户", "tool": "工具"}
+
+
+def published_pieces(record: dict[str, Any]) -> list[tuple[str, bool, bool]]:
+    """(text, trained, with bos) of every text that the published handler gives to its tokenizer, in its order.
+
+    All system prompts are one text and the only one with bos. A user's or tool's message is one text. An assistant's
+    message is two: its header, then content and end token, which alone are trained.
+    """
+    texts = [("".join(f"[unused9]系统：{prompt}[unused10]" for prompt in record["meta_prompt"]), False, True)]
+    for message in record["data"]:
+        if message["role"] == "assistant":
+            texts += [("[unused9]助手：", False, False), (f"{message['content']}[unused10]", True, False)]
+        else:
+            texts += [(f"[unused9]{NAMES[message['role']]}：{message['content']}[unused10]", False, False)]
+    return texts
+
+
+def test_the_smallest_conversation() -> None:
+    assert list(sample_pieces(parse_sample(conversation("你好", "您好")))) == [
+        Piece("[unused9]系统：[unused10]", trained=False, opens=True),
+        Piece("[unused9]用户：你好[unused10]", trained=False, opens=False),
+        Piece("[unused9]助手：", trained=False, opens=False),
+        Piece("您好[unused10]", trained=True, opens=False),
+    ]
+
+
+TURN = st.tuples(st.text(max_size=5), st.lists(st.text(max_size=3), max_size=2), st.text(max_size=5))
+
+
+@given(st.lists(st.text(max_size=5), min_size=1, max_size=3), st.lists(TURN, min_size=1, max_size=3))
+def test_pieces_are_the_published_ones(prompts: list[str], turns: list[tuple[str, list[str], str]]) -> None:
+    data = []
+    for asked, results, answered in turns:
+        data += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+        if results:
+            data += [{"role": "tool", "content": result} for result in results]
+            data += [{"role": "assistant", "content": answered * 2}]
+    record = {"meta_prompt": prompts, "data": data}
+    assert [tuple(piece) for piece in sample_pieces(parse_sample(record))] == published_pieces(record)
+
+
+@pytest.mark.parametrize("system", ["", "你是医生。"])
+def test_a_prompt_for_generation_is_what_training_saw_before_the_answer(system: str) -> None:
+    asked = (Message("user", "问"), Message("assistant", "答"), Message("tool", "{}"))
+    record = {"meta_prompt": [system], "data": [vars(message) for message in (*asked, Message("assistant", "终"))]}
+    trained = list(sample_pieces(parse_sample(record)))
+    assert list(prompt_pieces((system,), asked, reply=True)) == trained[:-1]
+    assert trained[-1] == Piece("终[unused10]", trained=True)
+    assert list(prompt_pieces((system,), asked)) == trained[:-2]
+
+
+def test_the_text_is_that_of_the_chat_template() -> None:
+    """The template that openPangu publishes beside its weights writes the same text (without bos)."""
+    record = conversation("问", "答", "再问", "再答", system="系")
+    text = "".join(piece.text for piece in sample_pieces(parse_sample(record)))
+    turns = [("系统", "系"), ("用户", "问"), ("助手", "答"), ("用户", "再问"), ("助手", "再答")]
+    assert text == "".join(f"[unused9]{name}：{content}[unused10]" for name, content in turns)
+
+
+def test_the_digest_in_manifests_is_that_of_this_template() -> None:
+    """Data that was packed with it must stay usable: whoever changes the template or its digest sees it here."""
+    assert template.TEMPLATE_DIGEST == DIGEST
+
+
+DIGEST = "5b14f88bfd483edf9873b517e30b7a6edb97edf91c49a230a9f5db367b83cbc4"

@@ -1,0 +1,193 @@
+"""What MindSpeed-LLM's training is told: the published script's flags, but for a short list."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from conftest import ROOT, MakeRecipe
+from openpangu_sft.cli.main import app
+from openpangu_sft.recipe.load import load_recipe
+from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.training.mindspeed.flags import Places, as_arguments, training_flags
+from openpangu_sft.util.errors import UserError
+
+PUBLISHED = """
+--finetune --stage sft --use-mcore-models --tensor-model-parallel-size 1 --pipeline-model-parallel-size 1
+--context-parallel-size 2 --expert-model-parallel-size 1 --sequence-parallel --seed 1234 --num-layers 26
+--hidden-size 1536 --ffn-hidden-size 6144 --num-attention-heads 12 --group-query-attention --num-query-groups 6
+--kv-channels 128 --tokenizer-type PretrainedFromHF --tokenizer-not-use-fast
+--tokenizer-name-or-path /cache/ckpts/pangu_model/ --seq-length 32768 --max-position-embeddings 32768
+--micro-batch-size 1 --global-batch-size 128 --transformer-impl local --distributed-timeout-minutes 120
+--make-vocab-size-divisible-by 16 --padded-vocab-size 153376 --lr-decay-style cosine --lr 2e-5 --min-lr 2e-6
+--lr-warmup-iters 200 --override-opt_param-scheduler --disable-bias-linear --add-qkv-bias --add-dense-bias
+--attention-dropout 0.0 --init-method-std 0.01 --hidden-dropout 0.0 --position-embedding-type rope
+--use-rotary-position-embeddings --rotary-base 4000000 --normalization RMSNorm --swiglu --no-masked-softmax-fusion
+--no-gradient-accumulation-fusion --use-fused-rmsnorm --use-fused-swiglu --use-flash-attn --use-fused-rotary-pos-emb
+--attention-softmax-in-fp32 --accumulate-allreduce-grads-in-fp32 --optimizer adam --weight-decay 0.1 --clip-grad 1.0
+--loss-scale 1.0 --adam-beta1 0.9 --adam-beta2 0.95 --initial-loss-scale 4096 --no-load-optim --no-load-rng --bf16
+--reset-attention-mask --reset-position-ids --eod-mask-loss --is-instruction-dataset --train-iters 600
+--recompute-granularity full --recompute-method block --recompute-num-layers 26 --overlap-param-gather
+--overlap-grad-reduce --use-distributed-optimizer --manual-gc --manual-gc-interval 100
+--data-path /cache/finetune_data/merge_demo_data --split 100,0,0 --log-interval 1 --save-interval 100
+--eval-interval 100 --eval-iters 0 --distributed-backend nccl --load /cache/ckpt/pangu_model_mcore
+--save /cache/sft_ouputs/
+"""
+"""Flags and values of the published script, without its stray backslash."""
+
+LEFT_OUT = {"sequence-parallel", "reset-attention-mask", "eod-mask-loss"}
+ADDED = {"context-parallel-algo": "ulysses_cp_algo", "norm-epsilon": "1e-05", "adam-eps": "1e-08"}
+ADDED |= {"exit-signal-handler": "", "tensorboard-dir": "/cache/sft_outputs/tensorboard"}
+OTHER_PLACES = {"tokenizer-name-or-path", "data-path", "load", "save"}
+
+
+def parsed(words: list[str]) -> dict[str, str]:
+    """Flag to value, or to nothing."""
+    flags: dict[str, str] = {}
+    for word in words:
+        if word.startswith("--"):
+            name = word[2:]
+            assert name not in flags
+            flags[name] = ""
+        else:
+            flags[name] = word
+    return flags
+
+
+def places(recipe: Recipe) -> Places:
+    run = recipe.path("run")
+    return Places(run / "data/data", recipe.path("mcore"), run, run / "tensorboard")
+
+
+def published(name: str = "openpangu-1b") -> Recipe:
+    return load_recipe(ROOT / f"recipes/{name}.yaml")
+
+
+def flags_of(recipe: Recipe, resumed: bool = False) -> dict[str, str]:
+    return parsed(training_flags(recipe, places(recipe), resumed))
+
+
+def test_the_published_recipe_gives_the_published_flags() -> None:
+    ours, theirs = flags_of(published()), parsed(PUBLISHED.split())
+    assert theirs.keys() - ours.keys() == LEFT_OUT
+    assert {name: value for name, value in ours.items() if name not in theirs} == ADDED
+    for name in theirs.keys() & ours.keys() - OTHER_PLACES:
+        assert (ours[name] == theirs[name]) or float(ours[name]) == float(theirs[name]), name
+
+
+def test_the_7b_differs_from_the_1b_in_its_sizes_and_layout_alone() -> None:
+    ours, theirs = flags_of(published("openpangu-7b")), flags_of(published())
+    differing = {name: value for name, value in ours.items() if theirs.get(name) != value}
+    assert {name: value for name, value in differing.items() if name not in {*OTHER_PLACES, "tensorboard-dir"}} == {
+        "num-layers": "34",
+        "hidden-size": "4096",
+        "ffn-hidden-size": "12800",
+        "num-attention-heads": "32",
+        "num-query-groups": "8",
+        "rotary-base": "16000000.0",
+        "untie-embeddings-and-output-weights": "",
+        "tensor-model-parallel-size": "4",
+        "sequence-parallel": "",
+        "make-vocab-size-divisible-by": "4",
+        "recompute-num-layers": "34",
+    }
+    assert not theirs.keys() - ours.keys()
+    assert ours["padded-vocab-size"] == "153376"
+
+
+def test_the_documentation_names_every_difference() -> None:
+    text = (ROOT / "docs/sft.md").read_text("utf-8")
+    for name in {*LEFT_OUT, *ADDED, *OTHER_PLACES}:
+        assert f"`--{name}`" in text
+
+
+def test_a_resumed_run_takes_everything_from_its_own_checkpoint() -> None:
+    beginning, resumed = flags_of(published()), flags_of(published(), resumed=True)
+    assert beginning.keys() - resumed.keys() == {"finetune", "no-load-optim", "no-load-rng"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted", "unwanted"),
+    [
+        (["parallel.tensor=2"], {"sequence-parallel": "", "padded-vocab-size": "1536"}, ["context-parallel-algo"]),
+        (["parallel.pipeline=2", "parallel.num_layer_list=[1,1]"], {"num-layer-list": "1,1"}, ["sequence-parallel"]),
+        (["parallel.num_layer_list=[2]"], {}, ["num-layer-list"]),
+        (["model.tie_word_embeddings=false"], {"untie-embeddings-and-output-weights": ""}, []),
+        (["train.precision=bf16"], {"bf16": ""}, ["recompute-granularity"]),
+        (["model.add_dense_bias=false"], {}, ["add-dense-bias", "bf16"]),
+        (
+            ["model.vocab_size=1510", "parallel.tensor=2"],
+            {"padded-vocab-size": "1536", "make-vocab-size-divisible-by": "16"},
+            [],
+        ),
+        (["train.lr=3.3e-5", "train.min_lr=1e-7"], {"lr": "3.3e-05", "min-lr": "1e-07"}, []),
+    ],
+)
+def test_settings(make_recipe: MakeRecipe, settings: list[str], wanted: dict[str, str], unwanted: list[str]) -> None:
+    devices = ["parallel.devices_per_node=2", "train.engine=mindspeed", "train.precision=fp32"]
+    flags = flags_of(make_recipe(*devices, *settings))
+    assert {name: flags.get(name) for name in wanted} == wanted
+    assert not flags.keys() & set(unwanted)
+
+
+def test_further_flags_stand_behind_ours(make_recipe: MakeRecipe) -> None:
+    more = ["--log-throughput", "--num-workers", "4"]
+    recipe = make_recipe("train.engine=mindspeed", "train.upstream_flags=[--log-throughput, --num-workers, '4']")
+    assert training_flags(recipe, places(recipe), resumed=False)[-3:] == more
+
+
+@pytest.mark.parametrize(
+    ("flag", "complaint"),
+    [
+        ("--lr, '1'", "train.upstream_flags --lr: is set by the recipe -> set train.lr instead"),
+        ("--lr=1", "train.upstream_flags --lr: is set by the recipe -> set train.lr instead"),
+        ("--swiglu", "train.upstream_flags --swiglu: is set by the recipe -> set its key instead"),
+        (
+            "--context-parallel-algo, megatron_cp_algo",
+            "train.upstream_flags --context-parallel-algo: is set by the recipe -> set parallel.context "
+            "(ulysses_cp_algo, the one that respects where a sample ends) instead",
+        ),
+        (
+            "--cp-attention-mask-type, causal",
+            "train.upstream_flags --cp-attention-mask-type: ring attention with a causal mask ignores where a sample "
+            "ends -> leave it out",
+        ),
+        (
+            "--use-checkpoint-args",
+            "train.upstream_flags --use-checkpoint-args: makes MindSpeed-LLM 1.0.0 crash -> leave it out",
+        ),
+    ],
+)
+def test_flags_that_are_refused(make_recipe: MakeRecipe, flag: str, complaint: str) -> None:
+    recipe = make_recipe("train.engine=mindspeed", f"train.upstream_flags=[{flag}]")
+    with pytest.raises(UserError) as refused:
+        training_flags(recipe, places(recipe), resumed=False)
+    assert str(refused.value) == complaint
+
+
+def test_values_are_written_in_full() -> None:
+    values = {"a": 1e-8, "b": 0.1, "c": 3, "d": True, "e": False, "f": None, "g": Path("/x y")}
+    assert as_arguments(values) == ["--a", "1e-08", "--b", "0.1", "--c", "3", "--d", "--g", "/x y"]
+
+
+def test_dry_run_prints_what_a_shell_can_run() -> None:
+    recipe = ["--recipe", str(ROOT / "recipes/openpangu-1b.yaml")]
+    shown = CliRunner().invoke(app, ["sft", "--dry-run", *recipe, "--set", "paths.cache=/ca che"])
+    assert shown.exit_code == 0
+    *environment, folder, command = shown.stdout.splitlines()
+    assert "export CUDA_DEVICE_MAX_CONNECTIONS=1" in environment
+    assert folder == "mkdir -p '/ca che/sft_outputs/work' && cd '/ca che/sft_outputs/work'"
+    assert f"{ROOT}/.sources/mindspeed-llm/posttrain_gpt.py" in command
+    words = shlex.split(command)
+    assert words[1:3] == ["-m", "torch.distributed.run"]
+    assert "--nproc_per_node=8" in words
+    assert words[words.index("--save") + 1] == "/ca che/sft_outputs"
+
+
+def test_dry_run_is_for_the_mindspeed_engine(make_recipe: MakeRecipe) -> None:
+    refused = CliRunner().invoke(app, ["sft", "--dry-run", "--recipe", str(ROOT / "recipes/demo.yaml")])
+    assert isinstance(refused.exception, UserError)
+    assert "trains in this process" in str(refused.exception)

@@ -1,0 +1,100 @@
+"""What upstream prints, read."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from openpangu_sft.training.mindspeed.log import (
+    Iteration,
+    Losses,
+    error_of,
+    iteration_of,
+    saved_iteration,
+    starts_without_checkpoint,
+)
+
+LINE = (
+    " [2026-11-25 18:31:01] iteration       12/      60 | consumed samples:           48 | elapsed time per iteration "
+    "(ms): 715.5 | learning rate: 1.000000E-04 | global batch size:     4 | lm loss: 5.590752E+00 | loss scale: 1.0 | "
+    "grad norm: 1.683 | number of skipped iterations:   0 | number of nan iterations:   0 |\n"
+)
+
+
+def test_an_iteration() -> None:
+    assert iteration_of(LINE) == Iteration(12, 5.590752, 1e-4, 1.683, 0.7155)
+
+
+def test_an_iteration_without_a_loss() -> None:
+    cut = LINE.replace("lm loss: 5.590752E+00 | ", "")
+    found = iteration_of(cut)
+    assert found is not None
+    assert math.isnan(found.loss)
+
+
+@given(st.text())
+def test_any_other_line_is_none(text: str) -> None:
+    if "iteration" not in text:
+        assert iteration_of(text) is None
+
+
+def test_saved() -> None:
+    assert saved_iteration("  successfully saved checkpoint at iteration      12 to /cache/run\n") == 12
+    assert saved_iteration("saving checkpoint at iteration      12 to /cache/run in torch format\n") is None
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "WARNING: could not find the metadata file /x/latest_checkpointed_iteration.txt ",
+        "    will not load any checkpoints and will start from random",
+        "could not load the checkpoint /x/iter_0000001/mp_rank_00_001/model_optim_rng.pt",
+    ],
+)
+def test_a_start_from_random_weights(line: str) -> None:
+    assert starts_without_checkpoint(line)
+
+
+def test_a_start_from_a_checkpoint() -> None:
+    assert not starts_without_checkpoint("  successfully loaded checkpoint from /x at iteration 0")
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        ("RuntimeError: HCCL timeout\n", "RuntimeError: HCCL timeout"),
+        ("[rank1]: torch.distributed.DistBackendError: gone", "torch.distributed.DistBackendError: gone"),
+        (
+            "openpangu-sft: x.bin: has no segment numbers -> run make preprocess\n",
+            "x.bin: has no segment numbers -> run make preprocess",
+        ),
+        ("torch.distributed.elastic.multiprocessing.errors.ChildFailedError: ", None),
+        ("    raise ValueError('x')", None),
+        ("iteration 3", None),
+    ],
+)
+def test_errors(line: str, error: str) -> None:
+    assert error_of(line) == error
+
+
+def losses(*values: float) -> list[str]:
+    watch = Losses()
+    said = (watch.warning(Iteration(number, loss, 1e-5, 1.0, 1.0)) for number, loss in enumerate(values, 1))
+    return [text for text in said if text]
+
+
+def test_a_spike_is_named_once_and_a_steady_loss_never() -> None:
+    steady = [2.0 + 0.1 * (number % 3) for number in range(40)]
+    assert losses(*steady) == []
+    assert losses(*steady, 6.5, *steady) == ["iteration 41: loss 6.500 after 2.100 (median of 20)"]
+
+
+def test_no_number_is_named() -> None:
+    assert losses(2.0, math.nan) == ["iteration 2: loss nan, gradient norm 1.0"]
+
+
+def test_a_small_loss_may_double() -> None:
+    assert losses(*[0.1] * 30, 0.9) == []

@@ -1,0 +1,206 @@
+"""The patched MindSpeed-LLM 1.0.0 trains on what it is meant to: its losses are Hugging Face's and our own engine's.
+
+Real torchrun processes on the stand-in for NPUs, in fp32; runs where the sources are at hand (upstream.py).
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from checkpoint_files import hf_sizes, read_hf, set_config, write_hf
+from conftest import ROOT, TINY, conversation, write_samples
+from openpangu_sft.checkpoint.convert import run_convert
+from openpangu_sft.checkpoint.sharding import hf_shapes
+from openpangu_sft.dataset.index_file import FIELDS, PREFIX, PackedWriter, read_rows
+from openpangu_sft.dataset.merge import run_merge
+from openpangu_sft.dataset.preprocess import run_preprocess
+from openpangu_sft.model.batches import micro_batches, segment_bounds, training_order
+from openpangu_sft.recipe.load import load_recipe
+from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.tokenizer.tokenizer import IGNORED
+from openpangu_sft.training.run.metrics import read_metrics
+from openpangu_sft.training.stage import run_sft
+from posttrain import gradient_norms, losses, posttrain
+from upstream import without_patch
+
+ITERATIONS = 5
+
+SETTINGS = [
+    "model.num_layers=3",
+    "data.seq_length=96",
+    "train.global_batch_size=8",
+    f"train.iterations={ITERATIONS}",
+    "train.lr_warmup_iterations=1",
+]
+
+Rows = dict[str, np.ndarray]
+MakeRun = Callable[..., Recipe]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, tiny_hf: Path) -> list[str]:
+    """Overrides that name one model with random weights and one dataset of conversations."""
+    cache = tmp_path_factory.mktemp("training")
+    overrides = [*TINY, *SETTINGS, f"paths.cache={cache}", f"paths.hf={cache / 'hf'}"]
+    recipe = load_recipe(ROOT / "recipes/demo.yaml", overrides)
+    generator = torch.Generator().manual_seed(1)  # norms and biases too, so that none can be lost unnoticed
+    tensors = {
+        name: torch.randn(shape, generator=generator) * 0.3 + (0.5 if "norm" in name else 0)
+        for name, shape in hf_shapes(recipe.model).items()
+    }
+    write_hf(recipe.path("hf"), tiny_hf, tensors)
+    set_config(recipe.path("hf"), num_hidden_layers=recipe.model.num_layers)
+    drawn, talks = random.Random(1), []
+    for number in range(150):
+        contents = [f"{drawn.choice('问答说')} {number * drawn.randint(1, 9)}" for _ in range(2 * drawn.randint(1, 3))]
+        talks.append(conversation(*contents, system=drawn.choice(["", "简短"])))
+    write_samples(recipe.path("samples") / "talks.jsonl", talks)
+    run_preprocess(recipe)
+    run_merge(recipe)
+    return overrides
+
+
+@pytest.fixture
+def make_run(shared: list[str], tmp_path: Path) -> MakeRun:
+    """Gives recipes for a run of the shared model on the shared dataset, cut as overrides say."""
+
+    def make(*overrides: str) -> Recipe:
+        own = [f"paths.mcore={tmp_path / 'mcore'}", f"paths.run={tmp_path / 'run'}"]
+        recipe = load_recipe(ROOT / "recipes/demo.yaml", [*shared, *own, *overrides])
+        run_convert(recipe)
+        return recipe
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def engine(shared: list[str], tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], tuple[list[float], ...]]:
+    """Losses and gradient norms of our engine's run, by micro batch size."""
+    done: dict[int, tuple[list[float], ...]] = {}
+
+    def run(micro_batch: int) -> tuple[list[float], ...]:
+        if micro_batch not in done:
+            place = tmp_path_factory.mktemp("engine")
+            own = [f"paths.mcore={place / 'mcore'}", f"paths.run={place / 'run'}"]
+            overrides = [*shared, *own, f"train.micro_batch_size={micro_batch}"]
+            recipe = load_recipe(ROOT / "recipes/demo.yaml", overrides)
+            run_convert(recipe)
+            run_sft(recipe, [])
+            entries = read_metrics(recipe.path("run"))
+            done[micro_batch] = tuple([entry[name] for entry in entries] for name in ("loss", "grad_norm"))
+        return done[micro_batch]
+
+    return run
+
+
+def rows_of(recipe: Recipe) -> Rows:
+    return {field: read_rows(recipe.path("dataset"), PREFIX, field, recipe.data.seq_length) for field in FIELDS}
+
+
+def first_loss(recipe: Recipe, segments: np.ndarray) -> float:
+    """The loss of iteration 1 by Hugging Face's Llama, which sees one segment at a time.
+
+    Args:
+        segments: int [packs, seq_length]; attention spans what has one number.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    rows, train = rows_of(recipe), recipe.train
+    llama = LlamaForCausalLM(LlamaConfig(**hf_sizes(recipe.model), attention_bias=True))
+    keys = llama.load_state_dict(read_hf(recipe.path("hf"), recipe.model), strict=False)
+    assert (keys.missing_keys, keys.unexpected_keys) == (["lm_head.weight"], [])  # it is the embedding
+    order = training_order(len(segments), train.global_batch_size, train.seed)
+    means = []
+    for packs in micro_batches(order, 1, train.global_batch_size, train.micro_batch_size, rank=0, replicas=1):
+        logits = torch.empty(len(packs), recipe.data.seq_length, recipe.model.vocab_size)
+        for place, pack in enumerate(packs):
+            for begin, end in segment_bounds(segments[pack]):
+                ids = torch.from_numpy(rows["input_ids"][pack, begin:end].astype(np.int64))
+                with torch.no_grad():
+                    logits[place, begin:end] = llama(ids[None]).logits[0]
+        targets = torch.from_numpy(rows["labels"][packs, 1:].astype(np.int64)).flatten()
+        means.append(torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets, ignore_index=IGNORED))
+    return float(sum(means)) / len(means)
+
+
+def copy_dataset(recipe: Recipe, directory: Path) -> Path:
+    """What --data-path is, with a dataset beside which upstream may write its index."""
+    shutil.copytree(recipe.path("dataset"), directory / "copy")
+    return directory / "copy" / PREFIX
+
+
+RECOMPUTE = "--recompute-granularity full --recompute-method block --recompute-num-layers 3"
+"""As published: what is computed again must be cut where its own batch is, not the one that came since."""
+
+
+def several(processes: int, *overrides: str) -> list[str]:
+    return ["train.engine=mindspeed", f"parallel.devices_per_node={processes}", *overrides]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "flags"),
+    [
+        pytest.param([], "", id="one"),
+        pytest.param(several(2), "", id="data-parallel"),
+        pytest.param(several(2, "parallel.context=2"), "", id="context-parallel"),
+        pytest.param(several(2, "parallel.tensor=2"), "", id="tensor-parallel"),
+        pytest.param(several(2, "parallel.pipeline=2", "parallel.num_layer_list=[2,1]"), RECOMPUTE, id="pipeline"),
+        pytest.param(several(3, "parallel.pipeline=3"), "", id="middle-stage"),
+        pytest.param(["train.micro_batch_size=2"], "", id="micro-batch"),
+    ],
+)
+def test_its_losses_are_those_of_the_references(
+    upstream: Path,
+    make_run: MakeRun,
+    engine: Callable[[int], tuple[list[float], ...]],
+    tmp_path: Path,
+    overrides: list[str],
+    flags: str,
+) -> None:
+    recipe = make_run(*overrides)
+    output = posttrain(upstream, recipe, copy_dataset(recipe, tmp_path), *flags.split())
+    found = losses(output)
+    expected, norms = engine(recipe.train.micro_batch_size)
+    assert len(found) == ITERATIONS
+    assert found[0] == pytest.approx(first_loss(recipe, rows_of(recipe)["attention_mask"]), abs=1e-5)
+    assert found == pytest.approx(expected, abs=1e-4)
+    assert gradient_norms(output) == pytest.approx(norms, abs=1e-3)  # Adam and clipping hide a wrong scale from losses
+
+
+def test_without_the_patch_attention_is_cut_at_every_message(upstream: Path, make_run: MakeRun, tmp_path: Path) -> None:
+    recipe = make_run()
+    published = without_patch(upstream, tmp_path / "published", "mindspeed-llm/0002-segments.patch")
+    found = losses(posttrain(published, recipe, copy_dataset(recipe, tmp_path), "--exit-interval", "1"))
+    rows = rows_of(recipe)
+    ends = rows["input_ids"] == recipe_end(recipe)
+    messages = np.cumsum(ends, axis=1) - ends
+    assert found[0] == pytest.approx(first_loss(recipe, messages), abs=1e-5)
+    assert abs(found[0] - first_loss(recipe, rows["attention_mask"])) > 1e-2
+
+
+def recipe_end(recipe: Recipe) -> int:
+    """The tokenizer's eos, which is what ends a message."""
+    from openpangu_sft.tokenizer.tokenizer import Tokenizer
+
+    return Tokenizer(recipe.path("hf"), trust_remote_code=False).end_id
+
+
+def test_a_dataset_without_segment_numbers_is_refused(upstream: Path, make_run: MakeRun, tmp_path: Path) -> None:
+    recipe = make_run(*several(2))
+    rows = rows_of(recipe)
+    (tmp_path / "old").mkdir()
+    ids = np.where(rows["attention_mask"] == 0, 1, rows["input_ids"])  # as the published handler writes them
+    PackedWriter(tmp_path / "old", PREFIX, len(ids), recipe.data.seq_length).write(0, **{**rows, "attention_mask": ids})
+    output = posttrain(upstream, recipe, tmp_path / "old" / PREFIX, refused=True)
+    (line,) = (line for line in output.splitlines() if line.startswith("openpangu-sft: "))
+    assert "old/data_packed_attention_mask_document.bin: has no segment numbers" in line
+    assert " -> make it anew: " in line
+    assert "Traceback" not in output.split(line)[0]
+    assert not losses(output)

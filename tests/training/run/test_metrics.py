@@ -1,0 +1,86 @@
+"""metrics.jsonl and the loss curve."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from openpangu_sft.training.run.metrics import append, draw_curve, keep_until, read_metrics
+from openpangu_sft.util.errors import UserError
+
+
+def row(iteration: int) -> dict[str, float]:
+    return {"iteration": iteration, "loss": 3.0 / iteration, "lr": 1e-5, "grad_norm": 1.0, "tokens": 8, "seconds": 0.1}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    for iteration in range(1, 6):
+        append(tmp_path, row(iteration))
+    return tmp_path
+
+
+def test_what_is_appended_is_read(run: Path) -> None:
+    assert read_metrics(run) == [row(iteration) for iteration in range(1, 6)]
+    assert read_metrics(run / "nowhere") == []
+
+
+def test_a_line_cut_off_by_a_crash_is_left_out(run: Path) -> None:
+    path = run / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:-20])
+    assert [entry["iteration"] for entry in read_metrics(run)] == [1, 2, 3, 4]
+
+
+def test_continuing_drops_what_came_after_the_checkpoint(run: Path) -> None:
+    with (run / "metrics.jsonl").open("a") as stream:
+        stream.write('{"iteration": 6, "lo')
+    keep_until(run, 3)
+    append(run, row(4))
+    assert [entry["iteration"] for entry in read_metrics(run)] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b"garbage", "not JSON"),
+        (b"\xff\xfe", "not JSON"),
+        (b"[1, 2]", "valid dictionary"),
+        (b"{}", "iteration: Field required"),
+        (json.dumps({**row(3), "loss": "abc"}).encode(), "loss: Input should be a valid number"),
+        (json.dumps({**row(3), "iteration": 10**30}).encode(), "iteration: "),
+    ],
+)
+def test_a_line_that_is_no_iteration_is_named_and_nothing_is_lost(run: Path, line: bytes, said: str) -> None:
+    path = run / "metrics.jsonl"
+    lines = path.read_bytes().split(b"\n")
+    damaged = b"\n".join([*lines[:2], line, *lines[3:]])
+    path.write_bytes(damaged)
+    for action in (lambda: read_metrics(run), lambda: keep_until(run, 5), lambda: draw_curve(run)):
+        with pytest.raises(UserError, match=re.escape(said)) as caught:
+            action()
+        assert str(caught.value).startswith(f"{path}:3: ")
+    assert path.read_bytes() == damaged
+
+
+def test_a_line_that_is_cut_off_goes_before_another_is_added(run: Path) -> None:
+    path = run / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:-20])
+    append(run, row(6))
+    assert [entry["iteration"] for entry in read_metrics(run)] == [1, 2, 3, 4, 6]
+    path.write_bytes(b'{"iter')
+    append(run, row(1))
+    assert read_metrics(run) == [row(1)]
+
+
+def test_the_curve_is_a_picture_with_both_lines(run: Path) -> None:
+    picture = matplotlib.image.imread(draw_curve(run))
+    height, width = picture.shape[:2]
+    assert (width, height) == (960, 540)
+    for colour in ((31, 119, 180), (255, 127, 14)):  # tab:blue, the loss; tab:orange, the learning rate
+        distance = np.abs(picture[:, :, :3] * 255 - colour).max(axis=2)
+        assert (distance < 8).sum() > 100

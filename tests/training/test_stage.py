@@ -1,0 +1,364 @@
+"""Training for real: whole runs, stopped ones, continued ones, several processes, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from checkpoint_files import read_hf, read_mcore
+from conftest import PATIENCE, ROOT, TINY, conversation, write_samples
+from openpangu_sft.artifacts.artifact import read_manifest
+from openpangu_sft.checkpoint.convert import run_convert
+from openpangu_sft.dataset.merge import run_merge
+from openpangu_sft.dataset.preprocess import run_preprocess
+from openpangu_sft.recipe.load import load_recipe
+from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.training.portable import state as checkpoints
+from openpangu_sft.training.run.metrics import read_metrics
+from openpangu_sft.training.run.retention import iterations
+from openpangu_sft.training.stage import run_sft
+from openpangu_sft.util.errors import UserError
+
+Options = Callable[..., list[str]]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory, tiny_hf: Path) -> list[str]:
+    """Overrides that name a dataset and an mcore checkpoint, made once."""
+    cache = tmp_path_factory.mktemp("inputs")
+    overrides = [*TINY, f"paths.cache={cache}", f"paths.hf={tiny_hf}"]
+    samples = [
+        conversation(f"第 {n} 个问题是什么？", f"这是第 {n} 个回答。", system="" if n % 3 else "简短回答")
+        for n in range(30)
+    ]
+    samples += [conversation(f"What is {n} plus one?", f"It is {n + 1}.", "Sure?", "Yes.") for n in range(20)]
+    write_samples(cache / "dataset/all.jsonl", samples)
+    recipe = load_recipe(ROOT / "recipes/demo.yaml", overrides)
+    run_preprocess(recipe)
+    run_merge(recipe)
+    run_convert(recipe)
+    return overrides
+
+
+@pytest.fixture
+def options(inputs: list[str], tmp_path: Path) -> Options:
+    """Overrides for a run in the test's own directory."""
+
+    def make(*overrides: str) -> list[str]:
+        return [*inputs, f"paths.run={tmp_path / 'run'}", *overrides]
+
+    return make
+
+
+def recipe_of(overrides: list[str]) -> Recipe:
+    return load_recipe(ROOT / "recipes/demo.yaml", overrides)
+
+
+def train(overrides: list[str]) -> Path:
+    recipe = recipe_of(overrides)
+    run_sft(recipe, [])
+    return recipe.path("run")
+
+
+def command(overrides: list[str], *stage: str) -> list[str]:
+    sets = [part for override in overrides for part in ("--set", override)]
+    return [
+        sys.executable,
+        "-m",
+        "openpangu_sft",
+        *(stage or ("sft",)),
+        "--recipe",
+        str(ROOT / "recipes/demo.yaml"),
+        *sets,
+    ]
+
+
+def start(overrides: list[str], **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(overrides),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        start_new_session=True,
+    )
+
+
+def losses(run: Path) -> list[float]:
+    return [row["loss"] for row in read_metrics(run)]
+
+
+def wait_for_iteration(run: Path, iteration: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while len(read_metrics(run)) < iteration:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_run_leaves_checkpoints_metrics_and_a_curve(options: Options) -> None:
+    run = train(options())
+    rows = read_metrics(run)
+    assert [row["iteration"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert rows[0]["lr"] == 0.0
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert rows[0]["tokens"] == 2 * 128
+    assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert (run / "latest_checkpointed_iteration.txt").read_text() == "6"
+    assert sorted(path.name for path in run.glob("iter_*")) == ["iter_0000003", "iter_0000006"]
+    manifest = read_manifest(run / "iter_0000006", "checkpoint", "")
+    assert manifest.counts == {"iteration": 6, "loss": rows[-1]["loss"], "versions": checkpoints.VERSIONS}
+    assert checkpoints.VERSIONS["torch"] == torch.__version__
+    content = torch.load(run / "iter_0000006/mp_rank_00/model_optim_rng.pt")
+    assert content["iteration"] == 6
+    assert content["args"].consumed_train_samples == 12
+
+
+def test_the_first_loss_is_that_of_the_converted_weights(options: Options, tiny_hf: Path) -> None:
+    from openpangu_sft.model.batches import PackedDataset, micro_batches, training_order
+    from openpangu_sft.model.llama import SEGMENTS, PackLoss, build_model
+
+    recipe = recipe_of(options("train.micro_batch_size=2"))
+    dataset = PackedDataset(recipe.path("dataset"), 128)
+    packs = micro_batches(training_order(len(dataset), 12, recipe.train.seed), 1, 2, 2, 0, 1)[0]
+    loss = PackLoss(build_model(tiny_hf, read_hf(tiny_hf, recipe.model), SEGMENTS, torch.device("cpu")))
+    with torch.no_grad():
+        expected = loss(dataset.batch(packs, torch.device("cpu"))).item()
+    assert losses(train(options("train.micro_batch_size=2")))[0] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("extra", [[], ["train.precision=bf16"]])
+def test_continued_after_a_checkpoint_it_gives_the_same_losses(
+    options: Options, tmp_path: Path, extra: list[str]
+) -> None:
+    undisturbed = train(options(*extra))
+    second = tmp_path / "second"
+    shutil.copytree(undisturbed, second)
+    shutil.rmtree(second / "iter_0000006")
+    (second / "latest_checkpointed_iteration.txt").write_text("3")  # as if killed between two checkpoints
+    run = train([*options(*extra), f"paths.run={second}"])
+    assert losses(run) == losses(undisturbed)
+    model = recipe_of(options(*extra)).model
+    expected = read_mcore(undisturbed, model, 6)
+    for name, tensor in read_mcore(run, model, 6).items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_a_newest_checkpoint_that_is_cut_off_is_passed_over(
+    options: Options, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train(options())
+    undisturbed = losses(run)
+    file = run / "iter_0000006/mp_rank_00/model_optim_rng.pt"
+    file.write_bytes(file.read_bytes()[:1000])
+    train(options())
+    assert "iteration 6 is not whole" in capsys.readouterr().err
+    assert losses(run) == undisturbed
+    assert read_manifest(run / "iter_0000006", "checkpoint", "")
+
+
+def test_a_lost_tracker_file_does_not_begin_the_run_anew(options: Options, capsys: pytest.CaptureFixture[str]) -> None:
+    run = train(options())
+    (run / "latest_checkpointed_iteration.txt").unlink()
+    train(options("train.iterations=8"))
+    assert "going on from 6" in capsys.readouterr().err
+    assert [row["iteration"] for row in read_metrics(run)] == list(range(1, 9))
+
+
+def test_a_run_that_has_its_iterations_stays_as_it_is(
+    options: Options, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train(options())
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    for wanted in (6, 3):
+        train(options(f"train.iterations={wanted}"))
+        assert "has 6 iterations already" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
+
+
+def test_only_the_newest_checkpoints_are_kept(options: Options, tmp_path: Path) -> None:
+    train(options("train.iterations=6", "train.save_interval=2", "train.keep_checkpoints=2"))
+    assert iterations(tmp_path / "run") == [4, 6]
+
+
+def test_killed_at_any_moment_and_run_again_it_gives_the_same_losses(options: Options, tmp_path: Path) -> None:
+    many = ["train.iterations=40", "train.save_interval=5"]
+    undisturbed = losses(train([*options(*many), f"paths.run={tmp_path / 'undisturbed'}"]))
+    run = tmp_path / "run"
+    for iteration in (7, 18, 29):
+        process = start(options(*many))
+        wait_for_iteration(run, iteration, process)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert losses(train(options(*many))) == undisturbed
+    assert not list(run.glob(".*.staging"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_so_in_one_line(options: Options, tmp_path: Path, number: signal.Signals) -> None:
+    long = ["train.iterations=3000", "train.save_interval=3000"]
+    process = start(options(*long))
+    wait_for_iteration(tmp_path / "run", 5, process)
+    os.killpg(process.pid, number)
+    output = process.communicate(timeout=PATIENCE)[0]
+    assert process.returncode == 128 + number
+    last = [line for line in output.splitlines() if line.startswith("openpangu-sft:")]
+    assert len(last) == 1
+    assert number.name in last[0]
+    assert "Traceback" not in output
+    stopped = int((tmp_path / "run/latest_checkpointed_iteration.txt").read_text())
+    assert stopped >= 5
+    shorter = [f"train.iterations={stopped + 1}", "train.save_interval=3000"]
+    assert len(losses(train(options(*shorter)))) == stopped + 1
+
+
+def test_two_processes_give_the_losses_of_one(options: Options, tmp_path: Path) -> None:
+    same = ["train.global_batch_size=4"]
+    alone = losses(train([*options(*same), f"paths.run={tmp_path / 'alone'}"]))
+    # as Kubernetes' operators set it: the number of the node
+    process = start(options(*same, "parallel.devices_per_node=2"), RANK="0", WORLD_SIZE="1")
+    output = process.communicate(timeout=PATIENCE)[0]
+    assert process.returncode == 0, output
+    assert losses(tmp_path / "run") == pytest.approx(alone, rel=1e-5)
+
+
+def test_two_processes_continue_where_they_were_interrupted(options: Options, tmp_path: Path) -> None:
+    two = ["train.global_batch_size=4", "parallel.devices_per_node=2", "train.iterations=40", "train.save_interval=40"]
+    process = start(options(*two))
+    wait_for_iteration(tmp_path / "run", 3, process)
+    os.killpg(process.pid, signal.SIGINT)
+    output = process.communicate(timeout=PATIENCE)[0]
+    assert process.returncode == 130, output
+    assert [line for line in output.splitlines() if "SIGINT" in line] == output.splitlines()[-1:]
+    stopped = int((tmp_path / "run/latest_checkpointed_iteration.txt").read_text())
+    assert 3 <= stopped < 40
+    process = start(options(*two))
+    output = process.communicate(timeout=PATIENCE)[0]
+    assert process.returncode == 0, output
+    assert f"continuing after iteration {stopped}" in output
+    alone = ["train.global_batch_size=4", "train.iterations=40", f"paths.run={tmp_path / 'alone'}"]
+    assert losses(tmp_path / "run") == pytest.approx(losses(train(options(*alone))), rel=1e-4)
+
+
+def test_a_worker_that_is_killed_ends_the_run_in_words(options: Options, tmp_path: Path) -> None:
+    process = start(options("parallel.devices_per_node=2", "train.iterations=3000", "train.save_interval=3000"))
+    wait_for_iteration(tmp_path / "run", 2, process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(children) == 2
+    os.kill(int(children[1]), signal.SIGKILL)
+    output = process.communicate(timeout=PATIENCE)[0]
+    assert process.returncode in (1, 128 + signal.SIGKILL), output  # whichever of the two ended first
+    assert output.count("another process of this run is gone") == 1
+    assert "Traceback" not in output
+
+
+def test_recomputing_activations_changes_no_loss(options: Options, tmp_path: Path) -> None:
+    plain = losses(train(options()))
+    recompute = ["train.recompute.granularity=full", "train.recompute.num_layers=1", f"paths.run={tmp_path / 'again'}"]
+    assert losses(train(options(*recompute))) == plain
+
+
+def test_a_finished_run_is_left_as_it_is(options: Options) -> None:
+    run = train(options())
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*.pt")}
+    train(options())
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*.pt")} == before
+    assert len(losses(train(options("train.iterations=8")))) == 8  # more iterations go on from there
+
+
+def test_bf16_checkpoints_are_bf16_and_keep_the_fp32_weights_beside(options: Options) -> None:
+    run = train(options("train.precision=bf16"))
+    model = recipe_of(options()).model
+    tensors = read_mcore(run, model, 6)
+    weights = torch.load(run / "iter_0000006/mp_rank_00/transformers_engine.pt")["weights"]
+    for name, tensor in tensors.items():
+        assert tensor.dtype == torch.bfloat16
+        assert weights[name].dtype == torch.float32
+        assert torch.equal(weights[name].bfloat16(), tensor)
+
+
+REFUSED = {
+    "another seq_length": (["data.seq_length=64"], "data.seq_length = 128, the recipe says 64"),
+    "another order": (["data.seed=5"], "data.seed = 1234, the recipe says 5"),
+    "another size": (["model.num_layers=4"], "model.num_layers is 4 in the recipe, 2 in this checkpoint"),
+    "no dataset": (["paths.dataset=nowhere"], "run make preprocess and make merge"),
+    "no checkpoint": (["paths.mcore=nowhere"], "run make convert"),
+    "no tokenizer": (["paths.hf=nowhere"], "no Hugging Face checkpoint"),
+    "dataset is something else": (
+        ["paths.dataset=ckpts/pangu_model_mcore", "paths.mcore=elsewhere"],
+        "holds mcore, expected dataset",
+    ),
+    "no device": (["train.device=cuda"], "CUDA devices"),
+    "nodes without an address": (["parallel.nodes=2"], "MASTER_ADDR is not set"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_before_any_work(options: Options, tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if case == "no device" and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    overrides, message = REFUSED[case]
+    with pytest.raises(UserError) as error:
+        train(options(*overrides))
+    assert message in str(error.value)
+    assert not list((tmp_path / "run").glob("*.pt"))
+
+
+def test_a_run_is_not_continued_with_other_settings(options: Options) -> None:
+    train(options())
+    with pytest.raises(UserError, match=r"train\.lr = 0\.003, the recipe says 0\.001"):
+        train(options("train.lr=0.001"))
+
+
+def test_a_directory_with_other_files_is_not_taken_for_a_run(options: Options, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="not empty and holds no run"):
+        train(options())
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.txt"]
+
+
+def test_two_runs_at_once_on_one_directory_are_refused(options: Options, tmp_path: Path) -> None:
+    process = start(options("train.iterations=3000", "train.save_interval=3000"))
+    try:
+        wait_for_iteration(tmp_path / "run", 1, process)
+        second = start(options("train.iterations=3000", "train.save_interval=3000"))
+        output = second.communicate(timeout=PATIENCE)[0]
+        assert second.returncode == 1
+        assert "another run is writing here" in output
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(options: Options) -> None:
+    with pytest.raises(UserError, match="at iteration"):
+        train(options("train.lr=1e38", "train.min_lr=1e37", "train.clip_grad=1e30"))
+
+
+def test_checkpoints_none_of_which_is_whole_are_not_written_over(options: Options) -> None:
+    run = train(options())
+    for file in run.glob("iter_*/mp_rank_00/model_optim_rng.pt"):
+        file.write_bytes(file.read_bytes()[:1000])
+    before = (run / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match="no checkpoint here is whole"):
+        train(options("train.iterations=7"))
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_metrics_are_one_json_object_a_line(options: Options) -> None:
+    run = train(options())
+    rows: list[dict[str, Any]] = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert all(set(row) == {"iteration", "loss", "lr", "grad_norm", "tokens", "seconds"} for row in rows)

@@ -1,0 +1,308 @@
+"""Logits of the real megatron-core 0.6.0 for every division into TP and PP ranks, and what it does not load.
+
+The checkpoints are cut by hand (split_checkpoint.py); Megatron's part runs in processes of its own.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Callable, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from conftest import MakeRecipe
+from openpangu_sft.artifacts.artifact import Manifest, write_manifest
+from openpangu_sft.recipe.schema import Model
+from openpangu_sft.training.mindspeed.sources import PATCHES, wanted_manifest
+from openpangu_sft.util.errors import UserError
+from openpangu_sft.verify import megatron
+from openpangu_sft.verify.megatron import file_of, find_core, megatron_logits, patched_core, run_together
+from openpangu_sft.verify.rank import as_tensor
+from split_checkpoint import random_llama, write_split
+
+PROMPTS = np.random.RandomState(1).randint(0, 1536, (2, 30)).tolist()
+PROMPTS[1] = PROMPTS[1][:21]
+RANK = "openpangu_sft.verify.rank"
+PADDED = 1600
+"""Rows of the embedding, of which 1536 are the vocabulary."""
+
+
+@pytest.fixture
+def tiny(make_recipe: MakeRecipe) -> Model:
+    """Sizes of a model with four layers."""
+    return make_recipe("model.num_layers=4").model
+
+
+@torch.no_grad()
+def expected_logits(model: Model, dtype: torch.dtype = torch.float32) -> list[npt.NDArray[np.float32]]:
+    """transformers' logits."""
+    llama = random_llama(model).to(dtype)
+    return [llama(torch.tensor([ids])).logits[0].float().numpy() for ids in PROMPTS]
+
+
+def split(model: Model, directory: Path, tensor: int, *layers: int) -> Path:
+    """Writes the random model's checkpoint for TP `tensor` and a stage for each number of layers."""
+    return write_split(random_llama(model), model, directory, tensor, layers, PADDED)
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Changes a rank's file."""
+    content = torch.load(path)
+    change(content)
+    torch.save(content, path)
+
+
+def logits(directory: Path, model: Model, tensor: int, pipeline: int, core: Path) -> list[npt.NDArray[np.float32]]:
+    """Megatron's logits in fp32."""
+    return megatron_logits(directory, PROMPTS, "fp32", model.vocab_size, tensor, pipeline, core)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "layers", "tied"),
+    [
+        pytest.param(1, [4], True, id="tp1-pp1"),
+        pytest.param(2, [4], True, id="tp2"),
+        pytest.param(2, [4], False, id="tp2-untied"),
+        pytest.param(1, [2, 2], True, id="pp2"),
+        pytest.param(1, [2, 2], False, id="pp2-untied"),
+        pytest.param(1, [3, 1], True, id="uneven-pp2"),
+        pytest.param(2, [1, 2, 1], True, id="tp2-uneven-pp3"),
+    ],
+)
+def test_every_layout_is_the_same_model(
+    tiny: Model, tmp_path: Path, patched: Path, tensor: int, layers: list[int], tied: bool
+) -> None:
+    tiny = tiny.model_copy(update={"tie_word_embeddings": tied})
+    directory = split(tiny, tmp_path / "iter", tensor, *layers)
+    ours = logits(directory, tiny, tensor, len(layers), patched)
+    for ids, found, expected in zip(PROMPTS, ours, expected_logits(tiny)):
+        assert found.dtype == np.float32
+        assert found.shape == expected.shape == (len(ids), tiny.vocab_size)
+        assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_two_ranks_swapped_is_another_model(tiny: Model, tmp_path: Path, patched: Path) -> None:
+    directory = split(tiny, tmp_path / "iter", 2, 4)
+    one, other = (file_of(directory, rank, 2, 1) for rank in (0, 1))
+    one.rename(tmp_path / "kept")
+    other.rename(one)
+    (tmp_path / "kept").rename(other)
+    ours = logits(directory, tiny, 2, 1, patched)
+    expected = expected_logits(tiny)
+    assert np.abs(ours[0] - expected[0]).max() > 0.1 * np.abs(expected[0]).max()
+
+
+def test_the_last_stage_has_its_own_copy_of_a_tied_embedding(tiny: Model, tmp_path: Path, patched: Path) -> None:
+    directory = split(tiny, tmp_path / "iter", 1, 2, 2)
+    edit(file_of(directory, 1, 1, 2), lambda content: content["model"]["output_layer.weight"].mul_(2))
+    ours = logits(directory, tiny, 1, 2, patched)
+    for found, expected in zip(ours, expected_logits(tiny)):
+        assert np.abs(found - 2 * expected).max() <= 2e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(("tensor", "layers"), [(1, [4]), (2, [2, 2])])
+def test_bf16_is_as_exact_as_transformers_own(
+    tiny: Model, tmp_path: Path, patched: Path, tensor: int, layers: list[int]
+) -> None:
+    directory = split(tiny, tmp_path / "iter", tensor, *layers)
+    ours = megatron_logits(directory, PROMPTS, "bf16", tiny.vocab_size, tensor, len(layers), patched)
+    for found, expected, exact in zip(ours, expected_logits(tiny, torch.bfloat16), expected_logits(tiny)):
+        rounding = np.square(expected - exact).mean()
+        assert 0 < np.square(found - exact).mean() <= 1.5 * rounding
+        assert np.square(found - expected).mean() <= 3 * rounding  # they round in different places
+
+
+def test_arrays_keep_their_bits() -> None:
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    values = np.random.RandomState(1).randn(3, 4).astype(np.float32)
+    for array, dtype in ((values, torch.float32), (values.astype(ml_dtypes.bfloat16), torch.bfloat16)):
+        assert as_tensor(array).dtype == dtype
+        assert torch.equal(as_tensor(array), torch.from_numpy(values).to(dtype))
+    assert as_tensor(None) is None
+
+
+def _set(name: str, value: object, content: dict[str, Any]) -> None:
+    setattr(content["args"], name, value)
+
+
+def set_argument(name: str, value: object) -> partial[None]:
+    """A change of the arguments, which all ranks have alike."""
+    return partial(_set, name, value)
+
+
+@pytest.mark.parametrize(
+    ("change", "refusal"),
+    [
+        pytest.param(
+            lambda content: content["model"].pop("decoder.layers.0.mlp.linear_fc2.weight"),
+            'Megatron-core does not load it: Missing key(s) in state_dict: "decoder.layers.0.mlp.linear_fc2.weight"',
+            id="missing",
+        ),
+        pytest.param(
+            lambda content: content["model"].update(
+                {f"decoder.layers.{name}.weight": torch.ones(1) for name in "abcde"}
+            ),
+            'Unexpected key(s) in state_dict: "decoder.layers.a.weight", "decoder.layers.b.weight", '
+            '"decoder.layers.c.weight" and 2 more',
+            id="unexpected",
+        ),
+        pytest.param(
+            lambda content: content["model"].update({"output_layer.weight": torch.ones(2, 2)}),
+            "size mismatch for output_layer.weight: copying a param with shape torch.Size([2, 2])",
+            id="shape",
+        ),
+        pytest.param(
+            set_argument("num_layer_list", None),
+            'key(s) in state_dict: "decoder.layers.',  # too many for one stage, too few for the other
+            id="even",
+        ),
+        pytest.param(
+            set_argument("num_layer_list", "3,2"), "args.num_layer_list is '3,2' for 4 layers in 2 stages", id="layers"
+        ),
+        pytest.param(set_argument("num_layer_list", "3,x"), "args.num_layer_list is '3,x'", id="no-number"),
+        pytest.param(
+            set_argument("tensor_model_parallel_size", 2), "args.tensor_model_parallel_size is 2, expected 1", id="tp"
+        ),
+        pytest.param(
+            set_argument("padded_vocab_size", 1000), "args.padded_vocab_size is 1000, less than 1536", id="vocabulary"
+        ),
+        pytest.param(set_argument("normalization", "LayerNorm"), "args.normalization is 'LayerNorm'", id="norm"),
+        pytest.param(set_argument("normalization", np.ones(2)), "args.normalization is array([1., 1.])", id="array"),
+        pytest.param(
+            lambda content: delattr(content["args"], "rotary_base"), "args.rotary_base is missing", id="absent"
+        ),
+        pytest.param(lambda content: content.pop("model"), "holds no args and model", id="no-model"),
+        pytest.param(lambda content: content.update(args=eval), "asks for __builtin__.eval", id="code"),
+    ],
+)
+def test_refused_as_training_would(
+    tiny: Model,
+    tmp_path: Path,
+    patched: Path,
+    change: Callable[[dict[str, Any]], object],
+    refusal: str,
+) -> None:
+    directory = split(tiny, tmp_path / "iter", 1, 3, 1)
+    for rank in (0, 1) if isinstance(change, partial) else (1,):
+        edit(path := file_of(directory, rank, 1, 2), change)
+    with pytest.raises(UserError, match=re.escape(refusal)) as caught:
+        logits(directory, tiny, 1, 2, patched)
+    assert str(caught.value).startswith(str(directory) if isinstance(change, partial) else f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_vocabulary_that_cannot_be_divided_is_refused(tiny: Model, tmp_path: Path, patched: Path) -> None:
+    directory = split(tiny, tmp_path / "iter", 2, 4)
+    for rank in (0, 1):
+        edit(file_of(directory, rank, 2, 1), set_argument("padded_vocab_size", 1601))
+    with pytest.raises(UserError, match="Megatron-core builds no such model: 1601 is not divisible by 2"):
+        logits(directory, tiny, 2, 1, patched)
+
+
+def test_ranks_of_two_models_do_not_wait_for_each_other(tiny: Model, tmp_path: Path, patched: Path) -> None:
+    directory = split(tiny, tmp_path / "iter", 1, 3, 1)
+    edit(path := file_of(directory, 1, 1, 2), set_argument("padded_vocab_size", 1664))
+    refusal = f"{path}: args.padded_vocab_size is 1664, but 1600 in the first rank's file"
+    with pytest.raises(UserError, match=re.escape(refusal)):
+        logits(directory, tiny, 1, 2, patched)
+
+
+def test_a_missing_rank_is_named(tiny: Model, tmp_path: Path, patched: Path) -> None:
+    directory = split(tiny, tmp_path / "iter", 1, 4)
+    with pytest.raises(UserError, match=r"mp_rank_00_000/model_optim_rng.pt: no such file -> .* for TP 2, PP 2\?"):
+        logits(directory, tiny, 2, 2, patched)
+
+
+WAITS = "import sys; print('begun', flush=True); sys.stdin.read()"
+
+
+@pytest.mark.parametrize(
+    ("program", "error", "words"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", UserError, "process of megatron-core was killed"),
+        ("import sys; print('a'); print('one\x1b[1m line'); sys.exit(3)", UserError, r"^one\\x1b\[1m line$"),
+        ("raise ValueError('ours')", RuntimeError, "ValueError: ours"),
+    ],
+)
+def test_when_one_fails_the_others_are_ended(tmp_path: Path, program: str, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        run_together([[sys.executable, "-c", code] for code in (WAITS, program, WAITS)], tmp_path)
+    assert not [line for line in processes() if WAITS in line]
+
+
+def test_an_interrupt_ends_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(megatron, "time", SimpleNamespace(sleep=interrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run_together([[sys.executable, "-c", WAITS]] * 2, tmp_path)
+    assert not [line for line in processes() if WAITS in line]
+
+
+def processes() -> list[str]:
+    """Command lines of the children of this process."""
+    children = [number for path in Path("/proc/self/task").glob("*/children") for number in path.read_text().split()]
+    return [Path(f"/proc/{number}/cmdline").read_text() for number in children]
+
+
+def test_a_rank_ends_with_whoever_started_it() -> None:
+    code = f"import time; from {RANK} import end_with_parent; end_with_parent(); print(flush=True); time.sleep(1e6)"
+    rank = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with rank:
+        assert rank.stdout
+        rank.stdout.readline()
+        rank.communicate()  # closes its standard input
+
+
+def test_without_megatron_core_or_git_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> NoReturn:
+        raise metadata.PackageNotFoundError(name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(metadata, "distribution", missing)
+        patch.setattr(megatron, "SOURCES", tmp_path / "absent")
+        with pytest.raises(UserError, match=r"megatron-core 0\.6\.0 is not installed") as caught:
+            find_core(tmp_path)
+        assert "run make sources" in str(caught.value)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="git is not installed"):
+        patched_core(tmp_path)
+
+
+def test_the_sources_of_training_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(megatron, "SOURCES", tmp_path)
+    write_manifest(tmp_path, wanted_manifest(PATCHES))
+    assert find_core(tmp_path / "scratch") == tmp_path / "mindspeed-llm"
+    write_manifest(tmp_path, Manifest("sources", inputs={"commit": "another"}))
+    with pytest.raises(UserError, match="other pins"):
+        find_core(tmp_path / "scratch")
+
+
+@pytest.mark.usefixtures("wheel")
+def test_patches_apply_below_a_clone_and_one_that_does_not_is_named(
+    patched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / ".git"))  # as git's hooks have it
+    (tmp_path / "core").mkdir()
+    attention = "megatron/core/transformer/attention.py"
+    assert (patched_core(tmp_path / "core") / attention).read_bytes() == (patched / attention).read_bytes()
+
+    (tmp_path / "patches").mkdir()
+    (tmp_path / "patches/0001.patch").write_text(
+        "--- a/megatron/absent.py\n+++ b/megatron/absent.py\n@@ -1 +1 @@\n-a\n+b\n"
+    )
+    monkeypatch.setattr(megatron, "PATCHES", tmp_path / "patches")
+    (tmp_path / "other").mkdir()
+    with pytest.raises(UserError, match=r"0001.patch: does not apply to megatron-core 0.6.0: .*absent.py"):
+        patched_core(tmp_path / "other")
