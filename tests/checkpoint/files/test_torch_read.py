@@ -100,7 +100,7 @@ def attacks(marker: Path) -> dict[str, tuple[object, str]]:
         "getattr": (Call(getattr, Namespace(), "x"), "__builtin__.getattr"),
         "import": (Call(__import__, "os"), "__builtin__.__import__"),
         "import_module": (Call(importlib.import_module, "os"), "importlib.import_module"),
-        "nested": ({"args": [Namespace(deep=(Call(Call, Call(os.system, shell)),))]}, "checkpoint.files.test_torch_read.Call"),
+        "nested": ({"args": [Namespace(deep=(Call(Call, Call(os.system, shell)),))]}, f"{__name__}.Call"),
         "pickle": (Call(pickle.loads, pickle.dumps(Call(os.system, shell))), "pickle.loads"),
         "torch.load": (Call(torch.load, str(marker)), "torch.serialization.load"),
         "torch.hub": (Call(torch.hub.load, str(marker.parent), "x"), "torch.hub.load"),
