@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from openpangu_sft.checkpoint.files.arrays import BF16, CHUNK, Array, Stored
+from openpangu_sft.checkpoint.files.arrays import BF16, CHUNK, Array, Shape, Stored
 from openpangu_sft.checkpoint.files.safetensors import write_safetensors
 from openpangu_sft.checkpoint.hf import pangu_config
-from openpangu_sft.checkpoint.hf_files import CONFIG, WEIGHTS
-from openpangu_sft.checkpoint.sharding import Shape, hf_shapes
-from openpangu_sft.recipe.schema import Model
+from openpangu_sft.checkpoint.hf_files import WEIGHTS
+from openpangu_sft.checkpoint.sharding import hf_shapes
+from openpangu_sft.recipe.model_config import CONFIG
+from openpangu_sft.recipe.sections import Model
 
 SCALE = 0.02
 """Standard deviation of the weights, as training begins with it."""

@@ -16,7 +16,7 @@ from openpangu_sft.checkpoint.hf_files import INDEX, WEIGHTS
 from openpangu_sft.checkpoint.mcore_reader import open_mcore
 from openpangu_sft.checkpoint.sharding import hf_shapes
 from openpangu_sft.model.tensors import tensors_of
-from openpangu_sft.recipe.schema import Model
+from openpangu_sft.recipe.sections import Model
 
 Tensors = dict[str, torch.Tensor]
 BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}

@@ -27,8 +27,8 @@ from typing import Any
 
 import numpy as np
 
+from openpangu_sft.checkpoint.files.inert import _CONSTANTS, _MAKERS
 from openpangu_sft.checkpoint.files.torch_read import load_checkpoint_file
-from openpangu_sft.checkpoint.inert import _CONSTANTS, _MAKERS
 from openpangu_sft.util.errors import UserError
 
 MEMORY, SECONDS = 1 << 30, 10

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from checkpoint_files import Tensors, set_config
 from openpangu_sft.checkpoint.hf_files import INDEX
 from openpangu_sft.checkpoint.sharding import hf_shapes
-from openpangu_sft.recipe.schema import Model
+from openpangu_sft.recipe.sections import Model
 
 SIZES = ["model.num_layers=34", "model.tie_word_embeddings=false", "model.rotary_base=16000000.0"]
 """What distinguishes it from the tiny model of the other tests."""

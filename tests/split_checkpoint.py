@@ -11,7 +11,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from checkpoint_files import hf_sizes
-from openpangu_sft.recipe.schema import Model
+from openpangu_sft.recipe.sections import Model
 
 State = dict[str, torch.Tensor]
 

@@ -34,7 +34,8 @@ from openpangu_sft.checkpoint.reshard import Transfer
 from openpangu_sft.checkpoint.sharding import Layout, extra_state_names, mcore_tensors, parameter_count, single
 from openpangu_sft.checkpoint.weights import Part, Weights
 from openpangu_sft.model.tensors import tensors_of, to_array, to_tensor, weights_of
-from openpangu_sft.recipe.schema import Model, Recipe
+from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.recipe.sections import Model
 from refusals import refusal_of
 
 FILE = "iter_0000001/mp_rank_00/model_optim_rng.pt"

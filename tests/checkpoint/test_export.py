@@ -19,10 +19,10 @@ from checkpoint_files import BITS, assert_same_bits, read_hf, set_config
 from conftest import PATIENCE, ROOT, MakeRecipe
 from openpangu_sft.artifacts.artifact import Manifest, read_manifest
 from openpangu_sft.checkpoint.export import run_export
-from openpangu_sft.checkpoint.hf import read_config
 from openpangu_sft.checkpoint.hf_files import WEIGHTS
 from openpangu_sft.checkpoint.source import hf_digests
 from openpangu_sft.model.llama import build_model
+from openpangu_sft.recipe.model_config import read_config
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.tokenizer.tokenizer import FILES, tokenizer_digest
 from openpangu_sft.training.portable.state import VERSIONS, save

@@ -18,7 +18,6 @@ from conftest import ROOT, SHARED, TINY, MakeRecipe, conversation, write_samples
 from documents import blocks
 from openpangu_sft.artifacts.artifact import read_manifest
 from openpangu_sft.checkpoint.convert import run_convert
-from openpangu_sft.checkpoint.hf import model_of
 from openpangu_sft.checkpoint.sharding import layout_of, mcore_tensors, parameter_count
 from openpangu_sft.cli.main import app
 from openpangu_sft.doctor.examine import CHECKS
@@ -28,6 +27,7 @@ from openpangu_sft.plan.memory import memory_of, verdict
 from openpangu_sft.plan.parts import GIB
 from openpangu_sft.plan.report import as_json, make_report
 from openpangu_sft.recipe.load import load_recipe
+from openpangu_sft.recipe.model_config import model_of
 from openpangu_sft.recipe.schema import Recipe
 from recipe.test_schema import refusal
 from refusals import refusal_of

@@ -14,10 +14,11 @@ from checkpoint_files import assert_same_bits, read_hf, write_hf
 from conftest import MakeRecipe
 from openpangu_sft.checkpoint.convert import run_convert
 from openpangu_sft.checkpoint.export import run_export
-from openpangu_sft.checkpoint.hf import open_hf, read_config
+from openpangu_sft.checkpoint.hf import open_hf
 from openpangu_sft.checkpoint.hf_files import INDEX, WEIGHTS, weight_files
 from openpangu_sft.checkpoint.mcore_reader import open_mcore
 from openpangu_sft.model.chat import Chat
+from openpangu_sft.recipe.model_config import read_config
 from openpangu_sft.verify.tensors import compare_tensors
 from refusals import refusal_of
 

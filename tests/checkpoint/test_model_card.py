@@ -24,10 +24,10 @@ from conftest import PATIENCE, MakeRecipe
 from openpangu_sft import __version__
 from openpangu_sft.artifacts.artifact import Manifest
 from openpangu_sft.checkpoint.export import run_export
-from openpangu_sft.checkpoint.hf import read_config
 from openpangu_sft.checkpoint.hf_export import OPENPANGU, SAME_IDS
 from openpangu_sft.checkpoint.model_card import recipe_digest, write_model_card
 from openpangu_sft.checkpoint.source import hf_digests
+from openpangu_sft.recipe.model_config import read_config
 from openpangu_sft.recipe.schema import Recipe
 from pangu_base import FOR_ANY_DEVICE, TRUSTED, make_pangu_base
 from pangu_base import own_module_cache as own_module_cache  # a fixture

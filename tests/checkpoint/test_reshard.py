@@ -13,7 +13,7 @@ from openpangu_sft.checkpoint.files.arrays import Array
 from openpangu_sft.checkpoint.reshard import Transfer, require_equal
 from openpangu_sft.checkpoint.sharding import Block, hf_shapes
 from openpangu_sft.checkpoint.weights import Part, Weights, pieces, weights_of_arrays
-from openpangu_sft.recipe.schema import Model
+from openpangu_sft.recipe.sections import Model
 from refusals import refusal_of
 
 PIECE = 1000

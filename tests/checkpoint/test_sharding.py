@@ -24,7 +24,7 @@ from openpangu_sft.checkpoint.sharding import (
     single,
 )
 from openpangu_sft.recipe.load import load_recipe
-from openpangu_sft.recipe.schema import Model
+from openpangu_sft.recipe.sections import Model
 
 FIXED: dict[str, Any] = {"max_position_embeddings": 64, "rotary_base": 10000.0, "norm_epsilon": 1e-5}
 

@@ -17,7 +17,8 @@ from checkpoint_files import hf_sizes
 from conftest import MakeRecipe, write_packs
 from openpangu_sft.artifacts.artifact import MANIFEST
 from openpangu_sft.checkpoint.convert import run_convert
-from openpangu_sft.recipe.schema import Model, Recipe
+from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.recipe.sections import Model
 from posttrain import layout_flags, losses, posttrain
 from upstream import load_upstream, run_upstream
 

@@ -25,7 +25,8 @@ from openpangu_sft.checkpoint.sharding import hf_shapes
 from openpangu_sft.conversations.conversation import Message
 from openpangu_sft.dataset.index_file import FIELDS, field_path
 from openpangu_sft.model.llama import build_model
-from openpangu_sft.recipe.schema import Model, Recipe
+from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.recipe.sections import Model
 from openpangu_sft.tokenizer.template import prompt_pieces
 from openpangu_sft.tokenizer.tokenizer import IGNORED, Tokenizer
 from openpangu_sft.util.errors import UserError

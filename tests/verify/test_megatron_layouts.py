@@ -21,7 +21,7 @@ import torch
 
 from conftest import MakeRecipe
 from openpangu_sft.artifacts.artifact import Manifest, write_manifest
-from openpangu_sft.recipe.schema import Model
+from openpangu_sft.recipe.sections import Model
 from openpangu_sft.training.mindspeed.sources import PATCHES, wanted_manifest
 from openpangu_sft.util.errors import UserError
 from openpangu_sft.verify import megatron

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 from openpangu_sft.artifacts.artifact import sha256_of
 from openpangu_sft.artifacts.atomic import write_durably
 from openpangu_sft.checkpoint.files.writer import Advance, nothing
-from openpangu_sft.checkpoint.hf_files import CONFIG, weight_files
+from openpangu_sft.checkpoint.hf_files import weight_files
+from openpangu_sft.recipe.model_config import CONFIG
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.tokenizer.tokenizer import tokenizer_files
 from openpangu_sft.util.console import byte_progress

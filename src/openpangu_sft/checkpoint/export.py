@@ -12,11 +12,12 @@ from openpangu_sft.checkpoint.files.arrays import DTYPES
 from openpangu_sft.checkpoint.files.safetensors import write_safetensors
 from openpangu_sft.checkpoint.hf import open_hf, require_model
 from openpangu_sft.checkpoint.hf_export import LLAMA, make_tokenizer_stock, write_companions, write_config
-from openpangu_sft.checkpoint.hf_files import CONFIG, WEIGHTS
+from openpangu_sft.checkpoint.hf_files import WEIGHTS
 from openpangu_sft.checkpoint.model_card import write_model_card
 from openpangu_sft.checkpoint.reshard import Transfer, require_equal, size_of, warn_of_loss
 from openpangu_sft.checkpoint.sharding import parameter_count
 from openpangu_sft.checkpoint.source import Origin, open_origin
+from openpangu_sft.recipe.model_config import CONFIG
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.tokenizer.tokenizer import Tokenizer, tokenizer_digest, tokenizer_files
 from openpangu_sft.util.console import byte_progress

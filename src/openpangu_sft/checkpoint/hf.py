@@ -8,19 +8,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
-from openpangu_sft.checkpoint.config_keys import as_version_4, rope_complaint
 from openpangu_sft.checkpoint.files.arrays import Array, same_bits
 from openpangu_sft.checkpoint.files.safetensors import map_safetensors
-from openpangu_sft.checkpoint.hf_files import AGAIN, CONFIG, not_hf, read_object, weight_files
+from openpangu_sft.checkpoint.hf_files import weight_files
 from openpangu_sft.checkpoint.sharding import hf_shapes
 from openpangu_sft.checkpoint.weights import Weights, require_tensors, weights_of_arrays
-from openpangu_sft.recipe.schema import Model
+from openpangu_sft.recipe.model_config import (
+    AGAIN,
+    CONFIG,
+    PANGU,
+    PUBLISHED,
+    as_version_4,
+    has_bias,
+    read_config,
+    require_stated,
+)
+from openpangu_sft.recipe.sections import Model
 from openpangu_sft.util.errors import UserError
 
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
-PANGU = "PanguEmbedded"
 
 _FREQUENCIES = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 _FP32_ROUNDING = 2.0**-18
@@ -31,91 +38,6 @@ _WRAPPERS = {
     "base_model.model.": "model.merge_and_unload().save_pretrained(…), as PEFT wraps it",
 }
 """What puts a prefix before the names of all tensors."""
-_PUBLISHED = "take the published config.json"
-_USUAL: dict[str, tuple[object, ...]] = {
-    "hidden_act": ("silu",),
-    "mlp_bias": (False, None),
-    "partial_rotary_factor": (1.0,),
-    "quantization_config": (None,),
-}
-"""Keys of config.json that make it another architecture if they have none of these values."""
-_KEYS = {
-    "num_layers": "num_hidden_layers",
-    "hidden_size": "hidden_size",
-    "ffn_hidden_size": "intermediate_size",
-    "num_attention_heads": "num_attention_heads",
-    "num_query_groups": "num_key_value_heads",
-    "kv_channels": "head_dim",
-    "vocab_size": "vocab_size",
-    "max_position_embeddings": "max_position_embeddings",
-    "rotary_base": "rope_theta",
-    "norm_epsilon": "rms_norm_eps",
-    "add_qkv_bias": "bias",
-    "add_dense_bias": "bias",
-    "tie_word_embeddings": "tie_word_embeddings",
-}
-"""The key of the recipe's model section, and of config.json."""
-
-
-def read_config(directory: Path) -> dict[str, Any]:
-    """Reads config.json.
-
-    Raises:
-        UserError: there is none, or it is not an object.
-    """
-    path = directory / CONFIG
-    if not path.is_file():
-        what = "no Hugging Face checkpoint here (config.json)"
-        raise not_hf(directory, UserError(what, where=directory, remedy="check paths.hf"))
-    return read_object(path)
-
-
-def model_of(config: Mapping[str, Any], path: Path) -> Model:
-    """Sizes of the model that a config.json describes: openPangu's own form, or its re-alias as Llama.
-
-    Raises:
-        UserError: a key is missing, or another architecture.
-    """
-    if config.get("model_type") not in (PANGU, "llama"):
-        raise UserError(
-            f"model_type {config.get('model_type')!r} is not openPangu-Embedded", where=path, remedy="check paths.hf"
-        )
-    for key, usual in _USUAL.items():
-        if config.get(key, usual[0]) not in usual:
-            raise UserError(
-                f"{key} is {config[key]!r}, openPangu-Embedded has {usual[0]!r}", where=path, remedy="check paths.hf"
-            )
-    if complaint := rope_complaint(config):
-        raise UserError(complaint, where=path, remedy="check paths.hf")
-    config = as_version_4(config)
-    try:
-        heads, head_dim = config["num_attention_heads"], config.get("head_dim")
-        values = {
-            "num_key_value_heads": heads,
-            "tie_word_embeddings": False,  # the class's default
-            **config,
-            "head_dim": config["hidden_size"] // heads if head_dim is None else head_dim,
-            "bias": _has_bias(config),
-        }
-        return Model(**{key: values[name] for key, name in _KEYS.items()})
-    except KeyError as error:
-        raise UserError(f"key {error} is missing", where=path, remedy=_PUBLISHED) from None
-    except ValidationError as error:
-        detail = error.errors(include_url=False)[0]
-        if not detail["loc"]:  # our own rule, with its remedy for a recipe
-            raise UserError(str(detail["ctx"]["error"]).split(" -> ")[0], where=path, remedy=_PUBLISHED) from None
-        what = f"{_KEYS[str(detail['loc'][0])]} = {detail['input']!r}: {detail['msg']}"
-        raise UserError(what, where=path, remedy=_PUBLISHED) from None
-    except (TypeError, ZeroDivisionError):
-        raise UserError(
-            f"hidden_size {config['hidden_size']!r} and num_attention_heads {heads!r} give no head size",
-            where=path,
-            remedy=_PUBLISHED,
-        ) from None
-
-
-def _has_bias(config: Mapping[str, Any]) -> Any:
-    return config["bias"] if config["model_type"] == PANGU else config.get("attention_bias", False)
 
 
 def require_model(directory: Path, model: Model) -> dict[str, Any]:
@@ -127,32 +49,6 @@ def require_model(directory: Path, model: Model) -> dict[str, Any]:
     config = read_config(directory)
     require_stated(model.model_dump(), config, directory / CONFIG)
     return as_version_4(config)
-
-
-def require_stated(stated: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> Model:
-    """The model that a config.json describes, which is the one that a recipe states.
-
-    Args:
-        stated: the recipe's model section, or a part of it.
-
-    Raises:
-        UserError: names all keys that differ, with both values.
-    """
-    found, differing, settings = model_of(config, path), [], []
-    for key, its in found.model_dump().items():
-        if (wanted := stated.get(key, its)) == its:
-            continue
-        where = f"{its} in this checkpoint"
-        if key == "tie_word_embeddings" and key not in config:
-            where = "not given here: the class's default is false"
-        else:
-            settings.append(f"model.{key}={its}")
-        differing.append(f"model.{key} is {wanted} in the recipe, {where}")
-    if differing:
-        them = "it" if len(settings) == 1 else "them"
-        remedy = f"set {' '.join(settings)}, or leave {them} out of the recipe" if settings else _PUBLISHED
-        raise UserError("; ".join(differing), where=path, remedy=remedy)
-    return found
 
 
 def pangu_config(model: Model, eos_id: int, dtype: str) -> dict[str, Any]:
@@ -195,7 +91,7 @@ def llama_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     own = {"architectures", "auto_map", "bias", "model_type", "attention_bias", "mlp_bias", "transformers_version"}
     config = as_version_4(config)
-    bias = _has_bias(config)
+    bias = has_bias(config)
     kept = {key: value for key, value in config.items() if key not in own}
     tied = bool(config.get("tie_word_embeddings", False))  # written out: no default to rely on
     return {
@@ -262,11 +158,11 @@ def _leave_out_frequencies(found: dict[str, Array], model: Model, directory: Pat
         tensor = found.pop(name)
         if tensor.shape != exact.shape:
             what = f"tensor {name} has shape {tensor.shape}, head size {model.kv_channels} gives {exact.shape}"
-            raise UserError(what, where=directory, remedy=_PUBLISHED)
+            raise UserError(what, where=directory, remedy=PUBLISHED)
         unit: Array = np.spacing(exact.astype(tensor.dtype)).astype(np.float64)
         wrong = ~(np.abs(tensor.astype(np.float64) - exact) <= _FP32_ROUNDING * exact + unit)  # NaN is wrong too
         if wrong.any():
             at = int(wrong.argmax())
             what = f"tensor {name}[{at}] is {float(tensor[at]):.7g}; rope base {model.rotary_base:.10g} and head size "
             what += f"{model.kv_channels} of config.json give {exact[at]:.7g}"
-            raise UserError(what, where=directory, remedy=_PUBLISHED)
+            raise UserError(what, where=directory, remedy=PUBLISHED)

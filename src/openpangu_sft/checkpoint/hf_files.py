@@ -2,44 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
-from typing import Any
 
-from openpangu_sft.checkpoint.mcore import TRACKER
+from openpangu_sft.recipe.model_config import AGAIN, not_hf, read_object
 from openpangu_sft.util.errors import UserError
 
-CONFIG = "config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
-"""Of PEFT; the first one names the base."""
-AGAIN = "download it again"
 
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
-
-
-def not_hf(directory: Path, otherwise: UserError) -> UserError:
-    """Why a directory is not a Hugging Face checkpoint, if its files tell; else `otherwise`."""
-    if any((directory / name).is_file() for name in ADAPTERS):
-        return _adapter(directory)
-    if (directory / TRACKER).is_file():
-        what = "is a Megatron-core checkpoint; a Hugging Face one is needed"
-        return UserError(what, where=directory, remedy=f"check the path, or convert it: make export FROM={directory}")
-    if any(directory.glob("mp_rank_*")):
-        what = "is one iteration of a Megatron-core checkpoint"
-        return UserError(what, where=directory, remedy=f"give the directory that contains it: {directory.parent}")
-    return otherwise
-
-
-def _adapter(directory: Path) -> UserError:
-    path = directory / ADAPTERS[0]
-    base = read_object(path).get("base_model_name_or_path") if path.is_file() else None
-    return UserError(
-        f"is a LoRA adapter, not a model (its base: {base or 'not named'})",
-        where=directory,
-        remedy="merge it into its base (PEFT: merge_and_unload(), then save_pretrained) and give the result",
-    )
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -91,21 +62,6 @@ def _not_a_pointer(path: Path) -> Path:
         if stream.read(24) == b"version https://git-lfs.":
             raise UserError("is only a Git LFS pointer", where=path, remedy="get the file itself (git lfs pull)")
     return path
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """Reads a JSON object.
-
-    Raises:
-        UserError: it is not one.
-    """
-    try:
-        content = json.loads(path.read_text("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"not valid JSON: {error}", where=path, remedy=AGAIN) from None
-    if not isinstance(content, dict):
-        raise UserError("is not a JSON object", where=path, remedy=AGAIN)
-    return content
 
 
 def _is_file_name(name: object) -> bool:

@@ -13,11 +13,11 @@ import numpy as np
 from openpangu_sft.artifacts.artifact import MANIFEST, Manifest, parse_manifest, require_files
 from openpangu_sft.checkpoint.files.arrays import Array
 from openpangu_sft.checkpoint.files.torch_read import is_whole, load_checkpoint_file
-from openpangu_sft.checkpoint.hf_files import CONFIG
-from openpangu_sft.checkpoint.mcore import MODEL_FILE, OPTIMIZER_FILE, RELEASE, TRACKER, iteration_directory, rank_file
+from openpangu_sft.checkpoint.mcore import MODEL_FILE, OPTIMIZER_FILE, RELEASE, iteration_directory, rank_file
 from openpangu_sft.checkpoint.sharding import Block, Layout, mcore_tensors
 from openpangu_sft.checkpoint.weights import Part, Weights, require_tensors
-from openpangu_sft.recipe.schema import Model
+from openpangu_sft.recipe.model_config import CONFIG, TRACKER
+from openpangu_sft.recipe.sections import Model
 from openpangu_sft.util.errors import UserError
 
 _RANK = re.compile(r"mp_rank_(\d{2})(?:_(\d{3}))?")

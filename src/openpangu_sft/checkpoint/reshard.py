@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Optional
 
-from openpangu_sft.checkpoint.files.arrays import Array, DType, Loss, Stored, convert_dtype
+from openpangu_sft.checkpoint.files.arrays import Array, DType, Loss, Shape, Stored, convert_dtype
 from openpangu_sft.checkpoint.files.writer import Advance, nothing
-from openpangu_sft.checkpoint.sharding import Block, Layout, Shape, hf_shapes, mcore_tensors, whole
+from openpangu_sft.checkpoint.sharding import Block, Layout, hf_shapes, mcore_tensors, whole
 from openpangu_sft.checkpoint.weights import Part, Weights, difference, pieces
-from openpangu_sft.recipe.schema import Model
+from openpangu_sft.recipe.sections import Model
 from openpangu_sft.util.console import console
 from openpangu_sft.util.errors import UserError
 

@@ -21,9 +21,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple, Optional
 
 if TYPE_CHECKING:
-    from openpangu_sft.recipe.schema import Model, Parallel
-
-Shape = tuple[int, ...]
+    from openpangu_sft.checkpoint.files.arrays import Shape
+    from openpangu_sft.recipe.sections import Model, Parallel
 
 
 class Block(NamedTuple):

@@ -11,10 +11,11 @@ from typing import Callable, NamedTuple, Optional
 from openpangu_sft.artifacts.artifact import Manifest, files_digest, sha256_of
 from openpangu_sft.checkpoint.checklist import check_published
 from openpangu_sft.checkpoint.hf import open_hf, require_model
-from openpangu_sft.checkpoint.hf_files import CONFIG, not_hf, weight_files
-from openpangu_sft.checkpoint.mcore import MODEL_FILE, TRACKER
+from openpangu_sft.checkpoint.hf_files import weight_files
+from openpangu_sft.checkpoint.mcore import MODEL_FILE
 from openpangu_sft.checkpoint.mcore_reader import McoreCheckpoint, open_mcore
 from openpangu_sft.checkpoint.weights import Weights
+from openpangu_sft.recipe.model_config import CONFIG, TRACKER, not_hf
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.tokenizer.tokenizer import tokenizer_files
 from openpangu_sft.util.console import console

@@ -8,8 +8,8 @@ from typing import NamedTuple, Optional
 
 import numpy as np
 
-from openpangu_sft.checkpoint.files.arrays import CHUNK, DTYPES, Array, DType, first_difference
-from openpangu_sft.checkpoint.sharding import Block, Shape, whole
+from openpangu_sft.checkpoint.files.arrays import CHUNK, DTYPES, Array, DType, Shape, first_difference
+from openpangu_sft.checkpoint.sharding import Block, whole
 from openpangu_sft.util.errors import UserError
 
 

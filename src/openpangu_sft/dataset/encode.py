@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from openpangu_sft.conversations.conversation import BadSample, Sample
-from openpangu_sft.recipe.schema import Data
+from openpangu_sft.recipe.sections import Data
 from openpangu_sft.tokenizer.template import END, START, Piece, sample_pieces, whole
 from openpangu_sft.tokenizer.tokenizer import IGNORED, Tokenizer
 

@@ -27,7 +27,7 @@ from openpangu_sft.dataset.packing import Plan, plan_packs
 from openpangu_sft.dataset.pool import ordered_map
 from openpangu_sft.dataset.spans import Span, SpanReader, lines_before, spans_of
 from openpangu_sft.dataset.spool import Spool, Stretch
-from openpangu_sft.recipe.schema import Data
+from openpangu_sft.recipe.sections import Data
 from openpangu_sft.tokenizer.tokenizer import Tokenizer
 from openpangu_sft.util.console import progress
 from openpangu_sft.util.errors import UserError, naming

@@ -12,12 +12,11 @@ from typing import Optional
 
 from openpangu_sft.artifacts.artifact import require_no_obstacle
 from openpangu_sft.checkpoint.checklist import CHECKLIST, check_published
-from openpangu_sft.checkpoint.hf import model_of, read_config
-from openpangu_sft.checkpoint.hf_files import CONFIG
 from openpangu_sft.checkpoint.sharding import parameter_count
 from openpangu_sft.doctor.finding import Finding, failed, ok, skipped, warning
 from openpangu_sft.doctor.machine import Subject
 from openpangu_sft.doctor.npu_smi import Mount, control_groups, inactive_file, limit, memory_available, mount_of
+from openpangu_sft.recipe.model_config import CONFIG, model_of, read_config
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.mindspeed.run_directory import checkpoint_bytes
 from openpangu_sft.training.mindspeed.start import MOST_AT_FIRST

@@ -9,14 +9,13 @@ from typing import Any, Optional
 import torch
 
 from openpangu_sft.artifacts.artifact import MANIFEST, parse_manifest
-from openpangu_sft.checkpoint.hf import model_of, open_hf, read_config
-from openpangu_sft.checkpoint.hf_files import CONFIG, not_hf
-from openpangu_sft.checkpoint.mcore import TRACKER
+from openpangu_sft.checkpoint.hf import open_hf
 from openpangu_sft.checkpoint.mcore_reader import open_mcore
 from openpangu_sft.conversations.conversation import Message
 from openpangu_sft.model.device import inference_device
 from openpangu_sft.model.llama import build_model
 from openpangu_sft.model.tensors import tensors_of
+from openpangu_sft.recipe.model_config import CONFIG, TRACKER, model_of, not_hf, read_config
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.tokenizer.template import HEADERS, START, Piece, prompt_pieces
 from openpangu_sft.tokenizer.tokenizer import Tokenizer

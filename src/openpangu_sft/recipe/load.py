@@ -14,7 +14,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.nodes import MappingNode
 
-from openpangu_sft.recipe.schema import Model, Paths, Recipe, UnknownModel
+from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.recipe.sections import Model, Paths, UnknownModel
 from openpangu_sft.util.errors import UserError
 
 ROOT = Path(__file__).parents[3]
@@ -103,8 +104,7 @@ def _model(content: Mapping[str, Any]) -> Any:
         checkpoint = Paths.model_validate(content.get("paths") or {})["hf"]
     except ValidationError:
         return stated
-    from openpangu_sft.checkpoint.hf import model_of, read_config, require_stated  # imports numpy
-    from openpangu_sft.checkpoint.hf_files import CONFIG
+    from openpangu_sft.recipe.model_config import CONFIG, model_of, read_config, require_stated  # imports numpy
 
     path = checkpoint / CONFIG
     try:

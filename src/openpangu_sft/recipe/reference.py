@@ -11,7 +11,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from openpangu_sft.recipe.schema import Model, Recipe
+from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.recipe.sections import Model
 
 HEAD = """# Recipe
 

@@ -7,15 +7,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from itertools import permutations
 from pathlib import Path
-from typing import TYPE_CHECKING, Optional
+from typing import Optional
 
+from openpangu_sft.recipe.sections import Paths, Sections
 from openpangu_sft.util.errors import SizesUnknown
 
-if TYPE_CHECKING:
-    from openpangu_sft.recipe.schema import Paths, Recipe
 
-
-def complaints(recipe: Recipe) -> list[str]:
+def complaints(recipe: Sections) -> list[str]:
     """What cannot work together across sections, most basic first."""
     data, parallel, train = recipe.data, recipe.parallel, recipe.train
     found: list[Optional[str]] = []
@@ -50,7 +48,7 @@ def complaints(recipe: Recipe) -> list[str]:
     return [complaint for complaint in found if complaint]
 
 
-def _sizes(recipe: Recipe) -> Iterator[Optional[str]]:
+def _sizes(recipe: Sections) -> Iterator[Optional[str]]:
     """What does not go with the model's sizes."""
     model, data, parallel, recompute = recipe.model, recipe.data, recipe.parallel, recipe.train.recompute
     for name in ("num_query_groups", "ffn_hidden_size"):
@@ -76,7 +74,7 @@ def _divides(small_key: str, small: int, large_key: str, large: int) -> Optional
     return f"{large_key} {large} is not a multiple of {small_key} {small} -> change one of them"
 
 
-def _stages(recipe: Recipe) -> Optional[str]:
+def _stages(recipe: Sections) -> Optional[str]:
     """Whether every pipeline stage has layers, and all layers have a stage."""
     layers, stages, given = recipe.model.num_layers, recipe.parallel.pipeline, recipe.parallel.num_layer_list
     if given is None:

@@ -26,8 +26,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openpangu_sft.checkpoint.files.arrays import BF16, same_bits
+from openpangu_sft.checkpoint.files.inert import Inert
 from openpangu_sft.checkpoint.files.torch_read import load_checkpoint_file
-from openpangu_sft.checkpoint.inert import Inert
 from openpangu_sft.model.tensors import tensors_in, to_array, to_tensor
 from openpangu_sft.training.portable.state import ENGINE_FILE, load_engine_state
 from openpangu_sft.util.errors import UserError

@@ -17,10 +17,10 @@ import yaml
 
 from conftest import PATIENCE, ROOT, MakeRecipe, conversation, write_samples
 from openpangu_sft.checkpoint.convert import run_convert
-from openpangu_sft.checkpoint.mcore import TRACKER
 from openpangu_sft.dataset.index_file import field_path
 from openpangu_sft.dataset.merge import run_merge
 from openpangu_sft.dataset.preprocess import run_preprocess
+from openpangu_sft.recipe.model_config import TRACKER
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.run.metrics import read_metrics
 from openpangu_sft.training.run.retention import iterations

@@ -11,7 +11,8 @@ import pytest
 
 from conftest import MakeRecipe, SmallDisk
 from openpangu_sft.artifacts.artifact import Manifest
-from openpangu_sft.checkpoint.mcore import TRACKER, iteration_directory, rank_file
+from openpangu_sft.checkpoint.mcore import iteration_directory, rank_file
+from openpangu_sft.recipe.model_config import TRACKER
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.mindspeed import run_directory
 from openpangu_sft.training.mindspeed import start as stage

@@ -12,10 +12,9 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from openpangu_sft.checkpoint.sharding import Shape
-
 Array = npt.NDArray[Any]
 DType = np.dtype[Any]
+Shape = tuple[int, ...]
 
 BF16: DType = np.dtype(ml_dtypes.bfloat16)
 DTYPES: dict[str, DType] = {"fp32": np.dtype(np.float32), "bf16": BF16, "fp16": np.dtype(np.float16)}

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from openpangu_sft.checkpoint.files.arrays import Array
-from openpangu_sft.checkpoint.inert import STORAGE, Builder, Inert, Refused, is_key, named
+from openpangu_sft.checkpoint.files.inert import STORAGE, Builder, Inert, Refused, is_key, named
 from openpangu_sft.util.errors import UserError, naming
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from openpangu_sft.recipe.schema import Train
+from openpangu_sft.recipe.sections import Train
 
 
 def learning_rate(train: Train, iteration: int) -> float:

@@ -6,8 +6,9 @@ import shutil
 from pathlib import Path
 from typing import Callable, Optional
 
-from openpangu_sft.checkpoint.mcore import TRACKER, iteration_directory, write_tracker
+from openpangu_sft.checkpoint.mcore import iteration_directory, write_tracker
 from openpangu_sft.checkpoint.mcore_reader import latest_iteration
+from openpangu_sft.recipe.model_config import TRACKER
 from openpangu_sft.util.console import console
 from openpangu_sft.util.errors import UserError
 

@@ -1,0 +1,213 @@
+"""The model section of a recipe and config.json: what one gives for the other.
+
+Keys are openPangu's own (PanguEmbedded) or those of its re-alias as Llama, as transformers 4.53.2 and vLLM read them.
+Version 5 of transformers writes `rope_parameters` with rope_theta in it, and `dtype` (seen in files of 5.24.0).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from openpangu_sft.recipe.sections import Model
+from openpangu_sft.util.errors import UserError
+
+CONFIG = "config.json"
+ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+"""Of PEFT; the first one names the base."""
+AGAIN = "download it again"
+TRACKER = "latest_checkpointed_iteration.txt"
+"""Of a Megatron-core checkpoint: names its newest iteration."""
+PANGU = "PanguEmbedded"
+PUBLISHED = "take the published config.json"
+_USUAL: dict[str, tuple[object, ...]] = {
+    "hidden_act": ("silu",),
+    "mlp_bias": (False, None),
+    "partial_rotary_factor": (1.0,),
+    "quantization_config": (None,),
+}
+"""Keys of config.json that make it another architecture if they have none of these values."""
+_KEYS = {
+    "num_layers": "num_hidden_layers",
+    "hidden_size": "hidden_size",
+    "ffn_hidden_size": "intermediate_size",
+    "num_attention_heads": "num_attention_heads",
+    "num_query_groups": "num_key_value_heads",
+    "kv_channels": "head_dim",
+    "vocab_size": "vocab_size",
+    "max_position_embeddings": "max_position_embeddings",
+    "rotary_base": "rope_theta",
+    "norm_epsilon": "rms_norm_eps",
+    "add_qkv_bias": "bias",
+    "add_dense_bias": "bias",
+    "tie_word_embeddings": "tie_word_embeddings",
+}
+"""The key of the recipe's model section, and of config.json."""
+_ROPE = ("rope_parameters", "rope_scaling")
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """Reads config.json.
+
+    Raises:
+        UserError: there is none, or it is not an object.
+    """
+    path = directory / CONFIG
+    if not path.is_file():
+        what = "no Hugging Face checkpoint here (config.json)"
+        raise not_hf(directory, UserError(what, where=directory, remedy="check paths.hf"))
+    return read_object(path)
+
+
+def model_of(config: Mapping[str, Any], path: Path) -> Model:
+    """Sizes of the model that a config.json describes: openPangu's own form, or its re-alias as Llama.
+
+    Raises:
+        UserError: a key is missing, or another architecture.
+    """
+    if config.get("model_type") not in (PANGU, "llama"):
+        raise UserError(
+            f"model_type {config.get('model_type')!r} is not openPangu-Embedded", where=path, remedy="check paths.hf"
+        )
+    for key, usual in _USUAL.items():
+        if config.get(key, usual[0]) not in usual:
+            raise UserError(
+                f"{key} is {config[key]!r}, openPangu-Embedded has {usual[0]!r}", where=path, remedy="check paths.hf"
+            )
+    if complaint := rope_complaint(config):
+        raise UserError(complaint, where=path, remedy="check paths.hf")
+    config = as_version_4(config)
+    try:
+        heads, head_dim = config["num_attention_heads"], config.get("head_dim")
+        values = {
+            "num_key_value_heads": heads,
+            "tie_word_embeddings": False,  # the class's default
+            **config,
+            "head_dim": config["hidden_size"] // heads if head_dim is None else head_dim,
+            "bias": has_bias(config),
+        }
+        return Model(**{key: values[name] for key, name in _KEYS.items()})
+    except KeyError as error:
+        raise UserError(f"key {error} is missing", where=path, remedy=PUBLISHED) from None
+    except ValidationError as error:
+        detail = error.errors(include_url=False)[0]
+        if not detail["loc"]:  # our own rule, with its remedy for a recipe
+            raise UserError(str(detail["ctx"]["error"]).split(" -> ")[0], where=path, remedy=PUBLISHED) from None
+        what = f"{_KEYS[str(detail['loc'][0])]} = {detail['input']!r}: {detail['msg']}"
+        raise UserError(what, where=path, remedy=PUBLISHED) from None
+    except (TypeError, ZeroDivisionError):
+        raise UserError(
+            f"hidden_size {config['hidden_size']!r} and num_attention_heads {heads!r} give no head size",
+            where=path,
+            remedy=PUBLISHED,
+        ) from None
+
+
+def has_bias(config: Mapping[str, Any]) -> Any:
+    """The value of the key that says whether the attention has biases, in either form of config.json."""
+    return config["bias"] if config["model_type"] == PANGU else config.get("attention_bias", False)
+
+
+def require_stated(stated: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> Model:
+    """The model that a config.json describes, which is the one that a recipe states.
+
+    Args:
+        stated: the recipe's model section, or a part of it.
+
+    Raises:
+        UserError: names all keys that differ, with both values.
+    """
+    found, differing, settings = model_of(config, path), [], []
+    for key, its in found.model_dump().items():
+        if (wanted := stated.get(key, its)) == its:
+            continue
+        where = f"{its} in this checkpoint"
+        if key == "tie_word_embeddings" and key not in config:
+            where = "not given here: the class's default is false"
+        else:
+            settings.append(f"model.{key}={its}")
+        differing.append(f"model.{key} is {wanted} in the recipe, {where}")
+    if differing:
+        them = "it" if len(settings) == 1 else "them"
+        remedy = f"set {' '.join(settings)}, or leave {them} out of the recipe" if settings else PUBLISHED
+        raise UserError("; ".join(differing), where=path, remedy=remedy)
+    return found
+
+
+def not_hf(directory: Path, otherwise: UserError) -> UserError:
+    """Why a directory is not a Hugging Face checkpoint, if its files tell; else `otherwise`."""
+    if any((directory / name).is_file() for name in ADAPTERS):
+        return _adapter(directory)
+    if (directory / TRACKER).is_file():
+        what = "is a Megatron-core checkpoint; a Hugging Face one is needed"
+        return UserError(what, where=directory, remedy=f"check the path, or convert it: make export FROM={directory}")
+    if any(directory.glob("mp_rank_*")):
+        what = "is one iteration of a Megatron-core checkpoint"
+        return UserError(what, where=directory, remedy=f"give the directory that contains it: {directory.parent}")
+    return otherwise
+
+
+def _adapter(directory: Path) -> UserError:
+    path = directory / ADAPTERS[0]
+    base = read_object(path).get("base_model_name_or_path") if path.is_file() else None
+    return UserError(
+        f"is a LoRA adapter, not a model (its base: {base or 'not named'})",
+        where=directory,
+        remedy="merge it into its base (PEFT: merge_and_unload(), then save_pretrained) and give the result",
+    )
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        UserError: it is not one.
+    """
+    try:
+        content = json.loads(path.read_text("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"not valid JSON: {error}", where=path, remedy=AGAIN) from None
+    if not isinstance(content, dict):
+        raise UserError("is not a JSON object", where=path, remedy=AGAIN)
+    return content
+
+
+def rope_complaint(config: Mapping[str, Any]) -> str:
+    """What makes the rotary embedding another one than openPangu-Embedded's; empty where nothing does."""
+    for key in _ROPE:
+        if config.get(key) is not None and not _is_default(config[key]):
+            return f"{key} is {config[key]!r}, openPangu-Embedded has the default rotary embedding"
+    sources = (config, *(config.get(key) or {} for key in _ROPE))
+    bases = [source["rope_theta"] for source in sources if "rope_theta" in source]
+    return f"rope_theta is {bases[0]!r} and {bases[-1]!r}" if any(base != bases[0] for base in bases) else ""
+
+
+def as_version_4(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The same configuration with version 4's keys, those that it has already in their order.
+
+    Args:
+        config: without a `rope_complaint`.
+    """
+    written = dict(config)
+    for key in _ROPE:
+        given = written.get(key)
+        if isinstance(given, dict):
+            del written[key]
+            if "rope_theta" in given:
+                written.setdefault("rope_theta", given["rope_theta"])
+    if "dtype" in written:
+        written.setdefault("torch_dtype", written.pop("dtype"))
+    if written.get("num_key_value_heads", 0) is None:
+        written["num_key_value_heads"] = written.get("num_attention_heads")
+    return written
+
+
+def _is_default(rope: Any) -> bool:
+    """Whether nothing but the base is set."""
+    if not isinstance(rope, dict) or not rope.keys() <= {"rope_theta", "rope_type", "type"}:
+        return False
+    return all(rope.get(key, "default") == "default" for key in ("rope_type", "type"))
