@@ -14,10 +14,10 @@ import pytest
 
 from conftest import ROOT, MakeRecipe
 from openpangu_sft.doctor.finding import Finding
-from openpangu_sft.doctor.machine import Machine, Subject
+from openpangu_sft.doctor.machine import Context, Machine
 
-Examine = Callable[[Subject], Finding]
-MakeSubject = Callable[..., Subject]
+Examine = Callable[[Context], Finding]
+MakeSubject = Callable[..., Context]
 
 RECORDED = Path(__file__).parent / "npu_smi"
 TOOLKIT = "/usr/local/Ascend/ascend-toolkit/latest"
@@ -126,11 +126,11 @@ def fake(tmp_path: Path) -> FakeMachine:
 
 
 @pytest.fixture
-def subject(fake: FakeMachine, make_recipe: MakeRecipe) -> Callable[..., Subject]:
+def subject(fake: FakeMachine, make_recipe: MakeRecipe) -> Callable[..., Context]:
     """A recipe for eight NPUs, with overrides, on the fake machine as it is now."""
 
-    def make(*overrides: str, peers: tuple[str, ...] = (), **environment: str) -> Subject:
+    def make(*overrides: str, peers: tuple[str, ...] = (), **environment: str) -> Context:
         machine = Machine(fake.root, {**fake.environment, **environment})
-        return Subject(make_recipe(*ON_NPUS, "train.device=auto", *overrides), machine, peers)
+        return Context(make_recipe(*ON_NPUS, "train.device=auto", *overrides), machine, peers)
 
     return make

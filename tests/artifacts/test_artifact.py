@@ -1,4 +1,4 @@
-"""Artefacts are there whole or not at all, whatever happens to the process, the disk or the user's own files."""
+"""Artifacts are there whole or not at all, whatever happens to the process, the disk or the user's own files."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ ROOT_USER = os.geteuid() == 0
 
 
 def make(target: Path, content: str, kind: str = "dataset") -> Manifest:
-    """Puts a small artefact in place: a file, and one in a directory."""
+    """Puts a small artifact in place: a file, and one in a directory."""
     manifest = Manifest(kind, settings={"content": content})
     with staged_directory(target, manifest) as staging:
         (staging / "a.txt").write_text(content, "utf-8")
@@ -52,7 +52,7 @@ def make(target: Path, content: str, kind: str = "dataset") -> Manifest:
 
 
 def whole(target: Path, kind: str = "dataset") -> str:
-    """The content of an artefact by `make`, every byte of it checked."""
+    """The content of an artifact by `make`, every byte of it checked."""
     manifest = read_manifest(target, kind, "")
     assert set(manifest.files) == {"a.txt", "below/b.txt"}
     for name, entry in manifest.files.items():

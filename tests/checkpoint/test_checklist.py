@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from checkpoint_files import set_config, write_hf
 from conftest import SHARED, MakeRecipe
 from doctor_machines import MakeSubject, fake, subject
-from openpangu_sft.artifacts import artifact as artefact
+from openpangu_sft.artifacts import artifact as artifact
 from openpangu_sft.artifacts.artifact import sha256_of
 from openpangu_sft.checkpoint import checklist
 from openpangu_sft.checkpoint.checklist import CHECKLIST, REMEMBERED, _listed
@@ -78,7 +78,7 @@ def test_sums_are_taken_once(
         return sha256_of(path)
 
     wanted = hf_digests(base)
-    monkeypatch.setattr(artefact, "sha256_of", refuse)
+    monkeypatch.setattr(artifact, "sha256_of", refuse)
     monkeypatch.setattr(checklist, "sha256_of", lambda path, *_: pytest.fail(f"{path} was read again"))
     assert run_convert(recipe).inputs == wanted
     assert f"{CHECKLIST}: 6 of 6 files are as published\n" in capsys.readouterr().err

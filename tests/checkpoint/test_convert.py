@@ -30,7 +30,7 @@ from openpangu_sft.artifacts.artifact import read_manifest, require_settings
 from openpangu_sft.checkpoint.convert import mcore_settings, run_convert
 from openpangu_sft.checkpoint.hf_files import WEIGHTS
 from openpangu_sft.checkpoint.mcore_reader import latest_iteration, parts_of
-from openpangu_sft.checkpoint.reshard import Transfer
+from openpangu_sft.checkpoint.reshard import Resharder
 from openpangu_sft.checkpoint.sharding import Layout, extra_state_names, mcore_tensors, parameter_count, single
 from openpangu_sft.checkpoint.weights import Part, Weights
 from openpangu_sft.model.tensors import tensors_of, to_array, to_tensor, weights_of
@@ -81,7 +81,7 @@ def test_the_round_trip_test_sees_special_values() -> None:
 
 def to_mcore(tensors: Tensors, model: Model, layout: Optional[Layout] = None, tp: int = 0, pp: int = 0) -> Tensors:
     """The tensors of one rank, as they are written."""
-    made = Transfer(weights_of(tensors), model).mcore(layout or single(model), tp, pp)
+    made = Resharder(weights_of(tensors), model).mcore(layout or single(model), tp, pp)
     return {
         name: torch.cat([to_tensor(chunk).reshape(-1) for chunk in tensor.chunks()]).reshape(tensor.shape)
         for name, tensor in made.items()

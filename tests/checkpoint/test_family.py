@@ -22,7 +22,7 @@ from openpangu_sft.checkpoint.sharding import layout_of, mcore_tensors, paramete
 from openpangu_sft.cli.main import app
 from openpangu_sft.doctor.examine import CHECKS
 from openpangu_sft.doctor.finding import State, guarded
-from openpangu_sft.doctor.machine import Machine, Subject
+from openpangu_sft.doctor.machine import Context, Machine
 from openpangu_sft.plan.memory import memory_of, verdict
 from openpangu_sft.plan.parts import GIB
 from openpangu_sft.plan.report import as_json, make_report
@@ -210,10 +210,10 @@ def test_a_config_that_gives_no_sizes_is_named_by_what_needs_them(tmp_path: Path
     (base / "config.json").write_text(content)
     recipe = load_recipe(own_recipe(tmp_path), SMALL)
     assert refusal_of(parameter_count, recipe.model).startswith(f"{base / 'config.json'}: ")
-    finding = guarded("inputs", lambda: CHECKS["inputs"](Subject(recipe, Machine(Path("/")))))
+    finding = guarded("inputs", lambda: CHECKS["inputs"](Context(recipe, Machine(Path("/")))))
     assert finding.state == State.WARNING  # no conversations; the file alone is the next finding
     (tmp_path / "raw").mkdir(exist_ok=True)
-    finding = guarded("inputs", lambda: CHECKS["inputs"](Subject(recipe, Machine(Path("/")))))
+    finding = guarded("inputs", lambda: CHECKS["inputs"](Context(recipe, Machine(Path("/")))))
     assert (finding.state, str(base / "config.json") in finding.found) == (State.FAILED, True)
 
 
@@ -235,7 +235,7 @@ def test_without_a_checkpoint_the_first_stage_works_and_what_needs_sizes_says_so
 
 
 def test_doctor_skips_what_it_cannot_know_without_sizes(tmp_path: Path) -> None:
-    subject = Subject(load_recipe(own_recipe(tmp_path), SMALL), Machine(Path("/")))
+    subject = Context(load_recipe(own_recipe(tmp_path), SMALL), Machine(Path("/")))
     for name in ("memory", "disk", "ulimits"):
         finding = guarded(name, lambda name=name: CHECKS[name](subject))
         assert (finding.state, "no config.json in" in finding.found) == (State.SKIPPED, True)

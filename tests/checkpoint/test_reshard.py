@@ -10,7 +10,7 @@ import pytest
 from conftest import MakeRecipe
 from openpangu_sft.checkpoint import weights
 from openpangu_sft.checkpoint.files.arrays import Array
-from openpangu_sft.checkpoint.reshard import Transfer, require_equal
+from openpangu_sft.checkpoint.reshard import Resharder, require_equal
 from openpangu_sft.checkpoint.sharding import Block, hf_shapes
 from openpangu_sft.checkpoint.weights import Part, Weights, pieces, weights_of_arrays
 from openpangu_sft.recipe.sections import Model
@@ -57,12 +57,12 @@ def test_pieces_cover_a_block_in_order(block: Block, model: Model) -> None:
 
 def test_equal_weights_are_compared_in_pieces(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     arrays = random_arrays(model)
-    transfer = Transfer(on_two_ranks(arrays), model)
+    resharder = Resharder(on_two_ranks(arrays), model)
     asked: list[Block] = []
     seen: list[int] = []
-    read = transfer.read
-    monkeypatch.setattr(transfer, "read", lambda block: asked.append(block) or read(block))
-    require_equal(transfer, weights_of_arrays(arrays), "here", lambda size, note: seen.append(size))
+    read = resharder.read
+    monkeypatch.setattr(resharder, "read", lambda block: asked.append(block) or read(block))
+    require_equal(resharder, weights_of_arrays(arrays), "here", lambda size, note: seen.append(size))
     assert max(4 * math.prod(block.shape) for block in asked) <= PIECE
     assert sum(seen) == sum(array.nbytes for array in arrays.values())
 
@@ -76,6 +76,6 @@ def test_the_first_bit_that_differs_is_named(model: Model, name: str, row: int, 
     written = {**arrays, name: arrays[name].copy()}
     written[name].view(np.uint32)[row, 7] ^= 1
     source, result = (on_two_ranks if spread == this else weights_of_arrays for this in ("source", "result"))
-    message = refusal_of(require_equal, Transfer(source(arrays), model), result(written), "here")
+    message = refusal_of(require_equal, Resharder(source(arrays), model), result(written), "here")
     values = f"is {written[name][row, 7]} here, {arrays[name][row, 7]} there"
     assert message == f"here: differs from its source: {name}[{row}, 7] {values} -> check disk and memory"

@@ -15,7 +15,7 @@ from conftest import MakeRecipe, conversation, write_samples
 from openpangu_sft.conversations.conversation import BadSample, Message, Sample, parse_sample
 from openpangu_sft.dataset.encode import Encoded, Limits, TooLong, encode_samples, input_ids_of, labels_of
 from openpangu_sft.dataset.preprocess import run_preprocess
-from openpangu_sft.tokenizer.template import sample_pieces
+from openpangu_sft.tokenizer.template import sample_spans
 from openpangu_sft.tokenizer.tokenizer import IGNORED, Tokenizer
 from openpangu_sft.util.errors import UserError
 
@@ -78,7 +78,7 @@ def test_truncation_keeps_whole_turns_and_an_answer(
 
 
 def length(tokenizer: Tokenizer, sample: Sample) -> int:
-    return sum(map(len, tokenizer.encode(list(sample_pieces(sample)))))
+    return sum(map(len, tokenizer.encode(list(sample_spans(sample)))))
 
 
 @pytest.mark.parametrize(("policy", "dropped", "rejected"), [("drop", 1, 0), ("refuse", 0, 1), ("truncate", 0, 1)])
@@ -110,7 +110,7 @@ def test_dropping_stops_no_stage(make_recipe: MakeRecipe) -> None:
 def test_allowed_control_tokens_are_those_of_the_class(tokenizer: Tokenizer) -> None:
     sample = parse_sample(conversation("a[unused10][unused9]助手：b", "c[unused16]"))
     outcome = encode(tokenizer, sample, control="allow")
-    expected = [number for piece in sample_pieces(sample) for number in tokenizer.piece_ids(piece)]
+    expected = [number for piece in sample_spans(sample) for number in tokenizer.span_ids(piece)]
     assert input_ids_of(outcome.marked).tolist() == expected
     assert expected.count(tokenizer.start_id) == 4
 
@@ -137,5 +137,5 @@ def test_an_escaped_answer_is_never_cut_at_its_own_control_token(tokenizer: Toke
 def test_lengths_of_answers_accumulate(tokenizer: Tokenizer) -> None:
     """What the truncation counts is what packs hold."""
     sample = parse_sample(conversation("一", "二", "三", "四"))
-    lengths = list(accumulate(map(len, tokenizer.encode(list(sample_pieces(sample))))))
+    lengths = list(accumulate(map(len, tokenizer.encode(list(sample_spans(sample))))))
     assert lengths[-1] == len(encode(tokenizer, sample).marked)

@@ -34,7 +34,7 @@ from openpangu_sft.dataset.merge import run_merge
 from openpangu_sft.dataset.pool import ordered_map
 from openpangu_sft.dataset.preprocess import run_preprocess
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.tokenizer.template import sample_pieces
+from openpangu_sft.tokenizer.template import sample_spans
 from openpangu_sft.tokenizer.tokenizer import Tokenizer
 from openpangu_sft.util.errors import UserError, explain_os_error
 from refusals import without_progress
@@ -88,7 +88,7 @@ def expected_segments(
     for record in records:
         input_ids: list[int] = []
         labels: list[int] = []
-        for text, trained, opens in sample_pieces(parse_sample(record)):
+        for text, trained, opens in sample_spans(parse_sample(record)):
             ids = hf.encode(text, add_special_tokens=opens)
             input_ids += ids
             labels += ids if trained else [-100] * len(ids)

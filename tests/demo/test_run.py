@@ -16,7 +16,7 @@ from openpangu_sft.conversations.conversation import Message
 from openpangu_sft.conversations.readers import read_records
 from openpangu_sft.demo.base_model import CONTROL_TOKENS, make_base_model
 from openpangu_sft.recipe.load import load_recipe
-from openpangu_sft.tokenizer.template import HEADERS, prompt_pieces
+from openpangu_sft.tokenizer.template import HEADERS, prompt_spans
 from openpangu_sft.tokenizer.tokenizer import Tokenizer
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -90,7 +90,7 @@ def test_the_chat_template_writes_what_training_sees(tiny_hf: Path) -> None:
     plain = [{"role": message.role, "content": message.content} for message in messages]
     for system, given in (("", []), ("简短", [{"role": "system", "content": "简短"}])):
         text = tokenizer.hf.apply_chat_template([*given, *plain], add_generation_prompt=True, tokenize=False)
-        assert text == "".join(piece.text for piece in prompt_pieces((system,), messages, reply=True))
+        assert text == "".join(piece.text for piece in prompt_spans((system,), messages, reply=True))
 
 
 def test_the_chat_template_writes_what_openpangus_own_does(tiny_hf: Path) -> None:

@@ -18,7 +18,7 @@ from doctor_machines import Examine, FakeMachine, MakeSubject, fake, subject
 from openpangu_sft.artifacts.artifact import Manifest, staged_directory
 from openpangu_sft.doctor import resources
 from openpangu_sft.doctor.finding import Finding, State, guarded
-from openpangu_sft.doctor.machine import Machine, Subject
+from openpangu_sft.doctor.machine import Context, Machine
 from openpangu_sft.util.errors import UserError
 
 __all__ = ["fake", "subject"]
@@ -69,7 +69,7 @@ def give(path: Path, mode: int = 0o755) -> None:
     path.chmod(mode)
 
 
-def here(known: Subject) -> Subject:
+def here(known: Context) -> Context:
     """The same on this machine: the files of the fake one may not be read by that user."""
     return replace(known, machine=Machine(environment={}))
 

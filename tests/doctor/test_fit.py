@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT
 from doctor_machines import FakeMachine, MakeSubject, fake, subject
 from openpangu_sft.doctor.finding import State
-from openpangu_sft.doctor.machine import Machine, Subject
+from openpangu_sft.doctor.machine import Context, Machine
 from openpangu_sft.doctor.npus import npu_memory
 from openpangu_sft.plan.memory import fits, memory_of
 from openpangu_sft.recipe.load import load_recipe
@@ -15,9 +15,9 @@ from openpangu_sft.recipe.load import load_recipe
 __all__ = ["fake", "subject"]
 
 
-def published(fake: FakeMachine, *overrides: str) -> Subject:
+def published(fake: FakeMachine, *overrides: str) -> Context:
     recipe = load_recipe(ROOT / "recipes/openpangu-1b.yaml", overrides)
-    return Subject(recipe, Machine(fake.root, fake.environment))
+    return Context(recipe, Machine(fake.root, fake.environment))
 
 
 def test_the_published_recipe_fits_npus_of_64_gb(fake: FakeMachine) -> None:

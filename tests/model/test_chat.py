@@ -26,7 +26,7 @@ from openpangu_sft.cli.main import app
 from openpangu_sft.conversations.conversation import Message, Sample
 from openpangu_sft.model.chat import Chat, converse
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.tokenizer.template import sample_pieces
+from openpangu_sft.tokenizer.template import sample_spans
 from openpangu_sft.util.errors import UserError
 
 SHORT = "chat.max_new_tokens=5"
@@ -59,7 +59,7 @@ def test_the_prompt_is_the_beginning_of_the_sample_that_training_sees(
     seen = prompts_of(talker, monkeypatch, answer)
     assert talker.reply(messages, system="简短回答") == answer
     sample = Sample(("简短回答",), (*messages, Message("assistant", answer)))
-    trained = [number for ids in talker.tokenizer.encode(list(sample_pieces(sample))) for number in ids]
+    trained = [number for ids in talker.tokenizer.encode(list(sample_spans(sample))) for number in ids]
     assert trained[: len(seen[0])] == seen[0]
     assert trained[len(seen[0]) :] == [*talker.tokenizer.hf.encode(answer, add_special_tokens=False), trained[-1]]
 

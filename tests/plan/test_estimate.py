@@ -20,7 +20,7 @@ from openpangu_sft.plan.mindspeed_memory import (
     mindspeed_memory,
     rank_parameters,
 )
-from openpangu_sft.plan.parts import GIB, Memory, Moment, Part
+from openpangu_sft.plan.parts import GIB, Memory, Part, Phase
 from openpangu_sft.plan.report import as_json, make_report
 from openpangu_sft.plan.search import changed, lighter_that_fit, nearest_that_fits, single_changes
 from openpangu_sft.plan.speed import tokens_of_an_iteration
@@ -52,7 +52,7 @@ def test_parameters_of_the_published_model() -> None:
 def test_memory_of_the_published_recipe() -> None:
     """Written out by hand from the flags: bf16 weights, fp32 gradients, 12 bytes of state over 8, DP x CP."""
     memory = mindspeed_memory(published())
-    assert sizes(memory.always) == {
+    assert sizes(memory.static) == {
         "weights": 2 * 1_155_912_192,
         "gradients": 4 * 1_155_912_192,
         "optimizer state": 12 * 1_155_912_192 // 8,
@@ -149,7 +149,7 @@ def test_buffers_of_hccl_are_as_large_as_it_is_told(monkeypatch: pytest.MonkeyPa
 
 def test_verdict_leaves_a_tenth() -> None:
     def holding(gib: float) -> Memory:
-        return Memory((Part("weights", int(gib * GIB), ""),), (Moment("loss", ()),), ())
+        return Memory((Part("weights", int(gib * GIB), ""),), (Phase("loss", ()),), ())
 
     assert [verdict(holding(gib), 10) for gib in (8.9, 9.1, 9.9, 10.1)] == ["yes", "tight", "tight", "no"]
 
@@ -177,7 +177,7 @@ def test_pipeline_stages_hold_as_many_micro_batches_as_are_under_way() -> None:
 def test_portable_engine_spreads_nothing() -> None:
     one = transformers_memory(published(*PORTABLE, "parallel.devices_per_node=1"))
     eight = transformers_memory(published(*PORTABLE))
-    assert sizes(one.always)["optimizer state"] == sizes(eight.always)["optimizer state"] == 8 * 1_155_912_192
+    assert sizes(one.static)["optimizer state"] == sizes(eight.static)["optimizer state"] == 8 * 1_155_912_192
     assert eight.peak - one.peak == 4 * 1_155_912_192  # DDP's buckets
     assert [change.settings for change in single_changes(published(*PORTABLE))] == [
         ("train.recompute.granularity=none",),

@@ -61,7 +61,7 @@ def measure(recipe: Recipe, sources: Path, folder: Path) -> list[dict[str, Any]]
     run = recipe.path("run")
     run.mkdir()
     dataset = read_manifest(recipe.path("dataset"), "dataset", "")
-    command = plan(recipe, sources, link_data(run, recipe.path("dataset"), dataset.digest), speaks=True).command
+    command = plan(recipe, sources, link_data(run, recipe.path("dataset"), dataset.digest), is_main=True).command
     program = next(place for place, word in enumerate(command.arguments) if word.endswith("posttrain_gpt.py"))
     folder.mkdir()
     arguments = [*command.arguments]
@@ -109,9 +109,9 @@ def test_what_upstream_holds(
         assert noted["layer"] == layer_activations(recipe)
         assert noted["groups"] == communicators(recipe)
         if stage == memory.stage:
-            assert part(memory.always, "weights") == parameters * (2 if state == 12 else 4)
-            assert part(memory.always, "gradients") == parameters * 4
-            assert noted["optimizer"] == pytest.approx(part(memory.always, "optimizer state"), abs=state)
+            assert part(memory.static, "weights") == parameters * (2 if state == 12 else 4)
+            assert part(memory.static, "gradients") == parameters * 4
+            assert noted["optimizer"] == pytest.approx(part(memory.static, "optimizer state"), abs=state)
     (loss,) = (moment for moment in memory.moments if moment.name == "loss")
     # the numbers of a token that the cross-entropy makes beside its logits are small: maximum, mask, target, sums
     assert part(loss.parts, "logits") <= noted["logits"] < part(loss.parts, "logits") * 1.04

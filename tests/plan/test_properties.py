@@ -61,10 +61,10 @@ def recipes(draw: Any, engine: Optional[str] = None) -> Recipe:
 @given(recipes())
 def test_any_recipe_has_parts_of_a_size(recipe: Recipe) -> None:
     memory = memory_of(recipe)
-    parts = [*memory.always, *memory.outside, *(part for moment in memory.moments for part in moment.parts)]
+    parts = [*memory.static, *memory.outside, *(part for moment in memory.moments for part in moment.parts)]
     assert all(isinstance(part.size, int) and part.size > 0 for part in parts if part.name != "HCCL buffers")
     assert (
-        memory.needed >= memory.peak >= total(memory.always) >= parameter_count(recipe.model) // recipe.parallel.world
+        memory.needed >= memory.peak >= total(memory.static) >= parameter_count(recipe.model) // recipe.parallel.world
     )
     assert 1 <= work(recipe) < 4 / 3
     assert 0 < highest_rate(recipe) < float("inf")
@@ -120,7 +120,7 @@ def test_context_parallel_never_adds_activations_and_data_parallel_no_weights(re
             assert after.size <= before.size
     wider = wider_by_two(recipe)
     assert (wider.parallel.data, shards(wider)) == (2 * recipe.parallel.data, 2 * shards(recipe))
-    before, after = sizes(now.always), sizes(mindspeed_memory(wider).always)
+    before, after = sizes(now.static), sizes(mindspeed_memory(wider).static)
     for name, size in before.items():
         assert after[name] < size if name == "optimizer state" else after[name] == size
 

@@ -23,7 +23,7 @@ from openpangu_sft.dataset.preprocess import run_preprocess
 from openpangu_sft.model.batches import Batch
 from openpangu_sft.model.llama import SEGMENTS, PackLoss, build_model
 from openpangu_sft.plan.course import engine_checkpoint_bytes
-from openpangu_sft.plan.parts import Moment
+from openpangu_sft.plan.parts import Phase
 from openpangu_sft.plan.transformers_memory import layer_activations, transformers_memory
 from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.recipe.schema import Recipe
@@ -79,7 +79,7 @@ def peak(action: Any) -> int:
     return most
 
 
-def moments(recipe: Recipe) -> dict[str, Moment]:
+def moments(recipe: Recipe) -> dict[str, Phase]:
     return {moment.name: moment for moment in transformers_memory(recipe).moments}
 
 
@@ -92,7 +92,7 @@ def test_weights_gradients_and_state_to_the_byte(tmp_path: Path) -> None:
     state = [value for entry in small.optimizer.state.values() for value in entry.values() if value.dim()]
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     measured = [sum(tensor.nbytes for tensor in tensors) for tensors in (parameters, gradients, state)]
-    planned = {part.name: part.size for part in transformers_memory(recipe).always}
+    planned = {part.name: part.size for part in transformers_memory(recipe).static}
     assert planned == dict(zip(["weights", "gradients", "optimizer state"], measured))
 
 

@@ -88,7 +88,7 @@ def test_parameters_but_for_biases_and_norms(theirs: ModuleType) -> None:
 def test_weights_and_optimizer_are_the_same_without_context_parallel(theirs: ModuleType) -> None:
     recipe = recipe_with("parallel.context=1")
     memory = mindspeed_memory(recipe)
-    ours = total([part for part in memory.always if part.name in ("weights", "gradients", "optimizer state")])
+    ours = total([part for part in memory.static if part.name in ("weights", "gradients", "optimizer state")])
     each = 6 + 12 / shards(recipe)
     assert shards(recipe) == recipe.parallel.data == 8
     found = theirs.compute_weight_and_optimizer_memory(arguments(recipe))
@@ -101,7 +101,7 @@ def test_it_spreads_the_optimizer_over_too_few_devices_with_context_parallel(the
     found = theirs.compute_weight_and_optimizer_memory(arguments(recipe))
     assert found == pytest.approx(their_parameters(theirs, recipe) * (6 + 12 / 4))
     memory = mindspeed_memory(recipe)
-    ours = total([part for part in memory.always if part.name in ("weights", "gradients", "optimizer state")])
+    ours = total([part for part in memory.static if part.name in ("weights", "gradients", "optimizer state")])
     assert found - ours == pytest.approx(12 * 1_155_912_192 / 8, rel=1e-3)
 
 

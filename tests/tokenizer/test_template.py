@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from conftest import conversation
 from openpangu_sft.conversations.conversation import Message, parse_sample
 from openpangu_sft.tokenizer import template
-from openpangu_sft.tokenizer.template import Piece, prompt_pieces, sample_pieces
+from openpangu_sft.tokenizer.template import TextSpan, prompt_spans, sample_spans
 
 NAMES = {"user": "用户", "tool": "工具"}
 
@@ -32,11 +32,11 @@ def published_pieces(record: dict[str, Any]) -> list[tuple[str, bool, bool]]:
 
 
 def test_the_smallest_conversation() -> None:
-    assert list(sample_pieces(parse_sample(conversation("你好", "您好")))) == [
-        Piece("[unused9]系统：[unused10]", trained=False, opens=True),
-        Piece("[unused9]用户：你好[unused10]", trained=False, opens=False),
-        Piece("[unused9]助手：", trained=False, opens=False),
-        Piece("您好[unused10]", trained=True, opens=False),
+    assert list(sample_spans(parse_sample(conversation("你好", "您好")))) == [
+        TextSpan("[unused9]系统：[unused10]", trained=False, opens=True),
+        TextSpan("[unused9]用户：你好[unused10]", trained=False, opens=False),
+        TextSpan("[unused9]助手：", trained=False, opens=False),
+        TextSpan("您好[unused10]", trained=True, opens=False),
     ]
 
 
@@ -52,23 +52,23 @@ def test_pieces_are_the_published_ones(prompts: list[str], turns: list[tuple[str
             data += [{"role": "tool", "content": result} for result in results]
             data += [{"role": "assistant", "content": answered * 2}]
     record = {"meta_prompt": prompts, "data": data}
-    assert [tuple(piece) for piece in sample_pieces(parse_sample(record))] == published_pieces(record)
+    assert [tuple(piece) for piece in sample_spans(parse_sample(record))] == published_pieces(record)
 
 
 @pytest.mark.parametrize("system", ["", "你是医生。"])
 def test_a_prompt_for_generation_is_what_training_saw_before_the_answer(system: str) -> None:
     asked = (Message("user", "问"), Message("assistant", "答"), Message("tool", "{}"))
     record = {"meta_prompt": [system], "data": [vars(message) for message in (*asked, Message("assistant", "终"))]}
-    trained = list(sample_pieces(parse_sample(record)))
-    assert list(prompt_pieces((system,), asked, reply=True)) == trained[:-1]
-    assert trained[-1] == Piece("终[unused10]", trained=True)
-    assert list(prompt_pieces((system,), asked)) == trained[:-2]
+    trained = list(sample_spans(parse_sample(record)))
+    assert list(prompt_spans((system,), asked, reply=True)) == trained[:-1]
+    assert trained[-1] == TextSpan("终[unused10]", trained=True)
+    assert list(prompt_spans((system,), asked)) == trained[:-2]
 
 
 def test_the_text_is_that_of_the_chat_template() -> None:
     """The template that openPangu publishes beside its weights writes the same text (without bos)."""
     record = conversation("问", "答", "再问", "再答", system="系")
-    text = "".join(piece.text for piece in sample_pieces(parse_sample(record)))
+    text = "".join(piece.text for piece in sample_spans(parse_sample(record)))
     turns = [("系统", "系"), ("用户", "问"), ("助手", "答"), ("用户", "再问"), ("助手", "再答")]
     assert text == "".join(f"[unused9]{name}：{content}[unused10]" for name, content in turns)
 

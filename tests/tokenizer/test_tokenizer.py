@@ -21,7 +21,7 @@ from transformers import AddedToken, AutoTokenizer, dynamic_module_utils
 from conftest import SHARED, conversation, example_texts
 from openpangu_sft.conversations.conversation import BadSample, Message, Sample, parse_sample
 from openpangu_sft.dataset.encode import Encoded, Limits, encode_samples, input_ids_of, labels_of
-from openpangu_sft.tokenizer.template import Piece, prompt_pieces
+from openpangu_sft.tokenizer.template import TextSpan, prompt_spans
 from openpangu_sft.tokenizer.tokenizer import IGNORED, Tokenizer, tokenizer_digest
 from openpangu_sft.util.errors import UserError
 
@@ -207,14 +207,14 @@ def test_golden_sequences(pangu_files: Path) -> None:
     tokenizer = Tokenizer(pangu_files, trust_remote_code=True)
     assert len(tokenizer) == VOCABULARY
     assert (tokenizer.start_id, tokenizer.end_id, tokenizer.pad_id) == (45887, 45892, 0)
-    pieces = [*prompt_pieces(("",), (Message("user", ""),), reply=True)]
-    assert [tokenizer.piece_ids(piece) for piece in pieces] == [
+    pieces = [*prompt_spans(("",), (Message("user", ""),), reply=True)]
+    assert [tokenizer.span_ids(span) for span in pieces] == [
         [1, 45887, 70914, 89246, 45892],
         [45887, 62205, 89246, 45892],
         [45887, 74458, 89246],
     ]
-    first = Piece("[unused9]系统：[unused10][unused9]用户：", trained=False, opens=True)
-    assert tokenizer.piece_ids(first) == [1, 45887, 70914, 89246, 45892, 45887, 62205, 89246]
+    first = TextSpan("[unused9]系统：[unused10][unused9]用户：", trained=False, opens=True)
+    assert tokenizer.span_ids(first) == [1, 45887, 70914, 89246, 45892, 45887, 62205, 89246]
 
 
 def test_only_answers_and_their_ends_are_trained(pangu_files: Path) -> None:
@@ -244,7 +244,7 @@ def test_ids_are_those_of_the_plain_tokenizer_on_real_texts(tokenizer: Tokenizer
     assert len(texts) > 100
     for text in texts:
         expected = reference.encode(text + "[unused10]", add_special_tokens=False)
-        assert tokenizer.encode([Piece(text + "[unused10]", trained=True)]) == [expected]
+        assert tokenizer.encode([TextSpan(text + "[unused10]", trained=True)]) == [expected]
 
 
 def texts_in(value: Any) -> Iterator[str]:
@@ -277,7 +277,7 @@ CLEAN = st.lists(CHUNK.filter(lambda text: not any(token in text for token in AD
 @example([("[unused9]用户：<s[unused10]", False), ("[unused[unused10]", True), ("[unused9][unused10]", False)])
 @example([("[unused10]", True), ("[unused9]a", True), ("a[unused10]", True), ("[unused9]\0[unused10]", True)])
 def test_encode_equals_the_published_way(tokenizer: Tokenizer, parts: list[tuple[str, bool]]) -> None:
-    pieces = [Piece(text, trained, opens=not place) for place, (text, trained) in enumerate(parts)]
+    pieces = [TextSpan(text, trained, opens=not place) for place, (text, trained) in enumerate(parts)]
     expected = [
         reference(tokenizer).encode(text, add_special_tokens=not place) for place, (text, _) in enumerate(parts)
     ]
@@ -304,7 +304,7 @@ def reference(tokenizer: Tokenizer) -> Any:
 @example("\n")
 def test_a_reply_is_decoded_exactly(tokenizer: Tokenizer, text: str) -> None:
     text = text.replace("▁", "_")  # SentencePiece's own mark for a space, which it cannot tell from one
-    header = tokenizer.piece_ids(Piece("[unused9]助手：", trained=False))
+    header = tokenizer.span_ids(TextSpan("[unused9]助手：", trained=False))
     reply = tokenizer.hf.encode(text, add_special_tokens=False)
     assert tokenizer.decode_reply(header, reply) == text
     assert tokenizer.decode_reply(header, [*reply, tokenizer.end_id]) == text
@@ -318,12 +318,12 @@ def test_a_reply_is_not_cleaned_up(tiny_hf: Path, tmp_path: Path) -> None:
     tokenizer = Tokenizer(files, trust_remote_code=False)
     text = "a . b , c n't d"
     assert tokenizer.hf.decode(tokenizer.hf.encode(text, add_special_tokens=False)) != text
-    header = tokenizer.piece_ids(Piece("[unused9]助手：", trained=False))
+    header = tokenizer.span_ids(TextSpan("[unused9]助手：", trained=False))
     assert tokenizer.decode_reply(header, tokenizer.hf.encode(text, add_special_tokens=False)) == text
 
 
 def test_a_reply_of_odd_tokens_is_still_text(tokenizer: Tokenizer) -> None:
-    header = tokenizer.piece_ids(Piece("[unused9]助手：", trained=False))
+    header = tokenizer.span_ids(TextSpan("[unused9]助手：", trained=False))
     assert tokenizer.decode_reply(header, []) == ""
     assert tokenizer.decode_reply(header, [tokenizer.pad_id, tokenizer.end_id]) == ""
     half = tokenizer.hf.encode("\U0001f600", add_special_tokens=False)[:-1]
@@ -401,7 +401,7 @@ def test_escaped_control_tokens_are_plain_text(tokenizer: Tokenizer, contents: l
     contents, prompts = ([text.replace("▁", "_") for text in texts] for texts in (contents, prompts))
     messages = tuple(Message(("user", "assistant")[number % 2], text) for number, text in enumerate(contents))
     encoded = encode(tokenizer, Sample(tuple(prompts), messages), "escape")
-    if not isinstance(encoded, Encoded):  # above 999 tokens, or an ordinary piece of this tokenizer has such an id
+    if not isinstance(encoded, Encoded):  # above 999 tokens, or an ordinary span of this tokenizer has such an id
         assert "above data.seq_length" in str(encoded) or "could forge a turn" in str(encoded)
         return
     ids = input_ids_of(encoded.marked)
@@ -442,7 +442,7 @@ def test_a_class_that_does_more_is_left_to_itself(pangu_files: Path, tiny_hf: Pa
         change(tokenizer.hf)
         said = tokenizer.go_direct([])
         assert said
-        pieces = [Piece("[unused9]用户： Ab  c[unused10]", trained=False)]
+        pieces = [TextSpan("[unused9]用户： Ab  c[unused10]", trained=False)]
         assert tokenizer.encode(pieces) == [tokenizer.hf.encode(pieces[0].text, add_special_tokens=False)]
         return said
 
@@ -467,11 +467,11 @@ def test_what_only_the_users_own_texts_show_is_found(tiny_hf: Path) -> None:
     tokenizer = Tokenizer(tiny_hf, trust_remote_code=False)
     tokenize = tokenizer.hf._tokenize
     tokenizer.hf._tokenize = lambda text: tokenize(text.replace("colour", "color"))
-    piece = Piece("[unused9]用户：a colour[unused10]", trained=False)
-    said = tokenizer.go_direct([piece])
+    span = TextSpan("[unused9]用户：a colour[unused10]", trained=False)
+    said = tokenizer.go_direct([span])
     assert said.startswith("it gives other ids than SentencePiece alone for '[unused9]用户：")
-    assert tokenizer.encode([piece]) == [tokenizer.hf.encode(piece.text, add_special_tokens=False)]
-    assert tokenizer.go_direct([Piece("a", trained=False)]) == ""
+    assert tokenizer.encode([span]) == [tokenizer.hf.encode(span.text, add_special_tokens=False)]
+    assert tokenizer.go_direct([TextSpan("a", trained=False)]) == ""
 
 
 @settings(max_examples=60, deadline=None)
@@ -479,8 +479,11 @@ def test_what_only_the_users_own_texts_show_is_found(tiny_hf: Path) -> None:
 @example("\u9f98\u9f98 a")
 def test_characters_that_a_model_does_not_know(odd_tokenizer: Tokenizer, text: str) -> None:
     """Without byte fallback such a character is <unk>, unless its text happens to be that of an added token."""
-    for piece in (Piece(text, trained=True), Piece(f"[unused9]用户：{text}[unused10]", trained=False, opens=True)):
-        assert odd_tokenizer.encode([piece]) == [odd_tokenizer.piece_ids(piece)]
+    for span in (
+        TextSpan(text, trained=True),
+        TextSpan(f"[unused9]用户：{text}[unused10]", trained=False, opens=True),
+    ):
+        assert odd_tokenizer.encode([span]) == [odd_tokenizer.span_ids(span)]
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from openpangu_sft.dataset.index_file import FIELDS, field_path
 from openpangu_sft.model.llama import build_model
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.recipe.sections import Model
-from openpangu_sft.tokenizer.template import prompt_pieces
+from openpangu_sft.tokenizer.template import prompt_spans
 from openpangu_sft.tokenizer.tokenizer import IGNORED, Tokenizer
 from openpangu_sft.util.errors import UserError
 from openpangu_sft.verify.megatron import copy_core, megatron_logits
@@ -80,7 +80,7 @@ def make_prompts(tiny_hf: Path) -> list[list[int]]:
     ]
     return [
         [number for ids in tokenizer.encode(pieces) for number in ids]
-        for pieces in (list(prompt_pieces((system,), (Message("user", text),), True)) for system, text in conversations)
+        for pieces in (list(prompt_spans((system,), (Message("user", text),), True)) for system, text in conversations)
     ]
 
 

@@ -1,4 +1,4 @@
-"""Artefacts: directories that a stage leaves behind whole or not at all, each with a manifest that says what made it.
+"""Artifacts: directories that a stage leaves behind whole or not at all, each with a manifest that says what made it.
 
 A stage writes into a hidden directory beside its target, every file is flushed to the disk, the manifest comes last,
 and one rename puts it in place. Whoever is killed on the way leaves the earlier result as it was.
@@ -27,20 +27,20 @@ from openpangu_sft.util.errors import UserError, naming
 
 MANIFEST = "manifest.json"
 FLUSHED_AT_ONCE = 4
-EARLIER = {"data.validation_share": 0.0}
+OLD_DEFAULTS = {"data.validation_share": 0.0}
 """Settings that manifests of earlier versions do not name, and what those versions did."""
 
 
 @dataclass
 class Manifest:
-    """What made an artefact. Holds no time and no host name, so that equal inputs give equal bytes.
+    """What made an artifact. Holds no time and no host name, so that equal inputs give equal bytes.
 
     Args:
-        kind: the artefact: samples, shard, dataset, mcore, run, hf, sources.
+        kind: the artifact: samples, shard, dataset, mcore, run, hf, sources.
         settings: the recipe's settings that shaped the content, by dotted key.
         inputs: sha256 of everything that was read, by name.
         counts: figures for the next stage and for the user.
-        files: size in bytes and sha256 of every file, by path below the artefact; filled in when it is put in place.
+        files: size in bytes and sha256 of every file, by path below the artifact; filled in when it is put in place.
     """
 
     kind: str
@@ -74,10 +74,10 @@ def files_digest(files: Iterable[Path], known: Mapping[Path, str] = MappingProxy
 
 
 def read_manifest(directory: Path, kind: str, remedy: str) -> Manifest:
-    """Reads the manifest of a finished artefact and checks that its files are there in full size.
+    """Reads the manifest of a finished artifact and checks that its files are there in full size.
 
     Args:
-        directory: the artefact.
+        directory: the artifact.
         kind: what it has to be.
         remedy: what to do where it is missing, for instance "run make convert".
 
@@ -99,7 +99,7 @@ def read_manifest(directory: Path, kind: str, remedy: str) -> Manifest:
 
 
 def require_files(directory: Path, manifest: Manifest, remedy: str) -> None:
-    """Refuses an artefact whose files are not all there in full size.
+    """Refuses an artifact whose files are not all there in full size.
 
     Raises:
         UserError: names the first one.
@@ -113,12 +113,12 @@ def require_files(directory: Path, manifest: Manifest, remedy: str) -> None:
 
 
 def require_settings(directory: Path, made_with: Mapping[str, Any], wanted: Mapping[str, Any], remedy: str) -> None:
-    """Refuses an artefact that was made with other settings than the recipe's.
+    """Refuses an artifact that was made with other settings than the recipe's.
 
     Raises:
         UserError: names all keys that differ, with both values.
     """
-    made_with = {**EARLIER, **made_with}
+    made_with = {**OLD_DEFAULTS, **made_with}
     differing = [
         f"{key} = {made_with.get(key, 'nothing')}, the recipe says {value}"
         for key, value in wanted.items()
@@ -129,7 +129,7 @@ def require_settings(directory: Path, made_with: Mapping[str, Any], wanted: Mapp
 
 
 def sum_counts(counts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Adds up the counts of artefacts of one kind; what is counted by name, like reasons, name by name."""
+    """Adds up the counts of artifacts of one kind; what is counted by name, like reasons, name by name."""
     total: dict[str, Any] = {}
     for name, first in counts[0].items():
         values = [single[name] for single in counts]
@@ -146,7 +146,7 @@ def staged_directory(target: Path, manifest: Manifest) -> Iterator[Path]:
     """Gives an empty directory to fill; puts it in the place of `target` when the block ends without an error.
 
     The manifest may be completed inside the block, also by the entries of files whose sums are known already. Only an
-    artefact of the same kind is ever replaced, so that a mistyped path never costs a user's own files.
+    artifact of the same kind is ever replaced, so that a mistyped path never costs a user's own files.
 
     Raises:
         UserError: the target is something else, or another process is writing it now.
@@ -201,7 +201,7 @@ def require_no_obstacle(target: Path) -> None:
 
 
 def _require_replaceable(target: Path, kind: str) -> None:
-    """Raises `UserError` unless the target is free, empty, or an artefact of this kind with no other file in it."""
+    """Raises `UserError` unless the target is free, empty, or an artifact of this kind with no other file in it."""
     require_no_obstacle(target)
     if not target.is_dir() or not any(target.iterdir()):
         return
@@ -242,7 +242,7 @@ def parse_manifest(path: Path, remedy: str) -> Manifest:
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
-    """Writes the manifest of an artefact, whole or not at all."""
+    """Writes the manifest of an artifact, whole or not at all."""
     write_durably(directory / MANIFEST, json.dumps(asdict(manifest), ensure_ascii=False, indent=1) + "\n")
 
 

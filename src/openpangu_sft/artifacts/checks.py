@@ -95,7 +95,7 @@ def wrong_files(directory: Path, manifest: Manifest, remedy: str, known: Collect
     """What is missing, of another size, or of another content than when it was made.
 
     Args:
-        directory: the artefact.
+        directory: the artifact.
         manifest: its own.
         remedy: what to do about a finding.
         known: names whose absence has been reported already.

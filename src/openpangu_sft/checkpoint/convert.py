@@ -11,7 +11,7 @@ from openpangu_sft.artifacts.checks import require_apart, require_room
 from openpangu_sft.checkpoint.files.arrays import DTYPES
 from openpangu_sft.checkpoint.mcore import FIRST, iteration_directory, rank_file, write_rank, write_tracker
 from openpangu_sft.checkpoint.mcore_reader import open_mcore
-from openpangu_sft.checkpoint.reshard import Transfer, require_equal, size_of, warn_of_loss
+from openpangu_sft.checkpoint.reshard import Resharder, require_equal, size_of, warn_of_loss
 from openpangu_sft.checkpoint.sharding import layout_of, parameter_count
 from openpangu_sft.checkpoint.source import open_origin
 from openpangu_sft.recipe.schema import Recipe
@@ -36,8 +36,8 @@ def run_convert(
     origin = open_origin(recipe, origin_path, iteration, "check paths.hf" if source is None else "check the path")
     require_apart("the source" if source else "paths.hf", origin_path, "paths.mcore", target)
     layout = layout_of(model, recipe.parallel)
-    transfer = Transfer(origin.weights, model, DTYPES[dtype] if dtype else None)
-    ranks = {rank: transfer.mcore(layout, *rank) for rank in layout.ranks()}
+    resharder = Resharder(origin.weights, model, DTYPES[dtype] if dtype else None)
+    ranks = {rank: resharder.mcore(layout, *rank) for rank in layout.ranks()}
     size = size_of(tensor for tensors in ranks.values() for tensor in tensors.values())
     manifest = Manifest("mcore", settings=mcore_settings(recipe))
     with (
@@ -55,7 +55,7 @@ def run_convert(
             manifest.files[f"{directory.name}/{rank_file(*rank, layout.pipeline)}"] = entry
         write_tracker(staging, FIRST.iteration)
         written = open_mcore(staging, model).weights
-        require_equal(transfer, written, directory, advance)
+        require_equal(resharder, written, directory, advance)
         base = {name: origin.base(name) for name in ("weights", "config", "tokenizer")}
         manifest.inputs = {**{name: digest for name, digest in base.items() if digest}, **digests.result()}
         manifest.inputs.setdefault("tokenizer", tokenizer_digest(recipe.path("hf")))
@@ -65,7 +65,7 @@ def run_convert(
             "layout": str(layout),
             "dtype": "+".join(written.dtypes()),
         }
-    warn_of_loss(transfer)
+    warn_of_loss(resharder)
     return manifest
 
 

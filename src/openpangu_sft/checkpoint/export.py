@@ -14,9 +14,9 @@ from openpangu_sft.checkpoint.hf import open_hf, require_model
 from openpangu_sft.checkpoint.hf_export import LLAMA, make_tokenizer_stock, write_companions, write_config
 from openpangu_sft.checkpoint.hf_files import WEIGHTS
 from openpangu_sft.checkpoint.model_card import write_model_card
-from openpangu_sft.checkpoint.reshard import Transfer, require_equal, size_of, warn_of_loss
+from openpangu_sft.checkpoint.reshard import Resharder, require_equal, size_of, warn_of_loss
 from openpangu_sft.checkpoint.sharding import parameter_count
-from openpangu_sft.checkpoint.source import Origin, open_origin
+from openpangu_sft.checkpoint.source import CheckpointSource, open_origin
 from openpangu_sft.recipe.model_config import CONFIG
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.tokenizer.tokenizer import Tokenizer, tokenizer_digest, tokenizer_files
@@ -53,8 +53,8 @@ def run_export(
     require_apart("the source", path, "paths.export", target)
     origin = open_origin(recipe, path, iteration, "check the path" if source else "run make sft")
     _require_base(origin, base, path, recipe.tokenizer.trust_remote_code)
-    transfer = Transfer(origin.weights, model, DTYPES[dtype] if dtype else None)
-    tensors = transfer.hf()
+    resharder = Resharder(origin.weights, model, DTYPES[dtype] if dtype else None)
+    tensors = resharder.hf()
     size = size_of(tensors.values())
     made_by = origin.manifest or Manifest("")
     manifest = Manifest("hf", settings=made_by.settings)
@@ -73,14 +73,14 @@ def run_export(
         digests = pool.submit(origin.digests)  # reads what is being copied anyway
         with byte_progress("export", 2 * size) as advance:
             manifest.files[WEIGHTS] = write_safetensors(tensors, staging / WEIGHTS, advance)
-            require_equal(transfer, open_hf(staging, model), staging, advance)
+            require_equal(resharder, open_hf(staging, model), staging, advance)
         manifest.inputs = {**made_by.inputs, **digests.result()}
         write_model_card(staging, manifest, target.name, base.name, path.absolute().name)
-    warn_of_loss(transfer)
+    warn_of_loss(resharder)
     return manifest
 
 
-def _require_base(origin: Origin, base: Path, path: Path, trust_remote_code: bool) -> None:
+def _require_base(origin: CheckpointSource, base: Path, path: Path, trust_remote_code: bool) -> None:
     """Whether training began with the configuration and tokenizer that are to be exported with its weights."""
     for name, found in (("tokenizer", tokenizer_digest(base)), ("config", sha256_of(base / CONFIG))):
         recorded = origin.base(name)

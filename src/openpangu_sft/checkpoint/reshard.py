@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Optional
 
-from openpangu_sft.checkpoint.files.arrays import Array, DType, Loss, Shape, Stored, convert_dtype
+from openpangu_sft.checkpoint.files.arrays import Array, CastStats, DType, Shape, Stored, convert_dtype
 from openpangu_sft.checkpoint.files.writer import Advance, nothing
 from openpangu_sft.checkpoint.sharding import Block, Layout, hf_shapes, mcore_tensors, whole
 from openpangu_sft.checkpoint.weights import Part, Weights, difference, pieces
@@ -17,7 +17,7 @@ from openpangu_sft.util.errors import UserError
 COMPARED_AT_ONCE = 2
 
 
-class Transfer:
+class Resharder:
     """Moves weights block by block. Nothing is computed, so nothing is rounded, unless a dtype is given.
 
     Args:
@@ -28,7 +28,7 @@ class Transfer:
 
     def __init__(self, weights: Weights, model: Model, dtype: Optional[DType] = None) -> None:
         self.weights, self.model, self.dtype = weights, model, dtype
-        self.loss = Loss()
+        self.loss = CastStats()
         """What the change of dtype has lost so far; a block that is on several ranks counts once."""
         self._counted: set[Block] = set()
 
@@ -77,17 +77,17 @@ def size_of(tensors: Iterable[Stored]) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
-def differences(transfer: Transfer, written: Weights, advance: Advance = nothing) -> Iterator[str]:
+def differences(resharder: Resharder, written: Weights, advance: Advance = nothing) -> Iterator[str]:
     """What is not, bit for bit, what it should have been made from: in words, with the first element that differs."""
 
     def compare(part: Part) -> Optional[str]:
-        found = difference(part, transfer.read(part.block))
+        found = difference(part, resharder.read(part.block))
         advance(part.array.nbytes, "checking")
         return found
 
     parts = [
         Part(piece, part.array[piece.within(part.block)], part.where)
-        for name in hf_shapes(transfer.model)
+        for name in hf_shapes(resharder.model)
         for part in written.parts(name)
         for piece in pieces(part.block, part.array.dtype)  # a tensor that lies on several ranks is never joined whole
     ]
@@ -95,19 +95,19 @@ def differences(transfer: Transfer, written: Weights, advance: Advance = nothing
         yield from filter(None, pool.map(compare, parts))
 
 
-def require_equal(transfer: Transfer, written: Weights, where: object, advance: Advance = nothing) -> None:
+def require_equal(resharder: Resharder, written: Weights, where: object, advance: Advance = nothing) -> None:
     """Compares what was written, read back as anyone reads it, with what it was made from.
 
     Raises:
         UserError: names the first element that differs.
     """
-    for found in differences(transfer, written, advance):
+    for found in differences(resharder, written, advance):
         raise UserError(f"differs from its source: {found}", where=where, remedy="check disk and memory")
 
 
-def warn_of_loss(transfer: Transfer) -> None:
+def warn_of_loss(resharder: Resharder) -> None:
     """Says on the screen what a change of dtype has lost."""
-    loss, dtype = transfer.loss, transfer.dtype
+    loss, dtype = resharder.loss, resharder.dtype
     if loss.changed:
         share = f"{loss.changed:,} of {loss.values:,} values"
         infinite = f", {loss.infinite:,} of them became infinite" if loss.infinite else ""

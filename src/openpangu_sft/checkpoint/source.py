@@ -24,7 +24,7 @@ from openpangu_sft.util.errors import UserError
 Stamp = tuple[int, int, int, int]
 
 
-class Origin(NamedTuple):
+class CheckpointSource(NamedTuple):
     """An open checkpoint.
 
     Args:
@@ -74,7 +74,9 @@ def is_mcore(path: Path) -> bool:
     return (path / TRACKER).is_file()
 
 
-def open_origin(recipe: Recipe, path: Path, iteration: Optional[int] = None, remedy: str = "check the path") -> Origin:
+def open_origin(
+    recipe: Recipe, path: Path, iteration: Optional[int] = None, remedy: str = "check the path"
+) -> CheckpointSource:
     """Opens a checkpoint of either form.
 
     Args:
@@ -91,7 +93,9 @@ def open_origin(recipe: Recipe, path: Path, iteration: Optional[int] = None, rem
         before = {file: _stamp(file) for file in path.glob(f"*/mp_rank_*/{MODEL_FILE}")}
         opened = open_mcore(path, recipe.model, iteration, remedy)
         stamps = {file: before.get(file) for file in opened.files}
-        return Origin(opened.weights, opened.manifest, opened.iteration, lambda: {"mcore": _digest(opened)}, stamps)
+        return CheckpointSource(
+            opened.weights, opened.manifest, opened.iteration, lambda: {"mcore": _digest(opened)}, stamps
+        )
     if iteration is not None:
         raise UserError(f"has no iterations, so none is {iteration}", where=path, remedy="leave ITERATION out")
     if not (path / CONFIG).is_file():
@@ -102,7 +106,7 @@ def open_origin(recipe: Recipe, path: Path, iteration: Optional[int] = None, rem
     weights, published = open_hf(path, recipe.model), check_published(recipe, path)
     if published.files:
         console.print(str(published), markup=False, soft_wrap=True)
-    return Origin(weights, None, None, lambda: hf_digests(path, published.sums), stamps)
+    return CheckpointSource(weights, None, None, lambda: hf_digests(path, published.sums), stamps)
 
 
 def hf_digests(directory: Path, known: Mapping[Path, str] = MappingProxyType({})) -> dict[str, str]:

@@ -166,21 +166,21 @@ def doctor_command(
     \b
     Example: openpangu-sft doctor --recipe recipes/demo.yaml --json
     """
-    from openpangu_sft.doctor.examine import as_json, examine, print_table
+    from openpangu_sft.doctor.examine import as_json, print_table, run_checks
     from openpangu_sft.doctor.finding import State
-    from openpangu_sft.doctor.machine import Machine, Subject
+    from openpangu_sft.doctor.machine import Context, Machine
     from openpangu_sft.doctor.network import split_peer
     from openpangu_sft.doctor.packages import where
 
     for peer in peers:
         split_peer(peer)  # what is mistyped is said before any check runs
     machine = Machine(Path(os.environ.get("HOST_ROOT") or "/"))
-    subject = Subject(load_recipe(recipe_file, overrides), machine, peers)
+    subject = Context(load_recipe(recipe_file, overrides), machine, peers)
     if console.is_terminal:
         with console.status("") as status:
-            findings = examine(subject, lambda name: status.update(f"checking: {name}"))
+            findings = run_checks(subject, lambda name: status.update(f"checking: {name}"))
     else:
-        findings = examine(subject)
+        findings = run_checks(subject)
     if as_text:
         print(as_json(where(subject), findings, subject.npus.listing.chips if subject.wants_npus else ()))
     else:

@@ -1,4 +1,4 @@
-"""ShareGPT: a list of turns, each with who speaks ("from") and what ("value").
+"""ShareGPT: a list of turns, each with who is_main ("from") and what ("value").
 
 Source of the format: the ShareGPT exports behind Vicuna (human, gpt); system, tools, function_call and observation as
 in LLaMA-Factory's data sets.

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from openpangu_sft.conversations.conversation import BadSample, Sample
 from openpangu_sft.recipe.sections import Data
-from openpangu_sft.tokenizer.template import END, START, Piece, sample_pieces, whole
+from openpangu_sft.tokenizer.template import END, START, TextSpan, sample_spans, whole
 from openpangu_sft.tokenizer.tokenizer import IGNORED, Tokenizer
 
 Marked = npt.NDArray[np.int32]
@@ -68,10 +68,10 @@ def encode_samples(
     Returns:
         For each sample its tokens, or why it has none: a control token in its content, or longer than a pack.
     """
-    batch: list[Union[list[Piece], BadSample]] = [
+    batch: list[Union[list[TextSpan], BadSample]] = [
         sample if isinstance(sample, BadSample) else _pieces(sample, tokenizer, limits) for sample in samples
     ]
-    tokens = _Tokens([piece for entry in batch if not isinstance(entry, BadSample) for piece in entry], tokenizer)
+    tokens = _Tokens([span for entry in batch if not isinstance(entry, BadSample) for span in entry], tokenizer)
     outcomes: list[Union[Encoded, BadSample]] = []
     first = 0
     for entry in batch:
@@ -83,9 +83,9 @@ def encode_samples(
     return outcomes
 
 
-def _pieces(sample: Sample, tokenizer: Tokenizer, limits: Limits) -> Union[list[Piece], BadSample]:
+def _pieces(sample: Sample, tokenizer: Tokenizer, limits: Limits) -> Union[list[TextSpan], BadSample]:
     if limits.control_tokens == "escape":
-        return list(sample_pieces(sample, lambda content: _inside_control_tokens(content, tokenizer)))
+        return list(sample_spans(sample, lambda content: _inside_control_tokens(content, tokenizer)))
     if limits.control_tokens == "refuse":
         texts = [("meta_prompt", text) for text in sample.meta_prompt]
         texts += [(f"message {number}", message.content) for number, message in enumerate(sample.data, 1)]
@@ -95,7 +95,7 @@ def _pieces(sample: Sample, tokenizer: Tokenizer, limits: Limits) -> Union[list[
                     f"{name} holds the control token {found.group()}, which could forge a turn: take it out, or set "
                     "data.control_tokens=escape"
                 )
-    return list(sample_pieces(sample, whole))
+    return list(sample_spans(sample, whole))
 
 
 def _inside_control_tokens(content: str, tokenizer: Tokenizer) -> list[str]:
@@ -109,58 +109,56 @@ def _inside_control_tokens(content: str, tokenizer: Tokenizer) -> list[str]:
 
 
 class _Tokens:
-    """The tokens of pieces in a row, in arrays, as there are thousands of pieces and millions of tokens.
+    """The tokens of spans in a row, in arrays, as there are thousands of spans and millions of tokens.
 
     Attributes:
-        pieces: of all samples of a batch.
-        ends: where the tokens of each piece end; one more in front, which is 0.
+        spans: of all samples of a batch.
+        ends: where the tokens of each span end; one more in front, which is 0.
         marked: int32 [tokens].
     """
 
-    def __init__(self, pieces: list[Piece], tokenizer: Tokenizer) -> None:
-        ids = tokenizer.encode(pieces)
-        self.pieces = pieces
+    def __init__(self, spans: list[TextSpan], tokenizer: Tokenizer) -> None:
+        ids = tokenizer.encode(spans)
+        self.spans = spans
         lengths = list(map(len, ids))
         self.ends = list(accumulate(lengths, initial=0))
         values = np.fromiter(chain.from_iterable(ids), np.int32, self.ends[-1])
-        self.marked = np.where(np.repeat([not piece.trained for piece in pieces], lengths), ~values, values)
+        self.marked = np.where(np.repeat([not span.trained for span in spans], lengths), ~values, values)
         self._tokenizer = tokenizer
         self._control = np.concatenate([[0], np.cumsum(tokenizer.is_control[values])])
 
-    def forged(self, pieces: range) -> str:
-        """A control token that is in none of the pieces and came out nevertheless, say, of full-width letters."""
-        frame = sum(self.pieces[number].text.count(START) + self.pieces[number].text.count(END) for number in pieces)
+    def forged(self, spans: range) -> str:
+        """A control token that is in none of the spans and came out nevertheless, say, of full-width letters."""
+        frame = sum(self.spans[number].text.count(START) + self.spans[number].text.count(END) for number in spans)
         frame += len(self._tokenizer.opening)
-        begin, end = self.ends[pieces.start], self.ends[pieces.stop]
+        begin, end = self.ends[spans.start], self.ends[spans.stop]
         if self._control[end] - self._control[begin] == frame:
             return ""
         values = input_ids_of(self.marked[begin:end])
         expected = Counter(self._tokenizer.opening)
         for token, number in ((START, self._tokenizer.start_id), (END, self._tokenizer.end_id)):
-            expected[number] = sum(self.pieces[piece].text.count(token) for piece in pieces)
+            expected[number] = sum(self.spans[span].text.count(token) for span in spans)
         found = Counter(values[self._tokenizer.is_control[values]].tolist()) - expected
         return str(self._tokenizer.hf.convert_ids_to_tokens(next(found.elements())))
 
 
-def _outcome(tokens: _Tokens, pieces: range, limits: Limits) -> Union[Encoded, BadSample]:
-    """What becomes of the sample that has these pieces."""
-    begin, kept = tokens.ends[pieces.start], pieces
-    count = tokens.ends[pieces.stop] - begin
+def _outcome(tokens: _Tokens, spans: range, limits: Limits) -> Union[Encoded, BadSample]:
+    """What becomes of the sample that has these spans."""
+    begin, kept = tokens.ends[spans.start], spans
+    count = tokens.ends[spans.stop] - begin
     if count > limits.seq_length:
         if limits.too_long != "truncate":
             what = f"{count} tokens, above data.seq_length {limits.seq_length}: shorten it, or set data.too_long"
             return TooLong(what)
         answers = [
-            number + 1
-            for number in pieces
-            if tokens.pieces[number].trained and tokens.pieces[number].text.endswith(END)
+            number + 1 for number in spans if tokens.spans[number].trained and tokens.spans[number].text.endswith(END)
         ]
         fitting = [stop for stop in answers if tokens.ends[stop] - begin <= limits.seq_length]
         if not fitting:
             count = tokens.ends[answers[0]] - begin
             what = f"{count} tokens to the end of its first answer, above data.seq_length {limits.seq_length}"
             return TooLong(f"{what}: shorten it")
-        kept = range(pieces.start, fitting[-1])
+        kept = range(spans.start, fitting[-1])
     if limits.control_tokens != "allow" and (token := tokens.forged(kept)):
         return BadSample(f"the tokenizer makes {token} of some text in it, which could forge a turn: take it out")
-    return Encoded(tokens.marked[begin : tokens.ends[kept.stop]], truncated=kept != pieces)
+    return Encoded(tokens.marked[begin : tokens.ends[kept.stop]], truncated=kept != spans)

@@ -230,7 +230,7 @@ class Place:
 
     Args:
         directory, prefix: its files are directory/{prefix}_packed_….
-        manifest: of the artefact that it is; None for a dataset that other software wrote.
+        manifest: of the artifact that it is; None for a dataset that other software wrote.
     """
 
     directory: Path

@@ -62,11 +62,11 @@ def plan_packs(lengths: npt.ArrayLike, seq_length: int, seed: int) -> Plan:
         raise ValueError(f"lengths must lie in 1..{seq_length}, found {sizes.min()}..{sizes.max()}")
     random = np.random.RandomState(seed)  # the one generator whose numbers never change with numpy's version
     shuffled = random.permutation(np.arange(sizes.size, dtype=np.int32))
-    stock = _Stock(sizes[shuffled], seq_length)
+    stock = BinPacker(sizes[shuffled], seq_length)
     most = greedy_packs(sizes, seq_length)
     mean = int(sizes.mean())
     for reserve in (mean // 2, 2 * mean, seq_length):  # with the last one nothing fits beside it, so nothing is drawn
-        places, counts = stock.deal(reserve)
+        places, counts = stock.pack(reserve)
         if len(counts) <= most:
             break
     return _shuffled(shuffled[places], counts, random)
@@ -93,7 +93,7 @@ def greedy_packs(lengths: npt.NDArray[np.int32], seq_length: int) -> int:
     return packs
 
 
-class _Stock:
+class BinPacker:
     """Samples in a drawn order, and by length. Those of one length leave from both ends of their row:
 
     whoever is drawn, or is the longest, from its front; whoever fills a gap, from its back.
@@ -123,7 +123,7 @@ class _Stock:
             fitting.tolist()
         )  # by room: how many of the lengths fit, so that the longest is the last of them
 
-    def deal(self, reserve: int) -> tuple[Ints, Ints]:
+    def pack(self, reserve: int) -> tuple[Ints, Ints]:
         """Puts all samples into packs.
 
         Args:

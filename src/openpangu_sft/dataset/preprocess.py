@@ -19,7 +19,7 @@ from openpangu_sft.conversations.readers import READERS
 from openpangu_sft.dataset.shard import write_shard
 from openpangu_sft.dataset.spans import Part, Span, SpanReader, parts_of, sha256_of_span
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.tokenizer.template import TEMPLATE_DIGEST, Piece, sample_pieces
+from openpangu_sft.tokenizer.template import TEMPLATE_DIGEST, TextSpan, sample_spans
 from openpangu_sft.tokenizer.tokenizer import Tokenizer, tokenizer_digest
 from openpangu_sft.util.console import console
 from openpangu_sft.util.errors import UserError
@@ -129,7 +129,7 @@ def open_tokenizer(directory: Path, trust_remote_code: bool, spans: Sequence[Spa
     return tokenizer
 
 
-def _pieces_to_compare(spans: Sequence[Span]) -> Iterator[Piece]:
+def _pieces_to_compare(spans: Sequence[Span]) -> Iterator[TextSpan]:
     """Pieces of some samples from places all over the inputs."""
     total = sum(span.end - span.begin for span in spans)
     for place in (total * number // PLACES for number in range(PLACES)):
@@ -137,7 +137,7 @@ def _pieces_to_compare(spans: Sequence[Span]) -> Iterator[Piece]:
             if place < end - begin:
                 for raw in islice(SpanReader(Span(file, begin + place, end)), SAMPLES_PER_PLACE):
                     with contextlib.suppress(BadSample):  # it is named when its turn comes
-                        yield from sample_pieces(parse_sample(raw.content))
+                        yield from sample_spans(parse_sample(raw.content))
                 break
             place -= end - begin
 

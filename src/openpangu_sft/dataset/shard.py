@@ -26,7 +26,7 @@ from openpangu_sft.dataset.index_file import PREFIX, VALIDATION, Ids, PackedWrit
 from openpangu_sft.dataset.packing import Plan, plan_packs
 from openpangu_sft.dataset.pool import ordered_map
 from openpangu_sft.dataset.spans import Span, SpanReader, lines_before, spans_of
-from openpangu_sft.dataset.spool import Spool, Stretch
+from openpangu_sft.dataset.spool import Spool, TokenRun
 from openpangu_sft.recipe.sections import Data
 from openpangu_sft.tokenizer.tokenizer import Tokenizer
 from openpangu_sft.util.console import progress
@@ -59,7 +59,7 @@ class SpanResult:
 
     span: Span
     lines: int
-    stretch: Stretch
+    stretch: TokenRun
     trained: npt.NDArray[np.int64]
     held_out: npt.NDArray[np.bool_]
     truncated: int = 0

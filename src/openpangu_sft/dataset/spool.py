@@ -20,7 +20,7 @@ ITEM = 4
 """Bytes of a marked token."""
 
 
-class Stretch(NamedTuple):
+class TokenRun(NamedTuple):
     """Samples that lie one behind the other in a file of the spool.
 
     Args:
@@ -46,10 +46,10 @@ class Spool:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         directory.mkdir()
-        self._stretches: list[Stretch] = []
+        self._stretches: list[TokenRun] = []
         self._descriptors: list[int] = []
 
-    def write(self, samples: Sequence[npt.NDArray[np.int32]]) -> Stretch:
+    def write(self, samples: Sequence[npt.NDArray[np.int32]]) -> TokenRun:
         """Appends samples to the file of this process."""
         name = str(os.getpid())
         path = self._directory / name
@@ -57,9 +57,9 @@ class Spool:
         with naming(path), path.open("ab") as stream:
             begin = stream.tell()
             stream.writelines(sample.data for sample in samples)
-        return Stretch(name, begin, lengths)
+        return TokenRun(name, begin, lengths)
 
-    def add(self, stretch: Stretch) -> None:
+    def add(self, stretch: TokenRun) -> None:
         """Takes over what a process has written; this order numbers the samples, from 0."""
         self._stretches.append(stretch)
 

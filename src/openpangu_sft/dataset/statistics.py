@@ -159,7 +159,7 @@ def measure(rows: Rows, start_id: int, roles: TurnRoles) -> Statistics:
     Args:
         rows: of the dataset.
         start_id: the token that begins every turn.
-        roles: finds who speaks in a turn.
+        roles: finds who is_main in a turn.
     """
     lengths = np.zeros(rows.seq_length + 1, np.int64)
     fill = np.zeros(rows.seq_length + 1, np.int64)

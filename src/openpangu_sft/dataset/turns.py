@@ -1,4 +1,4 @@
-"""Who speaks in a turn, told from token ids alone: a dataset holds nothing else.
+"""Who is_main in a turn, told from token ids alone: a dataset holds nothing else.
 
 A header is encoded together with the content behind it, so its ids are not always the same. What can be relied on is
 the text: the bytes of the tokens that follow a start token begin with one of the headers.

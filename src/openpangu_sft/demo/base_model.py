@@ -15,7 +15,7 @@ from openpangu_sft.artifacts.artifact import Manifest, staged_directory
 from openpangu_sft.checkpoint.files.safetensors import write_safetensors
 from openpangu_sft.checkpoint.hf import llama_config, pangu_config
 from openpangu_sft.checkpoint.hf_files import WEIGHTS
-from openpangu_sft.checkpoint.reshard import Transfer
+from openpangu_sft.checkpoint.reshard import Resharder
 from openpangu_sft.model.llama import tensors_of_model
 from openpangu_sft.model.tensors import weights_of
 from openpangu_sft.recipe.model_config import CONFIG
@@ -47,8 +47,8 @@ def make_base_model(recipe: Recipe, texts: Iterable[str]) -> Manifest:
         config = pangu_config(recipe.model, end_id, "float32")
         torch.manual_seed(recipe.train.seed)
         model = LlamaForCausalLM(LlamaConfig(**llama_config(config)))
-        transfer = Transfer(weights_of(tensors_of_model(model, torch.float32)), recipe.model)
-        write_safetensors(transfer.hf(), staging / WEIGHTS)
+        resharder = Resharder(weights_of(tensors_of_model(model, torch.float32)), recipe.model)
+        write_safetensors(resharder.hf(), staging / WEIGHTS)
         _write_json(staging / CONFIG, config)
         _write_json(staging / "generation_config.json", {"bos_token_id": 1, "eos_token_id": end_id, "pad_token_id": 0})
     return manifest

@@ -23,14 +23,14 @@ from rich.table import Table
 from openpangu_sft.checkpoint.hf import llama_config
 from openpangu_sft.checkpoint.mcore import iteration_directory
 from openpangu_sft.checkpoint.mcore_reader import open_mcore
-from openpangu_sft.checkpoint.reshard import Transfer, require_equal
+from openpangu_sft.checkpoint.reshard import Resharder, require_equal
 from openpangu_sft.dataset.index_file import FIELDS, PREFIX, field_path
 from openpangu_sft.demo.run import prepare
 from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.recipe.model_config import CONFIG, read_config
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.mindspeed.sources import require_ready
-from openpangu_sft.training.mindspeed.start import surroundings
+from openpangu_sft.training.mindspeed.start import environment_of
 from openpangu_sft.training.run.metrics import read_metrics
 from openpangu_sft.util.console import console
 from openpangu_sft.util.errors import UserError
@@ -194,7 +194,7 @@ class Smoke:
         self._call(command, None, {})
 
     def _upstream(self, *command: str) -> None:
-        folder, environment = surroundings(self.recipe(*MINDSPEED), self.sources)
+        folder, environment = environment_of(self.recipe(*MINDSPEED), self.sources)
         self._call([sys.executable, *command], folder, environment)
 
     def _call(self, command: Sequence[str], folder: Any, environment: dict[str, str]) -> None:
@@ -262,7 +262,7 @@ def require_same_weights(recipe: Recipe, ours: Path, theirs: Path) -> int:
         UserError: names the first element that differs.
     """
     first, second = (open_mcore(directory, recipe.model).weights for directory in (ours, theirs))
-    require_equal(Transfer(first, recipe.model), second, theirs)
+    require_equal(Resharder(first, recipe.model), second, theirs)
     return len(first.names())
 
 

@@ -14,10 +14,10 @@ from rich.text import Text
 
 from openpangu_sft.doctor import network, npus, packages, resources, stack, tensors
 from openpangu_sft.doctor.finding import Finding, State, guarded
-from openpangu_sft.doctor.machine import Subject
+from openpangu_sft.doctor.machine import Context
 from openpangu_sft.doctor.npu_smi import Chip
 
-CHECKS: dict[str, Callable[[Subject], Finding]] = {
+CHECKS: dict[str, Callable[[Context], Finding]] = {
     "image": packages.docker,
     "NPUs": npus.seen,
     "NPU health": npus.healthy,
@@ -46,7 +46,7 @@ CHECKS: dict[str, Callable[[Subject], Finding]] = {
 }
 
 
-def examine(subject: Subject, begin: Callable[[str], object] = lambda name: None) -> list[Finding]:
+def run_checks(subject: Context, begin: Callable[[str], object] = lambda name: None) -> list[Finding]:
     """Runs every check; `begin` is told the name of each before it runs."""
     findings = []
     for name, check in CHECKS.items():

@@ -129,7 +129,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Subject:
+class Context:
     """A recipe on a machine.
 
     Args:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Optional
 
 from openpangu_sft.doctor.finding import Finding, failed, ok, skipped, warning
-from openpangu_sft.doctor.machine import Subject
+from openpangu_sft.doctor.machine import Context
 from openpangu_sft.doctor.npu_smi import parse_fields, port_ranges
 from openpangu_sft.training.mindspeed.start import require_network
 from openpangu_sft.util.errors import UserError
@@ -28,7 +28,7 @@ https://www.hiascend.com/document/detail/en/canncommercial/800/apiref/envvar/env
 HCCN_TOOL = "/usr/local/Ascend/driver/tools"
 
 
-def ports(subject: Subject) -> Finding:
+def ports(subject: Context) -> Finding:
     """Whether the ports are free that HCCL takes here, and on the first of several machines torchrun."""
     recipe, environment = subject.recipe, subject.machine.environment
     wanted: dict[int, str] = {}
@@ -107,7 +107,7 @@ def _can_listen(port: int, address: str = "", family: int = socket.AF_INET) -> b
     return True
 
 
-def interfaces(subject: Subject) -> Finding:
+def interfaces(subject: Context) -> Finding:
     """Whether the interfaces that HCCL and gloo are told to take are there.
 
     Raises:
@@ -123,7 +123,7 @@ def interfaces(subject: Subject) -> Finding:
     return ok("; ".join([", ".join(sorted(path.name for path in folder.iterdir())), *told]))
 
 
-def links(subject: Subject) -> Finding:
+def links(subject: Context) -> Finding:
     """The NPUs' own network ports, by which they reach those of other machines."""
     if not subject.wants_npus or subject.recipe.parallel.nodes == 1:
         return skipped("not needed: one machine" if subject.wants_npus else subject.no_npus)
@@ -148,7 +148,7 @@ def links(subject: Subject) -> Finding:
     return ok("all links UP, net health Success") if subject.used else skipped("not known, see NPUs")
 
 
-def nodes(subject: Subject) -> Finding:
+def nodes(subject: Context) -> Finding:
     """Whether the other machines are reached: the first one by all others, and those that --peer names."""
     environment, count = subject.machine.environment, subject.recipe.parallel.nodes
     lines: list[str] = []

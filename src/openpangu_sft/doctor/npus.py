@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Optional, Union
 
 from openpangu_sft.doctor.finding import Finding, failed, ok, skipped, warning
-from openpangu_sft.doctor.machine import Subject
+from openpangu_sft.doctor.machine import Context
 from openpangu_sft.doctor.npu_smi import Chip, Process
 from openpangu_sft.plan.memory import memory_of, verdict
 from openpangu_sft.plan.parts import GIB
@@ -26,7 +26,7 @@ CONTROL = ("davinci_manager", "devmm_svm", "hisi_hdc")
 """The device files that all NPUs share."""
 
 
-def seen(subject: Subject) -> Finding:
+def seen(subject: Context) -> Finding:
     """Whether there are as many NPUs as processes, and of the kind that the recipe was written for."""
     if not subject.wants_npus:
         return skipped(subject.no_npus)
@@ -52,7 +52,7 @@ def seen(subject: Subject) -> Finding:
     return ok(f"{names}; {numbers(subject, subject.used)} will be used")
 
 
-def healthy(subject: Subject) -> Finding:
+def healthy(subject: Context) -> Finding:
     """Whether npu-smi calls them healthy. Warning is a minor alarm, Alarm a major, Critical a critical one."""
     if unknown := _unknown(subject):
         return unknown
@@ -69,7 +69,7 @@ def healthy(subject: Subject) -> Finding:
     return warning(found, remedy, "OK")
 
 
-def free(subject: Subject) -> Finding:
+def free(subject: Context) -> Finding:
     """Whether somebody else holds the NPUs that training would take."""
     if unknown := _unknown(subject):
         return unknown
@@ -91,7 +91,7 @@ def _place(one: Union[Chip, Process]) -> tuple[int, int]:
     return one.npu, one.chip
 
 
-def _others(subject: Subject) -> str:
+def _others(subject: Context) -> str:
     """How to take NPUs that are well and that nobody holds, with fewer processes if need be; empty if that can't be."""
     listing, recipe = subject.npus.listing, subject.recipe
     held = {_place(process) for process in listing.processes or ()}
@@ -111,18 +111,18 @@ def _goes(recipe: Recipe, count: int) -> bool:
     return not complaints(recipe.model_copy(update={"parallel": parallel}))
 
 
-def _unknown(subject: Subject) -> Optional[Finding]:
+def _unknown(subject: Context) -> Optional[Finding]:
     if not subject.wants_npus:
         return skipped(subject.no_npus)
     return skipped("not known, see NPUs") if subject.npus.problem else None
 
 
-def numbers(subject: Subject, chips: Sequence[Chip]) -> str:
+def numbers(subject: Context, chips: Sequence[Chip]) -> str:
     """NPU 0, 1, 2; or NPU 0 chip 0, 0 chip 1, where cards have several."""
     return "NPU " + ", ".join(subject.npus.listing.name(chip)[len("NPU ") :] for chip in chips)
 
 
-def device_files(subject: Subject) -> Finding:
+def device_files(subject: Context) -> Finding:
     """Whether what the driver is reached through is there, and not closed to this user.
 
     They are asked for by access(2), which knows of a container's device cgroup too (inode_permission in Linux's
@@ -170,7 +170,7 @@ def _group(file: Path) -> str:
         return str(number)
 
 
-def npu_memory(subject: Subject) -> Finding:
+def npu_memory(subject: Context) -> Finding:
     """Memory of the smallest NPU that would be used; a warning, as the plan was never compared with an NPU."""
     if not subject.wants_npus:
         return skipped(subject.no_npus)

@@ -20,7 +20,7 @@ from packaging.utils import canonicalize_name
 from openpangu_sft import __version__
 from openpangu_sft.artifacts.artifact import MANIFEST, parse_manifest, sha256_of
 from openpangu_sft.doctor.finding import Finding, failed, ok, skipped, warning
-from openpangu_sft.doctor.machine import IMAGE, Subject
+from openpangu_sft.doctor.machine import IMAGE, Context
 from openpangu_sft.training.mindspeed.sources import PATCHES, ROOT, SOURCES, compiled_helper, require_pinned
 from openpangu_sft.util.ascend import parse_info
 
@@ -52,7 +52,7 @@ def pins(project: dict[str, Any], group: str = "") -> Iterator[Requirement]:
             yield requirement
 
 
-def python(subject: Subject) -> Finding:
+def python(subject: Context) -> Finding:
     """The interpreter's version."""
     wanted = SpecifierSet(read_project()["project"]["requires-python"])
     found = f"{platform.python_implementation()} {platform.python_version()}, {sys.executable}"
@@ -61,7 +61,7 @@ def python(subject: Subject) -> Finding:
     return ok(found)
 
 
-def packages(subject: Subject) -> Finding:
+def packages(subject: Context) -> Finding:
     """What the engine imports, but for torch_npu."""
     project, group = read_project(), "upstream" if subject.recipe.train.engine == "mindspeed" else ""
     wanted = [*pins(project), *(pins(project, group) if group else ())]
@@ -73,7 +73,7 @@ def packages(subject: Subject) -> Finding:
     return ok(f"{named}; all {len(wanted)} as pinned")
 
 
-def torch_npu(subject: Subject) -> Finding:
+def torch_npu(subject: Context) -> Finding:
     """torch_npu, which only the image installs."""
     if not subject.wants_npus:
         return skipped(subject.no_npus)
@@ -98,7 +98,7 @@ def _fits(requirement: Requirement, version: str) -> bool:
     return bool(version) and requirement.specifier.contains(version, prereleases=True)
 
 
-def sources(subject: Subject, target: Path = SOURCES, patches: Path = PATCHES) -> Finding:
+def sources(subject: Context, target: Path = SOURCES, patches: Path = PATCHES) -> Finding:
     """MindSpeed-LLM and what it needs, for the mindspeed engine.
 
     Raises:
@@ -134,7 +134,7 @@ NAME = "openpangu-sft"
 SECONDS = 15.0
 
 
-def where(subject: Subject) -> dict[str, str]:
+def where(subject: Context) -> dict[str, str]:
     """What the table begins with."""
     system = parse_info(subject.machine.read("/etc/os-release")).get("pretty_name", "").strip('"')
     return {
@@ -147,7 +147,7 @@ def where(subject: Subject) -> dict[str, str]:
     }
 
 
-def _where(subject: Subject) -> str:
+def _where(subject: Context) -> str:
     if subject.in_image:
         try:
             made: dict[str, Any] = json.loads(subject.machine.read(f"{IMAGE}/versions.json") or "")
@@ -164,7 +164,7 @@ def _user() -> str:
         return "without a name"
 
 
-def docker(subject: Subject) -> Finding:
+def docker(subject: Context) -> Finding:
     """Whether an engine answers and has this version's image, where that is how stages would run."""
     if subject.in_image:
         return skipped("not needed: this is the image")

@@ -14,7 +14,7 @@ from openpangu_sft.artifacts.artifact import require_no_obstacle
 from openpangu_sft.checkpoint.checklist import CHECKLIST, check_published
 from openpangu_sft.checkpoint.sharding import parameter_count
 from openpangu_sft.doctor.finding import Finding, failed, ok, skipped, warning
-from openpangu_sft.doctor.machine import Subject
+from openpangu_sft.doctor.machine import Context
 from openpangu_sft.doctor.npu_smi import Mount, control_groups, inactive_file, limit, memory_available, mount_of
 from openpangu_sft.recipe.model_config import CONFIG, model_of, read_config
 from openpangu_sft.recipe.schema import Recipe
@@ -28,7 +28,7 @@ FEW_FILES = 4096
 """The usual soft limit is 1024. Each process has the dataset, libraries and a connection to every other one open."""
 WRITTEN = ("samples", "shards", "dataset", "mcore", "run", "export")
 STAGED = ("samples", "dataset", "mcore", "export")
-"""Those that are made beside their place and renamed, see artefact.staged_directory."""
+"""Those that are made beside their place and renamed, see artifact.staged_directory."""
 OWN_LAYER = ("overlay", "aufs")
 HIERARCHIES = (
     ("/sys/fs/cgroup", "", "memory.max", "memory.current"),
@@ -43,7 +43,7 @@ def gb(size: float) -> str:
     return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.0f} MB"
 
 
-def memory(subject: Subject) -> Finding:
+def memory(subject: Context) -> Finding:
     """Main memory that is available, also to this process's control groups: a container, a Slurm job, a service."""
     machine, needed = subject.machine, memory_bytes(subject.recipe)
     available = memory_available(machine.read("/proc/meminfo") or "")
@@ -68,7 +68,7 @@ def memory(subject: Subject) -> Finding:
     return (failed if in_memory else warning)(found, remedy, expected)
 
 
-def shared_memory(subject: Subject) -> Finding:
+def shared_memory(subject: Context) -> Finding:
     """/dev/shm, through which the processes of a run hand each other data."""
     if subject.recipe.parallel.devices_per_node == 1:
         return skipped("not needed: one process (parallel.devices_per_node)")
@@ -82,7 +82,7 @@ def shared_memory(subject: Subject) -> Finding:
     return ok(f"/dev/shm has {gb(size)}")
 
 
-def disk(subject: Subject) -> Finding:
+def disk(subject: Context) -> Finding:
     """Free room and the right to write, for every path of the recipe that is written to, disk by disk."""
     recipe, needed = subject.recipe, disk_bytes(subject.recipe)
     mounts = subject.machine.read("/proc/self/mountinfo") or ""
@@ -115,7 +115,7 @@ def disk(subject: Subject) -> Finding:
     return ok(f"{found}; {gb(sum(needed.values()))} needed, the data not counted")
 
 
-def limits(subject: Subject) -> Finding:
+def limits(subject: Context) -> Finding:
     """ulimit: the size of a file, and how many may be open."""
     largest = largest_file(subject.recipe)
     size, files = resource.getrlimit(resource.RLIMIT_FSIZE)[0], resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -126,7 +126,7 @@ def limits(subject: Subject) -> Finding:
     return ok(f"{'any number of' if files == resource.RLIM_INFINITY else f'{files:,}'} open files, files of any size")
 
 
-def inputs(subject: Subject) -> Finding:
+def inputs(subject: Context) -> Finding:
     """Whether what the first stages read is there, and config.json is of this model family."""
     missing = []
     if not (subject.recipe.path("hf") / "config.json").is_file():
@@ -142,7 +142,7 @@ def inputs(subject: Subject) -> Finding:
     return ok(f"{subject.recipe.path('hf')}, {made}")
 
 
-def published(subject: Subject) -> Finding:
+def published(subject: Context) -> Finding:
     """Whether the checkpoint is as it was published, by the sums beside it; takes seconds once, for its weights."""
     found = check_published(subject.recipe, subject.recipe.path("hf"), bar=False)
     if not found.files:
@@ -180,7 +180,7 @@ SECONDS = 5.0
 DAY = 86400.0
 
 
-def clock(subject: Subject) -> Finding:
+def clock(subject: Context) -> Finding:
     """The time against that of this code's own files, and whether systemd says that it is kept by NTP."""
     now = time.time()
     newest = max(file.stat().st_mtime for file in CODE.rglob("*.py"))

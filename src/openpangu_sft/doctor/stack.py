@@ -8,7 +8,7 @@ from typing import Optional
 
 from openpangu_sft.doctor import ascend
 from openpangu_sft.doctor.finding import Finding, State, failed, ok, skipped, warning
-from openpangu_sft.doctor.machine import Machine, Subject
+from openpangu_sft.doctor.machine import Context, Machine
 from openpangu_sft.doctor.npu_smi import parse_fields
 from openpangu_sft.util.ascend import ASCEND, install_info, parse_info, toolkit_home
 
@@ -21,7 +21,7 @@ LIBRARIES = {
 LDCONFIG_SECONDS = 10.0
 
 
-def driver(subject: Subject) -> Finding:
+def driver(subject: Context) -> Finding:
     """The driver's version against CANN's."""
     if not subject.wants_npus:
         return skipped(subject.no_npus)
@@ -31,7 +31,7 @@ def driver(subject: Subject) -> Finding:
     return ascend.judge_driver(info, _cann_info(subject) or {}, subject.npus.listing.driver)
 
 
-def firmware(subject: Subject) -> Finding:
+def firmware(subject: Context) -> Finding:
     """The firmware of each NPU that is used, against the driver."""
     if not subject.wants_npus:
         return skipped(subject.no_npus)
@@ -58,18 +58,18 @@ def firmware(subject: Subject) -> Finding:
     return worst
 
 
-def _driver_info(subject: Subject) -> dict[str, str]:
+def _driver_info(subject: Context) -> dict[str, str]:
     return parse_info(subject.machine.read(f"{ASCEND}/driver/version.info"))
 
 
-def _cann_info(subject: Subject) -> Optional[dict[str, str]]:
+def _cann_info(subject: Context) -> Optional[dict[str, str]]:
     """Fields of the CANN whose environment is set here; None where there is none."""
     home = toolkit_home(subject.machine.environment)
     info = install_info(subject.machine.path(home)) if home else None
     return None if info is None else parse_info(info)
 
 
-def cann(subject: Subject) -> Finding:
+def cann(subject: Context) -> Finding:
     """CANN's version, and whether its environment is set here."""
     if not subject.wants_npus:
         return skipped(subject.no_npus)

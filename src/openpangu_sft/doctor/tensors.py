@@ -9,7 +9,7 @@ import sys
 from typing import Any, Optional
 
 from openpangu_sft.doctor.finding import Finding, failed, ok
-from openpangu_sft.doctor.machine import Ran, Subject
+from openpangu_sft.doctor.machine import Context, Ran
 from openpangu_sft.doctor.probe import MARK
 from openpangu_sft.training.mindspeed.start import STAND_IN
 
@@ -17,7 +17,7 @@ SECONDS = 240.0
 """Importing torch from a cold disk takes half a minute, and the first use of each NPU some seconds."""
 
 
-def adds(subject: Subject) -> Finding:
+def adds(subject: Context) -> Finding:
     """Two tensors on every device that is used."""
     train, count = subject.recipe.train, subject.recipe.parallel.devices_per_node
     environment, kind = {}, "npu"

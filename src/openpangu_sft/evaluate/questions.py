@@ -15,7 +15,7 @@ from openpangu_sft.dataset.index_file import VALIDATION, Ids, read_rows
 from openpangu_sft.dataset.turns import Pieces
 from openpangu_sft.evaluate.record import Question
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.tokenizer.template import END, HEADERS, START, prompt_pieces
+from openpangu_sft.tokenizer.template import END, HEADERS, START, prompt_spans
 from openpangu_sft.tokenizer.tokenizer import IGNORED, Tokenizer
 from openpangu_sft.util.errors import UserError, printable
 
@@ -78,8 +78,8 @@ def _question(source: str, sample: Sample, tokenizer: Tokenizer, room: int, wher
     for text in (*sample.meta_prompt, *(message.content for message in asked)):
         if token := tokenizer.control_token(text):
             raise UserError(f"holds the control token {token.group()}", where=where, remedy="take it out")
-    pieces = prompt_pieces(sample.meta_prompt, tuple(asked), reply=True)
-    prompt = [number for piece in pieces for number in tokenizer.piece_ids(piece)]
+    pieces = prompt_spans(sample.meta_prompt, tuple(asked), reply=True)
+    prompt = [number for piece in pieces for number in tokenizer.span_ids(piece)]
     if len(prompt) >= room:
         what = f"has {len(prompt):,} tokens, and the model holds {room:,}, the answer's among them"
         raise UserError(what, where=where, remedy="shorten it")

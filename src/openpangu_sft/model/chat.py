@@ -1,4 +1,4 @@
-"""Answers from a Hugging Face or Megatron-core checkpoint, in the same format and pieces that training used."""
+"""Answers from a Hugging Face or Megatron-core checkpoint, in the same format and spans that training used."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from openpangu_sft.model.llama import build_model
 from openpangu_sft.model.tensors import tensors_of
 from openpangu_sft.recipe.model_config import CONFIG, TRACKER, model_of, not_hf, read_config
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.tokenizer.template import HEADERS, START, Piece, prompt_pieces
+from openpangu_sft.tokenizer.template import HEADERS, START, TextSpan, prompt_spans
 from openpangu_sft.tokenizer.tokenizer import Tokenizer
 from openpangu_sft.util.errors import UserError
 
@@ -66,8 +66,8 @@ class Chat:
         for text in (system, *(message.content for message in messages)):
             if token := self.tokenizer.control_token(text):
                 raise UserError(f"the message holds the control token {token.group()}", remedy="take it out")
-        pieces = list(prompt_pieces((system,), messages, reply=True))
-        return self.complete([token for piece in pieces for token in self.tokenizer.piece_ids(piece)])
+        spans = list(prompt_spans((system,), messages, reply=True))
+        return self.complete([token for span in spans for token in self.tokenizer.span_ids(span)])
 
     def complete(self, prompt: list[int]) -> str:
         """The text that the model puts behind a prompt which ends with the assistant's header.
@@ -98,7 +98,7 @@ class Chat:
         answer = output[0, len(prompt) :].tolist()
         if answer and answer[-1] == self.tokenizer.end_id:
             answer.pop()
-        header = self.tokenizer.piece_ids(Piece(START + HEADERS["assistant"], trained=False))
+        header = self.tokenizer.span_ids(TextSpan(START + HEADERS["assistant"], trained=False))
         return self.tokenizer.decode_reply(header, answer)
 
 

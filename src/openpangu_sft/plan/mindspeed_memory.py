@@ -9,7 +9,7 @@ import os
 from typing import NamedTuple
 
 from openpangu_sft.checkpoint.sharding import Layout, layout_of, rank_parameter_count
-from openpangu_sft.plan.parts import Memory, Moment, Part
+from openpangu_sft.plan.parts import Memory, Part, Phase
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.errors import UserError
 
@@ -74,7 +74,7 @@ def _stage(recipe: Recipe, layout: Layout, stage: int) -> Memory:
     parameters, element = rank_parameters(recipe, stage), shape_of(recipe).element
     state = 12 if recipe.train.precision == "bf16" else 8
     masks = layout.stages[stage] * MASK
-    always = [
+    static = [
         Part("weights", parameters * element, f"{parameters:,} x {element} bytes"),
         Part("gradients", parameters * 4, "x 4: summed up in fp32"),
         Part(
@@ -87,7 +87,7 @@ def _stage(recipe: Recipe, layout: Layout, stage: int) -> Memory:
     ]
     if recipe.parallel.tensor > 1:
         gathered = layer_input(recipe) * recipe.parallel.tensor
-        always.append(Part("gathered sequence", gathered, "one buffer, as tensor parallel ranks hold parts of it"))
+        static.append(Part("gathered sequence", gathered, "one buffer, as tensor parallel ranks hold parts of it"))
     moments = [_loss(recipe, layout, stage), _backward(recipe, layout, stage)]
     if stage == 0:
         moments.append(_embedding(recipe, layout))
@@ -96,18 +96,18 @@ def _stage(recipe: Recipe, layout: Layout, stage: int) -> Memory:
         Part("HCCL buffers", count * 2 * mib << 20, f"{count} communicators x 2 x HCCL_BUFFSIZE, {mib} MiB"),
         Part("the NPU itself", HELD, "in use before any process, by npu-smi"),
     )
-    return Memory(tuple(always), tuple(moments), outside, stage)
+    return Memory(tuple(static), tuple(moments), outside, stage)
 
 
-def _loss(recipe: Recipe, layout: Layout, stage: int) -> Moment:
+def _loss(recipe: Recipe, layout: Layout, stage: int) -> Phase:
     """At the end of the forward pass; of stages without the loss, the end of their layers."""
     parts = [_kept(recipe, layout, stage)]
     if stage == layout.pipeline - 1:
         parts += [_final(recipe), _logits(recipe, layout)]
-    return Moment("loss", tuple(parts))
+    return Phase("loss", tuple(parts))
 
 
-def _backward(recipe: Recipe, layout: Layout, stage: int) -> Moment:
+def _backward(recipe: Recipe, layout: Layout, stage: int) -> Phase:
     """In the backward pass of the layer that has most around it."""
     parts = [_kept(recipe, layout, stage)]
     recomputed = _recomputed(recipe, layout, stage)
@@ -118,14 +118,14 @@ def _backward(recipe: Recipe, layout: Layout, stage: int) -> Moment:
     parts.append(Part("gradients in a layer", gradients, "at npu_swiglu, where they are widest"))
     if _waits(recipe, layout):
         parts.append(Part("output layer's gradient", _vocabulary(recipe, layout), "waits for the embedding's"))
-    return Moment("backward", tuple(parts))
+    return Phase("backward", tuple(parts))
 
 
-def _embedding(recipe: Recipe, layout: Layout) -> Moment:
+def _embedding(recipe: Recipe, layout: Layout) -> Phase:
     """At the end of the backward pass, where the two gradients of tied embeddings meet and are added."""
     copies = 3 if _waits(recipe, layout) else 1
     how = f"{copies} times: with the output layer's, and their sum" if copies > 1 else "before it is added in fp32"
-    return Moment("embedding", (Part("embedding's gradient", copies * _vocabulary(recipe, layout), how),))
+    return Phase("embedding", (Part("embedding's gradient", copies * _vocabulary(recipe, layout), how),))
 
 
 def _waits(recipe: Recipe, layout: Layout) -> bool:

@@ -22,15 +22,15 @@ class Part(NamedTuple):
     how: str
 
 
-class Moment(NamedTuple):
-    """A point of an iteration at which much is alive at once, beside what is always there."""
+class Phase(NamedTuple):
+    """A point of an iteration at which much is alive at once, beside what is static."""
 
     name: str
     parts: tuple[Part, ...]
 
     @property
     def size(self) -> int:
-        """In bytes, without what is always there."""
+        """In bytes, without what is static."""
         return total(self.parts)
 
 
@@ -38,26 +38,26 @@ class Memory(NamedTuple):
     """Memory of the fullest device of a run.
 
     Args:
-        always: what stays from the first iteration to the last.
+        static: what stays from the first iteration to the last.
         moments: of which each iteration passes through all; the largest decides.
         outside: what other libraries hold beside torch's tensors, as far as it is documented.
         stage: the pipeline stage of that device, from 0.
     """
 
-    always: tuple[Part, ...]
-    moments: tuple[Moment, ...]
+    static: tuple[Part, ...]
+    moments: tuple[Phase, ...]
     outside: tuple[Part, ...]
     stage: int = 0
 
     @property
-    def fullest(self) -> Moment:
+    def fullest(self) -> Phase:
         """The moment that decides."""
         return max(self.moments, key=lambda moment: moment.size)
 
     @property
     def peak(self) -> int:
         """Most bytes of tensors at once."""
-        return total(self.always) + self.fullest.size
+        return total(self.static) + self.fullest.size
 
     @property
     def needed(self) -> int:

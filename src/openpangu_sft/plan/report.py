@@ -109,7 +109,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "parameters": report.parameters,
         "memory": {
             "stage": memory.stage,
-            "always": _bytes(memory.always),
+            "always": _bytes(memory.static),
             "moments": {moment.name: _bytes(moment.parts) for moment in memory.moments},
             "outside": _bytes(memory.outside),
             "peak": memory.peak,

@@ -39,7 +39,7 @@ def _memory(report: Report, to: Console) -> None:
     if recipe.train.engine == "mindspeed":
         title += f", CP {parallel.context}, TP {parallel.tensor}, PP {parallel.pipeline}"
     _say(to, title, style="bold")
-    rows = [_row(part) for part in memory.always]
+    rows = [_row(part) for part in memory.static]
     rows += [_row(part) for part in memory.fullest.parts]
     rows.append(("tensors at most", _gib(memory.peak), f"at its fullest: {memory.fullest.name}"))
     rows += [_row(part) for part in memory.outside]

@@ -7,22 +7,22 @@ compared with both on a CPU by tests/plan/test_transformers_memory.py.
 from __future__ import annotations
 
 from openpangu_sft.checkpoint.sharding import hf_shapes, parameter_count
-from openpangu_sft.plan.parts import Memory, Moment, Part
+from openpangu_sft.plan.parts import Memory, Part, Phase
 from openpangu_sft.recipe.schema import Recipe
 
 
 def transformers_memory(recipe: Recipe) -> Memory:
     """Any process of a recipe: they are all alike."""
     parameters = parameter_count(recipe.model)
-    always = [
+    static = [
         Part("weights", parameters * 4, f"{parameters:,} x 4 bytes: fp32, also in bf16 runs"),
         Part("gradients", parameters * 4, "x 4"),
         Part("optimizer state", parameters * 8, "x 8: Adam's two moments"),
     ]
     if recipe.parallel.world > 1:
-        always.append(Part("DDP's buckets", parameters * 4, "x 4: gradients once more"))
+        static.append(Part("DDP's buckets", parameters * 4, "x 4: gradients once more"))
     moments = (_loss(recipe), _loss_backward(recipe), _backward(recipe), _embedding(recipe), _step(recipe))
-    return Memory(tuple(always), moments, ())
+    return Memory(tuple(static), moments, ())
 
 
 def layer_activations(recipe: Recipe) -> int:
@@ -58,7 +58,7 @@ def logits_bytes(recipe: Recipe, tokens: int) -> int:
     return 12 * tokens * recipe.model.vocab_size
 
 
-def _loss(recipe: Recipe) -> Moment:
+def _loss(recipe: Recipe) -> Phase:
     tokens, model = _trained(recipe), recipe.model
     each = 10 if _autocast(recipe) else 8
     words = "bf16, fp32 and softmax in fp32" if _autocast(recipe) else "fp32, and softmax"
@@ -67,19 +67,19 @@ def _loss(recipe: Recipe) -> Moment:
     if _autocast(recipe):
         copies = model.num_layers * _layer_matrices(recipe) * 2
         parts.append(Part("weights in bf16", copies + _vocabulary(recipe) * 2, "autocast's copies, x 2"))
-    return Moment("loss", tuple(parts))
+    return Phase("loss", tuple(parts))
 
 
-def _loss_backward(recipe: Recipe) -> Moment:
+def _loss_backward(recipe: Recipe) -> Phase:
     tokens, model = _trained(recipe), recipe.model
     how = f"{model.vocab_size:,} x {tokens:,} x 12: softmax and two gradients, if all tokens are trained"
     parts = [_batch(recipe), _kept(recipe), _final(recipe), Part("logits", logits_bytes(recipe, tokens), how)]
     if _autocast(recipe):
         parts.append(Part("output layer in bf16", _vocabulary(recipe) * 2, "autocast's copy, x 2"))
-    return Moment("backward of the loss", tuple(parts))
+    return Phase("backward of the loss", tuple(parts))
 
 
-def _backward(recipe: Recipe) -> Moment:
+def _backward(recipe: Recipe) -> Phase:
     model, tokens, width = recipe.model, _tokens(recipe), 2 if _autocast(recipe) else 4
     parts = [_batch(recipe), _kept(recipe)]
     if _recomputed(recipe) == model.num_layers:
@@ -89,23 +89,23 @@ def _backward(recipe: Recipe) -> Moment:
     parts.append(Part("gradients in a layer", gradients, "at the product in the MLP, where they are widest"))
     if model.tie_word_embeddings:
         parts.append(Part("output layer's gradient", _vocabulary(recipe) * 4, "x 4: waits for the embedding's"))
-    return Moment("backward", tuple(parts))
+    return Phase("backward", tuple(parts))
 
 
-def _embedding(recipe: Recipe) -> Moment:
+def _embedding(recipe: Recipe) -> Phase:
     """At the end of the backward pass, where tied embeddings' two gradients meet; measured, not read in torch."""
     copies = 1 if not recipe.model.tie_word_embeddings else 2 if _autocast(recipe) else 3
     size = _vocabulary(recipe) * 4 * copies
-    return Moment("embedding", (Part("embedding's gradient", size, f"x 4, {copies} times: with the output layer's"),))
+    return Phase("embedding", (Part("embedding's gradient", size, f"x 4, {copies} times: with the output layer's"),))
 
 
-def _step(recipe: Recipe) -> Moment:
+def _step(recipe: Recipe) -> Phase:
     """AdamW: on CUDA the roots of all second moments at once, on a CPU two copies of one tensor after the other."""
     largest = max(shape[0] * (shape[1] if len(shape) > 1 else 1) for shape in hf_shapes(recipe.model).values())
     if recipe.train.device == "cpu":
-        return Moment("optimizer step", (Part("roots", largest * 8, "of the largest tensor, twice"),))
+        return Phase("optimizer step", (Part("roots", largest * 8, "of the largest tensor, twice"),))
     size = parameter_count(recipe.model) * 4
-    return Moment("optimizer step", (Part("roots", size, "x 4: of all second moments (on CUDA)"),))
+    return Phase("optimizer step", (Part("roots", size, "x 4: of all second moments (on CUDA)"),))
 
 
 def _kept(recipe: Recipe, all_copies: bool = True) -> Part:

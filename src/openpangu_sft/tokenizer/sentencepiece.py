@@ -17,7 +17,7 @@ from typing import Any, Callable, Optional
 
 from sentencepiece import SentencePieceProcessor
 
-from openpangu_sft.tokenizer.template import END, HEADERS, START, Piece
+from openpangu_sft.tokenizer.template import END, HEADERS, START, TextSpan
 
 _Layout = list[Optional[list[int]]]
 
@@ -59,7 +59,7 @@ class DirectEncoder:
         self._known = {text: list(hf.encode(text, add_special_tokens=False)) for text in frames}
         self._longest_known = max(map(len, frames))
 
-    def __call__(self, pieces: Sequence[Piece]) -> list[list[int]]:
+    def __call__(self, pieces: Sequence[TextSpan]) -> list[list[int]]:
         """Token ids of each piece, encoded by itself."""
         stretches: list[str] = []
         layouts = [self._layout(piece, stretches) for piece in pieces]
@@ -71,7 +71,7 @@ class DirectEncoder:
         next_encoded = iter(encoded).__next__
         return [self._fill(layout, next_encoded) for layout in layouts]
 
-    def _layout(self, piece: Piece, stretches: list[str]) -> _Layout:
+    def _layout(self, piece: TextSpan, stretches: list[str]) -> _Layout:
         """The ids of the added tokens in a piece, and None for each stretch between them, which goes into a list."""
         text = piece.text
         if known := self._known.get(text) if len(text) <= self._longest_known else None:

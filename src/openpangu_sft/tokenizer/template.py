@@ -1,8 +1,8 @@
-"""openPangu's conversation format: samples to pieces of text, each trained on or ignored.
+"""openPangu's conversation format: samples to spans of text, each trained on or ignored.
 
     <s>[unused9]系统：…[unused10][unused9]用户：…[unused10][unused9]助手：…[unused10]
 
-The pieces are those that the published handler gives to the tokenizer one by one. Their borders matter: a tokenizer may
+The spans are those that the published handler gives to the tokenizer one by one. Their borders matter: a tokenizer may
 encode a text differently from its two halves.
 """
 
@@ -21,7 +21,7 @@ TEMPLATE_DIGEST = hashlib.sha256(repr((START, END, sorted(HEADERS.items()))).enc
 """Recorded in manifests: data made with another template is refused."""
 
 
-class Piece(NamedTuple):
+class TextSpan(NamedTuple):
     """A text that is encoded by itself.
 
     Args:
@@ -44,15 +44,15 @@ def whole(content: str) -> Sequence[str]:
     return (content,)
 
 
-def sample_pieces(sample: Sample, cut: Cut = whole) -> Iterator[Piece]:
-    """The pieces of a whole sample: only the assistants' contents, each with its end token, are trained."""
-    yield from prompt_pieces(sample.meta_prompt, sample.data, cut=cut)
+def sample_spans(sample: Sample, cut: Cut = whole) -> Iterator[TextSpan]:
+    """The spans of a whole sample: only the assistants' contents, each with its end token, are trained."""
+    yield from prompt_spans(sample.meta_prompt, sample.data, cut=cut)
 
 
-def prompt_pieces(
+def prompt_spans(
     meta_prompt: tuple[str, ...], messages: tuple[Message, ...], reply: bool = False, cut: Cut = whole
-) -> Iterator[Piece]:
-    """The pieces of system prompts and messages; with `reply`, the assistant's header last, for generation."""
+) -> Iterator[TextSpan]:
+    """The spans of system prompts and messages; with `reply`, the assistant's header last, for generation."""
     system = [""]
     for prompt in meta_prompt:
         first, *others = cut(prompt)
@@ -63,15 +63,15 @@ def prompt_pieces(
     for message in messages:
         header, [*contents, last] = START + HEADERS[message.role], cut(message.content)
         if message.role == "assistant":
-            yield Piece(header, False)
+            yield TextSpan(header, False)
             yield from _pieces([*contents, last + END], trained=True)
         else:
             first, *others = [*contents, last + END]
             yield from _pieces([header + first, *others], trained=False)
     if reply:
-        yield Piece(START + HEADERS["assistant"], trained=False)
+        yield TextSpan(START + HEADERS["assistant"], trained=False)
 
 
-def _pieces(texts: list[str], trained: bool, opens: bool = False) -> Iterator[Piece]:
+def _pieces(texts: list[str], trained: bool, opens: bool = False) -> Iterator[TextSpan]:
     for number, text in enumerate(texts):
-        yield Piece(text, trained, opens and not number)
+        yield TextSpan(text, trained, opens and not number)

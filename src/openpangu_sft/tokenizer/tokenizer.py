@@ -16,7 +16,7 @@ import numpy as np
 
 from openpangu_sft.artifacts.artifact import files_digest
 from openpangu_sft.tokenizer.sentencepiece import DirectEncoder, Unfit, has_any
-from openpangu_sft.tokenizer.template import END, HEADERS, START, Piece
+from openpangu_sft.tokenizer.template import END, HEADERS, START, TextSpan
 from openpangu_sft.util.errors import UserError
 
 IGNORED = -100
@@ -75,16 +75,16 @@ class Tokenizer:
             return None
         return self._control.search(text, begin)
 
-    def piece_ids(self, piece: Piece) -> list[int]:
+    def span_ids(self, piece: TextSpan) -> list[int]:
         """Token ids of one piece, encoded by itself."""
         ids: list[int] = self.hf.encode(piece.text, add_special_tokens=piece.opens)
         return ids
 
-    def encode(self, pieces: Sequence[Piece]) -> list[list[int]]:
+    def encode(self, pieces: Sequence[TextSpan]) -> list[list[int]]:
         """Token ids of each piece, encoded by itself: directly where `go_direct` has found that it may."""
-        return self._direct(pieces) if self._direct else [self.piece_ids(piece) for piece in pieces]
+        return self._direct(pieces) if self._direct else [self.span_ids(piece) for piece in pieces]
 
-    def go_direct(self, pieces: Sequence[Piece]) -> str:
+    def go_direct(self, pieces: Sequence[TextSpan]) -> str:
         """From now on `encode` goes to SentencePiece directly, if that gives the ids that the class gives.
 
         Args:
@@ -97,10 +97,10 @@ class Tokenizer:
             direct = DirectEncoder(self.hf)
         except Unfit as reason:
             return str(reason)
-        compared = [Piece(text, trained=False, opens=opens) for text in _odd_texts() for opens in (False, True)]
+        compared = [TextSpan(text, trained=False, opens=opens) for text in _odd_texts() for opens in (False, True)]
         compared += pieces
         for piece, ids in zip(compared, direct(compared)):
-            if ids != self.piece_ids(piece):
+            if ids != self.span_ids(piece):
                 return f"it gives other ids than SentencePiece alone for {reprlib.repr(piece.text)}"
         self._direct = direct
         return ""

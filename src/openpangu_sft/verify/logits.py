@@ -20,7 +20,7 @@ from openpangu_sft.conversations.conversation import Message
 from openpangu_sft.model.llama import build_model
 from openpangu_sft.model.tensors import TORCH_DTYPES, Precision, tensors_of
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.tokenizer.template import prompt_pieces
+from openpangu_sft.tokenizer.template import prompt_spans
 from openpangu_sft.tokenizer.tokenizer import Tokenizer
 from openpangu_sft.verify.megatron import megatron_logits
 
@@ -76,8 +76,8 @@ def compare_logits(recipe: Recipe, hf: Path, mcore: McoreCheckpoint) -> list[Row
     tokenizer = Tokenizer(hf, recipe.tokenizer.trust_remote_code)
     prompts = []
     for system, question in CONVERSATIONS.values():
-        pieces = list(prompt_pieces((system,), (Message("user", question),), reply=True))
-        prompts.append([number for ids in tokenizer.encode(pieces) for number in ids])
+        spans = list(prompt_spans((system,), (Message("user", question),), reply=True))
+        prompts.append([number for ids in tokenizer.encode(spans) for number in ids])
     layout, vocabulary = mcore.layout, recipe.model.vocab_size
     rows = []
     exact: list[Logits] = []

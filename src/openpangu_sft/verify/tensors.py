@@ -9,7 +9,7 @@ from openpangu_sft.artifacts.artifact import MANIFEST, parse_manifest
 from openpangu_sft.artifacts.checks import wrong_files
 from openpangu_sft.checkpoint.hf import open_hf, require_model
 from openpangu_sft.checkpoint.mcore_reader import McoreCheckpoint, open_mcore
-from openpangu_sft.checkpoint.reshard import Transfer, differences
+from openpangu_sft.checkpoint.reshard import Resharder, differences
 from openpangu_sft.checkpoint.sharding import hf_shapes, parameter_count
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.console import byte_progress
@@ -68,14 +68,14 @@ def compare_tensors(recipe: Recipe, hf: Path, mcore: Path, iteration: Optional[i
     if rounded and len(dtypes) > 1:
         what = f"has {' and '.join(opened.weights.dtypes())}, {hf} has {' and '.join(weights.dtypes())}"
         raise UserError(what, where=opened.directory, remedy=REMEDY)
-    transfer = Transfer(weights, recipe.model, dtypes.pop() if rounded else None)
+    resharder = Resharder(weights, recipe.model, dtypes.pop() if rounded else None)
     with byte_progress("comparing", sum(path.stat().st_size for path in opened.files)) as advance:
-        found = list(differences(transfer, opened.weights, advance))
+        found = list(differences(resharder, opened.weights, advance))
     if found:
         what = f"differs from {hf} in {len(found):,} blocks of tensors, the first: {found[0]}"
         raise UserError(what, where=opened.directory, remedy=REMEDY)
     count = len(hf_shapes(recipe.model))
-    dtype = f"every bit, after rounding to {transfer.dtype}" if rounded else "every bit"
+    dtype = f"every bit, after rounding to {resharder.dtype}" if rounded else "every bit"
     figures = {
         "Megatron-core": f"{opened.layout}, iteration {opened.iteration}",
         "dtype": "+".join(opened.weights.dtypes()),

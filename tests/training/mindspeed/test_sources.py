@@ -182,9 +182,9 @@ def test_what_is_not_whole_is_made_anew(small: SmallUpstream, harm: str) -> None
     assert listing(small.target) == first
 
 
-@pytest.mark.parametrize("content", ["a file of the user's", "another artefact"])
+@pytest.mark.parametrize("content", ["a file of the user's", "another artifact"])
 def test_another_folder_is_never_replaced(small: SmallUpstream, content: str) -> None:
-    if content == "another artefact":
+    if content == "another artifact":
         with staged_directory(small.target, Manifest("hf")):
             pass
     else:

@@ -16,7 +16,7 @@ from openpangu_sft.recipe.model_config import TRACKER
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.mindspeed import run_directory
 from openpangu_sft.training.mindspeed import start as stage
-from openpangu_sft.training.mindspeed.start import require_devices, require_network, surroundings, torchrun
+from openpangu_sft.training.mindspeed.start import environment_of, require_devices, require_network, torchrun
 from openpangu_sft.training.run.retention import iterations, prune
 from openpangu_sft.util.errors import UserError
 
@@ -173,7 +173,7 @@ def test_no_room_for_checkpoints_is_said_before_the_start(
 def test_the_stand_in_is_on_the_path_only_where_it_is_asked_for(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     for device, wanted in (("cpu", True), ("auto", False)):
         recipe = make_recipe("train.engine=mindspeed", f"train.device={device}")
-        _, environment = surroundings(recipe, tmp_path)
+        _, environment = environment_of(recipe, tmp_path)
         assert ("npu_standin" in environment["PYTHONPATH"]) == wanted
 
 
@@ -198,10 +198,10 @@ def test_one_machine_meets_at_loopback(
         monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
         if given:
             monkeypatch.setenv("GLOO_SOCKET_IFNAME", given)
-        assert surroundings(recipe, tmp_path)[1]["GLOO_SOCKET_IFNAME"] == wanted
+        assert environment_of(recipe, tmp_path)[1]["GLOO_SOCKET_IFNAME"] == wanted
     several = make_recipe("train.engine=mindspeed", "parallel.nodes=2")
     monkeypatch.delenv("GLOO_SOCKET_IFNAME")
-    assert "GLOO_SOCKET_IFNAME" not in surroundings(several, tmp_path)[1]
+    assert "GLOO_SOCKET_IFNAME" not in environment_of(several, tmp_path)[1]
 
 
 @pytest.fixture

@@ -86,7 +86,7 @@ def same_bits(one: Array, other: Array) -> bool:
     return one.shape == other.shape and one.dtype == other.dtype and first_difference(one, other) is None
 
 
-class Loss(NamedTuple):
+class CastStats(NamedTuple):
     """What a conversion to another dtype changed.
 
     Args:
@@ -99,15 +99,15 @@ class Loss(NamedTuple):
     changed: int = 0
     infinite: int = 0
 
-    def __add__(self, other: Loss) -> Loss:  # type: ignore[override]
-        return Loss(*(mine + its for mine, its in zip(self, other)))
+    def __add__(self, other: CastStats) -> CastStats:  # type: ignore[override]
+        return CastStats(*(mine + its for mine, its in zip(self, other)))
 
 
-def convert_dtype(array: Array, dtype: DType) -> tuple[Array, Loss]:
+def convert_dtype(array: Array, dtype: DType) -> tuple[Array, CastStats]:
     """Rounds to nearest even, and counts what was lost."""
     with np.errstate(over="ignore", invalid="ignore"):
         converted = array.astype(dtype)
         back = converted.astype(array.dtype)
         changed = int(np.count_nonzero((back != array) & (back == back)))
         infinite = int(np.count_nonzero(np.isinf(back) & ~np.isinf(array)))
-    return converted, Loss(array.size, changed, infinite)
+    return converted, CastStats(array.size, changed, infinite)

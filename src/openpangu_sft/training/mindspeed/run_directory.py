@@ -38,12 +38,12 @@ def link_data(run: Path, dataset: Path, digest: str) -> Path:
     return folder / PREFIX
 
 
-def newest_complete(recipe: Recipe, speaks: bool) -> Optional[int]:
+def newest_complete(recipe: Recipe, is_main: bool) -> Optional[int]:
     """The newest iteration of the run whose checkpoint is there with all its files; see retention.newest_whole.
 
     Upstream writes the tracker file when a checkpoint is done.
     """
-    return newest_whole(recipe.path("run"), lambda iteration: is_complete(recipe, iteration), speaks)
+    return newest_whole(recipe.path("run"), lambda iteration: is_complete(recipe, iteration), is_main)
 
 
 def is_complete(recipe: Recipe, iteration: int) -> bool:

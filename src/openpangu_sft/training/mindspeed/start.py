@@ -70,7 +70,7 @@ def run_mindspeed(recipe: Recipe, manifest: Manifest, command_line: Sequence[str
         else:
             require_shared(run)
         data = link_data(run, recipe.path("dataset"), dataset.digest)
-        start = plan(recipe, sources, data, speaks=first)
+        start = plan(recipe, sources, data, is_main=first)
         if start.done >= recipe.train.iterations:
             console.print(f"this run has {start.done} iterations already: set train.iterations higher to go on")
             return
@@ -111,13 +111,13 @@ MOST_AT_FIRST = 2
 """Checkpoints that must have room before the start; a run of days may be given more disk on its way."""
 
 
-def plan(recipe: Recipe, sources: Path, data: Path, speaks: bool) -> Start:
-    """The command, and where training goes on; for `speaks` see retention.newest_whole."""
+def plan(recipe: Recipe, sources: Path, data: Path, is_main: bool) -> Start:
+    """The command, and where training goes on; for `is_main` see retention.newest_whole."""
     run = recipe.path("run")
-    done = newest_complete(recipe, speaks) or 0
+    done = newest_complete(recipe, is_main) or 0
     places = Places(data, run if done else recipe.path("mcore"), run, run / "tensorboard")
     flags = training_flags(recipe, places, resumed=bool(done))
-    folder, environment = surroundings(recipe, sources)
+    folder, environment = environment_of(recipe, sources)
     # Not in upstream's own folder: CANN's compiler leaves its files (kernel_meta) where it was started.
     work = run / "work"
     return Start(Command([*torchrun(recipe), str(folder / "posttrain_gpt.py"), *flags], work, environment), done)
@@ -126,7 +126,7 @@ def plan(recipe: Recipe, sources: Path, data: Path, speaks: bool) -> Start:
 def dry_run(recipe: Recipe) -> str:
     """Environment and command of a start, as a shell would take them; nothing is written, and no device is wanted."""
     data = recipe.path("run") / "data" / PREFIX
-    return str(plan(recipe, SOURCES, data, speaks=False).command)
+    return str(plan(recipe, SOURCES, data, is_main=False).command)
 
 
 def torchrun(recipe: Recipe) -> Sequence[str]:
@@ -134,7 +134,7 @@ def torchrun(recipe: Recipe) -> Sequence[str]:
     return [sys.executable, "-m", "torch.distributed.run", *torchrun_options(recipe)]
 
 
-def surroundings(recipe: Recipe, sources: Path) -> tuple[Path, dict[str, str]]:
+def environment_of(recipe: Recipe, sources: Path) -> tuple[Path, dict[str, str]]:
     """Upstream's folder with its commands, and the environment that they want."""
     paths = [sources / "mindspeed", sources / "mindspeed-llm", ROOT]
     if recipe.train.device == "cpu":

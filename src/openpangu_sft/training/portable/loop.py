@@ -59,7 +59,7 @@ class _Training:
         self.directory = recipe.path("run")
         self.rank = distributed.get_rank() if distributed.is_initialized() else 0
         torch.manual_seed(recipe.train.seed)
-        newest = checkpoints.newest(self.directory, speaks=self.rank == 0)
+        newest = checkpoints.newest(self.directory, is_main=self.rank == 0)
         self.iteration, self.loss = 0, math.nan
         if newest:
             self.iteration, source, found = newest

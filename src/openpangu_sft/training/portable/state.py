@@ -20,7 +20,7 @@ from openpangu_sft import __version__
 from openpangu_sft.artifacts.artifact import Manifest, read_manifest, staged_directory
 from openpangu_sft.checkpoint.files.torch_read import load_checkpoint_file
 from openpangu_sft.checkpoint.mcore import Position, iteration_directory, write_rank, write_tracker
-from openpangu_sft.checkpoint.reshard import Transfer
+from openpangu_sft.checkpoint.reshard import Resharder
 from openpangu_sft.checkpoint.sharding import layout_of
 from openpangu_sft.model.llama import tensors_of_model
 from openpangu_sft.model.tensors import TORCH_DTYPES, tensors_in, weights_of
@@ -52,8 +52,8 @@ def save(
     dtype, layout = TORCH_DTYPES[recipe.train.precision], layout_of(recipe.model, recipe.parallel)
     position = Position(iteration, iteration * recipe.train.global_batch_size)
     with staged_directory(iteration_directory(run, iteration), manifest) as staging:
-        transfer = Transfer(weights_of(tensors_of_model(model, dtype)), recipe.model)
-        write_rank(staging, recipe.model, layout, (0, 0), transfer.mcore(layout, 0, 0), position)
+        resharder = Resharder(weights_of(tensors_of_model(model, dtype)), recipe.model)
+        write_rank(staging, recipe.model, layout, (0, 0), resharder.mcore(layout, 0, 0), position)
         state: dict[str, Any] = {"optimizer": optimizer.state_dict()}
         if dtype != torch.float32:
             state["weights"] = tensors_of_model(model, torch.float32)
@@ -61,11 +61,11 @@ def save(
     write_tracker(run, iteration)
 
 
-def newest(run: Path, speaks: bool) -> Optional[tuple[int, Path, Manifest]]:
+def newest(run: Path, is_main: bool) -> Optional[tuple[int, Path, Manifest]]:
     """Iteration, directory and manifest of the newest whole checkpoint of a run, or None before the first.
 
     Args:
-        speaks: see retention.newest_whole.
+        is_main: see retention.newest_whole.
 
     Raises:
         UserError: there are checkpoints, and none is whole.
@@ -77,7 +77,7 @@ def newest(run: Path, speaks: bool) -> Optional[tuple[int, Path, Manifest]]:
             found[iteration] = read_manifest(iteration_directory(run, iteration), "checkpoint", "")
         return iteration in found
 
-    iteration = newest_whole(run, is_whole, speaks)
+    iteration = newest_whole(run, is_whole, is_main)
     return None if iteration is None else (iteration, iteration_directory(run, iteration), found[iteration])
 
 

@@ -19,7 +19,7 @@ def iterations(run: Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdigit())
 
 
-def newest_whole(run: Path, is_whole: Callable[[int], bool], speaks: bool) -> Optional[int]:
+def newest_whole(run: Path, is_whole: Callable[[int], bool], is_main: bool) -> Optional[int]:
     """The iteration that training goes on from, or None where it begins. The tracker file is put right.
 
     What is newer than the tracker file says is half-written, or was left behind on purpose. Where there is no tracker
@@ -27,7 +27,7 @@ def newest_whole(run: Path, is_whole: Callable[[int], bool], speaks: bool) -> Op
 
     Args:
         is_whole: whether the checkpoint of an iteration has all its files.
-        speaks: whether this process is the one that says what it found and writes the file.
+        is_main: whether this process is the one that says what it found and writes the file.
 
     Raises:
         UserError: there are checkpoints and none to go on from: beginning anew would write over them.
@@ -36,7 +36,7 @@ def newest_whole(run: Path, is_whole: Callable[[int], bool], speaks: bool) -> Op
     there = iterations(run)
     for iteration in reversed(there):
         if (named is None or iteration <= named) and is_whole(iteration):
-            if iteration != named and speaks:
+            if iteration != named and is_main:
                 lost = f"there is no {TRACKER} in {run}: going on from {iteration}"
                 cut_off = f"iteration {named} is not whole in {run}: going on from {iteration}"
                 console.print(lost if named is None else cut_off, markup=False, soft_wrap=True)
