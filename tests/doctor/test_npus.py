@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from doctor_machines import Examine, FakeMachine, MakeSubject, fake, recorded, subject
-from openpangu_sft.doctor import network, npus, stack
-from openpangu_sft.doctor import npus as fit
+from openpangu_sft.doctor import ascend, network, npus
 from openpangu_sft.doctor.finding import State
 from openpangu_sft.training.run.provenance import IMAGE
 from openpangu_sft.util.ascend import VARIABLE
@@ -29,11 +28,11 @@ def test_eight_healthy_npus(fake: FakeMachine, subject: MakeSubject, check: Exam
         npus.seen,
         npus.healthy,
         npus.free,
-        fit.npu_memory,
+        npus.npu_memory,
         npus.device_files,
-        stack.driver,
-        stack.firmware,
-        stack.cann,
+        ascend.driver,
+        ascend.firmware,
+        ascend.cann,
         network.links,
     ],
 )
@@ -50,7 +49,7 @@ def test_no_npu_smi(subject: MakeSubject) -> None:
     assert (finding.state, finding.expected) == (State.FAILED, "8 x 910B (parallel.devices_per_node)")
     assert "npu-smi is not installed" in finding.found
     assert {check(one).state for check in (npus.healthy, npus.free)} == {State.SKIPPED}
-    assert npus.device_files(one).state == stack.driver(one).state == stack.cann(one).state == State.FAILED
+    assert npus.device_files(one).state == ascend.driver(one).state == ascend.cann(one).state == State.FAILED
 
 
 def test_npus_without_npu_smi_may_do(fake: FakeMachine, subject: MakeSubject) -> None:
@@ -80,7 +79,7 @@ def test_other_chips_are_a_warning(fake: FakeMachine, subject: MakeSubject, reco
     one = subject(f"parallel.devices_per_node={devices}")
     finding = npus.seen(one)
     assert finding.state == State.WARNING
-    assert "is no 910B" in finding.found
+    assert "is not a 910B" in finding.found
     assert npus.healthy(one).state == npus.free(one).state == State.OK
 
 

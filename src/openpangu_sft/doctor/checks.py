@@ -1,21 +1,25 @@
-"""All checks, in the order in which they are shown."""
+"""All checks in the order shown, and their results as a table or JSON."""
 
 from __future__ import annotations
 
+import getpass
 import json
+import platform
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import Callable
+from typing import Any, Callable
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from openpangu_sft.doctor import network, npus, packages, resources, stack, tensors
+from openpangu_sft import __version__
+from openpangu_sft.doctor import ascend, network, npus, packages, resources, tensors
 from openpangu_sft.doctor.finding import Finding, State, guarded
-from openpangu_sft.doctor.machine import Context
+from openpangu_sft.doctor.machine import IMAGE, Context
 from openpangu_sft.doctor.npu_smi import Chip
+from openpangu_sft.util.ascend import parse_info
 
 CHECKS: dict[str, Callable[[Context], Finding]] = {
     "image": packages.docker,
@@ -24,9 +28,9 @@ CHECKS: dict[str, Callable[[Context], Finding]] = {
     "NPUs free": npus.free,
     "NPU memory": npus.npu_memory,
     "device files": npus.device_files,
-    "driver": stack.driver,
-    "firmware": stack.firmware,
-    "CANN": stack.cann,
+    "driver": ascend.driver,
+    "firmware": ascend.firmware,
+    "CANN": ascend.cann,
     "Python": packages.python,
     "packages": packages.packages,
     "torch_npu": packages.torch_npu,
@@ -46,25 +50,54 @@ CHECKS: dict[str, Callable[[Context], Finding]] = {
 }
 
 
-def run_checks(subject: Context, begin: Callable[[str], object] = lambda name: None) -> list[Finding]:
-    """Runs every check; `begin` is told the name of each before it runs."""
+def run_checks(context: Context, begin: Callable[[str], object] = lambda name: None) -> list[Finding]:
+    """Calls `begin` with the name of each check before it runs."""
     findings = []
     for name, check in CHECKS.items():
         begin(name)
-        findings.append(guarded(name, partial(check, subject)))
+        findings.append(guarded(name, partial(check, context)))
     return findings
+
+
+def where(context: Context) -> dict[str, str]:
+    """Header of the table."""
+    system = parse_info(context.machine.read("/etc/os-release")).get("pretty_name", "").strip('"')
+    return {
+        "where": _where(context),
+        "user": _user(),
+        "machine": platform.node(),
+        "system": f"{system or platform.system()}, kernel {platform.release()}, {platform.machine()}",
+        "recipe": f"train.engine={context.recipe.train.engine} train.device={context.recipe.train.device}, "
+        f"{context.recipe.parallel.nodes} x {context.recipe.parallel.devices_per_node} processes",
+    }
+
+
+def _where(context: Context) -> str:
+    if context.in_image:
+        try:
+            made: dict[str, Any] = json.loads(context.machine.read(f"{IMAGE}/versions.json") or "")
+            return f"in the image {packages.NAME}:{__version__}-{made['target']}, commit {str(made['commit'])[:12]}"
+        except (ValueError, KeyError, TypeError):
+            return f"in the image {packages.NAME}:{__version__}"
+    return "in a container that is not of this project's image" if context.in_container else "on the host"
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a uid without an entry in passwd
+        return "no name"
 
 
 STYLES = {State.OK: "green", State.WARNING: "yellow", State.FAILED: "bold red", State.SKIPPED: "dim"}
 
 
 def counts(findings: Sequence[Finding]) -> dict[str, int]:
-    """How many there are of each state."""
     return {state.value: sum(finding.state == state for finding in findings) for state in State}
 
 
 def print_table(console: Console, where: dict[str, str], findings: Sequence[Finding]) -> None:
-    """One row for each check. What to do stands below what was found, so that a narrow terminal has room for both."""
+    """The remedy is below what was found, so that a narrow terminal has room for both."""
     for name, value in where.items():
         console.print(Text(f"{name + ':':9}{value}"), soft_wrap=True)
     table = Table(show_lines=False)
@@ -84,7 +117,6 @@ def print_table(console: Console, where: dict[str, str], findings: Sequence[Find
 
 
 def as_json(where: dict[str, str], findings: Sequence[Finding], chips: Sequence[Chip]) -> str:
-    """An object with `where`, `checks`, `npus` and `summary`; states are those of `State`."""
     checks = []
     for finding in findings:
         entry = {key: value for key, value in asdict(finding).items() if value}
