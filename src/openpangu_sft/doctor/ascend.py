@@ -38,8 +38,6 @@ INSTALL = f"install the HDK {DRIVER} (firmware, then driver) on the host, and re
 
 
 def driver(context: Context) -> Finding:
-    if not context.wants_npus:
-        return skipped(context.no_npus)
     info = _driver_info(context)
     if not info and context.npus.problem:
         return failed(f"no {ASCEND}/driver/version.info", INSTALL, DRIVER)
@@ -48,8 +46,6 @@ def driver(context: Context) -> Finding:
 
 def firmware(context: Context) -> Finding:
     """The firmware of each used NPU against the driver."""
-    if not context.wants_npus:
-        return skipped(context.no_npus)
     installed = parse_info(context.machine.read(f"{ASCEND}/firmware/version.info")).get("version", "")
     found: dict[tuple[str, str], list[str]] = {}
     for npu in dict.fromkeys(chip.npu for chip in context.used):
@@ -86,8 +82,6 @@ def _cann_info(context: Context) -> Optional[dict[str, str]]:
 
 def cann(context: Context) -> Finding:
     """CANN's version, and whether its environment is set."""
-    if not context.wants_npus:
-        return skipped(context.no_npus)
     machine, environment = context.machine, context.machine.environment
     remedy = "run in the image, which has it (make image or make load)"
     home = toolkit_home(environment)

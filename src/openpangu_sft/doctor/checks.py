@@ -16,24 +16,38 @@ from rich.text import Text
 
 from openpangu_sft import __version__
 from openpangu_sft.doctor import ascend, network, npus, packages, resources, tensors
-from openpangu_sft.doctor.finding import Finding, State, guarded
+from openpangu_sft.doctor.finding import Finding, State, guarded, skipped
 from openpangu_sft.doctor.machine import IMAGE, Context
 from openpangu_sft.doctor.npu_smi import Chip
 from openpangu_sft.util.ascend import parse_info
 
-CHECKS: dict[str, Callable[[Context], Finding]] = {
+Check = Callable[[Context], Finding]
+
+
+def on_npus(check: Check, listed: bool = False) -> Check:
+    """Skips a check where training uses no NPUs or, if it needs npu-smi's list, where that is missing."""
+
+    def checked(context: Context) -> Finding:
+        if not context.wants_npus:
+            return skipped(context.no_npus)
+        return skipped("not known, see NPUs") if listed and context.npus.problem else check(context)
+
+    return checked
+
+
+CHECKS: dict[str, Check] = {
     "image": packages.docker,
-    "NPUs": npus.seen,
-    "NPU health": npus.healthy,
-    "NPUs free": npus.free,
-    "NPU memory": npus.npu_memory,
-    "device files": npus.device_files,
-    "driver": ascend.driver,
-    "firmware": ascend.firmware,
-    "CANN": ascend.cann,
+    "NPUs": on_npus(npus.seen),
+    "NPU health": on_npus(npus.healthy, listed=True),
+    "NPUs free": on_npus(npus.free, listed=True),
+    "NPU memory": on_npus(npus.npu_memory),
+    "device files": on_npus(npus.device_files),
+    "driver": on_npus(ascend.driver),
+    "firmware": on_npus(ascend.firmware),
+    "CANN": on_npus(ascend.cann),
     "Python": packages.python,
     "packages": packages.packages,
-    "torch_npu": packages.torch_npu,
+    "torch_npu": on_npus(packages.torch_npu),
     "tensors": tensors.adds,
     "patches": packages.sources,
     "memory": resources.memory,
@@ -45,7 +59,7 @@ CHECKS: dict[str, Callable[[Context], Finding]] = {
     "checkpoint": resources.published,
     "ports": network.ports,
     "interfaces": network.interfaces,
-    "NPU links": network.links,
+    "NPU links": on_npus(network.links),
     "other nodes": network.nodes,
 }
 

@@ -125,8 +125,8 @@ def interfaces(context: Context) -> Finding:
 
 def links(context: Context) -> Finding:
     """The NPUs' own network ports, which connect machines."""
-    if not context.wants_npus or context.recipe.parallel.nodes == 1:
-        return skipped("not needed: one machine" if context.wants_npus else context.no_npus)
+    if context.recipe.parallel.nodes == 1:
+        return skipped("not needed: one machine")
     tool = context.machine.program("hccn_tool", HCCN_TOOL)
     if not tool:
         remedy = f"on each host: {HCCN_TOOL}/hccn_tool -i 0 -link -g, then -net_health -g"

@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Optional, Union
+from typing import Union
 
 from openpangu_sft.doctor.finding import Finding, failed, ok, skipped, warning
 from openpangu_sft.doctor.machine import Context
@@ -28,8 +28,6 @@ CONTROL = ("davinci_manager", "devmm_svm", "hisi_hdc")
 
 def seen(context: Context) -> Finding:
     """As many NPUs as processes, and 910B, which the recipes are written for."""
-    if not context.wants_npus:
-        return skipped(context.no_npus)
     wanted, answer = context.recipe.parallel.devices_per_node, context.npus
     expected = f"{wanted} x 910B (parallel.devices_per_node)"
     files = len(context.device_files)
@@ -54,8 +52,6 @@ def seen(context: Context) -> Finding:
 
 def healthy(context: Context) -> Finding:
     """Health by npu-smi: Warning is a minor alarm, Alarm a major, Critical a critical one."""
-    if unknown := _unknown(context):
-        return unknown
     chips = context.npus.listing.chips
     ill = [chip for chip in chips if chip.health != "OK"]
     if not ill:
@@ -71,8 +67,6 @@ def healthy(context: Context) -> Finding:
 
 def free(context: Context) -> Finding:
     """Whether other processes hold the NPUs that training would take."""
-    if unknown := _unknown(context):
-        return unknown
     listing, used = context.npus.listing, {_place(chip) for chip in context.used}
     if busy := [process for process in listing.processes or () if _place(process) in used]:
         lines = [f"{listing.name(one)}: {one.name or 'a process'} ({one.pid}), {one.memory:,} MB" for one in busy]
@@ -111,12 +105,6 @@ def _goes(recipe: Recipe, count: int) -> bool:
     return not complaints(recipe.model_copy(update={"parallel": parallel}))
 
 
-def _unknown(context: Context) -> Optional[Finding]:
-    if not context.wants_npus:
-        return skipped(context.no_npus)
-    return skipped("not known, see NPUs") if context.npus.problem else None
-
-
 def numbers(context: Context, chips: Sequence[Chip]) -> str:
     """NPU 0, 1, 2; or NPU 0 chip 0, 0 chip 1, where cards have several."""
     return "NPU " + ", ".join(context.npus.listing.name(chip)[len("NPU ") :] for chip in chips)
@@ -129,8 +117,6 @@ def device_files(context: Context) -> Finding:
     not opened: opening /dev/davinciN in a container reserves that NPU until the container's last process has ended
     (uda_access_open in the driver's published source, https://gitcode.com/cann/driver).
     """
-    if not context.wants_npus:
-        return skipped(context.no_npus)
     machine, wanted = context.machine, context.recipe.parallel.devices_per_node
     files = context.device_files[:wanted]
     control = [machine.path(f"/dev/{name}") for name in CONTROL]
@@ -171,8 +157,6 @@ def _group(file: Path) -> str:
 
 def npu_memory(context: Context) -> Finding:
     """Memory of the smallest NPU in use; only a warning, as the plan was not compared with an NPU."""
-    if not context.wants_npus:
-        return skipped(context.no_npus)
     sizes = [chip.total for chip in context.used if chip.total]
     if not sizes:
         return skipped("not known, see NPUs")

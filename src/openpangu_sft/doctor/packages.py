@@ -73,8 +73,6 @@ def packages(context: Context) -> Finding:
 
 
 def torch_npu(context: Context) -> Finding:
-    if not context.wants_npus:
-        return skipped(context.no_npus)
     (wanted,) = [one for one in pins(read_project(), "npu") if one.name == TORCH_NPU]
     version, expected = installed(TORCH_NPU), str(wanted.specifier)
     if not version and context.machine.path(f"{IMAGE}/torch_npu").is_dir():
