@@ -328,16 +328,16 @@ def test_a_file_that_changes_meanwhile_is_refused(tmp_path: Path, monkeypatch: p
 FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
-from openpangu_sft.util.errors import UserError
 from openpangu_sft.conversations.format import run_format
 from openpangu_sft.recipe.load import load_recipe
+from openpangu_sft.util.errors import explain_os_error
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that write() fails, as on a full disk
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), int(sys.argv[3])))
 try:
     run_format(load_recipe(Path(sys.argv[1]), ["paths.cache=" + sys.argv[2], "data.on_bad_sample=skip"]))
-except UserError as error:
-    print(error)
+except OSError as error:
+    print(explain_os_error(error))
     sys.exit(1)
 """
 
