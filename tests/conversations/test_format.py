@@ -256,6 +256,7 @@ def test_a_link_in_a_circle_is_a_user_error(tmp_path: Path) -> None:
 def test_names_with_brackets_are_printed_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[str] = []
     monkeypatch.setattr("openpangu_sft.util.console.SECONDS_BETWEEN_LINES", -1.0)
+    monkeypatch.setattr("openpangu_sft.util.console.MB", 1024)
     monkeypatch.setattr("openpangu_sft.util.console.console.print", lambda text, **_: shown.append(plain(text)))
     put(tmp_path, "[red]a.jsonl", *[{**GOOD, "id": "x" * 99}] * 900)
     run_format(recipe(tmp_path))

@@ -21,7 +21,7 @@ from openpangu_sft.conversations.conversation import BadSample, Sample, kind_of,
 from openpangu_sft.conversations.fields import compact_json, keys_of
 from openpangu_sft.conversations.readers import RawRecord, raw_files, read_records
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.util.console import progress
+from openpangu_sft.util.console import byte_progress
 from openpangu_sft.util.errors import UserError
 
 REJECTS = "rejects"
@@ -37,7 +37,6 @@ KEY_OF = {"samples": "meta_prompt", "alpaca": "instruction", "sharegpt": "conver
 """The key by which a record's format is recognised where data.source_format is auto."""
 
 RECORDS_PER_STEP = 200
-KIB = 1024
 
 
 def run_format(recipe: Recipe) -> Manifest:
@@ -94,7 +93,7 @@ def _fill(staging: Path, outputs: dict[str, Path], recipe: Recipe, manifest: Man
     reasons: Counter[str] = Counter()
     per_file: dict[str, dict[str, int]] = {}
     sizes = {name: path.stat().st_size for name, path in outputs.items()}
-    with progress("format (KiB)", sum(sizes.values()) // KIB) as advance:
+    with byte_progress("format", sum(sizes.values())) as advance:
         for name, path in outputs.items():
             before = path.stat()
             manifest.inputs[path.name] = sha256_of(path)
@@ -106,9 +105,9 @@ def _fill(staging: Path, outputs: dict[str, Path], recipe: Recipe, manifest: Man
                         reasons[reason_class(reason)] += 1
                     read = output.written + output.rejected
                     if read % RECORDS_PER_STEP == 0:
-                        advance(record.position // KIB - done, escape(path.name))
-                        done = record.position // KIB
-                advance(sizes[name] // KIB - done, escape(path.name))
+                        advance(record.position - done, escape(path.name))
+                        done = record.position
+                advance(sizes[name] - done, escape(path.name))
             after = path.stat()
             if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
                 raise UserError("changed while it was read", where=path, remedy="run the stage again")
