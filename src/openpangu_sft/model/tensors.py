@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from openpangu_sft.checkpoint.files.arrays import BF16, Array
-from openpangu_sft.checkpoint.sharding import hf_shapes
+from openpangu_sft.checkpoint.sharding import hf_shapes, whole
 from openpangu_sft.checkpoint.weights import Weights, weights_of_arrays
 from openpangu_sft.recipe.sections import Model
 
@@ -57,7 +57,7 @@ def tensors_in(content: Any) -> Any:
 
 def tensors_of(weights: Weights, model: Model) -> Tensors:
     """All weights, by Hugging Face name."""
-    return {name: to_tensor(weights.tensor(name, shape)) for name, shape in hf_shapes(model).items()}
+    return {name: to_tensor(weights.read(whole(name, shape))) for name, shape in hf_shapes(model).items()}
 
 
 def weights_of(tensors: Mapping[str, torch.Tensor]) -> Weights:
