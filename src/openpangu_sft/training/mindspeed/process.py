@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import os
 import queue
+import re
 import shlex
 import signal
 import subprocess
@@ -43,10 +44,16 @@ class Command:
         self.arguments, self.folder, self.environment = list(arguments), folder, environment
 
     def __str__(self) -> str:
-        """As a shell would take it."""
+        """As shell commands, one flag per line."""
         variables = [f"export {name}={shlex.quote(value)}" for name, value in self.environment.items()]
         folder = shlex.quote(str(self.folder))
-        return "\n".join([*variables, f"mkdir -p {folder} && cd {folder}", shlex.join(self.arguments)])
+        lines: list[str] = []
+        for word in map(shlex.quote, self.arguments):
+            if not lines or word.endswith(".py") or re.match("--?[a-z]", word):
+                lines.append(word)
+            else:
+                lines[-1] += f" {word}"
+        return "\n".join([*variables, f"mkdir -p {folder} && cd {folder}", " \\\n    ".join(lines)])
 
 
 class Training:
