@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Optional
 
@@ -10,7 +12,7 @@ import click
 from openpangu_sft.cli.options import option, show, stage, without_torch
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.console import console, print_rows, print_table
-from openpangu_sft.util.errors import UserError
+from openpangu_sft.util.errors import UserError, explain_os_error
 
 FROM = option("--from", "source", type=Path, metavar="DIR", help="another checkpoint of any layout, or a run")
 ITERATION = option("--iteration", type=click.IntRange(0), metavar="N", help="of a run  [default: the newest]")
@@ -76,15 +78,34 @@ def verify_command(
     \b
     Example: openpangu-sft verify --mcore /cache/ckpts/pangu_model_mcore --tensors
     """
-    from openpangu_sft.verify.tensors import check_manifest, compare_tensors
-
     hf, mcore = hf or recipe.path("hf"), mcore or recipe.path("mcore")
-    if only == "manifest":
-        print_table(f"files: {mcore}", check_manifest(mcore))
-        return
+    with _verdict():
+        if only == "manifest":
+            from openpangu_sft.verify.tensors import check_manifest
+
+            print_table(f"files: {mcore}", check_manifest(mcore))
+        else:
+            _compare(recipe, hf, mcore, iteration, only == "tensors")
+
+
+@contextlib.contextmanager
+def _verdict() -> Iterator[None]:
+    """Ends the output with PASS or FAIL; the error comes before FAIL."""
+    try:
+        yield
+    except (UserError, OSError) as error:
+        known = error if isinstance(error, UserError) else explain_os_error(error)
+        console.print(f"openpangu-sft: {known}\nFAIL", soft_wrap=True, markup=False)
+        raise click.exceptions.Exit(1) from None
+    console.print("PASS")
+
+
+def _compare(recipe: Recipe, hf: Path, mcore: Path, iteration: Optional[int], only_tensors: bool) -> None:
+    from openpangu_sft.verify.tensors import compare_tensors
+
     compared = compare_tensors(recipe, hf, mcore, iteration)
     print_table(f"tensors: {hf} and {mcore}", compared.figures)
-    if only == "tensors":
+    if only_tensors:
         return
     from openpangu_sft.verify.logits import compare_logits  # imports torch and transformers
 
