@@ -177,9 +177,7 @@ def test_dry_run_prints_what_a_shell_can_run() -> None:
     recipe = ["--recipe", str(ROOT / "recipes/openpangu-1b.yaml")]
     shown = CliRunner().invoke(app, ["sft", "--dry-run", *recipe, "--set", "paths.cache=/ca che"])
     assert shown.exit_code == 0
-    lines = shown.stdout.splitlines()
-    assert "    --num-layers 26 \\" in lines
-    *environment, folder, command = shown.stdout.replace("\\\n", "").splitlines()
+    *environment, folder, command = shown.stdout.splitlines()
     assert "export CUDA_DEVICE_MAX_CONNECTIONS=1" in environment
     assert folder == "mkdir -p '/ca che/sft_outputs/work' && cd '/ca che/sft_outputs/work'"
     assert f"{ROOT}/.sources/mindspeed-llm/posttrain_gpt.py" in command

@@ -11,7 +11,6 @@ import contextlib
 import ctypes
 import os
 import queue
-import re
 import shlex
 import signal
 import subprocess
@@ -23,7 +22,7 @@ from statistics import median
 from typing import IO, Optional
 
 from openpangu_sft.artifacts.artifact import Manifest
-from openpangu_sft.model.flops import model_flops_utilisation
+from openpangu_sft.checkpoint.sharding import parameter_count
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.mindspeed import log
 from openpangu_sft.training.run import metrics
@@ -44,16 +43,10 @@ class Command:
         self.arguments, self.folder, self.environment = list(arguments), folder, environment
 
     def __str__(self) -> str:
-        """As shell commands, one flag per line."""
+        """As a shell would take it."""
         variables = [f"export {name}={shlex.quote(value)}" for name, value in self.environment.items()]
         folder = shlex.quote(str(self.folder))
-        lines: list[str] = []
-        for word in map(shlex.quote, self.arguments):
-            if not lines or word.endswith(".py") or re.match("--?[a-z]", word):
-                lines.append(word)
-            else:
-                lines[-1] += f" {word}"
-        return "\n".join([*variables, f"mkdir -p {folder} && cd {folder}", " \\\n    ".join(lines)])
+        return "\n".join([*variables, f"mkdir -p {folder} && cd {folder}", shlex.join(self.arguments)])
 
 
 class Training:
@@ -180,6 +173,15 @@ class Training:
                 where=path,
                 remedy="see this log",
             )
+
+
+def model_flops_utilisation(recipe: Recipe, tokens_per_second: float) -> float:
+    """Share of what the devices can do (MFU): 6 operations a parameter and token, forward and backward.
+
+    As in PaLM, appendix B, without the term for attention, whose length differs from segment to segment.
+    """
+    done = 6 * parameter_count(recipe.model) * tokens_per_second
+    return done / (recipe.parallel.world * recipe.train.device_tflops * 1e12)
 
 
 def _is_last_node(recipe: Recipe) -> bool:
