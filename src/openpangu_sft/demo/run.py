@@ -42,8 +42,8 @@ STAGES = {
 """Stage and the path that it writes, in their order."""
 
 
-def run_demo(recipe: Recipe, recipe_file: Path, overrides: Sequence[str]) -> None:
-    """Runs the demo and prints its table.
+def run_demo(recipe: Recipe, arguments: Sequence[str]) -> None:
+    """Runs the demo and prints its table; every stage is given `arguments`, which name the recipe.
 
     Raises:
         UserError: a stage failed, or the tuned model does not give the trained answers.
@@ -52,7 +52,7 @@ def run_demo(recipe: Recipe, recipe_file: Path, overrides: Sequence[str]) -> Non
     prepare(recipe)
     seconds = {"prepare": time.monotonic() - began}
     for stage in STAGES:
-        seconds[stage] = _run(stage, recipe_file, overrides)
+        seconds[stage] = _run(stage, arguments)
     answers, seconds["chat"] = _ask(recipe)
     table = Table(title="make demo", title_justify="left", title_style="bold")
     for column in ("stage", "seconds", "what it made", "where"):
@@ -100,13 +100,11 @@ def _records(file: Path) -> Iterator[object]:
         yield from map(json.loads, text.splitlines())
 
 
-def _run(stage: str, recipe_file: Path, overrides: Sequence[str]) -> float:
+def _run(stage: str, arguments: Sequence[str]) -> float:
     """Runs a stage as its Make target does; returns its seconds."""
     console.rule(f"make {stage}", align="left")
     began = time.monotonic()
-    settings = [f"--set={override}" for override in overrides]
-    command = [sys.executable, "-m", "openpangu_sft", stage, "--recipe", str(recipe_file), *settings]
-    finished = subprocess.run(command, check=False)
+    finished = subprocess.run([sys.executable, "-m", "openpangu_sft", stage, *arguments], check=False)
     if finished.returncode:
         raise UserError(f"{stage} ended with exit code {finished.returncode}", remedy="see its message above")
     return time.monotonic() - began
