@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from openpangu_sft.checkpoint.sharding import hf_shapes, layout_of, parameter_count
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.mindspeed.process import model_flops_utilisation
-from openpangu_sft.training.mindspeed.run_directory import checkpoint_bytes
+from openpangu_sft.training.run.retention import checkpoint_bytes
 
 MANY_EPOCHS = 10
 """From here on a run is said to be long for fine-tuning. A matter of opinion; the run is not refused."""

@@ -86,7 +86,7 @@ def test_checkpoints_none_of_which_is_whole_are_not_written_over(recipe: Recipe,
         checkpoint(recipe, iteration, without="mp_rank_00_001/model_optim_rng.pt")
     if named:
         tracker(recipe).write_text(named)
-    with pytest.raises(UserError, match="no checkpoint here is whole"):
+    with pytest.raises(UserError, match="no checkpoint here is complete"):
         run_directory.newest_complete(recipe, True)
 
 
@@ -105,7 +105,7 @@ def test_an_earlier_one_where_the_newest_is_not_whole(
     checkpoint(recipe, 10, without=missing)
     tracker(recipe).write_text("10")
     assert run_directory.newest_complete(recipe, True) == 5
-    assert "iteration 10 is not whole" in capsys.readouterr().err
+    assert "iteration 10 is not complete" in capsys.readouterr().err
     assert tracker(recipe).read_text() == "5"  # upstream reads it
 
 

@@ -15,16 +15,15 @@ from openpangu_sft.dataset.index_file import PREFIX
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.mindspeed.flags import Places, training_flags
 from openpangu_sft.training.mindspeed.process import Command, Training
-from openpangu_sft.training.mindspeed.run_directory import checkpoint_bytes, link_data, newest_complete
-from openpangu_sft.training.mindspeed.sources import SOURCES, require_ready
+from openpangu_sft.training.mindspeed.run_directory import link_data, newest_complete
+from openpangu_sft.training.mindspeed.sources import ROOT, SOURCES, STAND_IN, require_ready
 from openpangu_sft.training.run.launch import torchrun_options, worker_environment
 from openpangu_sft.training.run.provenance import record_start
+from openpangu_sft.training.run.retention import bytes_at_start
 from openpangu_sft.util.ascend import VARIABLE, visible
 from openpangu_sft.util.console import console
 from openpangu_sft.util.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[3]
-STAND_IN = ROOT / "npu_standin"
 DEVICES = Path("/dev")
 INTERFACES = Path("/sys/class/net")
 
@@ -60,8 +59,7 @@ def run_mindspeed(recipe: Recipe, manifest: Manifest, command_line: Sequence[str
     dataset = read_manifest(recipe.path("dataset"), "dataset", "run make merge")
     run.mkdir(parents=True, exist_ok=True)
     with only_one_run(_lock(recipe)):
-        kept = recipe.train.keep_checkpoints or max(1, recipe.train.iterations // recipe.train.save_interval)
-        require_room(run, checkpoint_bytes(recipe) * (min(kept, MOST_AT_FIRST) + 1))
+        require_room(run, bytes_at_start(recipe))
         first = os.environ.get("NODE_RANK", "0") == "0"
         if first:
             # First of all that is in there: another machine of this run may be looking whose directory it is.
@@ -107,10 +105,6 @@ def _lock(recipe: Recipe) -> Path:
     return run if recipe.parallel.nodes == 1 else run.with_name(f"{run.name}-node{os.environ.get('NODE_RANK')}")
 
 
-MOST_AT_FIRST = 2
-"""Checkpoints that must have room before the start; a run of days may be given more disk on its way."""
-
-
 def plan(recipe: Recipe, sources: Path, data: Path, is_main: bool) -> Start:
     """The command, and where training goes on; for `is_main` see retention.newest_whole."""
     run = recipe.path("run")
@@ -136,7 +130,7 @@ def torchrun(recipe: Recipe) -> Sequence[str]:
 
 def environment_of(recipe: Recipe, sources: Path) -> tuple[Path, dict[str, str]]:
     """Upstream's folder with its commands, and the environment that they want."""
-    paths = [sources / "mindspeed", sources / "mindspeed-llm", ROOT]
+    paths = [sources / "mindspeed", sources / "mindspeed-llm", ROOT / "src"]
     if recipe.train.device == "cpu":
         paths.insert(0, STAND_IN)
     before = os.environ.get("PYTHONPATH")
