@@ -144,16 +144,16 @@ def test_further_flags_stand_behind_ours(make_recipe: MakeRecipe) -> None:
     [
         ("--lr, '1'", "train.upstream_flags --lr: is set by the recipe -> set train.lr instead"),
         ("--lr=1", "train.upstream_flags --lr: is set by the recipe -> set train.lr instead"),
-        ("--swiglu", "train.upstream_flags --swiglu: is set by the recipe -> set its key instead"),
+        ("--swiglu", "train.upstream_flags --swiglu: is fixed by openPangu's architecture -> leave it out"),
         (
             "--context-parallel-algo, megatron_cp_algo",
             "train.upstream_flags --context-parallel-algo: is set by the recipe -> set parallel.context "
-            "(ulysses_cp_algo, the one that respects where a sample ends) instead",
+            "(ulysses_cp_algo, which keeps attention within a sample) instead",
         ),
         (
             "--cp-attention-mask-type, causal",
-            "train.upstream_flags --cp-attention-mask-type: ring attention with a causal mask ignores where a sample "
-            "ends -> leave it out",
+            "train.upstream_flags --cp-attention-mask-type: ring attention with a causal mask ignores sample boundaries "
+            "-> leave it out",
         ),
         (
             "--use-checkpoint-args",
