@@ -152,8 +152,8 @@ def test_further_flags_stand_behind_ours(make_recipe: MakeRecipe) -> None:
         ),
         (
             "--cp-attention-mask-type, causal",
-            "train.upstream_flags --cp-attention-mask-type: ring attention with a causal mask ignores sample boundaries "
-            "-> leave it out",
+            "train.upstream_flags --cp-attention-mask-type: ring attention with a causal mask ignores sample "
+            "boundaries -> leave it out",
         ),
         (
             "--use-checkpoint-args",
