@@ -253,7 +253,7 @@ def test_two_processes_continue_where_they_were_interrupted(options: Options, tm
     assert [line for line in output.splitlines() if "SIGINT" in line] == output.splitlines()[-1:]
     stopped = int((tmp_path / "run/latest_checkpointed_iteration.txt").read_text())
     assert 3 <= stopped < 40
-    assert f"continuing after iteration {stopped}" in finish(start(options(*two)))
+    assert f"resuming after iteration {stopped}" in finish(start(options(*two)))
     alone = ["train.global_batch_size=4", "train.iterations=40", f"paths.run={tmp_path / 'alone'}"]
     assert losses(tmp_path / "run") == pytest.approx(losses(train(options(*alone))), rel=1e-4)
 

@@ -177,10 +177,13 @@ def test_dry_run_prints_what_a_shell_can_run() -> None:
     recipe = ["--recipe", str(ROOT / "recipes/openpangu-1b.yaml")]
     shown = CliRunner().invoke(app, ["sft", "--dry-run", *recipe, "--set", "paths.cache=/ca che"])
     assert shown.exit_code == 0
-    *environment, folder, command = shown.stdout.splitlines()
+    lines = shown.stdout.splitlines()
+    head = next(number for number, line in enumerate(lines) if line.startswith("mkdir"))
+    environment, folder, command = lines[:head], lines[head], "\n".join(lines[head + 1 :])
     assert "export CUDA_DEVICE_MAX_CONNECTIONS=1" in environment
     assert folder == "mkdir -p '/ca che/sft_outputs/work' && cd '/ca che/sft_outputs/work'"
     assert f"{ROOT}/.sources/mindspeed-llm/posttrain_gpt.py" in command
+    assert "    --lr 2e-05 \\" in lines  # one flag a line
     words = shlex.split(command)
     assert words[1:3] == ["-m", "torch.distributed.run"]
     assert "--nproc_per_node=8" in words

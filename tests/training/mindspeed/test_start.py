@@ -267,6 +267,6 @@ def test_machines_must_share_the_run(tmp_path: Path) -> None:
     with pytest.raises(UserError) as refused:
         stage.require_shared(tmp_path, seconds=0.2)
     said = str(refused.value)
-    assert said.startswith(f"{tmp_path}: the first machine has written nothing here for 0 s -> start it too")
+    assert said.startswith(f"{tmp_path}: the first node has written nothing here for 0 s -> start it too")
     threading.Timer(0.3, (tmp_path / "manifest.json").touch).start()
     stage.require_shared(tmp_path, seconds=30)
