@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple, Optional
 
 from openpangu_sft.checkpoint.sharding import layout_of, parameter_count
-from openpangu_sft.plan.memory import Memory
+from openpangu_sft.plan.memory import Memory, recomputed_layers
 from openpangu_sft.plan.mindspeed_memory import mindspeed_memory
 from openpangu_sft.plan.transformers_memory import transformers_memory
 from openpangu_sft.recipe.schema import Recipe
@@ -114,9 +114,7 @@ def work(recipe: Recipe) -> float:
     recomputed layer takes its 2 once more; these are the first layers of each pipeline stage. Attention's own part,
     which depends on the data, is left out.
     """
-    recompute = recipe.train.recompute
-    again = recompute.num_layers if recompute.granularity == "full" else 0
-    layers = sum(min(again, stage) for stage in layout_of(recipe.model, recipe.parallel).stages)
+    layers = sum(recomputed_layers(recipe, stage) for stage in layout_of(recipe.model, recipe.parallel).stages)
     return 1 + 2 * layers * layer_parameters(recipe) / (6 * parameter_count(recipe.model))
 
 
