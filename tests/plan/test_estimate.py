@@ -11,15 +11,13 @@ import pytest
 from conftest import ROOT
 from openpangu_sft.checkpoint.sharding import parameter_count
 from openpangu_sft.doctor.npu_smi import parse_info
+from openpangu_sft.model.flops import highest_rate, layer_parameters, model_flops_utilisation, work
 from openpangu_sft.plan.estimate import (
     course_of,
     disk_of,
-    highest_rate,
-    layer_parameters,
     memory_of,
     tokens_per_iteration,
     warnings,
-    work,
 )
 from openpangu_sft.plan.memory import GIB, Memory, Part, Phase
 from openpangu_sft.plan.mindspeed_memory import (
@@ -34,7 +32,6 @@ from openpangu_sft.plan.transformers_memory import transformers_memory
 from openpangu_sft.plan.what_if import changed, first_that_fits, single_changes
 from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.training.mindspeed.process import model_flops_utilisation
 from openpangu_sft.training.mindspeed.run_directory import checkpoint_bytes
 from openpangu_sft.util.errors import UserError
 

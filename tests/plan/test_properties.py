@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openpangu_sft.checkpoint.sharding import parameter_count
-from openpangu_sft.plan.estimate import disk_of, highest_rate, memory_of, work
+from openpangu_sft.model.flops import highest_rate, work
+from openpangu_sft.plan.estimate import disk_of, memory_of
 from openpangu_sft.plan.memory import total
 from openpangu_sft.plan.mindspeed_memory import mindspeed_memory, shards
 from openpangu_sft.plan.what_if import Change, changed, first_that_fits, single_changes

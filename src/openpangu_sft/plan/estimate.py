@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Optional
 
-from openpangu_sft.checkpoint.sharding import layout_of, parameter_count
-from openpangu_sft.plan.memory import Memory, recomputed_layers
+from openpangu_sft.checkpoint.sharding import parameter_count
+from openpangu_sft.plan.memory import Memory
 from openpangu_sft.plan.mindspeed_memory import mindspeed_memory
 from openpangu_sft.plan.transformers_memory import transformers_memory
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.training.mindspeed.process import model_flops_utilisation
 from openpangu_sft.training.mindspeed.run_directory import checkpoint_bytes
 
 MANY_EPOCHS = 10
@@ -107,23 +106,6 @@ def warnings(recipe: Recipe, counts: dict[str, Any]) -> Iterator[str]:
         yield f"the warm-up, {train.lr_warmup_iterations} iterations, is longer than an epoch -> lower it"
 
 
-def work(recipe: Recipe) -> float:
-    """FLOPs of an iteration, relative to one without recompute.
-
-    6 a parameter and token, as model_flops_utilisation counts them: 2 in the forward pass, 4 in the backward pass. A
-    recomputed layer takes its 2 once more; these are the first layers of each pipeline stage. Attention's own part,
-    which depends on the data, is left out.
-    """
-    layers = sum(recomputed_layers(recipe, stage) for stage in layout_of(recipe.model, recipe.parallel).stages)
-    return 1 + 2 * layers * layer_parameters(recipe) / (6 * parameter_count(recipe.model))
-
-
-def layer_parameters(recipe: Recipe) -> int:
-    two = recipe.model.model_copy(update={"num_layers": 2})
-    one = recipe.model.model_copy(update={"num_layers": 1})
-    return parameter_count(two) - parameter_count(one)
-
-
 def tokens_per_iteration(recipe: Recipe, counts: Optional[dict[str, Any]]) -> float:
     """Counted as the engine's tokens/s are: the portable engine counts padding, MindSpeed-LLM's log does not say where
     it is, so the data's mean is taken. Without a dataset's counts packs are taken as full.
@@ -131,8 +113,3 @@ def tokens_per_iteration(recipe: Recipe, counts: Optional[dict[str, Any]]) -> fl
     padded = counts is None or recipe.train.engine == "transformers"
     mean = recipe.data.seq_length if padded or counts is None else counts["tokens"] / counts["packs"]
     return recipe.train.global_batch_size * mean
-
-
-def highest_rate(recipe: Recipe) -> float:
-    """Tokens/s that no run can exceed: train.device_tflops of all devices at MFU 100 %."""
-    return 1 / model_flops_utilisation(recipe, 1.0)

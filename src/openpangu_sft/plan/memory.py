@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from openpangu_sft.recipe.schema import Recipe
-
 GIB = 1 << 30
 SPARE = 0.1
 """Share of a device left for what is not counted: the context of CANN or CUDA, operator workspaces and allocator
@@ -76,12 +74,6 @@ class Memory(NamedTuple):
 def total(parts: Sequence[Part]) -> int:
     """Bytes of some parts."""
     return sum(part.size for part in parts)
-
-
-def recomputed_layers(recipe: Recipe, layers: int) -> int:
-    """Of the layers of a pipeline stage; upstream counts from the first layer of each stage."""
-    recompute = recipe.train.recompute
-    return min(recompute.num_layers, layers) if recompute.granularity == "full" else 0
 
 
 def kept_by_layers(layers: int, recomputed: int, layer_input: int, layer: int, micro_batches: int = 1) -> Part:

@@ -9,7 +9,8 @@ import os
 from typing import NamedTuple
 
 from openpangu_sft.checkpoint.sharding import Layout, layout_of, rank_parameter_count
-from openpangu_sft.plan.memory import Memory, Part, Phase, kept_by_layers, logits_part, recomputed_layers
+from openpangu_sft.model.flops import recomputed_layers
+from openpangu_sft.plan.memory import Memory, Part, Phase, kept_by_layers, logits_part
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.errors import UserError
 

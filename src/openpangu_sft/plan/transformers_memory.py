@@ -7,7 +7,8 @@ compared with both on a CPU by tests/plan/test_transformers_memory.py.
 from __future__ import annotations
 
 from openpangu_sft.checkpoint.sharding import hf_shapes, parameter_count
-from openpangu_sft.plan.memory import Memory, Part, Phase, kept_by_layers, logits_part, recomputed_layers
+from openpangu_sft.model.flops import recomputed_layers
+from openpangu_sft.plan.memory import Memory, Part, Phase, kept_by_layers, logits_part
 from openpangu_sft.recipe.schema import Recipe
 
 

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple, Optional
 
 from pydantic import ValidationError
 
-from openpangu_sft.plan.estimate import memory_of, work
+from openpangu_sft.model.flops import work
+from openpangu_sft.plan.estimate import memory_of
 from openpangu_sft.plan.memory import Memory
 from openpangu_sft.recipe.schema import Recipe
 

@@ -22,7 +22,7 @@ from statistics import median
 from typing import IO, Optional
 
 from openpangu_sft.artifacts.artifact import Manifest
-from openpangu_sft.checkpoint.sharding import parameter_count
+from openpangu_sft.model.flops import model_flops_utilisation
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.mindspeed import log
 from openpangu_sft.training.run import metrics
@@ -173,15 +173,6 @@ class Training:
                 where=path,
                 remedy="see this log",
             )
-
-
-def model_flops_utilisation(recipe: Recipe, tokens_per_second: float) -> float:
-    """Share of what the devices can do (MFU): 6 operations a parameter and token, forward and backward.
-
-    As in PaLM, appendix B, without the term for attention, whose length differs from segment to segment.
-    """
-    done = 6 * parameter_count(recipe.model) * tokens_per_second
-    return done / (recipe.parallel.world * recipe.train.device_tflops * 1e12)
 
 
 def _is_last_node(recipe: Recipe) -> bool:
