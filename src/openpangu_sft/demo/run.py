@@ -41,8 +41,8 @@ STAGES = {
 """The stages in order, and the path that each writes."""
 
 
-def run_demo(recipe: Recipe, recipe_file: Path, overrides: Sequence[str]) -> None:
-    """Runs the demo and prints its table.
+def run_demo(recipe: Recipe, arguments: Sequence[str]) -> None:
+    """Runs the demo and prints its table; every stage is given `arguments`, which name the recipe.
 
     Raises:
         UserError: a stage failed, or the tuned model does not give the trained answers.
@@ -51,7 +51,7 @@ def run_demo(recipe: Recipe, recipe_file: Path, overrides: Sequence[str]) -> Non
     prepare(recipe)
     rows = [["(prepare)", f"{time.monotonic() - began:.1f}", "small random model"]]
     for stage in STAGES:
-        seconds = _run(stage, recipe_file, overrides)
+        seconds = _run(stage, arguments)
         rows.append([stage, f"{seconds:.1f}", _made(recipe, stage)])
     answers, seconds = _ask(recipe)
     rows.append(["chat", f"{seconds:.1f}", f"{len(answers)} answers, below"])
@@ -99,13 +99,11 @@ def _records(file: Path) -> Iterator[object]:
         yield from map(json.loads, text.splitlines())
 
 
-def _run(stage: str, recipe_file: Path, overrides: Sequence[str]) -> float:
+def _run(stage: str, arguments: Sequence[str]) -> float:
     """Runs a stage like its Make target; returns the seconds it took."""
     console.rule(f"make {stage}", align="left")
     began = time.monotonic()
-    settings = [f"--set={override}" for override in overrides]
-    command = [sys.executable, "-m", "openpangu_sft", stage, "--recipe", str(recipe_file), *settings]
-    finished = subprocess.run(command, check=False)
+    finished = subprocess.run([sys.executable, "-m", "openpangu_sft", stage, *arguments], check=False)
     if finished.returncode:
         raise UserError(f"{stage} ended with exit code {finished.returncode}", remedy="see its message above")
     return time.monotonic() - began
