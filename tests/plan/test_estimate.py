@@ -11,7 +11,8 @@ import pytest
 from conftest import ROOT
 from openpangu_sft.checkpoint.sharding import parameter_count
 from openpangu_sft.doctor.npu_smi import parse_info
-from openpangu_sft.plan.course import course_of, disk_of, highest_rate, layer_parameters, warnings, work
+from openpangu_sft.model.flops import highest_rate, layer_parameters, model_flops_utilisation, work
+from openpangu_sft.plan.course import course_of, disk_of, warnings
 from openpangu_sft.plan.memory import fits, memory_of, verdict
 from openpangu_sft.plan.mindspeed_memory import (
     HELD,
@@ -27,8 +28,7 @@ from openpangu_sft.plan.speed import tokens_of_an_iteration
 from openpangu_sft.plan.transformers_memory import transformers_memory
 from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.training.mindspeed.process import model_flops_utilisation
-from openpangu_sft.training.mindspeed.run_directory import checkpoint_bytes
+from openpangu_sft.training.run.retention import checkpoint_bytes
 from openpangu_sft.util.errors import UserError
 
 PORTABLE = ("train.engine=transformers", "parallel.context=1")

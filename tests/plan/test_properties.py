@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openpangu_sft.checkpoint.sharding import parameter_count
-from openpangu_sft.plan.course import disk_of, highest_rate, work
+from openpangu_sft.model.flops import highest_rate, work
+from openpangu_sft.plan.course import disk_of
 from openpangu_sft.plan.memory import fits, memory_of
 from openpangu_sft.plan.mindspeed_memory import mindspeed_memory, shards
 from openpangu_sft.plan.parts import total

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple, Optional
 
 from openpangu_sft.artifacts.artifact import MANIFEST, Manifest, read_manifest
 from openpangu_sft.checkpoint.sharding import parameter_count
-from openpangu_sft.plan.course import Course, Disk, course_of, disk_of, highest_rate, warnings, work
+from openpangu_sft.model.flops import highest_rate, work
+from openpangu_sft.plan.course import Course, Disk, course_of, disk_of, warnings
 from openpangu_sft.plan.memory import fits, memory_of, verdict
 from openpangu_sft.plan.parts import Memory
 from openpangu_sft.plan.search import Candidate, lighter_that_fit, nearest_that_fits, single_changes

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Optional
 
 from pydantic import ValidationError
 
-from openpangu_sft.plan.course import work
+from openpangu_sft.model.flops import work
 from openpangu_sft.plan.memory import fits, memory_of
 from openpangu_sft.plan.parts import Memory
 from openpangu_sft.recipe.schema import Recipe
