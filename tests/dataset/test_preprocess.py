@@ -620,7 +620,7 @@ def test_the_screen_says_what_became_of_every_sample(make_recipe: MakeRecipe) ->
         assert [rows[name] for name in ("read", "packed", "rejected", "dropped")] == ["29", "25", "3", "1"]
         for reason in ("meta_prompt is missing: 2", "data is missing: 1", "N tokens, above data.seq_length N: 1"):
             assert reason in re.sub(r" *│\n│ +│ ", " ", screen)
-        assert rows["packs full"].endswith("%")
+        assert rows["packing efficiency"].endswith("%")
         assert rows["share trained"].endswith("%")
 
 
@@ -630,8 +630,8 @@ def test_what_is_held_out_is_part_of_the_sum_on_the_screen(make_recipe: MakeReci
     screen = on_screen(recipe, "--set", "data.validation_share=0.3")
     rows = dict(re.findall(r"│ (\w[\w ]*?) +│ (\d+)", screen))
     assert rows["read"] == "40"
-    assert 0 < int(rows["held out"]) < 40
-    assert int(rows["packed"]) + int(rows["held out"]) == 40
+    assert 0 < int(rows["validation"]) < 40
+    assert int(rows["packed"]) + int(rows["validation"]) == 40
 
 
 def test_many_shards_are_told_on_one_screen(make_recipe: MakeRecipe) -> None:

@@ -32,7 +32,7 @@ from openpangu_sft.plan.transformers_memory import transformers_memory
 from openpangu_sft.plan.what_if import changed, first_that_fits, single_changes
 from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.training.mindspeed.run_directory import checkpoint_bytes
+from openpangu_sft.training.run.retention import checkpoint_bytes
 from refusals import refusal_of
 
 PORTABLE = ("train.engine=transformers", "parallel.context=1")

@@ -17,8 +17,7 @@ from openpangu_sft.doctor.linux import Mount, control_groups, inactive_file, lim
 from openpangu_sft.doctor.machine import Context
 from openpangu_sft.recipe.model_config import CONFIG, model_of, read_config
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.training.mindspeed.run_directory import checkpoint_bytes
-from openpangu_sft.training.mindspeed.start import MOST_AT_FIRST
+from openpangu_sft.training.run.retention import bytes_at_start
 from openpangu_sft.util.errors import UserError
 
 SMALL_SHM = 1 << 30
@@ -229,9 +228,7 @@ def disk_bytes(recipe: Recipe) -> dict[str, int]:
     """Space for what is still to be written, by path: conversions, and the checkpoints that sft asks for before it
     starts. Datasets are not included.
     """
-    train = recipe.train
-    kept = train.keep_checkpoints or max(1, train.iterations // train.save_interval)
-    needed = {"run": checkpoint_bytes(recipe) * (min(kept, MOST_AT_FIRST) + 1)}
+    needed = {"run": bytes_at_start(recipe)}
     for name in ("mcore", "export"):
         if not recipe.path(name).exists():
             needed[name] = weight_bytes(recipe)

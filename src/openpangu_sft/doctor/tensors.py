@@ -11,7 +11,7 @@ from typing import Any, Optional
 from openpangu_sft.doctor.finding import Finding, failed, ok
 from openpangu_sft.doctor.machine import Context, Ran
 from openpangu_sft.doctor.probe import MARK
-from openpangu_sft.training.mindspeed.start import STAND_IN
+from openpangu_sft.training.mindspeed.sources import STAND_IN
 
 SECONDS = 240.0
 """Importing torch from a cold disk takes half a minute, the first use of each NPU some seconds."""

@@ -10,7 +10,7 @@ from openpangu_sft.plan.memory import Memory
 from openpangu_sft.plan.mindspeed_memory import mindspeed_memory
 from openpangu_sft.plan.transformers_memory import transformers_memory
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.training.mindspeed.run_directory import checkpoint_bytes
+from openpangu_sft.training.run.retention import checkpoint_bytes
 
 MANY_EPOCHS = 10
 """More epochs than this draw a warning: long for fine-tuning, but a matter of opinion."""

@@ -201,6 +201,6 @@ def test_a_dataset_without_segment_numbers_is_refused(upstream: Path, make_run: 
     output = posttrain(upstream, recipe, tmp_path / "old" / PREFIX, refused=True)
     (line,) = (line for line in output.splitlines() if line.startswith("openpangu-sft: "))
     assert "old/data_packed_attention_mask_document.bin: has no segment numbers" in line
-    assert " -> make it anew: " in line
+    assert " -> make it again: " in line
     assert "Traceback" not in output.split(line)[0]
     assert not losses(output)
