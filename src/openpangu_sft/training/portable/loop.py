@@ -187,7 +187,7 @@ class _Training:
 
     def _progress(self, last: int) -> contextlib.AbstractContextManager[Callable[[int, str], None]]:
         if self.rank == 0:
-            return progress("training", last, self.iteration)
+            return progress("training (iterations)", last, self.iteration)
         return contextlib.nullcontext(lambda units, note: None)
 
     def _any_process(self, received: list[int]) -> int:
