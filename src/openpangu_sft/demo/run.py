@@ -15,8 +15,8 @@ from typing import Any
 from openpangu_sft.artifacts.artifact import read_manifest
 from openpangu_sft.conversations.conversation import Sample, parse_sample
 from openpangu_sft.dataset.encode import Encoded, Limits, encode_samples
-from openpangu_sft.dataset.held_out import is_held_out
 from openpangu_sft.dataset.preprocess import sample_files
+from openpangu_sft.dataset.validation import is_validation
 from openpangu_sft.evaluate.record import read_evaluation
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.report.stage import PAGE
@@ -125,7 +125,7 @@ def _first_plain_question(file: Path, recipe: Recipe, tokenizer: Tokenizer) -> S
     for sample in (parse_sample(json.loads(line)) for line in file.read_text("utf-8").splitlines()):
         if len(sample.data) == 2 and sample.meta_prompt == ("",):
             (encoded,) = encode_samples([sample], tokenizer, Limits.of(data))
-            if isinstance(encoded, Encoded) and not is_held_out(
+            if isinstance(encoded, Encoded) and not is_validation(
                 encoded.marked, tokenizer.start_id, data.validation_share, data.seed
             ):
                 return sample

@@ -21,7 +21,8 @@ from openpangu_sft.checkpoint.sharding import hf_shapes
 from openpangu_sft.dataset.index_file import FIELDS, PREFIX, PackedWriter, read_rows
 from openpangu_sft.dataset.merge import run_merge
 from openpangu_sft.dataset.preprocess import run_preprocess
-from openpangu_sft.model.batches import micro_batches, segment_bounds, training_order
+from openpangu_sft.dataset.segments import segment_bounds
+from openpangu_sft.model.batches import micro_batches, training_order
 from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.tokenizer.tokenizer import IGNORED

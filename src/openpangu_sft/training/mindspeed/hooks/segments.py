@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from openpangu_sft.dataset.find import find_dataset
 from openpangu_sft.dataset.index_file import FIELDS, read_index, read_values
-from openpangu_sft.dataset.inspect import find_dataset
 from openpangu_sft.dataset.row_rules import PackedRules
-from openpangu_sft.model.batches import positions_within, segment_bounds
+from openpangu_sft.dataset.segments import misnumbered, positions_within, segment_bounds
 from openpangu_sft.training.mindspeed.hooks import one_line
 from openpangu_sft.util.errors import UserError
 
@@ -41,14 +41,11 @@ def positions(numbers: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     Raises:
         ValueError: these are no segment numbers, in a row that `require_segments` has not checked.
     """
-    before = np.concatenate([[0], numbers[:-1]])
-    follows = (numbers == before) | (numbers == before + 1)
-    follows[1:] &= (before[1:] != 0) | (numbers[1:] == 0)
-    follows[1:] |= numbers[1:] == 0
-    follows[0] = numbers[0] == 1
-    if not follows.all():
-        column = int(np.argmin(follows))
-        found = f"{numbers[column]} at column {column}" + (f" after {before[column]}" if column else "")
+    wrong = np.logical_or(*misnumbered(numbers, np.arange(len(numbers)) == 0))
+    wrong[0] = numbers[0] != 1
+    if wrong.any():
+        column = int(np.argmax(wrong))
+        found = f"{numbers[column]} at column {column}" + (f" after {numbers[column - 1]}" if column else "")
         raise ValueError(f"a row's attention_mask has no segment numbers 1, 2, 3… and 0: {found} -> {REMEDY}")
     return positions_within(segment_bounds(numbers))
 
