@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Optional
 
@@ -11,7 +12,7 @@ from openpangu_sft.artifacts.artifact import Manifest, sum_counts
 from openpangu_sft.cli.options import exported, option, packing_efficiency, show, stage, without_torch
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.console import console, print_table, stdout
-from openpangu_sft.util.errors import UserError, printable
+from openpangu_sft.util.errors import printable
 
 SHARDS_ON_A_SCREEN = 12
 
@@ -108,6 +109,6 @@ def inspect_command(recipe: Recipe, dataset: Optional[Path]) -> None:
     print_table(f"packed dataset: {report.path}", report.figures)
     for finding in report.findings:
         console.print(str(finding), soft_wrap=True, markup=False)
+    console.print(report.verdict)
     if report.findings:
-        count = len(report.findings)
-        raise UserError("1 finding" if count == 1 else f"{count} findings", where=report.path, remedy="see above")
+        sys.exit(1)

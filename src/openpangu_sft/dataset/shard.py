@@ -29,7 +29,7 @@ from openpangu_sft.dataset.spool import Spool, TokenRun
 from openpangu_sft.dataset.validation import is_validation
 from openpangu_sft.recipe.sections import Data
 from openpangu_sft.tokenizer.tokenizer import Tokenizer
-from openpangu_sft.util.console import progress
+from openpangu_sft.util.console import byte_progress, progress
 from openpangu_sft.util.errors import UserError, naming
 
 REJECTS = "rejects.jsonl"
@@ -111,7 +111,7 @@ def _encode(
     workers = min(data.workers, len(spans)) or 1
     encode = _EncodeSpan(tokenizer, data, spool)
     with contextlib.ExitStack() as stack:
-        advance = stack.enter_context(progress(f"encoding {escape(span.file.name)}", span.end - span.begin))
+        advance = stack.enter_context(byte_progress(f"encoding {escape(span.file.name)}", span.end - span.begin))
         results = stack.enter_context(contextlib.closing(ordered_map(encode, spans, workers)))
         for result in results:
             if result.refused:
@@ -217,7 +217,7 @@ class _Packer:
         step = max(1, VALUES_AT_ONCE // data.seq_length)
         blocks = [range(begin, min(begin + step, len(plan))) for begin in range(0, len(plan), step)]
         written = ordered_map(rows, blocks, min(data.workers, len(blocks)) or 1)
-        with progress(f"writing {escape(named)}", len(plan)) as advance, contextlib.closing(written):
+        with progress(f"writing {escape(named)} (packs)", len(plan)) as advance, contextlib.closing(written):
             for block in written:
                 advance(len(block), "")
         return {"packs": len(plan), "tokens": int(lengths.sum(dtype=np.int64))}
