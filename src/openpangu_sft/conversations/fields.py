@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Collection, Mapping
 from typing import Any, NoReturn
 
 from openpangu_sft.conversations.conversation import BadSample, Sample, kind_of, parse_sample
@@ -95,6 +96,33 @@ def required_list(record: Mapping[str, Any], key: str) -> list[Any]:
     if not value:
         raise BadSample(f"{key} is empty")
     return value
+
+
+def turn_role(turn: object, name: str, key: str, content: str, known: Collection[str]) -> str:
+    """The role of a turn, which is the text under `key`; `name` and `content`, the other key, are for messages.
+
+    Raises:
+        BadSample: the turn is no object, or its role is no text or unknown.
+    """
+    if not isinstance(turn, dict):
+        raise BadSample(f"{name} is {kind_of(turn)}, not an object with {key} and {content}")
+    role = turn_text(turn, name, key)
+    if role not in known:
+        raise BadSample(f"{name} has an unknown role: {reprlib.repr(role)}, known: {', '.join(known)}")
+    return role
+
+
+def turn_text(turn: Mapping[str, Any], name: str, key: str) -> str:
+    """The text under a key of a turn.
+
+    Raises:
+        BadSample: it is missing or no text.
+    """
+    text = turn.get(key)
+    if not isinstance(text, str):
+        found = kind_of(text) if key in turn else f"missing, keys found are {keys_of(turn)}"
+        raise BadSample(f"{name} has no text in {key}: {found}")
+    return text
 
 
 def tools_prompt(record: Mapping[str, Any], key: str = "tools") -> list[str]:
