@@ -402,6 +402,11 @@ def test_any_value_gives_a_sample_or_a_reason(value: object, source_format: str)
 # --- Reader
 
 
+def shortened(value: object) -> str:
+    """The id of a parameter."""
+    return repr(value)[:30]
+
+
 def read(path: Path, content: bytes | str) -> list[RawRecord]:
     path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
     return list(read_records(path))
@@ -434,6 +439,7 @@ def test_line_separators_inside_texts_are_no_ends_of_lines(tmp_path: Path) -> No
         (b"\xef\xbb\xbf{}\n", r"^not valid JSON"),
         (b"[\n", r"name it \.json$"),
     ],
+    ids=shortened,
 )
 def test_a_bad_line_is_named_and_the_next_one_is_read(tmp_path: Path, line: bytes, reason: str) -> None:
     good = b'{"a": 0}\n'
@@ -498,6 +504,7 @@ def test_a_constant_in_an_array_spoils_only_its_record(tmp_path: Path) -> None:
         ("[ ]", r"holds no records"),
         ("[] x", r"something follows the array"),
     ],
+    ids=shortened,
 )
 def test_a_broken_array_is_refused_whole(tmp_path: Path, content: bytes | str, message: str) -> None:
     with pytest.raises(UserError) as caught:

@@ -41,11 +41,7 @@ def require_room(target: Path, size: int) -> None:
 
 
 def absolute(path: Path) -> Path:
-    """A path of the user's, absolute, with `~` expanded.
-
-    Raises:
-        UserError: `~name` of an unknown user.
-    """
+    """A path of the user's, absolute, with `~` expanded; raises `UserError` for `~name` of an unknown user."""
     try:
         return path.expanduser().absolute()
     except RuntimeError:

@@ -50,11 +50,7 @@ class Sample:
 
 
 def parse_sample(record: object) -> Sample:
-    """Checks one record of a samples file.
-
-    Raises:
-        BadSample: names the first rule that is broken.
-    """
+    """The sample in one record of a samples file; raises `BadSample` for the first rule that it breaks."""
     if not isinstance(record, dict):
         raise BadSample(f"is {kind_of(record)}, not an object with meta_prompt and data")
     for key in ("meta_prompt", "data"):

@@ -117,11 +117,7 @@ def _fill(staging: Path, outputs: dict[str, Path], recipe: Recipe, manifest: Man
 
 
 def _convert_into(output: _Output, raw: RawRecord, path: Path, recipe: Recipe) -> str:
-    """Writes one record as a sample or as a reject; returns the reason of a reject.
-
-    Raises:
-        UserError: it is bad, and data.on_bad_sample is refuse.
-    """
+    """Writes one record as a sample or as a reject, or refuses it; returns the reason of a reject."""
     try:
         if raw.unreadable:
             raise BadSample(raw.unreadable)
@@ -167,11 +163,7 @@ class _Output(contextlib.ExitStack):
 
 
 def _outputs(files: list[Path]) -> dict[str, Path]:
-    """The raw file of each samples file, by the name of the latter.
-
-    Raises:
-        UserError: two raw files have the same samples file.
-    """
+    """Raw files by the name of their samples file, which no two may share."""
     outputs: dict[str, Path] = {}
     for file in files:
         name = f"{file.stem}.jsonl"

@@ -78,11 +78,7 @@ def raw_files(path: Path) -> list[Path]:
 
 
 def read_records(path: Path) -> Iterator[RawRecord]:
-    """The records of one file in their order.
-
-    Raises:
-        UserError: the file is broken as a whole, or holds no record.
-    """
+    """The records of one file in their order; raises `UserError` where it is broken as a whole or holds none."""
     record = None
     for record in READERS[path.suffix.lower()](path):
         yield record
@@ -169,11 +165,7 @@ def read_array(path: Path) -> Iterator[RawRecord]:
 
 
 def _element(path: Path, text: str, began: int, index: int) -> tuple[dict[str, Any], int]:
-    """The fields of the `RawRecord` that begins here, and the position of its end.
-
-    Raises:
-        UserError: its end cannot be found.
-    """
+    """Content of the record that begins here, as fields of `RawRecord`, and the position of its end."""
     try:
         try:
             content, end = JSON.raw_decode(text, began)
