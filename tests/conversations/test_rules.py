@@ -126,12 +126,12 @@ RULES = {
     "odd-last": Rule(
         "the last message is the assistant's",
         sample(data=turns("user", "assistant", "user")),
-        "the last message is the user's: nothing after an answer can be trained",
+        "the last message is the user's: a sample must end with an assistant message",
     ),
     "nothing-trained": Rule(
         "so something is trained",
         sample(data=turns("user")),
-        "the last message is the user's: nothing after an answer can be trained",
+        "the last message is the user's: a sample must end with an assistant message",
     ),
     "start-token": Rule(
         "no start token in a content",

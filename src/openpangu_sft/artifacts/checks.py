@@ -45,7 +45,7 @@ def absolute(path: Path) -> Path:
     try:
         return path.expanduser().absolute()
     except RuntimeError:
-        raise UserError("begins with the home directory of nobody", where=path, remedy="write it out") from None
+        raise UserError("begins with an unknown home directory", where=path, remedy="write it out") from None
 
 
 def page_place(given: Optional[Path], default: Path, inside: Optional[Path] = None) -> Path:

@@ -104,7 +104,7 @@ def _messages(value: object) -> tuple[Message, ...]:
     if not messages:
         raise BadSample("data has no messages")
     if messages[-1].role != "assistant":
-        raise BadSample(f"the last message is the {messages[-1].role}'s: nothing after an answer can be trained")
+        raise BadSample(f"the last message is the {messages[-1].role}'s: a sample must end with an assistant message")
     return tuple(messages)
 
 

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Callable
 
 from rich.markup import escape
 
-from openpangu_sft.artifacts.artifact import Manifest, sha256_of, staged_directory
+from openpangu_sft.artifacts.artifact import Manifest, sha256_of, staged_directory, sum_counts
 from openpangu_sft.artifacts.checks import require_apart
 from openpangu_sft.conversations import alpaca, openai, sharegpt
 from openpangu_sft.conversations.conversation import BadSample, Sample, kind_of, parse_sample, reason_class
@@ -112,7 +112,7 @@ def _fill(staging: Path, outputs: dict[str, Path], recipe: Recipe, manifest: Man
             if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
                 raise UserError("changed while it was read", where=path, remedy="run the stage again")
             per_file[path.name] = {"read": read, "written": output.written, "rejected": output.rejected}
-    totals = {key: sum(counts[key] for counts in per_file.values()) for key in ("read", "written", "rejected")}
+    totals = sum_counts(list(per_file.values()))
     manifest.counts = {**totals, "reasons": dict(sorted(reasons.items())), "files": per_file}
 
 

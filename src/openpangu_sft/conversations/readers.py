@@ -67,7 +67,7 @@ def raw_files(path: Path) -> list[Path]:
         if file.is_dir():
             raise UserError("is a directory: only files are read", where=file, remedy="move its files up, or it away")
         if not file.is_file():
-            raise UserError("is no regular file, or a link to nowhere", where=file, remedy="move it away")
+            raise UserError("is not a regular file, or is a broken link", where=file, remedy="move it away")
         if file.suffix.lower() not in READERS:
             raise UserError(
                 f"unknown kind of file {file.suffix or '(no suffix)'}",
