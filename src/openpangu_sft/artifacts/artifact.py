@@ -52,7 +52,7 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """sha256 over the checksums of all files: what the next stage records as its input."""
+        """sha256 over the content of all files: what the next stage records as its input."""
         text = json.dumps({name: entry["sha256"] for name, entry in sorted(self.files.items())})
         return hashlib.sha256(text.encode()).hexdigest()
 
