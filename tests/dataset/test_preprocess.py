@@ -268,7 +268,7 @@ def test_a_bad_sample_is_refused_by_line_and_nothing_is_left(
     message = refusal(recipe)
     assert message.startswith(f"{path}:6: ")
     assert reason in message
-    assert message.endswith("-> mend it, or set data.on_bad_sample=skip")
+    assert message.endswith("-> fix it, or set data.on_bad_sample=skip")
     assert tree(recipe.path("shards")) == {}
 
 
@@ -481,8 +481,8 @@ def link(path: Path) -> None:
         ),
         (lambda at: touch(at / "A.JSONL"), "{at}/A.JSONL: is not a .jsonl file"),
         (lambda at: touch(at / "a.parquet"), "{at}/a.parquet: is not a .jsonl file"),
-        (lambda at: (at / "a.jsonl").mkdir(parents=True), "{at}/a.jsonl: is no regular file, or a link to nowhere"),
-        (lambda at: link(at / "a.jsonl"), "{at}/a.jsonl: is no regular file, or a link to nowhere -> move it away"),
+        (lambda at: (at / "a.jsonl").mkdir(parents=True), "{at}/a.jsonl: is not a regular file, or is a broken link"),
+        (lambda at: link(at / "a.jsonl"), "{at}/a.jsonl: is not a regular file, or is a broken link -> move it away"),
         (lambda at: touch(at, b"{}"), "{at}: no .jsonl files here"),
         (
             lambda at: touch(Path(os.fsdecode(bytes(at) + b"/\xff.jsonl"))),

@@ -312,7 +312,7 @@ def test_what_has_no_report(recipe: Recipe, tmp_path: Path) -> None:
     assert "does not end in .html" in refused(recipe, None, None, tmp_path / "page")
     nobody = Path("~nobody-here/run.html")
     for arguments in ((nobody,), (None, nobody), (None, None, nobody)):
-        assert "begins with the home directory of nobody" in refused(recipe, *arguments)
+        assert "begins with an unknown home directory" in refused(recipe, *arguments)
     inside = next(run.glob("iter_*")) / "page.html"
     assert "which a stage replaces as a whole" in refused(recipe, None, None, inside)
     (run / EVALUATION).write_text("{", "utf-8")

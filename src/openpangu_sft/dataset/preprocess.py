@@ -160,7 +160,7 @@ def sample_files(path: Path) -> list[Path]:
         if entry.suffix != SUFFIX:
             raise UserError(f"is not a {SUFFIX} file", where=entry, remedy="run make format on it, or move it away")
         if not entry.is_file():
-            raise UserError("is no regular file, or a link to nowhere", where=entry, remedy="move it away")
+            raise UserError("is not a regular file, or is a broken link", where=entry, remedy="move it away")
         try:
             entry.name.encode("utf-8")
         except UnicodeEncodeError:  # no manifest can hold it

@@ -147,7 +147,7 @@ def _note(refused: Refused, file: Path, line: int, data: Data, stream: Any) -> N
         UserError: bad ones are not to be left out.
     """
     if data.on_bad_sample == "refuse" and not refused.dropped:
-        remedy = "mend it, or set data.on_bad_sample=skip"
+        remedy = "fix it, or set data.on_bad_sample=skip"
         raise UserError(refused.reason, where=f"{file}:{line}", remedy=remedy)
     entry = {"file": file.name, "place": str(line), "reason": refused.reason, "record": refused.record}
     stream.write(json.dumps(entry, ensure_ascii=False) + "\n")

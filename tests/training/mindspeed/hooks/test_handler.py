@@ -82,7 +82,7 @@ def test_a_bad_sample_leaves_what_was_there(recipe: Recipe, tmp_path: Path, caps
     before = packed(tmp_path / "out", "demo")
     write_samples(tmp_path / "bad.jsonl", [*samples(3), {"data": []}])
     line = refused(flags(recipe, tmp_path / "bad.jsonl", tmp_path / "out/demo"), capsys)
-    assert f'{tmp_path}/bad.jsonl:4: meta_prompt is missing: write "meta_prompt": [""] for none -> mend it' in line
+    assert f'{tmp_path}/bad.jsonl:4: meta_prompt is missing: write "meta_prompt": [""] for none -> fix it' in line
     assert "data.… are settings of make preprocess" in line
     assert packed(tmp_path / "out", "demo") == before
 
