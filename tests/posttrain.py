@@ -66,5 +66,5 @@ def losses(output: str) -> list[float]:
 
 
 def gradient_norms(output: str) -> list[float]:
-    """The norm of the gradient in each iteration, to three digits behind the point."""
+    """The norm of the gradient in each iteration, to three decimal places."""
     return [float(norm) for norm in re.findall(r"grad norm: (\S+)", output)]

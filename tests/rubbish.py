@@ -1,4 +1,4 @@
-"""Files that tests damage, and what convert and export make of them, each time in a process of its own.
+"""Damaged files, and the results of convert and export on them, each in its own process.
 
 A mistake with a mapped file would end that process, and the test sees it.
 """
@@ -37,7 +37,7 @@ MODEL_FILE = "iter_0000001/mp_rank_00/model_optim_rng.pt"
 
 
 def in_child(action: Callable[[], Any]) -> Outcome:
-    """What an action gives, in a process of its own: ("done", value), ("refused", message) or ("failed", why)."""
+    """The outcome of an action in its own process: ("done", value), ("refused", message) or ("failed", why)."""
     read, write = os.pipe()
     child = os.fork()
     if not child:
@@ -98,7 +98,7 @@ class Place:
         return self._checked(outcome, self.export)
 
     def bits_in_records(self, content: bytes) -> dict[str, bytes]:
-        """What stands in the records of a rank's file, as zipfile finds them, for the tensor each was written for."""
+        """The content of the records of a rank's file, by the tensor that each belongs to, read by zipfile."""
         whole = self.directory / "whole.pt"
         whole.write_bytes(self.whole[self.mcore / MODEL_FILE])
         arrays = {name: value for name, value in load_checkpoint_file(whole)["model"].items() if value is not None}
