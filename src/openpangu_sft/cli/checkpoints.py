@@ -91,13 +91,14 @@ def verify_command(
     """Whether two checkpoints are the same model.
 
     Every tensor bit for bit; then the logits of two prompts, Hugging Face's against megatron-core's.
+    The last line of the output is PASS or FAIL.
 
     \b
     Example: openpangu-sft verify --mcore /cache/ckpts/pangu_model_mcore --tensors
     """
     recipe = load_recipe(recipe_file, overrides)
     hf, mcore = hf or recipe.path("hf"), mcore or recipe.path("mcore")
-    with _verdict():
+    with _verdict(mcore if manifest else hf, mcore):
         if manifest:
             from openpangu_sft.verify.tensors import check_manifest
 
@@ -107,11 +108,13 @@ def verify_command(
 
 
 @contextlib.contextmanager
-def _verdict() -> Iterator[None]:
-    """Ends the output with PASS or FAIL; the error comes before FAIL."""
+def _verdict(*checked: Path) -> Iterator[None]:
+    """Ends the output with PASS or FAIL; the error comes before FAIL. Without a checkpoint there is no verdict."""
     try:
         yield
     except (UserError, OSError) as error:
+        if not all(path.is_dir() for path in checked):
+            raise
         known = error if isinstance(error, UserError) else explain_os_error(error)
         console.print(f"openpangu-sft: {known}\nFAIL", soft_wrap=True, markup=False)
         raise click.exceptions.Exit(1) from None
