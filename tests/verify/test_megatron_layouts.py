@@ -255,7 +255,7 @@ def processes() -> list[str]:
     return [Path(f"/proc/{number}/cmdline").read_text() for number in children]
 
 
-def test_a_rank_ends_with_whoever_started_it() -> None:
+def test_a_rank_ends_with_its_parent() -> None:
     code = f"import time; from {RANK} import end_with_parent; end_with_parent(); print(flush=True); time.sleep(1e6)"
     rank = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     with rank:

@@ -228,3 +228,11 @@ def test_the_command_fails_where_a_file_is_missing(converted: Converted, option:
     assert error.startswith("openpangu-sft: ")
     assert "mp_rank_00" in error
     assert " -> " in error
+
+
+def test_without_a_checkpoint_there_is_no_verdict(converted: Converted) -> None:
+    recipe = converted()
+    shutil.rmtree(recipe.path("mcore"))
+    result = run(recipe, "--tensors")
+    assert isinstance(result.exception, UserError)
+    assert "FAIL" not in result.output

@@ -33,7 +33,7 @@ SUMMED_AT_ONCE = 4
 
 _LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](?:\./)?(.+)")
 _BINARY = (".safetensors", ".model")
-"""Nobody edits these by hand: one that differs is damaged."""
+"""Not edited by hand: a different one is damaged."""
 
 
 class Published(NamedTuple):

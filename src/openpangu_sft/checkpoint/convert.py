@@ -11,9 +11,9 @@ from openpangu_sft.artifacts.checks import require_apart, require_room
 from openpangu_sft.checkpoint.files.arrays import DTYPES
 from openpangu_sft.checkpoint.mcore import FIRST, iteration_directory, rank_file, write_rank, write_tracker
 from openpangu_sft.checkpoint.mcore_reader import open_mcore
-from openpangu_sft.checkpoint.reshard import Resharder, require_equal, warn_of_loss
+from openpangu_sft.checkpoint.reshard import Resharder, require_equal, warn_of_cast
 from openpangu_sft.checkpoint.sharding import layout_of, parameter_count
-from openpangu_sft.checkpoint.source import open_origin
+from openpangu_sft.checkpoint.source import open_checkpoint
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.tokenizer.tokenizer import tokenizer_digest
 from openpangu_sft.util.console import byte_progress
@@ -32,22 +32,22 @@ def run_convert(
     Raises:
         UserError: the checkpoint does not fit the recipe, the disk has no room, or what was written is not the same.
     """
-    origin_path, target, model = source or recipe.path("hf"), recipe.path("mcore"), recipe.model
-    origin = open_origin(recipe, origin_path, iteration, "check paths.hf" if source is None else "check the path")
-    require_apart("the source" if source else "paths.hf", origin_path, "paths.mcore", target)
+    path, target, model = source or recipe.path("hf"), recipe.path("mcore"), recipe.model
+    checkpoint = open_checkpoint(recipe, path, iteration, "check paths.hf" if source is None else "check the path")
+    require_apart("the source" if source else "paths.hf", path, "paths.mcore", target)
     layout = layout_of(model, recipe.parallel)
-    resharder = Resharder(origin.weights, model, DTYPES[dtype] if dtype else None)
+    resharder = Resharder(checkpoint.weights, model, DTYPES[dtype] if dtype else None)
     ranks = {rank: resharder.mcore(layout, *rank) for rank in layout.ranks()}
     size = sum(tensor.nbytes for tensors in ranks.values() for tensor in tensors.values())
     manifest = Manifest("mcore", settings=mcore_settings(recipe))
     with (
         staged_directory(target, manifest) as staging,
-        origin.unchanged(),
+        checkpoint.unchanged(),
         ThreadPoolExecutor(1) as pool,
         byte_progress("convert", 2 * size) as advance,
     ):
         require_room(target, size)
-        digests = pool.submit(origin.digests)  # shares the reads of the copy
+        digests = pool.submit(checkpoint.digests)  # shares the reads of the copy
         directory = iteration_directory(staging, FIRST.iteration)
         directory.mkdir()
         for rank, tensors in ranks.items():
@@ -56,7 +56,7 @@ def run_convert(
         write_tracker(staging, FIRST.iteration)
         written = open_mcore(staging, model).weights
         require_equal(resharder, written, directory, advance)
-        base = {name: origin.base(name) for name in ("weights", "config", "tokenizer")}
+        base = {name: checkpoint.base(name) for name in ("weights", "config", "tokenizer")}
         manifest.inputs = {**{name: digest for name, digest in base.items() if digest}, **digests.result()}
         manifest.inputs.setdefault("tokenizer", tokenizer_digest(recipe.path("hf")))
         manifest.counts = {
@@ -65,7 +65,7 @@ def run_convert(
             "layout": str(layout),
             "dtype": "+".join(written.dtypes()),
         }
-    warn_of_loss(resharder)
+    warn_of_cast(resharder)
     return manifest
 
 

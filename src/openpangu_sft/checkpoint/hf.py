@@ -14,16 +14,7 @@ from openpangu_sft.checkpoint.files.safetensors import map_safetensors
 from openpangu_sft.checkpoint.hf_files import weight_files
 from openpangu_sft.checkpoint.sharding import hf_shapes
 from openpangu_sft.checkpoint.weights import Weights, require_tensors, weights_of_arrays
-from openpangu_sft.recipe.model_config import (
-    AGAIN,
-    CONFIG,
-    PANGU,
-    PUBLISHED,
-    as_version_4,
-    has_bias,
-    read_config,
-    require_stated,
-)
+from openpangu_sft.recipe.model_config import AGAIN, CONFIG, PUBLISHED, as_version_4, read_config, require_stated
 from openpangu_sft.recipe.sections import Model
 from openpangu_sft.util.errors import UserError
 
@@ -49,54 +40,6 @@ def require_model(directory: Path, model: Model) -> dict[str, Any]:
     config = read_config(directory)
     require_stated(model.model_dump(), config, directory / CONFIG)
     return as_version_4(config)
-
-
-def pangu_config(model: Model, eos_id: int, dtype: str) -> dict[str, Any]:
-    """The content of config.json, in openPangu's own form, for a new model; `eos_id` ends a message."""
-    return {
-        "architectures": ["PanguEmbeddedForCausalLM"],
-        "model_type": PANGU,
-        "bias": model.add_qkv_bias,
-        "attention_dropout": 0.0,
-        "bos_token_id": 1,
-        "eos_token_id": eos_id,
-        "pad_token_id": 0,
-        "hidden_act": "silu",
-        "hidden_size": model.hidden_size,
-        "initializer_range": 0.02,
-        "intermediate_size": model.ffn_hidden_size,
-        "max_position_embeddings": model.max_position_embeddings,
-        "num_attention_heads": model.num_attention_heads,
-        "num_hidden_layers": model.num_layers,
-        "num_key_value_heads": model.num_query_groups,
-        "head_dim": model.kv_channels,
-        "rms_norm_eps": model.norm_epsilon,
-        "rope_theta": model.rotary_base,
-        "tie_word_embeddings": model.tie_word_embeddings,
-        "torch_dtype": dtype,
-        "use_cache": True,
-        "vocab_size": model.vocab_size,
-    }
-
-
-def llama_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """openPangu's configuration under the name of the architecture it equals: Llama with biases in the attention.
-
-    Its own modelling code asks for an NPU at import; stock transformers loads this form anywhere, without remote code.
-    """
-    own = {"architectures", "auto_map", "bias", "model_type", "attention_bias", "mlp_bias", "transformers_version"}
-    config = as_version_4(config)
-    bias = has_bias(config)
-    kept = {key: value for key, value in config.items() if key not in own}
-    tied = bool(config.get("tie_word_embeddings", False))  # written out: no default to rely on
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        **kept,
-        "attention_bias": bool(bias),
-        "mlp_bias": False,
-        "tie_word_embeddings": tied,
-    }
 
 
 def open_hf(directory: Path, model: Model) -> Weights:

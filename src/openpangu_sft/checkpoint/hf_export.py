@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional
 
-from openpangu_sft.checkpoint.hf import llama_config
-from openpangu_sft.recipe.model_config import CONFIG, PANGU, read_object
+from openpangu_sft.recipe.model_config import CONFIG, PANGU, llama_config, read_object
 from openpangu_sft.tokenizer.template import END
 from openpangu_sft.tokenizer.tokenizer import Tokenizer, load_hf, tokenizer_files
 from openpangu_sft.util.console import console

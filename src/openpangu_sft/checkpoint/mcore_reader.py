@@ -22,6 +22,7 @@ from openpangu_sft.recipe.sections import Model
 from openpangu_sft.util.errors import UserError
 
 _RANK = re.compile(r"mp_rank_(\d{2})(?:_(\d{3}))?")
+_RECIPE = "was it made with the model of this recipe?"
 _EMBEDDING = "embedding.word_embeddings.weight"
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
 _DESCRIBED = ("num_attention_heads", "num_query_groups", "kv_channels", "rotary_base", "norm_epsilon")
@@ -99,7 +100,7 @@ def open_mcore(
         where = directory / rank_file(tp, pp, layout.pipeline)
         tensors = {name: value for name, value in content["model"].items() if isinstance(value, np.ndarray)}
         table = mcore_tensors(model, layout, tp, pp)
-        require_tensors(tensors, {t.name: t.shape for t in table}, where, "was it made with the model of this recipe?")
+        require_tensors(tensors, {t.name: t.shape for t in table}, where, _RECIPE)
         for tensor in table:
             parts.extend(parts_of(tensor.blocks, tensors[tensor.name], where))
     return McoreCheckpoint(directory, number, layout, Weights(parts, "the ranks are not of one checkpoint"), manifest)
@@ -203,7 +204,7 @@ def _layout(contents: Mapping[tuple[int, int], Mapping[str, Any]], model: Model,
     rows = len(embedding) * tensor if isinstance(embedding, np.ndarray) and embedding.ndim == 2 else 0
     layout = Layout(tensor, tuple(stages), rows)
     for what in _differences(layout, contents[0, 0].get("args"), model):
-        raise UserError(what, where=directory, remedy="was it made with the model of this recipe?")
+        raise UserError(what, where=directory, remedy=_RECIPE)
     return layout
 
 

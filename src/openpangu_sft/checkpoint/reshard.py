@@ -9,7 +9,7 @@ from typing import Optional
 from openpangu_sft.checkpoint.files.arrays import Array, CastStats, DType, Shape, Stored, convert_dtype
 from openpangu_sft.checkpoint.files.writer import Advance, nothing
 from openpangu_sft.checkpoint.sharding import Block, Layout, hf_shapes, mcore_tensors, whole
-from openpangu_sft.checkpoint.weights import Part, Weights, difference, pieces
+from openpangu_sft.checkpoint.weights import Part, Weights, difference, row_blocks
 from openpangu_sft.recipe.sections import Model
 from openpangu_sft.util.console import console
 from openpangu_sft.util.errors import UserError
@@ -22,7 +22,7 @@ class Resharder:
 
     def __init__(self, weights: Weights, model: Model, dtype: Optional[DType] = None) -> None:
         self.weights, self.model, self.dtype = weights, model, dtype
-        self.loss = CastStats()
+        self.cast = CastStats()
         """What the cast has lost so far; a block that is on several ranks counts once."""
         self._counted: set[Block] = set()
 
@@ -60,9 +60,9 @@ class Resharder:
                 if self.dtype is None or self.dtype == chunk.dtype:
                     yield chunk
                 else:
-                    converted, loss = convert_dtype(chunk, self.dtype)
+                    converted, stats = convert_dtype(chunk, self.dtype)
                     if counts:
-                        self.loss += loss
+                        self.cast += stats
                     yield converted
 
 
@@ -75,10 +75,10 @@ def differences(resharder: Resharder, written: Weights, advance: Advance = nothi
         return found
 
     parts = [
-        Part(piece, part.array[piece.within(part.block)], part.where)
+        Part(rows, part.array[rows.within(part.block)], part.where)
         for name in hf_shapes(resharder.model)
         for part in written.parts(name)
-        for piece in pieces(part.block, part.array.dtype)  # a tensor that lies on several ranks is never joined whole
+        for rows in row_blocks(part.block, part.array.dtype)  # a tensor on several ranks is never joined whole
     ]
     with ThreadPoolExecutor(COMPARED_AT_ONCE) as pool:
         yield from filter(None, pool.map(compare, parts))
@@ -94,10 +94,10 @@ def require_equal(resharder: Resharder, written: Weights, where: object, advance
         raise UserError(f"differs from its source: {found}", where=where, remedy="check disk and memory")
 
 
-def warn_of_loss(resharder: Resharder) -> None:
+def warn_of_cast(resharder: Resharder) -> None:
     """Prints what the cast has lost."""
-    loss, dtype = resharder.loss, resharder.dtype
-    if loss.changed:
-        share = f"{loss.changed:,} of {loss.values:,} values"
-        infinite = f", {loss.infinite:,} of them became infinite" if loss.infinite else ""
+    cast, dtype = resharder.cast, resharder.dtype
+    if cast.changed:
+        share = f"{cast.changed:,} of {cast.values:,} values"
+        infinite = f", {cast.infinite:,} of them became infinite" if cast.infinite else ""
         console.print(f"warning: {share} lost bits in {dtype}{infinite}", soft_wrap=True, markup=False)

@@ -68,7 +68,7 @@ class CheckpointSource(NamedTuple):
         return inputs.get(name) or inputs.get(f"hf.{name}")
 
 
-def open_origin(
+def open_checkpoint(
     recipe: Recipe, path: Path, iteration: Optional[int] = None, remedy: str = "check the path"
 ) -> CheckpointSource:
     """Opens a Hugging Face checkpoint, a Megatron-core one, or a run.

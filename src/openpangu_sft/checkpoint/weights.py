@@ -73,11 +73,11 @@ class Weights:
 
     def chunks(self, block: Block) -> Iterator[Array]:
         """The values of a block in C order, in consecutive contiguous arrays."""
-        for piece in pieces(block, self.dtype(block.name)):
-            yield np.ascontiguousarray(self.read(piece))
+        for rows in row_blocks(block, self.dtype(block.name)):
+            yield np.ascontiguousarray(self.read(rows))
 
 
-def pieces(block: Block, dtype: DType) -> Iterator[Block]:
+def row_blocks(block: Block, dtype: DType) -> Iterator[Block]:
     """A block, cut by rows into blocks of about `CHUNK` bytes."""
     step = max(1, CHUNK * block.rows // max(1, math.prod(block.shape) * dtype.itemsize))
     for begin in range(0, block.rows, step):

@@ -74,12 +74,13 @@ def verify_command(
     """Check that two checkpoints are the same model.
 
     Compares every tensor bit for bit, then the logits of two prompts: Hugging Face against megatron-core.
+    The last line of the output is PASS or FAIL.
 
     \b
     Example: openpangu-sft verify --mcore /cache/ckpts/pangu_model_mcore --tensors
     """
     hf, mcore = hf or recipe.path("hf"), mcore or recipe.path("mcore")
-    with _verdict():
+    with _verdict(mcore if only == "manifest" else hf, mcore):
         if only == "manifest":
             from openpangu_sft.verify.tensors import check_manifest
 
@@ -89,11 +90,13 @@ def verify_command(
 
 
 @contextlib.contextmanager
-def _verdict() -> Iterator[None]:
-    """Ends the output with PASS or FAIL; the error comes before FAIL."""
+def _verdict(*checked: Path) -> Iterator[None]:
+    """Ends the output with PASS or FAIL; the error comes before FAIL. Without a checkpoint there is no verdict."""
     try:
         yield
     except (UserError, OSError) as error:
+        if not all(path.is_dir() for path in checked):
+            raise
         known = error if isinstance(error, UserError) else explain_os_error(error)
         console.print(f"openpangu-sft: {known}\nFAIL", soft_wrap=True, markup=False)
         raise click.exceptions.Exit(1) from None

@@ -11,10 +11,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.modeling_utils import AttentionInterface, no_init_weights
 from transformers.models.llama.modeling_llama import repeat_kv
 
-from openpangu_sft.checkpoint.hf import llama_config
 from openpangu_sft.model.batches import Batch
 from openpangu_sft.model.tensors import Tensors
-from openpangu_sft.recipe.model_config import read_config
+from openpangu_sft.recipe.model_config import llama_config, read_config
 from openpangu_sft.tokenizer.tokenizer import IGNORED
 
 SEGMENTS = "segments"

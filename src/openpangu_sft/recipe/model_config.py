@@ -17,7 +17,7 @@ from openpangu_sft.recipe.sections import Model
 from openpangu_sft.util.errors import UserError
 
 CONFIG = "config.json"
-ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+_ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 """PEFT's files; the first one names the base."""
 AGAIN = "download it again"
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -84,7 +84,7 @@ def model_of(config: Mapping[str, Any], path: Path) -> Model:
             "tie_word_embeddings": False,  # the class's default
             **config,
             "head_dim": config["hidden_size"] // heads if head_dim is None else head_dim,
-            "bias": has_bias(config),
+            "bias": _has_bias(config),
         }
         return Model(**{key: values[name] for key, name in _KEYS.items()})
     except KeyError as error:
@@ -100,7 +100,7 @@ def model_of(config: Mapping[str, Any], path: Path) -> Model:
         raise UserError(what, where=path, remedy=PUBLISHED) from None
 
 
-def has_bias(config: Mapping[str, Any]) -> Any:
+def _has_bias(config: Mapping[str, Any]) -> Any:
     """Whether the attention has biases, by the key of either form of config.json."""
     return config["bias"] if config["model_type"] == PANGU else config.get("attention_bias", False)
 
@@ -128,10 +128,62 @@ def require_stated(stated: Mapping[str, Any], config: Mapping[str, Any], path: P
     return found
 
 
+def pangu_config(model: Model, eos_id: int, dtype: str) -> dict[str, Any]:
+    """The content of config.json, in openPangu's own form, for a new model; `eos_id` ends a message."""
+    return {
+        "architectures": ["PanguEmbeddedForCausalLM"],
+        "model_type": PANGU,
+        "bias": model.add_qkv_bias,
+        "attention_dropout": 0.0,
+        "bos_token_id": 1,
+        "eos_token_id": eos_id,
+        "pad_token_id": 0,
+        "hidden_act": "silu",
+        "hidden_size": model.hidden_size,
+        "initializer_range": 0.02,
+        "intermediate_size": model.ffn_hidden_size,
+        "max_position_embeddings": model.max_position_embeddings,
+        "num_attention_heads": model.num_attention_heads,
+        "num_hidden_layers": model.num_layers,
+        "num_key_value_heads": model.num_query_groups,
+        "head_dim": model.kv_channels,
+        "rms_norm_eps": model.norm_epsilon,
+        "rope_theta": model.rotary_base,
+        "tie_word_embeddings": model.tie_word_embeddings,
+        "torch_dtype": dtype,
+        "use_cache": True,
+        "vocab_size": model.vocab_size,
+    }
+
+
+def llama_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """openPangu's configuration under the name of the architecture it equals: Llama with biases in the attention.
+
+    Its own modelling code asks for an NPU at import; stock transformers loads this form anywhere, without remote code.
+    """
+    own = {"architectures", "auto_map", "bias", "model_type", "attention_bias", "mlp_bias", "transformers_version"}
+    config = as_version_4(config)
+    bias = _has_bias(config)
+    kept = {key: value for key, value in config.items() if key not in own}
+    tied = bool(config.get("tie_word_embeddings", False))  # written out: no default to rely on
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        **kept,
+        "attention_bias": bool(bias),
+        "mlp_bias": False,
+        "tie_word_embeddings": tied,
+    }
+
+
 def not_hf(directory: Path, otherwise: UserError) -> UserError:
     """Why a directory is not a Hugging Face checkpoint, if its files show; else `otherwise`."""
-    if any((directory / name).is_file() for name in ADAPTERS):
-        return _adapter(directory)
+    if any((directory / name).is_file() for name in _ADAPTERS):
+        settings = directory / _ADAPTERS[0]
+        base = read_object(settings).get("base_model_name_or_path") if settings.is_file() else None
+        what = f"is a LoRA adapter, not a model (its base: {base or 'not named'})"
+        remedy = "merge it into its base (PEFT: merge_and_unload(), then save_pretrained) and give the result"
+        return UserError(what, where=directory, remedy=remedy)
     if (directory / TRACKER).is_file():
         what = "is a Megatron-core checkpoint; a Hugging Face one is needed"
         return UserError(what, where=directory, remedy=f"check the path, or convert it: make export FROM={directory}")
@@ -139,16 +191,6 @@ def not_hf(directory: Path, otherwise: UserError) -> UserError:
         what = "is one iteration of a Megatron-core checkpoint"
         return UserError(what, where=directory, remedy=f"give the directory that contains it: {directory.parent}")
     return otherwise
-
-
-def _adapter(directory: Path) -> UserError:
-    path = directory / ADAPTERS[0]
-    base = read_object(path).get("base_model_name_or_path") if path.is_file() else None
-    return UserError(
-        f"is a LoRA adapter, not a model (its base: {base or 'not named'})",
-        where=directory,
-        remedy="merge it into its base (PEFT: merge_and_unload(), then save_pretrained) and give the result",
-    )
 
 
 def read_object(path: Path) -> dict[str, Any]:

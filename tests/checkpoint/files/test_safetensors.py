@@ -40,7 +40,7 @@ def test_the_library_reads_what_we_write_and_we_what_it_writes(
 
 
 def test_a_models_file_is_the_librarys_byte_for_byte(tmp_path: Path) -> None:
-    """Order of tensors and header included, so nobody sees who has written it."""
+    """Order of tensors and header included: the files are the same."""
     tensors = {"b.bias": torch.zeros(3), "a.weight": torch.ones(2, 3).bfloat16(), "a.bias": torch.ones(2)}
     write_safetensors({name: stored(to_array(tensor)) for name, tensor in tensors.items()}, tmp_path / "ours")
     save_file(tensors, str(tmp_path / "theirs"), metadata={"format": "pt"})
