@@ -18,12 +18,53 @@ FIRST = ["demo", "doctor", "plan", "setup", "help", "help-all", *STAGES, "chat",
 FIRST += ["evaluate", "report", "curve"]
 TARGETS = [
     *FIRST,
-    *["sources", "smoke", "slurm", "kubernetes", "test-upstream", "shell", "image", "image-diff", "save", "load", "push", "lock-base"],
+    *[
+        "sources",
+        "smoke",
+        "slurm",
+        "kubernetes",
+        "test-upstream",
+        "shell",
+        "image",
+        "image-diff",
+        "save",
+        "load",
+        "push",
+        "lock-base",
+    ],
 ]
 TARGETS += ["bench-data", "bench-convert", "test", "test-random", "test-image", "lint", "fmt", "lock", "clean"]
 VARIABLES = ["RECIPE", "SET", "RUNTIME", "TARGET", "NPUS", "CACHE", "DOCKER_FLAGS", "VENV", "PYTHON", "PYPI_INDEX"]
-VARIABLES += ["SHARD", "SAMPLE", "HTML", "RUN", "WITH", "DATASET", "PROMPT", "MODEL", "FROM", "ITERATION", "DTYPE", "FORM", "PROMPTS", "HF", "MCORE", "ONLY"]
-VARIABLES += ["MEMORY", "TOKENS_PER_SECOND", "DRY_RUN", "JSON", "PEERS", "CLAIM", "REGISTRY", "SIZE", "DATA_DIR", "NNODES"]
+VARIABLES += [
+    "SHARD",
+    "SAMPLE",
+    "HTML",
+    "RUN",
+    "WITH",
+    "DATASET",
+    "PROMPT",
+    "MODEL",
+    "FROM",
+    "ITERATION",
+    "DTYPE",
+    "FORM",
+    "PROMPTS",
+    "HF",
+    "MCORE",
+    "ONLY",
+]
+VARIABLES += [
+    "MEMORY",
+    "TOKENS_PER_SECOND",
+    "DRY_RUN",
+    "JSON",
+    "PEERS",
+    "CLAIM",
+    "REGISTRY",
+    "SIZE",
+    "DATA_DIR",
+    "NNODES",
+]
 URLS = ["MEGATRON_LM_URL", "MINDSPEED_URL", "MINDSPEED_LLM_URL"]
 AWKWARD = 'it\'s "50% off": $HOME $(id) ${x} `id` \\ #1 --set; 你好，世界'
 
@@ -238,7 +279,17 @@ def test_sources_are_told_the_places(make: Make, how: str) -> None:
     assert make.called_with() == ["sources", *(f"URL={given.get(url, '')}" for url in URLS)]
 
 
-HANDED_ON = ["HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "SSL_CERT_FILE", "DOCKER", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "HCCL_IF_IP"]
+HANDED_ON = [
+    "HTTPS_PROXY",
+    "HTTP_PROXY",
+    "NO_PROXY",
+    "SSL_CERT_FILE",
+    "DOCKER",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "NODE_RANK",
+    "HCCL_IF_IP",
+]
 HANDED_ON += ["GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME", "OMP_NUM_THREADS"]
 FOR_BUILDS = ["BASE", "BUILD_BASE", "TORCH", "TORCH_INDEX", "PYTHON_URL", "PYTHON_SHA256", "CA", "IMAGE_FLAGS", "TAG"]
 
