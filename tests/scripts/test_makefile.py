@@ -16,24 +16,20 @@ ROOT = Path(__file__).parents[2]
 STAGES = ["format", "preprocess", "merge", "convert", "sft", "export"]
 FIRST = ["demo", "doctor", "plan", "setup", "help", "help-all", *STAGES, "chat", "preview", "inspect", "verify"]
 FIRST += ["evaluate", "report", "curve"]
-TARGETS = [
-    *FIRST,
-    *[
-        "sources",
-        "smoke",
-        "slurm",
-        "kubernetes",
-        "test-upstream",
-        "shell",
-        "image",
-        "image-diff",
-        "save",
-        "load",
-        "push",
-        "lock-base",
-    ],
+TARGETS = [*FIRST, "sources", "smoke", "slurm", "kubernetes", "test-upstream", "shell", "image", "image-diff", "save"]
+TARGETS += [
+    "load",
+    "push",
+    "lock-base",
+    "bench-data",
+    "bench-convert",
+    "test",
+    "test-random",
+    "test-image",
+    "lint",
+    "fmt",
 ]
-TARGETS += ["bench-data", "bench-convert", "test", "test-random", "test-image", "lint", "fmt", "lock", "clean"]
+TARGETS += ["lock", "clean"]
 VARIABLES = ["RECIPE", "SET", "RUNTIME", "TARGET", "NPUS", "CACHE", "DOCKER_FLAGS", "VENV", "PYTHON", "PYPI_INDEX"]
 VARIABLES += [
     "SHARD",
