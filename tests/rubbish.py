@@ -26,7 +26,7 @@ from openpangu_sft.checkpoint.files.torch_read import load_checkpoint_file
 from openpangu_sft.checkpoint.hf import open_hf
 from openpangu_sft.checkpoint.hf_files import WEIGHTS
 from openpangu_sft.checkpoint.mcore_reader import open_mcore, parts_of
-from openpangu_sft.checkpoint.sharding import hf_shapes, mcore_tensors, single
+from openpangu_sft.checkpoint.sharding import hf_shapes, mcore_tensors, single, whole
 from openpangu_sft.checkpoint.weights import Weights
 from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.recipe.schema import Recipe
@@ -76,7 +76,7 @@ class Place:
     def bits(self, weights: Weights) -> dict[str, bytes]:
         """Of every tensor."""
         shapes = hf_shapes(self.recipe.model)
-        return {name: weights.tensor(name, shape).tobytes() for name, shape in shapes.items()}
+        return {name: weights.read(whole(name, shape)).tobytes() for name, shape in shapes.items()}
 
     def convert(self, content: bytes) -> Outcome:
         """What convert makes of a safetensors file: the bits of all tensors."""

@@ -21,12 +21,12 @@ import torch
 
 from conftest import MakeRecipe
 from openpangu_sft.artifacts.artifact import Manifest, write_manifest
+from openpangu_sft.model.tensors import as_tensor
 from openpangu_sft.recipe.sections import Model
 from openpangu_sft.training.mindspeed.sources import PATCHES, wanted_manifest
 from openpangu_sft.util.errors import UserError
 from openpangu_sft.verify import megatron
 from openpangu_sft.verify.megatron import file_of, find_core, megatron_logits, patched_core, run_together
-from openpangu_sft.verify.rank import as_tensor
 from split_checkpoint import random_llama, write_split
 
 PROMPTS = np.random.RandomState(1).randint(0, 1536, (2, 30)).tolist()

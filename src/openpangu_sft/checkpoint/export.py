@@ -1,4 +1,4 @@
-"""Stage export: the newest checkpoint of a run as a Hugging Face checkpoint that loads as it is."""
+"""Stage export: a checkpoint of a run as a Hugging Face checkpoint that loads as it is."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from openpangu_sft.checkpoint.hf import open_hf, require_model
 from openpangu_sft.checkpoint.hf_export import LLAMA, make_tokenizer_stock, write_companions, write_config
 from openpangu_sft.checkpoint.hf_files import WEIGHTS
 from openpangu_sft.checkpoint.model_card import write_model_card
-from openpangu_sft.checkpoint.reshard import Resharder, require_equal, size_of, warn_of_loss
+from openpangu_sft.checkpoint.reshard import Resharder, require_equal, warn_of_loss
 from openpangu_sft.checkpoint.sharding import parameter_count
 from openpangu_sft.checkpoint.source import CheckpointSource, open_origin
 from openpangu_sft.recipe.model_config import CONFIG
@@ -24,7 +24,7 @@ from openpangu_sft.util.console import byte_progress
 from openpangu_sft.util.errors import UserError
 
 _CARRIED_OVER = ("iteration", "loss", "versions")
-"""Counts of the training that stay true of what is exported."""
+"""Counts of the training that hold for the export too."""
 
 
 def run_export(
@@ -37,14 +37,14 @@ def run_export(
     """Stage export: to `paths.export`, with configuration, tokenizer and licence from `paths.hf`.
 
     Args:
-        source: a run, a Megatron-core checkpoint of any layout, or a Hugging Face one; without it, `paths.run`.
-        iteration: of a Megatron-core checkpoint or run; without it, the newest.
-        form: llama or openpangu, see forms.py.
-        dtype: fp32, bf16 or fp16; without it, that of the source.
+        source: a run, a Megatron-core checkpoint of any layout, or a Hugging Face one; by default `paths.run`.
+        iteration: of a Megatron-core checkpoint or run; by default the newest.
+        form: the export format, llama or openpangu; see hf_export.py.
+        dtype: fp32, bf16 or fp16; by default that of the source.
 
     Raises:
-        UserError: there is no finished checkpoint, it began from another model or tokenizer than `paths.hf`, the disk
-            has no room, or what was written is not the same.
+        UserError: there is no finished checkpoint, its training began from another model or tokenizer than `paths.hf`,
+            the disk has no room, or what was written is not the same.
     """
     base, target, model = recipe.path("hf"), recipe.path("export"), recipe.model
     config = require_model(base, model)
@@ -55,7 +55,7 @@ def run_export(
     _require_base(origin, base, path, recipe.tokenizer.trust_remote_code)
     resharder = Resharder(origin.weights, model, DTYPES[dtype] if dtype else None)
     tensors = resharder.hf()
-    size = size_of(tensors.values())
+    size = sum(tensor.nbytes for tensor in tensors.values())
     made_by = origin.manifest or Manifest("")
     manifest = Manifest("hf", settings=made_by.settings)
     manifest.counts = {name: made_by.counts[name] for name in _CARRIED_OVER if name in made_by.counts}
@@ -70,7 +70,7 @@ def run_export(
         if form == LLAMA:
             trusted = recipe.tokenizer.trust_remote_code
             manifest.counts["fast_tokenizer"] = make_tokenizer_stock(staging, base, trusted)
-        digests = pool.submit(origin.digests)  # reads what is being copied anyway
+        digests = pool.submit(origin.digests)  # shares the reads of the copy
         with byte_progress("export", 2 * size) as advance:
             manifest.files[WEIGHTS] = write_safetensors(tensors, staging / WEIGHTS, advance)
             require_equal(resharder, open_hf(staging, model), staging, advance)
@@ -81,7 +81,7 @@ def run_export(
 
 
 def _require_base(origin: CheckpointSource, base: Path, path: Path, trust_remote_code: bool) -> None:
-    """Whether training began with the configuration and tokenizer that are to be exported with its weights."""
+    """Requires that training began with the configuration and tokenizer that are exported with its weights."""
     for name, found in (("tokenizer", tokenizer_digest(base)), ("config", sha256_of(base / CONFIG))):
         recorded = origin.base(name)
         if recorded and recorded != found:

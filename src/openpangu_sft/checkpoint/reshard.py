@@ -1,8 +1,8 @@
-"""Weights into the tensors of either form, ready to be written; in another dtype where one is asked for."""
+"""A model's weights as the tensors of a Hugging Face or Megatron-core checkpoint, cast to another dtype on demand."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Optional
 
@@ -18,18 +18,12 @@ COMPARED_AT_ONCE = 2
 
 
 class Resharder:
-    """Moves weights block by block. Nothing is computed, so nothing is rounded, unless a dtype is given.
-
-    Args:
-        weights: of the model.
-        model: its sizes.
-        dtype: of all tensors; None keeps each as it is.
-    """
+    """Moves weights block by block; only a given dtype changes values. Without one each tensor keeps its own."""
 
     def __init__(self, weights: Weights, model: Model, dtype: Optional[DType] = None) -> None:
         self.weights, self.model, self.dtype = weights, model, dtype
         self.loss = CastStats()
-        """What the change of dtype has lost so far; a block that is on several ranks counts once."""
+        """What the cast has lost so far; a block that is on several ranks counts once."""
         self._counted: set[Block] = set()
 
     def mcore(self, layout: Layout, tp: int, pp: int) -> dict[str, Stored]:
@@ -46,7 +40,7 @@ class Resharder:
         return {name: self._stored(name, shape, [whole(name, shape)]) for name, shape in hf_shapes(self.model).items()}
 
     def read(self, block: Block) -> Array:
-        """What stands, or is to stand, in a block of the result."""
+        """Values of a block, after any dtype cast."""
         array = self.weights.read(block)
         return array if self.dtype is None or self.dtype == array.dtype else convert_dtype(array, self.dtype)[0]
 
@@ -72,13 +66,8 @@ class Resharder:
                     yield converted
 
 
-def size_of(tensors: Iterable[Stored]) -> int:
-    """Bytes that tensors take in files."""
-    return sum(tensor.nbytes for tensor in tensors)
-
-
 def differences(resharder: Resharder, written: Weights, advance: Advance = nothing) -> Iterator[str]:
-    """What is not, bit for bit, what it should have been made from: in words, with the first element that differs."""
+    """The blocks of a written checkpoint that are not bit for bit their source, each with its first difference."""
 
     def compare(part: Part) -> Optional[str]:
         found = difference(part, resharder.read(part.block))
@@ -96,7 +85,7 @@ def differences(resharder: Resharder, written: Weights, advance: Advance = nothi
 
 
 def require_equal(resharder: Resharder, written: Weights, where: object, advance: Advance = nothing) -> None:
-    """Compares what was written, read back as anyone reads it, with what it was made from.
+    """Compares a checkpoint, read back after writing, with its source.
 
     Raises:
         UserError: names the first element that differs.
@@ -106,7 +95,7 @@ def require_equal(resharder: Resharder, written: Weights, where: object, advance
 
 
 def warn_of_loss(resharder: Resharder) -> None:
-    """Says on the screen what a change of dtype has lost."""
+    """Prints what the cast has lost."""
     loss, dtype = resharder.loss, resharder.dtype
     if loss.changed:
         share = f"{loss.changed:,} of {loss.values:,} values"

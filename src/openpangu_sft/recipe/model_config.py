@@ -1,4 +1,4 @@
-"""The model section of a recipe and config.json: what one gives for the other.
+"""The mapping between config.json and the model section of a recipe.
 
 Keys are openPangu's own (PanguEmbedded) or those of its re-alias as Llama, as transformers 4.53.2 and vLLM read them.
 Version 5 of transformers writes `rope_parameters` with rope_theta in it, and `dtype` (seen in files of 5.24.0).
@@ -18,10 +18,10 @@ from openpangu_sft.util.errors import UserError
 
 CONFIG = "config.json"
 ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
-"""Of PEFT; the first one names the base."""
+"""PEFT's files; the first one names the base."""
 AGAIN = "download it again"
 TRACKER = "latest_checkpointed_iteration.txt"
-"""Of a Megatron-core checkpoint: names its newest iteration."""
+"""File of a Megatron-core checkpoint that names its newest iteration."""
 PANGU = "PanguEmbedded"
 PUBLISHED = "take the published config.json"
 _USUAL: dict[str, tuple[object, ...]] = {
@@ -30,7 +30,7 @@ _USUAL: dict[str, tuple[object, ...]] = {
     "partial_rotary_factor": (1.0,),
     "quantization_config": (None,),
 }
-"""Keys of config.json that make it another architecture if they have none of these values."""
+"""Keys of config.json, with the values that openPangu-Embedded allows; the first one is meant where it is missing."""
 _KEYS = {
     "num_layers": "num_hidden_layers",
     "hidden_size": "hidden_size",
@@ -64,21 +64,17 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def model_of(config: Mapping[str, Any], path: Path) -> Model:
-    """Sizes of the model that a config.json describes: openPangu's own form, or its re-alias as Llama.
+    """Sizes of the model that a config.json describes, in openPangu's own form or re-aliased as Llama.
 
     Raises:
         UserError: a key is missing, or another architecture.
     """
     if config.get("model_type") not in (PANGU, "llama"):
-        raise UserError(
-            f"model_type {config.get('model_type')!r} is not openPangu-Embedded", where=path, remedy="check paths.hf"
-        )
-    for key, usual in _USUAL.items():
-        if config.get(key, usual[0]) not in usual:
-            raise UserError(
-                f"{key} is {config[key]!r}, openPangu-Embedded has {usual[0]!r}", where=path, remedy="check paths.hf"
-            )
-    if complaint := rope_complaint(config):
+        what = f"model_type {config.get('model_type')!r} is not openPangu-Embedded"
+        raise UserError(what, where=path, remedy="check paths.hf")
+    unusual = [key for key, usual in _USUAL.items() if config.get(key, usual[0]) not in usual]
+    complaints = [f"{key} is {config[key]!r}, openPangu-Embedded has {_USUAL[key][0]!r}" for key in unusual]
+    if complaint := next(iter(complaints), rope_complaint(config)):
         raise UserError(complaint, where=path, remedy="check paths.hf")
     config = as_version_4(config)
     try:
@@ -100,23 +96,17 @@ def model_of(config: Mapping[str, Any], path: Path) -> Model:
         what = f"{_KEYS[str(detail['loc'][0])]} = {detail['input']!r}: {detail['msg']}"
         raise UserError(what, where=path, remedy=PUBLISHED) from None
     except (TypeError, ZeroDivisionError):
-        raise UserError(
-            f"hidden_size {config['hidden_size']!r} and num_attention_heads {heads!r} give no head size",
-            where=path,
-            remedy=PUBLISHED,
-        ) from None
+        what = f"hidden_size {config['hidden_size']!r} and num_attention_heads {heads!r} give no head size"
+        raise UserError(what, where=path, remedy=PUBLISHED) from None
 
 
 def has_bias(config: Mapping[str, Any]) -> Any:
-    """The value of the key that says whether the attention has biases, in either form of config.json."""
+    """Whether the attention has biases, by the key of either form of config.json."""
     return config["bias"] if config["model_type"] == PANGU else config.get("attention_bias", False)
 
 
 def require_stated(stated: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> Model:
-    """The model that a config.json describes, which is the one that a recipe states.
-
-    Args:
-        stated: the recipe's model section, or a part of it.
+    """The model that a config.json describes; `stated`, all or part of a recipe's model section, must equal it.
 
     Raises:
         UserError: names all keys that differ, with both values.
@@ -139,7 +129,7 @@ def require_stated(stated: Mapping[str, Any], config: Mapping[str, Any], path: P
 
 
 def not_hf(directory: Path, otherwise: UserError) -> UserError:
-    """Why a directory is not a Hugging Face checkpoint, if its files tell; else `otherwise`."""
+    """Why a directory is not a Hugging Face checkpoint, if its files show; else `otherwise`."""
     if any((directory / name).is_file() for name in ADAPTERS):
         return _adapter(directory)
     if (directory / TRACKER).is_file():
@@ -177,7 +167,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def rope_complaint(config: Mapping[str, Any]) -> str:
-    """What makes the rotary embedding another one than openPangu-Embedded's; empty where nothing does."""
+    """Where the rotary embedding is not openPangu-Embedded's, the reason; else empty."""
     for key in _ROPE:
         if config.get(key) is not None and not _is_default(config[key]):
             return f"{key} is {config[key]!r}, openPangu-Embedded has the default rotary embedding"
@@ -187,11 +177,7 @@ def rope_complaint(config: Mapping[str, Any]) -> str:
 
 
 def as_version_4(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The same configuration with version 4's keys, those that it has already in their order.
-
-    Args:
-        config: without a `rope_complaint`.
-    """
+    """The configuration with the keys of transformers 4, in their order; it must be without a `rope_complaint`."""
     written = dict(config)
     for key in _ROPE:
         given = written.get(key)

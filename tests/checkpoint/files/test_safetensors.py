@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from checkpoint.files.test_torch_write import arrays
-from openpangu_sft.checkpoint.files.arrays import BF16, Array, same_bits, stored
+from checkpoint_files import stored
+from openpangu_sft.checkpoint.files.arrays import BF16, Array, same_bits
 from openpangu_sft.checkpoint.files.safetensors import map_safetensors, write_safetensors
 from openpangu_sft.model.tensors import to_array, to_tensor
 from openpangu_sft.util.errors import UserError
