@@ -42,20 +42,19 @@ def preprocess_command(recipe: Recipe, shard: Optional[str]) -> None:
     from openpangu_sft.dataset.spans import parse_part
 
     shards = run_preprocess(recipe, *parse_part(shard))
-    if len(shards) > SHARDS_ON_A_SCREEN:
-        made_now = sum(made for _, _, made in shards)
-        console.print(
-            f"{len(shards):,} shards: {made_now:,} made, {len(shards) - made_now:,} unchanged", soft_wrap=True
-        )
-    for part, manifest, made in shards if len(shards) <= SHARDS_ON_A_SCREEN else ():
-        counts = manifest.counts
-        what = f"{counts['packed']:,} samples in {counts['packs']:,} packs" if made else "unchanged, not made again"
-        console.print(f"shard of {part.source}: {what}", markup=False, soft_wrap=True)
     if not shards:
         console.print(f"part {shard} of the inputs holds no lines: nothing to do", soft_wrap=True)
+        return
+    if len(shards) > SHARDS_ON_A_SCREEN:
+        now = sum(made for _, _, made in shards)
+        console.print(f"{len(shards):,} shards: {now:,} made, {len(shards) - now:,} unchanged", soft_wrap=True)
     else:
-        total = Manifest("shards", counts=sum_counts([manifest.counts for _, manifest, _ in shards]))
-        show("shards", recipe.path("shards"), total, recipe)
+        for part, manifest, made in shards:
+            packed = f"{manifest.counts['packed']:,} samples in {manifest.counts['packs']:,} packs"
+            what = packed if made else "unchanged, not made again"
+            console.print(f"shard of {part.source}: {what}", markup=False, soft_wrap=True)
+    total = Manifest("shards", counts=sum_counts([manifest.counts for _, manifest, _ in shards]))
+    show("shards", recipe.path("shards"), total, recipe)
 
 
 @stage("merge")
