@@ -6,15 +6,11 @@ import hashlib
 import json
 import os
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from openpangu_sft.artifacts.artifact import Manifest
 from openpangu_sft.training.mindspeed.sources import make_sources
-from openpangu_sft.util.errors import UserError
 
 FILES = {
     "megatron-lm": {"megatron/core/config.py": "a = 1\nb = 2\nc = 3\n", "LICENSE": "free\n", "pretrain.py": "#!\n"},
@@ -108,12 +104,3 @@ def listing(folder: Path) -> dict[str, tuple[str, int, str]]:
         digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
         found[str(path.relative_to(folder))] = (oct(path.lstat().st_mode), path.lstat().st_mtime_ns, digest)
     return found
-
-
-def refusal(action: Callable[[], object]) -> str:
-    """What the one line says, of something that has to be refused."""
-    with pytest.raises(UserError) as caught:
-        action()
-    assert len(str(caught.value).splitlines()) == 1
-    assert caught.value.remedy
-    return str(caught.value)

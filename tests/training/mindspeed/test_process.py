@@ -29,8 +29,8 @@ from upstream import require_compiler
 PROGRAM = """
 import sys
 from pathlib import Path
-from openpangu_sft.training.mindspeed import start as stage
-stage.SOURCES = Path(sys.argv.pop(1))
+from openpangu_sft.training.mindspeed import start
+start.SOURCES = Path(sys.argv.pop(1))
 from openpangu_sft.cli.main import main
 main()
 """
