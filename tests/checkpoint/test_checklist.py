@@ -36,7 +36,7 @@ def sum_of(path: Path) -> str:
 
 
 def publish(directory: Path) -> None:
-    """Writes the list of all files in a directory, and of some that nobody downloads, as the vendor does."""
+    """Writes the list of all files in a directory, and of some that are not downloaded, as the vendor does."""
     lines = [
         f"{sum_of(path)} *./{path.relative_to(directory)}"
         for path in sorted(directory.rglob("*"))

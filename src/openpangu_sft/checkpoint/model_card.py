@@ -41,9 +41,9 @@ def write_model_card(directory: Path, manifest: Manifest, name: str, base: str, 
 
     Args:
         manifest: of the export, its inputs and counts complete.
-        name: of the directory that it is put into.
+        name: of the export's directory.
         base: name of the base model.
-        source: name of what was exported: the title, unless it is a training of the base.
+        source: name of the exported checkpoint: the title, unless it is a fine-tuned base.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),

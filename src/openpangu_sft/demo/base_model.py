@@ -13,12 +13,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from openpangu_sft.artifacts.artifact import Manifest, staged_directory
 from openpangu_sft.checkpoint.files.safetensors import write_safetensors
-from openpangu_sft.checkpoint.hf import llama_config, pangu_config
 from openpangu_sft.checkpoint.hf_files import WEIGHTS
 from openpangu_sft.checkpoint.reshard import Resharder
 from openpangu_sft.model.llama import tensors_of_model
 from openpangu_sft.model.tensors import weights_of
-from openpangu_sft.recipe.model_config import CONFIG
+from openpangu_sft.recipe.model_config import CONFIG, llama_config, pangu_config
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.tokenizer.template import END, HEADERS, START
 

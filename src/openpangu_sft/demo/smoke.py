@@ -18,14 +18,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
-from openpangu_sft.checkpoint.hf import llama_config
 from openpangu_sft.checkpoint.mcore import iteration_directory, write_tracker
 from openpangu_sft.checkpoint.mcore_reader import open_mcore
 from openpangu_sft.checkpoint.reshard import Resharder, require_equal
 from openpangu_sft.dataset.index_file import FIELDS, PREFIX, field_path
 from openpangu_sft.demo.run import prepare
 from openpangu_sft.recipe.load import load_recipe
-from openpangu_sft.recipe.model_config import CONFIG, read_config
+from openpangu_sft.recipe.model_config import CONFIG, llama_config, read_config
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.mindspeed.sources import require_ready
 from openpangu_sft.training.mindspeed.start import environment_of

@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.nodes import MappingNode
 
+from openpangu_sft.recipe.model_config import CONFIG, model_of, read_config, require_stated
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.recipe.sections import Conflict, Model, Paths, UnknownModel
 from openpangu_sft.util.errors import UserError
@@ -100,8 +101,6 @@ def _model(content: Mapping[str, Any]) -> Any:
         checkpoint = Paths.model_validate(content.get("paths") or {})["hf"]
     except ValidationError:
         return stated
-    from openpangu_sft.recipe.model_config import CONFIG, model_of, read_config, require_stated  # imports numpy
-
     path = checkpoint / CONFIG
     try:
         if not path.is_file():
