@@ -1,4 +1,4 @@
-"""Training for real: whole runs, stopped ones, continued ones, several processes, and what is refused."""
+"""Training for real: whole runs, stopped and resumed ones, several processes, and what is refused."""
 
 from __future__ import annotations
 
@@ -282,7 +282,7 @@ def test_a_finished_run_is_left_as_it_is(options: Options) -> None:
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*.pt")}
     train(options())
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*.pt")} == before
-    assert len(losses(train(options("train.iterations=8")))) == 8  # more iterations go on from there
+    assert len(losses(train(options("train.iterations=8")))) == 8  # more iterations resume from there
 
 
 def test_bf16_checkpoints_are_bf16_and_keep_the_fp32_weights_beside(options: Options) -> None:

@@ -160,7 +160,7 @@ def test_what_somebody_has_done_in_there_is_not_lost(small: SmallUpstream, name:
     assert path.is_symlink() or path.read_text("utf-8") == "my work\n"
 
 
-def test_what_python_and_time_have_done_in_there_is_put_right(small: SmallUpstream) -> None:
+def test_bytecode_times_and_modes_are_corrected(small: SmallUpstream) -> None:
     small.make()
     first = listing(small.target)
     (small.target / "mindspeed/mindspeed/__pycache__").mkdir()
@@ -172,7 +172,7 @@ def test_what_python_and_time_have_done_in_there_is_put_right(small: SmallUpstre
 
 
 @pytest.mark.parametrize("harm", ["a file is gone", "an empty folder"])
-def test_what_is_not_whole_is_made_anew(small: SmallUpstream, harm: str) -> None:
+def test_what_is_incomplete_is_made_again(small: SmallUpstream, harm: str) -> None:
     small.make()
     first = listing(small.target)
     if harm == "an empty folder":
@@ -201,7 +201,7 @@ def test_another_folder_is_never_replaced(small: SmallUpstream, content: str) ->
 
 @pytest.fixture
 def slow_git(small: SmallUpstream, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A git that stands still in the fetch of the last repository, and writes its process id to this file.
+    """A git that hangs in the fetch of the last repository, and writes its process id to this file.
 
     It does so as long as there is a file `hold` beside that.
     """
@@ -220,7 +220,7 @@ def slow_git(small: SmallUpstream, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def started(small: SmallUpstream, slow_git: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
-    """Starts a run of its own; returns when that is in the middle."""
+    """Starts a process that makes the sources; returns when it hangs in the middle."""
 
     def start() -> subprocess.Popen[str]:
         code = (
