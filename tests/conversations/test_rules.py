@@ -165,7 +165,7 @@ def test_a_sample_that_breaks_a_rule(make_recipe: MakeRecipe, name: str) -> None
     with pytest.raises(UserError) as caught:
         run_preprocess(recipe)
     message = RULES[name].message
-    assert str(caught.value) == f"{path}:3: {message} -> mend it, or set data.on_bad_sample=skip"
+    assert str(caught.value) == f"{path}:3: {message} -> fix it, or set data.on_bad_sample=skip"
     assert not (recipe.path("shards") / "a").exists()
 
     [(_, manifest, _)] = run_preprocess(make_recipe("data.on_bad_sample=skip"))
