@@ -109,7 +109,7 @@ RULES = {
         "and never begins", sample(data=turns("tool", "assistant")), "message 1 (tool) comes first: expected user"
     ),
     "user-twice": Rule(
-        "nobody is_main twice",
+        "nobody speaks twice",
         sample(data=turns("user", "user", "assistant")),
         "message 2 (user) follows user: expected assistant",
     ),

@@ -268,7 +268,7 @@ def test_a_bad_sample_is_refused_by_line_and_nothing_is_left(
     message = refusal(recipe)
     assert message.startswith(f"{path}:6: ")
     assert reason in message
-    assert message.endswith("-> mend it, or set data.on_bad_sample=skip")
+    assert message.endswith("-> fix it, or set data.on_bad_sample=skip")
     assert tree(recipe.path("shards")) == {}
 
 
