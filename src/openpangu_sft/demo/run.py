@@ -57,7 +57,7 @@ def run_demo(recipe: Recipe, arguments: Sequence[str]) -> None:
     rows.append(["chat", f"{seconds:.1f}", f"{len(answers)} answers, below"])
     print_rows("make demo", ("stage", "seconds", "result"), rows)
     known = read_manifest(recipe.path("dataset"), "dataset", "").counts["packed"]
-    say(f"validation loss rises because the demo memorises {known} conversations")
+    say(f"validation loss may rise: the demo memorises {known} conversations")
     run = recipe.path("run")
     made = {"dataset": recipe.path("dataset"), "loss curve": run / CURVE, "report": run / PAGE}
     for name, path in {**made, "checkpoint": recipe.path("export")}.items():
