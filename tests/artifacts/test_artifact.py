@@ -37,6 +37,7 @@ from openpangu_sft.checkpoint.convert import run_convert
 from openpangu_sft.checkpoint.export import run_export
 from openpangu_sft.checkpoint.files.torch_write import write_torch_file
 from openpangu_sft.util.errors import UserError, explain_os_error
+from refusals import refusal_of
 
 ROOT_USER = os.geteuid() == 0
 
@@ -65,14 +66,6 @@ def whole(target: Path, kind: str = "dataset") -> str:
 
 def names_in(directory: Path) -> set[str]:
     return {path.name for path in directory.iterdir()}
-
-
-def refusal(action: Callable[[], object]) -> str:
-    with pytest.raises(UserError) as caught:
-        action()
-    assert len(str(caught.value).splitlines()) == 1
-    assert caught.value.remedy
-    return str(caught.value)
 
 
 def in_child(action: Callable[[], object], uid: Optional[int] = None) -> tuple[int, str]:
@@ -109,7 +102,7 @@ def target(tmp_path: Path) -> Path:
 # Put in place.
 
 
-def test_an_artefact_with_its_manifest_is_put_in_place(target: Path) -> None:
+def test_an_artifact_with_its_manifest_is_put_in_place(target: Path) -> None:
     manifest = make(target, "new")
     assert whole(target) == "new"
     assert read_manifest(target, "dataset", "") == manifest
@@ -276,7 +269,7 @@ def test_a_run_killed_between_the_renames_and_a_file_in_the_way(target: Path) ->
     make(target, "old")
     target.rename(target.parent / ".result.retired")
     target.write_text("mine", "utf-8")
-    assert "is in the way: not a directory" in refusal(lambda: make(target, "new"))
+    assert "is in the way: not a directory" in refusal_of(make, target, "new")
     target.unlink()
     assert whole(target) == "old"
 
@@ -287,17 +280,17 @@ def test_a_run_killed_between_the_renames_and_a_file_in_the_way(target: Path) ->
 def test_a_directory_of_the_user_is_never_replaced(target: Path) -> None:
     target.mkdir(parents=True)
     (target / "thesis.txt").write_text("mine", "utf-8")
-    message = refusal(lambda: make(target, "new"))
+    message = refusal_of(make, target, "new")
     assert message == f"{target}: is not empty and was not made by this stage -> choose another path in the recipe"
     assert (target / "thesis.txt").read_text("utf-8") == "mine"
 
 
 @pytest.mark.parametrize("name", ["notes.txt", ".notes", "below/notes.txt", "more/notes.txt"])
-def test_a_file_of_the_user_inside_an_artefact_is_never_lost(target: Path, name: str) -> None:
+def test_a_file_of_the_user_inside_an_artifact_is_never_lost(target: Path, name: str) -> None:
     make(target, "old")
     (target / name).parent.mkdir(exist_ok=True)
     (target / name).write_text("mine", "utf-8")
-    message = refusal(lambda: make(target, "new"))
+    message = refusal_of(make, target, "new")
     assert message.startswith(f"{target / name}: was not made by this stage")
     assert (target / name).read_text("utf-8") == "mine"
     assert whole(target) == "old"
@@ -306,9 +299,9 @@ def test_a_file_of_the_user_inside_an_artefact_is_never_lost(target: Path, name:
     assert whole(target) == "new"
 
 
-def test_an_artefact_of_another_kind_is_never_replaced(target: Path) -> None:
+def test_an_artifact_of_another_kind_is_never_replaced(target: Path) -> None:
     make(target, "old", "mcore")
-    message = refusal(lambda: make(target, "new"))
+    message = refusal_of(make, target, "new")
     assert message == f"{target}: holds mcore, not dataset -> choose another path in the recipe"
     assert whole(target, "mcore") == "old"
 
@@ -318,7 +311,7 @@ def test_a_manifest_of_somebody_else_is_not_taken_for_ours(target: Path, text: s
     """manifest.json is a common name."""
     target.mkdir(parents=True)
     (target / MANIFEST).write_text(text, "utf-8")
-    assert "not a manifest" in refusal(lambda: make(target, "new"))
+    assert "not a manifest" in refusal_of(make, target, "new")
     assert (target / MANIFEST).read_text("utf-8") == text
 
 
@@ -334,7 +327,7 @@ def test_what_is_no_directory_is_refused(target: Path, tmp_path: Path, what: str
     else:
         target.symlink_to(tmp_path / what.split()[-1])
     before = target.lstat().st_mode
-    message = refusal(lambda: make(target, "new"))
+    message = refusal_of(make, target, "new")
     assert message == f"{target}: is in the way: not a directory -> remove it or choose another path"
     assert target.lstat().st_mode == before
     assert (tmp_path / "file").read_text("utf-8") == "mine"
@@ -357,7 +350,7 @@ def test_a_second_process_is_refused(target: Path) -> None:
     with staged_directory(target, Manifest("dataset")) as staging:
         (staging / "a.txt").write_text("first", "utf-8")
         assert in_child(lambda: make(target, "second")) == (256, f"UserError {message}")
-        assert refusal(lambda: make(target, "second")) == message  # from the same process, too
+        assert refusal_of(make, target, "second") == message  # from the same process, too
         assert (staging / "a.txt").read_text("utf-8") == "first"
     make(target, "third")
 
@@ -379,7 +372,7 @@ def test_a_file_system_without_locks_is_one_line(target: Path, monkeypatch: pyte
 
     target.parent.mkdir()
     monkeypatch.setattr(fcntl, "flock", no_flock)
-    message = refusal(lambda: only_one_run(target).__enter__())
+    message = refusal_of(only_one_run(target).__enter__)
     assert message == f"{target.parent}: this file system has no locks (flock) -> mount it with them or use another"
 
 
@@ -513,7 +506,7 @@ def test_convert_and_export_with_too_large_a_file(tmp_path: Path, make_recipe: M
 
 def test_a_mount_point_is_refused_before_any_work(small_disk: SmallDisk) -> None:
     tmpfs = small_disk(256, real=True)
-    message = refusal(lambda: make(tmpfs, "new"))
+    message = refusal_of(make, tmpfs, "new")
     assert message.startswith(f"{tmpfs}: is a mount point")
 
 
@@ -575,17 +568,17 @@ def test_write_durably_leaves_the_earlier_text_and_no_temporary_file(tmp_path: P
 
 
 def test_a_directory_without_a_manifest(tmp_path: Path) -> None:
-    assert refusal(lambda: read_manifest(tmp_path / "no", "mcore", "run make convert")) == (
+    assert refusal_of(read_manifest, tmp_path / "no", "mcore", "run make convert") == (
         f"{tmp_path / 'no'}: no such directory (expected: mcore) -> run make convert"
     )
-    assert refusal(lambda: read_manifest(tmp_path, "mcore", "run make convert")) == (
+    assert refusal_of(read_manifest, tmp_path, "mcore", "run make convert") == (
         f"{tmp_path}: there is no finished result here (expected: mcore) -> run make convert"
     )
 
 
 def test_a_manifest_of_another_kind(target: Path) -> None:
     make(target, "new")
-    message = refusal(lambda: read_manifest(target, "mcore", "run make convert"))
+    message = refusal_of(read_manifest, target, "mcore", "run make convert")
     assert message == f"{target}: holds dataset, expected mcore -> check paths in the recipe"
 
 
@@ -593,10 +586,10 @@ def test_a_missing_or_cut_file_is_named(target: Path) -> None:
     make(target, "new")
     file = target / "below/b.txt"
     file.write_text("new" * 999, "utf-8")
-    message = refusal(lambda: read_manifest(target, "dataset", "run make merge"))
+    message = refusal_of(read_manifest, target, "dataset", "run make merge")
     assert message == f"{file}: 2997 bytes, expected 3000 -> run make merge"
     file.unlink()
-    message = refusal(lambda: read_manifest(target, "dataset", "run make merge"))
+    message = refusal_of(read_manifest, target, "dataset", "run make merge")
     assert message == f"{file}: a file of this result is missing -> run make merge"
 
 
@@ -619,7 +612,7 @@ def test_a_missing_or_cut_file_is_named(target: Path) -> None:
 )
 def test_what_is_no_manifest(tmp_path: Path, text: bytes) -> None:
     (tmp_path / MANIFEST).write_bytes(text)
-    message = refusal(lambda: read_manifest(tmp_path, "dataset", "run make merge"))
+    message = refusal_of(read_manifest, tmp_path, "dataset", "run make merge")
     assert message.startswith(f"{tmp_path / MANIFEST}: not a manifest: ")
     assert message.endswith(" -> run make merge")
 
@@ -630,7 +623,7 @@ def test_what_is_no_manifest(tmp_path: Path, text: bytes) -> None:
 )
 def test_what_a_manifest_lacks_is_said_in_its_own_words(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / MANIFEST).write_text(text)
-    message = refusal(lambda: read_manifest(tmp_path, "dataset", "run make merge"))
+    message = refusal_of(read_manifest, tmp_path, "dataset", "run make merge")
     assert message == f"{tmp_path / MANIFEST}: not a manifest: {said} -> run make merge"
 
 
@@ -646,7 +639,7 @@ def test_other_settings_are_found(tmp_path: Path) -> None:
             "made with model.num_layers = 2, the recipe says 3; tokenizer = aa, the recipe says bb",
         ),
     ):
-        message = refusal(lambda wanted=wanted: require_settings(tmp_path, made_with, wanted, "run make convert again"))
+        message = refusal_of(require_settings, tmp_path, made_with, wanted, "run make convert again")
         assert message == f"{tmp_path}: {what} -> run make convert again"
 
 

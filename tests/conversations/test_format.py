@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -27,6 +26,7 @@ from openpangu_sft.conversations.format import run_format
 from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.errors import UserError
+from refusals import refusal_of
 
 ROOT = Path(__file__).resolve().parents[2]
 GOOD = {"instruction": "你好", "output": "好\u2028的"}
@@ -59,15 +59,6 @@ def tree(directory: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(directory)): path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()
     }
-
-
-@contextlib.contextmanager
-def refusal() -> Iterator[dict[str, UserError]]:
-    """Expects a `UserError` and puts it under "error"."""
-    holder: dict[str, UserError] = {}
-    with pytest.raises(UserError) as caught:
-        yield holder
-    holder["error"] = caught.value
 
 
 def test_one_samples_file_per_raw_file(tmp_path: Path) -> None:
@@ -134,12 +125,9 @@ def test_its_own_samples_are_a_source_too(tmp_path: Path) -> None:
 )
 def test_a_bad_record_stops_the_stage(tmp_path: Path, name: str, place: str) -> None:
     put(tmp_path, name, GOOD, BAD, GOOD)
-    with refusal() as refused:
-        run_format(recipe(tmp_path))
-    error = refused["error"]
-    assert error.where == f"{tmp_path / 'raw'}/{place}"
-    assert error.what == "output is empty"
-    assert "data.on_bad_sample=skip" in error.remedy
+    what, remedy = refusal_of(run_format, recipe(tmp_path)).split(" -> ")
+    assert what == f"{tmp_path / 'raw'}/{place}: output is empty"
+    assert "data.on_bad_sample=skip" in remedy
     assert not (tmp_path / "dataset").exists()
     assert not list(tmp_path.glob(".*.staging"))
 
@@ -179,19 +167,17 @@ def test_a_file_of_bad_records_alone_leaves_no_empty_samples_file(tmp_path: Path
 
 def test_nothing_but_bad_records_is_an_error(tmp_path: Path) -> None:
     put(tmp_path, "a.jsonl", BAD, BAD, 3)
-    with refusal() as refused:
-        run_format(recipe(tmp_path, "data.on_bad_sample=skip"))
-    assert "none of the 3 records is a sample; 2 x output is empty" in str(refused["error"])
+    said = refusal_of(run_format, recipe(tmp_path, "data.on_bad_sample=skip"))
+    assert "none of the 3 records is a sample; 2 x output is empty" in said
     assert not (tmp_path / "dataset").exists()
 
 
 def test_half_a_surrogate_pair_is_a_bad_record(tmp_path: Path) -> None:
     half = r'{"instruction": "a\ud83d", "output": "b"}'
     put(tmp_path, "a.jsonl", r'{"instruction": "a\ud83d\ude00", "output": "b"}', half)
-    with refusal() as refused:
-        run_format(recipe(tmp_path))
-    assert "holds half a character" in str(refused["error"])
-    str(refused["error"]).encode("utf-8")
+    said = refusal_of(run_format, recipe(tmp_path))
+    assert "holds half a character" in said
+    said.encode("utf-8")
     run_format(recipe(tmp_path, "data.on_bad_sample=skip"))
     assert lines_of(tmp_path / "dataset" / "a.jsonl")[0]["data"][0]["content"] == "a😀"
     (reject,) = lines_of(tmp_path / "dataset" / "rejects" / "a.jsonl")
@@ -228,10 +214,9 @@ def test_two_files_for_one_name_are_refused(tmp_path: Path, names: tuple[str, st
 
 
 def test_missing_raw_path(tmp_path: Path) -> None:
-    with refusal() as refused:
-        run_format(recipe(tmp_path))
-    assert refused["error"].where == tmp_path / "raw"
-    assert "paths.raw" in refused["error"].remedy
+    what, remedy = refusal_of(run_format, recipe(tmp_path)).split(" -> ")
+    assert what.startswith(f"{tmp_path / 'raw'}: ")
+    assert "paths.raw" in remedy
     assert not list(tmp_path.iterdir())
 
 
@@ -256,6 +241,7 @@ def test_a_link_in_a_circle_is_a_user_error(tmp_path: Path) -> None:
 def test_names_with_brackets_are_printed_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[str] = []
     monkeypatch.setattr("openpangu_sft.util.console.SECONDS_BETWEEN_LINES", -1.0)
+    monkeypatch.setattr("openpangu_sft.util.console.MB", 1024)
     monkeypatch.setattr("openpangu_sft.util.console.console.print", lambda text, **_: shown.append(plain(text)))
     put(tmp_path, "[red]a.jsonl", *[{**GOOD, "id": "x" * 99}] * 900)
     run_format(recipe(tmp_path))
@@ -328,16 +314,16 @@ def test_a_file_that_changes_meanwhile_is_refused(tmp_path: Path, monkeypatch: p
 FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
-from openpangu_sft.util.errors import UserError
 from openpangu_sft.conversations.format import run_format
 from openpangu_sft.recipe.load import load_recipe
+from openpangu_sft.util.errors import explain_os_error
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that write() fails, as on a full disk
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), int(sys.argv[3])))
 try:
     run_format(load_recipe(Path(sys.argv[1]), ["paths.cache=" + sys.argv[2], "data.on_bad_sample=skip"]))
-except UserError as error:
-    print(error)
+except OSError as error:
+    print(explain_os_error(error))
     sys.exit(1)
 """
 

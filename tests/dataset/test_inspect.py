@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 
 from conftest import ROOT, TINY, MakeRecipe, conversation, write_samples
 from openpangu_sft import __version__
-from openpangu_sft.dataset import index_file as index_reader
-from openpangu_sft.dataset import inspect as inspection
+from openpangu_sft.dataset import index_file, inspect
 from openpangu_sft.dataset.index_file import FIELDS, HEADER, field_path
 from openpangu_sft.dataset.inspect import Report, run_inspect
 from openpangu_sft.dataset.merge import run_merge
 from openpangu_sft.dataset.preprocess import run_preprocess
+from openpangu_sft.dataset.roles import UNKNOWN
 from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.errors import UserError
@@ -141,6 +141,7 @@ def test_a_dataset_of_ours(recipe: Recipe) -> None:
         "made by": f"openpangu-sft {__version__} (dataset)",
         "rows": str(rows),
         "seq_length": "128",
+        "turns": "45 system, 45 user, 45 assistant, 0 tool",
         "tokens": f"{counts['tokens']:,}",
         "packs full": f"{full:.1%}",
         "share trained": f"{counts['trained_tokens'] / counts['tokens']:.1%}",
@@ -171,6 +172,7 @@ def test_what_another_dataset_can_be_called(make_recipe: MakeRecipe, tmp_path: P
         "made by": "other software: there is no manifest",
         "rows": "3",
         "seq_length": "16",
+        "turns": UNKNOWN,
         "tokens": "41",
         "packs full": "85.4%",
         "share trained": "70.7%",
@@ -197,7 +199,7 @@ def test_memory_does_not_grow_with_the_dataset(
     prefix = write_dataset(tmp_path, many)  # 960,000 tokens: 3.8 MB in each field
     recipe, peaks = make_recipe("data.seq_length=16"), []
     for tokens in (1 << 20, 1 << 14):
-        monkeypatch.setattr(inspection, "BLOCK_TOKENS", tokens)
+        monkeypatch.setattr(inspect, "BLOCK_TOKENS", tokens)
         tracemalloc.start()
         try:
             report = run_inspect(recipe, prefix)
@@ -355,7 +357,7 @@ def test_a_boundary_of_documents_too_many(make_recipe: MakeRecipe, tmp_path: Pat
 def test_an_index_is_checked_across_its_blocks(
     make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, index_rows: int, row: int
 ) -> None:
-    monkeypatch.setattr(index_reader, "INDEX_ROWS", index_rows)
+    monkeypatch.setattr(index_file, "INDEX_ROWS", index_rows)
     sound = sound_rows()
     prefix = write_dataset(tmp_path, {field: (sound[field] * 3)[:7] for field in FIELDS})
     assert foreign(make_recipe, prefix) == []
@@ -391,7 +393,7 @@ def test_rows_of_another_length_than_the_recipe(make_recipe: MakeRecipe, tmp_pat
 def test_rows_that_were_not_padded(
     make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
 ) -> None:
-    monkeypatch.setattr(inspection, "BLOCK_TOKENS", block)
+    monkeypatch.setattr(inspect, "BLOCK_TOKENS", block)
     padded = sound_rows()
     ends = [16 - row.count(0) for row in padded["attention_mask"]]
     rows = {field: [[], *(row[:end] for row, end in zip(padded[field], ends))] for field in FIELDS}
@@ -448,7 +450,7 @@ def test_a_damaged_row(
     said: str,
     block: int,
 ) -> None:
-    monkeypatch.setattr(inspection, "BLOCK_TOKENS", block)
+    monkeypatch.setattr(inspect, "BLOCK_TOKENS", block)
     rows = sound_rows()
     rows[field][row][column] = value
     found = foreign(make_recipe, write_dataset(tmp_path, rows))
@@ -698,7 +700,7 @@ def test_any_dataset_and_any_wrong_number(
     assume(not breaks_a_rule(rows, 1536))
     prefix = write_dataset(directory, rows)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(inspection, "BLOCK_TOKENS", block)
+        patched.setattr(inspect, "BLOCK_TOKENS", block)
         report = run_inspect(recipe, prefix)
         assert findings(report) == []
         numbers = [number for row in rows["attention_mask"] for number in row]

@@ -82,9 +82,9 @@ def test_what_lies_in_a_folder_that_is_not_writable(subject: MakeSubject, cache:
     give(cache / "closed", 0o555)
     known = here(subject(f"paths.cache={cache}/own", f"paths.{name}={cache}/closed/result"))
     found = as_plain_user(lambda: resources.disk(known))
-    said = f"paths.{name}: {cache}/closed is no directory that this user may write to"
+    said = f"paths.{name}: {cache}/closed is not a directory that this user may write to"
     assert (found.state, found.found) == (State.FAILED, said)
-    assert found.remedy == "make it and give it to this user, or set paths.cache"
+    assert found.remedy == "create it and give it to this user, or set paths.cache"
     (cache / "closed").chmod(0o755)
     assert as_plain_user(lambda: resources.disk(known)).state != State.FAILED
 

@@ -9,7 +9,7 @@ from doctor_machines import FakeMachine, MakeSubject, fake, subject
 from openpangu_sft.doctor.finding import State
 from openpangu_sft.doctor.machine import Context, Machine
 from openpangu_sft.doctor.npus import npu_memory
-from openpangu_sft.plan.memory import fits, memory_of
+from openpangu_sft.plan.estimate import memory_of
 from openpangu_sft.recipe.load import load_recipe
 
 __all__ = ["fake", "subject"]
@@ -34,7 +34,7 @@ def test_it_does_not_fit_npus_of_32_gb_and_what_does_is_said(fake: FakeMachine) 
     assert finding.remedy.startswith('SET="parallel.context=4";')
     changed = published(fake, "parallel.context=4")
     assert npu_memory(changed).state == State.OK
-    assert fits(memory_of(changed.recipe), 32)
+    assert memory_of(changed.recipe).verdict(32) == "yes"
 
 
 def test_what_fits_in_no_way_wants_more_devices(fake: FakeMachine) -> None:

@@ -145,7 +145,7 @@ def test_the_other_machines(subject: MakeSubject, listening: socket.socket) -> N
     assert network.nodes(subject(*NODES, **given, MASTER_PORT=port)).state == State.OK
     listening.close()
     early = network.nodes(subject(*NODES, **given, MASTER_PORT=port))
-    assert (early.state, "before make sft has begun there" in early.remedy) == (State.WARNING, True)
+    assert (early.state, "before make sft has started there" in early.remedy) == (State.WARNING, True)
     unknown = network.nodes(subject(*NODES, MASTER_ADDR="nowhere.invalid", NODE_RANK="1"))
     assert unknown.state == State.FAILED
 

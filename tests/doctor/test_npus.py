@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from doctor_machines import Examine, FakeMachine, MakeSubject, fake, recorded, subject
-from openpangu_sft.doctor import network, npus, stack
-from openpangu_sft.doctor import npus as fit
+from openpangu_sft.doctor import ascend, npus
+from openpangu_sft.doctor.checks import CHECKS
 from openpangu_sft.doctor.finding import State
 from openpangu_sft.training.run.provenance import IMAGE
 from openpangu_sft.util.ascend import VARIABLE
@@ -23,23 +23,13 @@ def test_eight_healthy_npus(fake: FakeMachine, subject: MakeSubject, check: Exam
     assert check(subject()).state == State.OK
 
 
-@pytest.mark.parametrize(
-    "check",
-    [
-        npus.seen,
-        npus.healthy,
-        npus.free,
-        fit.npu_memory,
-        npus.device_files,
-        stack.driver,
-        stack.firmware,
-        stack.cann,
-        network.links,
-    ],
-)
-@pytest.mark.parametrize("engine", [["train.engine=transformers"], ["train.device=cpu"]])
-def test_nothing_of_an_npu_is_needed_without_one(subject: MakeSubject, check: Examine, engine: list[str]) -> None:
-    finding = check(subject(*engine))
+ON_NPUS = ["NPUs", "NPU health", "NPUs free", "NPU memory", "device files", "driver", "firmware", "CANN", "NPU links"]
+
+
+@pytest.mark.parametrize("check", [*ON_NPUS, "torch_npu"])
+@pytest.mark.parametrize("engine", ["train.engine=transformers", "train.device=cpu"])
+def test_nothing_of_an_npu_is_needed_without_one(subject: MakeSubject, check: str, engine: str) -> None:
+    finding = CHECKS[check](subject(engine))
     assert finding.state == State.SKIPPED
     assert finding.found.startswith("not needed by train.engine=")
 
@@ -49,8 +39,8 @@ def test_no_npu_smi(subject: MakeSubject) -> None:
     finding = npus.seen(one)
     assert (finding.state, finding.expected) == (State.FAILED, "8 x 910B (parallel.devices_per_node)")
     assert "npu-smi is not installed" in finding.found
-    assert {check(one).state for check in (npus.healthy, npus.free)} == {State.SKIPPED}
-    assert npus.device_files(one).state == stack.driver(one).state == stack.cann(one).state == State.FAILED
+    assert {CHECKS[check](one).state for check in ("NPU health", "NPUs free")} == {State.SKIPPED}
+    assert npus.device_files(one).state == ascend.driver(one).state == ascend.cann(one).state == State.FAILED
 
 
 def test_npus_without_npu_smi_may_do(fake: FakeMachine, subject: MakeSubject) -> None:
@@ -80,7 +70,7 @@ def test_other_chips_are_a_warning(fake: FakeMachine, subject: MakeSubject, reco
     one = subject(f"parallel.devices_per_node={devices}")
     finding = npus.seen(one)
     assert finding.state == State.WARNING
-    assert "is no 910B" in finding.found
+    assert "is not a 910B" in finding.found
     assert npus.healthy(one).state == npus.free(one).state == State.OK
 
 
@@ -207,7 +197,7 @@ def test_an_npu_smi_that_fails(fake: FakeMachine, subject: MakeSubject, recordin
     finding = npus.seen(one)
     assert finding.state == State.FAILED
     assert recorded(recording).splitlines()[-1] in finding.found
-    assert npus.free(one).state == npus.healthy(one).state == State.SKIPPED
+    assert {CHECKS[check](one).state for check in ("NPU health", "NPUs free")} == {State.SKIPPED}
 
 
 def test_device_files_that_are_missing(fake: FakeMachine, subject: MakeSubject) -> None:

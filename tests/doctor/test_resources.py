@@ -1,4 +1,4 @@
-"""How doctor's checks run, and those of shared memory, limits, clock and place."""
+"""How doctor's checks run, and those of shared memory, limits, clock and image."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ import pytest
 
 from conftest import PATIENCE, MakeRecipe
 from doctor_machines import ON_NPUS, FakeMachine, MakeSubject, fake, subject
-from openpangu_sft.doctor import packages as place
-from openpangu_sft.doctor import resources
-from openpangu_sft.doctor import resources as clock
+from openpangu_sft.doctor import packages, resources
+from openpangu_sft.doctor.checks import where
 from openpangu_sft.doctor.finding import Finding, State, guarded
 from openpangu_sft.doctor.machine import Machine, Ran
 from openpangu_sft.doctor.resources import disk_bytes, memory_bytes
@@ -46,7 +45,7 @@ def test_a_refusal_is_a_failed_line_with_its_remedy() -> None:
     ("number", "found", "remedy"),
     [
         (errno.EACCES, "/x: no permission", "check the owner and mode of this path"),
-        (errno.EIO, "/x: Input/output error", "see what the system's log says of it: dmesg"),
+        (errno.EIO, "/x: Input/output error", "see the system log: dmesg"),
     ],
 )
 def test_an_error_of_the_system_is_explained(number: int, found: str, remedy: str) -> None:
@@ -111,10 +110,10 @@ def test_limits(subject: MakeSubject, monkeypatch: pytest.MonkeyPatch, files: in
 
 
 def test_clock(fake: FakeMachine, subject: MakeSubject) -> None:
-    assert clock.clock(subject()).state == State.OK
+    assert resources.clock(subject()).state == State.OK
     fake.program("timedatectl", "echo no")
-    assert "not kept by NTP" in clock.clock(subject()).found
-    assert clock.clock(subject("parallel.nodes=2", "train.global_batch_size=16")).state == State.WARNING
+    assert "not kept by NTP" in resources.clock(subject()).found
+    assert resources.clock(subject("parallel.nodes=2", "train.global_batch_size=16")).state == State.WARNING
 
 
 @pytest.mark.parametrize(("hours", "state"), [(-25, State.FAILED), (-23, State.OK), (1, State.OK)])
@@ -126,28 +125,28 @@ def test_a_clock_before_the_newest_of_this_codes_files(
     for file, age in ("old.py", 10**8), ("below/new.py", 0), ("later.txt", -(10**8)):
         (tmp_path / "code" / file).touch()
         os.utime(tmp_path / "code" / file, (newest - age, newest - age))
-    monkeypatch.setattr(clock, "CODE", tmp_path / "code")
+    monkeypatch.setattr(resources, "CODE", tmp_path / "code")
     monkeypatch.setattr(time, "time", lambda: newest + hours * 3600.0)
-    finding = clock.clock(subject())
+    finding = resources.clock(subject())
     assert (finding.state, "this code's files are of 2023-11-1" in finding.found) == (state, state == State.FAILED)
 
 
 def test_docker(fake: FakeMachine, subject: MakeSubject) -> None:
-    assert place.docker(subject()).state == State.WARNING
-    assert place.docker(subject("train.engine=transformers")).state == State.SKIPPED
+    assert packages.docker(subject()).state == State.WARNING
+    assert packages.docker(subject("train.engine=transformers")).state == State.SKIPPED
     fake.program("docker", 'case "$1" in version) echo 20.10.24 ;; *) exit 1 ;; esac')
-    missing = place.docker(subject(DOCKER=""))
+    missing = packages.docker(subject(DOCKER=""))
     assert (missing.state, "make image TARGET=npu" in missing.remedy) == (State.WARNING, True)
     fake.program("docker", 'case "$1" in version) echo 20.10.24 ;; esac')
-    assert place.docker(subject(DOCKER="")).found.endswith("-npu, engine 20.10.24")
+    assert packages.docker(subject(DOCKER="")).found.endswith("-npu, engine 20.10.24")
 
 
 def test_where(fake: FakeMachine, subject: MakeSubject) -> None:
-    assert place.where(subject())["where"] == "on the host"
+    assert where(subject())["where"] == "on the host"
     fake.write("/.dockerenv")
-    assert place.where(subject())["where"] == "in a container that is not of this project's image"
+    assert where(subject())["where"] == "in a container that is not of this project's image"
     fake.write("/opt/openpangu/versions.json", '{"target": "npu", "commit": "0123456789abcdef"}')
-    assert place.where(subject())["where"].endswith("-npu, commit 0123456789ab")
+    assert where(subject())["where"].endswith("-npu, commit 0123456789ab")
     fake.write("/opt/openpangu/versions.json", "[]")
-    assert place.where(subject())["where"].startswith("in the image openpangu-sft:")
-    assert place.docker(subject()).state == State.SKIPPED
+    assert where(subject())["where"].startswith("in the image openpangu-sft:")
+    assert packages.docker(subject()).state == State.SKIPPED

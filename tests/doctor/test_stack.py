@@ -7,13 +7,11 @@ from pathlib import Path
 import pytest
 
 from doctor_machines import DRIVER, TOOLKIT, FakeMachine, MakeSubject, fake, recorded, subject
-from openpangu_sft.doctor import machine as subjects
-from openpangu_sft.doctor import packages, stack, tensors
-from openpangu_sft.doctor import packages as patches
+from openpangu_sft.doctor import ascend, machine, packages, tensors
 from openpangu_sft.doctor.finding import Finding, State, guarded, ok
 from openpangu_sft.doctor.machine import Ran
 from openpangu_sft.training.mindspeed.sources import make_sources
-from openpangu_sft.util import ascend as ascend_files
+from openpangu_sft.util.ascend import versions
 from small_upstream import SmallUpstream
 
 __all__ = ["fake", "subject"]
@@ -22,7 +20,7 @@ __all__ = ["fake", "subject"]
 def test_the_whole_stack(fake: FakeMachine, subject: MakeSubject) -> None:
     fake.add_npus("healthy.txt")
     fake.add_stack()
-    assert (stack.driver(subject()).state, stack.cann(subject()).state) == (State.OK, State.OK)
+    assert (ascend.driver(subject()).state, ascend.cann(subject()).state) == (State.OK, State.OK)
 
 
 @pytest.mark.parametrize(
@@ -32,33 +30,33 @@ def test_another_driver_is_known_by_npu_smi_too(
     fake: FakeMachine, subject: MakeSubject, recording: str, said: str
 ) -> None:
     fake.add_npus(recording)
-    finding = stack.driver(subject())
+    finding = ascend.driver(subject())
     assert (finding.state, finding.found.startswith(said)) == (State.WARNING, True)
 
 
 def test_an_older_driver_that_cann_takes(fake: FakeMachine, subject: MakeSubject) -> None:
     fake.add_npus("other_driver.txt")
     fake.add_stack(driver="driver_24.1.rc2.2.info")
-    finding = stack.driver(subject())
+    finding = ascend.driver(subject())
     assert (finding.state, finding.found.endswith("CANN's own file takes it")) == (State.WARNING, True)
     other = recorded("cann_8.0.RC3.info").replace("V100R001C13,V100R001C19", "V100R001C19")
     fake.write(f"{TOOLKIT}/aarch64-linux/ascend_toolkit_install.info", other)
-    assert stack.driver(subject()).state == State.FAILED
+    assert ascend.driver(subject()).state == State.FAILED
 
 
 def test_firmware_of_each_npu(fake: FakeMachine, subject: MakeSubject, tmp_path: Path) -> None:
     fake.add_npus("healthy.txt")
     fake.write(f"{DRIVER}/version.info", recorded("driver_24.1.rc3.info"))
-    assert stack.firmware(subject()).state == State.WARNING  # the recorded board's is older
+    assert ascend.firmware(subject()).state == State.WARNING  # the recorded board's is older
     newer = tmp_path / "board.txt"
     newer.write_text(recorded("board.txt").replace("7.1.0.7.220", "7.5.0.1.129"))
     fake.add_npus("healthy.txt", board=str(newer))
-    assert stack.firmware(subject()).found.startswith("7.5.0.1.129; npu-smi says")
+    assert ascend.firmware(subject()).found.startswith("7.5.0.1.129; npu-smi says")
     script = fake.programs / "npu-smi"
     script.write_text(
         script.read_text().replace("case", f'[ "$5" != 6 ] || exec sed s/7.5.0.1.129/7.5.1/ {newer}\ncase', 1)
     )
-    mixed = stack.firmware(subject())
+    mixed = ascend.firmware(subject())
     assert mixed.state == State.WARNING
     assert mixed.found.splitlines() == ["NPU 0, 1, 2, 3, 4, 5, 7: 7.5.0.1.129", "NPU 6: 7.5.1"]
 
@@ -71,9 +69,9 @@ def test_the_worst_of_the_firmwares(fake: FakeMachine, subject: MakeSubject, tmp
     script = fake.programs / "npu-smi"
     asked = f'[ "$5" != 6 ] || exec sed s/7.5.0.1.129/9.9.9/ {good}\n[ "$5" != 2 ] || exec sed s/7.5.0/7.1.0/ {good}\n'
     script.write_text(script.read_text().replace("case", f"{asked}case", 1))
-    finding = stack.firmware(subject())
+    finding = ascend.firmware(subject())
     assert (finding.state, finding.found) == (State.FAILED, "9.9.9: the driver wants 7.0.0 to 7.5.99")
-    assert stack.firmware(subject("parallel.devices_per_node=4")).state == State.WARNING
+    assert ascend.firmware(subject("parallel.devices_per_node=4")).state == State.WARNING
 
 
 def test_an_npu_smi_that_hangs_is_asked_once(
@@ -86,30 +84,30 @@ def test_an_npu_smi_that_hangs_is_asked_once(
     )
     one = subject()
     assert len(one.used) == 8
-    monkeypatch.setattr(subjects, "NPU_SMI_SECONDS", 1.0)
-    assert stack.firmware(one).state == State.WARNING
+    monkeypatch.setattr(machine, "NPU_SMI_SECONDS", 1.0)
+    assert ascend.firmware(one).state == State.WARNING
     assert asked.read_text().split() == ["0"]
 
 
 def test_firmware_of_the_file_where_a_user_may_not_ask(fake: FakeMachine, subject: MakeSubject, tmp_path: Path) -> None:
     (tmp_path / "board.txt").write_text("        Firmware Version               : NA\n")
     fake.add_npus("healthy.txt", board=str(tmp_path / "board.txt"))
-    assert stack.firmware(subject()).state == State.WARNING
+    assert ascend.firmware(subject()).state == State.WARNING
     fake.add_stack()
-    assert stack.firmware(subject()) == ok("7.5.0.1.129")
+    assert ascend.firmware(subject()) == ok("7.5.0.1.129")
 
 
 def test_cann_step_by_step(fake: FakeMachine, subject: MakeSubject) -> None:
-    assert stack.cann(subject()).found == "not installed"
+    assert ascend.cann(subject()).found == "not installed"
     fake.add_stack()
-    unset = stack.cann(subject(ASCEND_TOOLKIT_HOME=""))
+    unset = ascend.cann(subject(ASCEND_TOOLKIT_HOME=""))
     assert (unset.state, "set_env.sh" in unset.remedy) == (State.FAILED, True)
-    assert "no ascend_toolkit_install.info" in stack.cann(subject(ASCEND_TOOLKIT_HOME="/elsewhere")).found
-    assert "libascend_hal.so is neither on" in stack.cann(subject(LD_LIBRARY_PATH=f"{TOOLKIT}/lib64")).found
-    assert "libhccl.so is neither on" in stack.cann(subject(LD_LIBRARY_PATH="")).found
+    assert "no ascend_toolkit_install.info" in ascend.cann(subject(ASCEND_TOOLKIT_HOME="/elsewhere")).found
+    assert "libascend_hal.so is neither on" in ascend.cann(subject(LD_LIBRARY_PATH=f"{TOOLKIT}/lib64")).found
+    assert "libhccl.so is neither on" in ascend.cann(subject(LD_LIBRARY_PATH="")).found
     other = recorded("cann_8.0.RC3.info").replace("8.0.RC3", "7.0.0")
     fake.write(f"{TOOLKIT}/aarch64-linux/ascend_toolkit_install.info", other)
-    assert stack.cann(subject()).state == State.FAILED
+    assert ascend.cann(subject()).state == State.FAILED
 
 
 def test_a_driver_that_the_loader_knows(fake: FakeMachine, subject: MakeSubject) -> None:
@@ -117,9 +115,9 @@ def test_a_driver_that_the_loader_knows(fake: FakeMachine, subject: MakeSubject)
     hal = f"{DRIVER}/lib64/driver/libascend_hal.so"
     fake.program("ldconfig", f"printf '2 libs found in cache\\n\\tlibascend_hal.so (libc6,AArch64) => {hal}\\n'")
     one = subject(LD_LIBRARY_PATH=f"{TOOLKIT}/lib64")
-    assert stack.cann(one).state == State.OK
+    assert ascend.cann(one).state == State.OK
     (fake.root / hal.lstrip("/")).unlink()  # the list is as old as the last call of ldconfig
-    assert stack.cann(one).state == State.FAILED
+    assert ascend.cann(one).state == State.FAILED
 
 
 def test_packages_as_pinned(subject: MakeSubject) -> None:
@@ -148,7 +146,7 @@ def test_torch_npu(subject: MakeSubject, monkeypatch: pytest.MonkeyPatch, versio
 def test_torch_npu_of_an_image_without_npus(fake: FakeMachine, subject: MakeSubject) -> None:
     assert packages.torch_npu(subject()).found == "not installed"
     fake.write("/opt/openpangu/torch_npu/torch_npu/__init__.py")
-    assert "as no NPU is to be seen" in packages.torch_npu(subject()).found
+    assert "as no NPU is visible" in packages.torch_npu(subject()).found
 
 
 @pytest.mark.parametrize(
@@ -218,7 +216,7 @@ def test_a_gpu_that_is_not_there(subject: MakeSubject) -> None:
 
 def test_sources_and_patches(small: SmallUpstream, subject: MakeSubject) -> None:
     def look() -> Finding:
-        return guarded("patches", lambda: patches.sources(subject(), small.target, small.patches))
+        return guarded("patches", lambda: packages.sources(subject(), small.target, small.patches))
 
     assert look().remedy == "run make sources"
     make_sources(small.target, small.patches)
@@ -235,10 +233,10 @@ def test_sources_and_patches(small: SmallUpstream, subject: MakeSubject) -> None
 
 
 def test_a_run_notes_driver_and_cann(fake: FakeMachine) -> None:
-    assert ascend_files.versions(fake.environment, fake.root) == {}
+    assert versions(fake.environment, fake.root) == {}
     fake.add_stack()
-    assert ascend_files.versions(fake.environment, fake.root) == {"Ascend driver": "24.1.rc3", "CANN": "8.0.RC3"}
+    assert versions(fake.environment, fake.root) == {"Ascend driver": "24.1.rc3", "CANN": "8.0.RC3"}
     file = fake.root / "usr/local/Ascend/driver/version.info"
     file.unlink()
     file.mkdir()  # stands for one that this user may not read: root may read all
-    assert ascend_files.versions(fake.environment, fake.root) == {"CANN": "8.0.RC3"}
+    assert versions(fake.environment, fake.root) == {"CANN": "8.0.RC3"}

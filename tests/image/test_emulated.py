@@ -114,7 +114,7 @@ def test_cpu_is_handed_over_under_the_name_that_its_own_machine_uses(engine: Eng
 def test_npu_starts_and_describes_itself(engine: Engine, npu: str) -> None:
     done = said(engine, npu, "openpangu-sft", "--version")
     assert (done.returncode, done.stdout.strip()) == (0, __version__)
-    assert done.stderr.startswith("openpangu-sft: no NPU is to be seen in this container")
+    assert done.stderr.startswith("openpangu-sft: no NPU is visible in this container")
     versions = json.loads(said(engine, npu, "cat", "/opt/openpangu/versions.json").stdout)
     assert (versions["machine"], versions["packages"]["torch-npu"]) == (MACHINE, "2.1.0.post8")
     pins = read_pins()

@@ -80,13 +80,13 @@ def test_an_archive_that_is_not_whole_is_not_loaded(engine: Engine, saved: Path,
         file.write(b"\0" * 8)
     done = engine.make("load", f"FROM={broken}")
     assert done.returncode != 0
-    assert f"{saved.name}.sha256 is not there -> take it along too" in done.stderr
+    assert f"{saved.name}.sha256 is missing -> copy it too" in done.stderr
     shutil.copy(f"{saved}.sha256", place)
     done = engine.make("load", f"FROM={broken}")
-    assert f"{broken} is not what its sum says -> copy it again" in done.stderr
+    assert f"{broken} does not match its sha256 sum -> copy it again" in done.stderr
     subprocess.run(["tar", "-xf", str(broken), "-C", str(place)], check=True)
     done = engine.make("load", f"FROM={place / saved.stem}")
-    assert "is not whole (see above) -> copy it again" in done.stderr
+    assert "is incomplete or damaged (see above) -> copy it again" in done.stderr
     assert "image.tar.gz" in done.stderr
     assert {path.name for path in place.iterdir()} == {saved.name, f"{saved.name}.sha256", saved.stem}
 

@@ -38,7 +38,7 @@ def test_no_npu_is_said_and_stages_work(engine: Engine, npu_image: str) -> None:
         engine, npu_image, "python", "-c", "import transformers.generation, accelerate, peft; print('imported')"
     )
     assert (done.returncode, done.stdout) == (0, "imported\n")
-    assert done.stderr.startswith("openpangu-sft: no NPU is to be seen in this container")
+    assert done.stderr.startswith("openpangu-sft: no NPU is visible in this container")
 
 
 def test_doctor_names_what_an_npu_image_lacks_here(engine: Engine, npu_image: str) -> None:

@@ -143,10 +143,10 @@ def test_a_base_that_cannot_be_had(engine: Engine, registry: str, folder: Path) 
     missing = f"{registry}/other:1"
     done = script(engine, folder, "build.sh", BASE=missing)
     assert done.returncode == 1
-    assert f"openpangu-sft: the base {missing} cannot be had -> name another one with BASE=" in done.stderr
+    assert f"openpangu-sft: cannot pull the base {missing} -> choose another one with BASE=" in done.stderr
     done = script(engine, folder, "lock_bases.sh", CPU_BASE=missing)
     assert done.returncode == 1
-    assert f"{missing} cannot be had -> name another one with CPU_BASE=" in done.stderr
+    assert f"cannot pull {missing} -> choose another one with CPU_BASE=" in done.stderr
     assert not [file for file in (folder / "locks").iterdir() if file.name.startswith("bases.txt")]
 
 

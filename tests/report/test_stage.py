@@ -164,8 +164,8 @@ def test_a_page_says_when_a_run_learns_by_heart(recipe: Recipe, other: Path) -> 
     for last, said in ((7.0, False), (9.0, True)):
         evaluation["results"][0]["loss"], evaluation["results"][-1]["loss"] = 8.0, last
         file.write_text(json.dumps(evaluation), "utf-8")
-        assert ("Held-out loss has risen while" in run_report(recipe).read_text("utf-8")) == said
-    named = f">{escape(recipe.path('run').name)}: Held-out loss has risen"
+        assert ("Validation loss has risen while" in run_report(recipe).read_text("utf-8")) == said
+    named = f">{escape(recipe.path('run').name)}: Validation loss has risen"
     assert named in run_report(recipe, None, other).read_text("utf-8")
 
 
@@ -279,7 +279,7 @@ def test_a_run_of_version_0_4_0_has_a_report_too(recipe: Recipe) -> None:
     text = "\n".join(page_of(run_report(recipe)).texts)
     assert "Its commands were not noted" in text
     assert "run make evaluate" in text
-    assert "none held out" in text
+    assert "no validation split" in text
 
 
 def test_the_same_run_gives_the_same_page(recipe: Recipe) -> None:

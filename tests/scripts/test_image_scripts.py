@@ -106,8 +106,8 @@ def said_without_an_engine(folder: Path, script: str, **given: str) -> str:
     ("script", "given", "message"),
     [
         ("push.sh", {}, "REGISTRY is not given -> make push REGISTRY=registry.example.org/team"),
-        ("save.sh", {"LEVEL": "11"}, "LEVEL=11 is no number from 1 to 9 -> leave it out for 6"),
-        ("save.sh", {"LEVEL": "-9"}, "LEVEL=-9 is no number from 1 to 9 -> leave it out for 6"),
+        ("save.sh", {"LEVEL": "11"}, "LEVEL=11 is not a number from 1 to 9 -> omit it for 6"),
+        ("save.sh", {"LEVEL": "-9"}, "LEVEL=-9 is not a number from 1 to 9 -> omit it for 6"),
         (
             "push.sh",
             {"REGISTRY": "x", "COSIGN_KEY": "k"},
@@ -165,7 +165,7 @@ case "$*" in
 *Architecture*) echo arm64 ;;
 *RepoDigests*) echo registry/other/openpangu-sft@sha256:11; echo registry/team/openpangu-sft@sha256:22 ;;
 create*) echo container ;;
-cp*) echo '{}' >"$3/${2##*/}" ;;
+cp*) echo '{}' >"$3" ;;
 push*) echo "docker $*" >>"$CALLS" ;;
 esac
 """
@@ -266,7 +266,7 @@ def test_a_build_base_that_is_newer_than_the_base_is_refused_before_a_build(tmp_
     calls, done = built(tmp_path, BASE=OPENEULER)
     assert (calls, done.returncode) == ([], 1)
     assert f"buildpack-deps:jammy has glibc 2.35 and {OPENEULER} glibc 2.34" in done.stderr
-    assert "-> name an older one, BUILD_BASE=docker.io/library/buildpack-deps:bullseye" in done.stderr
+    assert "-> use an older one, BUILD_BASE=docker.io/library/buildpack-deps:bullseye" in done.stderr
 
 
 def test_openeuler_is_built_with_an_older_build_base(tmp_path: Path) -> None:
@@ -284,7 +284,7 @@ def test_another_machine_and_another_cann(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "--platform linux/amd64 " in call
     assert f"--tag openpangu-sft:{__version__}-npu-amd64 " in call
-    assert f"torch_npu 2.1.0.post8 is made for CANN 8.0.RC3, the base is {a3} -> docs/image.md" in done.stderr
+    assert f"torch_npu 2.1.0.post8 is made for CANN 8.0.RC3, the base is {a3} -> see docs/image.md" in done.stderr
 
 
 def become_user(*command: str) -> subprocess.CompletedProcess[str]:

@@ -166,6 +166,9 @@ def test_makes_once_then_follows_the_lock(checkout: Checkout, tmp_path: Path) ->
     code, words = checkout.run(PYTHON=sys.executable)
     assert code == 0, words
     assert checkout.packages() >= {"iniconfig", "openpangu_sft", "setuptools"}
+    making, summary = words.splitlines()
+    assert making.startswith("setup: making ")
+    assert re.fullmatch(r"setup: packages: [34] installed, \d removed", summary)
 
     # Nothing changed: neither uv nor the index nor an interpreter on PATH is asked.
     uv = checkout.venv / "bin/uv"
@@ -190,6 +193,7 @@ def test_makes_once_then_follows_the_lock(checkout: Checkout, tmp_path: Path) ->
     checkout.lock.write_text(lock_of("packaging", "setuptools", "wheel", "iniconfig"))
     code, words = checkout.run()
     assert code == 0, words
+    assert words.splitlines()[1:] == ["setup: packages: 1 installed, 1 removed"]
     assert "iniconfig" in checkout.packages()
     assert "pluggy" not in checkout.packages()
     assert (checkout.venv / "untouched").exists()

@@ -1,4 +1,4 @@
-"""Progress: lines in a log, a bar on a terminal."""
+"""Progress in a log and on a terminal, and tables."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import subprocess
 import sys
 
 import pytest
+from rich.console import Console
 
 from openpangu_sft.util import console as module
-from openpangu_sft.util.console import progress
+from openpangu_sft.util.console import print_rows, print_table, progress
 
 
-def test_a_log_gets_plain_lines_with_place_note_and_time_left(
+def test_a_log_gets_plain_lines_with_position_note_and_eta(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = iter([0.0, 0.0, 4.0, 11.0, 12.0, 30.0])
@@ -25,8 +26,8 @@ def test_a_log_gets_plain_lines_with_place_note_and_time_left(
     assert captured.out == ""
     # 2 units in 11 s leave 6 units: 33 s; 4 units in 30 s leave 4 units: 30 s
     assert captured.err.splitlines() == [
-        "training: 4/10 loss 1.0 33 s left",
-        "training: 6/10 loss 1.0 30 s left",
+        "training: 4/10 loss 1.0 ETA 0:00:33",
+        "training: 6/10 loss 1.0 ETA 0:00:30",
     ]
 
 
@@ -64,3 +65,22 @@ def test_a_terminal_gets_a_bar() -> None:
     assert "━" in text
     assert "3/4" in text
     assert "loss 1.0" in text
+    assert "ETA" in text
+
+
+PATH = f"/cache/{'a' * 60}/{'b' * 60}/model-00001-of-00002.safetensors"
+
+
+def test_a_path_stays_in_one_piece_in_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    narrow = Console(width=60)
+    print_table(f"run: {PATH}", {"written": PATH, "told": "several words " * 20}, narrow)
+    print_rows("files", ("file", "bytes"), [(PATH, "1")], narrow)
+    shown = capsys.readouterr().out
+    assert shown.count(PATH) == 3
+    assert f"run: {PATH}\n" in shown
+    assert max(map(len, shown.splitlines())) < len(PATH) + 30  # words are wrapped all the same
+
+
+def test_a_table_that_fits_is_no_wider_than_the_console(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table("run", {"path": "/cache/run", "told": "several words " * 20}, Console(width=60))
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 60

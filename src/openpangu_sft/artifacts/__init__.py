@@ -1,1 +1,1 @@
-"""Directories that are complete or absent, with a manifest."""
+"""Directories that are complete or absent, each with a manifest."""

@@ -1,7 +1,7 @@
-"""Artifacts: directories that a stage leaves behind whole or not at all, each with a manifest that says what made it.
+"""Artifacts: the directories that stages write, complete or absent, each with a manifest of what made it.
 
-A stage writes into a hidden directory beside its target, every file is flushed to the disk, the manifest comes last,
-and one rename puts it in place. Whoever is killed on the way leaves the earlier result as it was.
+A stage writes into a hidden staging directory beside its target. Every file is flushed to the disk, the manifest is
+written last, and a rename puts the directory in place. If the stage is killed, the earlier result is kept.
 """
 
 from __future__ import annotations
@@ -26,9 +26,12 @@ from openpangu_sft.artifacts.atomic import sync_directory, write_durably
 from openpangu_sft.util.errors import UserError, naming
 
 MANIFEST = "manifest.json"
+ROLES_SUFFIX = "_roles.bin"
+"""Of files that explain a dataset's tokens and are no part of what is trained on: outside its digest."""
+
 FLUSHED_AT_ONCE = 4
 OLD_DEFAULTS = {"data.validation_share": 0.0}
-"""Settings that manifests of earlier versions do not name, and what those versions did."""
+"""Settings that manifests of earlier versions lack, with the values that these versions used."""
 
 
 @dataclass
@@ -36,11 +39,11 @@ class Manifest:
     """What made an artifact. Holds no time and no host name, so that equal inputs give equal bytes.
 
     Args:
-        kind: the artifact: samples, shard, dataset, mcore, run, hf, sources.
-        settings: the recipe's settings that shaped the content, by dotted key.
-        inputs: sha256 of everything that was read, by name.
-        counts: figures for the next stage and for the user.
-        files: size in bytes and sha256 of every file, by path below the artifact; filled in when it is put in place.
+        kind: samples, shard, dataset, mcore, run, hf or sources.
+        settings: the recipe's settings that affect the content, by dotted key.
+        inputs: sha256 of every input, by name.
+        counts: figures for the next stage and the user.
+        files: bytes and sha256 of every file, by path below the artifact; filled in when it is put in place.
     """
 
     kind: str
@@ -52,13 +55,14 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """sha256 over the content of all files: what the next stage records as its input."""
-        text = json.dumps({name: entry["sha256"] for name, entry in sorted(self.files.items())})
+        """sha256 over the checksums of all files but roles: what the next stage records as its input."""
+        sums = {name: entry["sha256"] for name, entry in sorted(self.files.items()) if not name.endswith(ROLES_SUFFIX)}
+        text = json.dumps(sums)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
 def sha256_of(path: Path, advance: Callable[[int, str], object] = lambda units, note: None) -> str:
-    """sha256 of a file's content, as hexadecimal; `advance` of a progress is told the bytes read."""
+    """sha256 of a file, as hexadecimal; `advance` is called with the bytes read."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):
@@ -68,7 +72,7 @@ def sha256_of(path: Path, advance: Callable[[int, str], object] = lambda units, 
 
 
 def files_digest(files: Iterable[Path], known: Mapping[Path, str] = MappingProxyType({})) -> str:
-    """sha256 over the names and sums of files, in the order that they are given in; `known` sums are not taken."""
+    """sha256 over names and checksums of files, in the given order; `known` checksums are not computed."""
     text = "".join(f"{path.name} {known.get(path) or sha256_of(path)}\n" for path in files)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -99,25 +103,17 @@ def read_manifest(directory: Path, kind: str, remedy: str) -> Manifest:
 
 
 def require_files(directory: Path, manifest: Manifest, remedy: str) -> None:
-    """Refuses an artifact whose files are not all there in full size.
-
-    Raises:
-        UserError: names the first one.
-    """
+    """Raises `UserError` for the first file of an artifact that is missing or has another size."""
     for name, entry in manifest.files.items():
         file = directory / name
         if not file.is_file():
             raise UserError("a file of this result is missing", where=file, remedy=remedy)
-        if file.stat().st_size != entry["bytes"]:
-            raise UserError(f"{file.stat().st_size} bytes, expected {entry['bytes']}", where=file, remedy=remedy)
+        if (size := file.stat().st_size) != entry["bytes"]:
+            raise UserError(f"{size} bytes, expected {entry['bytes']}", where=file, remedy=remedy)
 
 
 def require_settings(directory: Path, made_with: Mapping[str, Any], wanted: Mapping[str, Any], remedy: str) -> None:
-    """Refuses an artifact that was made with other settings than the recipe's.
-
-    Raises:
-        UserError: names all keys that differ, with both values.
-    """
+    """Raises `UserError` where settings of an artifact differ from the recipe's: all such keys, with both values."""
     made_with = {**OLD_DEFAULTS, **made_with}
     differing = [
         f"{key} = {made_with.get(key, 'nothing')}, the recipe says {value}"
@@ -129,7 +125,7 @@ def require_settings(directory: Path, made_with: Mapping[str, Any], wanted: Mapp
 
 
 def sum_counts(counts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Adds up the counts of artifacts of one kind; what is counted by name, like reasons, name by name."""
+    """Sums the counts of artifacts of one kind; those by name, like reasons, name by name."""
     total: dict[str, Any] = {}
     for name, first in counts[0].items():
         values = [single[name] for single in counts]
@@ -143,13 +139,13 @@ def sum_counts(counts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def staged_directory(target: Path, manifest: Manifest) -> Iterator[Path]:
-    """Gives an empty directory to fill; puts it in the place of `target` when the block ends without an error.
+    """Yields an empty staging directory, which replaces `target` when the block ends without an error.
 
-    The manifest may be completed inside the block, also by the entries of files whose sums are known already. Only an
-    artifact of the same kind is ever replaced, so that a mistyped path never costs a user's own files.
+    The manifest may be filled in inside the block, also with entries of files whose checksums are known. Only an
+    artifact of the same kind is ever replaced: a mistyped path costs no file of the user's.
 
     Raises:
-        UserError: the target is something else, or another process is writing it now.
+        UserError: the target is something else, or another process is writing it.
     """
     with naming(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -177,22 +173,22 @@ def staged_directory(target: Path, manifest: Manifest) -> Iterator[Path]:
 
 
 def _retired(target: Path) -> Path:
-    """Where the earlier result is between the two renames."""
+    """Path of the earlier result between the two renames."""
     return target.parent / f".{target.name}.retired"
 
 
 def _restore(target: Path) -> None:
-    """Puts the earlier result back where a run was stopped between the two renames."""
+    """Puts the earlier result back if a run was stopped between the two renames."""
     if _retired(target).is_dir():
         try:
-            _retired(target).rename(target)  # the kernel does this only if nothing or an empty directory is there
+            _retired(target).rename(target)  # succeeds only where nothing or an empty directory is
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise
 
 
 def require_no_obstacle(target: Path) -> None:
-    """Raises `UserError` where no directory could be renamed to: at a file, a link, a mount point."""
+    """Raises `UserError` where no directory can be renamed to: a file, a link, a mount point."""
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise UserError("is in the way: not a directory", where=target, remedy="remove it or choose another path")
     if target.is_mount():
@@ -201,7 +197,7 @@ def require_no_obstacle(target: Path) -> None:
 
 
 def _require_replaceable(target: Path, kind: str) -> None:
-    """Raises `UserError` unless the target is free, empty, or an artifact of this kind with no other file in it."""
+    """Raises `UserError` unless the target is absent, empty, or an artifact of this kind without foreign files."""
     require_no_obstacle(target)
     if not target.is_dir() or not any(target.iterdir()):
         return
@@ -218,7 +214,7 @@ def _require_replaceable(target: Path, kind: str) -> None:
 
 
 def parse_manifest(path: Path, remedy: str) -> Manifest:
-    """Reads a manifest, whatever kind it is of, and looks at nothing beside it.
+    """Reads a manifest of any kind; its files are not looked at.
 
     Raises:
         UserError: not a manifest.
@@ -242,7 +238,7 @@ def parse_manifest(path: Path, remedy: str) -> Manifest:
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
-    """Writes the manifest of an artifact, whole or not at all."""
+    """Writes the manifest of an artifact atomically."""
     write_durably(directory / MANIFEST, json.dumps(asdict(manifest), ensure_ascii=False, indent=1) + "\n")
 
 
@@ -251,19 +247,17 @@ def only_one_run(target: Path) -> Iterator[None]:
     """Holds the lock of an output directory. The kernel releases it when the process dies.
 
     Raises:
-        UserError: another process holds it.
+        UserError: another process holds it, or the file system has no locks.
     """
     lock = FileLock(str(target.parent / f".{target.name}.lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise UserError(
-            "another run is writing here", where=target, remedy="wait for it or choose another path"
-        ) from None
+        remedy = "wait for it or choose another path"
+        raise UserError("another run is writing here", where=target, remedy=remedy) from None
     except NotImplementedError:  # for instance Lustre mounted without flock
-        raise UserError(
-            "this file system has no locks (flock)", where=target.parent, remedy="mount it with them or use another"
-        ) from None
+        remedy = "mount it with them or use another"
+        raise UserError("this file system has no locks (flock)", where=target.parent, remedy=remedy) from None
     try:
         yield
     finally:
@@ -275,14 +269,13 @@ def _files_below(directory: Path) -> list[str]:
 
 
 def _entries(directory: Path, known: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Flushes the finished files of a directory to the disk and describes them; some at once, as that is waiting."""
+    """Flushes the files of a directory to the disk, some at a time; returns their manifest entries."""
     names = _files_below(directory)
     with ThreadPoolExecutor(FLUSHED_AT_ONCE) as pool:
         return dict(zip(names, pool.map(lambda name: _entry(directory / name, known.get(name)), names)))
 
 
 def _entry(path: Path, known: Optional[dict[str, Any]]) -> dict[str, Any]:
-    """Flushes a finished file to the disk and describes it."""
     with path.open("rb") as stream:
         os.fsync(stream.fileno())
     assert known is None or known["bytes"] == path.stat().st_size, path

@@ -1,4 +1,4 @@
-"""Text files and names that outlast a crash of the machine."""
+"""Text files and renames that survive a crash of the machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from openpangu_sft.util.errors import naming
 
 
 def write_durably(path: Path, text: str) -> None:
-    """Writes a text file so that it is there in full, or as before, whatever happens meanwhile."""
+    """Writes a text file atomically: after any interruption it has the new content or the earlier one."""
     temporary = path.with_name(f".{path.name}.tmp")
     with naming(path):
         try:
@@ -24,7 +24,7 @@ def write_durably(path: Path, text: str) -> None:
 
 
 def sync_directory(directory: Path) -> None:
-    """Makes the names in a directory durable (a rename is not, before this)."""
+    """Makes renames in a directory durable."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Whether a place can take a result, asked before any work: not on top of something else, and with room enough."""
+"""Pre-flight checks on output paths (overlap, free space), and checksums of an artifact's files."""
 
 from __future__ import annotations
 
@@ -16,11 +16,7 @@ from openpangu_sft.util.errors import UserError
 
 
 def require_apart(one_key: str, one: Path, other_key: str, other: Path) -> None:
-    """Refuses two places of which one would be lost, or read, when the other is written. Follows symbolic links.
-
-    Raises:
-        UserError: they are the same, or one lies in the other.
-    """
+    """Raises `UserError` for paths that are the same or of which one lies in the other; follows symbolic links."""
     first, second = Path(os.path.realpath(one)), Path(os.path.realpath(other))
     if first == second or first in second.parents or second in first.parents:
         raise UserError(
@@ -30,19 +26,12 @@ def require_apart(one_key: str, one: Path, other_key: str, other: Path) -> None:
 
 
 def require_room(target: Path, size: int) -> None:
-    """Refuses to begin what would fill the disk. An earlier result stays until the new one is there, so both need room.
+    """Raises `UserError` where the disk of `target`, which need not exist, has less than `size` bytes free.
 
-    Args:
-        target: what is to be written; it need not exist.
-        size: in bytes.
-
-    Raises:
-        UserError: names what is needed and what is free.
+    An earlier result is kept until the new one is complete, so both need room.
     """
-    place = target.absolute()
-    while not place.is_dir():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    disk = next(path for path in (target.absolute(), *target.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(disk).free
     if free < size:
         raise UserError(
             f"needs {size / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free on this disk",
@@ -52,10 +41,10 @@ def require_room(target: Path, size: int) -> None:
 
 
 def absolute(path: Path) -> Path:
-    """A path that the user has given, with `~` replaced.
+    """A path of the user's, absolute, with `~` expanded.
 
     Raises:
-        UserError: it is the home directory of nobody.
+        UserError: `~name` of an unknown user.
     """
     try:
         return path.expanduser().absolute()
@@ -64,18 +53,15 @@ def absolute(path: Path) -> Path:
 
 
 def page_place(given: Optional[Path], default: Path, inside: Optional[Path] = None) -> Path:
-    """Where a page goes. Whatever is there already is replaced, so it must be a page's place.
+    """The absolute path of a page to write. A file there is replaced, so only .html is accepted.
 
     Args:
-        given: what the user has asked for; its directory must be there.
-        default: otherwise.
-        inside: a run, which no stage replaces as a whole.
-
-    Returns:
-        The absolute path.
+        given: by the user; its directory must exist.
+        default: where none is given.
+        inside: a run, the only artifact that may hold a page, as no stage replaces it.
 
     Raises:
-        UserError: not the name of a page, its directory is not there, or a stage would remove it.
+        UserError: no name of a page, its directory does not exist, or lies in an artifact.
     """
     html, remedy = absolute(given or default), "name another file with HTML=…"
     if html.suffix.lower() not in (".html", ".htm"):
@@ -92,18 +78,14 @@ def page_place(given: Optional[Path], default: Path, inside: Optional[Path] = No
 
 
 def wrong_files(directory: Path, manifest: Manifest, remedy: str, known: Collection[str] = ()) -> list[UserError]:
-    """What is missing, of another size, or of another content than when it was made.
+    """Findings on files of an artifact that are missing or differ from its manifest in size or checksum.
 
     Args:
-        directory: the artifact.
-        manifest: its own.
-        remedy: what to do about a finding.
-        known: names whose absence has been reported already.
+        known: names of files whose absence has been reported already.
     """
-    findings = []
     present = {name: directory / name for name in manifest.files if (directory / name).is_file()}
-    for name in sorted(set(manifest.files) - set(present) - set(known)):
-        findings.append(UserError("is missing", where=directory / name, remedy=remedy))
+    missing = sorted(set(manifest.files) - set(present) - set(known))
+    findings = [UserError("is missing", where=directory / name, remedy=remedy) for name in missing]
     total = sum(path.stat().st_size for path in present.values())
     with byte_progress(f"sha256 of {escape(directory.name)}", total) as advance:
         for name, path in present.items():

@@ -1,1 +1,1 @@
-"""Raw data in the formats people have, to one typed conversation."""
+"""Raw conversations in common formats, converted to one typed sample."""

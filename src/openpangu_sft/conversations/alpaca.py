@@ -1,7 +1,7 @@
-"""Alpaca: one instruction and its answer, optionally with earlier rounds.
+"""Alpaca: one instruction and its answer, with earlier rounds if any.
 
-Source of the format: the Stanford Alpaca data set (instruction, input, output); system and history as LLaMA-Factory
-added them, and its rule that instruction and input are joined by a newline.
+Source of the format: the Stanford Alpaca dataset (instruction, input, output); system, history, and the newline
+between instruction and input as in LLaMA-Factory.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from openpangu_sft.conversations.conversation import BadSample, Sample
-from openpangu_sft.conversations.fields import kind_of, make_sample, optional_text
+from openpangu_sft.conversations.conversation import BadSample, Sample, kind_of
+from openpangu_sft.conversations.fields import make_sample, optional_text
 
 
 def convert(record: Mapping[str, Any]) -> Sample:
     """Converts {"instruction", "input"?, "output", "system"?, "history"?: [[user, assistant], …]}.
 
-    Other keys are left out: they are no part of the conversation.
+    Other keys are ignored.
 
     Raises:
-        BadSample: nothing to ask or to answer, or a field of another kind.
+        BadSample: the question or the answer is empty, or a field has the wrong type.
     """
     if optional_text(record, "instruction") is None:
         raise BadSample("instruction is missing")

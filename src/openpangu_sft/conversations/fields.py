@@ -1,7 +1,4 @@
-"""Sources of conversations: `reader` takes records out of files; `alpaca`, `sharegpt`, `openai` make samples of them.
-
-Here is what they share: strict JSON, fields that may be absent, and the way tools become a system prompt.
-"""
+"""What the formats share: strict JSON, optional fields, and tools as a system prompt."""
 
 from __future__ import annotations
 
@@ -10,28 +7,26 @@ import math
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from openpangu_sft.conversations.conversation import BadSample, Sample, parse_sample
+from openpangu_sft.conversations.conversation import BadSample, Sample, kind_of, parse_sample
 
 
 class NotFinite(ValueError):
     """A number that JSON does not know: NaN, Infinity, or one too large for a float."""
 
 
-def refuse_constant(text: str) -> NoReturn:
-    """Hook for the JSON decoder: Python's accepts NaN and Infinity, and writes them, but little else reads them."""
+def _refuse_constant(text: str) -> NoReturn:
     raise NotFinite(f"number that JSON does not know: {text}")
 
 
-def finite_float(text: str) -> float:
-    """Hook for the JSON decoder: 1e999 becomes infinity without a word otherwise."""
+def _finite_float(text: str) -> float:
     value = float(text)
-    if math.isinf(value):
-        refuse_constant(text if len(text) <= 20 else text[:20] + "…")
+    if math.isinf(value):  # 1e999: Python would take it for infinity
+        _refuse_constant(text if len(text) <= 20 else text[:20] + "…")
     return value
 
 
-JSON = json.JSONDecoder(parse_constant=refuse_constant, parse_float=finite_float)
-"""Decodes what RFC 8259 allows. Of a key that comes twice the last one counts."""
+JSON = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite_float)
+"""Accepts what RFC 8259 allows, not Python's NaN and Infinity. Of a duplicate key the last value counts."""
 
 
 def parse_json(text: str) -> Any:
@@ -52,12 +47,12 @@ def parse_json(text: str) -> Any:
 
 
 def too_much(error: Exception) -> str:
-    """The reason behind an error of the JSON decoder that is not about syntax."""
+    """The reason of a JSON decoder's error that is not about syntax."""
     return "nested too deeply" if isinstance(error, RecursionError) else "holds a number with thousands of digits"
 
 
 def compact_json(value: object) -> str:
-    """JSON without spaces and without escapes for letters, so that equal values always give equal text.
+    """JSON without spaces and escaped letters: equal values give equal texts.
 
     Raises:
         BadSample: the value has no JSON form (from parquet: NaN, bytes, dates).
@@ -70,24 +65,17 @@ def compact_json(value: object) -> str:
         raise BadSample(too_much(error)) from None
 
 
-def kind_of(value: object) -> str:
-    """The JSON kind of a value, for messages."""
-    names = {dict: "an object", list: "a list", str: "a text", bool: "a boolean", type(None): "null"}
-    names.update({int: "a number", float: "a number"})
-    return names.get(type(value), f"a {type(value).__name__}")
-
-
 def keys_of(record: Mapping[Any, Any]) -> str:
-    """The keys of an object, for messages: as many as help, and printable on every terminal."""
+    """The first ten keys of an object, printable, for messages."""
     names = [repr(key).strip("'") for key in record]
     return ", ".join(names[:10] + (["…"] if len(names) > 10 else [])) or "none"
 
 
 def optional_text(record: Mapping[str, Any], key: str) -> str | None:
-    """The text under a key, or None where it is missing or null (parquet has no other way to say missing).
+    """The text under a key; None where it is missing or null, which is how parquet says missing.
 
     Raises:
-        BadSample: something else is there.
+        BadSample: the value is no text.
     """
     value = record.get(key)
     if value is not None and not isinstance(value, str):
@@ -96,10 +84,10 @@ def optional_text(record: Mapping[str, Any], key: str) -> str | None:
 
 
 def required_list(record: Mapping[str, Any], key: str) -> list[Any]:
-    """The list under a key that may not be empty.
+    """The list under a key.
 
     Raises:
-        BadSample: missing, of another kind, or empty.
+        BadSample: it is missing, no list, or empty.
     """
     value = record.get(key)
     if not isinstance(value, list):
@@ -110,11 +98,10 @@ def required_list(record: Mapping[str, Any], key: str) -> list[Any]:
 
 
 def tools_prompt(record: Mapping[str, Any], key: str = "tools") -> list[str]:
-    """The system prompt that lists the tools, or none: one text, the list as compact JSON and nothing around it.
+    """At most one system prompt: the list of tools as compact JSON, nothing around it.
 
-    openPangu's published recipe has no wording for tools, so none is made up here. Both forms that are in use are
-    taken: the list itself, and a text that holds it as JSON. Whoever chats with the tuned model has to give the tools
-    in the same form.
+    openPangu's published recipe has no wording for tools, so none is invented here. Accepts the list itself and a text
+    of it as JSON. At inference the tools have to be given in the same form.
 
     Raises:
         BadSample: neither a list of objects nor a text of one.
@@ -136,13 +123,13 @@ def tools_prompt(record: Mapping[str, Any], key: str = "tools") -> list[str]:
 
 
 def make_sample(prompts: list[str], messages: list[dict[str, Any]], raw_number: int = 1) -> Sample:
-    """Puts a sample together under the rules of `parse_sample`.
+    """A sample that meets the rules of `parse_sample`.
 
     Args:
-        prompts: system prompts; none becomes one empty prompt, which is what chat writes too.
+        prompts: system prompts; none becomes one empty prompt, as in chat.
         messages: objects with role and content.
-        raw_number: place of the first message in the raw record, from 1; behind system turns the rules' own count
-            differs from what the user sees, and the reason says so.
+        raw_number: number of the first message in the raw record, from 1. After system turns it differs from the number
+            in the reason, which then says so.
 
     Raises:
         BadSample: a rule is broken.

@@ -1,6 +1,6 @@
-"""The stage `format`: raw conversations in the formats that are in use, to samples files.
+"""The stage `format`: raw conversations to samples files.
 
-Every record is either written or named with the reason why not; read = written + rejected in each file.
+Every record is written, or rejected with its reason: read = written + rejected in each file.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from rich.markup import escape
 from openpangu_sft.artifacts.artifact import Manifest, sha256_of, staged_directory
 from openpangu_sft.artifacts.checks import require_apart
 from openpangu_sft.conversations import alpaca, openai, sharegpt
-from openpangu_sft.conversations.conversation import BadSample, Sample, parse_sample, reason_class
-from openpangu_sft.conversations.fields import compact_json, keys_of, kind_of
+from openpangu_sft.conversations.conversation import BadSample, Sample, kind_of, parse_sample, reason_class
+from openpangu_sft.conversations.fields import compact_json, keys_of
 from openpangu_sft.conversations.readers import RawRecord, raw_files, read_records
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.util.console import progress
-from openpangu_sft.util.errors import UserError, explain_os_error
+from openpangu_sft.util.console import byte_progress
+from openpangu_sft.util.errors import UserError
 
 REJECTS = "rejects"
-"""Directory below the samples: whatever lies beside them is taken for samples by preprocess."""
+"""Subdirectory for rejects: every file beside the samples is read by preprocess."""
 
 CONVERTERS: dict[str, Callable[[dict[str, Any]], Sample]] = {
     "samples": parse_sample,
@@ -34,10 +34,9 @@ CONVERTERS: dict[str, Callable[[dict[str, Any]], Sample]] = {
     "openai": openai.convert,
 }
 KEY_OF = {"samples": "meta_prompt", "alpaca": "instruction", "sharegpt": "conversations", "openai": "messages"}
-"""The key that tells a format, where the recipe leaves it to the record."""
+"""The key by which a record's format is recognised where data.source_format is auto."""
 
 RECORDS_PER_STEP = 200
-KIB = 1024
 
 
 def run_format(recipe: Recipe) -> Manifest:
@@ -47,38 +46,32 @@ def run_format(recipe: Recipe) -> Manifest:
         The manifest of the samples. `counts` has read, written, rejected, the same per file, and rejections by reason.
 
     Raises:
-        UserError: nothing to read, a bad record (unless data.on_bad_sample is skip), nothing but bad records, or no
-            room to write. What was in `paths.samples` before is still there then.
+        UserError: nothing to read, a bad record (unless data.on_bad_sample is skip), or only bad records. An earlier
+            result in `paths.samples` is kept then.
     """
     raw, target = recipe.path("raw"), recipe.path("samples")
     require_apart("paths.raw", raw, "paths.samples", target)
     data = recipe.data
     settings = {"data.source_format": data.source_format, "data.on_bad_sample": data.on_bad_sample}
     manifest = Manifest("samples", settings=settings)
-    try:
-        outputs = _outputs(raw_files(raw))
-        with staged_directory(target, manifest) as staging:
-            _fill(staging, outputs, recipe, manifest)
-            if not manifest.counts["written"]:
-                reason, times = Counter(manifest.counts["reasons"]).most_common(1)[0]
-                what = f"none of the {manifest.counts['read']} records is a sample; {times} x {reason}"
-                raise UserError(what, where=raw, remedy="set data.on_bad_sample=refuse to see where it begins")
-    except OSError as error:
-        explained = explain_os_error(error)
-        explained.where = explained.where or target  # an error while writing does not say into which file
-        raise explained from error
+    outputs = _outputs(raw_files(raw))
+    with staged_directory(target, manifest) as staging:
+        _fill(staging, outputs, recipe, manifest)
+        if not manifest.counts["written"]:
+            reason, times = Counter(manifest.counts["reasons"]).most_common(1)[0]
+            what = f"none of the {manifest.counts['read']} records is a sample; {times} x {reason}"
+            raise UserError(what, where=raw, remedy="set data.on_bad_sample=refuse to see where it begins")
     return manifest
 
 
 def convert_record(record: object, source_format: str) -> Sample:
-    """Converts one record of a raw file.
+    """Converts one record, any JSON value, of a raw file.
 
     Args:
-        record: any JSON value.
-        source_format: a key of `CONVERTERS`, or "auto" to go by the record's keys.
+        source_format: a key of `CONVERTERS`, or "auto" to recognise it by the record's keys.
 
     Raises:
-        BadSample: no sample can be made of it; says why.
+        BadSample: it cannot be converted.
     """
     if not isinstance(record, dict):
         raise BadSample(f"is {kind_of(record)}, not an object")
@@ -96,11 +89,11 @@ def _detect(record: dict[str, Any]) -> str:
 
 
 def _fill(staging: Path, outputs: dict[str, Path], recipe: Recipe, manifest: Manifest) -> None:
-    """Writes the samples of all files and completes the manifest."""
+    """Writes the samples of all files and fills in the manifest."""
     reasons: Counter[str] = Counter()
     per_file: dict[str, dict[str, int]] = {}
     sizes = {name: path.stat().st_size for name, path in outputs.items()}
-    with progress("format (KiB)", sum(sizes.values()) // KIB) as advance:
+    with byte_progress("format", sum(sizes.values())) as advance:
         for name, path in outputs.items():
             before = path.stat()
             manifest.inputs[path.name] = sha256_of(path)
@@ -112,9 +105,9 @@ def _fill(staging: Path, outputs: dict[str, Path], recipe: Recipe, manifest: Man
                         reasons[reason_class(reason)] += 1
                     read = output.written + output.rejected
                     if read % RECORDS_PER_STEP == 0:
-                        advance(record.position // KIB - done, escape(path.name))
-                        done = record.position // KIB
-                advance(sizes[name] // KIB - done, escape(path.name))
+                        advance(record.position - done, escape(path.name))
+                        done = record.position
+                advance(sizes[name] - done, escape(path.name))
             after = path.stat()
             if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
                 raise UserError("changed while it was read", where=path, remedy="run the stage again")
@@ -127,7 +120,7 @@ def _convert_into(output: _Output, raw: RawRecord, path: Path, recipe: Recipe) -
     """Writes one record as a sample or as a reject; returns the reason of a reject.
 
     Raises:
-        UserError: it is bad, and bad ones are to be refused.
+        UserError: it is bad, and data.on_bad_sample is refuse.
     """
     try:
         if raw.unreadable:
@@ -135,7 +128,7 @@ def _convert_into(output: _Output, raw: RawRecord, path: Path, recipe: Recipe) -
         output.sample(convert_record(raw.content, recipe.data.source_format))
     except BadSample as error:
         if recipe.data.on_bad_sample == "refuse":
-            remedy = "mend it, or set data.on_bad_sample=skip to go on without such records"
+            remedy = "fix it, or set data.on_bad_sample=skip to leave such records out"
             raise UserError(str(error), where=f"{path}{raw.place}", remedy=remedy) from None
         output.reject(raw, path, str(error))
         return str(error)
@@ -143,7 +136,7 @@ def _convert_into(output: _Output, raw: RawRecord, path: Path, recipe: Recipe) -
 
 
 class _Output(contextlib.ExitStack):
-    """The samples file and the rejects file of one raw file. Neither is there before it has a line to hold."""
+    """The samples file and the rejects file of one raw file, each created with its first line."""
 
     def __init__(self, directory: Path, name: str) -> None:
         super().__init__()
@@ -152,29 +145,18 @@ class _Output(contextlib.ExitStack):
         self.written = self.rejected = 0
 
     def sample(self, sample: Sample) -> None:
-        """Writes a sample.
-
-        Raises:
-            BadSample: it has no form in UTF-8.
-        """
-        line = json.dumps(sample.to_json(), ensure_ascii=False)
-        try:
-            encoded = line.encode("utf-8")
-        except UnicodeEncodeError as error:
-            what = f"holds half a character: {line[error.start]!a}, a surrogate without its pair"
-            raise BadSample(what) from None
-        self._write(".", encoded)
+        self._write(".", json.dumps(sample.to_json(), ensure_ascii=False).encode())
         self.written += 1
 
     def reject(self, raw: RawRecord, path: Path, reason: str) -> None:
-        """Writes what was wrong where, and the record, or its text if there is none."""
+        """Writes file, place, reason and the record, or its text where it could not be read."""
         entry: dict[str, Any] = {"file": path.name, "place": raw.place.lstrip(":"), "reason": reason}
         key, value = ("text", raw.text) if raw.unreadable else ("record", raw.content)
         try:
             line = compact_json({**entry, key: value})
-        except BadSample:  # what parquet can hold and JSON cannot
+        except BadSample:  # a value from parquet that JSON does not have
             line = compact_json({**entry, "text": reprlib.repr(value)})
-        self._write(REJECTS, line.encode("utf-8", "backslashreplace"))  # half a character becomes its JSON escape
+        self._write(REJECTS, line.encode("utf-8", "backslashreplace"))  # an unpaired surrogate becomes its JSON escape
         self.rejected += 1
 
     def _write(self, below: str, line: bytes) -> None:
@@ -185,10 +167,10 @@ class _Output(contextlib.ExitStack):
 
 
 def _outputs(files: list[Path]) -> dict[str, Path]:
-    """The raw file behind each samples file.
+    """The raw file of each samples file, by the name of the latter.
 
     Raises:
-        UserError: two would write the same one.
+        UserError: two raw files have the same samples file.
     """
     outputs: dict[str, Path] = {}
     for file in files:

@@ -1,7 +1,7 @@
-"""OpenAI messages: what chat completions take, and what OpenAI's fine-tuning files hold.
+"""OpenAI messages, as in chat completions and in OpenAI's fine-tuning files.
 
 Source of the format: OpenAI's API reference for chat completions and for supervised fine-tuning input (messages, tools,
-weight; functions and function_call are their older names for tools and calls).
+weight; functions and function_call are the older names of tools and tool_calls).
 """
 
 from __future__ import annotations
@@ -10,11 +10,10 @@ import reprlib
 from collections.abc import Mapping
 from typing import Any
 
-from openpangu_sft.conversations.conversation import BadSample, Sample
+from openpangu_sft.conversations.conversation import BadSample, Sample, kind_of
 from openpangu_sft.conversations.fields import (
     compact_json,
     keys_of,
-    kind_of,
     make_sample,
     parse_json,
     required_list,
@@ -28,13 +27,13 @@ ROLE_OF = {"user": "user", "assistant": "assistant", "tool": "tool", "function":
 def convert(record: Mapping[str, Any]) -> Sample:
     """Converts {"messages": [{"role", "content", "tool_calls"?}, …], "tools"?}.
 
-    System and developer messages at the beginning become system prompts, as many as there are; tools become one more
-    behind them (see `tools_prompt`). An assistant that calls tools says nothing but its calls, as compact JSON:
-    [{"name":…,"arguments":{…}}]. Other keys (name, tool_call_id, …) are left out: the samples have no place for them.
+    Each leading system or developer message becomes a system prompt, followed by one for the tools (see
+    `tools_prompt`). The content of an assistant that calls tools is its calls as compact JSON:
+    [{"name":…,"arguments":{…}}]. Other keys (name, tool_call_id, …) are ignored: a sample has no field for them.
 
     Raises:
-        BadSample: an unknown role, content other than text, calls that cannot be read, a call and a text in one
-            message, or an answer that is marked not to be trained on.
+        BadSample: an unknown role, content other than text, unreadable calls, a call and a text in one message, or an
+            answer with weight 0.
     """
     messages, leading = required_list(record, "messages"), 0
     prompts: list[str] = []
@@ -47,8 +46,8 @@ def convert(record: Mapping[str, Any]) -> Sample:
             prompts.append(_required_content(message, number))
             leading = number
         else:
-            said = _said(message, number) if role == "assistant" else _required_content(message, number)
-            turns.append({"role": ROLE_OF[role], "content": said})
+            content = _answer(message, number) if role == "assistant" else _required_content(message, number)
+            turns.append({"role": ROLE_OF[role], "content": content})
     return make_sample(prompts + _tools(record), turns, leading + 1)
 
 
@@ -74,7 +73,7 @@ def _required_content(message: Mapping[str, Any], number: int) -> str:
 
 
 def _content(message: Mapping[str, Any], number: int) -> str | None:
-    """The text of a message, or None where it is missing or null. Text parts are joined as they are."""
+    """The text of a message, its text parts joined; None where it is missing or null."""
     content = message.get("content")
     if content is None or isinstance(content, str):
         return content
@@ -90,8 +89,8 @@ def _content(message: Mapping[str, Any], number: int) -> str | None:
     return "".join(texts)
 
 
-def _said(message: Mapping[str, Any], number: int) -> str:
-    """What an assistant says: its text, or its calls."""
+def _answer(message: Mapping[str, Any], number: int) -> str:
+    """An assistant's text, or its calls."""
     if message.get("weight", 1) not in (1, None):
         raise BadSample(
             f"message {number} has weight {reprlib.repr(message['weight'])}: every answer of a sample is trained on"
@@ -107,13 +106,11 @@ def _said(message: Mapping[str, Any], number: int) -> str:
 
 
 def _calls(message: Mapping[str, Any], number: int) -> list[dict[str, Any]]:
-    """The calls of a message as [{"name", "arguments"}, …], in their order; `function_call` is the older way."""
+    """The calls of a message as [{"name", "arguments"}, …], in their order."""
     calls = message.get("tool_calls")
     if calls is not None and not isinstance(calls, list):
         raise BadSample(f"tool_calls of message {number} is {kind_of(calls)}, not a list")
-    functions: list[object] = []
-    for call in calls or []:
-        functions.append(call.get("function") if isinstance(call, dict) else None)
+    functions: list[object] = [call.get("function") if isinstance(call, dict) else None for call in calls or []]
     if message.get("function_call") is not None:
         functions.append(message["function_call"])
     return [_call(function, number) for function in functions]

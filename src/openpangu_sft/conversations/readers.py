@@ -1,6 +1,6 @@
-"""Takes records out of files: JSON lines, a JSON array, or parquet. Each record comes with its place in the file.
+"""Reads records from JSON lines, JSON arrays and parquet, each with its place in the file.
 
-What spoils one record is reported with it, so that the stage can go on behind it; what spoils a whole file is an error.
+An unreadable record is reported as one, and reading continues after it; a file that is broken as a whole is an error.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ UTF8_BOM = b"\xef\xbb\xbf"
 ROWS_AT_ONCE = 256
 
 _BLANK = re.compile(r"[ \t\r\n]*")
-_NOT_UTF8 = re.compile("[\udc80-\udcff]")  # what Python makes of such bytes in a file name; no manifest can hold them
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")  # such bytes of a file name in Python; no manifest can hold them
 _LENIENT = json.JSONDecoder()
 
 
@@ -32,11 +32,11 @@ class RawRecord:
     """One record of a raw file.
 
     Args:
-        place: to be put behind the file's name: ":12" (line, from 1), "[3]" (index, from 0) or ":row 5" (from 0).
-        position: how many bytes of the file are behind us, for the progress bar (estimated but for JSON lines).
-        content: what was read, of any JSON kind.
-        unreadable: why there is no content; empty when there is.
-        text: the record as it stands in the file, where there is no content.
+        place: suffix of the file's name: ":12" (line, from 1), "[3]" (index, from 0) or ":row 5" (from 0).
+        position: bytes of the file read so far, for the progress bar; an estimate except for JSON lines.
+        content: any JSON value.
+        unreadable: why there is no content, else empty.
+        text: the record as in the file where there is no content.
     """
 
     place: str
@@ -47,10 +47,10 @@ class RawRecord:
 
 
 def raw_files(path: Path) -> list[Path]:
-    """The files to read: `path` itself, or everything in it, sorted by name. Hidden files are left out.
+    """The files to read: `path` itself, or all files in it but hidden ones, sorted by name.
 
     Raises:
-        UserError: nothing is there, or something is that cannot be read. Nothing is passed over in silence.
+        UserError: nothing is there, or an entry cannot be read: none is silently skipped.
     """
     known = ", ".join(READERS)
     if not path.exists():
@@ -81,7 +81,7 @@ def read_records(path: Path) -> Iterator[RawRecord]:
     """The records of one file in their order.
 
     Raises:
-        UserError: the file as a whole cannot be read, or holds no record.
+        UserError: the file is broken as a whole, or holds no record.
     """
     record = None
     for record in READERS[path.suffix.lower()](path):
@@ -91,7 +91,7 @@ def read_records(path: Path) -> Iterator[RawRecord]:
 
 
 def read_lines(path: Path) -> Iterator[RawRecord]:
-    """JSON lines: one value per line in UTF-8; blank lines, CRLF and a byte order mark are let pass. Holds one line."""
+    """JSON lines: a value per line in UTF-8; accepts blank lines, CRLF and a byte order mark. One line is in memory."""
     position = 0
     with path.open("rb") as stream:
         for number, line in enumerate(stream, 1):
@@ -101,13 +101,13 @@ def read_lines(path: Path) -> Iterator[RawRecord]:
 
 
 def record_of_line(line: bytes, number: int, position: int, first: bool) -> Optional[RawRecord]:
-    """The record that a line of a JSON lines file holds; None if it is blank.
+    """The record of a line of a JSON lines file; None if it is blank.
 
     Args:
-        line: with its line feed, which only the last one may lack.
+        line: with its line feed, which only the last line may lack.
         number: of the line, from 1.
         position: of its end in the file, in bytes.
-        first: whether a byte order mark may stand before it.
+        first: whether a byte order mark may precede it.
     """
     if first and line.startswith(UTF8_BOM):
         line = line[len(UTF8_BOM) :]
@@ -135,10 +135,10 @@ def record_of_line(line: bytes, number: int, position: int, first: bool) -> Opti
 
 
 def read_array(path: Path) -> Iterator[RawRecord]:
-    """A JSON array in UTF-8, with or without a byte order mark. Holds the file's text, but only one record at a time.
+    """A JSON array in UTF-8, with or without a byte order mark. The file's text and one record are in memory.
 
     Raises:
-        UserError: not UTF-8, no array, or a syntax error, behind which nobody could say where the next record begins.
+        UserError: not UTF-8, no array, or a syntax error, after which the next record cannot be found.
     """
     raw = path.read_bytes()
     content = raw[len(UTF8_BOM) :] if raw.startswith(UTF8_BOM) else raw
@@ -172,16 +172,16 @@ def read_array(path: Path) -> Iterator[RawRecord]:
 
 
 def _element(path: Path, text: str, began: int, index: int) -> tuple[dict[str, Any], int]:
-    """The fields of the `RawRecord` that begins here, and its end.
+    """The fields of the `RawRecord` that begins here, and the position of its end.
 
     Raises:
-        UserError: where it ends cannot be told.
+        UserError: its end cannot be found.
     """
     try:
         try:
             content, end = JSON.raw_decode(text, began)
             return {"content": content}, end
-        except NotFinite as error:  # Python's own decoder gets over it, so the record behind it can be found
+        except NotFinite as error:  # Python's own decoder accepts it, so the next record can be found
             end = _LENIENT.raw_decode(text, began)[1]
             return {"unreadable": str(error), "text": text[began:end]}, end
     except json.JSONDecodeError as error:
@@ -201,7 +201,7 @@ def _end(path: Path, text: str, position: int) -> None:
 def _broken(path: Path, text: str, position: int, reason: str) -> UserError:
     line = text.count("\n", 0, position) + 1
     column = position - text.rfind("\n", 0, position)
-    return UserError(f"not valid JSON: {reason} (column {column})", where=f"{path}:{line}", remedy="mend the file")
+    return UserError(f"not valid JSON: {reason} (column {column})", where=f"{path}:{line}", remedy="fix the file")
 
 
 def _no_array(path: Path, text: str, position: int) -> UserError:
@@ -220,10 +220,9 @@ def _skip_blank(text: str, position: int) -> int:
 
 
 def read_parquet(path: Path) -> Iterator[RawRecord]:
-    """Parquet: one record per row. Holds a batch of rows.
+    """Parquet: a record per row. A batch of rows is in memory.
 
-    Parquet stores every field of a structure in every row and writes null where there was none; such fields are taken
-    out again, at every depth.
+    Parquet stores every field of a structure in every row, null where there was none: nulls are removed at every depth.
 
     Raises:
         UserError: not parquet, or damaged.
@@ -243,7 +242,7 @@ def read_parquet(path: Path) -> Iterator[RawRecord]:
 def _row(one: Any, place: str, position: int) -> RawRecord:
     try:
         return RawRecord(place, position, _without_null(one.to_pylist()[0]))
-    except (ValueError, OverflowError) as error:  # parquet does not check that its texts are UTF-8, or dates in range
+    except (ValueError, OverflowError) as error:  # parquet checks neither that texts are UTF-8 nor the range of dates
         return RawRecord(place, position, unreadable=f"not readable: {error}", text=f"columns: {one.schema.names}")
 
 

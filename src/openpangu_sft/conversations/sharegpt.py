@@ -1,7 +1,7 @@
-"""ShareGPT: a list of turns, each with who is_main ("from") and what ("value").
+"""ShareGPT: a list of turns, each with its speaker ("from") and text ("value").
 
-Source of the format: the ShareGPT exports behind Vicuna (human, gpt); system, tools, function_call and observation as
-in LLaMA-Factory's data sets.
+Source of the format: the ShareGPT exports that Vicuna was trained on (human, gpt); system, tools, function_call and
+observation as in LLaMA-Factory's datasets.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import reprlib
 from collections.abc import Mapping
 from typing import Any
 
-from openpangu_sft.conversations.conversation import BadSample, Sample
-from openpangu_sft.conversations.fields import keys_of, kind_of, make_sample, optional_text, required_list, tools_prompt
+from openpangu_sft.conversations.conversation import BadSample, Sample, kind_of
+from openpangu_sft.conversations.fields import keys_of, make_sample, optional_text, required_list, tools_prompt
 
 ROLE_OF = {"human": "user", "gpt": "assistant", "function_call": "assistant", "observation": "tool"}
 
@@ -19,8 +19,8 @@ ROLE_OF = {"human": "user", "gpt": "assistant", "function_call": "assistant", "o
 def convert(record: Mapping[str, Any]) -> Sample:
     """Converts {"conversations": [{"from", "value"}, …], "system"?, "tools"?}.
 
-    System turns at the beginning become system prompts; tools become one more behind them (see `tools_prompt`). Other
-    keys are left out: they are no part of the conversation.
+    Leading system turns become system prompts, followed by one for the tools (see `tools_prompt`). Other keys are
+    ignored.
 
     Raises:
         BadSample: an unknown speaker, a value that is no text, two different system prompts, or unreadable tools.

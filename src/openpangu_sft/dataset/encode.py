@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from openpangu_sft.conversations.conversation import BadSample, Sample
+from openpangu_sft.dataset.roles import BEGINS, ROLES, Roles
 from openpangu_sft.recipe.sections import Data
 from openpangu_sft.tokenizer.template import END, START, TextSpan, sample_spans, whole
 from openpangu_sft.tokenizer.tokenizer import IGNORED, Tokenizer
@@ -51,9 +52,10 @@ class TooLong(BadSample):
 
 
 class Encoded(NamedTuple):
-    """A sample's marked tokens, and whether messages at its end were cut off."""
+    """A sample's marked tokens, the role of each (uint8, see roles.py), and whether its last messages were cut off."""
 
     marked: Marked
+    roles: Roles
     truncated: bool = False
 
 
@@ -115,6 +117,7 @@ class _Tokens:
         spans: of all samples of a batch.
         ends: where the tokens of each span end; one more in front, which is 0.
         marked: int32 [tokens].
+        roles: uint8 [tokens].
     """
 
     def __init__(self, spans: list[TextSpan], tokenizer: Tokenizer) -> None:
@@ -124,6 +127,8 @@ class _Tokens:
         self.ends = list(accumulate(lengths, initial=0))
         values = np.fromiter(chain.from_iterable(ids), np.int32, self.ends[-1])
         self.marked = np.where(np.repeat([not span.trained for span in spans], lengths), ~values, values)
+        numbers = np.array([ROLES.index(span.role) + 1 for span in spans], np.uint8)
+        self.roles = np.repeat(numbers, lengths) + (values == tokenizer.start_id).astype(np.uint8) * BEGINS
         self._tokenizer = tokenizer
         self._control = np.concatenate([[0], np.cumsum(tokenizer.is_control[values])])
 
@@ -161,4 +166,5 @@ def _outcome(tokens: _Tokens, spans: range, limits: Limits) -> Union[Encoded, Ba
         kept = range(spans.start, fitting[-1])
     if limits.control_tokens != "allow" and (token := tokens.forged(kept)):
         return BadSample(f"the tokenizer makes {token} of some text in it, which could forge a turn: take it out")
-    return Encoded(tokens.marked[begin : tokens.ends[kept.stop]], truncated=kept != spans)
+    inside = slice(begin, tokens.ends[kept.stop])
+    return Encoded(tokens.marked[inside], tokens.roles[inside], truncated=kept != spans)

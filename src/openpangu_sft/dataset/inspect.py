@@ -20,16 +20,14 @@ from openpangu_sft.dataset.index_file import (
     PREFIX,
     VALIDATION,
     Index,
-    entry_findings,
     field_path,
     index_blocks,
-    of_rows,
     read_index,
     read_values,
     row_blocks,
-    rows_where,
-    same_rows,
 )
+from openpangu_sft.dataset.index_rules import entry_findings, of_rows, rows_where, same_rows
+from openpangu_sft.dataset.roles import ROLES, UNKNOWN, count_turns, read_roles
 from openpangu_sft.dataset.row_rules import PackedRules
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.console import progress
@@ -78,11 +76,11 @@ def run_inspect(recipe: Recipe, dataset: Optional[Path] = None) -> Report:
     if manifest:
         report.figures["made by"] = f"openpangu-sft {escape(str(manifest.version))} ({manifest.kind})"
     _inspect(recipe, place, report)
-    if place.held_out:
-        held_out = Report(str(place.held_out))
-        _inspect(recipe, place.held_out, held_out)
-        report.figures.update({f"held out: {name}": value for name, value in held_out.figures.items()})
-        report.findings += held_out.findings
+    if place.validation:
+        validation = Report(str(place.validation))
+        _inspect(recipe, place.validation, validation)
+        report.figures.update({f"validation: {name}": value for name, value in validation.figures.items()})
+        report.findings += validation.findings
     if manifest:
         _check_files(place, manifest, report)
     return report
@@ -90,7 +88,7 @@ def run_inspect(recipe: Recipe, dataset: Optional[Path] = None) -> Report:
 
 def _inspect(recipe: Recipe, place: Place, report: Report) -> None:
     """Checks six files against each other and against the manifest's counts."""
-    if place.counts.get("packs") == 0:  # all samples of a small shard are held out
+    if place.counts.get("packs") == 0:  # all samples of a small shard are for validation
         report.figures["rows"] = "0"
         return
     indexes, readable = _read_indexes(place, report)
@@ -173,6 +171,7 @@ def _check_rows(indexes: dict[str, Index], rules: PackedRules, place: Place, rep
             rules.add(begin, lengths[begin:end], input_ids, mask, labels)
             advance(end - begin, "")
     rules.finish()
+    report.figures["turns"] = _turns(place, indexes["input_ids"], report)
     values = indexes["input_ids"].values()
     unknown = "unknown: attention_mask holds no segment numbers"
     report.figures.update(
@@ -195,9 +194,23 @@ def _check_rows(indexes: dict[str, Index], rules: PackedRules, place: Place, rep
             report.findings.append(UserError(what, where=where, remedy=remedies.get(rule, place.remedy)))
 
 
+def _turns(place: Place, index: Index, report: Report) -> str:
+    """Turns by role, as the roles beside the six files have them."""
+    try:
+        roles = read_roles(place.directory, place.prefix, 1, index.values())
+    except UserError as finding:
+        report.findings.append(finding)
+        return "unknown: see the finding"
+    if roles is None:
+        return UNKNOWN
+    blocks = [roles[0, begin : begin + BLOCK_TOKENS] for begin in range(0, roles.size, BLOCK_TOKENS)]
+    counts = np.sum([count_turns(block) for block in blocks], axis=0)
+    return ", ".join(f"{count:,} {role}" for role, count in zip(ROLES, counts))
+
+
 def _check_files(place: Place, manifest: Manifest, report: Report) -> None:
     """Every file is the one that the manifest describes."""
-    places = [place, place.held_out] if place.held_out else [place]
+    places = [place, place.validation] if place.validation else [place]
     own = {each.file(name, suffix).name for each in places for name in FIELDS for suffix in ("bin", "idx")}
     for name in sorted(own - set(manifest.files)):
         what = f"does not list {name}"
@@ -247,7 +260,7 @@ class Place:
         return counts.get(VALIDATION, {}) if self.prefix == VALIDATION else counts
 
     @property
-    def held_out(self) -> Optional[Place]:
+    def validation(self) -> Optional[Place]:
         """What was kept out of training and lies beside it."""
         if self.prefix == PREFIX and self.counts.get(VALIDATION, {}).get("packs"):
             return Place(self.directory, VALIDATION, self.manifest)

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple, Optional
 from openpangu_sft.artifacts.artifact import MANIFEST, Manifest, read_manifest, staged_directory
 from openpangu_sft.conversations.conversation import BadSample, parse_sample
 from openpangu_sft.conversations.readers import READERS
+from openpangu_sft.dataset.index_file import PREFIX
+from openpangu_sft.dataset.roles import roles_path
 from openpangu_sft.dataset.shard import write_shard
 from openpangu_sft.dataset.spans import Part, Span, SpanReader, parts_of, sha256_of_span
 from openpangu_sft.recipe.schema import Recipe
@@ -84,13 +86,13 @@ def _describe(recipe: Recipe, part: Part) -> Manifest:
 
 
 def _unchanged(recipe: Recipe, part: Part, wanted: Manifest) -> Optional[Manifest]:
-    """The manifest of a shard that is there already and would be made again just the same."""
+    """The manifest of a shard that is there already and would be made again just the same; 0.5.0 kept no roles."""
     try:
         found = read_manifest(recipe.path("shards") / part.name, "shard", "")
     except UserError:
         return None
     same = (found.settings, found.inputs, found.version) == (wanted.settings, wanted.inputs, wanted.version)
-    return found if same else None
+    return found if same and roles_path(Path(), PREFIX).name in found.files else None
 
 
 @contextlib.contextmanager

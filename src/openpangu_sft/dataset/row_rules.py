@@ -8,12 +8,11 @@ from typing import Any, Callable
 import numpy as np
 import numpy.typing as npt
 
+from openpangu_sft.dataset.segments import Flags, misnumbered, numbers_before
 from openpangu_sft.tokenizer.tokenizer import IGNORED
 
 Values = npt.NDArray[Any]
 """Integers, one for each token of a block: its rows one behind another."""
-
-Flags = npt.NDArray[np.bool_]
 
 
 @dataclass
@@ -141,13 +140,11 @@ class PackedRules:
 
     def _count_segments(self, block: Block, trained: Flags) -> None:
         mask = block.mask
-        before = np.roll(mask, 1)
         begins = np.zeros(len(mask), bool)
         begins[block.starts] = True
-        before[begins] = 0
+        before = numbers_before(mask, begins)
         padding = mask == 0
-        gap = ~padding & ~begins & (before == 0)
-        order = ~padding & ~gap & (mask != before) & (mask != before + 1)
+        gap, order = misnumbered(mask, begins)
 
         broken = np.logical_or.reduceat(gap | order, block.starts)
         ones = np.logical_and.reduceat(mask == 1, block.starts)

@@ -21,12 +21,12 @@ from openpangu_sft.artifacts.artifact import sum_counts
 from openpangu_sft.conversations.conversation import BadSample, Sample, parse_sample, reason_class
 from openpangu_sft.conversations.readers import RawRecord
 from openpangu_sft.dataset.encode import Encoded, Limits, TooLong, encode_samples, input_ids_of, labels_of
-from openpangu_sft.dataset.held_out import is_held_out
 from openpangu_sft.dataset.index_file import PREFIX, VALIDATION, Ids, PackedWriter
 from openpangu_sft.dataset.packing import Plan, plan_packs
 from openpangu_sft.dataset.pool import ordered_map
 from openpangu_sft.dataset.spans import Span, SpanReader, lines_before, spans_of
 from openpangu_sft.dataset.spool import Spool, TokenRun
+from openpangu_sft.dataset.validation import is_validation
 from openpangu_sft.recipe.sections import Data
 from openpangu_sft.tokenizer.tokenizer import Tokenizer
 from openpangu_sft.util.console import progress
@@ -52,16 +52,16 @@ class SpanResult:
     """What became of the lines of a span.
 
     Args:
-        stretch: the samples that are encoded.
+        run: the samples that are encoded.
         trained: int64 [samples], tokens of each that are targets.
-        held_out: bool [samples].
+        validation: bool [samples].
     """
 
     span: Span
     lines: int
-    stretch: TokenRun
+    run: TokenRun
     trained: npt.NDArray[np.int64]
-    held_out: npt.NDArray[np.bool_]
+    validation: npt.NDArray[np.bool_]
     truncated: int = 0
     refused: list[Refused] = field(default_factory=list)
 
@@ -78,8 +78,8 @@ def write_shard(
         prefix: of the files' names.
 
     Returns:
-        Counts for its manifest; read = packed + rejected + dropped. With data.validation_share also those of what is
-        held out, under the name validation, which then are part of the sum.
+        Counts for its manifest; read = packed + rejected + dropped. With data.validation_share also those of the
+        validation split, under the name validation, which then are part of the sum.
 
     Raises:
         UserError: a bad sample (unless data.on_bad_sample is skip), a span without a record, or no sample is left.
@@ -87,25 +87,25 @@ def write_shard(
     with Spool(staging / "spool") as spool:
         encoded = [_encode(data, tokenizer, span, spool, staging / REJECTS) for span in spans]
         counts = sum_counts([counts for counts, _ in encoded])
-        lengths, held_out = spool.finish(), np.concatenate([mask for _, mask in encoded])
+        lengths, validation = spool.finish(), np.concatenate([mask for _, mask in encoded])
         named = spans[0].file if len(spans) == 1 else spans[0].file.parent
         if not lengths.size:
             raise UserError("no sample is left to train on", where=named, remedy="look at the data")
         packer = _Packer(data, tokenizer.pad_id, spool, lengths, staging)
-        counts.update(packer.write(prefix, np.flatnonzero(~held_out), named.name))
+        counts.update(packer.write(prefix, np.flatnonzero(~validation), named.name))
         if data.validation_share:
-            counts["validation"].update(packer.write(VALIDATION, np.flatnonzero(held_out), named.name))
+            counts["validation"].update(packer.write(VALIDATION, np.flatnonzero(validation), named.name))
     return counts
 
 
 def _encode(
     data: Data, tokenizer: Tokenizer, span: Span, spool: Spool, rejects: Path
 ) -> tuple[dict[str, Any], npt.NDArray[np.bool_]]:
-    """Encodes the lines of a span into the spool; returns counts, and which of the samples are held out."""
+    """Encodes the lines of a span into the spool; returns counts, and which of the samples are for validation."""
     counts: Counter[str] = Counter()
-    validation: Counter[str] = Counter()
+    validation_counts: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
-    held_out = [np.empty(0, np.bool_)]
+    validation = [np.empty(0, np.bool_)]
     first_line = -1
     spans = spans_of(span, data.workers)
     workers = min(data.workers, len(spans)) or 1
@@ -122,22 +122,22 @@ def _encode(
                     for refused in result.refused:
                         _note(refused, span.file, first_line + counts["lines"] + refused.line, data, stream)
                         reasons[reason_class(refused.reason)] += 1
-            spool.add(result.stretch)
-            held_out.append(result.held_out)
+            spool.add(result.run)
+            validation.append(result.validation)
             dropped = sum(refused.dropped for refused in result.refused)
             counts.update(lines=result.lines, rejected=len(result.refused) - dropped, dropped=dropped)
             counts.update(truncated=result.truncated)
-            for counter, chosen in ((counts, ~result.held_out), (validation, result.held_out)):
+            for counter, chosen in ((counts, ~result.validation), (validation_counts, result.validation)):
                 counter.update(packed=int(chosen.sum()), trained_tokens=int(result.trained[chosen].sum()))
             advance(result.span.end - result.span.begin, "")
-    read = counts["packed"] + validation["packed"] + counts["rejected"] + counts["dropped"]
+    read = counts["packed"] + validation_counts["packed"] + counts["rejected"] + counts["dropped"]
     if not read:
         raise UserError("holds no records", where=span.file, remedy="fill it, or move it away")
     names = ("packed", "rejected", "dropped", "truncated", "trained_tokens")
     found = {"read": read, **{name: counts[name] for name in names}, "reasons": dict(sorted(reasons.items()))}
     if data.validation_share:
-        found["validation"] = {name: validation[name] for name in ("packed", "trained_tokens")}
-    return found, np.concatenate(held_out)
+        found["validation"] = {name: validation_counts[name] for name in ("packed", "trained_tokens")}
+    return found, np.concatenate(validation)
 
 
 def _note(refused: Refused, file: Path, line: int, data: Data, stream: Any) -> None:
@@ -165,13 +165,12 @@ class _EncodeSpan:
         records = list(reader)
         outcomes = encode_samples([_sample(raw) for raw in records], self._tokenizer, self._limits)
         encoded = [outcome for outcome in outcomes if isinstance(outcome, Encoded)]
-        marked = [outcome.marked for outcome in encoded]
-        trained = np.array([np.count_nonzero(tokens >= 0) for tokens in marked], np.int64)
-        held_out = np.zeros(len(marked), np.bool_)
+        trained = np.array([np.count_nonzero(sample.marked >= 0) for sample in encoded], np.int64)
+        validation = np.zeros(len(encoded), np.bool_)
         if self._share:
             start_id = self._tokenizer.start_id
-            held_out[:] = [is_held_out(tokens, start_id, self._share, self._seed) for tokens in marked]
-        result = SpanResult(span, reader.lines, self._spool.write(marked), trained, held_out)
+            validation[:] = [is_validation(sample.marked, start_id, self._share, self._seed) for sample in encoded]
+        result = SpanResult(span, reader.lines, self._spool.write(encoded), trained, validation)
         result.truncated = sum(outcome.truncated for outcome in encoded)
         for raw, outcome in zip(records, outcomes):
             if isinstance(outcome, BadSample):
@@ -213,7 +212,7 @@ class _Packer:
         data, lengths = self._data, self._lengths[samples]
         plan = plan_packs(lengths, data.seq_length, data.seed)
         plan = Plan(samples[plan.order].astype(np.int32), plan.bounds)
-        writer = PackedWriter(self._staging, prefix, len(plan), data.seq_length)
+        writer = PackedWriter(self._staging, prefix, len(plan), data.seq_length, with_roles=True)
         rows = _Rows(data.seq_length, self._pad_id, self._spool, self._lengths, plan, writer)
         step = max(1, VALUES_AT_ONCE // data.seq_length)
         blocks = [range(begin, min(begin + step, len(plan))) for begin in range(0, len(plan), step)]
@@ -241,14 +240,15 @@ class _Rows:
 
     def __call__(self, rows: range) -> range:
         marked = np.full((len(rows), self._seq_length), ~self._pad_id, np.int32)
-        numbers = np.zeros_like(marked)
+        numbers, roles = np.zeros_like(marked), np.zeros(marked.shape, np.uint8)
         for row, pack in enumerate(rows):
             begin = 0
             for number, (sample, length) in enumerate(self._samples(pack), 1):
-                self._spool.read(sample, marked[row, begin : begin + length])
-                numbers[row, begin : begin + length] = number
-                begin += length
-        self._writer.write(rows.start, input_ids=input_ids_of(marked), attention_mask=numbers, labels=labels_of(marked))
+                inside = slice(begin, begin := begin + length)
+                self._spool.read(sample, marked[row, inside], roles[row, inside])
+                numbers[row, inside] = number
+        ids, labels = input_ids_of(marked), labels_of(marked)
+        self._writer.write(rows.start, input_ids=ids, attention_mask=numbers, labels=labels, roles=roles)
         return rows
 
     def _samples(self, pack: int) -> Iterator[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""The loss of a checkpoint on what is held out, computed as in training."""
+"""The loss of a checkpoint on the validation split, computed as in training."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from openpangu_sft.tokenizer.tokenizer import IGNORED
 from openpangu_sft.util.console import progress
 
 
-def held_out_loss(recipe: Recipe, tensors: Tensors, title: str) -> float:
-    """Mean cross-entropy over all trained tokens of the held-out packs, in nats.
+def validation_loss(recipe: Recipe, tensors: Tensors, title: str) -> float:
+    """Mean cross-entropy over all trained tokens of the validation packs, in nats.
 
     Every token counts the same, unlike in training, where it is the mean of micro batches: so it does not depend on
     how samples fall into packs.

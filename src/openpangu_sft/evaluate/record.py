@@ -22,7 +22,7 @@ class Question:
     """What a model is asked.
 
     Args:
-        source: where it comes from: prompts.txt:3, or held-out sample 2.
+        source: where it comes from: prompts.txt:3, or validation sample 2.
         turns: role and content of each message, the system prompt (role system) first where there is one.
         reference: the answer that it had there; empty where it had none.
         prompt: token ids that are given to the model, the assistant's header last.
@@ -42,7 +42,7 @@ class Result:
         iteration: of the run; 0 is what training began with.
         checkpoint: its directory.
         files: name, size and time of its files: whether it is still the same.
-        loss: mean cross-entropy per trained token of the held-out samples, in nats; None where none are held out.
+        loss: mean cross-entropy per trained token of the validation samples, in nats; None without a validation split.
         answers: one for each question; empty as long as these were not asked.
     """
 
@@ -60,7 +60,7 @@ class Evaluation:
     Args:
         inputs: sha256 of the dataset, and of the prompt file or nothing.
         settings: that loss or answers depend on.
-        held_out: counts of the held-out samples, packed and trained_tokens among them; empty where there are none.
+        held_out: counts of the validation samples, packed and trained_tokens among them; empty where there are none.
         questions: the same for every checkpoint.
         results: by iteration.
     """

@@ -1,4 +1,4 @@
-"""`make evaluate`: held-out loss and answers of what training began with and of a run's checkpoints."""
+"""`make evaluate`: validation loss and answers of what training began with and of a run's checkpoints."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from openpangu_sft.checkpoint.mcore import iteration_directory
 from openpangu_sft.checkpoint.mcore_reader import latest_iteration, open_mcore
 from openpangu_sft.dataset.index_file import VALIDATION
 from openpangu_sft.dataset.preprocess import data_settings
-from openpangu_sft.evaluate.loss import held_out_loss
-from openpangu_sft.evaluate.questions import held_out_questions, questions_in
+from openpangu_sft.evaluate.loss import validation_loss
+from openpangu_sft.evaluate.questions import questions_in, validation_questions
 from openpangu_sft.evaluate.record import (
     EVALUATION,
     Evaluation,
@@ -41,7 +41,7 @@ def run_evaluate(recipe: Recipe, prompts: Optional[Path] = None, wanted: Optiona
     """Evaluates what training began with and checkpoints of `paths.run`; what was evaluated before is not done again.
 
     Args:
-        prompts: a file of questions; without it some of the held-out samples are asked.
+        prompts: a file of questions; without it some of the validation samples are asked.
         wanted: the number of an iteration, or all; without it, the newest.
 
     Returns:
@@ -86,12 +86,14 @@ def _may_be_gone(run: Path, number: int, wanted: Optional[str]) -> Iterator[None
 
 
 def _dataset(recipe: Recipe, run: Manifest) -> Manifest:
-    """The dataset that the run was trained on: what is held out of another one may have been trained on."""
+    """The dataset that the run was trained on: the validation split of another one may have been trained on."""
     directory = recipe.path("dataset")
     dataset = read_manifest(directory, "dataset", AGAIN)
     require_settings(directory, dataset.settings, data_settings(recipe), AGAIN)
     if dataset.digest != run.inputs["dataset"]:
-        what = "is not what this run was trained on: what is held out here may have been trained on there"
+        what = (
+            "is not what this run was trained on: what is in the validation split here may have been trained on there"
+        )
         raise UserError(what, where=directory, remedy="check paths.dataset and paths.run")
     return dataset
 
@@ -101,13 +103,13 @@ def _prepare(recipe: Recipe, dataset: Manifest, prompts: Optional[Path]) -> Eval
     held_out = dataset.counts.get(VALIDATION, {})
     if not held_out and prompts is None:
         raise UserError(
-            "no conversations are held out (data.validation_share is 0), and no prompts are given",
+            "there is no validation split (data.validation_share is 0), and no prompts are given",
             where=recipe.path("dataset"),
             remedy=f"give PROMPTS=…; or set data.validation_share=0.05, {AGAIN}",
         )
     inputs = {"dataset": dataset.digest}
     if prompts is None:
-        questions = held_out_questions(recipe, tokenizer)
+        questions = validation_questions(recipe, tokenizer)
     else:
         questions = questions_in(prompts, recipe, tokenizer)
         inputs["prompts"] = sha256_of(prompts)
@@ -151,7 +153,7 @@ def _evaluate(recipe: Recipe, evaluation: Evaluation, number: int, root: Path, i
         loss = None
         if evaluation.held_out:
             name = f"iteration {number}" if number else "before training"
-            loss = held_out_loss(recipe, tensors_of(opened.weights, recipe.model), name)
+            loss = validation_loss(recipe, tensors_of(opened.weights, recipe.model), name)
         result = Result(number, printable(str(opened.directory)), files, loss, [])
         evaluation.add(result)
         write_evaluation(run, evaluation)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from openpangu_sft.dataset.index_file import PREFIX, read_rows
+from openpangu_sft.dataset.segments import positions_within, segment_bounds
 
 
 @dataclass(frozen=True)
@@ -52,18 +53,6 @@ class PackedDataset:
         rows = np.stack([self._input_ids[packs], self._labels[packs], positions]).astype(np.int64)
         input_ids, labels, position_ids = torch.from_numpy(rows).to(device)
         return Batch(input_ids, labels, position_ids, bounds)
-
-
-def segment_bounds(numbers: npt.NDArray[np.int32]) -> list[tuple[int, int]]:
-    """(begin, end) of each run of one segment number in a pack; padding is the last run."""
-    cuts = np.flatnonzero(np.diff(numbers)) + 1
-    edges = [0, *cuts.tolist(), len(numbers)]
-    return list(zip(edges[:-1], edges[1:]))
-
-
-def positions_within(bounds: list[tuple[int, int]]) -> npt.NDArray[np.int64]:
-    """Position of every token in its segment."""
-    return np.concatenate([np.arange(end - begin) for begin, end in bounds])
 
 
 def training_order(packs: int, samples: int, seed: int) -> npt.NDArray[np.int64]:

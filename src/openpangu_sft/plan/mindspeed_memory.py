@@ -9,7 +9,7 @@ import os
 from typing import NamedTuple
 
 from openpangu_sft.checkpoint.sharding import Layout, layout_of, rank_parameter_count
-from openpangu_sft.plan.parts import Memory, Part, Phase
+from openpangu_sft.plan.memory import Memory, Part, Phase
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.errors import UserError
 
@@ -88,15 +88,15 @@ def _stage(recipe: Recipe, layout: Layout, stage: int) -> Memory:
     if recipe.parallel.tensor > 1:
         gathered = layer_input(recipe) * recipe.parallel.tensor
         static.append(Part("gathered sequence", gathered, "one buffer, as tensor parallel ranks hold parts of it"))
-    moments = [_loss(recipe, layout, stage), _backward(recipe, layout, stage)]
+    phases = [_loss(recipe, layout, stage), _backward(recipe, layout, stage)]
     if stage == 0:
-        moments.append(_embedding(recipe, layout))
+        phases.append(_embedding(recipe, layout))
     count, mib = communicators(recipe), buffer_mib()
     outside = (
         Part("HCCL buffers", count * 2 * mib << 20, f"{count} communicators x 2 x HCCL_BUFFSIZE, {mib} MiB"),
         Part("the NPU itself", HELD, "in use before any process, by npu-smi"),
     )
-    return Memory(tuple(static), tuple(moments), outside, stage)
+    return Memory(tuple(static), tuple(phases), outside, stage)
 
 
 def _loss(recipe: Recipe, layout: Layout, stage: int) -> Phase:

@@ -7,7 +7,7 @@ compared with both on a CPU by tests/plan/test_transformers_memory.py.
 from __future__ import annotations
 
 from openpangu_sft.checkpoint.sharding import hf_shapes, parameter_count
-from openpangu_sft.plan.parts import Memory, Part, Phase
+from openpangu_sft.plan.memory import Memory, Part, Phase
 from openpangu_sft.recipe.schema import Recipe
 
 
@@ -21,8 +21,8 @@ def transformers_memory(recipe: Recipe) -> Memory:
     ]
     if recipe.parallel.world > 1:
         static.append(Part("DDP's buckets", parameters * 4, "x 4: gradients once more"))
-    moments = (_loss(recipe), _loss_backward(recipe), _backward(recipe), _embedding(recipe), _step(recipe))
-    return Memory(tuple(static), moments, ())
+    phases = (_loss(recipe), _loss_backward(recipe), _backward(recipe), _embedding(recipe), _step(recipe))
+    return Memory(tuple(static), phases, ())
 
 
 def layer_activations(recipe: Recipe) -> int:

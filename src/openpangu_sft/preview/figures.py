@@ -7,6 +7,7 @@ from typing import Any
 
 from openpangu_sft.artifacts.artifact import Manifest
 from openpangu_sft.dataset.index_file import VALIDATION
+from openpangu_sft.dataset.roles import UNKNOWN
 from openpangu_sft.dataset.statistics import Distribution, Statistics
 from openpangu_sft.util.errors import printable
 
@@ -88,9 +89,9 @@ def figures_of(statistics: Statistics, manifest: Manifest) -> Figures:
         Figure("trained tokens", f"{trained:,}", f"{trained / tokens:.1%} of the tokens"),
         Figure("packs full", f"{tokens / room:.1%}", f"{statistics.samples / statistics.packs:.1f} samples per pack"),
     ]
-    if held_out := manifest.counts.get(VALIDATION):
-        note = f"samples that are not trained on: {held_out['packs']:,} packs, {held_out['tokens']:,} tokens"
-        single.append(Figure("held out", f"{held_out['packed']:,}", note))
+    if validation := manifest.counts.get(VALIDATION):
+        note = f"samples that are not trained on: {validation['packs']:,} packs, {validation['tokens']:,} tokens"
+        single.append(Figure("validation", f"{validation['packed']:,}", note))
     single += [
         Figure(printable(name.replace("_", " ")), f"{sum(reasons.values()):,}", _listed(reasons))
         for name, reasons in manifest.counts.items()
@@ -148,5 +149,5 @@ def _fill(statistics: Statistics) -> Histogram:
 
 
 def _roles(turns: dict[str, int]) -> Histogram:
-    bars = [Bar(role, count) for role, count in turns.items() if count or role != "unknown"]
-    return Histogram("Turns by role", "role", "turns", bars)
+    bars = [Bar(role, count) for role, count in turns.items()]
+    return Histogram("Turns by role", "role", "turns", bars, note="" if turns else UNKNOWN)

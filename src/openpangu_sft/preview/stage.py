@@ -9,8 +9,8 @@ from typing import Optional
 from openpangu_sft.artifacts.artifact import Manifest, read_manifest, require_settings
 from openpangu_sft.artifacts.atomic import write_durably
 from openpangu_sft.artifacts.checks import page_place
+from openpangu_sft.dataset.roles import AGAIN
 from openpangu_sft.dataset.statistics import Rows, Statistics, measure
-from openpangu_sft.dataset.turns import Pieces, TurnRoles
 from openpangu_sft.preview.figures import Figures, figures_of
 from openpangu_sft.preview.segments import Segment, SegmentReader
 from openpangu_sft.recipe.schema import Recipe
@@ -23,8 +23,6 @@ TEMPLATE = Path(__file__).with_name("page.html")
 
 SHOWN = 3
 """Samples that are shown where the user names none."""
-
-AGAIN = "run make preprocess and make merge again"
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ def run_preview(
         raise UserError(f"there is no sample {first}", where=directory, remedy=f"choose one from 1 to {samples:,}")
 
     rows = Rows(directory, recipe.data.seq_length)
-    statistics = measure(rows, tokenizer.start_id, TurnRoles(Pieces(tokenizer)))
+    statistics = measure(rows)
     _require_counted(directory, manifest, statistics)
     reader = SegmentReader(rows, statistics, tokenizer)
     last = min(samples, first - 1 + (count or (SHOWN if sample is None else 1)))

@@ -32,7 +32,7 @@ class Curve:
         colour: of the line.
         iterations: int64 [points].
         values: float64 [points].
-        marks: (iteration, value) of single points, drawn as dots: held-out loss.
+        marks: (iteration, value) of single points, drawn as dots: validation loss.
     """
 
     name: str
@@ -44,8 +44,8 @@ class Curve:
 
 def charts_of(runs: Sequence[Run]) -> list[tuple[str, str]]:
     """Title and SVG of each chart: loss, learning rate, gradient norm, speed."""
-    losses = [_curve(run, colour, "loss", run.held_out_losses) for run, colour in zip(runs, COLOURS)]
-    dots = "; dots: held-out loss" if any(run.held_out_losses for run in runs) else ""
+    losses = [_curve(run, colour, "loss", run.validation_losses) for run, colour in zip(runs, COLOURS)]
+    dots = "; dots: validation loss" if any(run.validation_losses for run in runs) else ""
     return [
         (f"Loss per trained token{dots}", _draw("loss", losses)),
         ("Gradient norm", _draw("norm", [_curve(run, c, "grad_norm") for run, c in zip(runs, COLOURS)])),

@@ -55,7 +55,7 @@ def render_report(runs: Sequence[Run]) -> str:
         tiles=[Row(name, [figure(run) for run in runs]) for name, figure in _TILES.items()],
         charts=[(title, Markup(svg)) for title, svg in charts_of(runs)],
         data=[Row(name, [figure(run) for run in runs]) for name, figure in _DATA.items()],
-        held_out=_held_out(runs),
+        validation=_validation(runs),
         answers=_answers(runs),
         settings=_table([run.manifest.settings for run in runs]),
         inputs=_table([run.manifest.inputs for run in runs]),
@@ -68,10 +68,10 @@ def _loss(run: Run) -> str:
     return f"{run.metrics[0]['loss']:.4f} → {run.metrics[-1]['loss']:.4f}"
 
 
-def _held_out_loss(run: Run) -> str:
-    losses = [loss for _, loss in run.held_out_losses]
+def _validation_loss(run: Run) -> str:
+    losses = [loss for _, loss in run.validation_losses]
     if not losses:
-        return "not evaluated" if run.held_out else "none held out"
+        return "not evaluated" if run.validation else "no validation split"
     return " → ".join(f"{loss:.4f}" for loss in (losses[0], losses[-1])[: len(losses)])
 
 
@@ -86,7 +86,7 @@ _Figures = dict[str, Callable[[Run], str]]
 _TILES: _Figures = {
     "iterations": lambda run: f"{run.metrics[-1]['iteration']:,} of {run.planned:,}",
     "loss": _loss,
-    "held-out loss": _held_out_loss,
+    "validation loss": _validation_loss,
     "tokens a second (median)": lambda run: f"{run.median_speed:,.0f}",
     "time in iterations": _duration,
 }
@@ -103,7 +103,7 @@ _DATA: _Figures = {
         run.manifest.counts["trained_tokens"], run.manifest.counts["tokens"]
     ),
     "times that the data was seen": lambda run: f"{run.epochs:.2f}",
-    "held-out samples": lambda run: f"{run.held_out.get('packed', 0):,}",
+    "validation samples": lambda run: f"{run.validation.get('packed', 0):,}",
 }
 
 
@@ -111,9 +111,9 @@ def _share(part: int, whole: int) -> str:
     return f"{part / max(whole, 1):.1%}"
 
 
-def _held_out(runs: Sequence[Run]) -> list[Row]:
-    """Held-out loss by iteration."""
-    losses = [dict(run.held_out_losses) for run in runs]
+def _validation(runs: Sequence[Run]) -> list[Row]:
+    """Validation loss by iteration."""
+    losses = [dict(run.validation_losses) for run in runs]
     return [
         Row(f"iteration {number:,}" if number else "before training", [_nats(each.get(number)) for each in losses])
         for number in sorted({number for each in losses for number in each})

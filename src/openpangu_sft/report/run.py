@@ -72,21 +72,21 @@ class Run:
         return float(packs / self.manifest.counts["packs"])
 
     @property
-    def held_out(self) -> dict[str, int]:
+    def validation(self) -> dict[str, int]:
         """Counts of what is kept out of training; empty where nothing is."""
         found: dict[str, int] = self.manifest.counts.get(VALIDATION, {})
         return found
 
     @property
-    def held_out_losses(self) -> list[tuple[int, float]]:
+    def validation_losses(self) -> list[tuple[int, float]]:
         """Iteration and loss of every evaluation; 0 is before training."""
         results = self.evaluation.results if self.evaluation else []
         return [(result.iteration, result.loss) for result in results if result.loss is not None]
 
     @property
     def overfitted(self) -> bool:
-        """Whether held-out loss has risen while training loss has fallen."""
-        losses = [loss for _, loss in self.held_out_losses]
+        """Whether validation loss has risen while training loss has fallen."""
+        losses = [loss for _, loss in self.validation_losses]
         return len(losses) > 1 and losses[-1] > losses[0] and self.metrics[-1]["loss"] < self.metrics[0]["loss"]
 
 

@@ -1,1 +1,1 @@
-"""openPangu's conversation format and its tokenizer."""
+"""openPangu's chat template and its tokenizer."""

@@ -1,4 +1,4 @@
-"""Pieces of text to token ids, exactly as the checkpoint's own Hugging Face tokenizer gives them.
+"""Text spans to token ids, exactly as the checkpoint's Hugging Face tokenizer gives them.
 
 Always the slow class: fast and slow ones may disagree, and preprocessing, training and chat must use the same.
 """
@@ -15,15 +15,18 @@ from typing import Any, Optional
 import numpy as np
 
 from openpangu_sft.artifacts.artifact import files_digest
-from openpangu_sft.tokenizer.sentencepiece import DirectEncoder, Unfit, has_any
+from openpangu_sft.tokenizer.sentencepiece import DirectEncoder, Unfit
 from openpangu_sft.tokenizer.template import END, HEADERS, START, TextSpan
 from openpangu_sft.util.errors import UserError
 
 IGNORED = -100
 """Label of a token that is not a target (PyTorch's cross_entropy default, and MindSpeed-LLM's)."""
 
+UNDECODED, CHARACTER_BYTES = "\ufffd", 4
+"""What decoders give for bytes that are no whole character, and how many bytes a character has at most."""
+
 COMPARED_AT_ONCE = 1000
-"""Pieces of the vocabulary in one text."""
+"""Tokens of the vocabulary in one text."""
 
 FILES = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.json")
 
@@ -32,11 +35,11 @@ class Tokenizer:
     """The tokenizer of a Hugging Face checkpoint.
 
     Args:
-        directory: holds the tokenizer's files.
-        trust_remote_code: whether Python files beside it may be run.
+        directory: of the tokenizer's files.
+        trust_remote_code: whether Python files in it may be run.
 
     Raises:
-        UserError: files are missing or unfit, or openPangu's special tokens are not single tokens in it.
+        UserError: files are missing or invalid, or openPangu's special tokens are not single tokens.
     """
 
     def __init__(self, directory: Path, trust_remote_code: bool) -> None:
@@ -52,12 +55,12 @@ class Tokenizer:
         self._control = re.compile("|".join(map(re.escape, control)))
         self._control_marks = {token[0] for token in control}
         self.is_control = np.zeros(max(len(self.hf), *self._added) + 1, bool)
-        """bool [ids]: whether an id stands for a control token. <unk> does not: any odd character becomes one."""
+        """bool [ids]: which ids are control tokens. <unk> is none: any unknown character becomes one."""
         numbers = {*self._added, self.start_id, self.end_id} - {self.hf.unk_token_id}
         self.is_control[list(numbers)] = True
         opened = self.hf.encode(START, add_special_tokens=True)
         self.opening = [number for number in opened if self.is_control[number] and number != self.start_id]
-        """Control tokens that a piece which opens a sample has around it: bos."""
+        """Control tokens around the span that opens a sample: bos."""
 
     def __len__(self) -> int:
         return len(self.hf)
@@ -70,25 +73,26 @@ class Tokenizer:
         return ids[0]
 
     def control_token(self, text: str, begin: int = 0) -> Optional[re.Match[str]]:
-        """The first control token in a user's text: encoded as it stands it could forge a turn."""
-        if not has_any(text, self._control_marks):
-            return None
-        return self._control.search(text, begin)
+        """The first control token in a user's text, from `begin` on: encoded as one it could forge a turn."""
+        for mark in self._control_marks:  # most texts have none, and `in` takes a fraction of a search
+            if mark in text:
+                return self._control.search(text, begin)
+        return None
 
-    def span_ids(self, piece: TextSpan) -> list[int]:
-        """Token ids of one piece, encoded by itself."""
-        ids: list[int] = self.hf.encode(piece.text, add_special_tokens=piece.opens)
+    def span_ids(self, span: TextSpan) -> list[int]:
+        """Token ids of one span, encoded by itself."""
+        ids: list[int] = self.hf.encode(span.text, add_special_tokens=span.opens)
         return ids
 
-    def encode(self, pieces: Sequence[TextSpan]) -> list[list[int]]:
-        """Token ids of each piece, encoded by itself: directly where `go_direct` has found that it may."""
-        return self._direct(pieces) if self._direct else [self.span_ids(piece) for piece in pieces]
+    def encode(self, spans: Sequence[TextSpan]) -> list[list[int]]:
+        """Token ids of each span, encoded by itself; by SentencePiece directly after a successful `go_direct`."""
+        return self._direct(spans) if self._direct else list(map(self.span_ids, spans))
 
-    def go_direct(self, pieces: Sequence[TextSpan]) -> str:
-        """From now on `encode` goes to SentencePiece directly, if that gives the ids that the class gives.
+    def go_direct(self, spans: Sequence[TextSpan]) -> str:
+        """Makes `encode` use SentencePiece directly, if that gives the same ids as the class.
 
         Args:
-            pieces: to compare; some odd ones are added.
+            spans: compared, together with some odd ones.
 
         Returns:
             Why it does not; empty if it does.
@@ -98,17 +102,17 @@ class Tokenizer:
         except Unfit as reason:
             return str(reason)
         compared = [TextSpan(text, trained=False, opens=opens) for text in _odd_texts() for opens in (False, True)]
-        compared += pieces
-        for piece, ids in zip(compared, direct(compared)):
-            if ids != self.span_ids(piece):
-                return f"it gives other ids than SentencePiece alone for {reprlib.repr(piece.text)}"
+        compared += spans
+        for span, ids in zip(compared, direct(compared)):
+            if ids != self.span_ids(span):
+                return f"it gives other ids than SentencePiece alone for {reprlib.repr(span.text)}"
         self._direct = direct
         return ""
 
     def first_disagreement(self, other: Any) -> str:
-        """The first text, shortened, of which another Hugging Face tokenizer makes other ids; empty if there is none.
+        """The first text, shortened, that another Hugging Face tokenizer encodes differently; empty if there is none.
 
-        The texts are odd ones, and then every piece of the vocabulary: alone, and among its neighbours.
+        The texts are odd ones, then every token of the vocabulary: alone, and among its neighbours.
         """
 
         def differs(text: str, opens: bool = False) -> bool:
@@ -119,9 +123,9 @@ class Tokenizer:
             if differs(text) or differs(text, opens=True):
                 return reprlib.repr(text)
         vocabulary = sorted(self.hf.get_vocab().items(), key=lambda item: int(item[1]))
-        pieces = [token.replace("▁", " ") for token, _ in vocabulary]
-        for begin in range(0, len(pieces), COMPARED_AT_ONCE):
-            some = pieces[begin : begin + COMPARED_AT_ONCE]
+        texts = [token.replace("▁", " ") for token, _ in vocabulary]
+        for begin in range(0, len(texts), COMPARED_AT_ONCE):
+            some = texts[begin : begin + COMPARED_AT_ONCE]
             if differs(" ".join(some)):
                 return reprlib.repr(next(filter(differs, some), " ".join(some)))
         return ""
@@ -141,13 +145,38 @@ class Tokenizer:
                 text += self._decode([*header, *stretch])[len(before) :]
         return text
 
+    def token_texts(self, ids: Sequence[int]) -> list[str]:
+        """What each token adds to the text; nothing where it ends inside a character, which its last token adds.
+
+        Raises:
+            UserError: an id is not in this tokenizer.
+        """
+        start: list[int] = self.hf.encode("a", add_special_tokens=False)  # see decode_reply
+        texts, context, pending = [], start, list[int]()
+        for number in ids:
+            if number not in self._added and not 0 <= number < len(self.hf):
+                what = f"token id {number} of the dataset is not in this tokenizer"
+                raise UserError(what, where=self.directory, remedy="run make preprocess and make merge again")
+            pending.append(number)
+            text = self._added.get(number) or self._decode([*context, *pending])[len(self._decode(context)) :]
+            if text.endswith(UNDECODED) and len(pending) < CHARACTER_BYTES:
+                texts.append("")
+                continue
+            texts.append(text)
+            context, pending = start if number in self._added or text.endswith(UNDECODED) else pending, []
+        return texts
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of tokens, control tokens included."""
+        return "".join(self.token_texts(ids))
+
     def _decode(self, ids: Sequence[int]) -> str:
         # a clean-up would take the space out of " ." or " n't" wherever the model wrote one
         return str(self.hf.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def _odd_texts() -> list[str]:
-    """Texts in which classes around SentencePiece are known to differ from it."""
+    """Texts that tokenizer classes are known to encode differently from SentencePiece."""
     inner = [
         "",
         " ",
@@ -165,35 +194,24 @@ def _odd_texts() -> list[str]:
         "1 234",
         "\u3000",
         "\0",
-        "é",
     ]
-    inner += [
-        "e\u0301",
-        "\U0001f600",
-        "ﬁ①",
-        "\u200b",
-        "<0x41>",
-        "[unused",
-        "]",
-        "a" * 300,
-        " " * 300,
-        f"a{END} b {START}c",
-    ]
-    return [before + text + behind for text in inner for before, behind in (("", ""), (START + HEADERS["user"], END))]
+    inner += ["é", "e\u0301", "\U0001f600", "ﬁ①", "\u200b", "<0x41>", "[unused", "]"]
+    inner += ["a" * 300, " " * 300, f"a{END} b {START}c"]
+    return [before + text + after for text in inner for before, after in (("", ""), (START + HEADERS["user"], END))]
 
 
 def tokenizer_files(directory: Path) -> list[Path]:
-    """The tokenizer's own files in a checkpoint directory, remote code included."""
+    """The tokenizer's files in a checkpoint directory, remote code included."""
     return [directory / name for name in FILES if (directory / name).is_file()] + sorted(
         directory.glob("tokenization_*.py")
     )
 
 
 def tokenizer_digest(directory: Path) -> str:
-    """sha256 over the tokenizer's files: recorded in manifests, so that two stages cannot use different ones.
+    """sha256 over the tokenizer's files; recorded in manifests, so that two stages cannot use different tokenizers.
 
     Raises:
-        UserError: there are none.
+        UserError: there is no tokenizer.
     """
     _require_tokenizer(directory)
     return files_digest(tokenizer_files(directory))
@@ -205,10 +223,7 @@ def _require_tokenizer(directory: Path) -> None:
 
 
 def load_hf(directory: Path, trust_remote_code: bool, use_fast: bool = False) -> Any:
-    """The Hugging Face class's object for a tokenizer.
-
-    Args:
-        use_fast: take what AutoTokenizer takes when it is not asked for the slow class.
+    """Loads the Hugging Face tokenizer; `use_fast` as in AutoTokenizer.
 
     Raises:
         UserError: it does not load.
@@ -220,11 +235,11 @@ def load_hf(directory: Path, trust_remote_code: bool, use_fast: bool = False) ->
         loaded = AutoTokenizer.from_pretrained(
             str(directory), use_fast=use_fast, trust_remote_code=trust_remote_code, local_files_only=True
         )
-        if loaded is False:  # what transformers gives where SentencePiece cannot read its model
+        if loaded is False:  # transformers' result where SentencePiece cannot read its model
             SentencePieceProcessor(model_file=str(directory / FILES[0]))  # says why
             raise ValueError("transformers gives no reason")
         return loaded
-    except Exception as error:  # its files decide what it raises, and with trust_remote_code their code does
+    except Exception as error:  # of any type, depending on its files and, with trust_remote_code, on their code
         first_line = (str(error).strip().splitlines() or [repr(error)])[0]
         model = directory / FILES[0]
         remedy = "check its files"

@@ -1,1 +1,1 @@
-"""Errors, console, HTML pages, JSON lines, signals, git, Ascend version files."""
+"""Errors, console, HTML pages, JSON lines, signals, git, Ascend versions and visible NPUs."""

@@ -1,7 +1,6 @@
-"""Where the Ascend driver and CANN write down their versions: for doctor, and for the record of a run.
+"""Version files of the Ascend driver and CANN, and the NPUs that CANN makes visible.
 
-Formats as in the files beside the recordings of tests/npu_smi: driver/version.info and ascend_toolkit_install.info,
-lines `name=value`.
+Formats as in tests/npu_smi: driver/version.info and ascend_toolkit_install.info, lines `name=value`.
 """
 
 from __future__ import annotations
@@ -11,10 +10,11 @@ from pathlib import Path
 from typing import Optional
 
 ASCEND = "/usr/local/Ascend"
+VARIABLE = "ASCEND_RT_VISIBLE_DEVICES"
 
 
 def parse_info(text: Optional[str]) -> dict[str, str]:
-    """Lines `name=value`; without case in the names, as the driver's file says Version and CANN's version."""
+    """Lines `name=value`, names in lower case: the driver's file has Version, CANN's version."""
     fields = {}
     for line in (text or "").splitlines():
         name, sign, value = line.partition("=")
@@ -24,17 +24,17 @@ def parse_info(text: Optional[str]) -> dict[str, str]:
 
 
 def toolkit_home(environment: Mapping[str, str]) -> str:
-    """CANN's folder, as its set_env.sh has set it; empty where it was not sourced."""
+    """CANN's folder as set by its set_env.sh; empty where that was not sourced."""
     return environment.get("ASCEND_TOOLKIT_HOME") or environment.get("ASCEND_HOME_PATH") or ""
 
 
 def install_info(home: Path) -> Optional[str]:
-    """The text of ascend_toolkit_install.info, which lies in a folder named by the machine, as aarch64-linux."""
+    """The text of ascend_toolkit_install.info, which lies in a folder named by the machine, such as aarch64-linux."""
     return next((_text(file) for file in sorted(home.glob("*-linux/ascend_toolkit_install.info"))), None)
 
 
 def _text(file: Path) -> Optional[str]:
-    """None where it is not there, or not for this user to read."""
+    """None where the file is missing or not readable by this user."""
     try:
         return file.read_text("utf-8", errors="replace")
     except OSError:
@@ -42,12 +42,7 @@ def _text(file: Path) -> Optional[str]:
 
 
 def versions(environment: Mapping[str, str], root: Path = Path("/")) -> dict[str, str]:
-    """Versions of the driver and of CANN, as far as their files are there.
-
-    Args:
-        environment: of the process.
-        root: what stands for /.
-    """
+    """Versions of the driver and CANN, as far as their files exist below `root`."""
     driver, home = root / f"{ASCEND}/driver/version.info".lstrip("/"), toolkit_home(environment)
     texts = {
         "Ascend driver": _text(driver),
@@ -57,13 +52,10 @@ def versions(environment: Mapping[str, str], root: Path = Path("/")) -> dict[str
     return {name: version for name, version in found.items() if version}
 
 
-VARIABLE = "ASCEND_RT_VISIBLE_DEVICES"
-
-
 def visible(environment: Mapping[str, str], count: int) -> list[int]:
-    """Places of the NPUs that a process sees, of `count` that there are; it counts them anew, from 0.
+    """Indices of the NPUs that a process sees, of `count`; the process itself numbers them from 0.
 
-    None where the numbers do not ascend or the variable is set, but empty.
+    None where the numbers do not ascend or the variable is set but empty.
     """
     text = environment.get(VARIABLE)
     if text is None:

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, plain lines in a log. Everything goes to stderr."""
+"""Progress bars and tables. Everything goes to stderr but what a command was asked for: see `stdout`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import io
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
 from typing import Callable
 
 from rich.console import Console
@@ -22,18 +23,17 @@ SECONDS_BETWEEN_LINES = 10.0
 
 @contextlib.contextmanager
 def progress(what: str, total: int, done: int = 0) -> Iterator[Callable[[int, str], None]]:
-    """Yields a function to call with (units done since the last call, a note shown behind the bar)."""
+    """A bar on a terminal; in a log a line every ten seconds.
+
+    Args:
+        what: with the unit in parentheses: `merge (packs)`.
+
+    Yields:
+        A function to call with (units done since the last call, a note to show).
+    """
     if console.is_terminal:
-        bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-        )
-        with bar:
+        columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+        with Progress(*columns, "ETA", TimeRemainingColumn(), console=console, transient=True) as bar:
             task = bar.add_task(what, total=total, completed=done, note="")
 
             def advance(units: int, note: str = "") -> None:
@@ -49,8 +49,8 @@ def progress(what: str, total: int, done: int = 0) -> Iterator[Callable[[int, st
         now = time.monotonic()
         if now - last_line >= SECONDS_BETWEEN_LINES:
             last_line = now
-            left = (now - began) / max(position - done, 1) * (total - position)
-            console.print(f"{what}: {position}/{total} {note} {left:.0f} s left".replace("  ", " "), soft_wrap=True)
+            left = timedelta(seconds=round((now - began) / max(position - done, 1) * (total - position)))
+            console.print(f"{what}: {position}/{total} {note} ETA {left}".replace("  ", " "), soft_wrap=True)
 
     yield log
 
@@ -71,25 +71,28 @@ def byte_progress(what: str, total: int) -> Iterator[Callable[[int, str], None]]
 
 
 def stdout() -> Console:
-    """The console of what a command was asked for. A locale without the characters of it does not end the command."""
+    """The console for what a command was asked for; characters that the locale does not have are escaped."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     return Console(highlight=False)
 
 
-def print_table(title: str, rows: dict[str, str], to: Console = console) -> None:
-    """Names and values."""
-    to.print(title, style="bold", soft_wrap=True, markup=False)
-    table = Table(show_header=False)
-    for name, value in rows.items():
-        table.add_row(name, value)
-    to.print(table)
+def print_table(title: str, rows: Mapping[str, str], to: Console = console) -> None:
+    """A table of names and values, without a head."""
+    print_rows(title, (), list(rows.items()), to)
 
 
 def print_rows(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], to: Console = console) -> None:
-    """A table with a head."""
+    """A table, with a head unless it is empty."""
     to.print(title, style="bold", soft_wrap=True, markup=False)
-    table = Table(*head)
+    table = Table(*head, show_header=bool(head))
     for row in rows:
         table.add_row(*row)
-    to.print(table)
+    print_whole(table, to)
+
+
+def print_whole(table: Table, to: Console = console) -> None:
+    """Prints a table, wider than the console where a word is: a path stays in one piece."""
+    least = to.measure(table, options=to.options.update(max_width=sys.maxsize)).minimum
+    table.width = least if least > to.width else None
+    to.print(table, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""The one way a stage says no: what is wrong, where, and what to do about it."""
+"""UserError: what is wrong, where, and the remedy; and what other errors become for the user."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 LONGEST = 1000
-"""Characters of a finding that are shown: a name from a damaged file may be of any length."""
+"""Characters of a message that are shown: a name from a damaged file may have any length."""
 
 
 class UserError(Exception):
-    """Something the user can mend. The command line prints it as one line and exits with code 1.
+    """An error that the user can fix. The command line prints it as one line and exits with code 1.
 
     Args:
-        what: the finding, with the offending value.
-        where: file, file:line, recipe key or tensor name; printed first when given.
-        remedy: what to do, as an imperative; printed last when given.
+        what: the problem, with the offending value.
+        where: file, file:line, recipe key or tensor name; printed first.
+        remedy: an imperative; printed last.
     """
 
     def __init__(self, what: str, *, where: object = None, remedy: str = "") -> None:
@@ -30,7 +30,7 @@ class UserError(Exception):
         super().__init__(what)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """How it travels from a worker process: exceptions are pickled by their positional arguments otherwise."""
+        """For worker processes: by default exceptions are pickled with positional arguments only."""
         return partial(UserError, where=self.where, remedy=self.remedy), (self.what,)
 
     def __str__(self) -> str:
@@ -42,23 +42,23 @@ class UserError(Exception):
 
 
 class SizesUnknown(UserError):
-    """The recipe leaves sizes of the model to a checkpoint that does not give them (yet)."""
+    """The recipe takes sizes of the model from a checkpoint that does not provide them (yet)."""
 
 
 def printable(text: str) -> str:
-    """A text from a file, which may hold anything, without what a terminal or a browser would act on."""
+    """A text from a file with control characters escaped, so that no terminal or browser acts on them."""
     return "".join(mark if mark.isprintable() else repr(mark)[1:-1] for mark in text)
 
 
 def first_complaint(error: ValidationError, *within: str) -> str:
-    """The first thing that pydantic finds wrong, and the key that it finds it at, below the keys in `within`."""
+    """The first error of a validation, after its key below the keys in `within`."""
     detail = error.errors(include_url=False)[0]
     key = ".".join(map(str, (*within, *detail["loc"])))
     return f"{key}: {detail['msg']}" if key else detail["msg"]
 
 
 class Interrupted(Exception):
-    """A signal came, and the stage has ended in good order: what it did is saved."""
+    """A signal stopped the stage after it had saved its state."""
 
     def __init__(self, signal_number: int, state: str) -> None:
         self.signal_number = signal_number
@@ -81,14 +81,14 @@ _EXPLAINED = {
 
 
 def explain_os_error(error: OSError) -> UserError:
-    """Turns an operating-system error into a `UserError` with the remedy a user can act on."""
+    """Turns an error of the operating system into a `UserError` with a remedy."""
     what, remedy = _EXPLAINED.get(error.errno or 0, (error.strerror or str(error), ""))
     return UserError(what, where=error.filename, remedy=remedy)
 
 
 @contextlib.contextmanager
 def naming(path: object) -> Iterator[None]:
-    """Puts a path into operating-system errors that carry none: those of writes to an open file."""
+    """Adds a path to errors of the operating system that have none: those of writes to an open file."""
     try:
         yield
     except OSError as error:

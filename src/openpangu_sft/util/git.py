@@ -1,8 +1,8 @@
-"""How git is called: for what is wanted here, undisturbed by what it is told elsewhere.
+"""Calls git so that the result does not depend on the user's environment.
 
-Whoever calls git from a hook, or has line endings, templates, filters or hooks set up, would get other files than his
-neighbour. What works on files therefore sees no configuration at all. What reaches out keeps the user's, as proxies,
-certificates, rewritten addresses and credentials stand there, and never waits for somebody to type.
+Line endings, templates, filters, hooks or a call from a hook would change files, so commands on files see no
+configuration at all. Commands on the network keep the user's (proxies, certificates, rewritten addresses, credentials)
+and never prompt.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from openpangu_sft.util.errors import UserError
 _REACHES_OUT = re.compile(
     r"GIT_(SSL_|PROXY_|HTTP_|SSH|ASKPASS|ALLOW_PROTOCOL|EXEC_PATH|CONFIG_(GLOBAL|SYSTEM|NOSYSTEM|COUNT|KEY_|VALUE_))"
 )
-"""The only variables of git's own that are kept; a hook's GIT_DIR, GIT_INDEX_FILE and so on would lead astray."""
+"""The only variables of git that are kept, not a hook's GIT_DIR, GIT_INDEX_FILE and so on."""
 
 _SILENT_CONFIG = {"GIT_CONFIG_NOSYSTEM": "1", "GIT_ATTR_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": os.devnull}
 _SILENT_CONFIG.update(HOME=os.devnull, XDG_CONFIG_HOME=os.devnull)  # before 2.32 git knows no GIT_CONFIG_GLOBAL
 
 _FETCH = ["-c", "gc.auto=0", "-c", "color.ui=false"]
-_FETCH += ["-c", "http.lowSpeedLimit=1", "-c", "http.lowSpeedTime=120"]  # for a server that has gone silent
+_FETCH += ["-c", "http.lowSpeedLimit=1", "-c", "http.lowSpeedTime=120"]  # gives up on a silent server
 _FETCH += ["fetch", "--no-tags", "--no-recurse-submodules", "--progress"]
 
-# Another user's repository is read where it was named, on purpose; nothing is run from it. Git takes this setting
-# neither from the caller's command line nor from a repository.
+# Allows another user's repository, which was named on purpose; nothing in it is run. Git ignores this setting on the
+# caller's command line and in a repository.
 _LOCAL = ["--upload-pack", "git -c safe.directory='*' upload-pack"]
 
 _PROGRESS = re.compile(r"(remote: )?(\w+ [\w ]+: +\d+|Total \d+)|From | \* |remote:\s*$")
@@ -38,31 +38,26 @@ _NOBODY_THERE = re.compile("unable to access|not found|does not appear|dubious o
 
 
 class GitFailed(Exception):
-    """What git said, on one line."""
+    """Git's error message, on one line."""
 
 
 def require_git(purpose: str) -> None:
-    """Raises `UserError` where git is not installed: `purpose` says what it does here."""
+    """Raises `UserError` where git is not installed; `purpose` says what it is for."""
     if not shutil.which("git"):
         raise UserError(f"git is not installed: it {purpose}", remedy="install git")
 
 
 def git(*arguments: str, folder: Path, repository: Optional[Path] = None) -> str:
-    """Runs git on files, with no configuration but the repository's own.
+    """Runs git in a folder with no configuration but the repository's; returns its output, stripped.
 
     Args:
-        arguments: of git.
-        folder: where it runs.
-        repository: a bare one, of which the folder is then a work tree; without it git knows of none.
-
-    Returns:
-        What it printed, without white space around it.
+        repository: a bare one whose work tree the folder is; without it git sees no repository.
 
     Raises:
-        GitFailed: with what it said.
+        GitFailed: it exits with an error.
     """
     environment = {**_environment(), **_SILENT_CONFIG, "GIT_DEFAULT_HASH": "sha1"}
-    # Told of none, it would find a clone further up, and then `apply` passes over all files without a word.
+    # Without GIT_DIR it would find a clone further up, and `apply` would silently skip all files.
     environment["GIT_DIR"] = str(repository or os.devnull)
     if repository:
         environment["GIT_WORK_TREE"] = str(folder)
@@ -75,28 +70,28 @@ def git(*arguments: str, folder: Path, repository: Optional[Path] = None) -> str
 
 
 def fetch(repository: Path, url: str, *wanted: str, note: Callable[[str], object] = lambda line: None) -> None:
-    """Fetches from an address or a folder.
+    """Fetches into a bare repository.
 
     Args:
-        repository: a bare one, that takes what comes.
-        url: whatever git takes, or a folder, seen from the current one.
-        wanted: what to fetch, and options.
-        note: is told how it goes on, line by line.
+        url: anything that git accepts, or a folder relative to the current one.
+        wanted: refs and options.
+        note: called with each line of git's progress.
 
     Raises:
-        GitFailed: with what git said.
+        GitFailed: it exits with an error.
     """
-    place, how = _place(url)
+    source, local = _source(url)
+    options = [word for word in wanted if word.startswith("--")]
+    refs = [word for word in wanted if not word.startswith("--")]
     process = subprocess.Popen(
-        ["git", *_FETCH, *how, *(word for word in wanted if word.startswith("--")), "--", place]
-        + [word for word in wanted if not word.startswith("--")],
+        ["git", *_FETCH, *local, *options, "--", source, *refs],
         cwd=repository,
         env={**_environment(_REACHES_OUT), "GIT_DIR": str(repository), "GIT_TERMINAL_PROMPT": "0"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         encoding="utf-8",
-        errors="replace",  # and any of \r, \n ends a line
+        errors="replace",  # universal newlines: \r of a progress bar ends a line too
     )
     said = []
     try:
@@ -108,31 +103,25 @@ def fetch(repository: Path, url: str, *wanted: str, note: Callable[[str], object
         if process.wait():
             raise GitFailed(_one_line(said))
     finally:
-        process.terminate()  # does nothing to one that has ended
+        process.terminate()  # no effect where it has ended
         process.communicate()
 
 
 def nobody_there(failure: str) -> bool:
-    """Whether a fetch failed before there was a repository to ask: asking for something else is in vain."""
+    """Whether a fetch failed before it reached a repository, so that another ref would fail too."""
     return bool(_NOBODY_THERE.search(failure))
 
 
 def without_password(text: str) -> str:
-    """A text without the user and password of addresses in it."""
+    """A text without user names and passwords in its addresses."""
     return re.sub(r"(?<=://)[^/\s@]*@", "", text)
 
 
 def apply_patch(folder: Path, patch: Path, to: str, remedy: str) -> None:
-    """Applies a patch to the files in a folder, all of it or nothing.
-
-    Args:
-        folder: what the patch's file names are seen from.
-        patch: as git makes them; words may stand before it.
-        to: what the folder holds.
-        remedy: what to do where it does not fit.
+    """Applies a patch in git's format to the files in a folder, completely or not at all.
 
     Raises:
-        UserError: it does not fit; names the patch and, in git's words, the file and line.
+        UserError: it does not apply to this version (`to`); names the patch and, in git's words, file and line.
     """
     try:
         git("apply", str(patch.resolve()), folder=folder)
@@ -141,20 +130,20 @@ def apply_patch(folder: Path, patch: Path, to: str, remedy: str) -> None:
 
 
 def _environment(kept: Optional[re.Pattern[str]] = None) -> dict[str, str]:
-    """This process's environment, but of git's own variables only those kept; messages are English."""
+    """This process's environment with English messages and, of git's variables, those that match `kept`."""
     names = (name for name in os.environ if not name.startswith("GIT_") or (kept and kept.match(name)))
     return {**{name: os.environ[name] for name in names}, "LC_ALL": "C", "LANGUAGE": ""}
 
 
-def _place(url: str) -> tuple[str, list[str]]:
-    """What git is told in the place of an address, and with which options."""
+def _source(url: str) -> tuple[str, list[str]]:
+    """Git's argument for an address, and options that belong to it."""
     if url.startswith("file://"):
         return url, _LOCAL
-    path = Path(url).expanduser() if url.startswith("~/") else Path(url)  # not every shell has replaced it
+    path = Path(url).expanduser() if url.startswith("~/") else Path(url)  # not every shell expands it
     return (str(path.absolute()), _LOCAL) if "://" not in url and path.exists() else (url, [])
 
 
 def _one_line(lines: list[str]) -> str:
-    """Git's words with no line break and no password; what it repeats is left out."""
+    """Git's messages on one line, without passwords and repetitions."""
     words = dict.fromkeys(filter(None, (line.strip().rstrip(".") for line in lines)))
     return without_password("; ".join(words)) or "git gave no reason"

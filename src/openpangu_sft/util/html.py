@@ -1,6 +1,6 @@
-"""Pages that need nothing else: no network, no script, no font or file beside them.
+"""Self-contained HTML pages: no network, scripts, fonts or other files.
 
-What they show is untrusted. Jinja escapes every value, and the policy in base.html forbids scripts and requests.
+Their content is untrusted: Jinja escapes every value, and the policy in base.html forbids scripts and requests.
 """
 
 from __future__ import annotations
@@ -13,12 +13,7 @@ from openpangu_sft.util.errors import printable
 
 
 def render_page(template: Path, **values: object) -> str:
-    """The HTML of a page.
-
-    Args:
-        template: extends base.html.
-        values: for the template; Markup is taken as it is, all else is escaped.
-    """
+    """Renders a template that extends base.html; values other than Markup are escaped."""
     environment = Environment(
         loader=FileSystemLoader([template.parent, Path(__file__).parent]),
         autoescape=True,
@@ -26,12 +21,8 @@ def render_page(template: Path, **values: object) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(printable=printable, thousands=_thousands, share=_share)
+    environment.filters.update(printable=printable, thousands="{:,}".format, share=_share)
     return environment.get_template(template.name).render(values)
-
-
-def _thousands(number: int) -> str:
-    return f"{number:,}"
 
 
 def _share(part: int, whole: int, places: int = 1) -> str:

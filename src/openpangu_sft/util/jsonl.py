@@ -1,7 +1,7 @@
-"""Files that a run adds a line of JSON to as it goes: metrics.jsonl and starts.jsonl.
+"""JSON lines that a run appends to: metrics.jsonl and starts.jsonl.
 
-Whoever is killed while it writes leaves a last line without an end. Such a line is left out in reading, and removed
-before another one is added.
+A process killed while it writes leaves a last line without its end. Such a line is ignored when the file is read, and
+removed before the next one is appended.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from openpangu_sft.util.errors import UserError, first_complaint, naming
 
 
 def read_lines(path: Path, kind: type[BaseModel]) -> list[dict[str, Any]]:
-    """All lines, each with the fields of `kind`; none where there is no file.
+    """All complete lines, each with the fields of `kind`; none where there is no file.
 
     Raises:
-        UserError: a line that has its end is not of that kind.
+        UserError: a line is not of that kind.
     """
     if not path.is_file():
         return []
@@ -31,12 +31,12 @@ def read_lines(path: Path, kind: type[BaseModel]) -> list[dict[str, Any]]:
             found.append(kind.model_validate(json.loads(line)).model_dump())
         except (ValueError, RecursionError) as error:  # pydantic's are ValueErrors too
             what = first_complaint(error) if isinstance(error, ValidationError) else f"not JSON: {error}"
-            raise UserError(what, where=f"{path}:{number}", remedy="mend this line, or remove it") from None
+            raise UserError(what, where=f"{path}:{number}", remedy="fix this line, or remove it") from None
     return found
 
 
 def add_line(path: Path, content: Mapping[str, Any]) -> None:
-    """Adds a line. It is handed to the system at once, so that only the end of the machine can lose it."""
+    """Appends a line and closes the file: only a crash of the machine can lose it."""
     with naming(path), path.open("a+b") as stream:
         if stream.tell():
             stream.seek(-1, os.SEEK_END)

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM, for work that ends in good order instead of dying of them."""
+"""SIGINT and SIGTERM, for work that saves its state before it ends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Callable, Optional
 
 @contextlib.contextmanager
 def on_signals(handler: Callable[[int], object]) -> Iterator[None]:
-    """Calls `handler` with the number of each SIGINT and SIGTERM that comes while the block runs. Main thread only."""
+    """Calls `handler` with the number of each SIGINT and SIGTERM received inside the block. Main thread only."""
 
     def call(number: int, frame: Optional[FrameType]) -> None:
         handler(number)

@@ -144,7 +144,7 @@ def test_killed_it_leaves_nothing_behind_and_goes_on(case: Case) -> None:
     newest = int((case.run / TRACKER).read_text())
     code, said = case.train(f"train.iterations={newest + 1}")
     assert code == 0, said
-    assert f"continuing after iteration {newest}" in said
+    assert f"resuming after iteration {newest}" in said
     iterations = [row["iteration"] for row in read_metrics(case.run)]
     # what the training processes did after their parent was killed has not been read by anyone
     assert iterations == sorted(set(iterations))
@@ -237,5 +237,5 @@ def test_one_of_two_machines_is_lost_and_both_go_on(
     for machine in machines:
         said, _ = machine.communicate(timeout=PATIENCE)
         assert machine.returncode == 0, said
-        assert f"continuing after iteration {newest}" in said
+        assert f"resuming after iteration {newest}" in said
     assert [row["iteration"] for row in read_metrics(case.run)] == list(range(1, newest + 3))

@@ -86,7 +86,7 @@ def test_checkpoints_none_of_which_is_whole_are_not_written_over(recipe: Recipe,
         checkpoint(recipe, iteration, without="mp_rank_00_001/model_optim_rng.pt")
     if named:
         tracker(recipe).write_text(named)
-    with pytest.raises(UserError, match="no checkpoint here is whole"):
+    with pytest.raises(UserError, match="no checkpoint here is complete"):
         run_directory.newest_complete(recipe, True)
 
 
@@ -105,7 +105,7 @@ def test_an_earlier_one_where_the_newest_is_not_whole(
     checkpoint(recipe, 10, without=missing)
     tracker(recipe).write_text("10")
     assert run_directory.newest_complete(recipe, True) == 5
-    assert "iteration 10 is not whole" in capsys.readouterr().err
+    assert "iteration 10 is not complete" in capsys.readouterr().err
     assert tracker(recipe).read_text() == "5"  # upstream reads it
 
 
@@ -267,6 +267,6 @@ def test_machines_must_share_the_run(tmp_path: Path) -> None:
     with pytest.raises(UserError) as refused:
         stage.require_shared(tmp_path, seconds=0.2)
     said = str(refused.value)
-    assert said.startswith(f"{tmp_path}: the first machine has written nothing here for 0 s -> start it too")
+    assert said.startswith(f"{tmp_path}: the first node has written nothing here for 0 s -> start it too")
     threading.Timer(0.3, (tmp_path / "manifest.json").touch).start()
     stage.require_shared(tmp_path, seconds=30)

@@ -93,13 +93,13 @@ class _Training:
         last = self.recipe.train.iterations
         if self.iteration >= last:
             if self.rank == 0:
-                console.print(f"this run has {self.iteration} iterations already: set train.iterations higher to go on")
+                console.print(f"this run has {self.iteration} iterations already: raise train.iterations to continue")
             return
         if self.rank == 0:
             record_start(self.recipe, self.manifest, self.iteration, command_line)
             metrics.keep_until(self.directory, self.iteration)
             if self.iteration:
-                console.print(f"continuing after iteration {self.iteration}")
+                console.print(f"resuming after iteration {self.iteration}")
         received: list[int] = []
         with on_signals(received.append), self._progress(last) as advance:
             while self.iteration < last:
@@ -108,9 +108,8 @@ class _Training:
                 if stop or self.iteration % self.recipe.train.save_interval == 0 or self.iteration == last:
                     self._save()
                 if stop:
-                    raise Interrupted(
-                        stop, f"after iteration {self.iteration}, which is saved: run make sft again to go on"
-                    )
+                    state = f"after iteration {self.iteration}, which is saved: run make sft again to resume"
+                    raise Interrupted(stop, state)
 
     def _step(self) -> str:
         """One iteration; returns the note for the progress bar."""
