@@ -177,15 +177,15 @@ test: lint ## lint, then all tests
 	    --ignore tests/image tests
 	@$(bin)python tests/stamp.py
 
-test-random: env ## the property tests, with other input each time
+test-random: env ## property tests with new random inputs
 	@OMP_NUM_THREADS=1 $(bin)pytest --numprocesses auto --maxprocesses 4 --ignore tests/image \
 	    -m hypothesis --hypothesis-profile random tests
 
-test-image: env ## the image's tests: Docker, half an hour, 40 GB
+test-image: env ## tests of the image: needs Docker, half an hour, 40 GB
 	@$(bin)pytest $(if $(ARCH),--timeout 7200 \
 	    --stamp $(call quote,test-image-$(ARCH)) tests/image/test_emulated.py,--timeout 1800 --stamp test-image tests/image)
 
-lint: env ## formatting, style, types, shell scripts
+lint: env ## check formatting, style, types, shell scripts
 	@$(bin)ruff format --check --output-format concise .
 	@$(bin)ruff check .
 	@$(bin)mypy
@@ -194,21 +194,20 @@ lint: env ## formatting, style, types, shell scripts
 	    else echo "$$1 is not installed (it has no wheel for this machine): not run"; fi; }; \
 	    check shellcheck -x $(wildcard .ci/run *.sh */*.sh */*/*.sh) && check hadolint Dockerfile
 
-fmt: env ## apply the formatting that lint wants
+fmt: env ## apply formatting and style fixes
 	@$(bin)ruff format .
 	@$(bin)ruff check --fix-only .
 
-# Requirements with hashes and not uv.lock: that one holds the index's file addresses, so no mirror could be used.
-# Keeps the versions it can; LOCKFLAGS=--upgrade takes the newest of all. Then every supported machine must have
-# a wheel of everything, as nothing is built.
+# Requirements with hashes instead of uv.lock, which contains the index's URLs and so excludes mirrors. Keeps versions if
+# possible; LOCKFLAGS=--upgrade takes the newest. At the end checks that every supported platform has all wheels.
 compile = $(bin)uv --no-config --no-python-downloads pip compile --quiet --default-index $(call quote,$(PYPI_INDEX)) \
     --python-version 3.9 --universal --fork-strategy fewest --only-binary :all: --generate-hashes --no-annotate \
     --no-emit-index-url --custom-compile-command 'make lock' $(LOCKFLAGS)
-# The image takes torch by itself: PyTorch's CPU build (locks/torch-cpu.txt, by hand) or PyPI's with CUDA's libraries.
+# The image installs torch separately: PyTorch's CPU build (locks/torch-cpu.txt, by hand) or PyPI's with CUDA libraries.
 cuda = $(shell sed -n 's/^\(nvidia-[a-z0-9-]*\|triton\)==.*/\1/p' locks/portable.txt)
 beside_torch := filelock fsspec jinja2 markupsafe mpmath networkx sympy typing-extensions
 left_out = $(foreach name,$1,--no-emit-package $(name))
-lock: env ## re-make locks/ from pyproject.toml
+lock: env ## update locks/ from pyproject.toml
 	@$(compile) --group dev --group upstream pyproject.toml --output-file locks/portable.txt
 	@echo uv | $(compile) - --output-file locks/uv.txt
 	@$(compile) $(call left_out,$(cuda) torch) --constraint locks/portable.txt pyproject.toml --output-file locks/image-cpu.txt
@@ -222,7 +221,7 @@ lock: env ## re-make locks/ from pyproject.toml
 	        --no-deps --only-binary :all: --python-version $$python --python-platform $$machine-manylinux_2_36 \
 	        locks/portable.txt >/dev/null || exit 1; done; done
 
-clean: ## remove what demo, tests and tools wrote (not the environment)
+clean: ## remove files of demo, tests and tools (not the environment)
 	@rm -rf .cache/demo .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist src/*.egg-info
 	@find src tests scripts benchmarks -name __pycache__ -prune -exec rm -rf {} +
 

@@ -46,7 +46,7 @@ def test_the_whole_benchmark(data: Path, tmp_path: Path) -> None:
     place = tmp_path / "kept"
     done = bench("--size=0.3", f"--data-dir={data}", "--repeat=1", "--workers=2", "--packing=20000", f"--keep={place}")
     assert done.returncode == 0, done.stderr
-    assert "\nagreement: yes, both made the same segments\n" in done.stdout
+    assert "\nagreement: yes, both produced the same segments\n" in done.stdout
     shown = [line.split("|")[1].strip() for line in done.stdout.splitlines() if line.startswith("| ")]
     lengths = ["lognormal", "uniform", "bimodal", "the data's"]
     runs = ["raw SentencePiece", "this engine: preprocess, merge", "the published way"]
@@ -62,7 +62,7 @@ def test_no_data(tmp_path: Path) -> None:
     done = bench(f"--data-dir={tmp_path}")
     assert done.returncode == 1
     first = tmp_path / next(iter(CONVERTERS))
-    assert done.stderr.startswith(f"bench-data: {first}: no such file -> set DATA_DIR to a directory that holds it")
+    assert done.stderr.startswith(f"bench-data: {first}: no such file -> set DATA_DIR to a directory that contains it")
 
 
 def test_the_corpus_is_valid_and_the_same_for_a_seed(data: Path, tmp_path: Path) -> None:

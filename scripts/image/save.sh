@@ -35,7 +35,7 @@ cp Makefile docker-compose.yml LICENSE "$folder/"
 cp scripts/run.sh scripts/npus.sh scripts/compose.sh scripts/targets.awk "$folder/scripts/"
 cp scripts/image/names.sh scripts/image/load.sh "$folder/scripts/image/"
 sed -e "s/@VERSION@/$version/g; s/@TARGET@/$target/g; s/@COMMIT@/$commit/g; s/@MACHINE@/$machine/g" \
-    scripts/image/handover.md >"$folder/README.md"
+    scripts/image/bundle.md >"$folder/README.md"
 printf '%s\n' "$version" >"$folder/VERSION"
 (cd "$folder" && find . -type f ! -name SHA256SUMS -printf '%P\0' | sort -z | xargs -0 sha256sum >"$staging/sums" && mv "$staging/sums" SHA256SUMS)
 

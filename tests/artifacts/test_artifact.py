@@ -607,7 +607,7 @@ def test_a_missing_or_cut_file_is_named(target: Path) -> None:
         b'{"kind": "dataset", "files": {"a": {}}}',
         b'{"kind": "dataset", "files": {"a": [1]}}',
         b'{"kind": "dataset", "settings": []}',
-        b"[" * 100_000,
+        pytest.param(b"[" * 100_000, id="nested"),
     ],
 )
 def test_what_is_no_manifest(tmp_path: Path, text: bytes) -> None:
@@ -641,41 +641,3 @@ def test_other_settings_are_found(tmp_path: Path) -> None:
     ):
         message = refusal_of(require_settings, tmp_path, made_with, wanted, "run make convert again")
         assert message == f"{tmp_path}: {what} -> run make convert again"
-
-
-# The one line.
-
-
-def test_a_user_error_is_one_line() -> None:
-    assert str(UserError("what")) == "what"
-    assert str(UserError("what", where="file:3", remedy="mend it")) == "file:3: what -> mend it"
-    assert str(UserError("汉字 “quoted”", where=Path("数据"))) == "数据: 汉字 “quoted”"
-    assert str(UserError("a\nb\r\nc\u2028d\x85e\n\nf")) == "a b c d e f"
-    assert str(UserError("\x1b[31mred\x07\t\udcff")) == r"\x1b[31mred\x07\t\udcff"
-
-
-@pytest.mark.parametrize(
-    ("number", "message"),
-    [
-        (errno.ENOSPC, "/x: no room left on the disk -> free some space, then run the stage again"),
-        (errno.EDQUOT, "/x: no room left on the disk -> free some space, then run the stage again"),
-        (
-            errno.EFBIG,
-            "/x: File too large for this disk or its limit (ulimit -f) -> raise the limit or use another disk",
-        ),
-        (errno.EACCES, "/x: no permission -> check the owner and mode of this path"),
-        (errno.EPERM, "/x: no permission -> check the owner and mode of this path"),
-        (errno.EROFS, "/x: this file system is read-only -> choose another path in the recipe, or mount it writable"),
-        (errno.ENOENT, "/x: no such file or directory -> check the path in the recipe"),
-        (errno.ENOTDIR, "/x: a part of this path is not a directory -> check the path in the recipe"),
-        (errno.EEXIST, "/x: is in the way -> remove it or choose another path in the recipe"),
-        (errno.EIO, f"/x: {os.strerror(errno.EIO)}"),
-    ],
-)
-def test_operating_system_errors_are_explained(number: int, message: str) -> None:
-    assert str(explain_os_error(OSError(number, os.strerror(number), "/x"))).startswith(message)
-    assert "None" not in str(explain_os_error(OSError(number, os.strerror(number))))
-
-
-def test_an_os_error_with_nothing_but_a_text() -> None:
-    assert str(explain_os_error(OSError("only text"))) == "only text"

@@ -235,11 +235,11 @@ def test_without_a_checkpoint_the_first_stage_works_and_what_needs_sizes_says_so
 
 
 def test_doctor_skips_what_it_cannot_know_without_sizes(tmp_path: Path) -> None:
-    subject = Context(load_recipe(own_recipe(tmp_path), SMALL), Machine(Path("/")))
+    context = Context(load_recipe(own_recipe(tmp_path), SMALL), Machine(Path("/")))
     for name in ("memory", "disk", "ulimits"):
-        finding = guarded(name, lambda name=name: CHECKS[name](subject))
+        finding = guarded(name, lambda name=name: CHECKS[name](context))
         assert (finding.state, "no config.json in" in finding.found) == (State.SKIPPED, True)
-    assert guarded("inputs", lambda: CHECKS["inputs"](subject)).state == State.WARNING
+    assert guarded("inputs", lambda: CHECKS["inputs"](context)).state == State.WARNING
 
 
 def test_a_job_for_kubernetes_leaves_out_the_same_sizes(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ SEE = "openpangu-sft {} --help shows what there is"
 CHOICES = "--dtype (make: DTYPE): 'bf61' is not one of 'fp32', 'bf16', 'fp16'"
 MEMORY, SPEED = "plan: --memory (make: MEMORY): ", "plan: --tokens-per-second (make: TOKENS_PER_SECOND): "
 CLAIM = "kubernetes: --claim (make: CLAIM)"
-NAME = "up to 253 lower-case letters, digits, '-' and '.', a letter or digit at each end (an RFC 1123 subdomain)"
+NAME = "up to 253 lower-case letters, digits, '-' and '.', a letter or digit at each end (RFC 1123 subdomain)"
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ NAME = "up to 253 lower-case letters, digits, '-' and '.', a letter or digit at 
         *(
             (
                 ["kubernetes", "--claim", name],
-                f"{CLAIM}: {name!r} is no name in Kubernetes: {NAME} -> {SEE.format('kubernetes')}",
+                f"{CLAIM}: {name!r} is not a name in Kubernetes: {NAME} -> {SEE.format('kubernetes')}",
             )
             for name in ("a b", "Pangu", "-a", "a.", "a..b", "a\n", "")
         ),

@@ -89,7 +89,7 @@ BAD: list[tuple[object, str]] = [
     (record(user(), tool(), assistant()), "message 2 (tool) follows user: expected assistant"),
     (record(user(), assistant(), assistant()), "message 3 (assistant) follows assistant: expected user or tool"),
     (record(user(), assistant(), tool(), user()), "message 4 (user) follows tool: expected tool or assistant"),
-    (record(user()), "the last message is the user's: nothing after an answer can be trained"),
+    (record(user()), "the last message is the user's: a sample must end with an assistant message"),
     (record(user(), assistant(), user()), "the last message is the user's"),
     (record(user(), assistant(), tool()), "the last message is the tool's"),
 ]

@@ -143,8 +143,8 @@ def test_a_dataset_of_ours(recipe: Recipe) -> None:
         "seq_length": "128",
         "turns": "45 system, 45 user, 45 assistant, 0 tool",
         "tokens": f"{counts['tokens']:,}",
-        "packs full": f"{full:.1%}",
-        "share trained": f"{counts['trained_tokens'] / counts['tokens']:.1%}",
+        "packing efficiency": f"{full:.1%}",
+        "trained tokens": f"{counts['trained_tokens'] / counts['tokens']:.1%}",
         "segments": "45",
         "longest segment": str(longest),
     }
@@ -174,8 +174,8 @@ def test_what_another_dataset_can_be_called(make_recipe: MakeRecipe, tmp_path: P
         "seq_length": "16",
         "turns": UNKNOWN,
         "tokens": "41",
-        "packs full": "85.4%",
-        "share trained": "70.7%",
+        "packing efficiency": "85.4%",
+        "trained tokens": "70.7%",
         "segments": "6",
         "longest segment": "16",
     }
@@ -401,9 +401,10 @@ def test_rows_that_were_not_padded(
     report = run_inspect(make_recipe("data.seq_length=16"), prefix)
     (said,) = findings(report)
     assert (
-        "3 of 4 rows, first row 0: 0 tokens, the recipe has data.seq_length = 16; every row must have as many" in said
+        "3 of 4 rows, first row 0: 0 tokens, the recipe has data.seq_length = 16; all rows must have the same length"
+        in said
     )
-    figures = ("seq_length", "rows", "tokens", "segments", "longest segment", "packs full")
+    figures = ("seq_length", "rows", "tokens", "segments", "longest segment", "packing efficiency")
     assert [report.figures[name] for name in figures] == ["0 to 16", "4", "41", "6", "16", "100.0%"]
     patch_value(Path(f"{prefix}_packed_labels_document.bin"), 13 + 16 + 5, 77)
     assert "1 of 4 rows, first row 3, column 5: label 77 is neither" in findings(run_inspect(make_recipe(), prefix))[1]
@@ -500,7 +501,7 @@ def test_a_dataset_of_the_published_handler(
     report = run_inspect(make_recipe("data.seq_length=16"), prefix)
     assert findings(report) == [f"{prefix}_packed_attention_mask_document.bin: 3 of 3 rows, {said}{UNNUMBERED}"]
     assert report.figures["tokens"] == "41"
-    assert report.figures["share trained"] == "70.7%"
+    assert report.figures["trained tokens"] == "70.7%"
     assert report.figures["segments"] == "unknown: attention_mask holds no segment numbers"
 
 
@@ -764,6 +765,7 @@ def test_the_command_line(recipe: Recipe, tmp_path: Path) -> None:
     assert finished.stderr.startswith(f"packed dataset: {directory}\n")
     assert f"openpangu-sft {__version__} (dataset)" in finished.stderr
     assert "->" not in finished.stderr
+    assert finished.stderr.splitlines()[-1] == "PASS"
 
     prefix = write_dataset(tmp_path / "other", published_rows())
     finished = command(*overrides, str(prefix))
@@ -771,9 +773,10 @@ def test_the_command_line(recipe: Recipe, tmp_path: Path) -> None:
     assert finished.returncode == 1
     assert first.startswith(f"{prefix}_packed_input_ids_document.idx: rows have 16 tokens")
     assert second.endswith(UNNUMBERED)
-    assert last == f"openpangu-sft: {prefix}: 2 findings -> see above"
+    assert last == "FAIL: 2 findings"
     finished = command(*overrides, "--set", "data.seq_length=16", str(prefix))
-    assert finished.stderr.splitlines()[-1] == f"openpangu-sft: {prefix}: 1 finding -> see above"
+    assert finished.returncode == 1
+    assert finished.stderr.splitlines()[-1] == "FAIL: 1 finding"
 
     finished = command(*overrides, str(tmp_path / "none"))
     assert finished.returncode == 1

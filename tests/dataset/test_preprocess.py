@@ -174,18 +174,19 @@ def test_progress_shows_the_name_of_the_file_as_it_is(
     make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("openpangu_sft.util.console.SECONDS_BETWEEN_LINES", 0)
+    monkeypatch.setattr("openpangu_sft.util.console.MB", 100)
     monkeypatch.setattr(spans, "SMALLEST", 1000)
     recipe = make_recipe()
     path = recipe.path("samples") / "[red]x[bold].jsonl"
     write_samples(path, samples(30))
     run_preprocess(recipe)
     lines = capsys.readouterr().err.splitlines()
-    encoding = [line for line in lines if line.startswith("encoding [red]x[bold].jsonl: ")]
+    encoding = [line for line in lines if line.startswith("encoding [red]x[bold].jsonl (MB): ")]
     positions = [int(line.split(": ")[1].split("/")[0]) for line in encoding]
     assert len(positions) > 3
     assert positions == sorted(positions)
-    assert positions[-1] == path.stat().st_size
-    assert any(line.startswith("writing [red]x[bold].jsonl: ") for line in lines)
+    assert positions[-1] == path.stat().st_size // 100
+    assert any(line.startswith("writing [red]x[bold].jsonl (packs): ") for line in lines)
 
 
 def test_what_is_no_shard_is_never_removed(make_recipe: MakeRecipe, tiny_hf: Path) -> None:
@@ -267,7 +268,7 @@ def test_a_bad_sample_is_refused_by_line_and_nothing_is_left(
     message = refusal(recipe)
     assert message.startswith(f"{path}:6: ")
     assert reason in message
-    assert message.endswith("-> mend it, or set data.on_bad_sample=skip")
+    assert message.endswith("-> fix it, or set data.on_bad_sample=skip")
     assert tree(recipe.path("shards")) == {}
 
 
@@ -480,8 +481,8 @@ def link(path: Path) -> None:
         ),
         (lambda at: touch(at / "A.JSONL"), "{at}/A.JSONL: is not a .jsonl file"),
         (lambda at: touch(at / "a.parquet"), "{at}/a.parquet: is not a .jsonl file"),
-        (lambda at: (at / "a.jsonl").mkdir(parents=True), "{at}/a.jsonl: is no regular file, or a link to nowhere"),
-        (lambda at: link(at / "a.jsonl"), "{at}/a.jsonl: is no regular file, or a link to nowhere -> move it away"),
+        (lambda at: (at / "a.jsonl").mkdir(parents=True), "{at}/a.jsonl: is not a regular file, or is a broken link"),
+        (lambda at: link(at / "a.jsonl"), "{at}/a.jsonl: is not a regular file, or is a broken link -> move it away"),
         (lambda at: touch(at, b"{}"), "{at}: no .jsonl files here"),
         (
             lambda at: touch(Path(os.fsdecode(bytes(at) + b"/\xff.jsonl"))),

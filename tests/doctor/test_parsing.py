@@ -103,6 +103,7 @@ def test_what_npu_smi_says_of_a_board() -> None:
         ("npu-smi: error while loading shared libraries: libc_sec.so: cannot open\n", "libc_sec.so", "driver/lib64"),
         ("", "says nothing", "npu-smi info"),
     ],
+    ids=["used", "no driver", "no library", "nothing"],
 )
 def test_why_npu_smi_lists_nothing(text: str, said: str, remedy: str) -> None:
     assert parse_info(text).chips == ()

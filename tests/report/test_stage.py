@@ -239,6 +239,15 @@ def test_charts_draw_the_numbers(recipe: Recipe, title: str, name: str) -> None:
     assert abs(np.corrcoef(heights, values)[0, 1] + 1) < 1e-6, "SVG counts downwards"
 
 
+def test_the_axis_of_the_loss_does_not_begin_at_0(recipe: Recipe) -> None:
+    """Losses from 6.4 to 6.5 would be a flat line at the top."""
+    rows = [{**row, "loss": 6.4 + 0.02 * number} for number, row in enumerate(read_run(recipe.path("run")).metrics)]
+    run = read_run(recipe.path("run"))
+    charts = dict(charts_of([Run(run.name, run.path, run.manifest, rows, [], None)]))
+    heights = _heights(charts["Loss per trained token"], "#3f7fe0")
+    assert heights[0] - heights[-1] > 100
+
+
 def _heights(svg: str, colour: str) -> list[float]:
     """The y of every point of the line of a colour."""
     (path,) = re.findall(rf'<path d="([^"]+)"[^>]*style="fill: none; stroke: {colour}', svg)
@@ -277,7 +286,7 @@ def test_a_run_of_version_0_4_0_has_a_report_too(recipe: Recipe) -> None:
     del manifest["counts"]["validation"]
     (run / MANIFEST).write_text(json.dumps(manifest), "utf-8")
     text = "\n".join(page_of(run_report(recipe)).texts)
-    assert "Its commands were not noted" in text
+    assert "Its commands were not recorded" in text
     assert "run make evaluate" in text
     assert "no validation split" in text
 
@@ -303,7 +312,7 @@ def test_what_has_no_report(recipe: Recipe, tmp_path: Path) -> None:
     assert "does not end in .html" in refused(recipe, None, None, tmp_path / "page")
     nobody = Path("~nobody-here/run.html")
     for arguments in ((nobody,), (None, nobody), (None, None, nobody)):
-        assert "begins with the home directory of nobody" in refused(recipe, *arguments)
+        assert "begins with an unknown home directory" in refused(recipe, *arguments)
     inside = next(run.glob("iter_*")) / "page.html"
     assert "which a stage replaces as a whole" in refused(recipe, None, None, inside)
     (run / EVALUATION).write_text("{", "utf-8")

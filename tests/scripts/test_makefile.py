@@ -16,52 +16,51 @@ ROOT = Path(__file__).parents[2]
 STAGES = ["format", "preprocess", "merge", "convert", "sft", "export"]
 FIRST = ["demo", "doctor", "plan", "setup", "help", "help-all", *STAGES, "chat", "preview", "inspect", "verify"]
 FIRST += ["evaluate", "report", "curve"]
-TARGETS = [
-    *FIRST,
-    "test",
-    "lint",
-    "fmt",
-    "lock",
-    "clean",
-    "bench-data",
-    "bench-convert",
-    "sources",
-    "smoke",
-    "slurm",
-    "kubernetes",
-    "test-upstream",
-    "test-image",
-    "test-random",
-    "shell",
-    "image",
-    "image-diff",
-    "save",
+TARGETS = [*FIRST, "sources", "smoke", "slurm", "kubernetes", "test-upstream", "shell", "image", "image-diff", "save"]
+TARGETS += [
     "load",
     "push",
     "lock-base",
+    "bench-data",
+    "bench-convert",
+    "test",
+    "test-random",
+    "test-image",
+    "lint",
+    "fmt",
 ]
-VARIABLES = ["RECIPE", "SET", "SHARD", "SAMPLE", "HTML", "DATASET", "PROMPT", "MODEL"]
+TARGETS += ["lock", "clean"]
+VARIABLES = ["RECIPE", "SET", "RUNTIME", "TARGET", "NPUS", "CACHE", "DOCKER_FLAGS", "VENV", "PYTHON", "PYPI_INDEX"]
 VARIABLES += [
+    "SHARD",
+    "SAMPLE",
+    "HTML",
+    "RUN",
+    "WITH",
+    "DATASET",
+    "PROMPT",
+    "MODEL",
     "FROM",
     "ITERATION",
     "DTYPE",
     "FORM",
     "PROMPTS",
-    "RUN",
-    "WITH",
     "HF",
     "MCORE",
     "ONLY",
+]
+VARIABLES += [
+    "MEMORY",
+    "TOKENS_PER_SECOND",
     "DRY_RUN",
-    "CLAIM",
-    "NNODES",
     "JSON",
     "PEERS",
+    "CLAIM",
+    "REGISTRY",
+    "SIZE",
+    "DATA_DIR",
+    "NNODES",
 ]
-VARIABLES += ["FROM", "ITERATION", "DTYPE", "FORM", "HF", "MCORE", "ONLY", "DRY_RUN", "CLAIM", "NNODES"]
-VARIABLES += ["MEMORY", "TOKENS_PER_SECOND"]
-VARIABLES += ["SIZE", "DATA_DIR", "VENV", "PYTHON", "PYPI_INDEX"]
-VARIABLES += ["RUNTIME", "TARGET", "NPUS", "CACHE", "DOCKER_FLAGS", "REGISTRY"]
 URLS = ["MEGATRON_LM_URL", "MINDSPEED_URL", "MINDSPEED_LLM_URL"]
 AWKWARD = 'it\'s "50% off": $HOME $(id) ${x} `id` \\ #1 --set; 你好，世界'
 
@@ -285,8 +284,9 @@ HANDED_ON = [
     "MASTER_ADDR",
     "MASTER_PORT",
     "NODE_RANK",
+    "HCCL_IF_IP",
 ]
-HANDED_ON += ["HCCL_IF_IP", "GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME", "OMP_NUM_THREADS"]
+HANDED_ON += ["GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME", "OMP_NUM_THREADS"]
 FOR_BUILDS = ["BASE", "BUILD_BASE", "TORCH", "TORCH_INDEX", "PYTHON_URL", "PYTHON_SHA256", "CA", "IMAGE_FLAGS", "TAG"]
 
 

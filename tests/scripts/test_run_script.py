@@ -141,8 +141,8 @@ def test_npus_by_ascend_docker_runtime(host: Host) -> None:
     ("npus", "message"),
     [
         ("0,4", "NPUS=0,4: this host has no NPU 4 -> it has 0 1 2 3"),
-        ("0-3", "NPUS=0-3 is no list of numbers -> write NPUS=0,1,2,3"),
-        ("0, 1", "NPUS=0, 1 is no list of numbers -> write NPUS=0,1,2,3"),
+        ("0-3", "NPUS=0-3 is not a list of numbers -> write NPUS=0,1,2,3"),
+        ("0, 1", "NPUS=0, 1 is not a list of numbers -> write NPUS=0,1,2,3"),
     ],
 )
 def test_npus_that_are_not_there(host: Host, npus: str, message: str) -> None:
@@ -174,7 +174,7 @@ def test_compose_override_of_somebody_else_is_kept(host: Host) -> None:
     theirs.write_text("services: {}\n")
     done = host.script("compose.sh")
     assert done.returncode == 1
-    assert "is not from this script and is left as it is" in done.stderr
+    assert "was not written by this script and is left as it is" in done.stderr
     assert theirs.read_text() == "services: {}\n"
 
 

@@ -207,8 +207,8 @@ def test_golden_sequences(pangu_files: Path) -> None:
     tokenizer = Tokenizer(pangu_files, trust_remote_code=True)
     assert len(tokenizer) == VOCABULARY
     assert (tokenizer.start_id, tokenizer.end_id, tokenizer.pad_id) == (45887, 45892, 0)
-    pieces = [*prompt_spans(("",), (Message("user", ""),), reply=True)]
-    assert [tokenizer.span_ids(span) for span in pieces] == [
+    spans = [*prompt_spans(("",), (Message("user", ""),), reply=True)]
+    assert [tokenizer.span_ids(span) for span in spans] == [
         [1, 45887, 70914, 89246, 45892],
         [45887, 62205, 89246, 45892],
         [45887, 74458, 89246],
@@ -277,11 +277,11 @@ CLEAN = st.lists(CHUNK.filter(lambda text: not any(token in text for token in AD
 @example([("[unused9]用户：<s[unused10]", False), ("[unused[unused10]", True), ("[unused9][unused10]", False)])
 @example([("[unused10]", True), ("[unused9]a", True), ("a[unused10]", True), ("[unused9]\0[unused10]", True)])
 def test_encode_equals_the_published_way(tokenizer: Tokenizer, parts: list[tuple[str, bool]]) -> None:
-    pieces = [TextSpan(text, trained, opens=not place) for place, (text, trained) in enumerate(parts)]
+    spans = [TextSpan(text, trained, opens=not place) for place, (text, trained) in enumerate(parts)]
     expected = [
         reference(tokenizer).encode(text, add_special_tokens=not place) for place, (text, _) in enumerate(parts)
     ]
-    assert tokenizer.encode(pieces) == expected
+    assert tokenizer.encode(spans) == expected
 
 
 _references: dict[Path, Any] = {}
@@ -442,8 +442,8 @@ def test_a_class_that_does_more_is_left_to_itself(pangu_files: Path, tiny_hf: Pa
         change(tokenizer.hf)
         said = tokenizer.go_direct([])
         assert said
-        pieces = [TextSpan("[unused9]用户： Ab  c[unused10]", trained=False)]
-        assert tokenizer.encode(pieces) == [tokenizer.hf.encode(pieces[0].text, add_special_tokens=False)]
+        spans = [TextSpan("[unused9]用户： Ab  c[unused10]", trained=False)]
+        assert tokenizer.encode(spans) == [tokenizer.hf.encode(spans[0].text, add_special_tokens=False)]
         return said
 
     def strip(hf: Any) -> None:

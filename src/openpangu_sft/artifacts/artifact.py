@@ -78,15 +78,13 @@ def files_digest(files: Iterable[Path], known: Mapping[Path, str] = MappingProxy
 
 
 def read_manifest(directory: Path, kind: str, remedy: str) -> Manifest:
-    """Reads the manifest of a finished artifact and checks that its files are there in full size.
+    """Reads the manifest of a complete artifact and checks the sizes of its files.
 
     Args:
-        directory: the artifact.
-        kind: what it has to be.
-        remedy: what to do where it is missing, for instance "run make convert".
+        remedy: for an artifact that is missing or damaged, for instance "run make convert".
 
     Raises:
-        UserError: missing, of another kind, or a file is missing or cut short.
+        UserError: it is missing or of another kind, or a file is missing or cut short.
     """
     path = directory / MANIFEST
     if not directory.exists() and _retired(directory).exists():
@@ -214,11 +212,7 @@ def _require_replaceable(target: Path, kind: str) -> None:
 
 
 def parse_manifest(path: Path, remedy: str) -> Manifest:
-    """Reads a manifest of any kind; its files are not looked at.
-
-    Raises:
-        UserError: not a manifest.
-    """
+    """Reads a manifest of any kind, without a look at its files; raises `UserError` where it is none."""
     try:
         content = json.loads(path.read_text("utf-8"))
         if not isinstance(content, dict) or "kind" not in content:
@@ -244,7 +238,7 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
 
 @contextlib.contextmanager
 def only_one_run(target: Path) -> Iterator[None]:
-    """Holds the lock of an output directory. The kernel releases it when the process dies.
+    """Holds the lock of an output directory, which the kernel releases when the process dies.
 
     Raises:
         UserError: another process holds it, or the file system has no locks.

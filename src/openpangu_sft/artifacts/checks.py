@@ -41,15 +41,11 @@ def require_room(target: Path, size: int) -> None:
 
 
 def absolute(path: Path) -> Path:
-    """A path of the user's, absolute, with `~` expanded.
-
-    Raises:
-        UserError: `~name` of an unknown user.
-    """
+    """A path of the user's, absolute, with `~` expanded; raises `UserError` for `~name` of an unknown user."""
     try:
         return path.expanduser().absolute()
     except RuntimeError:
-        raise UserError("begins with the home directory of nobody", where=path, remedy="write it out") from None
+        raise UserError("begins with an unknown home directory", where=path, remedy="write it out") from None
 
 
 def page_place(given: Optional[Path], default: Path, inside: Optional[Path] = None) -> Path:

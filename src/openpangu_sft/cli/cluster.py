@@ -47,19 +47,18 @@ def slurm_command(context: click.Context, recipe: Recipe) -> None:
     """
     from openpangu_sft.training.mindspeed.cluster import slurm
 
-    file, overrides = context.params["recipe_file"].absolute(), " ".join(context.params["overrides"])
-    settings = [f"SET={overrides}"] if overrides else []
-    print(slurm(recipe, ["make", "sft", f"RECIPE={file}", *settings], Path.cwd()), end="")
+    command = ["make", "sft", f"RECIPE={context.params['recipe_file'].absolute()}"]
+    if overrides := context.params["overrides"]:
+        command.append(f"SET={' '.join(overrides)}")
+    print(slurm(recipe, command, Path.cwd()), end="")
 
 
 def _object_name(context: click.Context, parameter: click.Parameter, value: str) -> str:
-    """An object's name as Kubernetes has them: https://kubernetes.io/docs/concepts/overview/working-with-objects/names/"""
+    """https://kubernetes.io/docs/concepts/overview/working-with-objects/names/"""
     label = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
     if len(value) > 253 or not re.fullmatch(rf"{label}(\.{label})*", value):
-        rule = (
-            "up to 253 lower-case letters, digits, '-' and '.', a letter or digit at each end (an RFC 1123 subdomain)"
-        )
-        raise click.BadParameter(f"{reprlib.repr(value)} is no name in Kubernetes: {rule}")
+        rule = "up to 253 lower-case letters, digits, '-' and '.', a letter or digit at each end (RFC 1123 subdomain)"
+        raise click.BadParameter(f"{reprlib.repr(value)} is not a name in Kubernetes: {rule}")
     return value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Optional
 
@@ -11,7 +12,7 @@ from openpangu_sft.artifacts.artifact import Manifest, sum_counts
 from openpangu_sft.cli.options import exported, option, packing_efficiency, show, stage, without_torch
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.console import console, print_table, stdout
-from openpangu_sft.util.errors import UserError, printable
+from openpangu_sft.util.errors import printable
 
 SHARDS_ON_A_SCREEN = 12
 
@@ -41,20 +42,19 @@ def preprocess_command(recipe: Recipe, shard: Optional[str]) -> None:
     from openpangu_sft.dataset.spans import parse_part
 
     shards = run_preprocess(recipe, *parse_part(shard))
-    if len(shards) > SHARDS_ON_A_SCREEN:
-        made_now = sum(made for _, _, made in shards)
-        console.print(
-            f"{len(shards):,} shards: {made_now:,} made, {len(shards) - made_now:,} unchanged", soft_wrap=True
-        )
-    for part, manifest, made in shards if len(shards) <= SHARDS_ON_A_SCREEN else ():
-        counts = manifest.counts
-        what = f"{counts['packed']:,} samples in {counts['packs']:,} packs" if made else "unchanged, not made again"
-        console.print(f"shard of {part.source}: {what}", markup=False, soft_wrap=True)
     if not shards:
         console.print(f"part {shard} of the inputs holds no lines: nothing to do", soft_wrap=True)
+        return
+    if len(shards) > SHARDS_ON_A_SCREEN:
+        now = sum(made for _, _, made in shards)
+        console.print(f"{len(shards):,} shards: {now:,} made, {len(shards) - now:,} unchanged", soft_wrap=True)
     else:
-        total = Manifest("shards", counts=sum_counts([manifest.counts for _, manifest, _ in shards]))
-        show("shards", recipe.path("shards"), total, recipe)
+        for part, manifest, made in shards:
+            packed = f"{manifest.counts['packed']:,} samples in {manifest.counts['packs']:,} packs"
+            what = packed if made else "unchanged, not made again"
+            console.print(f"shard of {part.source}: {what}", markup=False, soft_wrap=True)
+    total = Manifest("shards", counts=sum_counts([manifest.counts for _, manifest, _ in shards]))
+    show("shards", recipe.path("shards"), total, recipe)
 
 
 @stage("merge")
@@ -108,6 +108,6 @@ def inspect_command(recipe: Recipe, dataset: Optional[Path]) -> None:
     print_table(f"packed dataset: {report.path}", report.figures)
     for finding in report.findings:
         console.print(str(finding), soft_wrap=True, markup=False)
+    console.print(report.verdict)
     if report.findings:
-        count = len(report.findings)
-        raise UserError("1 finding" if count == 1 else f"{count} findings", where=report.path, remedy="see above")
+        sys.exit(1)

@@ -15,7 +15,7 @@ from typing import NoReturn
 import click
 
 from openpangu_sft.cli import checkpoints, cluster, data, reports, training
-from openpangu_sft.cli.options import PREFIX, UnknownCommand, app
+from openpangu_sft.cli.options import PREFIX, app
 from openpangu_sft.training.run.launch import worker_rank
 from openpangu_sft.util.errors import Interrupted, UserError, explain_os_error
 
@@ -62,7 +62,7 @@ def _explain(error: click.ClickException) -> str:
     """One line for a wrong argument."""
     command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "openpangu-sft"
     what, remedy = error.format_message(), f"{command} --help shows what there is"
-    if isinstance(error, click.NoSuchOption):
+    if isinstance(error, click.NoSuchOption):  # or command
         what = error.message
         if error.possibilities:
             remedy = f"did you mean {' or '.join(error.possibilities)}?"
@@ -71,9 +71,7 @@ def _explain(error: click.ClickException) -> str:
     if isinstance(error, click.MissingParameter) and error.param:
         what = f"{_named(error.param)} is missing"
     what = re.sub("a valid integer( range)?", "a whole number", what)
-    if isinstance(error, UnknownCommand) and error.near:
-        remedy = f"did you mean {error.near}?"
-    where = command.partition(" ")[2] or None  # which command of openpangu-sft
+    where = command.partition(" ")[2] or None  # without openpangu-sft
     return str(UserError(" ".join(what.split()).rstrip("."), where=where, remedy=remedy))
 
 

@@ -21,14 +21,6 @@ PREFIX = "OPENPANGU_"
 _exported: set[str] = set()
 
 
-class UnknownCommand(click.UsageError):
-    """A command that does not exist; `near` is the most similar one, if any."""
-
-    def __init__(self, name: str, near: Optional[str], context: click.Context) -> None:
-        self.near = near
-        super().__init__(f"no such command: {name}", context)
-
-
 class Command(click.Command):
     """Child processes of a command take their options from their command line only."""
 
@@ -48,7 +40,7 @@ class Commands(click.Group):
     ) -> tuple[Optional[str], Optional[click.Command], list[str]]:
         if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
             close = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
-            raise UnknownCommand(args[0], close[0] if close else None, ctx)
+            raise click.NoSuchOption(args[0], f"no such command: {args[0]}", close, ctx)
         return super().resolve_command(ctx, args)
 
 

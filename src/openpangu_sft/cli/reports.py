@@ -35,12 +35,7 @@ def evaluate_command(recipe: Recipe, prompts: Optional[Path], iteration: Optiona
 @option("--run", type=Path, metavar="DIRECTORY", help="a run  [default: paths.run]")
 @option("--with", "other", type=Path, metavar="DIRECTORY", help="a second run to compare with")
 @option("--html", type=Path, metavar="FILE", help="output page  [default: report.html in the run]")
-def report_command(
-    recipe: Recipe,
-    run: Optional[Path],
-    other: Optional[Path],
-    html: Optional[Path],
-) -> None:
+def report_command(recipe: Recipe, run: Optional[Path], other: Optional[Path], html: Optional[Path]) -> None:
     """Write an HTML report of a run, or compare two.
 
     Curves, data, answers and provenance.
@@ -56,8 +51,7 @@ def report_command(
 def _show(evaluation: Evaluation, run: Path) -> None:
     """Prints the loss of each checkpoint, then every question with the first and the last answer."""
     console = stdout()
-    held_out = evaluation.held_out
-    if held_out:
+    if held_out := evaluation.held_out:
         print_rows(
             f"{held_out['packed']:,} validation samples, {held_out['trained_tokens']:,} trained tokens",
             ("checkpoint", "loss", "perplexity"),
@@ -67,8 +61,7 @@ def _show(evaluation: Evaluation, run: Path) -> None:
     answered = evaluation.answered
     ends = answered[:: max(1, len(answered) - 1)][:2]  # the base model and the newest checkpoint
     for number, question in enumerate(evaluation.questions):
-        lines = [(role, content) for role, content in question.turns]
-        lines += [("reference", question.reference)] if question.reference else []
+        lines = [*question.turns, *([("reference", question.reference)] if question.reference else [])]
         lines += [(_name(result), result.answers[number]) for result in ends]
         console.print(f"\n{question.source}", style="bold", markup=False)
         for name, text in lines:
@@ -119,12 +112,7 @@ class Number(click.ParamType):
 @option("--memory", type=Number(0.1, 1e5), help="GiB per device  [default: 32 and 64]")
 @option("--tokens-per-second", type=Number(0.001, 1e12), help="of the whole run  [default: measured so far]")
 @option("--json", "as_text", is_flag=True, help="print all figures as JSON, sizes in bytes")
-def plan_command(
-    recipe: Recipe,
-    memory: Optional[float],
-    tokens_per_second: Optional[float],
-    as_text: bool,
-) -> None:
+def plan_command(recipe: Recipe, memory: Optional[float], tokens_per_second: Optional[float], as_text: bool) -> None:
     """Estimate memory, disk and time before a run.
 
     \b

@@ -50,11 +50,7 @@ class Sample:
 
 
 def parse_sample(record: object) -> Sample:
-    """Checks one record of a samples file.
-
-    Raises:
-        BadSample: names the first rule that is broken.
-    """
+    """The sample in one record of a samples file; raises `BadSample` for the first rule that it breaks."""
     if not isinstance(record, dict):
         raise BadSample(f"is {kind_of(record)}, not an object with meta_prompt and data")
     for key in ("meta_prompt", "data"):
@@ -108,7 +104,7 @@ def _messages(value: object) -> tuple[Message, ...]:
     if not messages:
         raise BadSample("data has no messages")
     if messages[-1].role != "assistant":
-        raise BadSample(f"the last message is the {messages[-1].role}'s: nothing after an answer can be trained")
+        raise BadSample(f"the last message is the {messages[-1].role}'s: a sample must end with an assistant message")
     return tuple(messages)
 
 

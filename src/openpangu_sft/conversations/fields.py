@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Collection, Mapping
 from typing import Any, NoReturn
 
 from openpangu_sft.conversations.conversation import BadSample, Sample, kind_of, parse_sample
@@ -30,11 +31,7 @@ JSON = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite_flo
 
 
 def parse_json(text: str) -> Any:
-    """Decodes one JSON value.
-
-    Raises:
-        BadSample: not JSON, with the column (and the line, if there are several), or more than Python can hold.
-    """
+    """Decodes one JSON value; raises `BadSample` with the position of an error."""
     try:
         return JSON.decode(text)
     except json.JSONDecodeError as error:
@@ -52,11 +49,7 @@ def too_much(error: Exception) -> str:
 
 
 def compact_json(value: object) -> str:
-    """JSON without spaces and escaped letters: equal values give equal texts.
-
-    Raises:
-        BadSample: the value has no JSON form (from parquet: NaN, bytes, dates).
-    """
+    """JSON without spaces and escaped letters; raises `BadSample` for what JSON does not have (NaN, bytes, dates)."""
     try:
         return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -72,11 +65,7 @@ def keys_of(record: Mapping[Any, Any]) -> str:
 
 
 def optional_text(record: Mapping[str, Any], key: str) -> str | None:
-    """The text under a key; None where it is missing or null, which is how parquet says missing.
-
-    Raises:
-        BadSample: the value is no text.
-    """
+    """The text under a key, None where it is missing or null (as in parquet); raises `BadSample` for anything else."""
     value = record.get(key)
     if value is not None and not isinstance(value, str):
         raise BadSample(f"{key} is {kind_of(value)}, not a text")
@@ -84,17 +73,36 @@ def optional_text(record: Mapping[str, Any], key: str) -> str | None:
 
 
 def required_list(record: Mapping[str, Any], key: str) -> list[Any]:
-    """The list under a key.
-
-    Raises:
-        BadSample: it is missing, no list, or empty.
-    """
+    """The list under a key; raises `BadSample` where it is missing, no list, or empty."""
     value = record.get(key)
     if not isinstance(value, list):
         raise BadSample(f"{key} is {kind_of(value) if key in record else 'missing'}, not a list")
     if not value:
         raise BadSample(f"{key} is empty")
     return value
+
+
+def turn_role(turn: object, name: str, key: str, content: str, known: Collection[str]) -> str:
+    """The role of a turn, under `key`; `name` of the turn and its key `content` are for messages.
+
+    Raises:
+        BadSample: the turn is no object, or its role is no text or unknown.
+    """
+    if not isinstance(turn, dict):
+        raise BadSample(f"{name} is {kind_of(turn)}, not an object with {key} and {content}")
+    role = turn_text(turn, name, key)
+    if role not in known:
+        raise BadSample(f"{name} has an unknown role: {reprlib.repr(role)}, known: {', '.join(known)}")
+    return role
+
+
+def turn_text(turn: Mapping[str, Any], name: str, key: str) -> str:
+    """The text under a key of a turn; raises `BadSample` where it is missing or no text."""
+    text = turn.get(key)
+    if not isinstance(text, str):
+        found = kind_of(text) if key in turn else f"missing, keys found are {keys_of(turn)}"
+        raise BadSample(f"{name} has no text in {key}: {found}")
+    return text
 
 
 def tools_prompt(record: Mapping[str, Any], key: str = "tools") -> list[str]:

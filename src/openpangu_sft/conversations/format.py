@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Callable
 
 from rich.markup import escape
 
-from openpangu_sft.artifacts.artifact import Manifest, sha256_of, staged_directory
+from openpangu_sft.artifacts.artifact import Manifest, sha256_of, staged_directory, sum_counts
 from openpangu_sft.artifacts.checks import require_apart
 from openpangu_sft.conversations import alpaca, openai, sharegpt
 from openpangu_sft.conversations.conversation import BadSample, Sample, kind_of, parse_sample, reason_class
@@ -112,16 +112,12 @@ def _fill(staging: Path, outputs: dict[str, Path], recipe: Recipe, manifest: Man
             if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
                 raise UserError("changed while it was read", where=path, remedy="run the stage again")
             per_file[path.name] = {"read": read, "written": output.written, "rejected": output.rejected}
-    totals = {key: sum(counts[key] for counts in per_file.values()) for key in ("read", "written", "rejected")}
+    totals = sum_counts(list(per_file.values()))
     manifest.counts = {**totals, "reasons": dict(sorted(reasons.items())), "files": per_file}
 
 
 def _convert_into(output: _Output, raw: RawRecord, path: Path, recipe: Recipe) -> str:
-    """Writes one record as a sample or as a reject; returns the reason of a reject.
-
-    Raises:
-        UserError: it is bad, and data.on_bad_sample is refuse.
-    """
+    """Writes one record as a sample or as a reject, or refuses it; returns the reason of a reject."""
     try:
         if raw.unreadable:
             raise BadSample(raw.unreadable)
@@ -167,11 +163,7 @@ class _Output(contextlib.ExitStack):
 
 
 def _outputs(files: list[Path]) -> dict[str, Path]:
-    """The raw file of each samples file, by the name of the latter.
-
-    Raises:
-        UserError: two raw files have the same samples file.
-    """
+    """Raw files by the name of their samples file, which no two may share."""
     outputs: dict[str, Path] = {}
     for file in files:
         name = f"{file.stem}.jsonl"

@@ -13,11 +13,11 @@ from typing import Any
 from openpangu_sft.conversations.conversation import BadSample, Sample, kind_of
 from openpangu_sft.conversations.fields import (
     compact_json,
-    keys_of,
     make_sample,
     parse_json,
     required_list,
     tools_prompt,
+    turn_role,
 )
 
 SYSTEM = ("system", "developer")
@@ -39,7 +39,7 @@ def convert(record: Mapping[str, Any]) -> Sample:
     prompts: list[str] = []
     turns: list[dict[str, Any]] = []
     for number, message in enumerate(messages, 1):
-        role = _role(message, number)
+        role = turn_role(message, f"message {number}", "role", "content", (*SYSTEM, *ROLE_OF))
         if role in SYSTEM:
             if turns:
                 raise BadSample(f"message {number} ({role}) stands inside the conversation: move it to the beginning")
@@ -49,20 +49,6 @@ def convert(record: Mapping[str, Any]) -> Sample:
             content = _answer(message, number) if role == "assistant" else _required_content(message, number)
             turns.append({"role": ROLE_OF[role], "content": content})
     return make_sample(prompts + _tools(record), turns, leading + 1)
-
-
-def _role(message: object, number: int) -> str:
-    if not isinstance(message, dict):
-        raise BadSample(f"message {number} is {kind_of(message)}, not an object with role and content")
-    role = message.get("role")
-    if not isinstance(role, str):
-        found = kind_of(role) if "role" in message else f"missing, keys found are {keys_of(message)}"
-        raise BadSample(f"message {number} has no text in role: {found}")
-    if role not in SYSTEM and role not in ROLE_OF:
-        raise BadSample(
-            f"message {number} has an unknown role: {reprlib.repr(role)}, known: {', '.join((*SYSTEM, *ROLE_OF))}"
-        )
-    return role
 
 
 def _required_content(message: Mapping[str, Any], number: int) -> str:

@@ -67,7 +67,7 @@ def raw_files(path: Path) -> list[Path]:
         if file.is_dir():
             raise UserError("is a directory: only files are read", where=file, remedy="move its files up, or it away")
         if not file.is_file():
-            raise UserError("is no regular file, or a link to nowhere", where=file, remedy="move it away")
+            raise UserError("is not a regular file, or is a broken link", where=file, remedy="move it away")
         if file.suffix.lower() not in READERS:
             raise UserError(
                 f"unknown kind of file {file.suffix or '(no suffix)'}",
@@ -78,11 +78,7 @@ def raw_files(path: Path) -> list[Path]:
 
 
 def read_records(path: Path) -> Iterator[RawRecord]:
-    """The records of one file in their order.
-
-    Raises:
-        UserError: the file is broken as a whole, or holds no record.
-    """
+    """The records of one file in their order; raises `UserError` where it is broken as a whole or holds none."""
     record = None
     for record in READERS[path.suffix.lower()](path):
         yield record
@@ -109,8 +105,8 @@ def record_of_line(line: bytes, number: int, position: int, first: bool) -> Opti
         position: of its end in the file, in bytes.
         first: whether a byte order mark may precede it.
     """
-    if first and line.startswith(UTF8_BOM):
-        line = line[len(UTF8_BOM) :]
+    if first:
+        line = line.removeprefix(UTF8_BOM)
     place = f":{number}"
     try:
         text = line.decode("utf-8")
@@ -140,43 +136,36 @@ def read_array(path: Path) -> Iterator[RawRecord]:
     Raises:
         UserError: not UTF-8, no array, or a syntax error, after which the next record cannot be found.
     """
-    raw = path.read_bytes()
-    content = raw[len(UTF8_BOM) :] if raw.startswith(UTF8_BOM) else raw
+    raw = path.read_bytes().removeprefix(UTF8_BOM)
     try:
-        text = content.decode("utf-8")
+        text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        what = f"not UTF-8: byte 0x{content[error.start]:02x}"
+        line = raw.count(b"\n", 0, error.start) + 1
+        what = f"not UTF-8: byte 0x{raw[error.start]:02x}"
         raise UserError(what, where=f"{path}:{line}", remedy="save the file as UTF-8") from None
     position = _skip_blank(text, 0)
     if position == len(text):
         return
     if text[position] != "[":
         raise _no_array(path, text, position)
-    position = _skip_blank(text, position + 1)
-    if text[position : position + 1] == "]":
-        _end(path, text, position + 1)
-        return
-    index, closed = 0, False
-    while not closed:
-        began = _skip_blank(text, position)
-        record, position = _element(path, text, began, index)
-        yield RawRecord(f"[{index}]", len(raw) * position // len(text), **record)
-        position = _skip_blank(text, position)
-        mark = text[position : position + 1]
+    begin = _skip_blank(text, position + 1)
+    index, mark = 0, text[begin : begin + 1]
+    end = begin
+    while mark != "]":
+        record, end = _element(path, text, begin, index)
+        yield RawRecord(f"[{index}]", len(raw) * end // len(text), **record)
+        end = _skip_blank(text, end)
+        mark = text[end : end + 1]
         if mark not in (",", "]"):
             found = f"found {mark!r}" if mark else "the file ends"
-            raise _broken(path, text, position, f"expecting , or ] behind record [{index}], {found}")
-        position, index, closed = position + 1, index + 1, mark == "]"
-    _end(path, text, position)
+            raise _broken(path, text, end, f"expecting , or ] after record [{index}], {found}")
+        begin, index = _skip_blank(text, end + 1), index + 1
+    if (rest := _skip_blank(text, end + 1)) < len(text):
+        raise _broken(path, text, rest, "something follows the array")
 
 
 def _element(path: Path, text: str, began: int, index: int) -> tuple[dict[str, Any], int]:
-    """The fields of the `RawRecord` that begins here, and the position of its end.
-
-    Raises:
-        UserError: its end cannot be found.
-    """
+    """Content of the record that begins here, as fields of `RawRecord`, and the position of its end."""
     try:
         try:
             content, end = JSON.raw_decode(text, began)
@@ -190,12 +179,6 @@ def _element(path: Path, text: str, began: int, index: int) -> tuple[dict[str, A
         raise _broken(path, text, error.pos, f"{error.msg} in record [{index}]{ending}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(too_much(error), where=f"{path}[{index}]", remedy="take this record out") from None
-
-
-def _end(path: Path, text: str, position: int) -> None:
-    position = _skip_blank(text, position)
-    if position < len(text):
-        raise _broken(path, text, position, "something stands behind the array")
 
 
 def _broken(path: Path, text: str, position: int, reason: str) -> UserError:

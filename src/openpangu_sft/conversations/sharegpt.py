@@ -6,12 +6,18 @@ observation as in LLaMA-Factory's datasets.
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Mapping
 from typing import Any
 
-from openpangu_sft.conversations.conversation import BadSample, Sample, kind_of
-from openpangu_sft.conversations.fields import keys_of, make_sample, optional_text, required_list, tools_prompt
+from openpangu_sft.conversations.conversation import BadSample, Sample
+from openpangu_sft.conversations.fields import (
+    make_sample,
+    optional_text,
+    required_list,
+    tools_prompt,
+    turn_role,
+    turn_text,
+)
 
 ROLE_OF = {"human": "user", "gpt": "assistant", "function_call": "assistant", "observation": "tool"}
 
@@ -23,9 +29,12 @@ def convert(record: Mapping[str, Any]) -> Sample:
     ignored.
 
     Raises:
-        BadSample: an unknown speaker, a value that is no text, two different system prompts, or unreadable tools.
+        BadSample: an unknown role, a value that is no text, two different system prompts, or unreadable tools.
     """
-    turns = [_turn(entry, number) for number, entry in enumerate(required_list(record, "conversations"), 1)]
+    turns = []
+    for number, turn in enumerate(required_list(record, "conversations"), 1):
+        speaker = turn_role(turn, f"turn {number}", "from", "value", ("system", *ROLE_OF))
+        turns.append((speaker, turn_text(turn, f"turn {number}", "value")))
     leading = next((index for index, (speaker, _) in enumerate(turns) if speaker != "system"), len(turns))
     prompts = [value for _, value in turns[:leading]]
     system = optional_text(record, "system")
@@ -39,18 +48,3 @@ def convert(record: Mapping[str, Any]) -> Sample:
             raise BadSample(f"turn {number} is a system prompt inside the conversation: move it to the beginning")
         messages.append({"role": ROLE_OF[speaker], "content": value})
     return make_sample(prompts + tools_prompt(record), messages, leading + 1)
-
-
-def _turn(entry: object, number: int) -> tuple[str, str]:
-    if not isinstance(entry, dict):
-        raise BadSample(f"turn {number} is {kind_of(entry)}, not an object with from and value")
-    for key in ("from", "value"):
-        if not isinstance(entry.get(key), str):
-            found = kind_of(entry[key]) if key in entry else f"missing, keys found are {keys_of(entry)}"
-            raise BadSample(f"turn {number} has no text in {key}: {found}")
-    speaker = entry["from"]
-    if speaker != "system" and speaker not in ROLE_OF:
-        raise BadSample(
-            f"turn {number} is from an unknown speaker: {reprlib.repr(speaker)}, known: system, {', '.join(ROLE_OF)}"
-        )
-    return speaker, entry["value"]

@@ -1,6 +1,6 @@
 """Samples to tokens, each one encoded or refused with a reason.
 
-Marked tokens: int32 [tokens]; the id of a token that is trained on, and ~id, which is below 0, of one that is not.
+Marked tokens: int32 [tokens]; id for a token that is trained on, ~id (below 0) for one that is not.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def labels_of(marked: Marked) -> npt.NDArray[np.int32]:
 
 @dataclass(frozen=True)
 class Limits:
-    """What becomes of samples that are not fit to be trained on as they are: see the recipe's section data."""
+    """What to do with unfit samples: see the recipe's section data."""
 
     seq_length: int
     control_tokens: str
@@ -43,7 +43,7 @@ class Limits:
 
     @classmethod
     def of(cls, data: Data) -> Limits:
-        """Those of a recipe's section data."""
+        """The limits in a recipe's section data."""
         return cls(data.seq_length, data.control_tokens, data.too_long)
 
 
@@ -62,16 +62,13 @@ class Encoded(NamedTuple):
 def encode_samples(
     samples: Sequence[Union[Sample, BadSample]], tokenizer: Tokenizer, limits: Limits
 ) -> list[Union[Encoded, BadSample]]:
-    """Encodes a batch of samples.
-
-    Args:
-        samples: those that are bad already are passed on.
+    """Encodes a batch of samples; bad ones are passed on.
 
     Returns:
         For each sample its tokens, or why it has none: a control token in its content, or longer than a pack.
     """
     batch: list[Union[list[TextSpan], BadSample]] = [
-        sample if isinstance(sample, BadSample) else _pieces(sample, tokenizer, limits) for sample in samples
+        sample if isinstance(sample, BadSample) else _spans(sample, tokenizer, limits) for sample in samples
     ]
     tokens = _Tokens([span for entry in batch if not isinstance(entry, BadSample) for span in entry], tokenizer)
     outcomes: list[Union[Encoded, BadSample]] = []
@@ -85,7 +82,7 @@ def encode_samples(
     return outcomes
 
 
-def _pieces(sample: Sample, tokenizer: Tokenizer, limits: Limits) -> Union[list[TextSpan], BadSample]:
+def _spans(sample: Sample, tokenizer: Tokenizer, limits: Limits) -> Union[list[TextSpan], BadSample]:
     if limits.control_tokens == "escape":
         return list(sample_spans(sample, lambda content: _inside_control_tokens(content, tokenizer)))
     if limits.control_tokens == "refuse":
@@ -101,7 +98,7 @@ def _pieces(sample: Sample, tokenizer: Tokenizer, limits: Limits) -> Union[list[
 
 
 def _inside_control_tokens(content: str, tokenizer: Tokenizer) -> list[str]:
-    """Cuts a content inside each of its control tokens: what is left are ordinary characters."""
+    """Cuts a content inside each of its control tokens, which leaves ordinary characters."""
     parts, begin = [], 0
     while found := tokenizer.control_token(content, begin):
         cut = found.start() + 1
@@ -111,11 +108,10 @@ def _inside_control_tokens(content: str, tokenizer: Tokenizer) -> list[str]:
 
 
 class _Tokens:
-    """The tokens of spans in a row, in arrays, as there are thousands of spans and millions of tokens.
+    """The tokens of all spans of a batch, in arrays: there are thousands of spans and millions of tokens.
 
     Attributes:
-        spans: of all samples of a batch.
-        ends: where the tokens of each span end; one more in front, which is 0.
+        ends: where the tokens of each span end, after a leading 0.
         marked: int32 [tokens].
         roles: uint8 [tokens].
     """
@@ -133,7 +129,7 @@ class _Tokens:
         self._control = np.concatenate([[0], np.cumsum(tokenizer.is_control[values])])
 
     def forged(self, spans: range) -> str:
-        """A control token that is in none of the spans and came out nevertheless, say, of full-width letters."""
+        """A control token that no span contains but the tokenizer made, for instance of full-width letters."""
         frame = sum(self.spans[number].text.count(START) + self.spans[number].text.count(END) for number in spans)
         frame += len(self._tokenizer.opening)
         begin, end = self.ends[spans.start], self.ends[spans.stop]
@@ -148,7 +144,6 @@ class _Tokens:
 
 
 def _outcome(tokens: _Tokens, spans: range, limits: Limits) -> Union[Encoded, BadSample]:
-    """What becomes of the sample that has these spans."""
     begin, kept = tokens.ends[spans.start], spans
     count = tokens.ends[spans.stop] - begin
     if count > limits.seq_length:

@@ -24,9 +24,9 @@ VERSION = 1
 INT32_CODE = 4
 HEADER = struct.Struct("<9sQBQQ")
 PREFIX = "data"
-"""Of the files in a shard and in a dataset: Megatron's --data-path is directory/data."""
+"""Of the files in a shard and in a dataset; Megatron's --data-path is directory/data."""
 VALIDATION = "validation"
-"""Of those that hold what is kept out of training, where the recipe has data.validation_share."""
+"""Of the files of the validation split, where the recipe has data.validation_share."""
 
 Ids = npt.NDArray[np.int32]
 
@@ -38,7 +38,7 @@ INTEGERS = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
 """numpy's name of each type code of Megatron's; 6 and 7 are float64 and float32."""
 
 INDEX_ROWS = 1 << 20
-"""Rows of an index that are looked at together."""
+"""Rows of an index in a block."""
 
 
 def field_path(directory: Path, prefix: str, field: str, suffix: str) -> Path:
@@ -152,7 +152,7 @@ def read_rows(directory: Path, prefix: str, field: str, seq_length: int) -> Ids:
 
 
 def index_blocks(entries: int) -> Iterator[tuple[int, int]]:
-    """(begin, end) of the parts in which an index is looked at."""
+    """(begin, end) of the blocks of an index."""
     for begin in range(0, entries, INDEX_ROWS):
         yield begin, min(begin + INDEX_ROWS, entries)
 
@@ -172,7 +172,7 @@ def row_blocks(index: Index, values: int) -> Iterator[tuple[int, int]]:
 
 
 def read_values(index: Index, begin: int, end: int) -> npt.NDArray[Any]:
-    """Reads rows begin..end - 1 one behind another; read and not mapped, so that no more than a block is in memory.
+    """Reads rows begin..end - 1, concatenated; read and not mapped, so that only one block is in memory.
 
     Raises:
         UserError: the file is shorter by now.
@@ -180,7 +180,7 @@ def read_values(index: Index, begin: int, end: int) -> npt.NDArray[Any]:
     count = int(index.lengths[begin:end].sum(dtype=np.int64))
     found = np.fromfile(index.data, index.dtype, count, offset=int(index.offsets[begin]))
     if len(found) != count:
-        raise UserError("was cut short while it was read", where=index.data, remedy="wait until nobody writes it")
+        raise UserError("was cut short while it was read", where=index.data, remedy="wait until nothing writes it")
     return found
 
 
@@ -191,11 +191,8 @@ class PackedWriter:
     --neat-pack: where a segment ends must be known, and openPangu's eos ends every message, not every sample.
 
     Args:
-        directory: of the files.
-        prefix: of their names.
         rows: how many there will be.
-        seq_length: tokens in a row.
-        with_roles: write roles.py's file too.
+        with_roles: also write the file of roles.py.
     """
 
     def __init__(self, directory: Path, prefix: str, rows: int, seq_length: int, with_roles: bool = False) -> None:

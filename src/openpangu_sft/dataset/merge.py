@@ -1,4 +1,4 @@
-"""Stage merge: the shards of all parts of the inputs, in the order of the inputs, to the one dataset training reads."""
+"""Stage merge: the shards of all parts of the inputs, in their order, to the one dataset that training reads."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from openpangu_sft.util.errors import UserError
 def run_merge(recipe: Recipe) -> Manifest:
     """Stage merge: `paths.shards` to `paths.dataset`.
 
-    The inputs are the shards of the recipe's samples files and nothing else, so the result can never become an input.
-    Their order is that of the samples, whichever of them was made first.
+    The inputs are the shards of the recipe's samples files only, so the result never becomes an input. Their order is
+    that of the samples files.
 
     Raises:
-        UserError: a shard is missing, is left over, is older than its samples or was made with other settings; or all
+        UserError: a shard is missing, belongs to no samples, is outdated or was made with other settings; or all
             samples fall into the validation split, or none where some were to.
     """
     source, target = recipe.path("shards"), recipe.path("dataset")
@@ -63,7 +63,7 @@ def run_merge(recipe: Recipe) -> Manifest:
 
 
 def _require_both(packs: dict[str, int], counts: dict[str, Any], source: Path) -> None:
-    """Refuses a division that leaves one side empty: a hash decides, so of a few samples it may."""
+    """Refuses an empty side of the validation split: a hash decides, so few samples may give one."""
     samples = sum(counts["packed"] for counts in (counts, counts.get("validation", {"packed": 0})))
     for prefix, rows in packs.items():
         if not rows:
@@ -71,15 +71,15 @@ def _require_both(packs: dict[str, int], counts: dict[str, Any], source: Path) -
             raise UserError(
                 f"{what} of the {samples:,} samples falls into the validation split",
                 where=source,
-                remedy=f"{change} data.validation_share, or take another data.seed, and run make preprocess again",
+                remedy=f"{change} data.validation_share, or set another data.seed, and run make preprocess again",
             )
 
 
 def _divided_into(source: Path) -> int:
-    """How many parts the inputs were divided into, as the shards tell it.
+    """How many parts the inputs were divided into, according to the shards.
 
     Raises:
-        UserError: they tell different numbers.
+        UserError: they disagree.
     """
     found: dict[int, Path] = {}
     for path in shard_directories(source):

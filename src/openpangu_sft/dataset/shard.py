@@ -1,6 +1,6 @@
 """One shard: the samples of some spans of the inputs, encoded, spread over packs and written.
 
-Everything here runs in several processes and gives the same bytes for any number of them.
+All of it runs in several processes, and gives the same bytes for any number of them.
 """
 
 from __future__ import annotations
@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Union
 
@@ -29,17 +30,17 @@ from openpangu_sft.dataset.spool import Spool, TokenRun
 from openpangu_sft.dataset.validation import is_validation
 from openpangu_sft.recipe.sections import Data
 from openpangu_sft.tokenizer.tokenizer import Tokenizer
-from openpangu_sft.util.console import progress
+from openpangu_sft.util.console import byte_progress, progress
 from openpangu_sft.util.errors import UserError, naming
 
 REJECTS = "rejects.jsonl"
 VALUES_AT_ONCE = 1 << 20
-"""Tokens in the rows that a process writes at once."""
+"""Tokens that a process writes at once."""
 
 
 @dataclass
 class Refused:
-    """A sample that is not trained on: its line in the span, why, the record or its text, and whether it is dropped."""
+    """A sample that is left out: line in the span, reason, the record or its text, and whether it is dropped."""
 
     line: int
     reason: str
@@ -72,9 +73,8 @@ def write_shard(
     """Makes the files of a shard in a directory.
 
     Args:
-        data: the recipe's section.
-        spans: what to read, one after another.
-        staging: the directory; it is there.
+        spans: what to read, in this order.
+        staging: the directory, which exists.
         prefix: of the files' names.
 
     Returns:
@@ -90,11 +90,12 @@ def write_shard(
         lengths, validation = spool.finish(), np.concatenate([mask for _, mask in encoded])
         named = spans[0].file if len(spans) == 1 else spans[0].file.parent
         if not lengths.size:
-            raise UserError("no sample is left to train on", where=named, remedy="look at the data")
-        packer = _Packer(data, tokenizer.pad_id, spool, lengths, staging)
-        counts.update(packer.write(prefix, np.flatnonzero(~validation), named.name))
+            raise UserError("no sample is left to train on", where=named, remedy="check the data")
+        title = f"writing {escape(named.name)} (packs)"
+        write = partial(_write, title, data, tokenizer.pad_id, spool, lengths, staging)
+        counts.update(write(prefix, np.flatnonzero(~validation)))
         if data.validation_share:
-            counts["validation"].update(packer.write(VALIDATION, np.flatnonzero(validation), named.name))
+            counts["validation"].update(write(VALIDATION, np.flatnonzero(validation)))
     return counts
 
 
@@ -111,13 +112,12 @@ def _encode(
     workers = min(data.workers, len(spans)) or 1
     encode = _EncodeSpan(tokenizer, data, spool)
     with contextlib.ExitStack() as stack:
-        advance = stack.enter_context(progress(f"encoding {escape(span.file.name)}", span.end - span.begin))
+        advance = stack.enter_context(byte_progress(f"encoding {escape(span.file.name)}", span.end - span.begin))
         results = stack.enter_context(contextlib.closing(ordered_map(encode, spans, workers)))
         for result in results:
             if result.refused:
-                first_line = (
-                    first_line if first_line >= 0 else lines_before(span)
-                )  # read through once, and only if asked
+                if first_line < 0:  # the file is read through for it, once
+                    first_line = lines_before(span)
                 with naming(rejects), rejects.open("a", encoding="utf-8", errors="backslashreplace") as stream:
                     for refused in result.refused:
                         _note(refused, span.file, first_line + counts["lines"] + refused.line, data, stream)
@@ -147,7 +147,7 @@ def _note(refused: Refused, file: Path, line: int, data: Data, stream: Any) -> N
         UserError: bad ones are not to be left out.
     """
     if data.on_bad_sample == "refuse" and not refused.dropped:
-        remedy = "mend it, or set data.on_bad_sample=skip"
+        remedy = "fix it, or set data.on_bad_sample=skip"
         raise UserError(refused.reason, where=f"{file}:{line}", remedy=remedy)
     entry = {"file": file.name, "place": str(line), "reason": refused.reason, "record": refused.record}
     stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
@@ -187,70 +187,59 @@ def _sample(raw: RawRecord) -> Union[Sample, BadSample]:
         return error
 
 
-class _Packer:
-    """Spreads samples of the spool over packs and writes them.
+def _write(
+    title: str,
+    data: Data,
+    pad_id: int,
+    spool: Spool,
+    lengths: Ids,
+    staging: Path,
+    prefix: str,
+    samples: npt.NDArray[np.int64],
+) -> dict[str, int]:
+    """Spreads samples of the spool over packs and writes them; returns how many packs and tokens.
 
     Args:
+        title: of the progress.
         lengths: int32 [samples], of all that the spool holds, in tokens.
-        staging: the directory to write into.
+        prefix: of the files' names.
+        samples: int64 [chosen], numbers of those to write; there may be none.
     """
-
-    def __init__(self, data: Data, pad_id: int, spool: Spool, lengths: Ids, staging: Path) -> None:
-        self._data, self._pad_id, self._spool, self._lengths, self._staging = data, pad_id, spool, lengths, staging
-
-    def write(self, prefix: str, samples: npt.NDArray[np.int64], named: str) -> dict[str, int]:
-        """Writes the six files of some samples, none included.
-
-        Args:
-            prefix: of the files' names.
-            samples: int64 [chosen], their numbers in the spool.
-            named: for the progress.
-
-        Returns:
-            How many packs and tokens.
-        """
-        data, lengths = self._data, self._lengths[samples]
-        plan = plan_packs(lengths, data.seq_length, data.seed)
-        plan = Plan(samples[plan.order].astype(np.int32), plan.bounds)
-        writer = PackedWriter(self._staging, prefix, len(plan), data.seq_length, with_roles=True)
-        rows = _Rows(data.seq_length, self._pad_id, self._spool, self._lengths, plan, writer)
-        step = max(1, VALUES_AT_ONCE // data.seq_length)
-        blocks = [range(begin, min(begin + step, len(plan))) for begin in range(0, len(plan), step)]
-        written = ordered_map(rows, blocks, min(data.workers, len(blocks)) or 1)
-        with progress(f"writing {escape(named)}", len(plan)) as advance, contextlib.closing(written):
-            for block in written:
-                advance(len(block), "")
-        return {"packs": len(plan), "tokens": int(lengths.sum(dtype=np.int64))}
+    chosen = lengths[samples]
+    plan = plan_packs(chosen, data.seq_length, data.seed)
+    plan = Plan(samples[plan.order].astype(np.int32), plan.bounds)
+    writer = PackedWriter(staging, prefix, len(plan), data.seq_length, with_roles=True)
+    step = max(1, VALUES_AT_ONCE // data.seq_length)
+    blocks = [range(begin, min(begin + step, len(plan))) for begin in range(0, len(plan), step)]
+    write_rows = _RowWriter(data.seq_length, pad_id, spool, lengths, plan, writer)
+    written = ordered_map(write_rows, blocks, min(data.workers, len(blocks)) or 1)
+    with progress(title, len(plan)) as advance, contextlib.closing(written):
+        for block in written:
+            advance(len(block), "")
+    return {"packs": len(plan), "tokens": int(chosen.sum(dtype=np.int64))}
 
 
-class _Rows:
-    """Writes rows: the samples of their packs out of the spool, then padding."""
+@dataclass(frozen=True)
+class _RowWriter:
+    """Writes rows: the samples of their packs from the spool, then padding."""
 
-    def __init__(
-        self,
-        seq_length: int,
-        pad_id: int,
-        spool: Spool,
-        lengths: Ids,
-        plan: Plan,
-        writer: PackedWriter,
-    ) -> None:
-        self._seq_length, self._pad_id = seq_length, pad_id
-        self._spool, self._lengths, self._plan, self._writer = spool, lengths, plan, writer
+    seq_length: int
+    pad_id: int
+    spool: Spool
+    lengths: Ids
+    plan: Plan
+    writer: PackedWriter
 
     def __call__(self, rows: range) -> range:
-        marked = np.full((len(rows), self._seq_length), ~self._pad_id, np.int32)
+        marked = np.full((len(rows), self.seq_length), ~self.pad_id, np.int32)
         numbers, roles = np.zeros_like(marked), np.zeros(marked.shape, np.uint8)
         for row, pack in enumerate(rows):
             begin = 0
-            for number, (sample, length) in enumerate(self._samples(pack), 1):
+            samples = self.plan[pack]
+            for number, (sample, length) in enumerate(zip(samples.tolist(), self.lengths[samples].tolist()), 1):
                 inside = slice(begin, begin := begin + length)
-                self._spool.read(sample, marked[row, inside], roles[row, inside])
+                self.spool.read(sample, marked[row, inside], roles[row, inside])
                 numbers[row, inside] = number
         ids, labels = input_ids_of(marked), labels_of(marked)
-        self._writer.write(rows.start, input_ids=ids, attention_mask=numbers, labels=labels, roles=roles)
+        self.writer.write(rows.start, input_ids=ids, attention_mask=numbers, labels=labels, roles=roles)
         return rows
-
-    def _samples(self, pack: int) -> Iterator[tuple[int, int]]:
-        samples = self._plan[pack]
-        return zip(samples.tolist(), self._lengths[samples].tolist())

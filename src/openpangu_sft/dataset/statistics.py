@@ -1,4 +1,4 @@
-"""Numbers over a whole packed dataset, read in blocks of rows: memory does not grow with it, no loop runs per token."""
+"""Numbers over a whole packed dataset, read in blocks of rows: constant memory, no loop per token."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from openpangu_sft.tokenizer.tokenizer import IGNORED
 from openpangu_sft.util.console import progress
 
 BLOCK_TOKENS = 1 << 20
-"""Tokens that are looked at together."""
+"""Tokens in a block."""
 
 Counts = npt.NDArray[np.int64]
 
@@ -38,27 +38,27 @@ class Distribution:
 
     @property
     def sum(self) -> int:
-        """What they add up to."""
+        """Their sum."""
         return int(self.counts @ np.arange(len(self.counts)))
 
     @property
     def mean(self) -> float:
-        """Their mean."""
+        """Arithmetic mean."""
         return self.sum / self.total
 
     @property
     def minimum(self) -> int:
-        """The smallest one."""
+        """The smallest number."""
         return int(np.flatnonzero(self.counts)[0])
 
     @property
     def median(self) -> int:
-        """The middle one; of an even number of them the lower of the two."""
+        """The lower median."""
         return int(np.searchsorted(self.counts.cumsum(), (self.total + 1) // 2))
 
     @property
     def maximum(self) -> int:
-        """The largest one."""
+        """The largest number."""
         return int(np.flatnonzero(self.counts)[-1])
 
     def between(self, edges: list[int]) -> list[int]:
@@ -74,8 +74,7 @@ class Statistics:
 
     Args:
         seq_length: tokens in a pack.
-        packs: number of packs.
-        trained_tokens: number of tokens that are targets.
+        trained_tokens: how many tokens are targets.
         lengths: tokens of each sample.
         fill: tokens of each pack, without its padding.
         turns: number of turns by role; empty where roles are unknown.
@@ -102,12 +101,7 @@ class Statistics:
 
 
 class Rows:
-    """The three fields of a packed dataset, and its roles where it has them, mapped into memory.
-
-    Args:
-        directory: of the dataset.
-        seq_length: tokens in a pack.
-    """
+    """The three fields of a packed dataset, and its roles where it has them, mapped into memory."""
 
     def __init__(self, directory: Path, seq_length: int) -> None:
         fields = {field: read_rows(directory, PREFIX, field, seq_length) for field in FIELDS}
@@ -122,15 +116,7 @@ class Rows:
         return min(len(self.input_ids), len(self.segments), len(self.labels))
 
     def locate(self, sample: int, statistics: Statistics) -> tuple[int, int, int]:
-        """Where a sample lies.
-
-        Args:
-            sample: counted through the packs in their order, from 0.
-            statistics: of these rows.
-
-        Returns:
-            Its row, and its first and its past-the-last column.
-        """
+        """Row, first and past-the-last column of a sample, counted from 0 through the packs in their order."""
         before = bisect_right(statistics.samples_before, sample) - 1
         first = before * self.block
         rows, begins, ends = segment_runs(self.segments[first : first + self.block])

@@ -1,4 +1,4 @@
-"""What the models are asked: the user's prompt file, or else some of the validation samples."""
+"""What the models are asked: the user's prompt file, or some of the validation samples."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from openpangu_sft.util.console import console
 from openpangu_sft.util.errors import UserError, printable
 
 ASKED = 4
-"""Validation samples that are asked where the user has no prompt file."""
+"""Validation samples that are asked without a prompt file."""
 
 LONGEST = 2048
-"""Tokens of a validation prompt at most: generation's attention takes memory by their square, and nobody reads more."""
+"""Most tokens of a validation prompt: the memory of generation's attention grows with their square."""
 
 
 def questions_in(path: Path, recipe: Recipe, tokenizer: Tokenizer) -> list[Question]:
@@ -36,7 +36,7 @@ def questions_in(path: Path, recipe: Recipe, tokenizer: Tokenizer) -> list[Quest
             the last answer is the reference and all before it is the prompt.
 
     Raises:
-        UserError: it cannot be read, holds none, or one is no question or leaves no room for an answer: says which.
+        UserError: it cannot be read, holds none, or one is no question or leaves no room for an answer.
     """
     if path.is_dir():
         raise UserError("is a directory", where=path, remedy="give a prompt file: PROMPTS=…")
@@ -72,7 +72,7 @@ def _conversations(path: Path, recipe: Recipe) -> Iterator[tuple[str, Sample]]:
                 raise BadSample(record.unreadable)
             yield record.place, convert_record(record.content, recipe.data.source_format)
         except BadSample as error:
-            raise UserError(str(error), where=f"{path}{record.place}", remedy="mend it") from None
+            raise UserError(str(error), where=f"{path}{record.place}", remedy="fix it") from None
 
 
 def _question(source: str, sample: Sample, tokenizer: Tokenizer, room: int, where: str) -> Question:

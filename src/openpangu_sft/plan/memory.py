@@ -74,3 +74,20 @@ class Memory(NamedTuple):
 def total(parts: Sequence[Part]) -> int:
     """Bytes of some parts."""
     return sum(part.size for part in parts)
+
+
+def kept_by_layers(layers: int, recomputed: int, layer_input: int, layer: int, micro_batches: int = 1) -> Part:
+    """What layers keep for the backward pass: of a recomputed one its input, of another `layer` bytes."""
+    whole = layers - recomputed
+    words = [f"{recomputed} x input"] * bool(recomputed) + [f"{whole} x all of a layer"] * bool(whole)
+    how = " + ".join(words) + (f", {micro_batches} micro batches" if micro_batches > 1 else "")
+    return Part("kept by the layers", (recomputed * layer_input + whole * layer) * micro_batches, how)
+
+
+def logits_part(tokens: int, columns: int, bf16: bool) -> Part:
+    """The logits, their fp32 copy, and the one that becomes their softmax: alive together in the cross-entropy.
+
+    In fp32 the copy is the logits themselves.
+    """
+    each, words = (2 + 4 + 4, "bf16, fp32 and softmax in fp32") if bf16 else (4 + 4, "fp32, and softmax")
+    return Part("logits", tokens * columns * each, f"{columns:,} x {tokens:,} x {each}: {words}")

@@ -8,7 +8,15 @@ from typing import Any, NamedTuple, Optional
 from openpangu_sft.artifacts.artifact import MANIFEST, Manifest, read_manifest
 from openpangu_sft.checkpoint.sharding import parameter_count
 from openpangu_sft.model.flops import highest_rate, work
-from openpangu_sft.plan.estimate import Course, Disk, course_of, disk_of, memory_of, tokens_per_iteration, warnings
+from openpangu_sft.plan.estimate import (
+    Course,
+    Disk,
+    course_of,
+    disk_of,
+    memory_of,
+    tokens_per_iteration,
+    warnings,
+)
 from openpangu_sft.plan.memory import Memory, Part
 from openpangu_sft.plan.speed import Speed, speed_of
 from openpangu_sft.plan.what_if import Change, single_changes

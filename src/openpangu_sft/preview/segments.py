@@ -19,14 +19,7 @@ NEWLINE, SPACE, PART = "↵", "·", "…"
 
 @dataclass(frozen=True)
 class Token:
-    """One token.
-
-    Args:
-        number: its id.
-        text: what it adds to the text, made visible.
-        trained: whether it is a target.
-        control: whether it is one of the tokenizer's added tokens.
-    """
+    """One token: its id, what it adds to the text made visible, and whether it is a target and an added token."""
 
     number: int
     text: str
@@ -35,13 +28,13 @@ class Token:
 
     @property
     def ends_line(self) -> bool:
-        """Whether the text goes on in a new line."""
+        """Whether it ends a line."""
         return self.text.endswith(NEWLINE)
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What one role says: its start token and what follows, and bos in front of the first."""
+    """One message: its start token and what follows; the first one has bos too."""
 
     role: str
     tokens: list[Token]
@@ -60,8 +53,7 @@ class Segment:
         sample: its number in the dataset, from 1.
         pack: from 1.
         position: its segment number in the pack, from 1.
-        offset: position of its first token in the pack, from 0.
-        turns: in their order.
+        offset: of its first token in the pack, from 0.
     """
 
     sample: int
@@ -82,13 +74,7 @@ class Segment:
 
 
 class SegmentReader:
-    """Reads samples out of a dataset.
-
-    Args:
-        rows: of the dataset.
-        statistics: of the same rows.
-        tokenizer: that the dataset was made with.
-    """
+    """Reads samples from a dataset, with its own tokenizer."""
 
     def __init__(self, rows: Rows, statistics: Statistics, tokenizer: Tokenizer) -> None:
         self._rows, self._statistics, self._tokenizer = rows, statistics, tokenizer

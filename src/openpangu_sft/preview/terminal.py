@@ -1,4 +1,4 @@
-"""A preview in the terminal: tokens above their ids, a bar under what is trained: eyes and logs may lack colour."""
+"""A preview in the terminal: tokens above their ids, bars under trained ones, so that it reads without colour."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def _show_histogram(histogram: Histogram, console: Console) -> None:
     labels = max(len(bar.label) for bar in histogram.bars)
     counts = max(len(f"{bar.count:,}") for bar in histogram.bars)
     for bar in histogram.bars:
-        # at least a sliver for one of millions: nothing that is there looks as if it were not
+        # rounded up: one of millions is still seen
         length = -(-bar.count * BAR_WIDTH // max(histogram.highest, 1))
         console.print(Text(f"  {bar.label:>{labels}}  {bar.count:>{counts},}  {'█' * length}".rstrip()))
     console.print(Text(f"  {histogram.across}; {histogram.upwards}", "dim"))

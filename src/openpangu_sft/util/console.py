@@ -83,16 +83,11 @@ def print_table(title: str, rows: Mapping[str, str], to: Console = console) -> N
 
 
 def print_rows(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], to: Console = console) -> None:
-    """A table, with a head unless it is empty."""
+    """A table, with a head unless it is empty; wider than the console where a word is, so that no path is broken."""
     to.print(title, style="bold", soft_wrap=True, markup=False)
     table = Table(*head, show_header=bool(head))
     for row in rows:
         table.add_row(*row)
-    print_whole(table, to)
-
-
-def print_whole(table: Table, to: Console = console) -> None:
-    """Prints a table, wider than the console where a word is: a path stays in one piece."""
     least = to.measure(table, options=to.options.update(max_width=sys.maxsize)).minimum
     table.width = least if least > to.width else None
     to.print(table, soft_wrap=True)

@@ -117,7 +117,7 @@ class Training:
         lines: queue.Queue[Optional[str]] = queue.Queue()
         threading.Thread(target=_read, args=(process.stdout, lines), daemon=True).start()
         last, said = time.monotonic(), False
-        with progress("training", self.recipe.train.iterations, self.iteration) as advance:
+        with progress("training (iterations)", self.recipe.train.iterations, self.iteration) as advance:
             while True:
                 try:
                     line = lines.get(timeout=5)

@@ -51,7 +51,7 @@ def refused(arguments: Namespace, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def packed(directory: Path, prefix: str) -> dict[str, bytes]:
-    """The six files, by what stands behind the prefix, and nothing else but the lock."""
+    """The six files by their names after the prefix; nothing else but the lock is there."""
     files = {path.name: path for path in directory.iterdir() if path.suffix not in (".lock", ".json")}
     if (directory / "manifest.json").is_file():  # made by a stage, which keeps roles too
         del files[f"{prefix}_roles.bin"]
@@ -82,7 +82,7 @@ def test_a_bad_sample_leaves_what_was_there(recipe: Recipe, tmp_path: Path, caps
     before = packed(tmp_path / "out", "demo")
     write_samples(tmp_path / "bad.jsonl", [*samples(3), {"data": []}])
     line = refused(flags(recipe, tmp_path / "bad.jsonl", tmp_path / "out/demo"), capsys)
-    assert f'{tmp_path}/bad.jsonl:4: meta_prompt is missing: write "meta_prompt": [""] for none -> mend it' in line
+    assert f'{tmp_path}/bad.jsonl:4: meta_prompt is missing: write "meta_prompt": [""] for none -> ' in line
     assert "data.… are settings of make preprocess" in line
     assert packed(tmp_path / "out", "demo") == before
 

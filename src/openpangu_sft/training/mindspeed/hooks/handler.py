@@ -121,15 +121,14 @@ def _in_place(directory: Path, prefix: str) -> Iterator[Path]:
         staging.mkdir()
         try:
             yield staging
-            for suffix in ("bin", "idx"):
-                for field in FIELDS:
-                    with field_path(staging, prefix, field, suffix).open("rb") as stream:
-                        os.fsync(stream.fileno())
-            for field in FIELDS:
-                field_path(directory, prefix, field, "idx").unlink(missing_ok=True)
-            for suffix in ("bin", "idx"):
-                for field in FIELDS:
-                    field_path(staging, prefix, field, suffix).replace(field_path(directory, prefix, field, suffix))
+            names = [field_path(Path(), prefix, field, suffix) for suffix in ("bin", "idx") for field in FIELDS]
+            for name in names:
+                with (staging / name).open("rb") as stream:
+                    os.fsync(stream.fileno())
+            for name in names[len(FIELDS) :]:
+                (directory / name).unlink(missing_ok=True)
+            for name in names:
+                (staging / name).replace(directory / name)
             sync_directory(directory)
         finally:
             shutil.rmtree(staging, ignore_errors=True)

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from openpangu_sft.dataset.find import find_dataset
 from openpangu_sft.dataset.index_file import FIELDS, read_index, read_values
-from openpangu_sft.dataset.inspect import find_dataset
 from openpangu_sft.dataset.row_rules import PackedRules
 from openpangu_sft.dataset.segments import misnumbered, positions_within, segment_bounds
 from openpangu_sft.training.mindspeed.hooks import one_line
