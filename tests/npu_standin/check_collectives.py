@@ -1,4 +1,4 @@
-"""Collectives of the stand-in, in two real processes that upstream's call has brought together.
+"""Collectives of the stand-in, in two real processes connected by upstream's call.
 
 Run by test_npu_standin.py, in a process of its own, which starts the two.
 """

@@ -1,4 +1,4 @@
-"""The stand-in where torch_npu.contrib.transfer_to_npu has not been imported: nobody has said that cuda is the NPU.
+"""The stand-in where torch_npu.contrib.transfer_to_npu has not been imported, so cuda is not the NPU.
 
 Run by test_npu_standin.py, in a process of its own.
 """
