@@ -153,11 +153,10 @@ def doctor_command(context: click.Context, recipe: Recipe, as_text: bool, peers:
     \b
     Example: openpangu-sft doctor --recipe recipes/demo.yaml --json
     """
-    from openpangu_sft.doctor.examine import as_json, print_table, run_checks
+    from openpangu_sft.doctor.checks import as_json, print_table, run_checks, where
     from openpangu_sft.doctor.finding import State
     from openpangu_sft.doctor.machine import Context, Machine
     from openpangu_sft.doctor.network import split_peer
-    from openpangu_sft.doctor.packages import where
 
     for peer in peers:
         split_peer(peer)  # typos are reported before any check runs

@@ -21,14 +21,15 @@ def highest_rate(recipe: Recipe) -> float:
 
 
 def work(recipe: Recipe) -> float:
-    """FLOPs of an iteration with recomputation, relative to one without: a recomputed layer takes its forward 2 again.
-
-    Recomputed are the first layers of each pipeline stage.
-    """
-    recompute = recipe.train.recompute
-    again = recompute.num_layers if recompute.granularity == "full" else 0
-    layers = sum(min(again, stage) for stage in layout_of(recipe.model, recipe.parallel).stages)
+    """FLOPs of an iteration relative to one without recomputation: a recomputed layer takes its forward 2 again."""
+    layers = sum(recomputed_layers(recipe, stage) for stage in layout_of(recipe.model, recipe.parallel).stages)
     return 1 + 2 * layers * layer_parameters(recipe) / (6 * parameter_count(recipe.model))
+
+
+def recomputed_layers(recipe: Recipe, layers: int) -> int:
+    """Recomputed layers of a pipeline stage with so many: its first ones."""
+    recompute = recipe.train.recompute
+    return min(recompute.num_layers, layers) if recompute.granularity == "full" else 0
 
 
 def layer_parameters(recipe: Recipe) -> int:
