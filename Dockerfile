@@ -1,16 +1,16 @@
-# The images of openpangu-sft. Built by `make image`; docs/image.md says what may be replaced, and how to build offline.
+# The images of openpangu-sft. Built by `make image`; See docs/image.md for build arguments and offline builds.
 #
 #   npu   (default) the pinned Ascend stack with MindSpeed-LLM, for training on NPUs
-#   cpu   the portable engine and every other stage, on a plain base
+#   cpu   the portable engine and every other stage, on a standard Python base
 #
-# Nothing is fetched by a name that can move: bases by digest once `make lock-base` has run, packages and Python's source
-# by sha256, upstream sources by commit. No package manager of the base is used.
+# All inputs are pinned: bases by digest once `make lock-base` has run, packages and Python's source by sha256, upstream
+# sources by commit. The base's package manager is not used.
 ARG BASE=quay.io/ascend/cann:8.0.rc3.beta1-910b-ubuntu22.04-py3.10
 ARG CPU_BASE=docker.io/library/python:3.9-slim-bookworm
-# Has compilers and headers, which the bases lack. An image gets what it has compiled, and the libraries of the compiled
-# Python. Its C library must not be newer than the base's: build.sh compares them.
+# Provides compilers and headers, which the bases lack. The image gets only the compiled files and the libraries of the
+# compiled Python. Its C library must not be newer than the base's: build.sh compares them.
 ARG BUILD_BASE=docker.io/library/buildpack-deps:jammy
-# Where CPython 3.9 comes from: base (it has one) or source (compiled)
+# Source of CPython 3.9: base (its own) or source (compiled)
 ARG PYTHON_FROM=source
 ARG CPU_PYTHON_FROM=base
 
@@ -18,7 +18,7 @@ FROM ${BASE} AS npu-base
 FROM ${CPU_BASE} AS cpu-base
 FROM ${BUILD_BASE} AS build-base
 
-# What an image has beside its base grows below /tree, so that its directories too can be made the same for everybody.
+# Everything an image adds to its base is assembled below /tree, so that directories are reproducible too.
 FROM build-base AS python-source
 ARG PYTHON_VERSION=3.9.10
 ARG PYTHON_URL=https://www.python.org/ftp/python/3.9.10/Python-3.9.10.tar.xz
@@ -41,7 +41,7 @@ FROM npu-python-${PYTHON_FROM} AS npu-python
 # hadolint ignore=DL3006
 FROM cpu-python-${CPU_PYTHON_FROM} AS cpu-python
 
-# Everything that is installed, with hashes.
+# Installed packages, pinned by hash.
 FROM npu-base AS npu-dependencies
 COPY --from=npu-python /tree/ /tree/
 ARG PYPI_INDEX=https://pypi.org/simple
@@ -64,8 +64,8 @@ COPY locks locks
 RUN --mount=type=secret,id=ca --mount=type=cache,target=/root/.cache \
     ./install.sh cpu && /opt/openpangu/venv/bin/python normalise.py 0 /tree
 
-# MindSpeed-LLM and what it needs, as `make sources` has left them, with the helper that Megatron-LM would compile when
-# training begins: in the image its code cannot be written to, and there need be no compiler.
+# MindSpeed-LLM and its dependencies from `make sources`, with the helper that Megatron-LM would compile at the start of
+# training: the image's code is read-only, and the image has no compiler.
 FROM build-base AS helpers
 COPY .sources /sources
 COPY scripts/image/helpers.sh /build/
@@ -76,7 +76,7 @@ COPY --from=helpers /sources /upstream/opt/openpangu/app/.sources
 RUN PYTHONPATH=/upstream/opt/openpangu/app/.sources/mindspeed-llm/megatron/core/datasets \
     /opt/openpangu/venv/bin/python -c 'import helpers' && /opt/openpangu/venv/bin/python normalise.py 0 /upstream
 
-# What this commit adds: its code, and what describes the image.
+# This commit's code, and the description of the image.
 FROM scratch AS app
 COPY LICENSE pyproject.toml /opt/openpangu/app/
 COPY examples /opt/openpangu/app/examples

@@ -1,1 +1,1 @@
-"""Benchmarks: run by hand, on one machine, and given as ratios. What they measure is in docs/benchmarks.md."""
+"""Benchmarks: run manually, on one machine, reported as ratios. docs/benchmarks.md describes what they measure."""

@@ -1,4 +1,4 @@
-"""Whether two packed datasets hold the same segments, in whatever order and packs."""
+"""Compares the segments of two packed datasets, regardless of order and packs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,6 @@ class Segments(NamedTuple):
     digest: int
 
     def agrees(self, other: Segments) -> bool:
-        """Whether both hold the same segments."""
         mine, its = ((len(found.lengths), found.trained, found.digest) for found in (self, other))
         return mine == its
 
@@ -45,10 +44,10 @@ def read_segments(directory: Path, seq_length: int, bos_id: int = -1, pad_id: in
     """Reads a packed dataset.
 
     Args:
-        directory: holds its six files.
-        seq_length: tokens of a pack.
-        bos_id: what every segment begins with, and nothing else holds; -1 for a dataset whose attention_mask tells.
-        pad_id: what the rows end with, and no segment holds; with bos_id.
+        directory: of its six files.
+        seq_length: tokens per pack.
+        bos_id: the first token of every segment, which occurs nowhere else; -1 if attention_mask has segment numbers.
+        pad_id: the padding token, which occurs in no segment; used with bos_id.
     """
     ids, mask, labels = (
         read_rows(directory, PREFIX, name, seq_length) for name in ("input_ids", "attention_mask", "labels")
@@ -67,11 +66,11 @@ def read_segments(directory: Path, seq_length: int, bos_id: int = -1, pad_id: in
 
 
 def _numbered(mask: Row) -> npt.NDArray[np.intp]:
-    """Where segments begin, and where the last one ends, by their numbers 1, 2, 3… and 0 for padding."""
+    """Starts of the segments and the end of the last one, by segment numbers 1, 2, 3… and 0 for padding."""
     begins = np.flatnonzero(np.diff(mask, prepend=0) > 0)
     return np.append(begins, np.count_nonzero(mask))
 
 
 def _opened(ids: Row, bos_id: int, pad_id: int) -> npt.NDArray[np.intp]:
-    """The same by what every segment begins with."""
+    """The same, by the first token of every segment."""
     return np.append(np.flatnonzero(ids == bos_id), np.count_nonzero(ids != pad_id))

@@ -1,7 +1,7 @@
 """`make bench-convert`: conversions of a checkpoint against a copy of it, in one run on one machine.
 
-A random model of the recipe's sizes is copied, converted to Megatron-core's form and back, in turn. What exactly is
-measured is in docs/benchmarks.md.
+A random model of the recipe's sizes is copied, converted to Megatron-core format and back, in turn. docs/benchmarks.md
+describes what exactly is measured.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from openpangu_sft.util.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 MOST_COPIES, MOST_MEMORY = 2.5, 1_000_000_000
-"""What a conversion should take at most: times the copy, and bytes of anonymous memory. Shown, and nothing else."""
+"""Targets of a conversion: times the copy, and bytes of anonymous memory. Reported, not enforced."""
 COPY = """
 import os, shutil, sys, time
 began = time.perf_counter()
@@ -36,21 +36,15 @@ with open(sys.argv[2], "rb") as stream:
 print(time.perf_counter() - began)
 """
 WARM_UP = "import openpangu_sft.cli.main, openpangu_sft.checkpoint.convert, openpangu_sft.checkpoint.export"
-"""The first command would read Python's modules from the disk, the others would find them in memory."""
+"""Loads Python's modules from disk, which the first command would otherwise pay for."""
 FORM = "--form=openpangu"
-"""The other form also compares tokenizers, which takes seconds of its own, and there is none here."""
+"""The other format also compares tokenizers, which takes additional seconds, and there is none here."""
 LAYOUTS = ((1, 1), (2, 2))
 """TP and PP."""
 
 
 class Row(NamedTuple):
-    """One thing that is measured.
-
-    Args:
-        title: what it is.
-        written: bytes in the files that it made.
-        runs: what each turn took.
-    """
+    """One measured command: bytes of its output files, and one run per turn."""
 
     title: str
     written: int
@@ -58,21 +52,19 @@ class Row(NamedTuple):
 
     @property
     def best(self) -> float:
-        """Least seconds."""
         return min(run.seconds for run in self.runs)
 
     @property
     def median(self) -> float:
-        """Seconds of the run in the middle."""
         return median(run.seconds for run in self.runs)
 
     @property
     def memory(self) -> int:
-        """Most bytes of memory that is no file's."""
+        """Peak bytes of memory without file pages."""
         return max(run.peak_without_files for run in self.runs)
 
     def cells(self, copy: Row) -> list[str]:
-        """Its line of the table; ratios are to the copy."""
+        """Its table row; ratios are to the copy."""
         ratios = [f"{self.best / copy.best:.2f}", f"{self.median / copy.median:.2f}"]
         peaks = [f"{peak / 1e6:,.0f} MB" for peak in (self.memory, max(run.peak for run in self.runs))]
         written, speed = f"{self.written / 1e6:,.0f} MB", f"{copy.written / self.best / 1e6:,.0f}"
@@ -80,7 +72,7 @@ class Row(NamedTuple):
         return [self.title, written, f"{self.best:.2f}", *ratios, speed, *peaks, every]
 
     def reach(self, copy: Row) -> str:
-        """Whether it takes no more than it should, in words."""
+        """Its result against the targets."""
         ratio = self.best / copy.best
         time = f"{ratio:.2f} x copy (at most {MOST_COPIES}: {_yes(ratio <= MOST_COPIES)})"
         most = f"at most {MOST_MEMORY / 1e6:,.0f} MB: {_yes(self.memory <= MOST_MEMORY)}"
@@ -88,14 +80,14 @@ class Row(NamedTuple):
 
 
 class Bench:
-    """What one benchmark works on: its directory, the recipe there, how a command comes to it, and the weights."""
+    """The working directory, the recipe there, the options that give it to a command, and the weights."""
 
     def __init__(self, directory: Path, recipe: Recipe, options: list[str], weights: Path) -> None:
         self.directory, self.recipe, self.options, self.weights = directory, recipe, options, weights
         self.rows: dict[str, Row] = {}
 
     def turn(self) -> None:
-        """Measures everything once. Outputs are removed as soon as nothing needs them."""
+        """Measures everything once; removes outputs as soon as they are no longer needed."""
         copy = self.directory / "copy"
         done = run_measured(["-c", COPY, str(self.weights), str(copy)], self.directory / "copy.log")
         self._note("copy, fsync", done._replace(seconds=float(done.output)), copy)
@@ -121,8 +113,8 @@ class Bench:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 110})
-@click.option("--repeat", default=3, type=click.IntRange(1), help="how often everything is measured")
-@click.option("--directory", type=Path, help="where a temporary directory is made; default: where the system has them")
+@click.option("--repeat", default=3, type=click.IntRange(1), help="number of measurements")
+@click.option("--directory", type=Path, help="parent of the temporary directory; default: the system's")
 @click.option("-s", "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="other sizes: model.num_layers=2")
 @click.option("--seed", default=1234, help="of the weights")
 def main(repeat: int, directory: Optional[Path], overrides: tuple[str, ...], seed: int) -> None:
@@ -145,13 +137,13 @@ def _prepare(directory: Path, overrides: tuple[str, ...], seed: int) -> Bench:
     settings = [
         f"paths.cache={directory}",
         "tokenizer.trust_remote_code=false",
-        "train.recompute.num_layers=1",  # nothing is trained; this way every number of layers will do
+        "train.recompute.num_layers=1",  # nothing is trained; valid for any number of layers
         *overrides,
     ]
     file = ROOT / "recipes/openpangu-1b.yaml"
     recipe = load_recipe(file, settings)
     parameters = parameter_count(recipe.model)
-    require_room(directory, 8 * parameters)  # the model and two results at once, one of which may have it twice
+    require_room(directory, 8 * parameters)  # the model and two results, one of which may contain it twice
     weights = write_random_model(recipe.path("hf"), recipe.model, seed)
     print(f"{parameters:,} parameters in bfloat16, {weights.stat().st_size / 1e6:,.1f} MB\n", flush=True)
     return Bench(directory, recipe, ["--recipe", str(file), *(f"--set={setting}" for setting in settings)], weights)

@@ -1,4 +1,4 @@
-"""What the data benchmark reads: real conversations, drawn and joined until they are enough, and a real tokenizer."""
+"""Input of the data benchmark: real conversations, sampled and joined to the requested size, and a real tokenizer."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ PARTS = 4
 MOST_JOINED = 4
 
 MESSAGE_ROOM = 8
-"""Most tokens that the format puts around a text, its header included."""
+"""Upper bound of the tokens that the template adds to a text, including its header."""
 NUMBER_ROOM = 16
-"""Most tokens of a number behind a question."""
+"""Upper bound of the tokens of the number after a question."""
 
 
 class Corpus(NamedTuple):
-    """How much was written."""
+    """Size of the written samples."""
 
     conversations: int
     jsonl_bytes: int
@@ -43,7 +43,7 @@ class Corpus(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """A real conversation and the most tokens that it can become."""
+    """A real conversation and an upper bound of its tokens."""
 
     sample: Sample
     tokens: int
@@ -53,7 +53,7 @@ def require_data(directory: Path) -> None:
     """Raises `UserError` unless the conversations and the SentencePiece model are there."""
     for name in (*CONVERTERS, MODEL):
         if not (directory / name).is_file():
-            remedy = "set DATA_DIR to a directory that holds it: docs/benchmarks.md says where it comes from"
+            remedy = "set DATA_DIR to a directory that contains it: see docs/benchmarks.md for its source"
             raise UserError("no such file", where=directory / name, remedy=remedy)
 
 
@@ -63,19 +63,19 @@ def texts_of(record: dict[str, Any]) -> list[str]:
 
 
 def write_tokenizer(model: Path, directory: Path) -> None:
-    """Makes a tokenizer of openPangu's kind: its special tokens take ids inside the SentencePiece vocabulary.
+    """Writes a tokenizer like openPangu's, whose special tokens have ids inside the SentencePiece vocabulary.
 
-    They take those pieces that the model's authors have left unused, which no text becomes: a piece of some text under
-    a special token's id would be a forged turn to the engine, and the conversation would be rejected.
+    It uses the pieces left unused by the model's authors, which no text encodes to: otherwise the engine would see a
+    forged turn and reject the conversation.
 
     Raises:
-        UserError: the model does not have enough such pieces.
+        UserError: the model has too few unused pieces.
     """
     processor = SentencePieceProcessor(model_file=str(model))
     free = [number for number in range(len(processor)) if processor.id_to_piece(number).startswith(UNUSED)]
     if len(free) < len(CONTROL_TOKENS):
-        what = f"has {len(free)} pieces {UNUSED}…>, {len(CONTROL_TOKENS)} are needed"
-        raise UserError(what, where=model, remedy=f"take {MODEL}")
+        what = f"has {len(free)} unused pieces {UNUSED}…>, {len(CONTROL_TOKENS)} are needed"
+        raise UserError(what, where=model, remedy=f"use {MODEL}")
     added = {0: "<unk>", 1: "<s>", 2: "</s>", **dict(zip(free, CONTROL_TOKENS))}
     plain = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
     config = {
@@ -96,17 +96,10 @@ def write_tokenizer(model: Path, directory: Path) -> None:
 
 
 def write_samples(source: Path, directory: Path, size: int, seq_length: int, seed: int) -> Corpus:
-    """Writes samples files; equal arguments give equal files.
+    """Writes `size` bytes of jsonl into samples files; equal arguments give equal files.
 
-    Each line is 1 to 4 real conversations behind one another, under the first one's system prompts, as long as they
-    fit into a pack. The questions are numbered, so that no two lines are equal.
-
-    Args:
-        source: holds the real conversations and the SentencePiece model.
-        directory: where the files go.
-        size: bytes of jsonl.
-        seq_length: tokens of a pack.
-        seed: of the drawing.
+    Each line joins 1 to 4 real conversations under the system prompts of the first, as far as they fit into a pack. The
+    questions are numbered, so that no two lines are equal.
     """
     known = _real_conversations(source, seq_length)
     draw = random.Random(seed)
@@ -129,7 +122,7 @@ def write_samples(source: Path, directory: Path, size: int, seq_length: int, see
 
 
 def _real_conversations(source: Path, seq_length: int) -> list[Drawn]:
-    """The conversations that fit into a pack. None of them is bad: the converters would raise."""
+    """The conversations that fit into a pack. All are valid, otherwise the converters would raise."""
     processor = SentencePieceProcessor(model_file=str(source / MODEL))
     known: list[Drawn] = []
     for name, convert in CONVERTERS.items():
@@ -146,7 +139,7 @@ def _real_conversations(source: Path, seq_length: int) -> list[Drawn]:
 
 
 def _join(samples: list[Sample], asked: int) -> tuple[Sample, int]:
-    """One conversation of several, its questions numbered on from `asked`; and the number of the last one."""
+    """Joins conversations, numbering questions from `asked` + 1; also returns the last number."""
     messages: list[Message] = []
     for message in (message for sample in samples for message in sample.data):
         content = message.content

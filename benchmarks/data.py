@@ -1,7 +1,7 @@
-"""`make bench-data`: preprocessing against its limit and against the published way, in one run on one machine.
+"""`make bench-data`: preprocessing compared with its limit and with the published way, in one run on one machine.
 
 Samples of real conversations are preprocessed by this engine and by the published way, and encoded by SentencePiece
-alone, which is the limit; then packs are planned for many samples. What exactly is measured is in docs/benchmarks.md.
+alone, which is the limit; then packs are planned for many samples. docs/benchmarks.md describes what is measured.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RUNS = {"raw": "raw SentencePiece", "engine": "this engine: preprocess, merge", "published": "the published way"}
 PARTS = (*RUNS, "packing")
 BOS_ID, PAD_ID = 1, 0
-"""Of corpus.py's tokenizer. No text becomes one of them, so they tell where segments begin and rows end."""
+"""Of corpus.py's tokenizer. No text encodes to them, so they mark starts of segments and ends of rows."""
 SOFTWARE = ("sentencepiece", "transformers", "datasets", "numpy")
 OUTPUTS: dict[str, list[str]] = {
     "raw": [],
@@ -38,11 +38,11 @@ OUTPUTS: dict[str, list[str]] = {
     "published": ["published", "published_cache"],
 }
 WARM_UP = "import benchmarks.published_way, openpangu_sft.dataset.merge, transformers.models.llama.tokenization_llama"
-"""The first command would read Python's modules from the disk, the others would find them in memory."""
+"""Loads Python's modules from disk, which the first command would otherwise pay for."""
 
 
 class Bench(NamedTuple):
-    """What one benchmark works on: its directory, the recipe there, how it came to it, and the SentencePiece model."""
+    """The working directory, the recipe there, the options that give it to a command, and the SentencePiece model."""
 
     directory: Path
     recipe: Recipe
@@ -50,7 +50,7 @@ class Bench(NamedTuple):
     model: Path
 
     def measure(self, part: str) -> Measured:
-        """Runs one part, from nothing."""
+        """Runs one part, without earlier output."""
         for name in OUTPUTS[part]:
             shutil.rmtree(self.directory / name, ignore_errors=True)
         log = self.directory / f"{part}.log"
@@ -67,11 +67,11 @@ class Bench(NamedTuple):
         return run_measured(command, log, HF_HOME=cache, HF_HUB_OFFLINE="1")
 
     def read_back(self, part: str, corpus: Corpus) -> Optional[Segments]:
-        """The segments that a part has made."""
+        """The segments in the output of a part."""
         seq_length = self.recipe.data.seq_length
         if part == "engine":
             counts = read_manifest(self.recipe.path("dataset"), "dataset", "").counts
-            assert counts["rejected"] == 0, "conversations were rejected: the parts have not done the same work"
+            assert counts["rejected"] == 0, "conversations were rejected, so the parts did different work"
             assert counts["packed"] == corpus.conversations, "conversations were lost"
             return read_segments(self.recipe.path("dataset"), seq_length)
         if part == "published":
@@ -81,21 +81,19 @@ class Bench(NamedTuple):
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 110})
 @click.option("--size", default=200.0, help="MB of samples (jsonl)")
-@click.option(
-    "--data-dir", type=Path, default=ROOT.parent / "shared/data", help="real conversations", show_default=False
-)
+@click.option("--data-dir", type=Path, required=True, help="real conversations and the tokenizer's model")
 @click.option("--only", default=",".join(PARTS), metavar="PARTS", help="what to measure")
 @click.option(
     "--repeat",
     default=2,
     type=click.IntRange(1),
-    help="how often raw and the engine are measured; the published way once less",
+    help="measurements of raw and the engine; one fewer of the published way",
 )
 @click.option("--seq-length", default=4096, help="tokens of a pack")
 @click.option("--workers", default=len(os.sched_getaffinity(0)), help="processes", show_default="one per core")
 @click.option("--packing", default=10_000_000, type=click.IntRange(1), help="samples to plan packs for")
-@click.option("--seed", default=1234, help="of the drawing")
-@click.option("--keep", type=Path, help="a directory to work in, and to leave; default: a temporary one")
+@click.option("--seed", default=1234, help="of the sampling")
+@click.option("--keep", type=Path, help="a new working directory to keep; default: a temporary one")
 def main(
     size: float,
     data_dir: Path,
@@ -110,7 +108,7 @@ def main(
     """Measures preprocessing, and prints Markdown tables."""
     parts = only.split(",")
     if unknown := set(parts) - set(PARTS):
-        raise UserError(f"--only knows nothing of {min(unknown)!r}", remedy=f"choose from {','.join(PARTS)}")
+        raise UserError(f"--only has no part {min(unknown)!r}", remedy=f"choose from {','.join(PARTS)}")
     data_dir = data_dir.absolute()
     require_data(data_dir)
     print(f"{machine(*SOFTWARE)}; load before: {os.getloadavg()[0]:.1f}")
@@ -129,7 +127,7 @@ def main(
         data = next((segments for segments in made.values()), None)
         _print_packing(packing, seed, data)
     if len(made) == 2 and not made["engine"].agrees(made["published"]):
-        sys.exit("bench-data: the ways disagree, so the figures mean nothing")
+        sys.exit("bench-data: the segments differ, so the figures are meaningless")
 
 
 def _prepare(directory: Path, settings: list[str], model: Path) -> Bench:
@@ -137,7 +135,7 @@ def _prepare(directory: Path, settings: list[str], model: Path) -> Bench:
     settings = [
         f"paths.cache={directory}",
         "tokenizer.trust_remote_code=false",
-        "parallel.context=1",  # the data is the same for any; this way every --seq-length will do
+        "parallel.context=1",  # does not affect the data; valid for any --seq-length
         "data.on_bad_sample=refuse",
         *settings,
     ]
@@ -150,7 +148,7 @@ def _prepare(directory: Path, settings: list[str], model: Path) -> Bench:
 def _measure_all(
     bench: Bench, parts: list[str], repeat: int, corpus: Corpus
 ) -> tuple[dict[str, list[Measured]], dict[str, Segments]]:
-    """Measures the parts in turn, and ends with raw and the engine again, so that a drift of the machine shows."""
+    """Measures the parts in turn, ending with raw and the engine again, so that drift of the machine is visible."""
     runs: dict[str, list[Measured]] = {}
     made: dict[str, Segments] = {}
     run_measured(["-c", WARM_UP], bench.directory / "warm-up.log")
@@ -180,10 +178,10 @@ def _print_speeds(runs: dict[str, list[Measured]], megabytes: float) -> None:
 def _print_agreement(made: dict[str, Segments]) -> None:
     for part, segments in made.items():
         print(f"{part}: {segments}; {segments.packs:,} packs")
-    said = "not checked, it takes both the engine and the published way"
+    said = "not checked, it needs both the engine and the published way"
     if len(made) == 2:
         agreed = made["engine"].agrees(made["published"])
-        said = "yes, both made the same segments" if agreed else "NO, the segments differ"
+        said = "yes, both produced the same segments" if agreed else "NO, the segments differ"
     print(f"agreement: {said}\n", flush=True)
 
 
@@ -206,7 +204,7 @@ def _directory(keep: Optional[Path]) -> Iterator[Path]:
             yield Path(directory)
         return
     if keep.exists():
-        raise UserError("is there already", where=keep, remedy="give --keep a directory that is yet to be made")
+        raise UserError("exists already", where=keep, remedy="give --keep a new directory")
     keep.mkdir(parents=True)
     yield keep.absolute()
 

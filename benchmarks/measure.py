@@ -1,9 +1,9 @@
-"""Runs a command and measures its seconds and the most memory that it and all its processes held at once.
+"""Runs a command and measures its seconds and the peak memory of all its processes together.
 
 Memory is the sum of PSS over the command's processes, from /proc/PID/smaps_rollup, sampled every 0.2 s. Not of RSS:
-forked workers share most of their pages with the process that made them, and RSS would count these once for each.
-PSS divides every page by the number of those who share it. PSS holds pages of mapped files as well, which the kernel
-can take back at any time; the sum without them is given beside it.
+forked workers share most pages with their parent, and RSS counts these once per process; PSS divides a page by the
+number of processes that share it. PSS includes pages of mapped files, which the kernel can reclaim at any time; the sum
+without them is reported too.
 """
 
 from __future__ import annotations
@@ -26,18 +26,11 @@ from openpangu_sft.util.errors import UserError
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS_BETWEEN_SAMPLES = 0.2
 COST_LIMIT = 30
-"""A sample that takes long (it walks the page tables) is followed by a pause this many times as long."""
+"""Pause after a sample, in multiples of its duration: sampling walks the page tables."""
 
 
 class Measured(NamedTuple):
-    """What a command took.
-
-    Args:
-        seconds: from its start to its end.
-        peak: most bytes of PSS at once.
-        peak_without_files: the same without pages of mapped files.
-        output: what it wrote to stdout.
-    """
+    """Wall-clock seconds, peak bytes of PSS with and without pages of mapped files, and stdout of a command."""
 
     seconds: float
     peak: int
@@ -45,17 +38,13 @@ class Measured(NamedTuple):
     output: str = ""
 
     def then(self, other: Measured) -> Measured:
-        """This command and another one after it."""
+        """This command followed by another one."""
         without_files = max(self.peak_without_files, other.peak_without_files)
         return Measured(self.seconds + other.seconds, max(self.peak, other.peak), without_files)
 
 
 class Memory(threading.Thread):
-    """Samples the memory of a session until told to stop.
-
-    Args:
-        session: its id; the command is started in a session of its own, so all its processes are found by it.
-    """
+    """Samples the memory of all processes of a session: the command is started in its own."""
 
     def __init__(self, session: int) -> None:
         super().__init__(daemon=True)
@@ -64,7 +53,6 @@ class Memory(threading.Thread):
         self._over = threading.Event()
 
     def run(self) -> None:
-        """Samples; the thread's own function."""
         pause = 0.0
         while not self._over.wait(pause):
             began = time.perf_counter()
@@ -74,23 +62,17 @@ class Memory(threading.Thread):
             pause = max(SECONDS_BETWEEN_SAMPLES, COST_LIMIT * (time.perf_counter() - began))
 
     def stop(self) -> None:
-        """Ends the thread."""
         self._over.set()
         self.join()
 
 
 def run_measured(command: Sequence[str], log: Path, **environment: str) -> Measured:
-    """Runs a command to its end.
-
-    Args:
-        command: what follows `python`; run in the repository's root.
-        log: where its stderr goes.
-        environment: more variables.
+    """Runs `python COMMAND` in the repository's root, with stderr in a log and additional variables.
 
     Raises:
-        UserError: it failed; its last lines are in the message.
+        UserError: it failed; the message has its last lines.
     """
-    os.sync()  # what was written before is not to be paid for by this command
+    os.sync()  # earlier writes must not slow down this command
     with log.open("w", encoding="utf-8") as errors:
         began = time.perf_counter()
         process = subprocess.Popen(
@@ -121,7 +103,7 @@ def run_measured(command: Sequence[str], log: Path, **environment: str) -> Measu
 
 
 def machine(*packages: str) -> str:
-    """What matters of the machine and of its software, in one line; nothing that tells whose it is."""
+    """The machine and its software in one line, without anything that identifies its owner."""
     cores = len(os.sched_getaffinity(0))
     gigabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     names = [line.split(":", 1)[1].strip() for line in _lines(Path("/proc/cpuinfo")) if line.startswith("model name")]
@@ -131,7 +113,7 @@ def machine(*packages: str) -> str:
 
 
 def print_table(rows: list[list[str]]) -> None:
-    """Prints a Markdown table whose first row is its head."""
+    """Prints a Markdown table; the first row is its header."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     for row in (rows[0], rule, *rows[1:]):
@@ -143,14 +125,14 @@ def print_table(rows: list[list[str]]) -> None:
 def _processes(session: int) -> Iterator[Path]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
-            with contextlib.suppress(OSError):  # it may be gone
-                behind_name = (entry / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()
-                if int(behind_name[3]) == session:
+            with contextlib.suppress(OSError):  # the process may have ended
+                after_name = (entry / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+                if int(after_name[3]) == session:
                     yield entry
 
 
 def _pss(process: Path) -> tuple[int, int]:
-    """Bytes of PSS of a process, and how many of them are pages of files."""
+    """Bytes of PSS of a process, and those of file pages."""
     fields = {"Pss:": 0, "Pss_File:": 0}
     for line in _lines(process / "smaps_rollup"):
         name, _, rest = line.partition(" ")
@@ -162,5 +144,5 @@ def _pss(process: Path) -> tuple[int, int]:
 def _lines(path: Path) -> list[str]:
     try:
         return path.read_text("utf-8", "replace").splitlines()
-    except OSError:  # the process is gone, or the system does not have the file
+    except OSError:  # the process has ended, or the system has no such file
         return []

@@ -1,4 +1,4 @@
-"""How fast samples are spread over packs, and how full these are, against the published greedy best fit."""
+"""Speed and efficiency of pack planning, compared with the published greedy best fit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Lengths = npt.NDArray[np.int64]
 
 
 class Packed(NamedTuple):
-    """What planning gave: its seconds, the share of the packs that is filled, their number, and best fit's."""
+    """Result of planning: seconds, packing efficiency, number of packs, and that of best fit."""
 
     seconds: float
     full: float
@@ -26,19 +26,12 @@ class Packed(NamedTuple):
 
 
 def distributions(samples: int, seq_length: int, seed: int, data: Optional[Lengths] = None) -> dict[str, Lengths]:
-    """Lengths of samples, none longer than a pack.
-
-    Args:
-        samples: how many.
-        seq_length: tokens of a pack.
-        seed: of the drawing.
-        data: lengths to resample; none, and that distribution is left out.
-    """
+    """Sample lengths by distribution, none longer than a pack; `data` has lengths to resample."""
     random = np.random.default_rng(seed)
     short = random.random(samples) < 0.7
-    long_ones = random.normal(0.6 * seq_length, 0.05 * seq_length, samples)  # two of them do not share a pack
+    long_ones = random.normal(0.6 * seq_length, 0.05 * seq_length, samples)  # two of them never share a pack
     drawn = {
-        "lognormal": random.lognormal(np.log(400), 1, samples),  # median 400, as chats have it
+        "lognormal": random.lognormal(np.log(400), 1, samples),  # median 400, as in chats
         "uniform": random.integers(1, seq_length, samples, endpoint=True),
         "bimodal": np.where(short, random.normal(250, 60, samples), long_ones),
     }
@@ -47,27 +40,28 @@ def distributions(samples: int, seq_length: int, seed: int, data: Optional[Lengt
     found: dict[str, Lengths] = {}
     for name, values in drawn.items():
         whole = np.maximum(values, 1).astype(np.int64)
-        found[name] = np.resize(whole[whole <= seq_length], samples)  # longer ones are never packed: others again
+        found[name] = np.resize(whole[whole <= seq_length], samples)  # longer ones cannot be packed: repeat the others
     return found
 
 
 def measure_packing(lengths: Lengths, seq_length: int, seed: int) -> Packed:
-    """Plans packs in this process, checks the plan, and counts the packs of best fit."""
+    """Plans packs in this process, checks the plan, and computes the packs of best fit."""
     began = time.perf_counter()
     plan = plan_packs(lengths, seq_length, seed)
     seconds = time.perf_counter() - began
     packs = len(plan.bounds) - 1
-    assert np.array_equal(np.bincount(plan.order, minlength=len(lengths)), np.ones(len(lengths))), "not each just once"
-    assert np.add.reduceat(lengths[plan.order], plan.bounds[:-1]).max() <= seq_length, "a pack holds too much"
+    assert np.array_equal(np.bincount(plan.order, minlength=len(lengths)), np.ones(len(lengths))), (
+        "not each sample exactly once"
+    )
+    assert np.add.reduceat(lengths[plan.order], plan.bounds[:-1]).max() <= seq_length, "a pack is too long"
     return Packed(seconds, lengths.sum() / (packs * seq_length), packs, best_fit_packs(lengths, seq_length))
 
 
 def best_fit_packs(lengths: Lengths, seq_length: int) -> int:
-    """How many packs greedy best fit makes: each takes the longest that still fits, until none does.
+    """Number of packs of greedy best fit: each takes the longest sample that still fits, until none does.
 
-    Exact, without going through the samples: samples of one length are interchangeable, so counts per length do. And a
-    pack is made again and again as long as there is enough of each of its lengths: while none of them runs out, the
-    longest that fits is the same each time.
+    Exact without iterating over samples: samples of equal length are interchangeable, so counts per length suffice. A
+    pack repeats while enough samples of each of its lengths are left, because the longest that fits stays the same.
     """
     counted = np.bincount(lengths)
     available: list[int] = np.flatnonzero(counted).tolist()

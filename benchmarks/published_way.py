@@ -1,12 +1,12 @@
-"""The published way from samples to a packed dataset, written anew for the benchmark; nothing of the engine is used.
+"""The published way from samples to a packed dataset, reimplemented for the benchmark without code of the engine.
 
-As the published recipe's handler in MindSpeed-LLM does it: Hugging Face `datasets` reads a file and maps a function
-over it in several processes; the function gives the slow tokenizer class one piece after the other; all samples come
-back into lists in memory; greedy best fit over their lengths says what shares a pack; rows are written one by one in
-Megatron's indexed format; the files' results are put behind one another.
+Like the published recipe's handler in MindSpeed-LLM: Hugging Face `datasets` reads a file and maps a function over it
+in several processes; the function passes the slow tokenizer class one span after the other; all samples are collected
+into lists in memory; greedy best fit over their lengths determines the packs; rows are written one by one in Megatron's
+indexed format; the files' results are concatenated.
 
-Two things are to its advantage: it starts once for all files, and it does not fsync. As in the published handler,
-the `attention_mask` file holds the ids once more.
+It has two advantages: it starts once for all files, and it does not fsync. As in the published handler, the
+`attention_mask` file holds the ids again.
 
 Run as: python -m benchmarks.published_way SAMPLES TOKENIZER OUTPUT CACHE SEQ_LENGTH WORKERS
 """
@@ -32,7 +32,7 @@ IGNORED = -100
 
 
 class Handler:
-    """Tokens of a sample: what `datasets` maps. The tokenizer travels to the workers with it."""
+    """Encodes a sample; mapped by `datasets`, which sends it to the workers with the tokenizer."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
@@ -56,7 +56,7 @@ class Handler:
 
 
 def best_fit(lengths: list[int], capacity: int) -> list[list[int]]:
-    """Lengths of each pack: the longest that fits, until none does."""
+    """Lengths per pack: the longest that fits, until none does."""
     left = sorted(lengths)
     packs = []
     while left:
@@ -69,7 +69,7 @@ def best_fit(lengths: list[int], capacity: int) -> list[list[int]]:
 
 
 def pack_file(dataset: Dataset, directory: Path, prefix: str, seq_length: int, pad_id: int) -> int:
-    """Writes the packs of one file; returns how many they are."""
+    """Writes the packs of one file; returns their number."""
     columns: dict[str, list[list[int]]] = {name: [] for name in COLUMNS}
     numbers_of: dict[int, list[int]] = defaultdict(list)
     lengths: list[int] = []
@@ -102,7 +102,7 @@ def bin_path(directory: Path, prefix: str, name: str) -> Path:
 
 
 def write_index(path: Path, rows: int, seq_length: int) -> None:
-    """Writes the `.idx` of rows of one length."""
+    """Writes the `.idx` of rows of equal length."""
     with path.open("wb") as stream:
         stream.write(b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, 4, rows, rows + 1))
         stream.write(np.full(rows, seq_length, np.int32).tobytes())
@@ -111,7 +111,7 @@ def write_index(path: Path, rows: int, seq_length: int) -> None:
 
 
 def concatenate(directory: Path, prefixes: list[str], rows: int, seq_length: int) -> None:
-    """Puts the files of all prefixes behind one another, under the prefix `data`."""
+    """Concatenates the files of all prefixes, under the prefix `data`."""
     for name in COLUMNS:
         target = bin_path(directory, "data", name)
         stream: BinaryIO
@@ -123,7 +123,7 @@ def concatenate(directory: Path, prefixes: list[str], rows: int, seq_length: int
 
 
 def main(samples: Path, hf: Path, output: Path, cache: Path, seq_length: int, workers: int) -> None:
-    """Samples files to one packed dataset."""
+    """Converts samples files to one packed dataset."""
     disable_progress_bars()
     tokenizer = AutoTokenizer.from_pretrained(str(hf), use_fast=False, local_files_only=True)
     output.mkdir(parents=True)

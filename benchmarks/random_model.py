@@ -1,4 +1,4 @@
-"""A random checkpoint in openPangu's form, as large as the real one: what the conversion benchmark reads."""
+"""Input of the conversion benchmark: a random checkpoint in openPangu's format, as large as the real one."""
 
 from __future__ import annotations
 
@@ -10,38 +10,31 @@ import numpy as np
 
 from openpangu_sft.checkpoint.files.arrays import BF16, CHUNK, Array, Shape, Stored
 from openpangu_sft.checkpoint.files.safetensors import write_safetensors
-from openpangu_sft.checkpoint.hf import pangu_config
 from openpangu_sft.checkpoint.hf_files import WEIGHTS
 from openpangu_sft.checkpoint.sharding import hf_shapes
-from openpangu_sft.recipe.model_config import CONFIG
+from openpangu_sft.recipe.model_config import CONFIG, pangu_config
 from openpangu_sft.recipe.sections import Model
 
 SCALE = 0.02
-"""Standard deviation of the weights, as training begins with it."""
+"""Standard deviation of the weights, as at the start of training."""
 
 
 def write_random_model(directory: Path, model: Model, seed: int) -> Path:
-    """Writes weights in bfloat16, config.json, and a tokenizer's configuration without the tokenizer.
+    """Writes bfloat16 weights, config.json and a tokenizer's configuration without the tokenizer into a new directory.
 
-    Args:
-        directory: yet to be made.
-        model: its sizes.
-        seed: of the weights; equal arguments give equal files.
-
-    Returns:
-        The file of the weights.
+    Equal arguments give equal files. Returns the file of the weights.
     """
     random = np.random.default_rng(seed)
     directory.mkdir(parents=True)
     write_safetensors({name: _drawn(shape, random) for name, shape in hf_shapes(model).items()}, directory / WEIGHTS)
-    config = pangu_config(model, eos_id=2, dtype="bfloat16")  # nothing is generated: any eos will do
+    config = pangu_config(model, eos_id=2, dtype="bfloat16")  # nothing is generated: any eos is valid
     (directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     (directory / "tokenizer_config.json").write_text("{}\n", "utf-8")  # nothing is encoded
     return directory / WEIGHTS
 
 
 def _drawn(shape: Shape, random: np.random.Generator) -> Stored:
-    """A tensor that is drawn while it is written."""
+    """A tensor generated while it is written."""
 
     def chunks() -> Iterator[Array]:
         left = int(np.prod(shape))

@@ -1,7 +1,7 @@
-"""The limit: SentencePiece on all cores, and nothing else. Prints the seconds that it took.
+"""The limit: SentencePiece on all cores and nothing else. Prints its seconds.
 
-The texts are in memory and dealt out before the clock starts, and the ids are thrown away: no way of preprocessing
-with this tokenizer can be faster.
+Texts are in memory and distributed before the clock starts, and the ids are discarded: no preprocessing with this
+tokenizer can be faster.
 
 Run as: python -m benchmarks.raw MODEL SAMPLES WORKERS
 """
@@ -21,14 +21,14 @@ from sentencepiece import SentencePieceProcessor
 from benchmarks.corpus import texts_of
 
 BATCH = 1_000_000
-"""Bytes of text that SentencePiece is given at once."""
+"""Bytes of text per call of SentencePiece."""
 
 
 def main(model: str, samples: str, workers: int) -> None:
     """Encodes all texts of the samples files."""
     processor = SentencePieceProcessor(model_file=model)
     hands = deal(read_texts(Path(samples)), workers)
-    gc.freeze()  # else the collector of each process would copy the pages that it looks at
+    gc.freeze()  # otherwise each process's collector would copy the pages it touches
     context = multiprocessing.get_context("fork")
     start = context.Barrier(workers + 1)
     processes = [context.Process(target=_encode, args=(processor, hand, start)) for hand in hands]
@@ -53,7 +53,7 @@ def read_texts(directory: Path) -> list[str]:
 
 
 def deal(texts: list[str], workers: int) -> list[list[list[str]]]:
-    """Batches for each worker, evenly by bytes; few texts give smaller batches, so that nobody goes empty-handed."""
+    """Batches per worker, evenly by bytes; smaller batches for few texts, so that every worker has some."""
     sizes = [len(text.encode()) for text in texts]
     limit = min(BATCH, sum(sizes) // (16 * workers) + 1)
     hands: list[list[list[str]]] = [[] for _ in range(workers)]

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Writes this host's NPUs and driver into docker-compose.override.yml, which docker compose reads beside docker-compose.yml.
+# Writes this host's NPUs and driver into docker-compose.override.yml, which docker compose adds to docker-compose.yml.
 #
 #   NPUS   which NPUs: 0,1,2,3 (all)
 set -euo pipefail
@@ -10,8 +10,8 @@ file='docker-compose.override.yml'
 mark='# Written by scripts/compose.sh for this host; run it again for other NPUs.'
 
 [[ ! -e $file || $(head -n 1 "$file") == "$mark" ]] ||
-    die "$file is not from this script and is left as it is -> add to it what docs/image.md says, or move it away"
-has_npus || die "this host has no NPU ($host_root/dev/davinci_manager) -> docker compose run cpu needs nothing of this"
+    die "$file was not written by this script and is left as it is -> add what docs/image.md says, or move it away"
+has_npus || die "this host has no NPU ($host_root/dev/davinci_manager) -> docker compose run cpu does not need this file"
 find_npus
 {
     printf '%s\nservices:\n  npu:\n' "$mark"

@@ -1,7 +1,7 @@
-"""Writes the table of packages in THIRD_PARTY_NOTICES.md: what both images hold, with versions and licences.
+"""Writes the table of packages in THIRD_PARTY_NOTICES.md: packages of both images, with versions and licences.
 
-Versions are those of locks/. Licences are what each package says of itself; those that are not installed in this
-environment (the image has some that need Linux, an NPU or an older Python) are fetched for it, with the locks' hashes.
+Versions are those of locks/. Licences are those declared by each package; packages not installed in this environment
+(some in the image need Linux, an NPU or an older Python) are downloaded for this, with the hashes of the locks.
 
 Run as: .venv/bin/python scripts/notices.py
 """
@@ -36,8 +36,8 @@ SPDX = {
     "BSD 3-Clause License": "BSD-3-Clause",
     "3-Clause BSD License": "BSD-3-Clause",
 }
-NOT_SAID = {"sentencepiece": "Apache-2.0"}
-"""What a package does not say of itself; from the LICENSE of its repository, github.com/google/sentencepiece."""
+UNDECLARED = {"sentencepiece": "Apache-2.0"}
+"""Licences missing from package metadata; from the LICENSE of its repository, github.com/google/sentencepiece."""
 
 
 def locked(lock: str) -> dict[str, str]:
@@ -47,10 +47,10 @@ def locked(lock: str) -> dict[str, str]:
 
 
 def licence_of(name: str, places: Sequence[str] = ()) -> str:
-    """What a package says of its licence: the expression, else the classifiers, else a text that is short.
+    """The licence declared by a package: the expression, else a one-line text, else the classifiers.
 
     Raises:
-        LookupError: it is not installed, or says nothing.
+        LookupError: it is not installed, or declares none.
     """
     found = next(iter(metadata.distributions(name=name, path=list(places) or sys.path)), None)
     if found is None:
@@ -64,9 +64,9 @@ def licence_of(name: str, places: Sequence[str] = ()) -> str:
     classifiers = [
         line.rpartition(" :: ")[2] for line in says.get_all("Classifier") or [] if line.startswith("License")
     ]
-    if classifiers or name in NOT_SAID:
-        return ", ".join(SPDX.get(text, text) for text in classifiers) or NOT_SAID[name]
-    raise LookupError(f"{name} says nothing of its licence")
+    if classifiers or name in UNDECLARED:
+        return ", ".join(SPDX.get(text, text) for text in classifiers) or UNDECLARED[name]
+    raise LookupError(f"{name} declares no licence")
 
 
 def rows(places: Sequence[str]) -> list[str]:
@@ -81,7 +81,7 @@ def rows(places: Sequence[str]) -> list[str]:
 
 
 def fetch_missing(directory: Path) -> None:
-    """Puts what is not installed here into a directory, as the locks have it."""
+    """Downloads packages that are not installed here into a directory, as locked."""
     text = (ROOT / "locks" / LOCKS["npu"]).read_text("utf-8")
     entries = re.findall(r"^([a-z0-9._-]+)==[^ ;\\]+[^\\\n]*((?: *\\\n +--hash=\S+)+)", text, re.MULTILINE)
     versions = locked(LOCKS["npu"])
@@ -91,23 +91,13 @@ def fetch_missing(directory: Path) -> None:
         if not list(metadata.distributions(name=name, path=sys.path))
     ]
     (directory / "wanted.txt").write_text("\n".join(wanted) + "\n", "utf-8")
-    command = [
-        "uv",
-        "--no-config",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--require-hashes",
-        "--only-binary",
-        ":all:",
-    ]
-    command += ["--python-version", "3.9", "--target", str(directory), "-r", str(directory / "wanted.txt")]
-    subprocess.run([str(Path(sys.prefix) / "bin" / command[0]), *command[1:]], check=True)
+    command = [str(Path(sys.prefix) / "bin/uv"), "--no-config", "pip", "install", "--quiet", "--no-deps"]
+    command += ["--require-hashes", "--only-binary", ":all:", "--python-version", "3.9", "--target", str(directory)]
+    subprocess.run([*command, "-r", str(directory / "wanted.txt")], check=True)
 
 
 def main() -> None:
-    """Puts the table in its place."""
+    """Replaces the table in the notices."""
     with tempfile.TemporaryDirectory() as name:
         fetch_missing(Path(name))
         table = rows([*sys.path, name])

@@ -1,12 +1,12 @@
 # shellcheck shell=bash disable=SC2034,SC2154
-# What of this host a container needs to use its NPUs. Sourced; sets the arrays npu_devices and npu_mounts
-# (host path:path inside) and, where Ascend Docker Runtime does all that, npu_visible instead.
+# Devices and files of this host that a container needs for its NPUs. Sourced; sets the arrays npu_devices and npu_mounts
+# (host path:container path) or, with Ascend Docker Runtime, npu_visible instead.
 #
-#   NPUS        their numbers: 0,1,2,3 (all)
-#   HOST_ROOT   where this host's files are looked for (/); for tests
+#   NPUS        numbers of the NPUs: 0,1,2,3 (all)
+#   HOST_ROOT   root of this host's files (/); for tests
 #
-# The lists are those of the CANN images' documentation: device nodes, the DCMI library, npu-smi and the driver; and of
-# public guides for several machines: addresses of the NPUs' own network, and the tool that tests it.
+# The lists follow the CANN images' documentation (device nodes, DCMI library, npu-smi, driver) and public guides for several
+# machines (addresses of the NPUs' network, and its test tool).
 
 npu_devices=() npu_mounts=() npu_visible=
 host_root=${HOST_ROOT:-}
@@ -22,7 +22,7 @@ find_npus() {
     mapfile -t numbers < <(printf '%s\n' "${numbers[@]}" | sort -n)
     wanted=("${numbers[@]}")
     if [[ -n ${NPUS:-} ]]; then
-        [[ $NPUS =~ ^[0-9]+(,[0-9]+)*$ ]] || die "NPUS=$NPUS is no list of numbers -> write NPUS=0,1,2,3"
+        [[ $NPUS =~ ^[0-9]+(,[0-9]+)*$ ]] || die "NPUS=$NPUS is not a list of numbers -> write NPUS=0,1,2,3"
         IFS=, read -ra wanted <<<"$NPUS"
         for number in "${wanted[@]}"; do
             [[ -e $host_root/dev/davinci$number ]] || die "NPUS=$NPUS: this host has no NPU $number -> it has ${numbers[*]}"

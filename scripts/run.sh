@@ -1,21 +1,22 @@
 #!/usr/bin/env bash
-# Runs a stage where it is to run: in the container image or on this machine, the same way.
+# Runs a stage in the container image or on this machine, the same way.
 #
 #   run.sh openpangu-sft ARGUMENTS…   or another program of the image: run.sh bash
 #
-#   RUNTIME       docker or host (docker, where an engine answers and has the image)
+#   RUNTIME       docker or host (docker, if an engine answers and has the image)
 #   TARGET        which image: npu or cpu (npu on a host with NPUs)
 #   NPUS          which NPUs: 0,1,2,3 (all)
-#   CACHE         the directory that is /cache inside (/cache)
+#   CACHE         directory mounted at /cache (/cache)
+#   OPENPANGU_*   options of openpangu-sft, from the Makefile
 #   DOCKER_FLAGS  more options for docker run: -v /models:/models:ro
 set -euo pipefail
 root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
-here=$(pwd -P) # where .. leads up from, inside too
+here=$(pwd -P) # what .. is relative to, in the container too
 CDPATH='' cd -- "$root"
 . scripts/image/names.sh
 . scripts/npus.sh
 
-# The image of this version for this host; of the two, the one that is there.
+# Sets image: this version's for this host, or the other one if only that exists.
 choose_image() {
     local targets=(cpu npu) target
     ! has_npus || targets=(npu cpu)
@@ -37,14 +38,14 @@ case $runtime in
     ;;
 docker)
     require_engine
-    choose_image || die "there is no image $image -> make image TARGET=${image##*-}, or make load of a hand-over, brings it"
+    choose_image || die "there is no image $image -> run make image TARGET=${image##*-}, or make load in an offline bundle"
     ;;
 host) ;;
-*) die "RUNTIME=$runtime is neither docker nor host -> take one of them" ;;
+*) die "RUNTIME=$runtime is neither docker nor host -> choose one of them" ;;
 esac
 
 if [[ $runtime == host ]]; then
-    [[ -f scripts/setup.sh ]] || die "this folder is a hand-over and has no code -> only RUNTIME=docker runs here"
+    [[ -f scripts/setup.sh ]] || die "this folder is an offline bundle and has no code -> use RUNTIME=docker"
     scripts/setup.sh
     bin=${VENV:-.venv}/bin
     [[ $bin == /* ]] || bin=$root/$bin
@@ -55,51 +56,54 @@ if [[ $runtime == host ]]; then
     exec "$@"
 fi
 
-# Paths mean the same inside as here: this directory, /cache, and whatever else is named in an argument.
+# Paths mean the same in the container: this directory, /cache, and every other path in an argument are mounted.
 mounts=("$here")
-mount() { # <an absolute path that a stage was given>
+mount() { # <absolute path>
     local path=$1 mounted
     for mounted in /cache "${mounts[@]}"; do
         [[ $path/ != "$mounted"/* ]] || return 0
     done
     [[ -d $path ]] || path=$(dirname -- "$path")
-    [[ -d $path ]] || die "$path is not there, so it cannot be mounted -> make it first"
+    [[ -d $path ]] || die "$path does not exist, so it cannot be mounted -> create it first"
     case $path in
     / | /bin | /dev | /etc | /home | /lib* | /opt | /proc | /root | /run | /sbin | /sys | /tmp | /usr | /var)
-        die "$1: $path is not mounted into a container -> take a directory below it that is there"
+        die "$1: $path is not mounted into a container -> use an existing directory below it"
         ;;
     esac
     mounts+=("$path")
 }
-for argument in "$@"; do
+# Variables that a container needs: options, and what several machines and the libraries between them use.
+mapfile -t variables < <(compgen -e | grep -E '^(OPENPANGU_.*|MASTER_ADDR|MASTER_PORT|NNODES|NODE_RANK|OMP_NUM_THREADS|NO_COLOR|TERM|(GLOO|TP)_SOCKET_IFNAME|HCCL_.*)$' | grep -v '^OPENPANGU_SFT_')
+read -rd '' -a given <<<"${OPENPANGU_SET:-}" || true
+for variable in "${variables[@]}"; do
+    [[ $variable != OPENPANGU_* || $variable =~ _(SET|PROMPT)$ ]] || given+=("=${!variable}")
+done
+for argument in "$@" "${given[@]}"; do
     [[ $argument != --prompt=* ]] || continue
     path=${argument#--set=}
     [[ $path == [/.]* ]] || path=${path#*=}
     case $path in
     /*) ;;
     .. | ../* | */.. | */../*) path=$here/$path ;;
-    *) continue ;; # below this directory, or no path
+    *) continue ;; # below this directory, or not a path
     esac
     mount "$(realpath --canonicalize-missing --no-symlinks -- "$path")"
 done
-bind() { # <path of this host> <path inside>: not as --volume, which takes no colon; CSV, so that it takes a comma
+bind() { # <path on this host> <path in the container>: --volume does not allow colons; CSV quoting allows commas
     flags+=(--mount "type=bind,\"source=${1//\"/\"\"}\",\"target=${2//\"/\"\"}\"")
 }
 
 flags=(--rm --init --ipc host --network host --stop-timeout 600 --workdir "$here")
 flags+=(--env "HOST_UID=$(id -u)" --env "HOST_GID=$(id -g)")
-# what a run notes of where it was trained
+# recorded in the run's provenance
 flags+=(--env "OPENPANGU_SFT_IMAGE=$image $("$docker" image inspect "$image" --format '{{.Id}}')")
 for path in "${mounts[@]}"; do bind "$path" "$path"; done
 cache=${CACHE:-/cache}
 [[ $cache == /* ]] || cache=$here/$cache
 if [[ -d $cache ]]; then bind "$cache" /cache; elif [[ -n ${CACHE:-} ]]; then
-    die "CACHE=$cache is not there -> make it, and put the data and the checkpoint into it"
+    die "CACHE=$cache does not exist -> create it, and put the data and the checkpoint into it"
 fi
-# What steers several machines and the libraries between them.
-while IFS= read -r variable; do flags+=(--env "$variable"); done < <(
-    compgen -e | grep -E '^(MASTER_ADDR|MASTER_PORT|NNODES|NODE_RANK|OMP_NUM_THREADS|NO_COLOR|TERM|(GLOO|TP)_SOCKET_IFNAME|HCCL_.*)$'
-)
+for variable in "${variables[@]}"; do flags+=(--env "$variable"); done
 if [[ -t 0 && -t 1 ]]; then flags+=(--interactive --tty); elif [[ ! -t 0 ]]; then flags+=(--interactive); fi
 if [[ $image == *-npu ]] && has_npus; then
     find_npus

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Makes or updates the Python environment from locks/; returns at once when nothing has changed.
+# Creates or updates the Python environment from locks/; returns at once if nothing has changed.
 #
-#   VENV        the environment's directory, seen from the repository's root (.venv)
-#   PYTHON      the CPython 3.9, 3.10 or 3.11 to use (the first one on PATH that fits)
-#   PYPI_INDEX  the package index, or a mirror of it (https://pypi.org/simple)
+#   VENV        directory of the environment, relative to the repository's root (.venv)
+#   PYTHON      CPython 3.9, 3.10 or 3.11 to use (the first suitable one on PATH)
+#   PYPI_INDEX  package index or a mirror of it (https://pypi.org/simple)
 #
-# pip and uv both take proxies from HTTPS_PROXY and a company's certificates from SSL_CERT_FILE.
-# Their configuration files are left out: what is installed is what locks/ says, on every machine.
+# pip and uv take proxies from HTTPS_PROXY and certificates from SSL_CERT_FILE. Their configuration files are ignored, so
+# that locks/ alone determines what is installed.
 set -euo pipefail
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 unset PYTHONHOME PYTHONPATH # CANN's set_env.sh sets the second; neither belongs in this environment
@@ -15,7 +15,7 @@ VENV=${VENV:-.venv}
 [[ $VENV == /* ]] || VENV=$PWD/$VENV
 PYTHON=${PYTHON:-}
 PYPI_INDEX=${PYPI_INDEX:-https://pypi.org/simple}
-# Marks the directory as ours. Filled last of all: an empty one tells of a run that was cut short.
+# Marks the directory as ours. Written last: an empty one means that a run was interrupted.
 stamp=$VENV/.openpangu-sft-setup
 
 say() { printf 'setup: %s\n' "$*" >&2; }
@@ -24,19 +24,19 @@ die() {
     exit 1
 }
 
-# An interpreter is asked, never judged by its name: pyenv's shims may be there and not start.
+# Asks the interpreter, as pyenv's shims may exist and not start.
 version_of() {
     "$1" -S -c 'import sys
 print(("" if sys.implementation.name == "cpython" else sys.implementation.name + " ") + sys.version.split()[0])' 2>/dev/null
 }
 
-# Two lines: what the environment was made of, and what was installed into it.
+# Two lines: what the environment was created from, and what was installed into it.
 stamp_for() { # <the interpreter's version>
     { echo "$1 $VENV" && cat scripts/setup.sh locks/uv.txt; } | sha256sum
     cat pyproject.toml locks/portable.txt | sha256sum
 }
 
-# Sets version; true when the environment's interpreter starts and is the wanted one.
+# Sets version; true if the environment's interpreter starts and is the requested one.
 venv_starts() {
     version=$(version_of "$VENV/bin/python") && { [[ -z $PYTHON ]] || [[ $(version_of "$PYTHON") == "$version" ]]; }
 }
@@ -65,8 +65,8 @@ find_python() {
 make_venv() {
     find_python
     [[ -e $stamp || -z $(ls -A -- "$VENV" 2>/dev/null) ]] ||
-        die "$VENV was not made by this script and is left as it is -> remove it, or name another directory with VENV="
-    say "making $VENV with Python $version; the first time about 2.8 GB come down on x86-64 (torch brings CUDA's libraries), 0.2 GB on aarch64"
+        die "$VENV was not made by this script and is left as it is -> remove it, or choose another directory with VENV="
+    say "making $VENV with Python $version; the first time downloads 2.8 GB on x86-64 (torch with CUDA libraries), 0.2 GB on aarch64"
     mkdir -p -- "$VENV"
     : >"$stamp"
     find "$VENV/" -mindepth 1 -maxdepth 1 ! -name "${stamp##*/}" -exec rm -rf -- {} +
@@ -75,7 +75,7 @@ make_venv() {
     local cert=${PIP_CERT:-${SSL_CERT_FILE:-}} host=${PYPI_INDEX#*://} options=()
     [[ -z $cert ]] || options+=(--cert "$cert")
     host=${host##*@} host=${host%%/*}
-    [[ $PYPI_INDEX != http://* ]] || options+=(--trusted-host "$host") # the hashes are what is trusted
+    [[ $PYPI_INDEX != http://* ]] || options+=(--trusted-host "$host") # hashes protect the content
     "$VENV/bin/python" -m pip --isolated --disable-pip-version-check --quiet install --no-deps --require-hashes \
         --only-binary :all: --index-url "$PYPI_INDEX" "${options[@]}" -r locks/uv.txt || no_download locks/uv.txt
 }
@@ -83,37 +83,52 @@ make_venv() {
 no_download() {
     local index=$PYPI_INDEX
     [[ $index != *@* ]] || index=${index%%://*}://${index##*@} # without a password
-    die "could not install $1 from $index (see above) -> is the network there? A mirror: PYPI_INDEX=https://…; a proxy: HTTPS_PROXY. Then run it again: what came down is kept"
+    die "could not install $1 from $index (see above) -> check the network, or set a mirror (PYPI_INDEX=https://…) or a proxy (HTTPS_PROXY), and run it again: downloads are kept"
+}
+
+# Of uv's output: warnings, errors and large downloads, and one line for all packages.
+summarize() {
+    local line installed=0 removed=0
+    while IFS= read -r line; do
+        case $line in
+        ' + '* | ' ~ '*) installed=$((installed + 1)) ;;
+        ' - openpangu-sft'*) ;; # reinstalled below
+        ' - '*) removed=$((removed + 1)) ;;
+        Resolved* | Prepared* | Installed* | Uninstalled* | Audited* | Bytecode*) ;;
+        *) printf '%s\n' "$line" >&2 ;;
+        esac
+    done
+    say "packages: $installed installed, $removed removed"
 }
 
 if ready; then exit; fi
 
 mkdir -p -- "$(dirname -- "$VENV")"
-exec 9>"$VENV.lock" # beside the environment, as that may be removed; whatever this run started holds it too
+exec 9>"$VENV.lock" # beside the environment, which may be removed; child processes hold it too
 flock --nonblock 9 || { say "waiting for another setup of $VENV" && flock 9; }
-if ready; then exit; fi # the other one did it
+if ready; then exit; fi # by the other setup
 
-# Only a finished environment is updated. One that was cut short may have packages that look installed and
-# lack files, so it is made anew: what came down before is in uv's cache.
+# Only a finished environment is updated. After an interruption, packages may look installed and lack files, so the
+# environment is created again; uv's cache keeps the downloads.
 if venv_starts && [[ -s $stamp && $(head -n 1 "$stamp") == "$(stamp_for "$version" | head -n 1)" ]]; then
     say "updating $VENV"
     : >"$stamp"
 else
     make_venv
 fi
-wanted=$(stamp_for "$version") # of the files as they are now, should they change meanwhile
+wanted=$(stamp_for "$version") # before the files can change
 
 uv=("$VENV/bin/uv" --no-config --no-python-downloads)
 export UV_HTTP_TIMEOUT=${UV_HTTP_TIMEOUT:-120}
-# Where files cannot be linked from uv's cache they are copied, without a warning.
+# Files that cannot be linked from uv's cache are copied, without a warning.
 cache=$("${uv[@]}" cache dir)
 mkdir -p -- "$cache" 2>/dev/null || true
 [[ $(stat -c %d -- "$cache" 2>/dev/null) == $(stat -c %d -- "$VENV") ]] || export UV_LINK_MODE=${UV_LINK_MODE:-copy}
 
-# uv keeps itself and pip: it does not remove what `python -m venv` and installers bring.
+# Keeps uv and pip themselves: sync does not remove what `python -m venv` and installers bring.
 "${uv[@]}" pip sync --python "$VENV/bin/python" --require-hashes --only-binary :all: --compile-bytecode \
-    --default-index "$PYPI_INDEX" locks/portable.txt || no_download locks/portable.txt
-# With the environment's own setuptools, so that no build backend without a hash is fetched.
+    --default-index "$PYPI_INDEX" locks/portable.txt 2>&1 | summarize || no_download locks/portable.txt
+# With the environment's own setuptools: a build backend would be downloaded without a hash.
 "${uv[@]}" pip install --python "$VENV/bin/python" --quiet --offline --no-deps --no-build-isolation -e . ||
     die "could not install openpangu-sft itself (see above)"
 

@@ -8,9 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Optional
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from openpangu_sft.checkpoint.files.arrays import Array, Stored, slabs
 from openpangu_sft.checkpoint.hf import open_hf
 from openpangu_sft.checkpoint.hf_files import INDEX, WEIGHTS
 from openpangu_sft.checkpoint.mcore_reader import open_mcore
@@ -20,6 +22,11 @@ from openpangu_sft.recipe.sections import Model
 
 Tensors = dict[str, torch.Tensor]
 BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
+
+
+def stored(array: Array) -> Stored:
+    """An array, to be written as it is."""
+    return Stored(array.dtype, array.shape, lambda: map(np.ascontiguousarray, slabs(array)))
 
 
 def read_hf(directory: Path, model: Model) -> Tensors:

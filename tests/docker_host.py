@@ -24,7 +24,7 @@ NPU, CPU = "openpangu-sft:1.2.3-npu", "openpangu-sft:1.2.3-cpu"
 
 
 class Host:
-    """A hand-over's folder on a host with this Docker engine, these images and these files."""
+    """An offline bundle's folder on a host with this Docker engine, these images and these files."""
 
     def __init__(self, directory: Path) -> None:
         self.root = directory / "root"  # what HOST_ROOT names

@@ -16,8 +16,8 @@ from conftest import ROOT, MakeRecipe
 from openpangu_sft.doctor.finding import Finding
 from openpangu_sft.doctor.machine import Context, Machine
 
-Examine = Callable[[Context], Finding]
-MakeSubject = Callable[..., Context]
+Check = Callable[[Context], Finding]
+MakeContext = Callable[..., Context]
 
 RECORDED = Path(__file__).parent / "npu_smi"
 TOOLKIT = "/usr/local/Ascend/ascend-toolkit/latest"
@@ -126,8 +126,8 @@ def fake(tmp_path: Path) -> FakeMachine:
 
 
 @pytest.fixture
-def subject(fake: FakeMachine, make_recipe: MakeRecipe) -> Callable[..., Context]:
-    """A recipe for eight NPUs, with overrides, on the fake machine as it is now."""
+def context(fake: FakeMachine, make_recipe: MakeRecipe) -> Callable[..., Context]:
+    """Makes a recipe for eight NPUs, with overrides, on the fake machine as it is now."""
 
     def make(*overrides: str, peers: tuple[str, ...] = (), **environment: str) -> Context:
         machine = Machine(fake.root, {**fake.environment, **environment})

@@ -1,6 +1,6 @@
-"""What the documents say: their commands, each with its mark, their links and their headings.
+"""Parses the documents: commands with their marks, links and headings.
 
-A command that is not run by a test says why, behind it or in a comment above its block:
+A command that no test runs is marked with the reason, after it or in a comment above its block:
 
     make sft        # needs NPUs
     <!-- run by tests/demo/test_run.py -->
@@ -30,12 +30,12 @@ NEEDS = {
     "Kubernetes": "tests/training/mindspeed/test_cluster.py",
     "a mirror": "tests/scripts/test_setup.py",
     "the network": "tests/training/mindspeed/test_fetch.py",
-    "an archive": "tests/image/test_hand_over.py",
+    "an archive": "tests/image/test_bundle.py",
     "root": ".ci/run",
     "hours": "tests/test_benchmarks.py",
     "your own clone": "tests/scripts/test_makefile.py",
 }
-"""What a command may need that a test has not, and what covers it instead."""
+"""Requirements of commands that tests do not have, and what covers them instead."""
 
 PROGRAMS = "make openpangu-sft docker apt-get export sbatch squeue kubectl python sha256sum git pytest jq npu-smi tail "
 PROGRAMS += "mkdir cp tar cat df du hccn_tool rm"
@@ -46,10 +46,10 @@ _MARK = re.compile(r"\bneeds (?P<needs>[\w ]+?)(?= *(?:-->|[.;:,)]|$))|\brun by 
 
 
 class Command(NamedTuple):
-    """One command, its continuation lines joined.
+    """One command, with continuation lines joined.
 
     Attributes:
-        mark: what it needs, or the path of the test that runs it; None where this is for test_docs.py to run.
+        mark: what it needs, or the path of the test that runs it; None if test_docs.py runs it.
     """
 
     document: Path
@@ -63,7 +63,7 @@ class Command(NamedTuple):
 
 
 class Block(NamedTuple):
-    """A code block: its first line's number, its lines, and the comment above it."""
+    """A code block: number of its first line, its lines, and the comment above it."""
 
     line: int
     lines: list[str]
@@ -75,7 +75,7 @@ class Block(NamedTuple):
 
 
 def documents() -> list[Path]:
-    """Every Markdown file of the repository; those that a hand-over gets among them."""
+    """Every Markdown file of the repository; including those of an offline bundle."""
     listed = subprocess.run(["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=False)
     names = listed.stdout.split() or [
         str(path.relative_to(ROOT)) for path in (*ROOT.glob("*.md"), *ROOT.glob("*/*.md"))
@@ -84,12 +84,11 @@ def documents() -> list[Path]:
 
 
 def parsed(document: Path) -> list[Token]:
-    """Its parts as CommonMark has them, with tables."""
     return _MARKDOWN.parse(document.read_text("utf-8"))
 
 
 def blocks(document: Path) -> list[Block]:
-    """Its code blocks, indented or fenced."""
+    """Code blocks, indented or fenced."""
     found, before = [], ""
     for token in parsed(document):
         if token.type in ("code_block", "fence") and token.map:
@@ -99,10 +98,10 @@ def blocks(document: Path) -> list[Block]:
 
 
 def commands(document: Path) -> list[Command]:
-    """The commands of all its blocks.
+    """The commands of all blocks.
 
     Raises:
-        ValueError: a block has commands and something else, so a command may have been missed.
+        ValueError: a block mixes commands with other lines, so a command may have been missed.
     """
     found = []
     for block in blocks(document):
@@ -127,12 +126,12 @@ def commands(document: Path) -> list[Command]:
 
 
 def inline(document: Path) -> list[Token]:
-    """What stands in its running text: texts, code, links."""
+    """Inline tokens: text, code, links."""
     return [child for token in parsed(document) for child in token.children or []]
 
 
 def inline_commands(document: Path) -> list[str]:
-    """Calls of make and openpangu-sft in running text, whole ones only."""
+    """Complete calls of make and openpangu-sft in running text."""
     codes = [token.content for token in inline(document) if token.type == "code_inline"]
     return [code for code in codes if re.match(r"(make|openpangu-sft) ", code) and "…" not in code]
 
@@ -143,11 +142,11 @@ def headings(document: Path) -> list[str]:
 
 
 def anchors(document: Path) -> set[str]:
-    """As GitHub names headings."""
+    """Anchors of headings, as on GitHub."""
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings(document)}
 
 
 def links(document: Path) -> list[str]:
-    """Targets of links; those to other sites are left out."""
+    """Targets of links within the repository."""
     found = [str(token.attrs["href"]) for token in inline(document) if token.type == "link_open"]
     return [unquote(link) for link in found if not re.match(r"https?://|mailto:", link)]

@@ -1,8 +1,8 @@
-"""Runs MindSpeed-LLM's posttrain_gpt.py in one process of a run, and notes what it holds in memory.
+"""Runs MindSpeed-LLM's posttrain_gpt.py in one process of a run, and measures the memory it holds.
 
-The operators of the stand-in for NPUs are put together from torch's, and keep other tensors than the NPU's own. So they
-are given here a backward pass that keeps what op-plugin's derivatives.yaml says, and nothing else; their gradients are
-right all the same, as each calls the stand-in's operator again.
+The stand-in's operators are composed of torch's and save other tensors for backward than the NPU's. Here they get a
+backward pass that saves exactly what op-plugin's derivatives.yaml lists; gradients are still correct, as each calls the
+stand-in's operator again.
 
 Run as: measure_upstream.py FOLDER posttrain_gpt.py ARGUMENTS, under torchrun; writes FOLDER/<rank>.json.
 """
@@ -27,7 +27,7 @@ noted: dict[str, Any] = {"layer": 0, "logits": 0, "groups": []}
 
 
 class Kept:
-    """Bytes of the storages that are kept for a backward pass, each once; weights are none of them."""
+    """Bytes of the storages saved for a backward pass, each counted once, without weights."""
 
     def __init__(self, module: torch.nn.Module) -> None:
         self.weights = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
@@ -43,13 +43,13 @@ class Kept:
 
     def _note(self, tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self.weights and tensor.dtype != torch.bool:  # the mask is counted by itself
+        if storage.data_ptr() not in self.weights and tensor.dtype != torch.bool:  # the mask is counted separately
             self.sizes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
 
 def keeping(operator: Callable[..., Any], tensors: int, results: int) -> Callable[..., Any]:
-    """An operator that keeps its first arguments and of its results so many, those behind the first one first.
+    """An operator that saves its first arguments, and results, those after the first one first.
 
     Args:
         operator: of the stand-in.

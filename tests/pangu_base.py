@@ -1,4 +1,4 @@
-"""A tiny base model in openPangu's own form: configuration and Python files as it publishes them, written for tests."""
+"""A tiny base model in openPangu's own form: configuration and Python files like the published ones."""
 
 from __future__ import annotations
 
@@ -56,12 +56,11 @@ def make_pangu_base(
     modelling: str = FOR_NPUS_ONLY,
     **tokenizer_config: Any,
 ) -> Path:
-    """Weights and SentencePiece model of the tiny checkpoint, everything else as openPangu's repository has it.
+    """Weights and SentencePiece model of the tiny checkpoint, everything else as in openPangu's repository.
 
     Args:
-        tokenizer: its Python file.
-        modelling: its Python file.
-        tokenizer_config: keys to change; `...` takes one out.
+        tokenizer, modelling: content of the Python files.
+        tokenizer_config: keys to change; `...` removes one.
     """
     shutil.copytree(tiny_hf, directory, ignore=shutil.ignore_patterns("manifest.json"))
     set_config(directory, auto_map=AUTO_MAP, transformers_version="4.53.2")
@@ -83,7 +82,7 @@ def make_pangu_base(
 
 
 def logits(model: Any) -> torch.Tensor:
-    """Of fixed tokens, as integers: equal only if every bit is."""
+    """Logits of fixed tokens, viewed as integers to compare every bit."""
     input_ids = torch.arange(40).reshape(2, 20) * 31 % 1536
     with torch.no_grad():
         found = model.eval()(input_ids=input_ids).logits.detach()
@@ -92,7 +91,7 @@ def logits(model: Any) -> torch.Tensor:
 
 @pytest.fixture(autouse=True, scope="module")
 def own_module_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """transformers copies remote code into the user's cache otherwise."""
+    """Keeps transformers from copying remote code into the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         cache = tmp_path_factory.mktemp("modules")
         patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(cache))

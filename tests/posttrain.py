@@ -1,4 +1,4 @@
-"""Launches MindSpeed-LLM's posttrain_gpt.py for tests, with the published flags and in fp32, as a recipe says."""
+"""Launches MindSpeed-LLM's posttrain_gpt.py for tests, with the published flags, in fp32, as a recipe sets them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ def posttrain(upstream: Path, recipe: Recipe, data: Path, *flags: str, refused: 
     """Trains from the recipe's mcore checkpoint, on as many processes as it has devices.
 
     Args:
-        upstream: what checkout made.
-        recipe: its model, layout, schedule and seq_length.
-        data: what --data-path is; an index is written beside it.
-        flags: more of them; --bf16 for instance, as without it all is fp32.
-        refused: whether it has to fail.
+        upstream: the patched sources.
+        data: for --data-path; an index is written beside it.
+        flags: added; --bf16 for instance, without which all is fp32.
+        refused: whether training has to fail.
 
     Returns:
-        What it wrote.
+        Its output.
     """
     require_compiler()
     model, train, parallel, seq_length = recipe.model, recipe.train, recipe.parallel, recipe.data.seq_length
@@ -55,7 +54,7 @@ def posttrain(upstream: Path, recipe: Recipe, data: Path, *flags: str, refused: 
 
 
 def layout_flags(recipe: Recipe) -> list[str]:
-    """How all of upstream's commands are told where a pipeline is cut."""
+    """The option of upstream's commands for uneven pipeline stages."""
     layers = recipe.parallel.num_layer_list
     return ["--num-layer-list", ",".join(map(str, layers))] if layers else []
 
@@ -66,5 +65,5 @@ def losses(output: str) -> list[float]:
 
 
 def gradient_norms(output: str) -> list[float]:
-    """The norm of the gradient in each iteration, to three digits behind the point."""
+    """The norm of the gradient in each iteration, to three decimal places."""
     return [float(norm) for norm in re.findall(r"grad norm: (\S+)", output)]

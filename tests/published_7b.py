@@ -16,7 +16,7 @@ from openpangu_sft.checkpoint.sharding import hf_shapes
 from openpangu_sft.recipe.sections import Model
 
 SIZES = ["model.num_layers=34", "model.tie_word_embeddings=false", "model.rotary_base=16000000.0"]
-"""What distinguishes it from the tiny model of the other tests."""
+"""Differences from the tiny model of the other tests."""
 FREQUENCIES = "model.layers.{}.self_attn.rotary_emb.inv_freq"
 
 
@@ -26,7 +26,7 @@ def inverse_frequencies(base: float, head: int) -> torch.Tensor:
 
 
 def shard_of(name: str) -> int:
-    """The shard that the 7B has a tensor in: layers 9 and 21 are cut between two."""
+    """The shard of a tensor in the 7B: layers 9 and 21 are split between two."""
     match = re.match(r"model\.layers\.(\d+)\.(.*)", name)
     if not match:
         return {"model.embed_tokens.weight": 1, "model.norm.weight": 3, "lm_head.weight": 4}[name]
@@ -36,7 +36,7 @@ def shard_of(name: str) -> int:
 
 
 def weight_map(model: Model) -> dict[str, str]:
-    """Of the index."""
+    """The weight_map of the index."""
     names = [*hf_shapes(model), *(FREQUENCIES.format(layer) for layer in range(model.num_layers))]
     return {name: f"model-{shard_of(name):05d}-of-00004.safetensors" for name in sorted(names)}
 

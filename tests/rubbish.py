@@ -1,6 +1,6 @@
-"""Files that tests damage, and what convert and export make of them, each time in a process of its own.
+"""Damaged files, and the results of convert and export on them, each in its own process.
 
-A mistake with a mapped file would end that process, and the test sees it.
+A crash on a mapped file ends only that process, and the test detects it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from openpangu_sft.checkpoint.files.torch_read import load_checkpoint_file
 from openpangu_sft.checkpoint.hf import open_hf
 from openpangu_sft.checkpoint.hf_files import WEIGHTS
 from openpangu_sft.checkpoint.mcore_reader import open_mcore, parts_of
-from openpangu_sft.checkpoint.sharding import hf_shapes, mcore_tensors, single
+from openpangu_sft.checkpoint.sharding import hf_shapes, mcore_tensors, single, whole
 from openpangu_sft.checkpoint.weights import Weights
 from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.recipe.schema import Recipe
@@ -37,7 +37,7 @@ MODEL_FILE = "iter_0000001/mp_rank_00/model_optim_rng.pt"
 
 
 def in_child(action: Callable[[], Any]) -> Outcome:
-    """What an action gives, in a process of its own: ("done", value), ("refused", message) or ("failed", why)."""
+    """The outcome of an action in its own process: ("done", value), ("refused", message) or ("failed", why)."""
     read, write = os.pipe()
     child = os.fork()
     if not child:
@@ -61,7 +61,7 @@ def in_child(action: Callable[[], Any]) -> Outcome:
 
 
 class Place:
-    """Where mutated files are converted."""
+    """A directory in which mutated files are converted."""
 
     def __init__(self, directory: Path, tiny_hf: Path) -> None:
         self.directory, self.hf = directory, directory / "hf"
@@ -70,16 +70,16 @@ class Place:
         self.recipe: Recipe = load_recipe(ROOT / "recipes/demo.yaml", overrides)
         run_convert(self.recipe)
         self.mcore, self.export = self.recipe.path("mcore"), self.recipe.path("export")
-        (self.mcore / MANIFEST).unlink()  # as upstream leaves it: nothing tells how long the file should be
+        (self.mcore / MANIFEST).unlink()  # as from upstream: nothing records how long the file should be
         self.whole = {path: path.read_bytes() for path in (self.hf / WEIGHTS, self.mcore / MODEL_FILE)}
 
     def bits(self, weights: Weights) -> dict[str, bytes]:
-        """Of every tensor."""
+        """The bits of every tensor."""
         shapes = hf_shapes(self.recipe.model)
-        return {name: weights.tensor(name, shape).tobytes() for name, shape in shapes.items()}
+        return {name: weights.read(whole(name, shape)).tobytes() for name, shape in shapes.items()}
 
     def convert(self, content: bytes) -> Outcome:
-        """What convert makes of a safetensors file: the bits of all tensors."""
+        """The outcome of convert on a safetensors file: the bits of all tensors."""
         (self.hf / WEIGHTS).write_bytes(content)
         recipe = self.recipe.model_copy(update={"paths": self.recipe.paths.model_copy(update={"mcore": "out"})})
         outcome = in_child(
@@ -89,7 +89,7 @@ class Place:
         return self._checked(outcome, recipe.path("mcore"))
 
     def export_of(self, content: bytes) -> Outcome:
-        """What export makes of a file of a rank."""
+        """The outcome of export on a file of a rank."""
         (self.mcore / MODEL_FILE).write_bytes(content)
         recipe = self.recipe
         outcome = in_child(
@@ -98,7 +98,7 @@ class Place:
         return self._checked(outcome, self.export)
 
     def bits_in_records(self, content: bytes) -> dict[str, bytes]:
-        """What stands in the records of a rank's file, as zipfile finds them, for the tensor each was written for."""
+        """The content of the records of a rank's file, by the tensor that each belongs to, read by zipfile."""
         whole = self.directory / "whole.pt"
         whole.write_bytes(self.whole[self.mcore / MODEL_FILE])
         arrays = {name: value for name, value in load_checkpoint_file(whole)["model"].items() if value is not None}
@@ -106,7 +106,7 @@ class Place:
         with zipfile.ZipFile(BytesIO(content)) as archive:
             for key, (name, array) in enumerate(arrays.items()):
                 with archive.open(f"archive/data/{key}") as record:
-                    record._expected_crc = None  # type: ignore[attr-defined]  # torch does not look at it either
+                    record._expected_crc = None  # type: ignore[attr-defined]  # torch ignores it too
                     found[name] = np.frombuffer(record.read(), array.dtype).reshape(array.shape)
         table = mcore_tensors(self.recipe.model, single(self.recipe.model), 0, 0)
         return self.bits(Weights(part for t in table for part in parts_of(t.blocks, found[t.name], whole)))

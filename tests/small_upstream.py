@@ -1,4 +1,4 @@
-"""Three small repositories in the place of upstream's, and a patches folder that pins them."""
+"""Three small repositories instead of upstream's, and a patches folder that pins them."""
 
 from __future__ import annotations
 
@@ -6,15 +6,11 @@ import hashlib
 import json
 import os
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from openpangu_sft.artifacts.artifact import Manifest
 from openpangu_sft.training.mindspeed.sources import make_sources
-from openpangu_sft.util.errors import UserError
 
 FILES = {
     "megatron-lm": {"megatron/core/config.py": "a = 1\nb = 2\nc = 3\n", "LICENSE": "free\n", "pretrain.py": "#!\n"},
@@ -25,7 +21,7 @@ COMMITTED = {"megatron-lm": 1713478088, "mindspeed": 1729482511, "mindspeed-llm"
 
 
 def run_git(folder: Path, *arguments: str, **environment: str) -> str:
-    """Runs git with no configuration; gives what it printed."""
+    """Runs git without configuration; returns its output."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     own.update(GIT_CONFIG_GLOBAL=os.devnull, GIT_CONFIG_NOSYSTEM="1", **environment)
     command = ["git", "-C", str(folder), "-c", "user.name=x", "-c", "user.email=x@example.org", *arguments]
@@ -62,14 +58,14 @@ class SmallUpstream:
         path.write_bytes(text.encode())
 
     def commit(self, name: str, seconds: int) -> str:
-        """Commits what is there, at that time; gives the commit's id."""
+        """Commits everything at that time; returns the commit's id."""
         when = f"{seconds} +0800"
         run_git(self.repository(name), "add", "--all")
         run_git(self.repository(name), "commit", "--quiet", "-m", "x", GIT_COMMITTER_DATE=when, GIT_AUTHOR_DATE=when)
         return run_git(self.repository(name), "rev-parse", "HEAD")
 
     def add_patch(self, name: str, file: str, before: str, after: str) -> None:
-        """Pins one more patch, of one line in the middle of config.py."""
+        """Pins one more patch, of one line of config.py."""
         text = f"Why.\n\ndiff --git a/{CONFIG} b/{CONFIG}\n--- a/{CONFIG}\n+++ b/{CONFIG}\n"
         text += f"@@ -1,3 +1,3 @@\n a = 1\n-{before}\n+{after}\n c = 3\n"
         path = self.patches / name / file
@@ -80,7 +76,7 @@ class SmallUpstream:
         self.write_pins()
 
     def write_pins(self) -> None:
-        """Writes upstream.toml. What json.dumps makes of texts and lists is TOML as well."""
+        """Writes upstream.toml: JSON strings and lists are valid TOML."""
         lines = []
         for name, pin in self.pins.items():
             lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in pin.items())]
@@ -90,11 +86,11 @@ class SmallUpstream:
         return make_sources(self.target, self.patches)
 
     def config(self) -> str:
-        """The patched line, from where MindSpeed-LLM has it."""
+        """The patched line in MindSpeed-LLM's copy."""
         return (self.target / "mindspeed-llm" / CONFIG).read_text("utf-8").splitlines()[1]
 
     def left(self) -> set[str]:
-        """What is in the folder of the result, beside the lock."""
+        """Names in the folder of the result, without the lock."""
         return {path.name for path in self.target.parent.iterdir()} - {"..sources.lock"}
 
 
@@ -108,12 +104,3 @@ def listing(folder: Path) -> dict[str, tuple[str, int, str]]:
         digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
         found[str(path.relative_to(folder))] = (oct(path.lstat().st_mode), path.lstat().st_mtime_ns, digest)
     return found
-
-
-def refusal(action: Callable[[], object]) -> str:
-    """What the one line says, of something that has to be refused."""
-    with pytest.raises(UserError) as caught:
-        action()
-    assert len(str(caught.value).splitlines()) == 1
-    assert caught.value.remedy
-    return str(caught.value)

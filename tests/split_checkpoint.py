@@ -17,7 +17,7 @@ State = dict[str, torch.Tensor]
 
 
 def random_llama(model: Model) -> LlamaForCausalLM:
-    """openPangu as transformers has it, fp32, with weights, biases and norms of which no two are alike."""
+    """openPangu in transformers, fp32, with weights, biases and norms that are all different."""
     config = LlamaConfig(**hf_sizes(model), attention_bias=True, mlp_bias=False, attn_implementation="eager")
     llama = LlamaForCausalLM(config).eval()
     generator = torch.Generator().manual_seed(1)
@@ -35,13 +35,13 @@ def random_llama(model: Model) -> LlamaForCausalLM:
 def write_split(
     llama: LlamaForCausalLM, model: Model, directory: Path, tensor: int, layers: Sequence[int], padded_vocab: int
 ) -> Path:
-    """Writes mp_rank_… below an iteration's directory, which it returns.
+    """Writes mp_rank_… below an iteration's directory and returns it.
 
     Args:
         llama: weights, in the dtype to be written.
         tensor: TP.
-        layers: of each pipeline stage; PP is how many there are.
-        padded_vocab: rows of the embedding; those beyond the vocabulary hold noise.
+        layers: of each of the PP stages.
+        padded_vocab: rows of the embedding; those beyond the vocabulary are noise.
     """
     pipeline = len(layers)
     args = arguments(model, padded_vocab, tensor, pipeline)
@@ -59,7 +59,7 @@ def write_split(
 
 
 def arguments(model: Model, padded_vocab: int, tensor: int, pipeline: int) -> Namespace:
-    """What Megatron saves of its command line, as far as it says what the model is."""
+    """The part of Megatron's saved arguments that describes the model."""
     return Namespace(
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
@@ -127,7 +127,7 @@ def rank_state(hf: State, model: Model, tensor: int, rank: int, layers: range, p
             state[here + linear + "._extra_state"] = None
     if last:
         state["decoder.final_layernorm.weight"] = hf["model.norm.weight"]
-        if not (first and model.tie_word_embeddings):  # tied ones are there twice where the stages are apart
+        if not (first and model.tie_word_embeddings):  # tied weights are stored twice where the stages differ
             state["output_layer.weight"] = vocabulary(hf["lm_head.weight"])
         state["output_layer._extra_state"] = None
     return {name: value if value is None else value.clone() for name, value in state.items()}

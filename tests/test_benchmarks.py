@@ -22,7 +22,7 @@ from benchmarks.raw import deal
 from conftest import ROOT, SHARED, TINY, MakeRecipe, write_packs
 from openpangu_sft.checkpoint.files.arrays import BF16
 from openpangu_sft.checkpoint.hf import open_hf, require_model
-from openpangu_sft.checkpoint.sharding import hf_shapes, parameter_count
+from openpangu_sft.checkpoint.sharding import hf_shapes, parameter_count, whole
 from openpangu_sft.conversations.conversation import parse_sample
 
 DATA = SHARED / "data"
@@ -46,7 +46,7 @@ def test_the_whole_benchmark(data: Path, tmp_path: Path) -> None:
     place = tmp_path / "kept"
     done = bench("--size=0.3", f"--data-dir={data}", "--repeat=1", "--workers=2", "--packing=20000", f"--keep={place}")
     assert done.returncode == 0, done.stderr
-    assert "\nagreement: yes, both made the same segments\n" in done.stdout
+    assert "\nagreement: yes, both produced the same segments\n" in done.stdout
     shown = [line.split("|")[1].strip() for line in done.stdout.splitlines() if line.startswith("| ")]
     lengths = ["lognormal", "uniform", "bimodal", "the data's"]
     runs = ["raw SentencePiece", "this engine: preprocess, merge", "the published way"]
@@ -62,7 +62,7 @@ def test_no_data(tmp_path: Path) -> None:
     done = bench(f"--data-dir={tmp_path}")
     assert done.returncode == 1
     first = tmp_path / next(iter(CONVERTERS))
-    assert done.stderr.startswith(f"bench-data: {first}: no such file -> set DATA_DIR to a directory that holds it")
+    assert done.stderr.startswith(f"bench-data: {first}: no such file -> set DATA_DIR to a directory that contains it")
 
 
 def test_the_corpus_is_valid_and_the_same_for_a_seed(data: Path, tmp_path: Path) -> None:
@@ -165,7 +165,9 @@ def test_the_random_model_is_one_of_openpangus_form(make_recipe: MakeRecipe, tmp
     assert contents[0] == contents[1] != contents[2]
     assert require_model(tmp_path / "a", model)["model_type"] == "PanguEmbedded"
     weights = open_hf(tmp_path / "a", model)
-    values = np.concatenate([weights.tensor(*item).astype(np.float32).ravel() for item in hf_shapes(model).items()])
+    values = np.concatenate(
+        [weights.read(whole(*item)).astype(np.float32).ravel() for item in hf_shapes(model).items()]
+    )
     assert {weights.dtype(name) for name in hf_shapes(model)} == {BF16}
     assert len(values) == parameter_count(model)
     assert values.std() == pytest.approx(0.02, rel=0.02)

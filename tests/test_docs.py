@@ -1,4 +1,4 @@
-"""The documents are true: commands run or say what they need, links lead somewhere, both READMEs say the same."""
+"""The documents are correct: commands run or state what they need, links resolve, both READMEs correspond."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from openpangu_sft.verify.megatron import find_core
 
 README, CHINESE = ROOT / "README.md", ROOT / "README.zh.md"
 RUN = [README, *(path for path in documents() if path.parent == ROOT / "docs" or path.name == "CONTRIBUTING.md")]
-PROSE = [path for path in documents() if path.name != "CHANGELOG.md"]  # that one names what was once there
+PROSE = [path for path in documents() if path.name != "CHANGELOG.md"]  # it names former files
 NAMES = {path: str(path.relative_to(ROOT)) for path in documents()}
 
 SMALL = [
@@ -50,16 +50,16 @@ SMALL = [
     "train.recompute.num_layers=0",
     "chat.max_new_tokens=8",
 ]
-"""What makes the published recipe one that a test can run; the rest of it stays."""
+"""Overrides that make the published recipe small enough for a test."""
 PORTABLE = [*SMALL, "train.engine=transformers", "train.device=cpu", "train.global_batch_size=2"]
 PORTABLE += ["parallel.devices_per_node=1", "parallel.context=1"]
 
 
 class Place:
-    """A copy of the repository as a reader has it: /cache with conversations and checkpoint, a recipe that is small.
+    """A copy of the repository as a reader has it, with conversations and checkpoint in /cache and a small recipe.
 
-    Commands are run one after another, in the order of the documents; what one has been run with the same words is not
-    run again. `make sft` trains with the portable engine.
+    Commands run one after another, in document order; the same command runs only once. `make sft` trains with the
+    portable engine.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -104,19 +104,18 @@ class Place:
         try:
             find_core(directory)
         except UserError:
-            self.environment["ONLY"] = "tensors"  # no make sources here, and PyPI's wheels are for some machines only
+            self.environment["ONLY"] = "tensors"  # no make sources here, and PyPI has wheels for some machines only
 
     def run(self, command: Command, exports: list[str]) -> None:
-        """Runs it as a shell would, unless it has been run."""
         text = re.sub(r"(?<![\w/.-])/cache\b", str(self.cache), command.text)
         text = re.sub(r"^\.venv/", f"{sys.prefix}/", text)
         if text in self.ran:
             return
         environment = dict(self.environment)
-        if re.match(r"make (sft|report|evaluate)\b(?!.*DRY_RUN)", text):  # of the run that was trained here
+        if re.match(r"make (sft|report|evaluate)\b(?!.*DRY_RUN)", text):  # of the run trained here
             environment["RECIPE"] = str(self.portable)
         if "DRY_RUN" in text:
-            environment["SET"] = "paths.run=other"  # the run that was trained here is of the other engine
+            environment["SET"] = "paths.run=other"  # the run trained here is of the other engine
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", "\n".join([*exports, text])],
             cwd=self.clone,
@@ -130,7 +129,7 @@ class Place:
         self.ran.add(text)
 
     def run_all(self, document: Path) -> None:
-        """What a document has to be run, in its order; what it exports holds from there on."""
+        """Runs the unmarked commands of a document in order; exports apply to the following ones."""
         exports: list[str] = []
         for command in commands(document):
             if command.mark is None:
@@ -142,7 +141,7 @@ class Place:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     place = Place(tmp_path_factory.mktemp("reader"))
-    place.run_all(README)  # what the other documents go on from
+    place.run_all(README)  # the other documents build on its results
     return place
 
 
@@ -152,12 +151,12 @@ def test_its_commands_run(document: Path, place: Place) -> None:
 
 
 @pytest.mark.parametrize("document", [path for path in RUN if commands(path)], ids=NAMES.get)
-def test_a_command_that_is_not_run_says_what_it_needs_or_what_runs_it(document: Path) -> None:
+def test_a_command_that_is_not_run_is_marked(document: Path) -> None:
     for command in commands(document):
         if command.mark is None:
             continue
         covered = NEEDS.get(command.mark) if command.needs else command.mark
-        assert covered, f"{command}: nobody knows what “{command.mark}” is: {', '.join(NEEDS)}"
+        assert covered, f"{command}: unknown mark “{command.mark}”: {', '.join(NEEDS)}"
         assert (ROOT / covered).exists(), command
         if not command.needs:
             words = shlex.split(command.text)
@@ -165,7 +164,7 @@ def test_a_command_that_is_not_run_says_what_it_needs_or_what_runs_it(document: 
 
 
 def of_make(text: str) -> list[str]:
-    """The words behind make in a command, which may be several joined by && and in which a value may be anything."""
+    """The arguments of make in a command, which may consist of several joined by &&."""
     words: list[str] = []
     for part in re.split(r" && | \| | > ", text):
         if part.split()[0] == "make":
@@ -180,7 +179,7 @@ def written_commands() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("text", [text for _, text in written_commands() if of_make(text)])
 def test_make_takes_what_is_written(text: str) -> None:
-    """Also where it is not run: target, variables and choices are those of the Makefile."""
+    """Even if it is not run: target, variables and choices are those of the Makefile."""
     call = ["awk", "-v", "mode=check", "-f", "scripts/targets.awk", "Makefile", *of_make(text)]
     done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -197,7 +196,7 @@ def test_the_command_line_takes_what_is_written(text: str) -> None:
 
 
 @pytest.mark.parametrize("document", documents(), ids=NAMES.get)
-def test_links_lead_somewhere(document: Path) -> None:
+def test_links_resolve(document: Path) -> None:
     for link in links(document):
         path, _, anchor = link.partition("#")
         target = (document.parent / path).resolve() if path else document
@@ -212,7 +211,7 @@ def test_every_document_is_listed_in_the_readme() -> None:
     assert of_its_own - listed == {README}
 
 
-def test_both_readmes_say_the_same() -> None:
+def test_both_readmes_correspond() -> None:
     assert len(headings(README)) == len(headings(CHINESE))
     assert [link.replace("README.zh.md", "README.md") for link in links(README)] == [
         link.replace("README.zh.md", "README.md") for link in links(CHINESE)
@@ -226,7 +225,7 @@ def test_both_readmes_say_the_same() -> None:
 
 
 def code(line: str) -> str:
-    """A line of a block without its comment, which is in the document's language."""
+    """A line of a code block without its comment, which is translated."""
     return line.partition(" #")[0].rstrip()
 
 
@@ -243,7 +242,7 @@ TROUBLE = ROOT / "docs/troubleshooting.md"
 
 
 def messages() -> list[tuple[str, str]]:
-    """Every message of the tables, with the heading it stands under."""
+    """Every message of the tables, with its heading."""
     found, heading = [], ""
     for line in TROUBLE.read_text("utf-8").splitlines():
         heading = line[3:] if line.startswith("## ") else heading
@@ -254,7 +253,7 @@ def messages() -> list[tuple[str, str]]:
 
 
 def source() -> list[str]:
-    """All code that says something, each file's texts as they are when their lines are joined."""
+    """All code with messages, per file, with split string literals joined."""
     files = [
         *(ROOT / "src/openpangu_sft").rglob("*.py"),
         *(ROOT / "scripts").rglob("*.sh"),
@@ -269,15 +268,15 @@ OURS = [
 
 
 @pytest.mark.parametrize("message", OURS)
-def test_a_message_that_is_explained_can_be_said(message: str) -> None:
-    """Its fixed parts stand in one file of the code, in this order."""
+def test_an_explained_message_exists(message: str) -> None:
+    """Its fixed parts occur in one file of the code, in this order."""
     parts = [part.strip(" ,;:") for part in message.split("…")]
-    assert max(map(len, parts)) >= 7, "a message of names alone would be found everywhere"
+    assert max(map(len, parts)) >= 7, "a message without fixed parts would match everywhere"
     pattern = re.compile(".{0,200}?".join(map(re.escape, parts)), re.DOTALL)
     assert any(pattern.search(text) for text in source())
 
 
-def test_what_was_not_seen_here_has_its_source() -> None:
+def test_messages_not_seen_here_have_a_source() -> None:
     _, _, table = TROUBLE.read_text("utf-8").partition("not seen here\n")
     rows = [line for line in table.splitlines() if line.startswith("| `")]
     assert len(rows) > 10

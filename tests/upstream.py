@@ -1,7 +1,7 @@
 """The real MindSpeed-LLM 1.0.0 for tests: its sources with this project's patches, run without an NPU.
 
-There where `make sources` has run, or where MEGATRON_LM_URL, MINDSPEED_URL and MINDSPEED_LLM_URL name git repositories
-that have the commits of patches/upstream.toml. The stand-in for torch_npu in src/npu_standin takes the NPU's place.
+Available after `make sources`, or where MEGATRON_LM_URL, MINDSPEED_URL and MINDSPEED_LLM_URL name git repositories with
+the commits of patches/upstream.toml. src/npu_standin replaces torch_npu.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ STAND_IN = ROOT / "src/npu_standin"
 IMPORTED = ["einops", "peft", "pybind11", "scipy"]
 
 TIMEOUT = PATIENCE
-"""Seconds. A rank that waits for one that has gone would wait for half an hour."""
+"""Seconds: a rank would wait half an hour for one that has died."""
 
 
 def checkout(directory: Path) -> Path:
-    """What `make sources` makes, in a folder of its own: running it writes there."""
+    """A copy of the sources: running them writes there."""
     missing = [name for name in VARIABLES.values() if not os.environ.get(name)]
     if missing and not find_sources():
         pytest.skip(f"the upstream sources are not at hand: no make sources here, and {', '.join(missing)} not set")
@@ -44,7 +44,7 @@ def checkout(directory: Path) -> Path:
         shutil.copytree(SOURCES, directory / "sources")
     else:
         make_sources(directory / "sources")
-    tools = directory / "tools"  # what compiles Megatron's helper asks whatever python3 is first on PATH
+    tools = directory / "tools"  # Megatron's helper is compiled with the first python3 on PATH
     tools.mkdir()
     for name, answer in {
         "python3": f'exec {shlex.quote(sys.executable)} "$@"',
@@ -56,14 +56,14 @@ def checkout(directory: Path) -> Path:
 
 
 def without_patch(upstream: Path, directory: Path, patch: str) -> Path:
-    """A copy of what checkout made, with one patch of MindSpeed-LLM's taken back."""
+    """A copy of the checkout with one patch of MindSpeed-LLM reverted."""
     shutil.copytree(upstream.parent, directory)
     git("apply", "--reverse", str(PATCHES / patch), folder=directory / upstream.name / "mindspeed-llm")
     return directory / upstream.name
 
 
 def require_compiler() -> None:
-    """Skips the test where Megatron's helper cannot be compiled, which training begins with."""
+    """Skips the test where Megatron's helper, which training needs, cannot be compiled."""
     if not shutil.which("g++"):
         pytest.skip("Megatron-LM compiles a helper when training begins, and g++ is not installed")
     if not Path(sysconfig.get_path("include"), "Python.h").is_file():
@@ -71,15 +71,11 @@ def require_compiler() -> None:
 
 
 def run_upstream(upstream: Path, *arguments: str, refused: bool = False) -> str:
-    """Runs Python in MindSpeed-LLM's folder.
+    """Runs Python with these arguments in MindSpeed-LLM's folder; returns stdout and stderr.
 
     Args:
-        upstream: what checkout made.
-        arguments: of Python.
-        refused: whether it has to fail rather than to succeed.
-
-    Returns:
-        What it wrote, errors included.
+        upstream: the checkout.
+        refused: whether it has to fail.
     """
     own = [STAND_IN, upstream / "mindspeed", upstream / "mindspeed-llm", ROOT / "src"]  # ours, as the image has it
     paths = [*own, *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -87,8 +83,8 @@ def run_upstream(upstream: Path, *arguments: str, refused: bool = False) -> str:
         "PYTHONPATH": os.pathsep.join(map(str, paths)),
         "PATH": f"{upstream.parent / 'tools'}{os.pathsep}{os.environ['PATH']}",
         "OMP_NUM_THREADS": "1",
-        "GLOO_SOCKET_IFNAME": "lo",  # the machine's name need not resolve
-        "CUDA_DEVICE_MAX_CONNECTIONS": "1",  # as the published script has it; training asks for it
+        "GLOO_SOCKET_IFNAME": "lo",  # the host name may not resolve
+        "CUDA_DEVICE_MAX_CONNECTIONS": "1",  # as in the published script; training requires it
     }
     process = subprocess.Popen(
         [sys.executable, *arguments],
@@ -115,6 +111,6 @@ class _Unpickler(pickle.Unpickler):
 
 
 def load_upstream(path: Path) -> Any:
-    """What upstream or we have saved, without our own reader; dicts and tensors as torch.load gives them."""
+    """A file saved by upstream or by us, read without our own reader; dicts and tensors as from torch.load."""
     reader = SimpleNamespace(Unpickler=_Unpickler, load=pickle.load, __name__="pickle")
     return torch.load(path, map_location="cpu", pickle_module=reader)

@@ -1,6 +1,6 @@
-"""Runs a command as the user who owns /cache, or as HOST_UID and HOST_GID. The entrypoint ends with it.
+"""Runs a command as the owner of /cache, or as HOST_UID and HOST_GID. The last step of the entrypoint.
 
-A base need not have setpriv, getent or useradd (openEuler's minimal image has not), so this is Python.
+In Python, because a base may lack setpriv, getent or useradd (openEuler's minimal image does).
 
 Run as: python -IB become_user.py COMMAND [ARGUMENT...]
 """
@@ -17,14 +17,14 @@ PR_SET_NO_NEW_PRIVS = 38
 
 
 def main(command):
-    """Replaces this process; ends as a shell would (127, 126) where the command cannot be run."""
+    """Replaces this process; exits like a shell (127, 126) if the command cannot run."""
     cache = Path("/cache")
     owner = cache.stat() if cache.is_dir() else None
     uid = int(os.environ.get("HOST_UID") or (owner.st_uid if owner else 0))
     gid = int(os.environ.get("HOST_GID") or (owner.st_gid if owner else 0))
     if os.geteuid() == 0 and uid != 0:
         become(uid, gid)
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores these two, and a command would inherit that
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores these two, which the command would inherit
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     try:
         os.execvp(command[0], command)
@@ -34,8 +34,8 @@ def main(command):
 
 
 def become(uid, gid):
-    """Takes uid and gid, with the groups of the NPUs' device files (HwHiAiUser) and without a way back."""
-    # HCCL and others look the user up: a uid without an entry breaks them.
+    """Switches to uid and gid, with the groups of the NPUs' device files (HwHiAiUser), irrevocably."""
+    # HCCL and others look up the user and fail without an entry.
     try:
         grp.getgrgid(gid)
     except KeyError:
@@ -57,7 +57,6 @@ def become(uid, gid):
 
 
 def append(file, line):
-    """Adds a line to a file."""
     with Path(file).open("a", encoding="utf-8") as stream:
         stream.write(line + "\n")
 

@@ -1,7 +1,6 @@
-"""Writes what an image consists of: versions.json, sbom.json (CycloneDX 1.5) and provenance.json (SLSA 1).
+"""Describes an image: versions.json, sbom.json (CycloneDX 1.5) and provenance.json (SLSA 1).
 
-cyclonedx-py has listed the Python packages; this adds Python, the libraries beside it, the upstream sources with their
-patches, and the base image.
+Adds Python, its libraries, the patched upstream sources and the base image to the packages listed by cyclonedx-py.
 
 Run as: python describe.py TARGET COMMIT BASE DIRECTORY
 """
@@ -16,7 +15,7 @@ from typing import Any
 
 
 def main(target: str, commit: str, base: str, directory: str) -> None:
-    """Reads packages.json and, where it is there, sources.json from the working directory."""
+    """Reads packages.json and, if present, sources.json from the working directory."""
     sbom = json.loads(Path("packages.json").read_text("utf-8"))
     sources = Path("sources.json")
     upstream = json.loads(sources.read_text("utf-8"))["settings"] if sources.is_file() else {}
@@ -48,7 +47,7 @@ def main(target: str, commit: str, base: str, directory: str) -> None:
 
 
 def provenance(versions: dict[str, Any]) -> dict[str, Any]:
-    """A predicate of SLSA 1: what was built from what. See https://slsa.dev/spec/v1.0/provenance."""
+    """A predicate of SLSA 1, see https://slsa.dev/spec/v1.0/provenance."""
     name, _, sha256 = versions["base"].partition("@sha256:")
     base: dict[str, Any] = {"uri": f"docker://{name}", **({"digest": {"sha256": sha256}} if sha256 else {})}
     commits = {"openpangu-sft": versions["commit"]}
@@ -65,7 +64,7 @@ def provenance(versions: dict[str, Any]) -> dict[str, Any]:
 
 
 def component(kind: str, name: str, version: str) -> dict[str, str]:
-    """One entry of CycloneDX's list; see https://cyclonedx.org/docs/1.5/json/#components."""
+    """A CycloneDX component, see https://cyclonedx.org/docs/1.5/json/#components."""
     return {"type": kind, "bom-ref": name, "name": name, "version": version}
 
 

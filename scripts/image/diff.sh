@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds an image twice, each time without a layer of the builder's cache, and compares the two file trees: content, mode,
-# owner, time and link of every entry. Packages come from uv's cache, by hash. What is given to make image holds here too.
+# Builds an image twice without cached layers and compares the two file trees: content, mode, owner, time and link of
+# every entry. Packages may come from the builder's cache, by hash. The variables of make image apply.
 #
 #   TARGET   npu (the default) or cpu
 set -euo pipefail

@@ -1,17 +1,17 @@
 #!/bin/sh
-# Makes /opt/openpangu/venv from locks/ and this package's place in it, and, only to describe them, an environment of its
-# own in sbom/. A build stage runs it. What it downloads is kept in /root/.cache, a cache mount.
+# Builds /opt/openpangu/venv from locks/ with an entry for this package, and an environment in sbom/ for the tools that write
+# the SBOM. Runs in a build stage; downloads are kept in /root/.cache, a cache mount.
 #
 #   install.sh TARGET           npu or cpu
-#   TORCH                       cpu: the build from PyTorch's CPU index; pypi: PyPI's, which on x86-64 brings CUDA's libraries
-#   PYPI_INDEX, TORCH_INDEX     addresses of the two indexes
-#   /run/secrets/ca             certificates to trust beside the system's, if given
+#   TORCH                       cpu: the build from PyTorch's CPU index; pypi: PyPI's, which on x86-64 includes CUDA libraries
+#   PYPI_INDEX, TORCH_INDEX     URLs of the two indexes
+#   /run/secrets/ca             additional trusted certificates, if given
 set -eu
 ln -s /tree/opt/openpangu /opt/openpangu
 venv=/opt/openpangu/venv
 python=/opt/openpangu/python/bin/python3
 "$python" -c 'import bz2, ctypes, hashlib, lzma, sqlite3, ssl, zlib' || {
-    echo "install: the compiled Python does not work in this base: take a BUILD_BASE whose C library is no newer than the base's" >&2
+    echo "install: the compiled Python does not run in this base -> use a BUILD_BASE whose C library is not newer than the base's" >&2
     exit 1
 }
 target=$1
@@ -21,7 +21,7 @@ if [ -s /run/secrets/ca ]; then
 fi
 export UV_HTTP_TIMEOUT=300 UV_LINK_MODE=copy PYTHONDONTWRITEBYTECODE=1
 
-# With the pip that Python brings, as scripts/setup.sh does.
+# uv is installed with Python's own pip, as in scripts/setup.sh.
 "$python" -m venv uv
 set --
 [ -z "${SSL_CERT_FILE:-}" ] || set -- --cert "$SSL_CERT_FILE"
@@ -29,7 +29,7 @@ case $PYPI_INDEX in
 http://*)
     host=${PYPI_INDEX#http://}
     host=${host##*@}
-    set -- "$@" --trusted-host "${host%%/*}" # the hashes are what is trusted
+    set -- "$@" --trusted-host "${host%%/*}" # safe: packages are pinned by hash
     ;;
 esac
 uv/bin/python -m pip --isolated --disable-pip-version-check --quiet install --no-deps --require-hashes \
@@ -48,8 +48,8 @@ install $venv "$PYPI_INDEX" "image-$target"
 "$python" -m venv --without-pip sbom
 install sbom "$PYPI_INDEX" sbom
 
-# What fits together, by metadata: torch_npu cannot be imported where there is no driver. It asks for PyTorch's CPU build by
-# name, so PyPI's torch is the one exception.
+# Checks compatibility by metadata, because torch_npu cannot be imported without a driver. It requires PyTorch's CPU build by
+# name, so PyPI's torch is the only exception.
 uv/bin/uv --no-config pip check --python $venv/bin/python 2>&1 | while read -r line; do
     # shellcheck disable=SC2016
     case $TORCH:$line in
@@ -62,15 +62,15 @@ uv/bin/uv --no-config pip check --python $venv/bin/python 2>&1 | while read -r l
 done
 
 site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-# accelerate, and so transformers, import torch_npu wherever it is installed; without a driver that fails, and with it
-# stages that need no NPU. So it lies in a folder of its own, which is on the path where there are NPUs.
+# accelerate, and so transformers, import torch_npu wherever it is installed, which fails without a driver even in stages that
+# need no NPU. So it has a separate folder, which is on the path only on a host with NPUs.
 if [ "$target" = npu ]; then
     mkdir /opt/openpangu/torch_npu
     mv "$site"/torch_npu* /opt/openpangu/torch_npu/
     echo 'import os, sys; os.path.exists("/dev/davinci_manager") and sys.path.append("/opt/openpangu/torch_npu")' \
         >"$site/torch_npu.pth"
 fi
-# The package itself: its folder goes on the path as it is, so that patches and recipes are where it looks for them.
+# The package itself is on the path in place, so that it finds its patches and recipes.
 echo /opt/openpangu/app/src >"$site/openpangu_sft.pth"
 cat >$venv/bin/openpangu-sft <<END
 #!$venv/bin/python

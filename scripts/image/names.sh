@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2034
-# How images are called, and which engine has them. Sourced, in the repository's root or in a hand-over's.
+# Names of images, and the engine. Sourced, in the root of the repository or of an offline bundle.
 
 die() {
     printf 'openpangu-sft: %s\n' "$*" >&2
@@ -8,14 +8,14 @@ die() {
 
 docker=${DOCKER:-docker}
 name=openpangu-sft
-if [[ -f VERSION ]]; then version=$(<VERSION); else # of a hand-over
+if [[ -f VERSION ]]; then version=$(<VERSION); else # VERSION: in an offline bundle
     version=$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' src/openpangu_sft/__init__.py)
 fi
 
-# A foreign machine's image, made by emulation, has a name of its own.
+# The name of an image for another architecture ends with it.
 local_image() { printf '%s\n' "$name:$version-$1${ARCH:+-$ARCH}"; } # <target>
 
-# The image to begin with: given, pinned by make lock-base, or the Dockerfile's.
+# A base image: given, pinned by make lock-base, or the Dockerfile's default.
 base_of() { # <BASE, CPU_BASE or BUILD_BASE>
     local base=
     [[ $1 != BUILD_BASE ]] || base=${BUILD_BASE:-}
@@ -24,8 +24,8 @@ base_of() { # <BASE, CPU_BASE or BUILD_BASE>
     printf '%s\n' "${base:-$(sed -n "s/^ARG $1=//p" Dockerfile)}"
 }
 
-# What a registry calls an image, but for the machine: CANN, torch_npu and the chip are what users choose by. Tags of CANN's
-# images are CANN-CHIP-SYSTEM-PYTHON.
+# The tag in a registry, without the architecture. It names CANN, torch_npu and the chip, by which users choose an image. Tags
+# of CANN's images are CANN-CHIP-SYSTEM-PYTHON.
 published_tag() { # <target> <its base>
     local torch_npu cann=${2%@*}
     [[ $1 == npu ]] || { printf '%s\n' "$version-$1" && return; }
@@ -35,7 +35,7 @@ published_tag() { # <target> <its base>
         [[ $system != -ubuntu22.04 ]] || system=
         printf '%s\n' "$version-cann${BASH_REMATCH[1]%.beta1}-$torch_npu-${BASH_REMATCH[2]}$system"
     else
-        printf '%s\n' "$version-$torch_npu-npu" # a base of one's own
+        printf '%s\n' "$version-$torch_npu-npu" # a custom base
     fi
 }
 
@@ -45,6 +45,11 @@ require_engine() {
         die "no Docker engine answers ('$docker version' says why) -> install and start one, or name its client with DOCKER="
 }
 has_image() { "$docker" image inspect "$1" >/dev/null 2>&1; }
+copy_out() ( # <image> <prefix> <file…>: files of /opt/openpangu, each to PREFIX and its name; a subshell, for the trap
+    container=$("$docker" create ${ARCH:+--platform "linux/$ARCH"} "$1")
+    trap '"$docker" rm "$container" >/dev/null' EXIT
+    for file in "${@:3}"; do "$docker" cp "$container:/opt/openpangu/$file" "$2${file##*/}" >/dev/null; done
+)
 require_arch() {
     [[ ${ARCH:-amd64} == amd64 || ${ARCH:-arm64} == arm64 ]] || die "ARCH=$ARCH is neither amd64 nor arm64 -> take one of them"
 }

@@ -1,6 +1,6 @@
-"""Makes a tree the same for everyone who builds it: owner root, modes by kind, no bytecode, one time for all.
+"""Makes a file tree reproducible: owner root, modes by type, no bytecode, one timestamp.
 
-A base need not have `find`, so this is Python.
+In Python, because a base may lack `find`.
 
 Run as: python normalise.py SECONDS DIRECTORY
 """
@@ -13,7 +13,6 @@ from pathlib import Path
 
 
 def main(seconds, directory):
-    """Raises OSError."""
     for cache in list(Path(directory).rglob("__pycache__")):
         shutil.rmtree(cache)
     for folder, directories, files in os.walk(directory):
@@ -23,7 +22,6 @@ def main(seconds, directory):
 
 
 def normalise(path, seconds):
-    """One file, directory or link."""
     os.chown(path, 0, 0, follow_symlinks=False)
     mode = path.lstat().st_mode
     if not stat.S_ISLNK(mode):

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Pushes an image to a registry, under tags that name CANN, torch_npu and the chip (published_tag in names.sh): TAG-ARCH and
-# TAG-COMMIT-ARCH. docs/image.md says how images of both machines become one name. SBOM and provenance go with it: signed
-# by cosign where there is a key, otherwise attached by oras where that is installed.
+# Pushes an image to a registry as TAG-ARCH and TAG-COMMIT-ARCH, where TAG names CANN, torch_npu and the chip (published_tag in
+# names.sh). See docs/image.md on joining both architectures under one name. SBOM and provenance are signed with cosign if
+# there is a key, otherwise attached with oras if it is installed.
 #
-#   REGISTRY       where to: registry.example.org/team
+#   REGISTRY       the destination: registry.example.org/team
 #   TARGET         npu (the default) or cpu
-#   ARCH           amd64 or arm64: an image that was built with it
-#   COSIGN_KEY     a key that cosign takes: a file, env://NAME or a KMS's address; its password is COSIGN_PASSWORD
-#   COSIGN_FLAGS   more options of cosign; by itself it makes an entry in the public transparency log
+#   ARCH           amd64 or arm64: of an image built with ARCH
+#   COSIGN_KEY     a key for cosign: a file, env://NAME or the URI of a KMS; its password is COSIGN_PASSWORD
+#   COSIGN_FLAGS   more options for cosign, which by default adds an entry to the public transparency log
 set -euo pipefail
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.."
 . scripts/image/names.sh
@@ -33,12 +33,11 @@ for remote in "$repository:$tag-$machine" "$repository:$tag-${commit:0:12}-$mach
     printf 'push: %s\n' "$remote" >&2
 done
 
-# To the digest: a tag may be moved between two commands.
+# By digest, because a tag may move between two commands.
 digest=$("$docker" image inspect --format '{{range .RepoDigests}}{{println .}}{{end}}' "$image" | grep -m 1 "^$repository@")
 work=$(mktemp -d)
-container=$("$docker" create "$image")
-trap 'rm -rf "$work"; "$docker" rm "$container" >/dev/null' EXIT
-for file in sbom provenance; do "$docker" cp "$container:/opt/openpangu/$file.json" "$work/" >/dev/null; done
+trap 'rm -rf "$work"' EXIT
+copy_out "$image" "$work/" sbom.json provenance.json
 if [[ -n ${COSIGN_KEY:-} ]]; then
     read -ra flags <<<"${COSIGN_FLAGS:-}"
     signed() { cosign "$1" --yes --key "$COSIGN_KEY" "${flags[@]}" "${@:2}" "$digest" >&2 || die "cosign could not $1 $digest (see above)"; }
@@ -47,7 +46,7 @@ if [[ -n ${COSIGN_KEY:-} ]]; then
     signed attest --type slsaprovenance1 --predicate "$work/provenance.json"
     printf 'push: signed %s, with SBOM and provenance\n' "$digest" >&2
 elif command -v oras >/dev/null; then
-    cd "$work" # oras keeps the paths that it is given
+    cd "$work" # oras keeps the given paths
     attach() { oras attach --artifact-type "$2" "$digest" "$1.json:application/json" >&2 || die "oras could not attach $1 to $digest (see above)"; }
     attach sbom application/vnd.cyclonedx+json
     attach provenance application/vnd.in-toto+json

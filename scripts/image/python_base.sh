@@ -1,5 +1,5 @@
 #!/bin/sh
-# Links the base's own CPython 3.9 as DIRECTORY/bin/python3, if it can make environments (Debian's needs python3-venv).
+# Links the base's own CPython 3.9 as DIRECTORY/bin/python3, if it can create environments (Debian's needs python3-venv).
 #
 #   python_base.sh DIRECTORY
 set -eu

@@ -1,10 +1,10 @@
 #!/bin/sh
-# Compiles CPython, to be used as /opt/openpangu/python, and puts it into a directory, with the libraries that its modules
-# need: a base has others (libssl.so.3 or libssl.so.1.1, libffi.so.7 or .8) or none. Of the base it needs the C library alone.
+# Compiles CPython for /opt/openpangu/python into a directory, with the libraries of its modules: a base has other versions
+# (libssl.so.3 or libssl.so.1.1, libffi.so.7 or .8) or none. From the base it needs only the C library.
 #
 #   python_source.sh DIRECTORY
-#   PYTHON_URL, PYTHON_SHA256   its source archive (.tar.xz or .tgz), and the sum of it
-#   /run/secrets/ca             certificates to trust beside the system's, if given
+#   PYTHON_URL, PYTHON_SHA256   the source archive (.tar.xz or .tgz) and its sum
+#   /run/secrets/ca             additional trusted certificates, if given
 set -eu
 prefix=/opt/openpangu/python
 if [ -s /run/secrets/ca ]; then
@@ -13,16 +13,16 @@ if [ -s /run/secrets/ca ]; then
 fi
 curl --fail --silent --show-error --location --output /tmp/python-source "$PYTHON_URL"
 echo "$PYTHON_SHA256  /tmp/python-source" | sha256sum --check --status || {
-    echo "python: $PYTHON_URL is not what PYTHON_SHA256 says" >&2
+    echo "python: $PYTHON_URL does not match PYTHON_SHA256" >&2
     exit 1
 }
 mkdir /tmp/python
 tar --extract --file /tmp/python-source --directory /tmp/python --strip-components 1
 cd /tmp/python
-# CPython keeps when it was compiled, in words that the compiler takes from this variable.
+# CPython embeds its build time, which the compiler takes from this variable.
 SOURCE_DATE_EPOCH=0
 export SOURCE_DATE_EPOCH
-# Without profile-guided optimisation, which makes another program every time.
+# No profile-guided optimisation: its builds are not reproducible.
 ./configure --quiet --prefix=$prefix --without-ensurepip --enable-loadable-sqlite-extensions LDFLAGS="-Wl,-rpath,$prefix/lib"
 make --silent -j"$(nproc)"
 make --silent install DESTDIR=/tmp/installed
@@ -33,7 +33,7 @@ mv /tmp/python-installed/* "$1/"
 ldd "$1"/lib/python*/lib-dynload/*.so | sed -n 's/.*=> \(\/[^ ]*\) .*/\1/p' | sort -u |
     grep -Ev '/(libc|libm|libdl|libpthread|librt|libutil)\.so\.' | while read -r library; do
     cp -L "$library" "$1/lib/"
-    # for the SBOM, where BUILD_BASE is Debian's or Ubuntu's: as name and version
+    # for the SBOM, if BUILD_BASE is Debian or Ubuntu: name and version
     package=$(dpkg-query --search "*/${library##*/}" 2>/dev/null | sed -n '1s/:.*//p')
     [ -z "$package" ] || printf '%s %s\n' "$package" "$(dpkg-query --show "$package" | sed 's/.*\t//;1q')"
 done | sort -u >"$1/lib/libraries.txt"
@@ -44,7 +44,7 @@ for name in ("ssl", "zlib", "bz2", "lzma", "sqlite3", "ctypes", "hashlib"):
     except ImportError:
         print(name, end=" ")')
 [ -z "$missing" ] || {
-    echo "python: compiled without ${missing}: take another BUILD_BASE, which has their headers" >&2
+    echo "python: compiled without ${missing}-> use a BUILD_BASE that has their headers" >&2
     exit 1
 }
 echo "python: compiled $("$1/bin/python3" -V)"

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Writes versions.json, sbom.json and provenance.json: what the image consists of.
+# Writes versions.json, sbom.json and provenance.json, which describe the image.
 #
 #   sbom.sh TARGET COMMIT BASE DIRECTORY
 set -eu

@@ -1,6 +1,6 @@
-"""Lists the file tree of an image, read from `docker export` on standard input: one line for each entry.
+"""Lists the file tree of an image, read from `docker export` on standard input: one line per entry.
 
-kind, mode, owner, time, sha256 or link target, path. Two builds of one commit must give the same list.
+Type, mode, owner, time, sha256 or link target, path. Two builds of one commit must give the same list.
 
 Run as: docker export CONTAINER | python3 tree.py
 """
@@ -9,13 +9,12 @@ import hashlib
 import sys
 import tarfile
 
-# The engine itself puts these into every container it creates.
+# Created by the engine in every container.
 MADE_BY_THE_ENGINE = {".dockerenv", "dev", "dev/console", "dev/pts", "dev/shm", "etc/hostname", "etc/hosts"}
 MADE_BY_THE_ENGINE |= {"etc/mtab", "etc/resolv.conf", "proc", "sys", "etc"}
 
 
 def main():
-    """Prints the list, sorted by path."""
     lines = []
     with tarfile.open(fileobj=sys.stdin.buffer, mode="r|") as archive:
         for entry in archive:

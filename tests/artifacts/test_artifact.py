@@ -21,6 +21,7 @@ from typing import Any, Optional
 import numpy as np
 import pytest
 
+from checkpoint_files import stored
 from conftest import MakeRecipe, SmallDisk
 from openpangu_sft.artifacts.artifact import (
     MANIFEST,
@@ -34,7 +35,6 @@ from openpangu_sft.artifacts.artifact import (
 from openpangu_sft.artifacts.atomic import write_durably
 from openpangu_sft.checkpoint.convert import run_convert
 from openpangu_sft.checkpoint.export import run_export
-from openpangu_sft.checkpoint.files.arrays import stored
 from openpangu_sft.checkpoint.files.torch_write import write_torch_file
 from openpangu_sft.util.errors import UserError, explain_os_error
 from refusals import refusal_of

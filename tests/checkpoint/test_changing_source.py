@@ -26,7 +26,7 @@ CHANGED = "changed while it was read -> run the stage again when it is whole"
 
 
 def overwrite(path: Path) -> None:
-    """In place, as a download that begins anew: no byte is where it was, and the size stays."""
+    """In place, like a restarted download: every byte moves, and the size stays."""
     content = path.read_bytes()
     with path.open("r+b") as stream:
         stream.write(content[:-4000] + bytes(4000))

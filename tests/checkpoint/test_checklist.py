@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from checkpoint_files import set_config, write_hf
 from conftest import SHARED, MakeRecipe
-from doctor_machines import MakeSubject, fake, subject
+from doctor_machines import MakeContext, context, fake
 from openpangu_sft.artifacts import artifact as artifact
 from openpangu_sft.artifacts.artifact import sha256_of
 from openpangu_sft.checkpoint import checklist
@@ -26,7 +26,7 @@ from openpangu_sft.doctor.finding import Finding, State, guarded
 from openpangu_sft.recipe.schema import Recipe
 from refusals import refusal_of
 
-__all__ = ["fake", "subject"]
+__all__ = ["context", "fake"]
 
 SHARD = "model-00002-of-00002.safetensors"
 
@@ -36,7 +36,7 @@ def sum_of(path: Path) -> str:
 
 
 def publish(directory: Path) -> None:
-    """Writes the list of all files in a directory, and of some that nobody downloads, as the vendor does."""
+    """Writes the list of all files in a directory, and of some that are not downloaded, as the vendor does."""
     lines = [
         f"{sum_of(path)} *./{path.relative_to(directory)}"
         for path in sorted(directory.rglob("*"))
@@ -180,9 +180,9 @@ def test_where_nothing_can_be_remembered(
     assert not (tmp_path / "none").exists()
 
 
-def test_doctor(base: Path, subject: MakeSubject) -> None:
+def test_doctor(base: Path, context: MakeContext) -> None:
     def found() -> Finding:
-        return guarded("checkpoint", lambda: resources.published(subject(f"paths.hf={base}")))
+        return guarded("checkpoint", lambda: resources.published(context(f"paths.hf={base}")))
 
     assert (found().state, found().found) == (State.OK, f"{CHECKLIST}: 6 of 6 files are as published")
     set_config(base, attention_dropout=0.5)
@@ -201,7 +201,7 @@ def test_doctor(base: Path, subject: MakeSubject) -> None:
     assert "download it again" in found().remedy
     (base / CHECKLIST).unlink()
     assert found().state == State.SKIPPED
-    assert guarded("checkpoint", lambda: resources.published(subject("paths.hf=nowhere"))).state == State.SKIPPED
+    assert guarded("checkpoint", lambda: resources.published(context("paths.hf=nowhere"))).state == State.SKIPPED
 
 
 def test_the_published_list() -> None:

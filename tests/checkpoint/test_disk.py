@@ -86,7 +86,7 @@ def test_old_and_new_need_room_together(trained: Recipe, small_disk: SmallDisk, 
 
 @KIND
 def test_what_a_killed_run_left_is_not_in_the_way(trained: Recipe, small_disk: SmallDisk, kind: str) -> None:
-    """It is hidden, and as large as the result: nobody would find what fills the disk."""
+    """It is hidden, and as large as the result: users would not find what fills the disk."""
     disk = small_disk(450)
     (disk / ".result.staging").mkdir()
     (disk / ".result.staging" / "half").write_bytes(b"x" * 300_000)

@@ -285,7 +285,7 @@ def test_export_never_replaces_the_base(tmp_path: Path, tiny_hf: Path, make_reci
 
 
 def test_a_malicious_checkpoint_does_not_run(tmp_path: Path, make_recipe: MakeRecipe) -> None:
-    """Whoever gives away a run can rewrite its manifest too."""
+    """The author of a run can have rewritten its manifest too."""
     import os
 
     class Evil:

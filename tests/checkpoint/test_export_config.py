@@ -15,7 +15,7 @@ from checkpoint.test_export import make_run
 from checkpoint_files import set_config
 from conftest import MakeRecipe
 from openpangu_sft.checkpoint.export import run_export
-from openpangu_sft.checkpoint.hf_export import FORMS, LLAMA
+from openpangu_sft.checkpoint.hf_export import LLAMA, OPENPANGU
 from openpangu_sft.tokenizer.tokenizer import Tokenizer
 from refusals import refusal_of
 
@@ -38,7 +38,7 @@ def written(directory: Path, name: str) -> Any:
     return json.loads((directory / name).read_text("utf-8"))
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [LLAMA, OPENPANGU])
 @pytest.mark.parametrize("given", [2, [2, 7], None, ..., "end"])
 def test_another_eos_is_written_right(base: Path, make_recipe: MakeRecipe, form: str, given: Any) -> None:
     right = Tokenizer(base, trust_remote_code=False).end_id
@@ -99,7 +99,7 @@ def test_a_broken_generation_config_is_refused(base: Path, make_recipe: MakeReci
     assert "not valid JSON" in refusal_of(run_export, recipe)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [LLAMA, OPENPANGU])
 @pytest.mark.parametrize(
     "given", [{"dtype": "float32"}, {"dtype": "float16", "torch_dtype": ...}, {"torch_dtype": ...}]
 )

@@ -84,8 +84,8 @@ def test_a_megatron_checkpoint_of_another_layout(make_recipe: MakeRecipe, tiny_h
     assert ("iterations | 2,000" in card) == (not ours)
 
 
-def test_a_hugging_face_checkpoint_is_only_named_anew(tmp_path: Path, tiny_hf: Path, make_recipe: MakeRecipe) -> None:
-    """Without any training: the original itself, in one file instead of shards, for whoever has no NPU."""
+def test_a_hugging_face_checkpoint_is_only_renamed(tmp_path: Path, tiny_hf: Path, make_recipe: MakeRecipe) -> None:
+    """Without any training: the original itself, in one file instead of shards, for machines without an NPU."""
     base = make_pangu_base(tmp_path / "openPangu", tiny_hf)
     tensors = {name: tensor.bfloat16() for name, tensor in load_file(str(base / WEIGHTS)).items()}
     write_hf(tmp_path / "sharded" / "openPangu", base, tensors, shards=3)

@@ -20,11 +20,11 @@ from openpangu_sft.artifacts.artifact import read_manifest
 from openpangu_sft.checkpoint.convert import run_convert
 from openpangu_sft.checkpoint.sharding import layout_of, mcore_tensors, parameter_count
 from openpangu_sft.cli.main import app
-from openpangu_sft.doctor.examine import CHECKS
+from openpangu_sft.doctor.checks import CHECKS
 from openpangu_sft.doctor.finding import State, guarded
 from openpangu_sft.doctor.machine import Context, Machine
-from openpangu_sft.plan.memory import memory_of, verdict
-from openpangu_sft.plan.parts import GIB
+from openpangu_sft.plan.estimate import memory_of
+from openpangu_sft.plan.memory import GIB
 from openpangu_sft.plan.report import as_json, make_report
 from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.recipe.model_config import model_of
@@ -42,7 +42,7 @@ UNKNOWN = "the recipe leaves out sizes of the model, and there is no config.json
 def test_every_recipe_is_planned_without_a_checkpoint(path: Path, tmp_path: Path) -> None:
     report = make_report(load_recipe(path, [f"paths.cache={tmp_path}"]), [64.0])
     assert report.parameters == PARAMETERS[path.stem]
-    assert report.advice[0].verdict == "yes"
+    assert report.memory.verdict(64) == "yes"
     assert json.dumps(as_json(report))
 
 
@@ -102,7 +102,7 @@ def test_34_layers_over_four_stages_need_a_list() -> None:
     ],
 )
 def test_what_fits_64_gib(settings: list[str], fits: str) -> None:
-    assert verdict(memory_of(load_recipe(SEVEN, settings)), 64) == fits
+    assert memory_of(load_recipe(SEVEN, settings)).verdict(64) == fits
 
 
 def test_the_layouts_of_the_7b_in_the_docs() -> None:
@@ -132,7 +132,7 @@ def test_the_recipe_without_sizes_in_the_docs(tmp_path: Path, tiny_hf: Path) -> 
     set_config(base, **hf_sizes(published))
     recipe = load_recipe(tmp_path / "own.yaml", place)
     assert recipe.model == published
-    assert verdict(memory_of(recipe), 64) == "yes"
+    assert memory_of(recipe).verdict(64) == "yes"
 
 
 def own_recipe(tmp_path: Path, **model: Any) -> Path:
@@ -235,11 +235,11 @@ def test_without_a_checkpoint_the_first_stage_works_and_what_needs_sizes_says_so
 
 
 def test_doctor_skips_what_it_cannot_know_without_sizes(tmp_path: Path) -> None:
-    subject = Context(load_recipe(own_recipe(tmp_path), SMALL), Machine(Path("/")))
+    context = Context(load_recipe(own_recipe(tmp_path), SMALL), Machine(Path("/")))
     for name in ("memory", "disk", "ulimits"):
-        finding = guarded(name, lambda name=name: CHECKS[name](subject))
+        finding = guarded(name, lambda name=name: CHECKS[name](context))
         assert (finding.state, "no config.json in" in finding.found) == (State.SKIPPED, True)
-    assert guarded("inputs", lambda: CHECKS["inputs"](subject)).state == State.WARNING
+    assert guarded("inputs", lambda: CHECKS["inputs"](context)).state == State.WARNING
 
 
 def test_a_job_for_kubernetes_leaves_out_the_same_sizes(tmp_path: Path) -> None:

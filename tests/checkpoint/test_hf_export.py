@@ -220,7 +220,7 @@ def test_wherever_the_code_is_named(tmp_path: Path, tiny_hf: Path, make_recipe: 
 
 
 def test_a_stock_class_beside_code_that_is_not_run(tmp_path: Path, tiny_hf: Path, make_recipe: MakeRecipe) -> None:
-    """What preprocess took without trust is what is exported, and nobody is asked about the code any more."""
+    """A tokenizer that preprocess loads without trust is exported without asking for it."""
     base = make_pangu_base(
         tmp_path / "openPangu-stock", tiny_hf, tokenizer="raise RuntimeError", tokenizer_class="LlamaTokenizer"
     )

@@ -104,7 +104,7 @@ def test_ctrl_c_is_one_line_and_leaves_nothing(base: Path, mcore: Path, tmp_path
 
 
 def test_two_at_once_into_one_place(base: Path, mcore: Path, tmp_path: Path) -> None:
-    """The second one is refused, whatever it was to write; the first one goes on."""
+    """The second one is refused, whatever it writes; the first one continues."""
     target = tmp_path / "result"
     stage = stage_of("convert", base, mcore, target)
     first = stopped_while_writing(stage, target, 1_000_000)

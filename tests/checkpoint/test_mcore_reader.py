@@ -187,7 +187,7 @@ def test_an_iteration_that_is_not_there(trained: Recipe) -> None:
     assert refusal(trained, 150).endswith("iter_0000150: iteration 150 is not there -> take another one: ITERATION=200")
 
 
-def test_an_iteration_behind_the_newest_is_not_finished(trained: Recipe) -> None:
+def test_an_iteration_after_the_newest_is_not_finished(trained: Recipe) -> None:
     """The tracker is written last: training was killed between the two."""
     (trained.path("mcore") / "latest_checkpointed_iteration.txt").write_text("100")
     message = refusal(trained, 200)
@@ -218,7 +218,7 @@ def test_other_formats_are_named(trained: Recipe) -> None:
     assert "is in Megatron's distributed format (--use-dist-ckpt)" in refusal(trained)
     (iteration / "metadata.json").unlink()
     (iteration / "mp_rank_00_000").rename(iteration / "mp_rank_00_000_000")
-    assert "mp_rank_00_000_000: is of a layout with expert parallelism" in refusal(trained)
+    assert "mp_rank_00_000_000: has expert parallelism" in refusal(trained)
     for path in iteration.iterdir():
         shutil.rmtree(path)
     assert "iter_0000200: holds no checkpoint (mp_rank_00)" in refusal(trained)

@@ -116,7 +116,7 @@ def test_the_snippet_runs_as_it_stands(tmp_path: Path, tiny_hf: Path, make_recip
     assert ids.startswith("ids [1, ")  # with bos
 
 
-def test_what_stands_beside_the_weights_is_carried_over(tmp_path: Path, tiny_hf: Path, make_recipe: MakeRecipe) -> None:
+def test_companion_files_are_copied(tmp_path: Path, tiny_hf: Path, make_recipe: MakeRecipe) -> None:
     base = make_pangu_base(tmp_path / "openPangu", tiny_hf)
     texts = {
         "LICENSE": "OPENPANGU MODEL LICENSE",
@@ -180,7 +180,7 @@ NAMES = st.one_of(st.text(min_size=1, max_size=30), st.lists(st.sampled_from(ODD
 @example("x\n---\nlicense: mit", 'a": b', "| c |\n|---|")
 @example("\udcff\ud800", "```\n", "\r\n# Title")
 def test_no_name_breaks_it(tmp_path_factory: pytest.TempPathFactory, name: str, base: str, value: str) -> None:
-    """Whoever gives away a run may have written its manifest by hand."""
+    """The author of a run may have written its manifest by hand."""
     directory = tmp_path_factory.mktemp("card")
     counts = {"parameters": 1, "dtype": "float32", "form": "llama", "fast_tokenizer": SAME_IDS}
     counts.update(iteration=value, loss=value, versions={value: value})

@@ -1,4 +1,4 @@
-"""What was written is compared with its source bit by bit, in pieces: no tensor is joined or converted whole for it."""
+"""Comparison of a written checkpoint with its source: bit by bit, some rows at a time, never joining a whole tensor."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from openpangu_sft.checkpoint import weights
 from openpangu_sft.checkpoint.files.arrays import Array
 from openpangu_sft.checkpoint.reshard import Resharder, require_equal
 from openpangu_sft.checkpoint.sharding import Block, hf_shapes
-from openpangu_sft.checkpoint.weights import Part, Weights, pieces, weights_of_arrays
+from openpangu_sft.checkpoint.weights import Part, Weights, row_blocks, weights_of_arrays
 from openpangu_sft.recipe.sections import Model
 from refusals import refusal_of
 
@@ -46,7 +46,7 @@ def on_two_ranks(arrays: dict[str, Array]) -> Weights:
 
 @pytest.mark.parametrize("block", [Block("w", 5, 301, 0, 32), Block("w", 0, 7), Block("w", 2, 3, 4, 6000)])
 def test_pieces_cover_a_block_in_order(block: Block, model: Model) -> None:
-    found = list(pieces(block, np.dtype(np.float32)))
+    found = list(row_blocks(block, np.dtype(np.float32)))
     edges = [piece.row for piece in found] + [block.row + block.rows]
     assert edges[0] == block.row
     assert [piece.rows for piece in found] == np.diff(edges).tolist()

@@ -1,6 +1,6 @@
 """MindSpeed-LLM 1.0.0's own converter writes what our convert writes, and its training loads that, in every layout.
 
-Runs where its sources are at hand (upstream.py).
+Runs where its sources are present (upstream.py).
 """
 
 from __future__ import annotations

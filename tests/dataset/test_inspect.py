@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 
 from conftest import ROOT, TINY, MakeRecipe, conversation, write_samples
 from openpangu_sft import __version__
-from openpangu_sft.dataset import index_file as index_reader
-from openpangu_sft.dataset import inspect as inspection
+from openpangu_sft.dataset import index_file, inspect
 from openpangu_sft.dataset.index_file import FIELDS, HEADER, field_path
 from openpangu_sft.dataset.inspect import Report, run_inspect
 from openpangu_sft.dataset.merge import run_merge
 from openpangu_sft.dataset.preprocess import run_preprocess
+from openpangu_sft.dataset.roles import UNKNOWN
 from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.errors import UserError
@@ -141,9 +141,10 @@ def test_a_dataset_of_ours(recipe: Recipe) -> None:
         "made by": f"openpangu-sft {__version__} (dataset)",
         "rows": str(rows),
         "seq_length": "128",
+        "turns": "45 system, 45 user, 45 assistant, 0 tool",
         "tokens": f"{counts['tokens']:,}",
-        "packs full": f"{full:.1%}",
-        "share trained": f"{counts['trained_tokens'] / counts['tokens']:.1%}",
+        "packing efficiency": f"{full:.1%}",
+        "trained tokens": f"{counts['trained_tokens'] / counts['tokens']:.1%}",
         "segments": "45",
         "longest segment": str(longest),
     }
@@ -171,9 +172,10 @@ def test_what_another_dataset_can_be_called(make_recipe: MakeRecipe, tmp_path: P
         "made by": "other software: there is no manifest",
         "rows": "3",
         "seq_length": "16",
+        "turns": UNKNOWN,
         "tokens": "41",
-        "packs full": "85.4%",
-        "share trained": "70.7%",
+        "packing efficiency": "85.4%",
+        "trained tokens": "70.7%",
         "segments": "6",
         "longest segment": "16",
     }
@@ -197,7 +199,7 @@ def test_memory_does_not_grow_with_the_dataset(
     prefix = write_dataset(tmp_path, many)  # 960,000 tokens: 3.8 MB in each field
     recipe, peaks = make_recipe("data.seq_length=16"), []
     for tokens in (1 << 20, 1 << 14):
-        monkeypatch.setattr(inspection, "BLOCK_TOKENS", tokens)
+        monkeypatch.setattr(inspect, "BLOCK_TOKENS", tokens)
         tracemalloc.start()
         try:
             report = run_inspect(recipe, prefix)
@@ -355,7 +357,7 @@ def test_a_boundary_of_documents_too_many(make_recipe: MakeRecipe, tmp_path: Pat
 def test_an_index_is_checked_across_its_blocks(
     make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, index_rows: int, row: int
 ) -> None:
-    monkeypatch.setattr(index_reader, "INDEX_ROWS", index_rows)
+    monkeypatch.setattr(index_file, "INDEX_ROWS", index_rows)
     sound = sound_rows()
     prefix = write_dataset(tmp_path, {field: (sound[field] * 3)[:7] for field in FIELDS})
     assert foreign(make_recipe, prefix) == []
@@ -391,7 +393,7 @@ def test_rows_of_another_length_than_the_recipe(make_recipe: MakeRecipe, tmp_pat
 def test_rows_that_were_not_padded(
     make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
 ) -> None:
-    monkeypatch.setattr(inspection, "BLOCK_TOKENS", block)
+    monkeypatch.setattr(inspect, "BLOCK_TOKENS", block)
     padded = sound_rows()
     ends = [16 - row.count(0) for row in padded["attention_mask"]]
     rows = {field: [[], *(row[:end] for row, end in zip(padded[field], ends))] for field in FIELDS}
@@ -399,9 +401,10 @@ def test_rows_that_were_not_padded(
     report = run_inspect(make_recipe("data.seq_length=16"), prefix)
     (said,) = findings(report)
     assert (
-        "3 of 4 rows, first row 0: 0 tokens, the recipe has data.seq_length = 16; every row must have as many" in said
+        "3 of 4 rows, first row 0: 0 tokens, the recipe has data.seq_length = 16; all rows must have the same length"
+        in said
     )
-    figures = ("seq_length", "rows", "tokens", "segments", "longest segment", "packs full")
+    figures = ("seq_length", "rows", "tokens", "segments", "longest segment", "packing efficiency")
     assert [report.figures[name] for name in figures] == ["0 to 16", "4", "41", "6", "16", "100.0%"]
     patch_value(Path(f"{prefix}_packed_labels_document.bin"), 13 + 16 + 5, 77)
     assert "1 of 4 rows, first row 3, column 5: label 77 is neither" in findings(run_inspect(make_recipe(), prefix))[1]
@@ -448,7 +451,7 @@ def test_a_damaged_row(
     said: str,
     block: int,
 ) -> None:
-    monkeypatch.setattr(inspection, "BLOCK_TOKENS", block)
+    monkeypatch.setattr(inspect, "BLOCK_TOKENS", block)
     rows = sound_rows()
     rows[field][row][column] = value
     found = foreign(make_recipe, write_dataset(tmp_path, rows))
@@ -498,7 +501,7 @@ def test_a_dataset_of_the_published_handler(
     report = run_inspect(make_recipe("data.seq_length=16"), prefix)
     assert findings(report) == [f"{prefix}_packed_attention_mask_document.bin: 3 of 3 rows, {said}{UNNUMBERED}"]
     assert report.figures["tokens"] == "41"
-    assert report.figures["share trained"] == "70.7%"
+    assert report.figures["trained tokens"] == "70.7%"
     assert report.figures["segments"] == "unknown: attention_mask holds no segment numbers"
 
 
@@ -698,7 +701,7 @@ def test_any_dataset_and_any_wrong_number(
     assume(not breaks_a_rule(rows, 1536))
     prefix = write_dataset(directory, rows)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(inspection, "BLOCK_TOKENS", block)
+        patched.setattr(inspect, "BLOCK_TOKENS", block)
         report = run_inspect(recipe, prefix)
         assert findings(report) == []
         numbers = [number for row in rows["attention_mask"] for number in row]
@@ -762,6 +765,7 @@ def test_the_command_line(recipe: Recipe, tmp_path: Path) -> None:
     assert finished.stderr.startswith(f"packed dataset: {directory}\n")
     assert f"openpangu-sft {__version__} (dataset)" in finished.stderr
     assert "->" not in finished.stderr
+    assert finished.stderr.splitlines()[-1] == "PASS"
 
     prefix = write_dataset(tmp_path / "other", published_rows())
     finished = command(*overrides, str(prefix))
@@ -769,9 +773,10 @@ def test_the_command_line(recipe: Recipe, tmp_path: Path) -> None:
     assert finished.returncode == 1
     assert first.startswith(f"{prefix}_packed_input_ids_document.idx: rows have 16 tokens")
     assert second.endswith(UNNUMBERED)
-    assert last == f"openpangu-sft: {prefix}: 2 findings -> see above"
+    assert last == "FAIL: 2 findings"
     finished = command(*overrides, "--set", "data.seq_length=16", str(prefix))
-    assert finished.stderr.splitlines()[-1] == f"openpangu-sft: {prefix}: 1 finding -> see above"
+    assert finished.returncode == 1
+    assert finished.stderr.splitlines()[-1] == "FAIL: 1 finding"
 
     finished = command(*overrides, str(tmp_path / "none"))
     assert finished.returncode == 1

@@ -27,8 +27,7 @@ from conftest import PATIENCE, ROOT, TINY, MakeRecipe, SmallDisk, conversation, 
 from openpangu_sft import __version__
 from openpangu_sft.artifacts.artifact import read_manifest
 from openpangu_sft.conversations.conversation import parse_sample
-from openpangu_sft.dataset import pool as workers
-from openpangu_sft.dataset import shard, spans
+from openpangu_sft.dataset import pool, shard, spans
 from openpangu_sft.dataset.index_file import FIELDS, read_rows
 from openpangu_sft.dataset.merge import run_merge
 from openpangu_sft.dataset.pool import ordered_map
@@ -88,7 +87,7 @@ def expected_segments(
     for record in records:
         input_ids: list[int] = []
         labels: list[int] = []
-        for text, trained, opens in sample_spans(parse_sample(record)):
+        for text, trained, opens, _ in sample_spans(parse_sample(record)):
             ids = hf.encode(text, add_special_tokens=opens)
             input_ids += ids
             labels += ids if trained else [-100] * len(ids)
@@ -130,7 +129,7 @@ def test_every_sample_is_in_the_packs_exactly_once(make_recipe: MakeRecipe) -> N
     }
     assert manifest.counts["tokens"] / (rows * 128) > 0.9
     assert {path.name for path in (recipe.path("shards") / "a").iterdir()} == {*manifest.files, "manifest.json"}
-    assert len(manifest.files) == 6  # no spool, no rejects
+    assert len(manifest.files) == 7  # no spool, no rejects
 
 
 def test_one_worker_and_several_and_a_second_run_give_the_same_bytes(
@@ -144,7 +143,7 @@ def test_one_worker_and_several_and_a_second_run_give_the_same_bytes(
         recipe = make_recipe("data.on_bad_sample=skip", f"data.workers={count}")
         run_preprocess(recipe)
         trees.append(tree(recipe.path("shards")))
-    assert len(trees[0]) == 8
+    assert len(trees[0]) == 9
     assert trees[0] == trees[1] == trees[2] == trees[3]
     other = make_recipe("data.on_bad_sample=skip", "data.seed=99")
     run_preprocess(other)
@@ -175,18 +174,19 @@ def test_progress_shows_the_name_of_the_file_as_it_is(
     make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("openpangu_sft.util.console.SECONDS_BETWEEN_LINES", 0)
+    monkeypatch.setattr("openpangu_sft.util.console.MB", 100)
     monkeypatch.setattr(spans, "SMALLEST", 1000)
     recipe = make_recipe()
     path = recipe.path("samples") / "[red]x[bold].jsonl"
     write_samples(path, samples(30))
     run_preprocess(recipe)
     lines = capsys.readouterr().err.splitlines()
-    encoding = [line for line in lines if line.startswith("encoding [red]x[bold].jsonl: ")]
+    encoding = [line for line in lines if line.startswith("encoding [red]x[bold].jsonl (MB): ")]
     positions = [int(line.split(": ")[1].split("/")[0]) for line in encoding]
     assert len(positions) > 3
     assert positions == sorted(positions)
-    assert positions[-1] == path.stat().st_size
-    assert any(line.startswith("writing [red]x[bold].jsonl: ") for line in lines)
+    assert positions[-1] == path.stat().st_size // 100
+    assert any(line.startswith("writing [red]x[bold].jsonl (packs): ") for line in lines)
 
 
 def test_what_is_no_shard_is_never_removed(make_recipe: MakeRecipe, tiny_hf: Path) -> None:
@@ -534,7 +534,7 @@ def test_results_come_in_order_and_memory_is_bounded() -> None:
 
     for expected, (number, _) in enumerate(ordered_map(slow_at_times, numbers(), 3)):
         assert number == expected
-        assert drawn <= number + workers.AHEAD * 3 + 1
+        assert drawn <= number + pool.AHEAD * 3 + 1
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 4])
@@ -620,18 +620,18 @@ def test_the_screen_says_what_became_of_every_sample(make_recipe: MakeRecipe) ->
         assert [rows[name] for name in ("read", "packed", "rejected", "dropped")] == ["29", "25", "3", "1"]
         for reason in ("meta_prompt is missing: 2", "data is missing: 1", "N tokens, above data.seq_length N: 1"):
             assert reason in re.sub(r" *│\n│ +│ ", " ", screen)
-        assert rows["packs full"].endswith("%")
+        assert rows["packing efficiency"].endswith("%")
         assert rows["share trained"].endswith("%")
 
 
-def test_what_is_held_out_is_part_of_the_sum_on_the_screen(make_recipe: MakeRecipe) -> None:
+def test_what_is_validation_is_part_of_the_sum_on_the_screen(make_recipe: MakeRecipe) -> None:
     recipe = make_recipe()
     write_samples(recipe.path("samples") / "a.jsonl", samples(40))
     screen = on_screen(recipe, "--set", "data.validation_share=0.3")
     rows = dict(re.findall(r"│ (\w[\w ]*?) +│ (\d+)", screen))
     assert rows["read"] == "40"
-    assert 0 < int(rows["held out"]) < 40
-    assert int(rows["packed"]) + int(rows["held out"]) == 40
+    assert 0 < int(rows["validation"]) < 40
+    assert int(rows["packed"]) + int(rows["validation"]) == 40
 
 
 def test_many_shards_are_told_on_one_screen(make_recipe: MakeRecipe) -> None:

@@ -14,14 +14,14 @@ from typing import Callable
 
 import pytest
 
-from doctor_machines import Examine, FakeMachine, MakeSubject, fake, subject
+from doctor_machines import Check, FakeMachine, MakeContext, context, fake
 from openpangu_sft.artifacts.artifact import Manifest, staged_directory
 from openpangu_sft.doctor import resources
 from openpangu_sft.doctor.finding import Finding, State, guarded
 from openpangu_sft.doctor.machine import Context, Machine
 from openpangu_sft.util.errors import UserError
 
-__all__ = ["fake", "subject"]
+__all__ = ["context", "fake"]
 
 NOBODY = 65534
 STAGED = ("samples", "dataset", "mcore", "export")
@@ -75,27 +75,27 @@ def here(known: Context) -> Context:
 
 
 @pytest.mark.parametrize("name", [*STAGED, "run"])
-def test_what_lies_in_a_folder_that_is_not_writable(subject: MakeSubject, cache: Path, name: str) -> None:
+def test_what_lies_in_a_folder_that_is_not_writable(context: MakeContext, cache: Path, name: str) -> None:
     """Its lock could not be made there, nor what is renamed to it, however writable it is itself."""
     give(cache / "own")
     give(cache / "closed/result")
     give(cache / "closed", 0o555)
-    known = here(subject(f"paths.cache={cache}/own", f"paths.{name}={cache}/closed/result"))
+    known = here(context(f"paths.cache={cache}/own", f"paths.{name}={cache}/closed/result"))
     found = as_plain_user(lambda: resources.disk(known))
-    said = f"paths.{name}: {cache}/closed is no directory that this user may write to"
+    said = f"paths.{name}: {cache}/closed is not a directory that this user may write to"
     assert (found.state, found.found) == (State.FAILED, said)
-    assert found.remedy == "make it and give it to this user, or set paths.cache"
+    assert found.remedy == "create it and give it to this user, or set paths.cache"
     (cache / "closed").chmod(0o755)
     assert as_plain_user(lambda: resources.disk(known)).state != State.FAILED
 
 
 @pytest.mark.parametrize(("name", "failed"), [("shards", True), ("run", True), ("samples", False), ("mcore", False)])
-def test_a_folder_that_is_not_writable_itself(subject: MakeSubject, cache: Path, name: str, failed: bool) -> None:
+def test_a_folder_that_is_not_writable_itself(context: MakeContext, cache: Path, name: str, failed: bool) -> None:
     """What is staged takes its place by a rename, which wants nothing of it."""
     give(cache / "own")
     give(cache / "result", 0o555)
     give(cache)
-    known = here(subject(f"paths.cache={cache}/own", f"paths.{name}={cache}/result"))
+    known = here(context(f"paths.cache={cache}/own", f"paths.{name}={cache}/result"))
     found = as_plain_user(lambda: resources.disk(known))
     assert (found.state == State.FAILED) == failed, found
     if not failed:
@@ -108,10 +108,10 @@ def test_a_folder_that_is_not_writable_itself(subject: MakeSubject, cache: Path,
 
 
 @pytest.mark.parametrize("check", [resources.disk, resources.inputs])
-def test_a_folder_that_may_not_be_entered(subject: MakeSubject, cache: Path, check: Examine) -> None:
+def test_a_folder_that_may_not_be_entered(context: MakeContext, cache: Path, check: Check) -> None:
     give(cache / "closed/cache")
     (cache / "closed").chmod(0o000)
-    known = subject(f"paths.cache={cache}/closed/cache", f"paths.hf={cache}/closed/hf")
+    known = context(f"paths.cache={cache}/closed/cache", f"paths.hf={cache}/closed/hf")
     found = as_plain_user(lambda: check(known))
     assert found.state == State.FAILED
     assert found.found.startswith(f"{cache}/closed/")
@@ -131,12 +131,12 @@ def obstacle(path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("kind", ["mount", "file", "link"])
 @pytest.mark.parametrize("name", STAGED)
 def test_where_no_result_can_be_put(
-    subject: MakeSubject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: str
+    context: MakeContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: str
 ) -> None:
     """It says what the stage would say."""
     path = tmp_path / "in the way"
     obstacle(path, kind, monkeypatch)
-    finding = resources.disk(subject(f"paths.{name}={path}"))
+    finding = resources.disk(context(f"paths.{name}={path}"))
     with pytest.raises(UserError) as refused, staged_directory(path, Manifest(name)):
         pass
     assert (finding.state, finding.remedy) == (State.FAILED, refused.value.remedy)
@@ -145,42 +145,42 @@ def test_where_no_result_can_be_put(
 
 @pytest.mark.parametrize("name", ["run", "shards"])
 def test_a_run_and_shards_may_be_mounted(
-    subject: MakeSubject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    context: MakeContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     obstacle(tmp_path / "mounted", "mount", monkeypatch)
-    assert resources.disk(subject(f"paths.{name}={tmp_path}/mounted")).state != State.FAILED
+    assert resources.disk(context(f"paths.{name}={tmp_path}/mounted")).state != State.FAILED
 
 
-def test_disk(fake: FakeMachine, subject: MakeSubject, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert resources.disk(subject()).state in (State.OK, State.WARNING)
+def test_disk(fake: FakeMachine, context: MakeContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resources.disk(context()).state in (State.OK, State.WARNING)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-    finding = resources.disk(subject())
+    finding = resources.disk(context())
     assert (finding.state, "0 MB free for samples" in finding.found) == (State.FAILED, True)
     assert "run " in finding.expected
 
 
-def test_disk_of_a_container_that_goes_with_it(fake: FakeMachine, subject: MakeSubject) -> None:
+def test_disk_of_a_container_that_goes_with_it(fake: FakeMachine, context: MakeContext) -> None:
     fake.write("/proc/self/mountinfo", "27 1 254:0 / / rw - overlay overlay rw\n")
-    assert resources.disk(subject()).state == State.OK
+    assert resources.disk(context()).state == State.OK
     fake.write("/.dockerenv")
-    assert "container's own layer" in resources.disk(subject()).found
+    assert "container's own layer" in resources.disk(context()).found
 
 
-def test_several_machines_want_a_shared_disk(fake: FakeMachine, subject: MakeSubject) -> None:
+def test_several_machines_want_a_shared_disk(fake: FakeMachine, context: MakeContext) -> None:
     many = ["parallel.nodes=2", "train.global_batch_size=16"]
     for kind, state in (("xfs", State.WARNING), ("nfs4", State.OK)):
         fake.write("/proc/self/mountinfo", f"27 1 254:0 / / rw - {kind} x rw\n")
-        assert resources.disk(subject(*many)).state == state
+        assert resources.disk(context(*many)).state == state
 
 
-def test_a_path_in_the_way(subject: MakeSubject, tmp_path: Path) -> None:
+def test_a_path_in_the_way(context: MakeContext, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    finding = resources.disk(subject(f"paths.run={tmp_path}/file/run"))
+    finding = resources.disk(context(f"paths.run={tmp_path}/file/run"))
     assert (finding.state, "paths.run" in finding.found) == (State.FAILED, True)
 
 
-def test_inputs(subject: MakeSubject, tmp_path: Path) -> None:
-    assert resources.inputs(subject()).state == State.WARNING
+def test_inputs(context: MakeContext, tmp_path: Path) -> None:
+    assert resources.inputs(context()).state == State.WARNING
     (tmp_path / "raw").mkdir()
-    assert resources.inputs(subject()).state == State.OK
-    assert "paths.hf" in resources.inputs(subject("paths.hf=nowhere")).found
+    assert resources.inputs(context()).state == State.OK
+    assert "paths.hf" in resources.inputs(context("paths.hf=nowhere")).found

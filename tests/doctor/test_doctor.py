@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT, TINY
 from doctor_machines import ON_NPUS, FakeMachine, checks, recorded, sets, states
 from openpangu_sft.artifacts.artifact import MANIFEST
-from openpangu_sft.doctor.examine import CHECKS
+from openpangu_sft.doctor.checks import CHECKS
 from openpangu_sft.training.mindspeed.sources import SOURCES
 
 NPU_RUN = sets(*TINY, *ON_NPUS, "train.device=auto")

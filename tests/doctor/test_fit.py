@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from conftest import ROOT
-from doctor_machines import FakeMachine, MakeSubject, fake, subject
+from doctor_machines import FakeMachine, MakeContext, context, fake
 from openpangu_sft.doctor.finding import State
 from openpangu_sft.doctor.machine import Context, Machine
 from openpangu_sft.doctor.npus import npu_memory
-from openpangu_sft.plan.memory import fits, memory_of
+from openpangu_sft.plan.estimate import memory_of
 from openpangu_sft.recipe.load import load_recipe
 
-__all__ = ["fake", "subject"]
+__all__ = ["context", "fake"]
 
 
 def published(fake: FakeMachine, *overrides: str) -> Context:
@@ -34,7 +34,7 @@ def test_it_does_not_fit_npus_of_32_gb_and_what_does_is_said(fake: FakeMachine) 
     assert finding.remedy.startswith('SET="parallel.context=4";')
     changed = published(fake, "parallel.context=4")
     assert npu_memory(changed).state == State.OK
-    assert fits(memory_of(changed.recipe), 32)
+    assert memory_of(changed.recipe).verdict(32) == "yes"
 
 
 def test_what_fits_in_no_way_wants_more_devices(fake: FakeMachine) -> None:
@@ -46,9 +46,9 @@ def test_what_fits_in_no_way_wants_more_devices(fake: FakeMachine) -> None:
 
 
 @pytest.mark.parametrize("recording", ["no_driver.txt", "device_used.txt"])
-def test_without_a_list_nothing_is_known(fake: FakeMachine, subject: MakeSubject, recording: str) -> None:
+def test_without_a_list_nothing_is_known(fake: FakeMachine, context: MakeContext, recording: str) -> None:
     fake.add_npus(recording)
-    assert npu_memory(subject()).state == State.SKIPPED
+    assert npu_memory(context()).state == State.SKIPPED
 
 
 def test_where_the_checkpoint_has_to_be_cut_otherwise_that_is_said(fake: FakeMachine) -> None:

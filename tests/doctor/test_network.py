@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from doctor_machines import NODES, FakeMachine, MakeSubject, fake, subject
+from doctor_machines import NODES, FakeMachine, MakeContext, context, fake
 from openpangu_sft.doctor import network
 from openpangu_sft.doctor.finding import State, guarded
 from openpangu_sft.util.errors import UserError
+from refusals import refusal_of
 
-__all__ = ["fake", "subject"]
+__all__ = ["context", "fake"]
 
 
 @pytest.fixture
@@ -25,37 +26,37 @@ def listening() -> Iterator[socket.socket]:
     server.close()
 
 
-def test_ports(fake: FakeMachine, subject: MakeSubject, listening: socket.socket) -> None:
-    assert network.ports(subject()).state == State.OK
+def test_ports(fake: FakeMachine, context: MakeContext, listening: socket.socket) -> None:
+    assert network.ports(context()).state == State.OK
     port = listening.getsockname()[1]
-    taken = network.ports(subject(HCCL_IF_BASE_PORT=str(port)))
+    taken = network.ports(context(HCCL_IF_BASE_PORT=str(port)))
     assert (taken.state, f"{port} (HCCL)" in taken.found) == (State.FAILED, True)
-    first = network.ports(subject(*NODES, MASTER_PORT=str(port), NODE_RANK="0"))
+    first = network.ports(context(*NODES, MASTER_PORT=str(port), NODE_RANK="0"))
     assert (first.state, f"{port} (MASTER_PORT)" in first.found) == (State.FAILED, True)
-    assert network.ports(subject(*NODES, MASTER_PORT=str(port), NODE_RANK="1")).state == State.OK
-    assert network.ports(subject("train.engine=transformers")).state == State.SKIPPED
-    assert "no port" in guarded("ports", lambda: network.ports(subject(HCCL_IF_BASE_PORT="x"))).found
+    assert network.ports(context(*NODES, MASTER_PORT=str(port), NODE_RANK="1")).state == State.OK
+    assert network.ports(context("train.engine=transformers")).state == State.SKIPPED
+    assert "no port" in guarded("ports", lambda: network.ports(context(HCCL_IF_BASE_PORT="x"))).found
 
 
 @pytest.mark.parametrize(("base", "fits"), [("1023", False), ("1024", True), ("65520", True), ("65521", False)])
 def test_ports_that_hccl_can_begin_with(
-    subject: MakeSubject, monkeypatch: pytest.MonkeyPatch, base: str, fits: bool
+    context: MakeContext, monkeypatch: pytest.MonkeyPatch, base: str, fits: bool
 ) -> None:
     monkeypatch.setattr(network, "_can_listen", lambda port, family: True)
-    finding = guarded("ports", lambda: network.ports(subject(HCCL_IF_BASE_PORT=base)))
+    finding = guarded("ports", lambda: network.ports(context(HCCL_IF_BASE_PORT=base)))
     wrong = (State.FAILED, f"HCCL_IF_BASE_PORT: '{base}' is no port", "a number from 1024 to 65520")
     assert ((finding.state, finding.found, finding.remedy) == wrong) != fits
     assert fits == (f"{base}-" in finding.found)
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "99999", "-1", "6000x", "٣"])
-def test_numbers_that_are_no_port(subject: MakeSubject, port: str) -> None:
-    finding = guarded("ports", lambda: network.ports(subject(*NODES, MASTER_PORT=port)))
+def test_numbers_that_are_no_port(context: MakeContext, port: str) -> None:
+    finding = guarded("ports", lambda: network.ports(context(*NODES, MASTER_PORT=port)))
     assert (finding.state, finding.remedy) == (State.FAILED, "a number from 1 to 65535")
     assert finding.found == f"MASTER_PORT: '{port}' is no port"
 
 
-def test_a_port_that_is_taken_over_ipv6_only(subject: MakeSubject) -> None:
+def test_a_port_that_is_taken_over_ipv6_only(context: MakeContext) -> None:
     with socket.socket(socket.AF_INET6) as server:
         server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         try:
@@ -64,13 +65,13 @@ def test_a_port_that_is_taken_over_ipv6_only(subject: MakeSubject) -> None:
             pytest.skip("no IPv6 here")
         server.listen()
         port = server.getsockname()[1]
-        finding = network.ports(subject(*NODES, MASTER_PORT=str(port)))
+        finding = network.ports(context(*NODES, MASTER_PORT=str(port)))
         assert (finding.state, finding.found) == (State.FAILED, f"taken: {port} (MASTER_PORT)")
 
 
 @pytest.mark.parametrize("number", [errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL])
 def test_ports_of_a_machine_without_ipv6(
-    subject: MakeSubject, listening: socket.socket, monkeypatch: pytest.MonkeyPatch, number: int
+    context: MakeContext, listening: socket.socket, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     real = socket.socket
 
@@ -80,25 +81,25 @@ def test_ports_of_a_machine_without_ipv6(
         return real(family)
 
     monkeypatch.setattr(socket, "socket", without)
-    assert network.ports(subject()).state == State.OK
-    assert network.ports(subject(HCCL_IF_BASE_PORT=str(listening.getsockname()[1]))).state == State.FAILED
+    assert network.ports(context()).state == State.OK
+    assert network.ports(context(HCCL_IF_BASE_PORT=str(listening.getsockname()[1]))).state == State.FAILED
 
 
-def test_ports_that_the_system_gives_to_others(fake: FakeMachine, subject: MakeSubject) -> None:
+def test_ports_that_the_system_gives_to_others(fake: FakeMachine, context: MakeContext) -> None:
     fake.write("/proc/sys/net/ipv4/ip_local_port_range", "15000\t60999\n")
-    finding = network.ports(subject())
+    finding = network.ports(context())
     assert (finding.state, "ip_local_reserved_ports=20000-20015" in finding.remedy) == (State.WARNING, True)
     fake.write("/proc/sys/net/ipv4/ip_local_reserved_ports", "20000-20015\n")
-    assert network.ports(subject()).state == State.OK
+    assert network.ports(context()).state == State.OK
 
 
-def test_interfaces(fake: FakeMachine, subject: MakeSubject) -> None:
+def test_interfaces(fake: FakeMachine, context: MakeContext) -> None:
     fake.write("/sys/class/net/eth0/mtu")
-    assert network.interfaces(subject()).found == "eth0"
-    wrong = guarded("interfaces", lambda: network.interfaces(subject(HCCL_SOCKET_IFNAME="eth7")))
+    assert network.interfaces(context()).found == "eth0"
+    wrong = guarded("interfaces", lambda: network.interfaces(context(HCCL_SOCKET_IFNAME="eth7")))
     assert (wrong.state, wrong.remedy) == (State.FAILED, "one of eth0")
-    assert network.interfaces(subject(HCCL_SOCKET_IFNAME="eth")).state == State.OK
-    assert guarded("interfaces", lambda: network.interfaces(subject(GLOO_SOCKET_IFNAME="eth"))).state == State.FAILED
+    assert network.interfaces(context(HCCL_SOCKET_IFNAME="eth")).state == State.OK
+    assert guarded("interfaces", lambda: network.interfaces(context(GLOO_SOCKET_IFNAME="eth"))).state == State.FAILED
 
 
 @pytest.mark.parametrize(
@@ -110,54 +111,54 @@ def test_interfaces(fake: FakeMachine, subject: MakeSubject) -> None:
         ("", "", State.FAILED),
     ],
 )
-def test_links(fake: FakeMachine, subject: MakeSubject, link: str, health: str, state: State) -> None:
+def test_links(fake: FakeMachine, context: MakeContext, link: str, health: str, state: State) -> None:
     fake.add_npus("healthy.txt")
-    assert network.links(subject()).state == State.SKIPPED
-    assert network.links(subject(*NODES)).state == State.WARNING  # no hccn_tool
+    assert network.links(context()).state == State.SKIPPED
+    assert network.links(context(*NODES)).state == State.WARNING  # no hccn_tool
     fake.program("hccn_tool", f'case "$3" in -link) echo "{link}" ;; *) echo "{health}" ;; esac')
-    assert network.links(subject(*NODES)).state == state
+    assert network.links(context(*NODES)).state == state
 
 
-def test_links_of_all_chips(fake: FakeMachine, subject: MakeSubject) -> None:
+def test_links_of_all_chips(fake: FakeMachine, context: MakeContext) -> None:
     fake.add_npus("a3.txt", count=16)
     asked = fake.root / "asked"
     up = "link status: UP\nnet health status: Success"
     fake.program("hccn_tool", f'echo "$2" >>{asked}; [ "$2" = 5 ] || echo "{up}"')
-    finding = network.links(subject("parallel.devices_per_node=16", "train.global_batch_size=32", "parallel.nodes=2"))
+    finding = network.links(context("parallel.devices_per_node=16", "train.global_batch_size=32", "parallel.nodes=2"))
     assert finding.found == "NPU 2 chip 1: link says nothing"
     assert sorted(set(asked.read_text().split()), key=int) == [str(device) for device in range(16)]
 
 
-def test_the_first_machine(subject: MakeSubject) -> None:
-    assert "MASTER_ADDR and NODE_RANK" in network.nodes(subject(*NODES)).found
-    assert network.nodes(subject(*NODES, MASTER_ADDR="x", NODE_RANK="2")).state == State.FAILED
-    local = network.nodes(subject(*NODES, MASTER_ADDR="localhost", NODE_RANK="0"))
+def test_the_first_machine(context: MakeContext) -> None:
+    assert "MASTER_ADDR and NODE_RANK" in network.nodes(context(*NODES)).found
+    assert network.nodes(context(*NODES, MASTER_ADDR="x", NODE_RANK="2")).state == State.FAILED
+    local = network.nodes(context(*NODES, MASTER_ADDR="localhost", NODE_RANK="0"))
     assert (local.state, "known to this machine only" in local.found) == (State.FAILED, True)
     # of a network for documentation, RFC 5737: nobody's
-    assert "no address of this machine" in network.nodes(subject(*NODES, MASTER_ADDR="192.0.2.1", NODE_RANK="0")).found
-    unknown = network.nodes(subject(*NODES, MASTER_ADDR="nowhere.invalid", NODE_RANK="0"))
+    assert "no address of this machine" in network.nodes(context(*NODES, MASTER_ADDR="192.0.2.1", NODE_RANK="0")).found
+    unknown = network.nodes(context(*NODES, MASTER_ADDR="nowhere.invalid", NODE_RANK="0"))
     assert "no name that is known" in unknown.found
 
 
-def test_the_other_machines(subject: MakeSubject, listening: socket.socket) -> None:
+def test_the_other_machines(context: MakeContext, listening: socket.socket) -> None:
     port = str(listening.getsockname()[1])
     given = {"MASTER_ADDR": "127.0.0.1", "NODE_RANK": "1"}
-    assert network.nodes(subject(*NODES, **given, MASTER_PORT=port)).state == State.OK
+    assert network.nodes(context(*NODES, **given, MASTER_PORT=port)).state == State.OK
     listening.close()
-    early = network.nodes(subject(*NODES, **given, MASTER_PORT=port))
-    assert (early.state, "before make sft has begun there" in early.remedy) == (State.WARNING, True)
-    unknown = network.nodes(subject(*NODES, MASTER_ADDR="nowhere.invalid", NODE_RANK="1"))
+    early = network.nodes(context(*NODES, **given, MASTER_PORT=port))
+    assert (early.state, "before make sft has started there" in early.remedy) == (State.WARNING, True)
+    unknown = network.nodes(context(*NODES, MASTER_ADDR="nowhere.invalid", NODE_RANK="1"))
     assert unknown.state == State.FAILED
 
 
-def test_peers(subject: MakeSubject, listening: socket.socket) -> None:
+def test_peers(context: MakeContext, listening: socket.socket) -> None:
     port = listening.getsockname()[1]
-    assert network.nodes(subject(peers=(f"localhost:{port}",))).found == f"localhost:{port}: answers"
+    assert network.nodes(context(peers=(f"localhost:{port}",))).found == f"localhost:{port}: answers"
     listening.close()
-    refusing = network.nodes(subject(peers=(f"localhost:{port}",)))
+    refusing = network.nodes(context(peers=(f"localhost:{port}",)))
     said = f"localhost:{port}: reached; nothing listens on port {port}"
     assert (refusing.state, refusing.found) == (State.OK, said)  # it refuses, so it is there
-    finding = network.nodes(subject(peers=("nowhere.invalid",)))
+    finding = network.nodes(context(peers=("nowhere.invalid",)))
     assert (finding.state, finding.found) == (State.FAILED, "nowhere.invalid: no such name")
 
 
@@ -182,16 +183,14 @@ def test_what_a_peer_is(peer: str, host: str, port: int) -> None:
     ["", ":22", "node2:", "node2:ssh", "a b", "node2:22:23", "[node2]:22", "[::1", "::1]:22", "[]:22", "[::1]22"],
 )
 def test_what_is_no_peer(peer: str) -> None:
-    with pytest.raises(UserError, match="is no host or host:port"):
-        network.split_peer(peer)
+    assert "is no host or host:port" in refusal_of(network.split_peer, peer)
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "99999", "123456"])
 @pytest.mark.parametrize("host", ["node2", "[::1]"])
 def test_a_peer_with_a_number_that_is_no_port(host: str, port: str) -> None:
-    with pytest.raises(UserError) as refused:
-        network.split_peer(f"{host}:{port}")
-    assert str(refused.value) == f"--peer {host}:{port}: '{port}' is no port -> a number from 1 to 65535"
+    said = refusal_of(network.split_peer, f"{host}:{port}")
+    assert said == f"--peer {host}:{port}: '{port}' is no port -> a number from 1 to 65535"
 
 
 @given(st.text())
@@ -208,21 +207,21 @@ NO_NAMES = ["a..b", "a" * 70, ".", "nowhere.invalid"]
 
 
 @pytest.mark.parametrize("name", NO_NAMES)
-def test_names_that_cannot_be(subject: MakeSubject, name: str) -> None:
-    peer = network.nodes(subject(peers=(name,)))
+def test_names_that_cannot_be(context: MakeContext, name: str) -> None:
+    peer = network.nodes(context(peers=(name,)))
     assert (peer.state, peer.found) == (State.FAILED, f"{name}: no such name")
     for rank, said in ("0", "is no name that is known here"), ("1", "no such name"):
-        first = network.nodes(subject(*NODES, MASTER_ADDR=name, NODE_RANK=rank))
+        first = network.nodes(context(*NODES, MASTER_ADDR=name, NODE_RANK=rank))
         assert (first.state, said in first.found) == (State.FAILED, True)
 
 
-def test_a_peer_over_ipv6(subject: MakeSubject) -> None:
+def test_a_peer_over_ipv6(context: MakeContext) -> None:
     try:
         server = socket.create_server(("::1", 0), family=socket.AF_INET6)
     except OSError:
         pytest.skip("no IPv6 here")
     with server:
         peer = f"[::1]:{server.getsockname()[1]}"
-        assert network.nodes(subject(peers=(peer,))).found == f"{peer}: answers"
+        assert network.nodes(context(peers=(peer,))).found == f"{peer}: answers"
         environment = {"MASTER_ADDR": "::1", "MASTER_PORT": str(server.getsockname()[1]), "NODE_RANK": "1"}
-        assert network.nodes(subject(*NODES, **environment)).found == f"{peer}, the first machine, answers"
+        assert network.nodes(context(*NODES, **environment)).found == f"{peer}, the first machine, answers"

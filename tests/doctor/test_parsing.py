@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from doctor_machines import RECORDED, recorded
-from openpangu_sft.doctor import ascend, npu_smi
-from openpangu_sft.doctor import npu_smi as files
+from openpangu_sft.doctor import ascend, linux, npu_smi
 from openpangu_sft.doctor.ascend import in_series, version_key
 from openpangu_sft.doctor.npu_smi import Chip, Process, parse_fields, parse_info
 from openpangu_sft.util import ascend as ascend_files
@@ -104,6 +103,7 @@ def test_what_npu_smi_says_of_a_board() -> None:
         ("npu-smi: error while loading shared libraries: libc_sec.so: cannot open\n", "libc_sec.so", "driver/lib64"),
         ("", "says nothing", "npu-smi info"),
     ],
+    ids=["used", "no driver", "no library", "nothing"],
 )
 def test_why_npu_smi_lists_nothing(text: str, said: str, remedy: str) -> None:
     assert parse_info(text).chips == ()
@@ -128,12 +128,12 @@ def test_any_text_is_parsed_to_something(text: str) -> None:
 
 PARSERS: list[Callable[[str], object]] = [
     version_key,
-    files.memory_available,
-    files.limit,
-    files.inactive_file,
-    files.port_ranges,
+    linux.memory_available,
+    linux.limit,
+    linux.inactive_file,
+    linux.port_ranges,
     lambda text: in_series(text, "24.1.RC3"),
-    lambda text: files.mount_of(PurePath("/a/b"), text),
+    lambda text: linux.mount_of(PurePath("/a/b"), text),
     lambda text: ascend.judge_driver(ascend_files.parse_info(text), ascend_files.parse_info(text), text),
     lambda text: ascend.takes({"compatible_version": text}, {"innerversion": "V100R001C18"}),
     lambda text: visible({VARIABLE: text}, 8),
@@ -170,18 +170,18 @@ MOUNTS = """\
     ],
 )
 def test_mounts(path: str, point: str, kind: str) -> None:
-    assert files.mount_of(PurePath(path), MOUNTS) == files.Mount(point, kind)
+    assert linux.mount_of(PurePath(path), MOUNTS) == linux.Mount(point, kind)
 
 
 def test_ports() -> None:
-    assert files.port_ranges("32768\t60999\n") == [range(32768, 61000)]
-    assert files.port_ranges("60000-60015,61000\n") == [range(60000, 60016), range(61000, 61001)]
-    assert files.port_ranges("\n") == []
+    assert linux.port_ranges("32768\t60999\n") == [range(32768, 61000)]
+    assert linux.port_ranges("60000-60015,61000\n") == [range(60000, 60016), range(61000, 61001)]
+    assert linux.port_ranges("\n") == []
 
 
 def test_memory() -> None:
-    assert files.memory_available("MemTotal:  10 kB\nMemAvailable:     2048 kB\n") == 2 << 20
-    assert files.memory_available("MemTotal:  10 kB\n") is None
-    assert files.limit("max\n") is None
-    assert files.limit("9223372036854771712\n") is None  # v1 has no other word for it
-    assert files.limit("4096\n") == 4096
+    assert linux.memory_available("MemTotal:  10 kB\nMemAvailable:     2048 kB\n") == 2 << 20
+    assert linux.memory_available("MemTotal:  10 kB\n") is None
+    assert linux.limit("max\n") is None
+    assert linux.limit("9223372036854771712\n") is None  # v1 has no other word for it
+    assert linux.limit("4096\n") == 4096

@@ -1,4 +1,4 @@
-"""How doctor's checks run, and those of shared memory, limits, clock and place."""
+"""How doctor's checks run, and those of shared memory, limits, clock and image."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from types import SimpleNamespace
 import pytest
 
 from conftest import PATIENCE, MakeRecipe
-from doctor_machines import ON_NPUS, FakeMachine, MakeSubject, fake, subject
-from openpangu_sft.doctor import packages as place
-from openpangu_sft.doctor import resources
-from openpangu_sft.doctor import resources as clock
+from doctor_machines import ON_NPUS, FakeMachine, MakeContext, context, fake
+from openpangu_sft.doctor import packages, resources
+from openpangu_sft.doctor.checks import where
 from openpangu_sft.doctor.finding import Finding, State, guarded
 from openpangu_sft.doctor.machine import Machine, Ran
 from openpangu_sft.doctor.resources import disk_bytes, memory_bytes
 from openpangu_sft.util.errors import UserError
 
-__all__ = ["fake", "subject"]
+__all__ = ["context", "fake"]
 
 
 def test_an_exception_is_a_failed_line() -> None:
@@ -46,7 +45,7 @@ def test_a_refusal_is_a_failed_line_with_its_remedy() -> None:
     ("number", "found", "remedy"),
     [
         (errno.EACCES, "/x: no permission", "check the owner and mode of this path"),
-        (errno.EIO, "/x: Input/output error", "see what the system's log says of it: dmesg"),
+        (errno.EIO, "/x: Input/output error", "see the system log: dmesg"),
     ],
 )
 def test_an_error_of_the_system_is_explained(number: int, found: str, remedy: str) -> None:
@@ -90,10 +89,10 @@ def test_needs_follow_from_the_models_size(make_recipe: MakeRecipe) -> None:
 
 
 @pytest.mark.parametrize(("mb", "state"), [(64, State.WARNING), (2048, State.OK)])
-def test_shared_memory(subject: MakeSubject, monkeypatch: pytest.MonkeyPatch, mb: int, state: State) -> None:
+def test_shared_memory(context: MakeContext, monkeypatch: pytest.MonkeyPatch, mb: int, state: State) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=mb << 20))
-    assert resources.shared_memory(subject()).state == state
-    assert resources.shared_memory(subject("parallel.devices_per_node=1")).state == State.SKIPPED
+    assert resources.shared_memory(context()).state == state
+    assert resources.shared_memory(context("parallel.devices_per_node=1")).state == State.SKIPPED
 
 
 @pytest.mark.parametrize(
@@ -104,50 +103,50 @@ def test_shared_memory(subject: MakeSubject, monkeypatch: pytest.MonkeyPatch, mb
         (65536, 9, State.FAILED),
     ],
 )
-def test_limits(subject: MakeSubject, monkeypatch: pytest.MonkeyPatch, files: int, size: int, state: State) -> None:
+def test_limits(context: MakeContext, monkeypatch: pytest.MonkeyPatch, files: int, size: int, state: State) -> None:
     given = {resource.RLIMIT_NOFILE: (files, files), resource.RLIMIT_FSIZE: (size, size)}
     monkeypatch.setattr(resource, "getrlimit", given.__getitem__)
-    assert resources.limits(subject()).state == state
+    assert resources.limits(context()).state == state
 
 
-def test_clock(fake: FakeMachine, subject: MakeSubject) -> None:
-    assert clock.clock(subject()).state == State.OK
+def test_clock(fake: FakeMachine, context: MakeContext) -> None:
+    assert resources.clock(context()).state == State.OK
     fake.program("timedatectl", "echo no")
-    assert "not kept by NTP" in clock.clock(subject()).found
-    assert clock.clock(subject("parallel.nodes=2", "train.global_batch_size=16")).state == State.WARNING
+    assert "not kept by NTP" in resources.clock(context()).found
+    assert resources.clock(context("parallel.nodes=2", "train.global_batch_size=16")).state == State.WARNING
 
 
 @pytest.mark.parametrize(("hours", "state"), [(-25, State.FAILED), (-23, State.OK), (1, State.OK)])
 def test_a_clock_before_the_newest_of_this_codes_files(
-    subject: MakeSubject, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hours: int, state: State
+    context: MakeContext, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hours: int, state: State
 ) -> None:
     (tmp_path / "code/below").mkdir(parents=True)
     newest = 1_700_000_000
     for file, age in ("old.py", 10**8), ("below/new.py", 0), ("later.txt", -(10**8)):
         (tmp_path / "code" / file).touch()
         os.utime(tmp_path / "code" / file, (newest - age, newest - age))
-    monkeypatch.setattr(clock, "CODE", tmp_path / "code")
+    monkeypatch.setattr(resources, "CODE", tmp_path / "code")
     monkeypatch.setattr(time, "time", lambda: newest + hours * 3600.0)
-    finding = clock.clock(subject())
+    finding = resources.clock(context())
     assert (finding.state, "this code's files are of 2023-11-1" in finding.found) == (state, state == State.FAILED)
 
 
-def test_docker(fake: FakeMachine, subject: MakeSubject) -> None:
-    assert place.docker(subject()).state == State.WARNING
-    assert place.docker(subject("train.engine=transformers")).state == State.SKIPPED
+def test_docker(fake: FakeMachine, context: MakeContext) -> None:
+    assert packages.docker(context()).state == State.WARNING
+    assert packages.docker(context("train.engine=transformers")).state == State.SKIPPED
     fake.program("docker", 'case "$1" in version) echo 20.10.24 ;; *) exit 1 ;; esac')
-    missing = place.docker(subject(DOCKER=""))
+    missing = packages.docker(context(DOCKER=""))
     assert (missing.state, "make image TARGET=npu" in missing.remedy) == (State.WARNING, True)
     fake.program("docker", 'case "$1" in version) echo 20.10.24 ;; esac')
-    assert place.docker(subject(DOCKER="")).found.endswith("-npu, engine 20.10.24")
+    assert packages.docker(context(DOCKER="")).found.endswith("-npu, engine 20.10.24")
 
 
-def test_where(fake: FakeMachine, subject: MakeSubject) -> None:
-    assert place.where(subject())["where"] == "on the host"
+def test_where(fake: FakeMachine, context: MakeContext) -> None:
+    assert where(context())["where"] == "on the host"
     fake.write("/.dockerenv")
-    assert place.where(subject())["where"] == "in a container that is not of this project's image"
+    assert where(context())["where"] == "in a container that is not of this project's image"
     fake.write("/opt/openpangu/versions.json", '{"target": "npu", "commit": "0123456789abcdef"}')
-    assert place.where(subject())["where"].endswith("-npu, commit 0123456789ab")
+    assert where(context())["where"].endswith("-npu, commit 0123456789ab")
     fake.write("/opt/openpangu/versions.json", "[]")
-    assert place.where(subject())["where"].startswith("in the image openpangu-sft:")
-    assert place.docker(subject()).state == State.SKIPPED
+    assert where(context())["where"].startswith("in the image openpangu-sft:")
+    assert packages.docker(context()).state == State.SKIPPED

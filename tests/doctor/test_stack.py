@@ -6,64 +6,62 @@ from pathlib import Path
 
 import pytest
 
-from doctor_machines import DRIVER, TOOLKIT, FakeMachine, MakeSubject, fake, recorded, subject
-from openpangu_sft.doctor import machine as subjects
-from openpangu_sft.doctor import packages, stack, tensors
-from openpangu_sft.doctor import packages as patches
+from doctor_machines import DRIVER, TOOLKIT, FakeMachine, MakeContext, context, fake, recorded
+from openpangu_sft.doctor import ascend, machine, packages, tensors
 from openpangu_sft.doctor.finding import Finding, State, guarded, ok
 from openpangu_sft.doctor.machine import Ran
 from openpangu_sft.training.mindspeed.sources import make_sources
-from openpangu_sft.util import ascend as ascend_files
+from openpangu_sft.util.ascend import versions
 from small_upstream import SmallUpstream
 
-__all__ = ["fake", "subject"]
+__all__ = ["context", "fake"]
 
 
-def test_the_whole_stack(fake: FakeMachine, subject: MakeSubject) -> None:
+def test_the_whole_stack(fake: FakeMachine, context: MakeContext) -> None:
     fake.add_npus("healthy.txt")
     fake.add_stack()
-    assert (stack.driver(subject()).state, stack.cann(subject()).state) == (State.OK, State.OK)
+    assert (ascend.driver(context()).state, ascend.cann(context()).state) == (State.OK, State.OK)
 
 
 @pytest.mark.parametrize(
     ("recording", "said"), [("other_driver.txt", "23.0.7, older; "), ("newer_driver.txt", "25.3.rc1, newer; ")]
 )
 def test_another_driver_is_known_by_npu_smi_too(
-    fake: FakeMachine, subject: MakeSubject, recording: str, said: str
+    fake: FakeMachine, context: MakeContext, recording: str, said: str
 ) -> None:
     fake.add_npus(recording)
-    finding = stack.driver(subject())
+    finding = ascend.driver(context())
     assert (finding.state, finding.found.startswith(said)) == (State.WARNING, True)
 
 
-def test_an_older_driver_that_cann_takes(fake: FakeMachine, subject: MakeSubject) -> None:
+def test_an_older_driver_that_cann_takes(fake: FakeMachine, context: MakeContext) -> None:
     fake.add_npus("other_driver.txt")
     fake.add_stack(driver="driver_24.1.rc2.2.info")
-    finding = stack.driver(subject())
+    finding = ascend.driver(context())
     assert (finding.state, finding.found.endswith("CANN's own file takes it")) == (State.WARNING, True)
     other = recorded("cann_8.0.RC3.info").replace("V100R001C13,V100R001C19", "V100R001C19")
     fake.write(f"{TOOLKIT}/aarch64-linux/ascend_toolkit_install.info", other)
-    assert stack.driver(subject()).state == State.FAILED
+    assert ascend.driver(context()).state == State.FAILED
 
 
-def test_firmware_of_each_npu(fake: FakeMachine, subject: MakeSubject, tmp_path: Path) -> None:
+def test_firmware_of_each_npu(fake: FakeMachine, context: MakeContext, tmp_path: Path) -> None:
     fake.add_npus("healthy.txt")
     fake.write(f"{DRIVER}/version.info", recorded("driver_24.1.rc3.info"))
-    assert stack.firmware(subject()).state == State.WARNING  # the recorded board's is older
+    assert ascend.firmware(context()).state == State.WARNING  # the recorded board's is older
     newer = tmp_path / "board.txt"
     newer.write_text(recorded("board.txt").replace("7.1.0.7.220", "7.5.0.1.129"))
     fake.add_npus("healthy.txt", board=str(newer))
-    assert stack.firmware(subject()).found.startswith("7.5.0.1.129; npu-smi says")
+    assert ascend.firmware(context()).found.startswith("7.5.0.1.129; npu-smi says")
     script = fake.programs / "npu-smi"
     script.write_text(
         script.read_text().replace("case", f'[ "$5" != 6 ] || exec sed s/7.5.0.1.129/7.5.1/ {newer}\ncase', 1)
     )
-    mixed = stack.firmware(subject())
+    mixed = ascend.firmware(context())
     assert mixed.state == State.WARNING
     assert mixed.found.splitlines() == ["NPU 0, 1, 2, 3, 4, 5, 7: 7.5.0.1.129", "NPU 6: 7.5.1"]
 
 
-def test_the_worst_of_the_firmwares(fake: FakeMachine, subject: MakeSubject, tmp_path: Path) -> None:
+def test_the_worst_of_the_firmwares(fake: FakeMachine, context: MakeContext, tmp_path: Path) -> None:
     good = tmp_path / "board.txt"
     good.write_text(recorded("board.txt").replace("7.1.0.7.220", "7.5.0.1.129"))
     fake.add_npus("healthy.txt", board=str(good))
@@ -71,84 +69,84 @@ def test_the_worst_of_the_firmwares(fake: FakeMachine, subject: MakeSubject, tmp
     script = fake.programs / "npu-smi"
     asked = f'[ "$5" != 6 ] || exec sed s/7.5.0.1.129/9.9.9/ {good}\n[ "$5" != 2 ] || exec sed s/7.5.0/7.1.0/ {good}\n'
     script.write_text(script.read_text().replace("case", f"{asked}case", 1))
-    finding = stack.firmware(subject())
+    finding = ascend.firmware(context())
     assert (finding.state, finding.found) == (State.FAILED, "9.9.9: the driver wants 7.0.0 to 7.5.99")
-    assert stack.firmware(subject("parallel.devices_per_node=4")).state == State.WARNING
+    assert ascend.firmware(context("parallel.devices_per_node=4")).state == State.WARNING
 
 
 def test_an_npu_smi_that_hangs_is_asked_once(
-    fake: FakeMachine, subject: MakeSubject, monkeypatch: pytest.MonkeyPatch
+    fake: FakeMachine, context: MakeContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake.add_npus("healthy.txt")
     script, asked = fake.programs / "npu-smi", fake.root / "asked"
     script.write_text(
         script.read_text().replace("case", f'[ "$2" != -t ] || {{ echo $5 >>{asked}; sleep 60; }}\ncase', 1)
     )
-    one = subject()
+    one = context()
     assert len(one.used) == 8
-    monkeypatch.setattr(subjects, "NPU_SMI_SECONDS", 1.0)
-    assert stack.firmware(one).state == State.WARNING
+    monkeypatch.setattr(machine, "NPU_SMI_SECONDS", 1.0)
+    assert ascend.firmware(one).state == State.WARNING
     assert asked.read_text().split() == ["0"]
 
 
-def test_firmware_of_the_file_where_a_user_may_not_ask(fake: FakeMachine, subject: MakeSubject, tmp_path: Path) -> None:
+def test_firmware_of_the_file_where_a_user_may_not_ask(fake: FakeMachine, context: MakeContext, tmp_path: Path) -> None:
     (tmp_path / "board.txt").write_text("        Firmware Version               : NA\n")
     fake.add_npus("healthy.txt", board=str(tmp_path / "board.txt"))
-    assert stack.firmware(subject()).state == State.WARNING
+    assert ascend.firmware(context()).state == State.WARNING
     fake.add_stack()
-    assert stack.firmware(subject()) == ok("7.5.0.1.129")
+    assert ascend.firmware(context()) == ok("7.5.0.1.129")
 
 
-def test_cann_step_by_step(fake: FakeMachine, subject: MakeSubject) -> None:
-    assert stack.cann(subject()).found == "not installed"
+def test_cann_step_by_step(fake: FakeMachine, context: MakeContext) -> None:
+    assert ascend.cann(context()).found == "not installed"
     fake.add_stack()
-    unset = stack.cann(subject(ASCEND_TOOLKIT_HOME=""))
+    unset = ascend.cann(context(ASCEND_TOOLKIT_HOME=""))
     assert (unset.state, "set_env.sh" in unset.remedy) == (State.FAILED, True)
-    assert "no ascend_toolkit_install.info" in stack.cann(subject(ASCEND_TOOLKIT_HOME="/elsewhere")).found
-    assert "libascend_hal.so is neither on" in stack.cann(subject(LD_LIBRARY_PATH=f"{TOOLKIT}/lib64")).found
-    assert "libhccl.so is neither on" in stack.cann(subject(LD_LIBRARY_PATH="")).found
+    assert "no ascend_toolkit_install.info" in ascend.cann(context(ASCEND_TOOLKIT_HOME="/elsewhere")).found
+    assert "libascend_hal.so is neither on" in ascend.cann(context(LD_LIBRARY_PATH=f"{TOOLKIT}/lib64")).found
+    assert "libhccl.so is neither on" in ascend.cann(context(LD_LIBRARY_PATH="")).found
     other = recorded("cann_8.0.RC3.info").replace("8.0.RC3", "7.0.0")
     fake.write(f"{TOOLKIT}/aarch64-linux/ascend_toolkit_install.info", other)
-    assert stack.cann(subject()).state == State.FAILED
+    assert ascend.cann(context()).state == State.FAILED
 
 
-def test_a_driver_that_the_loader_knows(fake: FakeMachine, subject: MakeSubject) -> None:
+def test_a_driver_that_the_loader_knows(fake: FakeMachine, context: MakeContext) -> None:
     fake.add_stack()
     hal = f"{DRIVER}/lib64/driver/libascend_hal.so"
     fake.program("ldconfig", f"printf '2 libs found in cache\\n\\tlibascend_hal.so (libc6,AArch64) => {hal}\\n'")
-    one = subject(LD_LIBRARY_PATH=f"{TOOLKIT}/lib64")
-    assert stack.cann(one).state == State.OK
+    one = context(LD_LIBRARY_PATH=f"{TOOLKIT}/lib64")
+    assert ascend.cann(one).state == State.OK
     (fake.root / hal.lstrip("/")).unlink()  # the list is as old as the last call of ldconfig
-    assert stack.cann(one).state == State.FAILED
+    assert ascend.cann(one).state == State.FAILED
 
 
-def test_packages_as_pinned(subject: MakeSubject) -> None:
-    one = subject("train.engine=transformers")
+def test_packages_as_pinned(context: MakeContext) -> None:
+    one = context("train.engine=transformers")
     assert packages.python(one).state == State.OK
     finding = packages.packages(one)
     assert (finding.state, "torch 2.1.0" in finding.found) == (State.OK, True)
 
 
-def test_packages_of_other_versions(subject: MakeSubject, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packages_of_other_versions(context: MakeContext, monkeypatch: pytest.MonkeyPatch) -> None:
     others = {"numpy": "2.0.1", "transformers": ""}
     real = packages.installed
     monkeypatch.setattr(packages, "installed", lambda name: others.get(name, real(name)))
-    finding = packages.packages(subject("train.engine=transformers"))
+    finding = packages.packages(context("train.engine=transformers"))
     assert (finding.state, finding.found) == (State.FAILED, "numpy 2.0.1\ntransformers is not installed")
     assert finding.expected == "numpy<2, transformers==4.53.2"
 
 
 @pytest.mark.parametrize(("version", "state"), [("2.1.0.post8", State.OK), ("2.1.0.post10", State.FAILED)])
-def test_torch_npu(subject: MakeSubject, monkeypatch: pytest.MonkeyPatch, version: str, state: State) -> None:
+def test_torch_npu(context: MakeContext, monkeypatch: pytest.MonkeyPatch, version: str, state: State) -> None:
     monkeypatch.setattr(packages, "installed", lambda name: version)
-    finding = packages.torch_npu(subject())
+    finding = packages.torch_npu(context())
     assert (finding.state, finding.found) == (state, version)
 
 
-def test_torch_npu_of_an_image_without_npus(fake: FakeMachine, subject: MakeSubject) -> None:
-    assert packages.torch_npu(subject()).found == "not installed"
+def test_torch_npu_of_an_image_without_npus(fake: FakeMachine, context: MakeContext) -> None:
+    assert packages.torch_npu(context()).found == "not installed"
     fake.write("/opt/openpangu/torch_npu/torch_npu/__init__.py")
-    assert "as no NPU is to be seen" in packages.torch_npu(subject()).found
+    assert "as no NPU is visible" in packages.torch_npu(context()).found
 
 
 @pytest.mark.parametrize(
@@ -198,27 +196,41 @@ LIBRARY = "cannot open shared object file: No such file or directory"
         ("standin", "import torch", f"ImportError: libcublas.so.12: {LIBRARY}", "one for CUDA"),
         ("cpu", "import torch", f"OSError: libgomp.so.1: {LIBRARY}", "make setup installs"),
     ],
+    ids=[
+        "hccl",
+        "hal",
+        "torch_npu",
+        "torch",
+        "npu cudart",
+        "npu:3",
+        "npu:0",
+        "ordinal",
+        "nvidia",
+        "cudnn",
+        "cublas",
+        "gomp",
+    ],
 )
 def test_remedies_of_a_probe(kind: str, step: str, error: str, remedy: str) -> None:
     assert remedy in tensors.judge(Ran(f'probe:{{"step": "{step}", "error": "{error}"}}'), kind, 1).remedy
 
 
-def test_tensors_are_added_on_the_cpu_and_on_the_stand_in(subject: MakeSubject) -> None:
-    assert tensors.adds(subject("train.engine=transformers", "train.device=cpu")).found.endswith("1 + 3 = 4 on cpu")
-    finding = tensors.adds(subject("train.device=cpu"))
+def test_tensors_are_added_on_the_cpu_and_on_the_stand_in(context: MakeContext) -> None:
+    assert tensors.adds(context("train.engine=transformers", "train.device=cpu")).found.endswith("1 + 3 = 4 on cpu")
+    finding = tensors.adds(context("train.device=cpu"))
     assert (finding.state, "torch_npu" in finding.found) == (State.OK, True)
 
 
-def test_a_gpu_that_is_not_there(subject: MakeSubject) -> None:
-    finding = tensors.adds(subject("train.engine=transformers", "train.device=cuda", CUDA_VISIBLE_DEVICES=""))
+def test_a_gpu_that_is_not_there(context: MakeContext) -> None:
+    finding = tensors.adds(context("train.engine=transformers", "train.device=cuda", CUDA_VISIBLE_DEVICES=""))
     assert finding.state == State.FAILED
     assert finding.found.startswith("add two tensors on cuda:0: ")
     assert "train.device=cpu" in finding.remedy
 
 
-def test_sources_and_patches(small: SmallUpstream, subject: MakeSubject) -> None:
+def test_sources_and_patches(small: SmallUpstream, context: MakeContext) -> None:
     def look() -> Finding:
-        return guarded("patches", lambda: patches.sources(subject(), small.target, small.patches))
+        return guarded("patches", lambda: packages.sources(context(), small.target, small.patches))
 
     assert look().remedy == "run make sources"
     make_sources(small.target, small.patches)
@@ -235,10 +247,10 @@ def test_sources_and_patches(small: SmallUpstream, subject: MakeSubject) -> None
 
 
 def test_a_run_notes_driver_and_cann(fake: FakeMachine) -> None:
-    assert ascend_files.versions(fake.environment, fake.root) == {}
+    assert versions(fake.environment, fake.root) == {}
     fake.add_stack()
-    assert ascend_files.versions(fake.environment, fake.root) == {"Ascend driver": "24.1.rc3", "CANN": "8.0.RC3"}
+    assert versions(fake.environment, fake.root) == {"Ascend driver": "24.1.rc3", "CANN": "8.0.RC3"}
     file = fake.root / "usr/local/Ascend/driver/version.info"
     file.unlink()
     file.mkdir()  # stands for one that this user may not read: root may read all
-    assert ascend_files.versions(fake.environment, fake.root) == {"CANN": "8.0.RC3"}
+    assert versions(fake.environment, fake.root) == {"CANN": "8.0.RC3"}

@@ -24,7 +24,7 @@ from openpangu_sft.evaluate.record import (
     write_evaluation,
 )
 from openpangu_sft.evaluate.stage import _resumed
-from openpangu_sft.report.page import _answers, _held_out
+from openpangu_sft.report.page import _answers, _validation
 from openpangu_sft.report.run import Run
 from openpangu_sft.util.errors import UserError
 
@@ -65,7 +65,7 @@ def used(evaluation: Evaluation, run: Path) -> None:
     _show(evaluation, run)
     runs = [Run("run", run, Manifest("run"), [], [], evaluation)]
     _answers(runs)
-    _held_out(runs)
+    _validation(runs)
 
 
 def places(content: Any) -> Iterator[tuple[Any, Any]]:

@@ -29,7 +29,7 @@ from openpangu_sft.dataset.index_file import VALIDATION, read_rows
 from openpangu_sft.dataset.merge import run_merge
 from openpangu_sft.dataset.preprocess import run_preprocess
 from openpangu_sft.evaluate import questions, stage
-from openpangu_sft.evaluate.questions import held_out_questions, questions_in
+from openpangu_sft.evaluate.questions import questions_in, validation_questions
 from openpangu_sft.evaluate.record import EVALUATION, read_evaluation
 from openpangu_sft.evaluate.stage import run_evaluate
 from openpangu_sft.model.chat import Chat
@@ -49,7 +49,7 @@ SETTINGS = ["data.validation_share=0.2", "chat.max_new_tokens=4", "train.iterati
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, tiny_hf: Path) -> list[str]:
-    """Overrides of a run that has been trained on a dataset with a held-out split."""
+    """Overrides of a run that has been trained on a dataset with a validation split."""
     cache = tmp_path_factory.mktemp("evaluate")
     overrides = [*TINY, f"paths.cache={cache}", f"paths.hf={tiny_hf}", *SETTINGS]
     recipe = load_recipe(ROOT / "recipes/demo.yaml", overrides)
@@ -83,7 +83,7 @@ def recipe(make: Callable[..., Recipe]) -> Recipe:
 
 
 def loss_alone(recipe: Recipe, root: Path, attention: str = "eager") -> float:
-    """Mean loss per trained token of the held-out samples, each given to stock transformers by itself."""
+    """Mean loss per trained token of the validation samples, each given to stock transformers by itself."""
     tensors = tensors_of(open_mcore(root, recipe.model).weights, recipe.model)
     model = build_model(recipe.path("hf"), tensors, attention, torch.device("cpu")).eval()
     fields = [
@@ -109,7 +109,7 @@ def test_the_loss_is_that_of_stock_transformers_on_each_sample_alone(recipe: Rec
     assert before.loss != after.loss
 
 
-def test_held_out_questions_are_read_from_their_token_ids(recipe: Recipe) -> None:
+def test_validation_questions_are_read_from_their_token_ids(recipe: Recipe) -> None:
     found = run_evaluate(recipe).questions
     assert len(found) == 4
     for question in found:
@@ -159,7 +159,7 @@ def test_nothing_is_evaluated_twice_and_other_questions_keep_the_losses(
     first = run_evaluate(recipe)
     losses: list[str] = []
     answered: list[int] = []
-    real_loss, real_answer = stage.held_out_loss, Chat.complete
+    real_loss, real_answer = stage.validation_loss, Chat.complete
 
     def loss(recipe: Recipe, tensors: Any, title: str) -> float:
         losses.append(title)
@@ -169,7 +169,7 @@ def test_nothing_is_evaluated_twice_and_other_questions_keep_the_losses(
         answered.append(len(prompt))
         return real_answer(self, prompt)
 
-    monkeypatch.setattr(stage, "held_out_loss", loss)
+    monkeypatch.setattr(stage, "validation_loss", loss)
     monkeypatch.setattr(Chat, "complete", complete)
     assert run_evaluate(recipe) == first
     assert (losses, answered) == ([], [])
@@ -222,7 +222,7 @@ def test_other_questions_keep_the_losses_of_checkpoints_that_are_not_asked(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = {result.iteration: result.loss for result in run_evaluate(recipe, None, "all").results}
-    monkeypatch.setattr(stage, "held_out_loss", no_loss)
+    monkeypatch.setattr(stage, "validation_loss", no_loss)
     prompts = prompt_file(tmp_path)
     run_evaluate(recipe, prompts)
     assert written(recipe) == {0: (first[0], 2), 3: (first[3], 0), 6: (first[6], 2)}
@@ -247,7 +247,7 @@ def test_whoever_is_killed_keeps_all_that_was_written(
             raise KeyboardInterrupt
         return real(self, prompt)
 
-    monkeypatch.setattr(stage, "held_out_loss", no_loss)
+    monkeypatch.setattr(stage, "validation_loss", no_loss)
     monkeypatch.setattr(Chat, "complete", complete)
     with pytest.raises(KeyboardInterrupt):
         run_evaluate(recipe, prompt_file(tmp_path), "all")
@@ -274,7 +274,7 @@ def test_the_loss_is_written_before_the_answers_are_made(recipe: Recipe, monkeyp
 def test_a_question_that_is_too_long_is_named_before_anything_is_computed(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "held_out_loss", no_loss)
+    monkeypatch.setattr(stage, "validation_loss", no_loss)
     length = recipe.model.max_position_embeddings
     message = refused(recipe, prompt_file(tmp_path, f"ok\n{'好' * length}\n"))
     found = re.search(r"p\.txt:2: has ([\d,]+) tokens, and the model holds ([\d,]+), the answer's among", message)
@@ -295,15 +295,15 @@ def test_a_question_may_leave_room_for_one_token(recipe: Recipe, tmp_path: Path)
         questions_in(tmp_path / "p.txt", too_long, tokenizer)
 
 
-def test_held_out_samples_with_a_long_prompt_are_not_asked(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_validation_samples_with_a_long_prompt_are_not_asked(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = Tokenizer(recipe.path("hf"), recipe.tokenizer.trust_remote_code)
     monkeypatch.setattr(questions, "ASKED", 1000)
-    every = held_out_questions(recipe, tokenizer)
+    every = validation_questions(recipe, tokenizer)
     lengths = sorted(len(question.prompt) for question in every)
     limit = lengths[len(lengths) // 2]
     assert lengths[0] <= limit < lengths[-1]
     monkeypatch.setattr(questions, "LONGEST", limit)
-    found = held_out_questions(recipe, tokenizer)
+    found = validation_questions(recipe, tokenizer)
     assert found == [question for question in every if len(question.prompt) <= limit]
 
 
@@ -311,7 +311,7 @@ def test_held_out_samples_with_a_long_prompt_are_not_asked(recipe: Recipe, monke
 def test_bf16_is_that_of_stock_transformers_under_autocast(make: Callable[..., Recipe], where: str) -> None:
     recipe = make("train.precision=bf16")
     tensors = tensors_of(open_mcore(recipe.path(where), recipe.model).weights, recipe.model)
-    loss = stage.held_out_loss(recipe, tensors, "")
+    loss = stage.validation_loss(recipe, tensors, "")
     exact = loss_alone(recipe, recipe.path(where))
     with torch.autocast("cpu", torch.bfloat16):
         rounded = loss_alone(recipe, recipe.path(where), SEGMENTS)  # eager attention would round elsewhere
@@ -329,14 +329,14 @@ def test_a_loss_in_another_precision_is_another_loss(make: Callable[..., Recipe]
 def test_checkpoints_that_training_removes_meanwhile_are_left_out_of_all(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real = stage.held_out_loss
+    real = stage.validation_loss
 
     def loss(recipe: Recipe, tensors: Any, title: str) -> float:
         if title == "before training":
             prune(recipe.path("run"), 1, 6)
         return real(recipe, tensors, title)
 
-    monkeypatch.setattr(stage, "held_out_loss", loss)
+    monkeypatch.setattr(stage, "validation_loss", loss)
     monkeypatch.setattr(stage, "iterations", lambda run: [2, 3, 6])  # 2 is gone as soon as it is listed
     assert [result.iteration for result in run_evaluate(recipe, None, "all").results] == [0, 6]
     assert [line for line in capsys.readouterr().err.splitlines() if "removed" in line] == [
@@ -347,7 +347,7 @@ def test_checkpoints_that_training_removes_meanwhile_are_left_out_of_all(
 def test_a_checkpoint_that_is_removed_between_loss_and_answers_keeps_its_loss(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = stage.held_out_loss
+    real = stage.validation_loss
 
     def loss(recipe: Recipe, tensors: Any, title: str) -> float:
         found = real(recipe, tensors, title)
@@ -355,7 +355,7 @@ def test_a_checkpoint_that_is_removed_between_loss_and_answers_keeps_its_loss(
             prune(recipe.path("run"), 1, 6)
         return found
 
-    monkeypatch.setattr(stage, "held_out_loss", loss)
+    monkeypatch.setattr(stage, "validation_loss", loss)
     run_evaluate(recipe, None, "all")
     assert {number: answers for number, (_, answers) in written(recipe).items()} == {0: 4, 3: 0, 6: 4}
 
@@ -363,13 +363,13 @@ def test_a_checkpoint_that_is_removed_between_loss_and_answers_keeps_its_loss(
 def test_an_iteration_that_is_asked_for_by_its_number_must_be_there(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = stage.held_out_loss
+    real = stage.validation_loss
 
     def loss(recipe: Recipe, tensors: Any, title: str) -> float:
         prune(recipe.path("run"), 1, 6)
         return real(recipe, tensors, title)
 
-    monkeypatch.setattr(stage, "held_out_loss", loss)
+    monkeypatch.setattr(stage, "validation_loss", loss)
     assert "iteration 3 is not there -> take another one: ITERATION=6" in refused(recipe, None, "3")
     assert list(written(recipe)) == [0]
 
@@ -457,14 +457,14 @@ def test_a_run_of_another_dataset_or_base_is_refused(make: Callable[..., Recipe]
     assert "no such directory" in refused(recipe)
 
 
-def test_without_a_held_out_split_prompts_are_needed(tmp_path: Path, trained: list[str]) -> None:
+def test_without_a_validation_split_prompts_are_needed(tmp_path: Path, trained: list[str]) -> None:
     overrides = [*trained, "data.validation_share=0", f"paths.run={tmp_path / 'run'}"]
     overrides += [f"paths.dataset={tmp_path / 'dataset'}", f"paths.shards={tmp_path / 'shards'}"]
     recipe = load_recipe(ROOT / "recipes/demo.yaml", [*overrides, "train.iterations=3"])
     run_preprocess(recipe)
     run_merge(recipe)
     run_sft(recipe, [])
-    assert "no conversations are held out (data.validation_share is 0)" in refused(recipe)
+    assert "there is no validation split (data.validation_share is 0)" in refused(recipe)
     prompts = tmp_path / "p.txt"
     prompts.write_text("hm", "utf-8")
     evaluation = run_evaluate(recipe, prompts)

@@ -1,4 +1,4 @@
-"""Images that are built once for all tests here, by the Make targets that users call."""
+"""Images built once for all tests here, with the Make targets that users call."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def bases(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 @pytest.fixture(scope="session")
 def lent(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What every build is told and must not keep."""
+    """Settings given to every build that must not end up in the image."""
     index = os.environ.get("PYPI_INDEX", "https://pypi.org/simple").replace("://", f"://user:{CANARY}@")
     trusted = Path(os.environ.get("CA") or os.environ.get("SSL_CERT_FILE") or "/etc/ssl/certs/ca-certificates.crt")
     ca = tmp_path_factory.mktemp("ca") / "ca.pem"
@@ -51,7 +51,7 @@ def given(bases: dict[str, str], lent: dict[str, str]) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def cpu_image(engine: Engine, bases: dict[str, str], given: dict[str, str]) -> SimpleNamespace:
-    """The cpu image, built twice from nothing by make image-diff; its name and what that said."""
+    """The cpu image, built twice without a cache by make image-diff; its name and the output."""
     done = engine.make("image-diff", "TARGET=cpu", BASE=bases["CPU_BASE"], **given)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     return SimpleNamespace(name=CPU, said=done.stdout)
@@ -59,7 +59,7 @@ def cpu_image(engine: Engine, bases: dict[str, str], given: dict[str, str]) -> S
 
 @pytest.fixture(scope="session")
 def npu_image(engine: Engine, bases: dict[str, str], given: dict[str, str]) -> str:
-    """The npu image on a base without CANN, where the upstream sources are at hand."""
+    """The npu image on a base without CANN, if the upstream sources are available."""
     require_sources()
     done = engine.make("image", "TARGET=npu", BASE=bases["BASE"], **given)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
@@ -68,7 +68,7 @@ def npu_image(engine: Engine, bases: dict[str, str], given: dict[str, str]) -> s
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A directory that every user can reach; pytest's own cannot be entered by others."""
+    """A directory accessible to every user, unlike pytest's own."""
     directory = Path(tempfile.mkdtemp(prefix="openpangu-image-"))
     directory.chmod(0o755)
     yield directory
@@ -77,7 +77,7 @@ def place() -> Iterator[Path]:
 
 @pytest.fixture
 def user(engine: Engine, place: Path) -> SimpleNamespace:
-    """A plain user who may call the engine, with a clone and a cache of their own."""
+    """An ordinary user with access to the engine, with their own clone and cache."""
     uid, gid = (4711, 4712) if os.geteuid() == 0 else (os.getuid(), os.getgid())
     clone, cache = place / "clone", place / "cache"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)

@@ -1,4 +1,4 @@
-"""The Docker engine, and base images to build on where no registry is reached."""
+"""The Docker engine, and base images to build on if no registry is reachable."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from openpangu_sft.training.mindspeed.sources import SOURCES, VARIABLES, find_so
 ROOT = Path(__file__).parents[2]
 CPU, NPU = f"openpangu-sft:{__version__}-cpu", f"openpangu-sft:{__version__}-npu"
 CANARY = "canary-4711"
-"""What must not be found in an image: part of a mirror's address, of the lent certificates and of a proxy variable."""
+"""Must not occur in an image: part of a mirror's URL, of the certificates and of a proxy variable."""
 
 REGISTRY_BASES = {"CPU_BASE": "docker.io/library/python:3.9-slim-bullseye"}
 REGISTRY_BASES.update(BASE=REGISTRY_BASES["CPU_BASE"], BUILD_BASE="docker.io/library/buildpack-deps:bullseye")
@@ -30,7 +30,7 @@ BUILD_PACKAGES += ",libbz2-dev,libffi-dev,liblzma-dev,libsqlite3-dev,libssl-dev,
 
 
 def find_docker() -> Optional[str]:
-    """The client that answers, with an engine behind it; Debian's own before others, as that one has BuildKit."""
+    """A client with a running engine; Debian's own first, because it has BuildKit."""
     for client in (os.environ.get("DOCKER"), "/usr/bin/docker", shutil.which("docker")):
         if client and Path(client).exists() and not subprocess.run([client, "info"], capture_output=True).returncode:
             return client
@@ -38,7 +38,7 @@ def find_docker() -> Optional[str]:
 
 
 class Engine:
-    """Calls the client; every call that fails raises, with what it said."""
+    """Calls the client; a failed call raises with its output."""
 
     def __init__(self, client: str) -> None:
         self.client = client
@@ -63,13 +63,13 @@ class Engine:
         return subprocess.run(["make", *arguments], cwd=folder, env=both, capture_output=True, text=True, check=False)
 
     def bases(self, work: Path, arch: str = "") -> dict[str, str]:
-        """What make image is to be told; made by debootstrap where no registry is reached.
+        """Base images for make image, created by debootstrap if no registry is reachable.
 
         Args:
-            arch: amd64 or arm64, where it is not this machine's.
+            arch: amd64 or arm64, if not this machine's.
 
         Raises:
-            LookupError: there is no way to a base.
+            LookupError: no base is available.
         """
         given = {name: os.environ[name] for name in REGISTRY_BASES if name in os.environ}
         if given.keys() == REGISTRY_BASES.keys():
@@ -77,13 +77,13 @@ class Engine:
         if answers("https://registry-1.docker.io/v2/"):
             return {**REGISTRY_BASES, **given}
         if not shutil.which("debootstrap") or os.geteuid():
-            raise LookupError("no registry is reached, and debootstrap is not here or not allowed")
+            raise LookupError("no registry is reachable, and debootstrap is missing or not permitted")
         base = self.debootstrap(work, "openpangu-test/base", BASE_PACKAGES, arch)
         build = self.debootstrap(work, "openpangu-test/build", BUILD_PACKAGES, arch)
         return {"BASE": base, "CPU_BASE": base, "BUILD_BASE": build, **given}
 
     def debootstrap(self, work: Path, image: str, packages: str, arch: str = "", suite: str = "bullseye") -> str:
-        """An image of Debian's, named after its machine where that is another one; kept from run to run."""
+        """A Debian image, named after its architecture if that is another one; kept between test runs."""
         image += f"-{arch}" if arch else ""
         if self.has(image):
             return image
@@ -95,7 +95,7 @@ class Engine:
         assert done.returncode == 0, done.stdout[-2000:]
         for unwanted in ("var/cache/apt/archives", "var/lib/apt/lists"):
             shutil.rmtree(root / unwanted)
-        # Built and not imported: docker import of 20.10 takes every image for this machine's.
+        # Built, not imported: docker import of 20.10 marks every image with this machine's architecture.
         context = work / "context"
         context.mkdir(exist_ok=True)
         subprocess.run(["tar", "-C", str(root), "-cf", str(context / "root.tar"), "."], check=True)
@@ -110,23 +110,23 @@ class Engine:
 
 
 def require_sources() -> None:
-    """Skips where neither `make sources` has run nor a variable says where its repositories are."""
+    """Skips unless `make sources` has run or variables name the repositories."""
     missing = [name for name in VARIABLES.values() if not os.environ.get(name)]
     if missing and not (SOURCES.is_dir() and find_sources()):
-        pytest.skip(f"the upstream sources are not at hand: no make sources here, and {', '.join(missing)} not set")
+        pytest.skip(f"the upstream sources are not available: no make sources here, and {', '.join(missing)} not set")
 
 
 def torch_build() -> str:
-    """Which torch can be had here: PyTorch's CPU build, or PyPI's."""
+    """Which torch is available: PyTorch's CPU build, or PyPI's."""
     return os.environ.get("TORCH") or ("cpu" if answers("https://download.pytorch.org/whl/cpu/") else "pypi")
 
 
 def answers(address: str) -> bool:
-    """Whether something is to be had there. A name alone may be answered for by what then refuses the request."""
+    """Whether a request succeeds; a proxy may resolve a name and then refuse the request."""
     try:
         urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=20).close()
     except urllib.error.HTTPError as error:
-        return error.code == 401  # a registry, which wants to know who asks
+        return error.code == 401  # a registry that requires a login
     except OSError:
         return False
     return True

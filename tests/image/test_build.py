@@ -1,4 +1,4 @@
-"""What `make image` builds: the same every time, described, with nothing left in it that was only lent."""
+"""The result of `make image`: reproducible, described, without traces of build-time secrets."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from image.engine import CANARY, ROOT, Engine, answers
 from openpangu_sft import __version__
 
 
-def test_two_builds_of_a_commit_are_the_same_to_the_last_file(cpu_image: SimpleNamespace) -> None:
+def test_two_builds_of_a_commit_are_equal(cpu_image: SimpleNamespace) -> None:
     last = cpu_image.said.splitlines()[-1]
     assert last.startswith("image-diff: two builds, ")
     assert last.endswith(" entries each, no difference")
     assert int(last.split()[3]) > 20_000
 
 
-def test_labels_say_what_it_is(engine: Engine, bases: dict[str, str], cpu_image: SimpleNamespace) -> None:
+def test_labels(engine: Engine, bases: dict[str, str], cpu_image: SimpleNamespace) -> None:
     labels = engine.inspect(cpu_image.name)["Config"]["Labels"]
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     changed = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True).stdout
@@ -36,7 +36,7 @@ def test_labels_say_what_it_is(engine: Engine, bases: dict[str, str], cpu_image:
     assert re.fullmatch(r"numpy 1\.\S+, torch 2\.1\.0\S*, transformers 4\.53\.2", labels["openpangu-sft.stack"])
 
 
-def test_versions_and_sbom_lie_in_it_and_beside_it(engine: Engine, cpu_image: SimpleNamespace) -> None:
+def test_versions_and_sbom_are_in_the_image_and_in_dist(engine: Engine, cpu_image: SimpleNamespace) -> None:
     for kind in ("versions", "sbom"):
         inside = engine("run", "--rm", cpu_image.name, "cat", f"/opt/openpangu/{kind}.json")
         assert inside == (ROOT / f"dist/openpangu-sft-{__version__}-cpu.{kind}.json").read_text("utf-8").strip()
@@ -55,7 +55,7 @@ def test_versions_and_sbom_lie_in_it_and_beside_it(engine: Engine, cpu_image: Si
 INSTALLED = "from importlib.metadata import distributions as d\nfor x in d(): print(x.metadata['Name'], x.version)"
 
 
-def test_nothing_that_was_only_lent_is_in_any_layer(engine: Engine, cpu_image: SimpleNamespace, place: Path) -> None:
+def test_no_secret_is_in_any_layer(engine: Engine, cpu_image: SimpleNamespace, place: Path) -> None:
     history = engine("history", "--no-trunc", "--format", "{{.CreatedBy}}", cpu_image.name)
     assert CANARY not in history + json.dumps(engine.inspect(cpu_image.name))
     names, found = set(), []
@@ -71,7 +71,7 @@ def test_nothing_that_was_only_lent_is_in_any_layer(engine: Engine, cpu_image: S
 
 
 def files_above_the_base(engine: Engine, image: str, place: Path) -> Iterator[tuple[str, bytes]]:
-    """Every file of every layer but the first one, which is the base."""
+    """Every file of every layer except the first one, the base."""
     saved = subprocess.Popen([engine.client, "save", image], stdout=subprocess.PIPE)
     assert saved.stdout is not None
     with tarfile.open(fileobj=saved.stdout, mode="r|") as archive:
@@ -111,7 +111,7 @@ def test_it_starts(engine: Engine, cpu_image: SimpleNamespace, command: list[str
     assert said == __version__ if command else "Usage: openpangu-sft" in said
 
 
-def test_the_recipes_are_found_wherever_one_is(engine: Engine, cpu_image: SimpleNamespace) -> None:
+def test_the_recipes_are_found_from_any_directory(engine: Engine, cpu_image: SimpleNamespace) -> None:
     done = subprocess.run(
         [engine.client, "run", "--rm", cpu_image.name, "openpangu-sft", "merge"], capture_output=True, text=True
     )
@@ -129,17 +129,17 @@ BARE = f"FROM {{base}}\nRUN cd /usr && rm -r {TOOLS}\n"
 
 @pytest.fixture(scope="module")
 def newer(engine: Engine, bases: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A base of other libraries than BUILD_BASE, without a Python; like openEuler's, without most tools."""
+    """A base with other libraries than BUILD_BASE and without Python; like openEuler's, without most tools."""
     if bases["BUILD_BASE"] != "openpangu-test/build":
-        pytest.skip("the bases are not made here")
+        pytest.skip("the bases were not created here")
     return engine.debootstrap(
         tmp_path_factory.mktemp("newer"), "openpangu-test/newer", "ca-certificates", "", "bookworm"
     )
 
 
-def test_another_python_source_than_the_one_named_is_not_taken(engine: Engine, bases: dict[str, str]) -> None:
+def test_another_python_source_is_refused(engine: Engine, bases: dict[str, str]) -> None:
     if not answers(SOURCE):
-        pytest.skip(f"{SOURCE} cannot be had")
+        pytest.skip(f"{SOURCE} is not reachable")
     given = {"BUILD_BASE": bases["BUILD_BASE"], "PYTHON_URL": SOURCE, "PYTHON_SHA256": "0" * 64}
     arguments = [part for pair in given.items() for part in ("--build-arg", "=".join(pair))]
     done = subprocess.run(
@@ -150,20 +150,20 @@ def test_another_python_source_than_the_one_named_is_not_taken(engine: Engine, b
         text=True,
     )
     assert done.returncode != 0
-    assert "is not what PYTHON_SHA256 says" in done.stdout + done.stderr
+    assert "does not match PYTHON_SHA256" in done.stdout + done.stderr
 
 
 def test_a_base_needs_no_python_and_no_tools(engine: Engine, newer: str, given: dict[str, str], place: Path) -> None:
-    """Python is compiled, of a 3.9 that Debian's mirrors have: python.org is not reached everywhere."""
+    """Compiles Python from a 3.9 on Debian's mirrors, because python.org is not reachable everywhere."""
     if not answers(SOURCE):
-        pytest.skip(f"{SOURCE} cannot be had")
+        pytest.skip(f"{SOURCE} is not reachable")
     bare, image = "openpangu-test/bare", f"openpangu-sft:{__version__}-test-bare"
     engine("build", "--tag", bare, "-", text=BARE.format(base=newer))
     python = {"PYTHON_URL": SOURCE, "PYTHON_SHA256": SOURCE_SHA256}
     done = engine.make("image", "TARGET=cpu", BASE=bare, TAG=image, **given, **python)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     try:
-        # as the owner of /cache, with the libraries that BUILD_BASE has and this base has not
+        # as the owner of /cache, with libraries of BUILD_BASE that this base lacks
         os.chown(place, 4711, 4712)
         program = (
             "import sys, ssl, ctypes, os; print(sys.version); print(ssl.OPENSSL_VERSION); os.system('id -u; id -g')"
@@ -184,8 +184,8 @@ def test_a_base_needs_no_python_and_no_tools(engine: Engine, newer: str, given: 
 def test_a_build_base_that_is_newer_than_the_base_is_refused(
     engine: Engine, newer: str, bases: dict[str, str], given: dict[str, str]
 ) -> None:
-    older = bases["BUILD_BASE"]  # its 3.9 cannot make environments, so one would be compiled
+    older = bases["BUILD_BASE"]  # its 3.9 cannot create environments, so one would be compiled
     done = engine.make("image", "TARGET=cpu", **{**given, "BASE": older, "BUILD_BASE": newer})
     assert done.returncode != 0
     assert f"{newer} has glibc 2.36 and {older} glibc 2.31" in done.stderr
-    assert "-> name an older one, BUILD_BASE=docker.io/library/buildpack-deps:bullseye" in done.stderr
+    assert "-> use an older one, BUILD_BASE=docker.io/library/buildpack-deps:bullseye" in done.stderr

@@ -1,4 +1,4 @@
-"""The images of another machine, emulated by qemu: make test-image ARCH=arm64. Not collected otherwise; takes long."""
+"""Images for another architecture, emulated by qemu: make test-image ARCH=arm64. Otherwise not collected; slow."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_cpu_describes_itself(engine: Engine, cpu: str) -> None:
     assert json.loads(beside.read_text("utf-8")) == versions
 
 
-def test_cpu_is_handed_over_under_the_name_that_its_own_machine_uses(engine: Engine, cpu: str, place: Path) -> None:
+def test_a_bundle_loads_under_the_native_name(engine: Engine, cpu: str, place: Path) -> None:
     done = engine.make("save", "TARGET=cpu", f"ARCH={ARCH}", DIST=str(place), LEVEL="1")
     assert done.returncode == 0, done.stderr
     native = cpu.removesuffix(f"-{ARCH}")
@@ -114,7 +114,7 @@ def test_cpu_is_handed_over_under_the_name_that_its_own_machine_uses(engine: Eng
 def test_npu_starts_and_describes_itself(engine: Engine, npu: str) -> None:
     done = said(engine, npu, "openpangu-sft", "--version")
     assert (done.returncode, done.stdout.strip()) == (0, __version__)
-    assert done.stderr.startswith("openpangu-sft: no NPU is to be seen in this container")
+    assert done.stderr.startswith("openpangu-sft: no NPU is visible in this container")
     versions = json.loads(said(engine, npu, "cat", "/opt/openpangu/versions.json").stdout)
     assert (versions["machine"], versions["packages"]["torch-npu"]) == (MACHINE, "2.1.0.post8")
     pins = read_pins()
@@ -130,7 +130,7 @@ def test_npu_imports_its_packages(engine: Engine, npu: str) -> None:
     assert "libhccl.so" in done.stderr
 
 
-def test_npu_holds_the_patched_sources_and_their_compiled_helper(engine: Engine, npu: str) -> None:
+def test_npu_has_the_patched_sources_and_the_compiled_helper(engine: Engine, npu: str) -> None:
     config = f"{UPSTREAM}/mindspeed-llm/megatron/core/transformer/transformer_config.py"
     assert "add_dense_bias" in said(engine, npu, "cat", config).stdout
     program = "import helpers, numpy; print(helpers.__file__, helpers.build_sample_idx.__name__)"
@@ -140,5 +140,5 @@ def test_npu_holds_the_patched_sources_and_their_compiled_helper(engine: Engine,
     assert f"{MACHINE}-linux-gnu.so build_sample_idx" in done.stdout
 
 
-def test_the_name_of_this_machines_image_is_not_taken(engine: Engine, npu: str) -> None:
+def test_the_native_image_keeps_its_name(engine: Engine, npu: str) -> None:
     assert not engine.has(NPU) or engine.inspect(NPU)["Architecture"] != ARCH

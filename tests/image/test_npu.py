@@ -1,4 +1,4 @@
-"""The npu image on a base without CANN: what can be looked at where there is no NPU."""
+"""The npu image on a base without CANN: everything testable without an NPU."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def said(engine: Engine, image: str, *command: str, options: tuple[str, ...] = (
     )
 
 
-def test_it_holds_the_pinned_stack_and_the_patched_sources(engine: Engine, npu_image: str) -> None:
+def test_it_has_the_pinned_stack_and_the_patched_sources(engine: Engine, npu_image: str) -> None:
     versions = json.loads(engine("run", "--rm", npu_image, "cat", "/opt/openpangu/versions.json"))
     assert versions["packages"]["torch-npu"] == "2.1.0.post8"
     assert versions["packages"]["transformers"] == "4.53.2"
@@ -33,12 +33,12 @@ def test_it_holds_the_pinned_stack_and_the_patched_sources(engine: Engine, npu_i
     assert "add_dense_bias" in engine("run", "--rm", npu_image, "cat", config)
 
 
-def test_no_npu_is_said_and_stages_work(engine: Engine, npu_image: str) -> None:
+def test_no_npu_is_reported_and_stages_work(engine: Engine, npu_image: str) -> None:
     done = said(
         engine, npu_image, "python", "-c", "import transformers.generation, accelerate, peft; print('imported')"
     )
     assert (done.returncode, done.stdout) == (0, "imported\n")
-    assert done.stderr.startswith("openpangu-sft: no NPU is to be seen in this container")
+    assert done.stderr.startswith("openpangu-sft: no NPU is visible in this container")
 
 
 def test_doctor_names_what_an_npu_image_lacks_here(engine: Engine, npu_image: str) -> None:
@@ -52,7 +52,7 @@ def test_doctor_names_what_an_npu_image_lacks_here(engine: Engine, npu_image: st
     assert checks["torch_npu"]["found"] == "in the image, but off Python's path, as no NPU is to be seen"
 
 
-def test_torch_npu_that_does_not_import_is_said(engine: Engine, npu_image: str) -> None:
+def test_a_failing_import_of_torch_npu_is_reported(engine: Engine, npu_image: str) -> None:
     """With devices and without CANN's libraries."""
     done = said(engine, npu_image, "true", options=("--device", "/dev/null:/dev/davinci_manager"))
     assert done.returncode == 0
@@ -62,7 +62,7 @@ def test_torch_npu_that_does_not_import_is_said(engine: Engine, npu_image: str) 
 
 
 def test_the_datasets_helper_is_there_and_is_not_compiled_again(engine: Engine, npu_image: str) -> None:
-    """The image has no compiler, and its code cannot be written to."""
+    """The image has no compiler, and its code is read-only."""
     program = (
         "import torch_npu, shutil; from torch_npu.contrib import transfer_to_npu; "
         "import mindspeed_llm.tasks.megatron_adaptor; "
@@ -88,7 +88,7 @@ def test_the_datasets_helper_is_there_and_is_not_compiled_again(engine: Engine, 
 
 
 def test_smoke_in_the_image(engine: Engine, npu_image: str, user: SimpleNamespace) -> None:
-    """The real MindSpeed-LLM on the stand-in, as a plain user, from what is in the image alone."""
+    """The real MindSpeed-LLM on the stand-in, as an ordinary user, using only the image."""
     user.environment["TARGET"] = "npu"
     done = user.run("make", "smoke")
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]

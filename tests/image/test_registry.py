@@ -1,4 +1,4 @@
-"""A real registry: bases are pinned by the digest it gives, an image is built from that, and pushed back."""
+"""A real registry: bases are pinned by its digests, an image is built from them and pushed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CMD ["none"]
 
 @pytest.fixture
 def registry(engine: Engine, place: Path) -> Iterator[str]:
-    """Its address."""
+    """The address of a new registry."""
     if not (program := shutil.which("docker-registry")):
         pytest.skip("no docker-registry is installed")
     with socket.socket() as free:
@@ -103,7 +103,7 @@ def test_locked_by_digest_built_and_pushed(engine: Engine, registry: str, folder
     (pinned,) = {line.split()[1] for line in lines}
     assert pinned.startswith(f"{registry}/base:1@sha256:")
 
-    # the tag moves on; what is built stays with the digest
+    # the tag moves; the build stays with the digest
     subprocess.run([engine.client, "import", "-", f"{registry}/base:1"], input=_other_tar(folder), check=True)
     engine("push", f"{registry}/base:1")
     made = commit(folder)
@@ -129,7 +129,7 @@ def _other_tar(folder: Path) -> bytes:
     return subprocess.run(["tar", "-C", str(folder), "-c", "locks"], check=True, capture_output=True).stdout
 
 
-def test_what_is_in_no_commit_is_not_pushed(engine: Engine, registry: str, folder: Path) -> None:
+def test_uncommitted_changes_are_not_pushed(engine: Engine, registry: str, folder: Path) -> None:
     commit(folder)
     (folder / "versions.json").write_text('{"changed": true}\n')
     assert script(engine, folder, "build.sh").returncode == 0
@@ -138,15 +138,15 @@ def test_what_is_in_no_commit_is_not_pushed(engine: Engine, registry: str, folde
     assert "-changed, which cannot be looked up -> commit, make image TARGET=cpu, and push again" in done.stderr
 
 
-def test_a_base_that_cannot_be_had(engine: Engine, registry: str, folder: Path) -> None:
+def test_a_base_that_cannot_be_pulled(engine: Engine, registry: str, folder: Path) -> None:
     commit(folder)
     missing = f"{registry}/other:1"
     done = script(engine, folder, "build.sh", BASE=missing)
     assert done.returncode == 1
-    assert f"openpangu-sft: the base {missing} cannot be had -> name another one with BASE=" in done.stderr
+    assert f"openpangu-sft: cannot pull the base {missing} -> choose another one with BASE=" in done.stderr
     done = script(engine, folder, "lock_bases.sh", CPU_BASE=missing)
     assert done.returncode == 1
-    assert f"{missing} cannot be had -> name another one with CPU_BASE=" in done.stderr
+    assert f"cannot pull {missing} -> choose another one with CPU_BASE=" in done.stderr
     assert not [file for file in (folder / "locks").iterdir() if file.name.startswith("bases.txt")]
 
 

@@ -1,4 +1,4 @@
-"""Stages inside the image: as the caller, with exit codes and signals passed through."""
+"""Stages in the image: run as the caller, with exit codes and signals passed through."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TRAINING.append("--set=train.lr_warmup_iterations=1")
 
 @pytest.fixture(scope="module")
 def data(engine: Engine, cpu_image: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the demo leaves, for others to copy."""
+    """The output of the demo, for other tests to copy."""
     cache = tmp_path_factory.mktemp("data")
     command = ["openpangu-sft", "demo", "--set", "train.iterations=2", "--set", "train.lr_warmup_iterations=1"]
     place = ["--volume", f"{cache}:/cache", "--workdir", "/cache"]
@@ -35,7 +35,7 @@ def data(engine: Engine, cpu_image: SimpleNamespace, tmp_path_factory: pytest.Te
     return cache / ".cache/demo"
 
 
-def test_the_demo_runs_as_a_plain_user_and_its_files_are_theirs(
+def test_the_demo_runs_as_an_ordinary_user_who_owns_its_files(
     cpu_image: SimpleNamespace, user: SimpleNamespace
 ) -> None:
     done = user.run("make", "demo", "SET=paths.cache=/cache/demo")
@@ -48,7 +48,7 @@ def test_the_demo_runs_as_a_plain_user_and_its_files_are_theirs(
     assert (user.cache / "demo/sft_outputs/report.html").stat().st_uid == user.uid
     start = json.loads((user.cache / "demo/sft_outputs/starts.jsonl").read_text().splitlines()[0])
     assert re.fullmatch(rf"{CPU} sha256:[0-9a-f]{{64}}", start["image"])
-    # a later stage by itself, which leaves its page in the clone
+    # a later stage, which writes its page into the clone
     done = user.run("make", "preview", "RECIPE=recipes/demo.yaml", "SET=paths.cache=/cache/demo", "HTML=page.html")
     assert done.returncode == 0, done.stderr
     assert (user.clone / "page.html").stat().st_uid == user.uid
@@ -73,7 +73,7 @@ def copied(data: Path, user: SimpleNamespace) -> None:
 
 
 def begun(user: SimpleNamespace, **streams: Any) -> subprocess.Popen[str]:
-    """A training of many iterations that has logged its first ones, in a container."""
+    """A long training in a container that has logged its first iterations."""
     training: subprocess.Popen[str] = user.popen("scripts/run.sh", *TRAINING, "--set=train.iterations=9999", **streams)
     metrics = user.cache / "demo/sft_outputs/metrics.jsonl"
     for _ in range(600):
@@ -86,7 +86,7 @@ def begun(user: SimpleNamespace, **streams: Any) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_training_in_good_order(
+def test_a_signal_ends_training_with_a_checkpoint(
     engine: Engine, data: Path, user: SimpleNamespace, number: signal.Signals
 ) -> None:
     copied(data, user)
@@ -100,7 +100,7 @@ def test_a_signal_ends_training_in_good_order(
     done = user.run("scripts/run.sh", *TRAINING, f"--set=train.iterations={saved + 1}")
     assert done.returncode == 0, done.stderr
     rows = (user.cache / "demo/sft_outputs/metrics.jsonl").read_text().splitlines()
-    assert len(rows) == saved + 1  # it went on, and did not begin again
+    assert len(rows) == saved + 1  # resumed, not restarted
 
 
 def test_ctrl_c_on_a_terminal(engine: Engine, data: Path, user: SimpleNamespace) -> None:
@@ -135,14 +135,14 @@ def test_exit_codes_pass_through(cpu_image: SimpleNamespace, user: SimpleNamespa
     assert "openpangu-sft: recipes/missing.yaml: no such recipe file" in done.stderr
 
 
-def test_the_caller_is_somebody_inside(cpu_image: SimpleNamespace, user: SimpleNamespace) -> None:
+def test_the_caller_has_an_entry_and_a_home(cpu_image: SimpleNamespace, user: SimpleNamespace) -> None:
     asked = "id -u; id -g; getent passwd $(id -u) | cut -d: -f6; echo $HOME; touch $HOME/x && pwd; ps -o comm= 1"
     asked = asked.replace("ps -o comm= 1", "cat /proc/1/comm")
     said = user.run("scripts/run.sh", "sh", "-c", asked).stdout.splitlines()
     assert said == [str(user.uid), str(user.gid), "/home/openpangu", "/home/openpangu", str(user.clone), "docker-init"]
 
 
-def test_owner_of_the_cache_is_the_user_where_none_is_named(
+def test_the_default_user_is_the_owner_of_the_cache(
     engine: Engine, cpu_image: SimpleNamespace, user: SimpleNamespace
 ) -> None:
     engine("run", "--rm", "-v", f"{user.cache}:/cache", CPU, "touch", "/cache/made")
@@ -151,7 +151,7 @@ def test_owner_of_the_cache_is_the_user_where_none_is_named(
 
 @pytest.fixture
 def host_with_npus(engine: Engine, cpu_image: SimpleNamespace, user: SimpleNamespace) -> Path:
-    """Device files that open like real ones, below a folder: null devices of group 4713. The cpu image plays npu."""
+    """A folder with openable device files: null devices of group 4713. The cpu image stands in for npu."""
     if os.geteuid():
         pytest.skip("only root can make device files")
     root = user.cache.parent / "root"
@@ -194,7 +194,7 @@ def compose_command(engine: Engine) -> list[str]:
 def test_compose_starts_the_container_that_make_starts(
     engine: Engine, host_with_npus: Path, user: SimpleNamespace, service: str
 ) -> None:
-    """All that the engine was told to make the container of, but for this directory, which compose does not mount."""
+    """All settings of the container, except this directory, which compose does not mount."""
     compose = compose_command(engine)
     user.environment.update(HOST_UID=str(user.uid), HOST_GID=str(user.gid), TARGET=service)
     assert user.run("scripts/compose.sh").returncode == 0
@@ -206,7 +206,7 @@ def test_compose_starts_the_container_that_make_starts(
         started = user.popen(*how, *waits, stdin=subprocess.DEVNULL)
         try:
             described.append(container_of(engine, NPU if service == "npu" else CPU))
-            for _ in range(300):  # the npu image looks at torch_npu first
+            for _ in range(300):  # the npu image checks torch_npu first
                 if made.exists():
                     break
                 time.sleep(0.1)

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import write_packs
-from openpangu_sft.model.batches import PackedDataset, micro_batches, positions_within, segment_bounds, training_order
+from openpangu_sft.dataset.segments import positions_within, segment_bounds
+from openpangu_sft.model.batches import PackedDataset, micro_batches, training_order
 
 
 def test_segment_bounds_cover_the_pack_and_end_where_the_number_changes() -> None:

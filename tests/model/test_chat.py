@@ -64,7 +64,7 @@ def test_the_prompt_is_the_beginning_of_the_sample_that_training_sees(
     assert trained[len(seen[0]) :] == [*talker.tokenizer.hf.encode(answer, add_special_tokens=False), trained[-1]]
 
 
-def test_a_dialogue_grows_and_an_empty_line_begins_anew(talker: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dialogue_grows_and_an_empty_line_starts_a_new_one(talker: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = prompts_of(talker, monkeypatch, "好")
     assert list(converse(talker, iter(["一", "二", "  ", "三"]))) == ["好", "好", "好"]
     decoded = [talker.tokenizer.hf.decode(prompt) for prompt in seen]

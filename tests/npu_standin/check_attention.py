@@ -220,82 +220,6 @@ def test_the_statistics_are_those_of_the_softmax() -> None:
             torch.testing.assert_close(total[i, :, repeated], sums)
 
 
-@property_test
-@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 2), st.integers(1, 2), st.sampled_from(["SBH", "BNSD"]))
-def test_a_ring_of_two_adds_up(sq: int, half: int, kv_heads: int, each: int, layout: str) -> None:
-    """Blocks of keys by themselves, put together by their statistics as a ring does; and the gradients of each."""
-    b, n, size = 2, kv_heads * each, 4
-    query = random(b, sq, n, size)
-    key, value = (random(b, 2 * half, kv_heads, size, seed=seed) for seed in (1, 2))
-    mask = torch.rand(sq, 2 * half, generator=torch.Generator().manual_seed(sq * 7 + half)) < 0.4
-    expected = torch.stack(
-        [plain(query[x], key[x], value[x], 0.7, lambda head, i, j: not mask[i, j]) for x in range(b)]
-    )
-    dy = torch.randn_like(expected)
-    wanted = torch.autograd.grad((expected * dy).sum(), (query, key, value))
-
-    to = TO_LAYOUT[layout]
-    blocks = [slice(0, half), slice(half, 2 * half)]
-    forward = [
-        torch_npu.npu_fusion_attention(
-            to(query), to(key[:, at]), to(value[:, at]), n, layout, atten_mask=mask[:, at], scale=0.7, sparse_mode=1
-        )
-        for at in blocks
-    ]
-    maximum = torch.maximum(forward[0][1], forward[1][1])
-    sums = [torch.exp(block[1] - maximum) * block[2] for block in forward]
-    total = sums[0] + sums[1]
-    shares = [torch.nan_to_num(part / total)[..., :1].transpose(1, 2) for part in sums]  # to b, s, n, 1
-    result = sum(share * block_bsnd(block[0], layout, n) for share, block in zip(shares, forward))
-    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
-
-    got = [
-        torch_npu.npu_fusion_attention_grad(
-            *(to(x.detach()) for x in (query, key[:, at], value[:, at], dy)),
-            n,
-            layout,
-            atten_mask=mask[:, at],
-            softmax_max=maximum,
-            softmax_sum=total,
-            attention_in=to(result.detach()),
-            scale_value=0.7,
-            sparse_mode=1,
-        )
-        for at in blocks
-    ]
-    assert got[0][3] is None
-    torch.testing.assert_close(got[0][0] + got[1][0], to(wanted[0]), rtol=1e-4, atol=1e-5)
-    sequence = 0 if layout == "SBH" else 2
-    for number in (1, 2):
-        both = torch.cat([got[0][number], got[1][number]], sequence)
-        torch.testing.assert_close(both, to(wanted[number]), rtol=1e-4, atol=1e-5)
-
-
-def block_bsnd(x: torch.Tensor, layout: str, heads: int) -> torch.Tensor:
-    return x.transpose(0, 1).unflatten(-1, (heads, -1)) if layout == "SBH" else x.transpose(1, 2)
-
-
-def test_the_fused_gradient_is_autograds() -> None:
-    s, b, n, size = 6, 2, 4, 8
-    query, key, value = random(s, b, n * size), random(s, b, size * 2, seed=1), random(s, b, size * 2, seed=2)
-    settings_ = {"atten_mask": TRIANGLE, "sparse_mode": 2}
-    result, maximum, total, *_ = torch_npu.npu_fusion_attention(query, key, value, n, "SBH", scale=0.3, **settings_)
-    dy = torch.randn_like(result)
-    wanted = torch.autograd.grad(result, (query, key, value), dy)
-    got = torch_npu.npu_fusion_attention_grad(
-        *(x.detach() for x in (query, key, value, dy)),
-        n,
-        "SBH",
-        softmax_max=maximum,
-        softmax_sum=total,
-        attention_in=result.detach(),
-        scale_value=0.3,
-        **settings_,
-    )
-    for ours, expected in zip(got, wanted):
-        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-6)
-
-
 def test_bf16_comes_back_as_bf16() -> None:
     tensors = [random(6, 2, 8, seed=seed).detach() for seed in range(3)]
     half = as_upstream(*(x.bfloat16() for x in tensors), [6])
@@ -390,32 +314,6 @@ ONES = torch.ones(4, 4, dtype=torch.bool)
 def test_what_is_not_supported_is_refused(changes: dict[str, Any], said: str) -> None:
     with pytest.raises((ValueError, NotImplementedError), match=said):
         tnd(**changes)
-
-
-def test_the_gradient_refuses_as_well() -> None:
-    x = torch.ones(4, 1, 32)
-    statistics = torch.ones(1, 4, 4, 8)
-    good = {"softmax_max": statistics, "softmax_sum": statistics, "attention_in": x}
-    grad = torch_npu.npu_fusion_attention_grad
-    grad(x, x, x, x, 4, "SBH", **good)
-    for changes, said in [
-        ({"pse": x}, "pse"),
-        ({"padding_mask": x}, "padding_mask"),
-        ({"prefix": [1]}, "prefix"),
-        ({"keep_prob": 0.5}, "dropout"),
-        ({"softmax_in": x}, "softmax_in"),
-        ({"attention_in": x[:1]}, "not like query"),
-        ({"softmax_max": statistics[..., :1]}, "softmax_max"),
-        ({"sparse_mode": 3}, "without atten_mask"),
-    ]:
-        with pytest.raises((ValueError, NotImplementedError), match=said):
-            grad(x, x, x, x, 4, "SBH", **{**good, **changes})
-    with pytest.raises(NotImplementedError, match="TND"):
-        grad(x, x, x, x, 4, "TND", **good)
-    with pytest.raises(TypeError, match="unexpected"):
-        grad(x, x, x, x, 4, "SBH", **good, pse_type=1)
-    with pytest.raises(TypeError, match="softmax_max"):
-        grad(x, x, x, x, 4, "SBH")
 
 
 def test_what_was_asked_for_can_be_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,8 @@ from openpangu_sft.checkpoint.mcore import iteration_directory
 from openpangu_sft.checkpoint.sharding import hf_shapes
 from openpangu_sft.dataset.merge import run_merge
 from openpangu_sft.dataset.preprocess import run_preprocess
-from openpangu_sft.plan.course import engine_checkpoint_bytes
+from openpangu_sft.plan.estimate import engine_checkpoint_bytes
+from openpangu_sft.plan.memory import Part
 from openpangu_sft.plan.mindspeed_memory import (
     communicators,
     layer_activations,
@@ -28,7 +29,6 @@ from openpangu_sft.plan.mindspeed_memory import (
     rank_parameters,
     shards,
 )
-from openpangu_sft.plan.parts import Part
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.mindspeed.run_directory import link_data
 from openpangu_sft.training.mindspeed.start import plan
@@ -112,7 +112,7 @@ def test_what_upstream_holds(
             assert part(memory.static, "weights") == parameters * (2 if state == 12 else 4)
             assert part(memory.static, "gradients") == parameters * 4
             assert noted["optimizer"] == pytest.approx(part(memory.static, "optimizer state"), abs=state)
-    (loss,) = (moment for moment in memory.moments if moment.name == "loss")
+    (loss,) = (phase for phase in memory.phases if phase.name == "loss")
     # the numbers of a token that the cross-entropy makes beside its logits are small: maximum, mask, target, sums
     assert part(loss.parts, "logits") <= noted["logits"] < part(loss.parts, "logits") * 1.04
     files = [path for path in iteration_directory(recipe.path("run"), 2).rglob("*") if path.is_file()]

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from itertools import product
 from typing import Any, Optional
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openpangu_sft.checkpoint.sharding import parameter_count
-from openpangu_sft.plan.course import disk_of, highest_rate, work
-from openpangu_sft.plan.memory import fits, memory_of
+from openpangu_sft.model.flops import highest_rate, work
+from openpangu_sft.plan.estimate import disk_of, memory_of
+from openpangu_sft.plan.memory import total
 from openpangu_sft.plan.mindspeed_memory import mindspeed_memory, shards
-from openpangu_sft.plan.parts import total
-from openpangu_sft.plan.search import Candidate, changed, lighter_that_fit, nearest_that_fits, single_changes
+from openpangu_sft.plan.what_if import Change, changed, first_that_fits, single_changes
 from openpangu_sft.recipe.schema import Recipe
 from plan.test_estimate import published, sizes
 
@@ -61,7 +60,7 @@ def recipes(draw: Any, engine: Optional[str] = None) -> Recipe:
 @given(recipes())
 def test_any_recipe_has_parts_of_a_size(recipe: Recipe) -> None:
     memory = memory_of(recipe)
-    parts = [*memory.static, *memory.outside, *(part for moment in memory.moments for part in moment.parts)]
+    parts = [*memory.static, *memory.outside, *(part for phase in memory.phases for part in phase.parts)]
     assert all(isinstance(part.size, int) and part.size > 0 for part in parts if part.name != "HCCL buffers")
     assert (
         memory.needed >= memory.peak >= total(memory.static) >= parameter_count(recipe.model) // recipe.parallel.world
@@ -90,10 +89,15 @@ def wider_by_two(recipe: Recipe) -> Recipe:
     return Recipe.model_validate(content)
 
 
-def other(recipe: Recipe, **values: int) -> Candidate:
-    candidate = changed(recipe, **values)
-    assert candidate is not None
-    return candidate
+def other(recipe: Recipe, values: dict[str, Any]) -> Change:
+    change = changed(recipe, values)
+    assert change is not None
+    return change
+
+
+def recomputing(recipe: Recipe, layers: int) -> Change:
+    granularity = "full" if layers else "none"
+    return other(recipe, {"train.recompute.granularity": granularity, "train.recompute.num_layers": layers})
 
 
 @settings(max_examples=100, deadline=None)
@@ -101,11 +105,10 @@ def other(recipe: Recipe, **values: int) -> Candidate:
 def test_what_lessens_memory_lessens_it(recipe: Recipe, layers: int) -> None:
     layers %= recipe.model.num_layers
     now = memory_of(recipe)
-    more, fewer = other(recipe, recompute=layers + 1), other(recipe, recompute=layers)
-    # the search for what fits goes by both
+    more, fewer = recomputing(recipe, layers + 1), recomputing(recipe, layers)
     assert more.memory.needed <= fewer.memory.needed
     assert more.work >= fewer.work
-    twice = other(of_twice_the_batch(recipe), micro_batch_size=recipe.train.micro_batch_size * 2)
+    twice = other(of_twice_the_batch(recipe), {"train.micro_batch_size": recipe.train.micro_batch_size * 2})
     assert twice.memory.peak >= now.peak
 
 
@@ -113,10 +116,10 @@ def test_what_lessens_memory_lessens_it(recipe: Recipe, layers: int) -> None:
 @given(recipes("mindspeed"))
 def test_context_parallel_never_adds_activations_and_data_parallel_no_weights(recipe: Recipe) -> None:
     now = mindspeed_memory(recipe)
-    sliced = other(wider_by_two(recipe), context=recipe.parallel.context * 2)
+    sliced = other(wider_by_two(recipe), {"parallel.context": recipe.parallel.context * 2})
     assert sliced.memory.peak <= now.peak
     if sliced.memory.stage == now.stage:  # another stage of a pipeline may be the fullest one
-        for before, after in zip(now.moments, sliced.memory.moments):
+        for before, after in zip(now.phases, sliced.memory.phases):
             assert after.size <= before.size
     wider = wider_by_two(recipe)
     assert (wider.parallel.data, shards(wider)) == (2 * recipe.parallel.data, 2 * shards(recipe))
@@ -128,19 +131,11 @@ def test_context_parallel_never_adds_activations_and_data_parallel_no_weights(re
 @settings(max_examples=25, deadline=None)
 @given(recipes(), st.sampled_from([2, 8, 32, 64]))
 def test_advice_keeps_its_word(recipe: Recipe, gib: float) -> None:
-    nearest = nearest_that_fits(recipe, gib)
-    if fits(memory_of(recipe), gib):
-        assert nearest is not None
-        assert not nearest.settings
-    elif nearest:
-        assert nearest.settings
-        assert fits(nearest.memory, gib)
-        # no single change was overlooked
-        if len(nearest.keys) > 1:
-            assert not any(
-                fits(one.memory, gib) for one in single_changes(recipe) if "micro_batch_size" not in one.keys
-            )
-    for one, name in product(lighter_that_fit(recipe, gib), ("context", "tensor", "pipeline")):
-        assert fits(one.memory, gib)
-        assert one.work <= work(recipe)
-        assert getattr(one.recipe.parallel, name) <= getattr(recipe.parallel, name)
+    changes = single_changes(recipe)
+    assert changes
+    assert len({change.settings for change in changes}) == len(changes)
+    advised = first_that_fits(changes, gib)
+    fitting = [change for change in changes if change.memory.verdict(gib) == "yes"]
+    assert (advised in fitting) if fitting else advised is None
+    if advised and advised.converts:
+        assert all(change.converts for change in fitting)

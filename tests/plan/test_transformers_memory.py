@@ -22,8 +22,8 @@ from openpangu_sft.dataset.merge import run_merge
 from openpangu_sft.dataset.preprocess import run_preprocess
 from openpangu_sft.model.batches import Batch
 from openpangu_sft.model.llama import SEGMENTS, PackLoss, build_model
-from openpangu_sft.plan.course import engine_checkpoint_bytes
-from openpangu_sft.plan.parts import Phase
+from openpangu_sft.plan.estimate import engine_checkpoint_bytes
+from openpangu_sft.plan.memory import Phase
 from openpangu_sft.plan.transformers_memory import layer_activations, transformers_memory
 from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.recipe.schema import Recipe
@@ -79,8 +79,8 @@ def peak(action: Any) -> int:
     return most
 
 
-def moments(recipe: Recipe) -> dict[str, Phase]:
-    return {moment.name: moment for moment in transformers_memory(recipe).moments}
+def phases(recipe: Recipe) -> dict[str, Phase]:
+    return {phase.name: phase for phase in transformers_memory(recipe).phases}
 
 
 def test_weights_gradients_and_state_to_the_byte(tmp_path: Path) -> None:
@@ -113,8 +113,8 @@ def test_most_that_a_micro_batch_allocates(tmp_path: Path, overrides: tuple[str,
     recipe = demo(*overrides)
     small = Small(recipe, tmp_path)
     small.micro_batch()  # gradients are there from now on
-    planned = moments(recipe)
-    most = max(moment.size for name, moment in planned.items() if name != "optimizer step")
+    planned = phases(recipe)
+    most = max(phase.size for name, phase in planned.items() if name != "optimizer step")
     assert peak(small.micro_batch) == pytest.approx(most, rel=0.01)
 
 
@@ -123,7 +123,7 @@ def test_where_the_embedding_is_large_its_gradients_are_most(tmp_path: Path, pre
     recipe = demo("model.vocab_size=20000", "data.seq_length=48", f"train.precision={precision}")
     small = Small(recipe, tmp_path)
     small.micro_batch()
-    planned = max(moments(recipe).values(), key=lambda moment: moment.size if moment.name != "optimizer step" else 0)
+    planned = max(phases(recipe).values(), key=lambda phase: phase.size if phase.name != "optimizer step" else 0)
     assert planned.name == "embedding"
     assert peak(small.micro_batch) == pytest.approx(planned.size, rel=0.01)
 
@@ -133,7 +133,7 @@ def test_most_that_the_optimizer_allocates(tmp_path: Path) -> None:
     small = Small(recipe, tmp_path)
     small.micro_batch()
     small.optimizer.step()
-    assert peak(small.optimizer.step) == pytest.approx(moments(recipe)["optimizer step"].size, rel=0.001)
+    assert peak(small.optimizer.step) == pytest.approx(phases(recipe)["optimizer step"].size, rel=0.001)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

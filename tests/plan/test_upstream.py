@@ -11,8 +11,8 @@ import pytest
 
 from conftest import ROOT
 from openpangu_sft.checkpoint.sharding import layout_of, parameter_count
+from openpangu_sft.plan.memory import total
 from openpangu_sft.plan.mindspeed_memory import mindspeed_memory, rank_parameters, shape_of, shards
-from openpangu_sft.plan.parts import total
 from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.mindspeed.sources import SOURCES
@@ -120,7 +120,7 @@ def test_logits_in_fp32_once_and_no_context_parallel(theirs: ModuleType) -> None
     args.padded_vocab_size = 0
     logits = with_logits - theirs.compute_activation_memory(args, None)
     assert logits == 4 * tokens * model.vocab_size
-    (loss,) = (moment for moment in mindspeed_memory(recipe).moments if moment.name == "loss")
+    (loss,) = (phase for phase in mindspeed_memory(recipe).phases if phase.name == "loss")
     (ours,) = (part.size for part in loss.parts if part.name == "logits")
     assert ours == 10 * shape_of(recipe).tokens * model.vocab_size == logits * 10 / 4 / recipe.parallel.context
     layer = args.seq_length * args.hidden_size * (18 + 4 * args.ffn_hidden_size / args.hidden_size)

@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from openpangu_sft.model.batches import Batch, positions_within, segment_bounds
+from openpangu_sft.dataset.segments import positions_within, segment_bounds
+from openpangu_sft.model.batches import Batch
 from openpangu_sft.model.llama import SEGMENTS, PackLoss, build_model
 from openpangu_sft.tokenizer.tokenizer import IGNORED
 

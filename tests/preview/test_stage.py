@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
@@ -19,12 +18,12 @@ from openpangu_sft.artifacts.artifact import MANIFEST, read_manifest
 from openpangu_sft.conversations.conversation import parse_sample
 from openpangu_sft.dataset import statistics
 from openpangu_sft.dataset.encode import Limits, encode_samples, input_ids_of, labels_of
-from openpangu_sft.dataset.index_file import field_path
+from openpangu_sft.dataset.index_file import PREFIX, field_path
 from openpangu_sft.dataset.merge import run_merge
 from openpangu_sft.dataset.preprocess import run_preprocess
-from openpangu_sft.dataset.statistics import Distribution, Rows, measure, segment_runs
-from openpangu_sft.dataset.turns import ROLES, WIDTH, Pieces, TurnRoles
-from openpangu_sft.model.batches import segment_bounds
+from openpangu_sft.dataset.roles import roles_path
+from openpangu_sft.dataset.segments import segment_bounds, segment_runs
+from openpangu_sft.dataset.statistics import Distribution, Rows, measure
 from openpangu_sft.preview.figures import figures_of
 from openpangu_sft.preview.segments import SegmentReader, Token
 from openpangu_sft.preview.stage import Preview, run_preview
@@ -87,7 +86,7 @@ def encoded(tokenizer: Tokenizer) -> list[Row]:
 
 def reader_of(recipe: Recipe, tokenizer: Tokenizer) -> SegmentReader:
     rows = Rows(recipe.path("dataset"), recipe.data.seq_length)
-    return SegmentReader(rows, measure(rows, tokenizer.start_id, TurnRoles(Pieces(tokenizer))), tokenizer)
+    return SegmentReader(rows, measure(rows), tokenizer)
 
 
 def printed(preview: Preview, width: int = 80, colour: bool = False) -> str:
@@ -110,7 +109,7 @@ def test_numbers_are_those_of_a_count_by_hand(
 ) -> None:
     monkeypatch.setattr(statistics, "BLOCK_TOKENS", block_tokens)
     rows = Rows(recipe.path("dataset"), 160)
-    found = measure(rows, tokenizer.start_id, TurnRoles(Pieces(tokenizer)))
+    found = measure(rows)
     by_hand = encoded(tokenizer)
     lengths = sorted(len(sample.input_ids) for sample in by_hand)
     roles: Counter[str] = Counter()
@@ -121,7 +120,7 @@ def test_numbers_are_those_of_a_count_by_hand(
 
     assert (found.samples, found.tokens) == (len(SAMPLES), sum(lengths))
     assert found.trained_tokens == sum(int((sample.labels != IGNORED).sum()) for sample in by_hand)
-    assert found.turns == {"unknown": 0, **roles}
+    assert found.turns == roles
     assert found.lengths.counts.tolist() == [lengths.count(value) for value in range(161)]
     assert found.fill.counts.tolist() == [fill.count(value) for value in range(161)]
     assert (found.lengths.minimum, found.lengths.maximum) == (lengths[0], lengths[-1])
@@ -171,53 +170,43 @@ def test_segments_are_those_that_training_attends_to() -> None:
         assert list(zip(*(part.tolist() for part in segment_runs(np.stack(packs))))) == expected
 
 
-class Spelled(Pieces):
-    """A vocabulary of a test's own."""
-
-    def __init__(self, pieces: Sequence[str]) -> None:
-        self.pieces, self.looked_up = pieces, 0
-
-    def __getitem__(self, number: int) -> str:
-        self.looked_up += 1
-        return self.pieces[number]
-
-
-def test_roles_however_a_header_is_cut_into_tokens() -> None:
-    pieces = Spelled(
-        ["系统：", "用户", "：你好", "▁", "助", "手：", "<0xE5>", "<0xB7>", "<0xA5>", "具：", "用", "hello"]
-    )
-    turns = [[0], [1, 2], [3, 1, 2], [4, 5], [6, 7, 8, 9], [11], [10, 11], [1, 11], [4, 5, 1], [3, 6, 7, 8, 9]]
-    following = np.array([[*turn, *[11] * (WIDTH - len(turn))] for turn in turns], np.int32)
-    expected = ["system", "user", "user", "assistant", "tool", "unknown", "unknown", "unknown", "assistant", "tool"]
-    roles = TurnRoles(pieces)
-    assert [ROLES[number] for number in roles.find(following)] == expected
-    looked_up = pieces.looked_up
-    assert [ROLES[number] for number in roles.find(np.tile(following, (9, 1)))] == expected * 9
-    assert pieces.looked_up == looked_up
-    assert roles.find(following[:0]).tolist() == []
-
-
 def test_tokens_are_shown_as_they_are(recipe: Recipe, tokenizer: Tokenizer) -> None:
-    text = "  A\tb\n好🎉\x1b[31m"
+    text = "  A\tb\n好🎉\x1b[31me\u0301"
     ids = tokenizer.hf.encode(text, add_special_tokens=False)
     tokens = reader_of(recipe, tokenizer).tokens(np.array(ids, np.int32), np.full(len(ids), IGNORED, np.int32))
     assert [token.number for token in tokens] == ids
-    shown = " ".join(f"{token.text}={token.completes}" if token.completes else token.text for token in tokens)
-    assert shown.startswith("· · A <0x09>=U+0009 b ↵")
-    assert "<0xF0> <0x9F> <0x8E> <0x89>=🎉" in shown
-    assert "<0x1B>=U+001B" in shown
+    shown = " ".join(token.text for token in tokens)
+    assert shown.startswith("· · A \\t b ↵ ")
+    assert " … … … 🎉 " in shown
+    assert "\\x1b" in shown
+    assert shown.endswith("e … U+0301")
     assert shown.isprintable()
     assert [token.ends_line for token in tokens].count(True) == 1
 
 
-def test_bytes_that_are_no_character_name_none(recipe: Recipe, tokenizer: Tokenizer) -> None:
+def test_bytes_that_are_no_character(recipe: Recipe, tokenizer: Tokenizer) -> None:
     def shown(*pieces: str) -> list[Token]:
         ids = np.array(tokenizer.hf.convert_tokens_to_ids(list(pieces)), np.int32)
         return reader_of(recipe, tokenizer).tokens(ids, ids)
 
-    assert [token.completes for token in shown("<0x89>", "<0xF0>", "<0x9F>", "a", "<0x8E>", "<0x89>")] == [""] * 6
-    assert [token.completes for token in shown("<0xC3>", "<0xA9>", "<0xA9>")] == ["", "é", ""]
+    assert [token.text for token in shown("<0xC3>", "<0xA9>", "a")] == ["…", "é", "a"]
+    broken = shown("<0x89>", "<0xF0>", "<0x9F>", "a", *["<0x8E>"] * 9)
+    assert all(token.text in ("…", "a") or "\ufffd" in token.text for token in broken)
     assert [token.control for token in shown("<s>", "[unused9]", "a")] == [True, True, False]
+
+
+def test_roles_of_a_dataset_that_has_none(recipe: Recipe) -> None:
+    roles_path(recipe.path("dataset"), PREFIX).unlink()
+    manifest = recipe.path("dataset") / MANIFEST
+    content = json.loads(manifest.read_text("utf-8"))
+    del content["files"]["data_roles.bin"]
+    manifest.write_text(json.dumps(content), "utf-8")
+    preview, html = run_preview(recipe)
+    assert {turn.role for turn in preview.segments[0].turns} == {"unknown role"}
+    assert len(preview.segments[0].turns) >= 3
+    for text in (printed(preview, 200), html.read_text("utf-8")):
+        assert "unknown: made by an earlier version" in text
+        assert "run make preprocess and make merge again" in text
 
 
 def test_first_samples_or_a_chosen_one(recipe: Recipe) -> None:
@@ -324,7 +313,7 @@ def test_terminal_acts_on_nothing_that_a_sample_holds(recipe: Recipe) -> None:
     preview, _ = run_preview(recipe, count=len(SAMPLES))
     text = printed(preview)
     assert all(mark.isprintable() or mark == "\n" for mark in text)
-    assert "U+001B" in text
+    assert "\\x1b" in text
     coloured = printed(preview, colour=True)
     assert "\x1b[1;32m" in coloured  # bold green: trained
     assert "\x1b[31m" not in coloured
@@ -345,7 +334,7 @@ def test_reasons_of_rejections_where_the_manifest_has_them(recipe: Recipe, token
 @pytest.mark.parametrize("longest", [1, 2, 15, 16, 17, 99, 100, 101, 4096, 32768])
 def test_bars_cover_all_lengths_with_round_edges(recipe: Recipe, tokenizer: Tokenizer, longest: int) -> None:
     rows = Rows(recipe.path("dataset"), 160)
-    measured = measure(rows, tokenizer.start_id, TurnRoles(Pieces(tokenizer)))
+    measured = measure(rows)
     counts = np.zeros(longest + 1, np.int64)
     counts[1:] = 1
     changed = statistics.Statistics(

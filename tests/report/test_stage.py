@@ -164,8 +164,8 @@ def test_a_page_says_when_a_run_learns_by_heart(recipe: Recipe, other: Path) -> 
     for last, said in ((7.0, False), (9.0, True)):
         evaluation["results"][0]["loss"], evaluation["results"][-1]["loss"] = 8.0, last
         file.write_text(json.dumps(evaluation), "utf-8")
-        assert ("Held-out loss has risen while" in run_report(recipe).read_text("utf-8")) == said
-    named = f">{escape(recipe.path('run').name)}: Held-out loss has risen"
+        assert ("Validation loss has risen while" in run_report(recipe).read_text("utf-8")) == said
+    named = f">{escape(recipe.path('run').name)}: Validation loss has risen"
     assert named in run_report(recipe, None, other).read_text("utf-8")
 
 
@@ -239,6 +239,15 @@ def test_charts_draw_the_numbers(recipe: Recipe, title: str, name: str) -> None:
     assert abs(np.corrcoef(heights, values)[0, 1] + 1) < 1e-6, "SVG counts downwards"
 
 
+def test_the_axis_of_the_loss_does_not_begin_at_0(recipe: Recipe) -> None:
+    """Losses from 6.4 to 6.5 would be a flat line at the top."""
+    rows = [{**row, "loss": 6.4 + 0.02 * number} for number, row in enumerate(read_run(recipe.path("run")).metrics)]
+    run = read_run(recipe.path("run"))
+    charts = dict(charts_of([Run(run.name, run.path, run.manifest, rows, [], None)]))
+    heights = _heights(charts["Loss per trained token"], "#3f7fe0")
+    assert heights[0] - heights[-1] > 100
+
+
 def _heights(svg: str, colour: str) -> list[float]:
     """The y of every point of the line of a colour."""
     (path,) = re.findall(rf'<path d="([^"]+)"[^>]*style="fill: none; stroke: {colour}', svg)
@@ -277,9 +286,9 @@ def test_a_run_of_version_0_4_0_has_a_report_too(recipe: Recipe) -> None:
     del manifest["counts"]["validation"]
     (run / MANIFEST).write_text(json.dumps(manifest), "utf-8")
     text = "\n".join(page_of(run_report(recipe)).texts)
-    assert "Its commands were not noted" in text
+    assert "Its commands were not recorded" in text
     assert "run make evaluate" in text
-    assert "none held out" in text
+    assert "no validation split" in text
 
 
 def test_the_same_run_gives_the_same_page(recipe: Recipe) -> None:

@@ -1,4 +1,4 @@
-"""What the image is described and compared by."""
+"""Scripts of the image: description, comparison, build, push, and the entrypoint's user."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SCRIPTS = ROOT / "scripts/image"
 
 
 def tree(*entries: dict[str, Any]) -> str:
-    """The list of an archive of these entries."""
+    """The listing of an archive with these entries."""
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tar:
         for entry in entries:
@@ -55,12 +55,12 @@ def test_a_tree_does_not_depend_on_the_order_of_its_archive() -> None:
         {"type": tarfile.SYMTYPE, "linkname": "x"},
     ],
 )
-def test_every_difference_of_a_file_is_one_of_the_tree(change: dict[str, Any]) -> None:
+def test_every_difference_of_a_file_changes_the_tree(change: dict[str, Any]) -> None:
     file = {"name": "f", "content": b"first", "mode": 0o644}
     assert tree({**file}) != tree({**file, **change})
 
 
-def test_what_the_engine_puts_there_is_left_out() -> None:
+def test_files_created_by_the_engine_are_ignored() -> None:
     assert tree({"name": "etc/hosts", "content": b"1"}, {"name": ".dockerenv"}) == ""
 
 
@@ -92,7 +92,7 @@ def test_compose_starts_this_version() -> None:
 
 
 def said_without_an_engine(folder: Path, script: str, **given: str) -> str:
-    """The message of a script that is refused where no Docker engine answers."""
+    """The message of a script that fails because no Docker engine answers."""
     shutil.copytree(ROOT / "scripts", folder / "scripts")
     (folder / "VERSION").write_text("1\n")
     environment = {"PATH": "/usr/bin:/bin", "DOCKER": "false", **given}
@@ -106,8 +106,8 @@ def said_without_an_engine(folder: Path, script: str, **given: str) -> str:
     ("script", "given", "message"),
     [
         ("push.sh", {}, "REGISTRY is not given -> make push REGISTRY=registry.example.org/team"),
-        ("save.sh", {"LEVEL": "11"}, "LEVEL=11 is no number from 1 to 9 -> leave it out for 6"),
-        ("save.sh", {"LEVEL": "-9"}, "LEVEL=-9 is no number from 1 to 9 -> leave it out for 6"),
+        ("save.sh", {"LEVEL": "11"}, "LEVEL=11 is not a number from 1 to 9 -> omit it for 6"),
+        ("save.sh", {"LEVEL": "-9"}, "LEVEL=-9 is not a number from 1 to 9 -> omit it for 6"),
         (
             "push.sh",
             {"REGISTRY": "x", "COSIGN_KEY": "k"},
@@ -117,14 +117,14 @@ def said_without_an_engine(folder: Path, script: str, **given: str) -> str:
         ("build.sh", {"ARCH": "x86"}, "ARCH=x86 is neither amd64 nor arm64 -> take one of them"),
     ],
 )
-def test_a_bad_value_is_said_before_the_engine_is_asked(
+def test_a_bad_value_is_reported_before_the_engine_is_asked(
     tmp_path: Path, script: str, given: dict[str, str], message: str
 ) -> None:
     assert said_without_an_engine(tmp_path, script, **given) == f"openpangu-sft: {message}\n"
 
 
 @pytest.mark.parametrize("script", ["build.sh", "save.sh", "load.sh", "push.sh", "diff.sh", "lock_bases.sh"])
-def test_no_engine_is_said(script: str, tmp_path: Path) -> None:
+def test_no_engine_is_reported(script: str, tmp_path: Path) -> None:
     assert said_without_an_engine(tmp_path, script, REGISTRY="x").startswith(
         "openpangu-sft: no Docker engine answers ('false version' says why) -> install and start one"
     )
@@ -165,14 +165,14 @@ case "$*" in
 *Architecture*) echo arm64 ;;
 *RepoDigests*) echo registry/other/openpangu-sft@sha256:11; echo registry/team/openpangu-sft@sha256:22 ;;
 create*) echo container ;;
-cp*) echo '{}' >"$3/${2##*/}" ;;
+cp*) echo '{}' >"$3" ;;
 push*) echo "docker $*" >>"$CALLS" ;;
 esac
 """
 
 
 def pushed(folder: Path, *tools: str, **given: str) -> tuple[list[str], str]:
-    """What a push calls, and what it says, where these tools are installed: all of them record their arguments."""
+    """Calls and messages of a push with these tools installed, which record their arguments."""
     (folder / "bin").mkdir()
     programs = {"docker": FAKE_DOCKER, **dict.fromkeys(tools, '#!/bin/sh\necho "${0##*/} $*" >>"$CALLS"\n')}
     for name, content in programs.items():
@@ -205,7 +205,7 @@ def test_a_push_is_signed_with_a_key_and_carries_sbom_and_provenance(tmp_path: P
     assert f"push: signed {DIGEST}" in said
 
 
-def test_a_push_without_a_key_attaches_both_where_oras_is(tmp_path: Path) -> None:
+def test_a_push_without_a_key_attaches_both_with_oras(tmp_path: Path) -> None:
     calls, said = pushed(tmp_path, "oras", "cosign")
     assert calls == [
         *PUSHES,
@@ -215,7 +215,7 @@ def test_a_push_without_a_key_attaches_both_where_oras_is(tmp_path: Path) -> Non
     assert "unsigned" in said
 
 
-def test_a_push_without_either_says_where_the_sbom_is(tmp_path: Path) -> None:
+def test_a_push_without_either_names_the_sbom(tmp_path: Path) -> None:
     calls, said = pushed(tmp_path)
     assert calls == PUSHES
     assert "not attached -> give COSIGN_KEY, or install oras" in said
@@ -230,13 +230,13 @@ case "$*" in
 *Size*) echo 1 ;;
 build*) echo "docker $*" >>"$CALLS" ;;
 cp*) echo '{}' >"$3" ;;
-*"-s /tmp/python") exit 1 ;; # the base has no Python of its own
+*"-s /tmp/python") exit 1 ;; # the base has no Python
 esac
 """
 
 
 def built(folder: Path, **given: str) -> tuple[list[str], subprocess.CompletedProcess[str]]:
-    """The builds that build.sh calls for, in a small clone, and how it ended."""
+    """The calls of docker build by build.sh in a small clone, and its result."""
     clone = folder / "clone"
     for name in ("scripts", "locks", "patches"):
         shutil.copytree(ROOT / name, clone / name)
@@ -266,7 +266,7 @@ def test_a_build_base_that_is_newer_than_the_base_is_refused_before_a_build(tmp_
     calls, done = built(tmp_path, BASE=OPENEULER)
     assert (calls, done.returncode) == ([], 1)
     assert f"buildpack-deps:jammy has glibc 2.35 and {OPENEULER} glibc 2.34" in done.stderr
-    assert "-> name an older one, BUILD_BASE=docker.io/library/buildpack-deps:bullseye" in done.stderr
+    assert "-> use an older one, BUILD_BASE=docker.io/library/buildpack-deps:bullseye" in done.stderr
 
 
 def test_openeuler_is_built_with_an_older_build_base(tmp_path: Path) -> None:
@@ -284,7 +284,7 @@ def test_another_machine_and_another_cann(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "--platform linux/amd64 " in call
     assert f"--tag openpangu-sft:{__version__}-npu-amd64 " in call
-    assert f"torch_npu 2.1.0.post8 is made for CANN 8.0.RC3, the base is {a3} -> docs/image.md" in done.stderr
+    assert f"torch_npu 2.1.0.post8 is made for CANN 8.0.RC3, the base is {a3} -> see docs/image.md" in done.stderr
 
 
 def become_user(*command: str) -> subprocess.CompletedProcess[str]:
@@ -298,5 +298,5 @@ def test_a_command_in_the_container_is_run_as_a_shell_would() -> None:
     done = become_user("no-such-command")
     assert (done.returncode, done.stderr) == (127, "openpangu-sft: no-such-command: No such file or directory\n")
     assert become_user("/etc/passwd").returncode == 126
-    # Python ignores SIGPIPE, and that would go on to the command
+    # Python ignores SIGPIPE, which the command would inherit
     assert become_user("bash", "-c", "yes | head -n 1; echo ${PIPESTATUS[0]}").stdout == "y\n141\n"

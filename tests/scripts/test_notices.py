@@ -1,4 +1,4 @@
-"""THIRD_PARTY_NOTICES.md has every package of the images, as the locks and the packages have it, and the sources."""
+"""THIRD_PARTY_NOTICES.md lists the upstream sources and every package of the images, as in the locks and packages."""
 
 from __future__ import annotations
 
@@ -53,6 +53,6 @@ def test_what_make_sources_fetches_is_listed() -> None:
     assert set(commits) == set(re.findall(r"`([0-9a-f]{40})`", TEXT))
 
 
-def test_a_package_that_says_nothing_is_no_row() -> None:
+def test_a_package_without_a_licence_is_refused() -> None:
     with pytest.raises(LookupError):
         NOTICES.licence_of("there-is-no-such-package")

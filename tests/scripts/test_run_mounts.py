@@ -90,12 +90,26 @@ def test_a_path_of_any_characters_is_mounted(tmp_path: Path, name: str) -> None:
     assert host.mounts() == [(str(host.folder), str(host.folder)), (raw, raw), (f"{tmp_path}/{name}/cache", "/cache")]
 
 
+def test_paths_in_variables_are_mounted(host: Host, tmp_path: Path) -> None:
+    for name in ("other/run", "data", "hf"):
+        (tmp_path / name).mkdir(parents=True)
+    given = {
+        "OPENPANGU_RUN": "../other/run",
+        "OPENPANGU_HTML": f"{tmp_path}/data/a=b.html",
+        "OPENPANGU_PROMPT": "/etc/x",
+    }
+    given["OPENPANGU_SET"] = f" train.lr=1e-5  paths.hf={tmp_path}/hf\nparallel.nodes=4"
+    done = host.run("report", IMAGES=CPU, **given)
+    assert done.returncode == 0, done.stderr
+    assert {path for path, _ in host.mounts()[1:]} == {str(tmp_path / name) for name in ("other/run", "data", "hf")}
+
+
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("/no/such/file", "/no/such is not there, so it cannot be mounted -> make it first"),
-        ("/etc/hosts", "/etc/hosts: /etc is not mounted into a container -> take a directory below it that is there"),
-        ("/new", "/new: / is not mounted into a container -> take a directory below it that is there"),
+        ("/no/such/file", "/no/such does not exist, so it cannot be mounted -> create it first"),
+        ("/etc/hosts", "/etc/hosts: /etc is not mounted into a container -> use an existing directory below it"),
+        ("/new", "/new: / is not mounted into a container -> use an existing directory below it"),
     ],
 )
 def test_paths_that_are_not_mounted(host: Host, path: str, message: str) -> None:

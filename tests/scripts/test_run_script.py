@@ -81,12 +81,12 @@ def test_openblas_has_one_thread_on_aarch64(host: Host, environment: dict[str, s
         ({"RUNTIME": "dokcer"}, "RUNTIME=dokcer is neither docker nor host"),
         (
             {"RUNTIME": "docker"},
-            f"there is no image {CPU} -> make image TARGET=cpu, or make load of a hand-over, brings it",
+            f"there is no image {CPU} -> run make image TARGET=cpu, or make load in an offline bundle",
         ),
         ({"RUNTIME": "docker", "NO_ENGINE": "1"}, "no Docker engine answers"),
         ({"RUNTIME": "docker", "TARGET": "gpu"}, "TARGET=gpu is neither npu nor cpu"),
-        ({"RUNTIME": "host"}, "this folder is a hand-over and has no code -> only RUNTIME=docker runs here"),
-        ({"IMAGES": CPU, "CACHE": "/no/such"}, "CACHE=/no/such is not there -> make it"),
+        ({"RUNTIME": "host"}, "this folder is an offline bundle and has no code -> use RUNTIME=docker"),
+        ({"IMAGES": CPU, "CACHE": "/no/such"}, "CACHE=/no/such does not exist -> create it"),
     ],
 )
 def test_refusals(host: Host, environment: dict[str, str], message: str) -> None:
@@ -96,14 +96,15 @@ def test_refusals(host: Host, environment: dict[str, str], message: str) -> None
     assert not host.calls.exists()
 
 
-def test_only_what_steers_several_machines_is_passed_on(host: Host) -> None:
+def test_only_options_and_what_steers_several_machines_are_passed_on(host: Host) -> None:
     environment = {
+        "OPENPANGU_PROMPT": 'it\'s "50%": $HOME\n',
         "MASTER_ADDR": "10.0.0.1",
         "NODE_RANK": "1",
         "HCCL_CONNECT_TIMEOUT": "1200",
         "HCCL_IF_IP": "10.0.0.2",
     }
-    others = {"ASCEND_HOME_PATH": "/host/only", "PYTHONPATH": "/host/only", "SECRET": "x"}
+    others = {"OPENPANGU_SFT_IMAGE": "x", "ASCEND_HOME_PATH": "/host/only", "PYTHONPATH": "/host/only", "SECRET": "x"}
     host.run("sft", IMAGES=CPU, **environment, **others)
     names = {value.split("=")[0] for value in host.given("--env")}
     assert names - {"TERM", "OMP_NUM_THREADS"} == {"HOST_UID", "HOST_GID", "OPENPANGU_SFT_IMAGE", *environment}
@@ -140,8 +141,8 @@ def test_npus_by_ascend_docker_runtime(host: Host) -> None:
     ("npus", "message"),
     [
         ("0,4", "NPUS=0,4: this host has no NPU 4 -> it has 0 1 2 3"),
-        ("0-3", "NPUS=0-3 is no list of numbers -> write NPUS=0,1,2,3"),
-        ("0, 1", "NPUS=0, 1 is no list of numbers -> write NPUS=0,1,2,3"),
+        ("0-3", "NPUS=0-3 is not a list of numbers -> write NPUS=0,1,2,3"),
+        ("0, 1", "NPUS=0, 1 is not a list of numbers -> write NPUS=0,1,2,3"),
     ],
 )
 def test_npus_that_are_not_there(host: Host, npus: str, message: str) -> None:
@@ -173,7 +174,7 @@ def test_compose_override_of_somebody_else_is_kept(host: Host) -> None:
     theirs.write_text("services: {}\n")
     done = host.script("compose.sh")
     assert done.returncode == 1
-    assert "is not from this script and is left as it is" in done.stderr
+    assert "was not written by this script and is left as it is" in done.stderr
     assert theirs.read_text() == "services: {}\n"
 
 

@@ -1,4 +1,4 @@
-"""scripts/setup.sh: which interpreter it takes, what it says when it cannot go on, and that it always converges."""
+"""scripts/setup.sh: the interpreter that it takes, its messages, and that it always converges."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def network() -> None:
 
 @pytest.fixture
 def silent_index() -> Iterator[tuple[str, socket.socket]]:
-    """An index that takes connections and never answers: whoever asks it can be killed at a known moment."""
+    """An index that accepts connections and never answers, so that its client can be killed at a known moment."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(120)
         yield f"http://127.0.0.1:{server.getsockname()[1]}/simple", server
@@ -166,6 +166,9 @@ def test_makes_once_then_follows_the_lock(checkout: Checkout, tmp_path: Path) ->
     code, words = checkout.run(PYTHON=sys.executable)
     assert code == 0, words
     assert checkout.packages() >= {"iniconfig", "openpangu_sft", "setuptools"}
+    making, summary = words.splitlines()
+    assert making.startswith("setup: making ")
+    assert re.fullmatch(r"setup: packages: [34] installed, \d removed", summary)
 
     # Nothing changed: neither uv nor the index nor an interpreter on PATH is asked.
     uv = checkout.venv / "bin/uv"
@@ -190,6 +193,7 @@ def test_makes_once_then_follows_the_lock(checkout: Checkout, tmp_path: Path) ->
     checkout.lock.write_text(lock_of("packaging", "setuptools", "wheel", "iniconfig"))
     code, words = checkout.run()
     assert code == 0, words
+    assert words.splitlines()[1:] == ["setup: packages: 1 installed, 1 removed"]
     assert "iniconfig" in checkout.packages()
     assert "pluggy" not in checkout.packages()
     assert (checkout.venv / "untouched").exists()
@@ -204,7 +208,7 @@ def test_makes_once_then_follows_the_lock(checkout: Checkout, tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("network")
-def test_makes_a_broken_environment_anew(checkout: Checkout) -> None:
+def test_replaces_a_broken_environment(checkout: Checkout) -> None:
     assert checkout.run(PYTHON=sys.executable)[0] == 0
     for name in checkout.venv.glob("bin/python*"):
         name.unlink()
@@ -248,6 +252,6 @@ def test_killed_and_waited_for(checkout: Checkout, silent_index: tuple[str, sock
     assert checkout.stamp.read_text() == ""
     code, words = checkout.run(PYTHON=sys.executable)
     assert code == 0, words
-    assert "making" in words  # anew, as a cut update can leave packages without all their files
+    assert "making" in words  # an interrupted update can leave packages without some of their files
     assert "pluggy" in checkout.packages()
     assert checkout.run() == (0, "")

@@ -79,8 +79,8 @@ def make_prompts(tiny_hf: Path) -> list[list[int]]:
         ("", "Name three large cities in China, and write one sentence about the history of each of them."),
     ]
     return [
-        [number for ids in tokenizer.encode(pieces) for number in ids]
-        for pieces in (list(prompt_spans((system,), (Message("user", text),), True)) for system, text in conversations)
+        [number for ids in tokenizer.encode(spans) for number in ids]
+        for spans in (list(prompt_spans((system,), (Message("user", text),), True)) for system, text in conversations)
     ]
 
 

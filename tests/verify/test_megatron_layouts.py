@@ -21,12 +21,12 @@ import torch
 
 from conftest import MakeRecipe
 from openpangu_sft.artifacts.artifact import Manifest, write_manifest
+from openpangu_sft.model.tensors import as_tensor
 from openpangu_sft.recipe.sections import Model
 from openpangu_sft.training.mindspeed.sources import PATCHES, wanted_manifest
 from openpangu_sft.util.errors import UserError
 from openpangu_sft.verify import megatron
 from openpangu_sft.verify.megatron import file_of, find_core, megatron_logits, patched_core, run_together
-from openpangu_sft.verify.rank import as_tensor
 from split_checkpoint import random_llama, write_split
 
 PROMPTS = np.random.RandomState(1).randint(0, 1536, (2, 30)).tolist()
@@ -255,7 +255,7 @@ def processes() -> list[str]:
     return [Path(f"/proc/{number}/cmdline").read_text() for number in children]
 
 
-def test_a_rank_ends_with_whoever_started_it() -> None:
+def test_a_rank_ends_with_its_parent() -> None:
     code = f"import time; from {RANK} import end_with_parent; end_with_parent(); print(flush=True); time.sleep(1e6)"
     rank = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     with rank:

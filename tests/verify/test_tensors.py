@@ -197,18 +197,42 @@ def test_the_command_shows_tables(converted: Converted, core: Path) -> None:
     assert result.exit_code == 0, result.exception
     for part in ("every bit", "difference", "fp32", "bf16", "Chinese", "English", "≤ 1e-05", "≤ 1.5"):
         assert part in result.output
-    result = run(recipe, "--manifest")
-    assert result.exit_code == 0
-    assert "every file is as it was made" in result.output
-    result = run(recipe, "--tensors")
-    assert result.exit_code == 0
-    assert "difference" not in result.output
+    for options, part in (("--manifest", "every file is as it was made"), ("--tensors", "every bit")):
+        result = run(recipe, options)
+        assert result.exit_code == 0
+        assert part in result.output
+        assert "difference" not in result.output
+        assert result.output.splitlines()[-1] == "PASS"
+
+
+def refused(result: Result) -> str:
+    """The error, which comes before the verdict."""
+    *_, error, verdict = result.output.splitlines()
+    assert (result.exit_code, verdict) == (1, "FAIL")
+    return error
 
 
 def test_the_command_fails_where_logits_differ(converted: Converted, monkeypatch: pytest.MonkeyPatch) -> None:
     row = Row("English", "fp32", 5, 1.0, 0.1, 1.0, 0.1, FP32_LIMIT)
     monkeypatch.setattr("openpangu_sft.verify.logits.compare_logits", lambda *_: [row])
     result = run(converted())
-    assert isinstance(result.exception, UserError)
-    assert "in fp32, English prompt" in str(result.exception)
+    assert "in fp32, English prompt" in refused(result)
     assert "0.1 > 1e-05" in result.output
+
+
+@pytest.mark.parametrize("option", ["--manifest", "--tensors"])
+def test_the_command_fails_where_a_file_is_missing(converted: Converted, option: str) -> None:
+    recipe = converted()
+    file_of(recipe, "mp_rank_00").unlink()
+    error = refused(run(recipe, option))
+    assert error.startswith("openpangu-sft: ")
+    assert "mp_rank_00" in error
+    assert " -> " in error
+
+
+def test_without_a_checkpoint_there_is_no_verdict(converted: Converted) -> None:
+    recipe = converted()
+    shutil.rmtree(recipe.path("mcore"))
+    result = run(recipe, "--tensors")
+    assert isinstance(result.exception, UserError)
+    assert "FAIL" not in result.output

@@ -1,4 +1,4 @@
-"""CANN's pyACL, which MindSpeed imports, and calls for mixtures of experts and adaptive recomputing alone."""
+"""CANN's pyACL, which MindSpeed imports, but calls only for mixture of experts and adaptive recompute."""
 
 from typing import Any
 

@@ -1,1 +1,1 @@
-"""Ascend's build of apex: no more of it than Megatron-LM imports. MindSpeed puts its own in the place of the rest."""
+"""Ascend's build of apex: only what Megatron-LM imports. MindSpeed replaces the rest."""

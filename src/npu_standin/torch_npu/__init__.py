@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from . import _companions, _devices, npu, profiler, utils
-from ._attention import npu_fusion_attention, npu_fusion_attention_grad
+from ._attention import npu_fusion_attention
 from ._collectives import register_hccl
 from ._operators import npu_apply_adam_w, npu_rms_norm, npu_rotary_mul, npu_scaled_masked_softmax, npu_swiglu
 
@@ -18,7 +18,6 @@ __all__ = [
     "npu",
     "npu_apply_adam_w",
     "npu_fusion_attention",
-    "npu_fusion_attention_grad",
     "npu_rms_norm",
     "npu_rotary_mul",
     "npu_scaled_masked_softmax",
@@ -31,7 +30,6 @@ __version__ = "2.1.0.post8+standin"
 
 
 def __getattr__(name: str) -> Any:
-    """Says so in words where code asks for what is not here; hasattr() stays False."""
     raise AttributeError(f"torch_npu.{name} is not in the stand-in for torch_npu (src/npu_standin)")
 
 

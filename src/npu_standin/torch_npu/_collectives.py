@@ -1,8 +1,8 @@
 """The backend hccl, which is gloo; and the collectives and dtypes that gloo of torch 2.1 lacks.
 
-They are put on ProcessGroup, below the functions of torch.distributed, so that modules which have already taken a
-function like all_gather_into_tensor are covered. Everything is complete when it returns: who asked for it to be
-asynchronous gets a work that is done.
+They replace methods of ProcessGroup, below the functions of torch.distributed, so that modules which have already
+imported a function like all_gather_into_tensor are covered. Every collective is complete when it returns: asynchronous
+callers get a completed work.
 
 Source: torch's documentation of torch.distributed, for NCCL and so for HCCL, which torch_npu puts in its place.
 """
@@ -38,39 +38,31 @@ _plain = {name: getattr(ProcessGroup, name) for name in ("allreduce", "broadcast
 
 
 class DoneWork:
-    """What asynchronous callers are given.
-
-    Args:
-        results: of the collective.
-    """
+    """A completed work for asynchronous callers."""
 
     def __init__(self, results: list[torch.Tensor]) -> None:
         self._results = results
 
     def wait(self, timeout: Optional[timedelta] = None) -> bool:
-        """At once."""
         return True
 
     def is_completed(self) -> bool:
-        """It is."""
         return True
 
     def is_success(self) -> bool:
-        """It raised otherwise."""
-        return True
+        return True  # it raised otherwise
 
     def exception(self) -> None:
-        """There is none."""
+        pass
 
     def get_future(self) -> torch.futures.Future[list[torch.Tensor]]:
-        """Has the results."""
         future: torch.futures.Future[list[torch.Tensor]] = torch.futures.Future()
         future.set_result(self._results)
         return future
 
 
 def register_hccl() -> None:
-    """Makes hccl a backend that torch.distributed knows, and answers with where it is asked for a group's."""
+    """Registers the backend hccl with torch.distributed."""
 
     def gloo(store: dist.Store, rank: int, size: int, timeout: timedelta) -> ProcessGroupGloo:
         return ProcessGroupGloo(store, rank, size, timeout=timeout)
@@ -90,7 +82,7 @@ def register_hccl() -> None:
 
 
 def transfer() -> None:
-    """What importing torch_npu.contrib.transfer_to_npu adds: who asks for nccl gets hccl."""
+    """The effect of importing torch_npu.contrib.transfer_to_npu: nccl is hccl."""
     plain = distributed_c10d.init_process_group
 
     @functools.wraps(plain)
@@ -136,15 +128,15 @@ def allgather(self: ProcessGroup, outputs: Sequence[Tensors], inputs: Tensors, *
     require(len(outputs) == len(inputs), f"all_gather: {len(inputs)} inputs, {len(outputs)} lists of outputs")
     for given, tensor in zip(outputs, inputs):
         require(len(given) == self.size(), f"all_gather: {len(given)} outputs in a group of {self.size()}")
-        for output, piece in zip(given, _gathered(self, tensor)):
-            _copy("all_gather", output, piece)
+        for output, part in zip(given, _gathered(self, tensor)):
+            _copy("all_gather", output, part)
     return DoneWork([output for given in outputs for output in given])
 
 
 def allgather_base(self: ProcessGroup, output: torch.Tensor, input: torch.Tensor, *_: Any) -> DoneWork:  # noqa: A002
     """all_gather_into_tensor."""
-    pieces = torch.cat([piece.reshape(-1) for piece in _gathered(self, input)])
-    _copy("all_gather_into_tensor", output, pieces)
+    parts = torch.cat([part.reshape(-1) for part in _gathered(self, input)])
+    _copy("all_gather_into_tensor", output, parts)
     return DoneWork([output])
 
 
@@ -155,7 +147,7 @@ def reduce_scatter_base(
     opts: Any = None,
     *_: Any,
 ) -> DoneWork:
-    """reduce_scatter_tensor: everything is reduced, and each keeps its part."""
+    """reduce_scatter_tensor: all of it is reduced, and each rank keeps its part."""
     sizes = f"{input.numel()} values to {output.numel()} in a group of {self.size()}"
     require(input.numel() == output.numel() * self.size(), f"reduce_scatter: {sizes}")
     whole = input.detach().clone(memory_format=torch.contiguous_format)
@@ -167,7 +159,7 @@ def reduce_scatter_base(
 def reduce_scatter(
     self: ProcessGroup, outputs: Tensors, inputs: Sequence[Tensors], opts: Any = None, *_: Any
 ) -> DoneWork:
-    """Of lists of tensors, as many as the group has members and of one shape."""
+    """Of lists with one tensor for each rank, all of one shape."""
     require(len(outputs) == len(inputs), f"reduce_scatter: {len(outputs)} outputs, {len(inputs)} lists of inputs")
     for output, given in zip(outputs, inputs):
         require(len(given) == self.size(), f"reduce_scatter: {len(given)} inputs in a group of {self.size()}")
@@ -186,7 +178,7 @@ def alltoall_base(
     """all_to_all_single of any dtype, as rows of bytes."""
     require(output.dtype == input.dtype, f"all_to_all: output is {output.dtype}, input {input.dtype}")
     require(output.shape[1:] == input.shape[1:], f"all_to_all: rows of {output.shape[1:]} and {input.shape[1:]}")
-    for tensor, splits in ((input, input_splits), (output, output_splits)):  # gloo drops rows that are left over
+    for tensor, splits in ((input, input_splits), (output, output_splits)):  # gloo drops surplus rows
         given = f"{len(tensor)} rows in {list(splits) or 'equal parts'} for a group of {self.size()}"
         whole = splits or [len(tensor) // self.size()] * self.size()
         require(len(whole) == self.size() and sum(whole) == len(tensor), f"all_to_all: {given}")
@@ -198,11 +190,11 @@ def alltoall_base(
 
 
 def _gathered(group: ProcessGroup, tensor: torch.Tensor) -> list[torch.Tensor]:
-    """Everyone's tensor of this shape and dtype."""
+    """Every rank's tensor of this shape and dtype."""
     mine = _bytes(tensor)
-    pieces = [torch.empty_like(mine) for _ in range(group.size())]
-    _plain["allgather"](group, [pieces], [mine]).wait()
-    return [piece.view(tensor.dtype).view(tensor.shape) for piece in pieces]
+    parts = [torch.empty_like(mine) for _ in range(group.size())]
+    _plain["allgather"](group, [parts], [mine]).wait()
+    return [part.view(tensor.dtype).view(tensor.shape) for part in parts]
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:
@@ -210,16 +202,14 @@ def _bytes(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().clone(memory_format=torch.contiguous_format).view(-1).view(torch.uint8)
 
 
-def _copy(name: str, output: torch.Tensor, piece: torch.Tensor) -> None:
-    """Copies a piece to where it is wanted; raises where that is of another size or dtype."""
-    got = f"{piece.numel()} values of {piece.dtype}"
-    fits = (output.numel(), output.dtype) == (piece.numel(), piece.dtype)
+def _copy(name: str, output: torch.Tensor, part: torch.Tensor) -> None:
+    got = f"{part.numel()} values of {part.dtype}"
+    fits = (output.numel(), output.dtype) == (part.numel(), part.dtype)
     require(fits, f"{name}: an output of {output.numel()} values of {output.dtype} for {got}")
-    output.detach().copy_(piece.view(output.shape))
+    output.detach().copy_(part.view(output.shape))
 
 
 def _reduced_as(dtype: torch.dtype) -> torch.dtype:
-    """The dtype that gloo is given."""
     if dtype in REDUCED_AS_THEY_ARE:
         return dtype
     require(dtype in REDUCED_AS, f"tensors of {dtype} cannot be reduced")

@@ -1,4 +1,4 @@
-"""What comes with torch_npu or CANN and not with torch: torchair's modules, compiled operators, the gradient scaler."""
+"""Parts of torch_npu or CANN that torch lacks: torchair's modules, compiled operators, the gradient scaler."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ from ._patching import replace
 from ._unsupported import Unsupported
 
 MINDSPEED_OPERATORS = "/mindspeed/ops/"
-"""Where MindSpeed keeps the C++ of its operators (mindspeed/op_builder: every `sources()` begins with ops/csrc)."""
+"""Folder of the C++ of MindSpeed's operators (mindspeed/op_builder: every `sources()` begins with ops/csrc)."""
 
 
 def install() -> None:
-    """Puts everything of this module in place."""
     if "torchair" not in sys.modules:
         _install_torchair()
     replace(torch.utils.cpp_extension, load=_without_mindspeed(torch.utils.cpp_extension.load))
@@ -41,9 +40,9 @@ def unscale(gradients: Sequence[torch.Tensor], found_inf: torch.Tensor, inv_scal
 
 
 def _without_mindspeed(load: Callable[..., Any]) -> Callable[..., Any]:
-    """A loader of C++ that compiles nothing of MindSpeed's, as there is no CANN to compile it against.
+    """A loader of C++ that does not compile MindSpeed's operators, as there is no CANN.
 
-    MindSpeed asks for some of it when it is imported, and so the refusal waits until something of it is called.
+    MindSpeed loads some of them when it is imported, so they are refused only when called.
     """
 
     @functools.wraps(load)
@@ -78,7 +77,6 @@ def _install_torchair() -> None:
 
 
 def _module(name: str, **attributes: Any) -> None:
-    """Makes a package of that name with these attributes."""
     module = types.ModuleType(name)
     module.__spec__ = importlib.machinery.ModuleSpec(name, None)
     module.__path__ = []

@@ -1,4 +1,4 @@
-"""Whoever asks torch for an NPU gets the CPU."""
+"""Requests to torch for an NPU are given the CPU."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _types = {"npu", "privateuseone"}
 
 
 def to_cpu(device: Any) -> Any:
-    """The CPU for an NPU, be it a name, a torch.device or an index; anything else as it is."""
+    """The CPU for an NPU given as a name, torch.device or index; other values unchanged."""
     if isinstance(device, int) and not isinstance(device, bool):
         return torch.device("cpu")
     kind = device.split(":")[0] if isinstance(device, str) else getattr(device, "type", None)
@@ -34,7 +34,7 @@ def to_cpu(device: Any) -> Any:
 
 
 def install(npu: types.ModuleType) -> None:
-    """Puts torch.npu in place, and the CPU behind it."""
+    """Installs torch.npu."""
     torch.utils.rename_privateuse1_backend("npu")  # so that torch.device("npu") is a device
     replace(torch, npu=npu)
     sys.modules["torch.npu"] = npu
@@ -47,7 +47,7 @@ def install(npu: types.ModuleType) -> None:
 
 
 def transfer(npu: types.ModuleType) -> None:
-    """What importing torch_npu.contrib.transfer_to_npu adds: "cuda" is the NPU, and torch.cuda is torch.npu."""
+    """The effect of importing torch_npu.contrib.transfer_to_npu: "cuda" is the NPU, and torch.cuda is torch.npu."""
     _types.add("cuda")
     values = {name: value for name, value in vars(npu).items() if not name.startswith("__")}
     replace(torch.cuda, **{name: value for name, value in values.items() if _is_of(npu, value)})
@@ -57,12 +57,12 @@ def transfer(npu: types.ModuleType) -> None:
 
 
 def _is_of(module: types.ModuleType, value: Any) -> bool:
-    """Whether a module's value is its own or a type of tensor, and not something that it imports."""
+    """Whether a value is defined in the module, or a type of tensor, and not imported."""
     return getattr(value, "__module__", None) == module.__name__ or isinstance(value, type(torch.FloatTensor))
 
 
 def _script(obj: Any = None, *_: Any, **__: Any) -> Any:
-    """torch.jit.script, which the real transfer_to_npu turns off as well."""
+    """torch.jit.script, which the real transfer_to_npu disables as well."""
     return obj if obj is not None else (lambda function: function)
 
 
@@ -87,9 +87,9 @@ def _with_device(function: Callable[..., Any], to: bool = False) -> Callable[...
 
 
 def _with_npu_name(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Tensor.type with the answer of an NPU's tensor, torch.npu.FloatTensor.
+    """Tensor.type with an NPU tensor's answer, torch.npu.FloatTensor.
 
-    MindSpeed rewrites that to torch.cuda.FloatTensor, which Megatron-LM's optimizers ask for.
+    MindSpeed rewrites that to torch.cuda.FloatTensor, which Megatron-LM's optimizers check.
     """
 
     @functools.wraps(function)

@@ -1,4 +1,4 @@
-"""How query, key and value lie in memory, and where the segments of a packed row begin and end."""
+"""Memory layouts of query, key and value, and the segments of a packed row."""
 
 from __future__ import annotations
 
@@ -10,18 +10,12 @@ import torch
 from ._operators import DTYPES, require
 
 ORDERS = {"SBH": (1, 2, 0, 3), "BSH": (0, 2, 1, 3), "BSND": (0, 2, 1, 3), "BNSD": (0, 1, 2, 3)}
-"""Of s, b, n, d as the layout has them, to b, n, s, d; H is n and d in one."""
+"""Permutations from the layout to b, n, s, d; H is n and d in one."""
 BACK = {"SBH": (2, 0, 1, 3), "BSH": (0, 2, 1, 3), "BSND": (0, 2, 1, 3), "BNSD": (0, 1, 2, 3)}
 
 
 def check_tensors(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, head_num: int, layout: str) -> int:
-    """Raises for tensors that do not go together.
-
-    Source: the constraints in torch_npu's documentation of npu_fusion_attention.
-
-    Returns:
-        The size of a head.
-    """
+    """Checks the constraints in torch_npu's documentation of npu_fusion_attention; returns the size of a head."""
     require(layout in (*ORDERS, "TND"), f"input_layout {layout}: it is one of {', '.join(ORDERS)}, TND")
     tensors = (query, key, value)
     dtypes = {tensor.dtype for tensor in tensors}
@@ -48,14 +42,14 @@ def check_tensors(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, h
 
 
 def heads_first(x: torch.Tensor, layout: str, size: int) -> torch.Tensor:
-    """A tensor of that layout, with heads of that size, as [b, n, s, d]."""
+    """To [b, n, s, d], with heads of that size."""
     if layout in ("SBH", "BSH"):
         x = x.view(*x.shape[:-1], x.shape[-1] // size, size)
     return x.permute(ORDERS[layout])
 
 
 def layout_again(x: torch.Tensor, layout: str) -> torch.Tensor:
-    """What heads_first gives, back in its layout."""
+    """The inverse of heads_first."""
     x = x.permute(BACK[layout])
     return x.flatten(2) if layout in ("SBH", "BSH") else x
 
@@ -63,13 +57,9 @@ def layout_again(x: torch.Tensor, layout: str) -> torch.Tensor:
 def segments(
     query: torch.Tensor, key: torch.Tensor, ends: Optional[Sequence[int]], kv_ends: Optional[Sequence[int]]
 ) -> Iterator[tuple[slice, slice]]:
-    """Where each segment of a packed row lies in query and in key, without those of length 0.
+    """Each segment of a packed row in query and key, both [t, n, d], without those of length 0.
 
-    Args:
-        query: [t, n, d].
-        key: likewise.
-        ends: actual_seq_qlen, where the segments of query end.
-        kv_ends: actual_seq_kvlen.
+    The ends are actual_seq_qlen and actual_seq_kvlen.
     """
     if ends is None or kv_ends is None:
         raise ValueError("layout TND without actual_seq_qlen and actual_seq_kvlen")

@@ -1,4 +1,4 @@
-"""Which keys a query may attend to: what sparse_mode and atten_mask of npu_fusion_attention mean."""
+"""Which keys a query may attend to, by sparse_mode and atten_mask of npu_fusion_attention."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 from ._operators import require
 
 UNLIMITED = 2147483647
-"""The default of pre_tockens and next_tockens: no limit."""
+"""The default of pre_tockens and next_tockens."""
 
 COMPRESSED = 2048
-"""Modes 2, 3 and 4 take a triangle of this size for whatever lengths; the lengths say what of it is meant."""
+"""Modes 2, 3 and 4 take a triangle of this size for any lengths."""
 
 FULL, ALL, LEFT_UP_CAUSAL, RIGHT_DOWN_CAUSAL, BAND = range(5)
 
@@ -25,7 +25,7 @@ def allowed(
     pre_tockens: int,
     next_tockens: int,
 ) -> Optional[torch.Tensor]:
-    """Where attention goes.
+    """Where attention is allowed.
 
     Source: torch_npu's documentation of npu_fusion_attention. Query i may look back pre_tockens keys and ahead
     next_tockens; i is counted from the upper left corner in mode 0, from the lower right one in modes 3 and 4, where
@@ -33,19 +33,17 @@ def allowed(
 
     Args:
         shape: b, n, sq, sk of the scores.
-        mask: bool or uint8, true where attention does not go; None for everywhere.
+        mask: bool or uint8, true where attention is blocked; None for nowhere.
         sparse_mode: 0 the mask, within the band; 1 the mask; 2 causal from the upper left; 3 causal from the lower
             right; 4 band from the lower right.
-        pre_tockens: how far back, in modes 0 and 4.
-        next_tockens: how far ahead, in modes 0 and 4.
 
     Returns:
-        bool, to be broadcast to [b, n, sq, sk]; None for everywhere.
+        bool, broadcastable to [b, n, sq, sk]; None for everywhere.
     """
     if sparse_mode not in (FULL, ALL, LEFT_UP_CAUSAL, RIGHT_DOWN_CAUSAL, BAND):
-        raise NotImplementedError(f"sparse_mode {sparse_mode}: no prefixes, no cut sequences, only modes 0 to 4")
+        raise NotImplementedError(f"sparse_mode {sparse_mode}: only modes 0 to 4 are implemented")
     if mask is None:
-        # The NPU would forget the mode and let every query see every key. Nobody who gives a mode can mean that.
+        # The NPU would ignore the mode and let every query see every key.
         require(sparse_mode == FULL, f"sparse_mode {sparse_mode} without atten_mask: the NPU would mask nothing")
         return None
     require(mask.dtype in (torch.bool, torch.uint8), f"atten_mask is {mask.dtype}, not bool or uint8")
@@ -55,7 +53,7 @@ def allowed(
         permitted = ~mask.bool()
         if sparse_mode == FULL and (pre_tockens, next_tockens) != (UNLIMITED, UNLIMITED):
             band = _band(sq, sk, pre_tockens, next_tockens, corner=0)
-            # What lies outside of the band may or may not be calculated by the NPU, by block.
+            # The NPU may or may not compute what is outside the band, by block.
             require(not (permitted & ~band).any(), "atten_mask lets through what pre_tockens and next_tockens exclude")
         return permitted
     triangle = mask.shape == (COMPRESSED, COMPRESSED) and torch.equal(mask.bool(), _triangle())
@@ -69,14 +67,13 @@ def allowed(
 
 
 def _require_full(mask: torch.Tensor, shape: tuple[int, int, int, int]) -> None:
-    """Raises unless the mask is [sq, sk], [1, 1, sq, sk], [b, 1, sq, sk] or [b, n, sq, sk]."""
     b, n, sq, sk = shape
     shapes = [(sq, sk), (1, 1, sq, sk), (b, 1, sq, sk), (b, n, sq, sk)]
     require(tuple(mask.shape) in shapes, f"atten_mask of shape {list(mask.shape)} for b, n, sq, sk of {list(shape)}")
 
 
 def _band(sq: int, sk: int, pre_tockens: int, next_tockens: int, corner: int) -> torch.Tensor:
-    """True where key j is within reach of query i, which stands on key i + corner; [sq, sk]."""
+    """[sq, sk], true where key j is within reach of query i, which is aligned with key i + corner."""
     query = torch.arange(sq).view(-1, 1) + corner
     key = torch.arange(sk).view(1, -1)
     return (key <= query + next_tockens) & (key >= query - pre_tockens)

@@ -7,14 +7,13 @@ from typing import Optional
 import torch
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-"""What the operators of this stack calculate with."""
+"""Supported by the operators of this stack."""
 
 MASKED = -10000.0
-"""What npu_scaled_masked_softmax puts where its mask is true: not -inf, a row that is all masked comes out even."""
+"""Value of masked scores in npu_scaled_masked_softmax: not -inf, so a fully masked row becomes uniform."""
 
 
 def require(holds: bool, message: str) -> None:
-    """Raises ValueError with the message unless the condition holds."""
     if not holds:
         raise ValueError(message)
 
@@ -28,10 +27,9 @@ def npu_rms_norm(x: torch.Tensor, gamma: torch.Tensor, epsilon: float = 1e-6) ->
     Args:
         x: [..., h].
         gamma: [h].
-        epsilon: keeps from dividing by 0.
 
     Returns:
-        The norm, like x; and 1 / sqrt(…) in fp32, [..., 1], which has no gradient.
+        The norm, like x; and 1 / sqrt(…) in fp32, [..., 1], without a gradient.
     """
     require(x.dtype in DTYPES, f"npu_rms_norm: x is {x.dtype}")
     require(gamma.dtype == x.dtype, f"npu_rms_norm: gamma is {gamma.dtype} where x is {x.dtype}")
@@ -67,10 +65,6 @@ def npu_swiglu(x: torch.Tensor, dim: int = -1) -> torch.Tensor:
     """silu(first half of x) * second half of x.
 
     Source: torch_npu's documentation of npu_swiglu. Called at mindspeed/core/fusions/fused_bias_swiglu.py:5.
-
-    Args:
-        x: any shape.
-        dim: the dimension that is halved.
     """
     require(x.shape[dim] % 2 == 0, f"npu_swiglu: dimension {dim} of {list(x.shape)} has no halves")
     gate, value = x.chunk(2, dim=dim)
@@ -83,13 +77,12 @@ def npu_scaled_masked_softmax(
     """softmax(x * scale) over the last dimension, in fp32, masked where the mask is true.
 
     Source: torch_npu's documentation of npu_scaled_masked_softmax and its own test. Called at
-    mindspeed/core/fusions/fused_softmax.py, which is where attention goes without --use-flash-attn.
+    mindspeed/core/fusions/fused_softmax.py, by attention without --use-flash-attn.
 
     Args:
         x: four dimensions, [..., sq, sk].
         mask: bool, broadcast to x.
-        scale: of x.
-        fixed_triu_mask: whether to mask what is above the diagonal instead, whatever the mask says.
+        fixed_triu_mask: whether to mask above the diagonal instead.
     """
     require(x.dim() == 4, f"npu_scaled_masked_softmax: x of shape {list(x.shape)}")
     require(mask.dtype == torch.bool, f"npu_scaled_masked_softmax: a mask of {mask.dtype}")
@@ -116,24 +109,14 @@ def npu_apply_adam_w(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """One step of AdamW, in place.
 
-    Source: the formula that torch_npu's own test of npu_apply_adam_w has. Called at mindspeed/optimizer/adamw.py:35.
+    Source: the formula in torch_npu's own test of npu_apply_adam_w. Called at mindspeed/optimizer/adamw.py:35.
 
     Args:
-        beta1_power: beta1 to the power of the steps before this one.
-        beta2_power: likewise.
-        lr: learning rate.
+        beta1_power, beta2_power: to the power of the steps before this one.
         weight_decay: decoupled from the gradient.
-        beta1: of the mean.
-        beta2: of the mean of squares.
-        epsilon: is added to the root, after the correction.
-        grad: like the parameter.
-        max_grad_norm: only with amsgrad, so None.
-        amsgrad: not implemented.
-        maximize: whether to go up.
-        out: parameter, mean and mean of squares, of one shape and dtype.
-
-    Returns:
-        What was given as out.
+        epsilon: is added to the root, after the bias correction.
+        max_grad_norm: only with amsgrad, which is not implemented.
+        out: parameter, mean and mean of squares, of one shape and dtype; returned as well.
     """
     if amsgrad or max_grad_norm is not None:
         raise NotImplementedError("npu_apply_adam_w with amsgrad or max_grad_norm")

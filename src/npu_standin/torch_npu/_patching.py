@@ -1,4 +1,4 @@
-"""Changing torch, all of it through one function."""
+"""All changes to torch go through one function."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from typing import Any
 
 
 def replace(owner: Any, **values: Any) -> None:
-    """Sets attributes of a module or class. A type checker would refuse to have torch's functions assigned to."""
+    """Sets attributes of a module or class; a type checker refuses assignments to torch's functions."""
     for name, value in values.items():
         setattr(owner, name, value)

@@ -1,4 +1,4 @@
-"""A record of the attention that was asked for, so that a test can see what upstream does without changing it."""
+"""Records calls of attention, so that tests see what upstream asks for without changing it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ VARIABLE = "NPU_STANDIN_TRACE"
 
 
 def trace(**values: Any) -> None:
-    """Writes the values and the process's rank, if the variable is set."""
+    """Appends the values and the process's rank, if the variable is set."""
     path = os.environ.get(VARIABLE)
     if path:
         line = json.dumps({"rank": int(os.environ.get("RANK", "0")), **values})

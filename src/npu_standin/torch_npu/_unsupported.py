@@ -1,4 +1,4 @@
-"""What upstream names at import, or on ways that the published recipe does not take."""
+"""Names that upstream uses at import, or on paths that the published recipe does not take."""
 
 from __future__ import annotations
 
@@ -6,11 +6,7 @@ from typing import Any, NoReturn
 
 
 class Unsupported:
-    """Has every attribute, and raises when it is called.
-
-    Args:
-        name: as the caller knows it.
-    """
+    """Has every attribute, and raises NotImplementedError when it is called."""
 
     def __init__(self, name: str) -> None:
         self._name = name

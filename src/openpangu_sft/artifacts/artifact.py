@@ -26,6 +26,9 @@ from openpangu_sft.artifacts.atomic import sync_directory, write_durably
 from openpangu_sft.util.errors import UserError, naming
 
 MANIFEST = "manifest.json"
+ROLES_SUFFIX = "_roles.bin"
+"""Of files that explain a dataset's tokens and are no part of what is trained on: outside its digest."""
+
 FLUSHED_AT_ONCE = 4
 OLD_DEFAULTS = {"data.validation_share": 0.0}
 """Settings that manifests of earlier versions lack, with the values that these versions used."""
@@ -52,8 +55,9 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """sha256 over the content of all files: what the next stage records as its input."""
-        text = json.dumps({name: entry["sha256"] for name, entry in sorted(self.files.items())})
+        """sha256 over the checksums of all files but roles: what the next stage records as its input."""
+        sums = {name: entry["sha256"] for name, entry in sorted(self.files.items()) if not name.endswith(ROLES_SUFFIX)}
+        text = json.dumps(sums)
         return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -1,7 +1,7 @@
 """checklist.chk: the sha256 sums that openPangu is published with, as sha256sum writes them (`<sum> *./<path>`).
 
-A file's sum is taken once and remembered, with its size and time of change, in `paths.cache`: the checkpoint's own
-directory may be read-only.
+A file's sum is computed once and cached, with its size and times, in `paths.cache`: the checkpoint's directory may be
+read-only.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ SUMMED_AT_ONCE = 4
 
 _LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](?:\./)?(.+)")
 _BINARY = (".safetensors", ".model")
-"""Not edited by hand: where one differs, it is damaged."""
+"""Not edited by hand: a different one is damaged."""
 
 
 class Published(NamedTuple):
     """How the files of a checkpoint compare with its checklist.
 
     Args:
-        files: how many files the model consists of; 0 where there is no list.
-        differing: by kind, changed or not listed, names of files that are not as published.
-        sums: sha256 by path, of those that are listed.
+        files: number of files of the model; 0 where there is no list.
+        differing: names of files that are not as published, by kind: changed, not listed.
+        sums: sha256 of the listed files.
     """
 
     files: int
@@ -59,11 +59,11 @@ def check_published(recipe: Recipe, directory: Path, bar: bool = True) -> Publis
     """Compares weights, configuration and tokenizer of a Hugging Face checkpoint with its checklist, if it has one.
 
     Args:
-        bar: show progress while sums are taken that are not remembered.
+        bar: show progress while sums are computed.
 
     Raises:
         UserError: names the first file of weights, or the tokenizer's model, that is not the published one; or the
-            checklist is none.
+            checklist lists nothing.
     """
     listed = _listed(directory / CHECKLIST)
     files = [*weight_files(directory), directory / CONFIG, *tokenizer_files(directory)] if listed else []
@@ -80,7 +80,7 @@ def check_published(recipe: Recipe, directory: Path, bar: bool = True) -> Publis
 
 
 def _listed(path: Path) -> dict[str, str]:
-    """sha256 by name, of the files beside the list; lines about folders match no file here."""
+    """sha256 by name, of the files beside the list; lines for files in folders are ignored later."""
     if not path.is_file():
         return {}
     matches = (_LINE.fullmatch(line.strip()) for line in path.read_text("utf-8-sig", errors="replace").splitlines())
@@ -91,7 +91,7 @@ def _listed(path: Path) -> dict[str, str]:
 
 
 def _sums(files: Sequence[Path], memory: Path, bar: bool) -> dict[Path, str]:
-    """sha256 of files; nothing is read of those that are remembered as they are now."""
+    """sha256 of files; those that have not changed since they were last summed are not read."""
     known = _remembered(memory)
     stamps = {path: _stamp(path) for path in files}
     keys = {path: os.path.realpath(path) for path in files}
@@ -107,16 +107,12 @@ def _sums(files: Sequence[Path], memory: Path, bar: bool) -> dict[Path, str]:
     return {path: known[keys[path]][-1] for path in files}
 
 
-def _remembered(path: Path) -> dict[str, Any]:
+def _remembered(path: Path) -> dict[str, list[Any]]:
     with contextlib.suppress(OSError, ValueError, RecursionError):
         content = json.loads(path.read_text("utf-8"))
-        if isinstance(content, dict):
-            return {name: entry for name, entry in content.items() if isinstance(entry, list) and _is_text(entry[-1:])}
+        entries = content.items() if isinstance(content, dict) else ()
+        return {name: entry for name, entry in entries if isinstance(entry, list) and type((entry or [0])[-1]) is str}
     return {}
-
-
-def _is_text(values: list[Any]) -> bool:
-    return [type(value) for value in values] == [str]
 
 
 def _stamp(path: Path) -> list[int]:

@@ -1,4 +1,4 @@
-"""Stage convert: a checkpoint of either form to a Megatron-core checkpoint of the recipe's layout, bit for bit."""
+"""Stage convert: any checkpoint to a Megatron-core checkpoint of the recipe's layout, bit for bit."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from openpangu_sft.artifacts.checks import require_apart, require_room
 from openpangu_sft.checkpoint.files.arrays import DTYPES
 from openpangu_sft.checkpoint.mcore import FIRST, iteration_directory, rank_file, write_rank, write_tracker
 from openpangu_sft.checkpoint.mcore_reader import open_mcore
-from openpangu_sft.checkpoint.reshard import Resharder, require_equal, size_of, warn_of_loss
+from openpangu_sft.checkpoint.reshard import Resharder, require_equal, warn_of_cast
 from openpangu_sft.checkpoint.sharding import layout_of, parameter_count
-from openpangu_sft.checkpoint.source import open_origin
+from openpangu_sft.checkpoint.source import open_checkpoint
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.tokenizer.tokenizer import tokenizer_digest
 from openpangu_sft.util.console import byte_progress
@@ -25,29 +25,29 @@ def run_convert(
     """Stage convert: to `paths.mcore`, in the layout of `parallel`.
 
     Args:
-        source: a Hugging Face checkpoint, a Megatron-core one of any layout, or a run; without it, `paths.hf`.
-        iteration: of a Megatron-core checkpoint or run; without it, the newest.
-        dtype: fp32, bf16 or fp16; without it, that of the source.
+        source: a Hugging Face checkpoint, a Megatron-core one of any layout, or a run; by default `paths.hf`.
+        iteration: of a Megatron-core checkpoint or run; by default the newest.
+        dtype: fp32, bf16 or fp16; by default that of the source.
 
     Raises:
         UserError: the checkpoint does not fit the recipe, the disk has no room, or what was written is not the same.
     """
-    origin_path, target, model = source or recipe.path("hf"), recipe.path("mcore"), recipe.model
-    origin = open_origin(recipe, origin_path, iteration, "check paths.hf" if source is None else "check the path")
-    require_apart("the source" if source else "paths.hf", origin_path, "paths.mcore", target)
+    path, target, model = source or recipe.path("hf"), recipe.path("mcore"), recipe.model
+    checkpoint = open_checkpoint(recipe, path, iteration, "check paths.hf" if source is None else "check the path")
+    require_apart("the source" if source else "paths.hf", path, "paths.mcore", target)
     layout = layout_of(model, recipe.parallel)
-    resharder = Resharder(origin.weights, model, DTYPES[dtype] if dtype else None)
+    resharder = Resharder(checkpoint.weights, model, DTYPES[dtype] if dtype else None)
     ranks = {rank: resharder.mcore(layout, *rank) for rank in layout.ranks()}
-    size = size_of(tensor for tensors in ranks.values() for tensor in tensors.values())
+    size = sum(tensor.nbytes for tensors in ranks.values() for tensor in tensors.values())
     manifest = Manifest("mcore", settings=mcore_settings(recipe))
     with (
         staged_directory(target, manifest) as staging,
-        origin.unchanged(),
+        checkpoint.unchanged(),
         ThreadPoolExecutor(1) as pool,
         byte_progress("convert", 2 * size) as advance,
     ):
         require_room(target, size)
-        digests = pool.submit(origin.digests)  # reads what is being copied anyway
+        digests = pool.submit(checkpoint.digests)  # shares the reads of the copy
         directory = iteration_directory(staging, FIRST.iteration)
         directory.mkdir()
         for rank, tensors in ranks.items():
@@ -56,7 +56,7 @@ def run_convert(
         write_tracker(staging, FIRST.iteration)
         written = open_mcore(staging, model).weights
         require_equal(resharder, written, directory, advance)
-        base = {name: origin.base(name) for name in ("weights", "config", "tokenizer")}
+        base = {name: checkpoint.base(name) for name in ("weights", "config", "tokenizer")}
         manifest.inputs = {**{name: digest for name, digest in base.items() if digest}, **digests.result()}
         manifest.inputs.setdefault("tokenizer", tokenizer_digest(recipe.path("hf")))
         manifest.counts = {
@@ -65,12 +65,12 @@ def run_convert(
             "layout": str(layout),
             "dtype": "+".join(written.dtypes()),
         }
-    warn_of_loss(resharder)
+    warn_of_cast(resharder)
     return manifest
 
 
 def mcore_settings(recipe: Recipe) -> dict[str, object]:
-    """The settings that shape a Megatron-core checkpoint: recorded by convert, required by sft."""
+    """The settings that shape a Megatron-core checkpoint: convert records them, sft requires them."""
     keys = ("tensor", "pipeline", "num_layer_list", "make_vocab_size_divisible_by")
     parallel = {f"parallel.{key}": getattr(recipe.parallel, key) for key in keys}
     return {**{f"model.{key}": value for key, value in recipe.model.model_dump().items()}, **parallel}

@@ -1,4 +1,4 @@
-"""Stage export: the newest checkpoint of a run as a Hugging Face checkpoint that loads as it is."""
+"""Stage export: a checkpoint of a run as a Hugging Face checkpoint that loads as it is."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from openpangu_sft.checkpoint.hf import open_hf, require_model
 from openpangu_sft.checkpoint.hf_export import LLAMA, make_tokenizer_stock, write_companions, write_config
 from openpangu_sft.checkpoint.hf_files import WEIGHTS
 from openpangu_sft.checkpoint.model_card import write_model_card
-from openpangu_sft.checkpoint.reshard import Resharder, require_equal, size_of, warn_of_loss
+from openpangu_sft.checkpoint.reshard import Resharder, require_equal, warn_of_cast
 from openpangu_sft.checkpoint.sharding import parameter_count
-from openpangu_sft.checkpoint.source import CheckpointSource, open_origin
+from openpangu_sft.checkpoint.source import CheckpointSource, open_checkpoint
 from openpangu_sft.recipe.model_config import CONFIG
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.tokenizer.tokenizer import Tokenizer, tokenizer_digest, tokenizer_files
@@ -24,7 +24,7 @@ from openpangu_sft.util.console import byte_progress
 from openpangu_sft.util.errors import UserError
 
 _CARRIED_OVER = ("iteration", "loss", "versions")
-"""Counts of the training that stay true of what is exported."""
+"""Counts of the training that hold for the export too."""
 
 
 def run_export(
@@ -37,57 +37,57 @@ def run_export(
     """Stage export: to `paths.export`, with configuration, tokenizer and licence from `paths.hf`.
 
     Args:
-        source: a run, a Megatron-core checkpoint of any layout, or a Hugging Face one; without it, `paths.run`.
-        iteration: of a Megatron-core checkpoint or run; without it, the newest.
-        form: llama or openpangu, see forms.py.
-        dtype: fp32, bf16 or fp16; without it, that of the source.
+        source: a run, a Megatron-core checkpoint of any layout, or a Hugging Face one; by default `paths.run`.
+        iteration: of a Megatron-core checkpoint or run; by default the newest.
+        form: the export format, llama or openpangu; see hf_export.py.
+        dtype: fp32, bf16 or fp16; by default that of the source.
 
     Raises:
-        UserError: there is no finished checkpoint, it began from another model or tokenizer than `paths.hf`, the disk
-            has no room, or what was written is not the same.
+        UserError: there is no finished checkpoint, its training began from another model or tokenizer than `paths.hf`,
+            the disk has no room, or what was written is not the same.
     """
     base, target, model = recipe.path("hf"), recipe.path("export"), recipe.model
     config = require_model(base, model)
     require_apart("paths.hf", base, "paths.export", target)
     path = source or recipe.path("run")
     require_apart("the source", path, "paths.export", target)
-    origin = open_origin(recipe, path, iteration, "check the path" if source else "run make sft")
-    _require_base(origin, base, path, recipe.tokenizer.trust_remote_code)
-    resharder = Resharder(origin.weights, model, DTYPES[dtype] if dtype else None)
+    checkpoint = open_checkpoint(recipe, path, iteration, "check the path" if source else "run make sft")
+    _require_base(checkpoint, base, path, recipe.tokenizer.trust_remote_code)
+    resharder = Resharder(checkpoint.weights, model, DTYPES[dtype] if dtype else None)
     tensors = resharder.hf()
-    size = size_of(tensors.values())
-    made_by = origin.manifest or Manifest("")
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    made_by = checkpoint.manifest or Manifest("")
     manifest = Manifest("hf", settings=made_by.settings)
     manifest.counts = {name: made_by.counts[name] for name in _CARRIED_OVER if name in made_by.counts}
-    if origin.iteration is not None and not origin.manifest:
-        manifest.counts["iteration"] = origin.iteration
+    if checkpoint.iteration is not None and not checkpoint.manifest:
+        manifest.counts["iteration"] = checkpoint.iteration
     dtype_name = str(tensors["model.embed_tokens.weight"].dtype)
     manifest.counts.update(parameters=parameter_count(model), dtype=dtype_name, form=form)
-    with staged_directory(target, manifest) as staging, origin.unchanged(), ThreadPoolExecutor(1) as pool:
+    with staged_directory(target, manifest) as staging, checkpoint.unchanged(), ThreadPoolExecutor(1) as pool:
         require_room(target, size)
         write_config(staging, config, base, form, dtype_name)
         write_companions(staging, base, form)
         if form == LLAMA:
             trusted = recipe.tokenizer.trust_remote_code
             manifest.counts["fast_tokenizer"] = make_tokenizer_stock(staging, base, trusted)
-        digests = pool.submit(origin.digests)  # reads what is being copied anyway
+        digests = pool.submit(checkpoint.digests)  # shares the reads of the copy
         with byte_progress("export", 2 * size) as advance:
             manifest.files[WEIGHTS] = write_safetensors(tensors, staging / WEIGHTS, advance)
             require_equal(resharder, open_hf(staging, model), staging, advance)
         manifest.inputs = {**made_by.inputs, **digests.result()}
         write_model_card(staging, manifest, target.name, base.name, path.absolute().name)
-    warn_of_loss(resharder)
+    warn_of_cast(resharder)
     return manifest
 
 
-def _require_base(origin: CheckpointSource, base: Path, path: Path, trust_remote_code: bool) -> None:
-    """Whether training began with the configuration and tokenizer that are to be exported with its weights."""
+def _require_base(checkpoint: CheckpointSource, base: Path, path: Path, trust_remote_code: bool) -> None:
+    """Requires that training began with the configuration and tokenizer that are exported with its weights."""
     for name, found in (("tokenizer", tokenizer_digest(base)), ("config", sha256_of(base / CONFIG))):
-        recorded = origin.base(name)
+        recorded = checkpoint.base(name)
         if recorded and recorded != found:
             what = f"began from a checkpoint with another {name} than paths.hf"
             raise UserError(what, where=path, remedy="check paths.hf")
-    of_its_own = origin.iteration is None and tokenizer_files(path)
+    of_its_own = checkpoint.iteration is None and tokenizer_files(path)
     if of_its_own and tokenizer_digest(path) != tokenizer_digest(base):
         its, bases = Tokenizer(path, trust_remote_code), Tokenizer(base, trust_remote_code)
         if text := bases.first_disagreement(its.hf):

@@ -14,16 +14,7 @@ from openpangu_sft.checkpoint.files.safetensors import map_safetensors
 from openpangu_sft.checkpoint.hf_files import weight_files
 from openpangu_sft.checkpoint.sharding import hf_shapes
 from openpangu_sft.checkpoint.weights import Weights, require_tensors, weights_of_arrays
-from openpangu_sft.recipe.model_config import (
-    AGAIN,
-    CONFIG,
-    PANGU,
-    PUBLISHED,
-    as_version_4,
-    has_bias,
-    read_config,
-    require_stated,
-)
+from openpangu_sft.recipe.model_config import AGAIN, CONFIG, PUBLISHED, as_version_4, read_config, require_stated
 from openpangu_sft.recipe.sections import Model
 from openpangu_sft.util.errors import UserError
 
@@ -31,13 +22,13 @@ _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 _FREQUENCIES = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 _FP32_ROUNDING = 2.0**-18
-"""Relative error of base^(-2i/d) computed in fp32, at most: 32 units in the last place, as devices differ."""
+"""Largest relative error of base^(-2i/d) computed in fp32: 32 units in the last place, as devices differ."""
 _WRAPPERS = {
     "module.": "model.module.save_pretrained(…), as DistributedDataParallel or DeepSpeed wraps it",
     "_orig_mod.": "model._orig_mod.save_pretrained(…), as torch.compile wraps it",
     "base_model.model.": "model.merge_and_unload().save_pretrained(…), as PEFT wraps it",
 }
-"""What puts a prefix before the names of all tensors."""
+"""Prefixes that wrappers put before the names of all tensors, and how to save without."""
 
 
 def require_model(directory: Path, model: Model) -> dict[str, Any]:
@@ -51,61 +42,8 @@ def require_model(directory: Path, model: Model) -> dict[str, Any]:
     return as_version_4(config)
 
 
-def pangu_config(model: Model, eos_id: int, dtype: str) -> dict[str, Any]:
-    """The content of config.json, in openPangu's own form, for a model that is made here.
-
-    Args:
-        eos_id: of the token that ends a message.
-        dtype: of the weights, as config.json has it.
-    """
-    return {
-        "architectures": ["PanguEmbeddedForCausalLM"],
-        "model_type": PANGU,
-        "bias": model.add_qkv_bias,
-        "attention_dropout": 0.0,
-        "bos_token_id": 1,
-        "eos_token_id": eos_id,
-        "pad_token_id": 0,
-        "hidden_act": "silu",
-        "hidden_size": model.hidden_size,
-        "initializer_range": 0.02,
-        "intermediate_size": model.ffn_hidden_size,
-        "max_position_embeddings": model.max_position_embeddings,
-        "num_attention_heads": model.num_attention_heads,
-        "num_hidden_layers": model.num_layers,
-        "num_key_value_heads": model.num_query_groups,
-        "head_dim": model.kv_channels,
-        "rms_norm_eps": model.norm_epsilon,
-        "rope_theta": model.rotary_base,
-        "tie_word_embeddings": model.tie_word_embeddings,
-        "torch_dtype": dtype,
-        "use_cache": True,
-        "vocab_size": model.vocab_size,
-    }
-
-
-def llama_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """openPangu's configuration under the name of the architecture it equals: Llama with biases in the attention.
-
-    Its own modelling code asks for an NPU at import; stock transformers loads this form anywhere, without remote code.
-    """
-    own = {"architectures", "auto_map", "bias", "model_type", "attention_bias", "mlp_bias", "transformers_version"}
-    config = as_version_4(config)
-    bias = has_bias(config)
-    kept = {key: value for key, value in config.items() if key not in own}
-    tied = bool(config.get("tie_word_embeddings", False))  # written out: no default to rely on
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        **kept,
-        "attention_bias": bool(bias),
-        "mlp_bias": False,
-        "tie_word_embeddings": tied,
-    }
-
-
 def open_hf(directory: Path, model: Model) -> Weights:
-    """Opens all weights; their values are read when they are used.
+    """Opens all weights; values are read on use.
 
     Raises:
         UserError: a tensor is missing, unexpected or of another shape; tie_word_embeddings or the rope base contradicts
@@ -122,25 +60,20 @@ def open_hf(directory: Path, model: Model) -> Weights:
     head, embedding = found.get(_HEAD), found.get(_EMBEDDING)
     if model.tie_word_embeddings and head is not None and embedding is not None:
         if not same_bits(head, embedding):
-            raise UserError(
-                f"tie_word_embeddings is true, but {_HEAD} differs from {_EMBEDDING}",
-                where=directory,
-                remedy="set it to false in config.json and in the recipe",
-            )
+            what = f"tie_word_embeddings is true, but {_HEAD} differs from {_EMBEDDING}"
+            raise UserError(what, where=directory, remedy="set it to false in config.json and in the recipe")
         del found[_HEAD]
     if not model.tie_word_embeddings and head is None:
-        raise UserError(
-            f"tensor {_HEAD} is missing, but tie_word_embeddings is false",
-            where=directory,
-            remedy="is it right in config.json? Without the key it is false; the 1B has true, the 7B has false",
-        )
+        what = f"tensor {_HEAD} is missing, but tie_word_embeddings is false"
+        remedy = "is it right in config.json? Without the key it is false; the 1B has true, the 7B has false"
+        raise UserError(what, where=directory, remedy=remedy)
     remedy = "is this openPangu-Embedded, downloaded in full, with its own config.json?"
     require_tensors(found, hf_shapes(model), directory, remedy)
     return weights_of_arrays(found, directory)
 
 
 def _require_bare_names(found: Mapping[str, Array], directory: Path) -> None:
-    """Refuses the state of what wraps a model, by the name of its embedding."""
+    """Refuses the state dict of a wrapper, recognised by the name of the embedding."""
     prefix = next((name[: -len(_EMBEDDING)] for name in found if name.endswith(f".{_EMBEDDING}")), "")
     if prefix and _EMBEDDING not in found:
         remedy = next((how for mark, how in _WRAPPERS.items() if prefix.startswith(mark)), "without what wraps it")
@@ -149,7 +82,7 @@ def _require_bare_names(found: Mapping[str, Array], directory: Path) -> None:
 
 
 def _leave_out_frequencies(found: dict[str, Array], model: Model, directory: Path) -> None:
-    """Takes out RoPE's inverse frequencies, which the official 7B stores for each layer: the configuration gives them.
+    """Drops RoPE's inverse frequencies, which the official 7B stores for each layer, if they follow from the config.
 
     They may have been computed in fp32 on any device, and rounded to the dtype that they are stored in.
     """

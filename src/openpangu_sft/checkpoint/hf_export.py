@@ -1,6 +1,6 @@
-"""The two forms of an exported checkpoint: what stands beside the weights, which are the same in both.
+"""The two export formats: the files beside the weights, which are the same in both.
 
-llama      openPangu under the name of the architecture it equals: transformers and vLLM load it without remote code
+llama      openPangu under the name of the architecture that it equals: transformers and vLLM need no remote code
 openpangu  the original's configuration and Python files; loads where the original loads, with remote code
 """
 
@@ -12,17 +12,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional
 
-from openpangu_sft.checkpoint.hf import llama_config
-from openpangu_sft.recipe.model_config import CONFIG, PANGU, read_object
+from openpangu_sft.recipe.model_config import CONFIG, PANGU, llama_config, read_object
 from openpangu_sft.tokenizer.template import END
 from openpangu_sft.tokenizer.tokenizer import Tokenizer, load_hf, tokenizer_files
 from openpangu_sft.util.console import console
 from openpangu_sft.util.errors import UserError, naming, printable
 
 LLAMA, OPENPANGU = "llama", "openpangu"
-FORMS = (LLAMA, OPENPANGU)
 SAME_IDS = "gives the same ids"
-"""What is recorded of the fast tokenizer class where it does; otherwise, for which text it does not."""
+"""Recorded of the fast tokenizer class where it does; otherwise, for which text it does not."""
 
 _AS_IT_IS = "export with FORM=openpangu"
 _TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -30,18 +28,19 @@ _GENERATION_CONFIG = "generation_config.json"
 _ALSO = (_GENERATION_CONFIG, "chat_template.jinja")
 _LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "*Notice*", "*NOTICE*")
 _OF_THE_CLASS = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "chat_template")
-"""What a class may have by itself, so that another one lacks it."""
+"""Attributes that a class may define itself, so that another class lacks them."""
 
 
 def write_config(directory: Path, config: Mapping[str, Any], base: Path, form: str, dtype: str) -> None:
     """Writes config.json, with one dtype (`torch_dtype`, which transformers 4 reads) and the right eos.
 
     Args:
-        config: the base's.
-        dtype: of the weights, as config.json has it.
+        config: of the base.
+        form: the export format.
+        dtype: of the weights, as config.json names it.
 
     Raises:
-        UserError: the base is not in openPangu's own form, so it cannot be exported in it.
+        UserError: the base is not in openPangu's own format, so the export cannot be.
     """
     if form == OPENPANGU and config["model_type"] != PANGU:
         what = f"model_type is {config['model_type']}: openPangu's own configuration and code are not here"
@@ -52,7 +51,7 @@ def write_config(directory: Path, config: Mapping[str, Any], base: Path, form: s
 
 
 def write_companions(directory: Path, base: Path, form: str) -> None:
-    """Copies tokenizer, generation config, licence and, in openPangu's form, the Python files of the base.
+    """Copies tokenizer, generation config, licence and, in the format openpangu, the Python files of the base.
 
     Raises:
         UserError: a Python file that the base's configuration names is missing.
@@ -68,7 +67,7 @@ def write_companions(directory: Path, base: Path, form: str) -> None:
                     raise UserError(what, where=base / name, remedy="download it again")
     for path in files:
         if path.is_file() and (form == OPENPANGU or path.suffix != ".py"):
-            with naming(directory / path.name):  # shutil would say that there is no room for the original
+            with naming(directory / path.name):  # shutil would name the original where the disk is full
                 (directory / path.name).write_bytes(path.read_bytes())
     if (base / _GENERATION_CONFIG).is_file():
         config = read_object(base / _GENERATION_CONFIG)
@@ -77,7 +76,7 @@ def write_companions(directory: Path, base: Path, form: str) -> None:
 
 
 def _with_right_eos(config: Mapping[str, Any], base: Path, name: str) -> Mapping[str, Any]:
-    """A configuration whose eos ends messages, so that generation stops there; what had to be changed is printed."""
+    """The configuration with the eos that ends messages, where generation has to stop; prints a change."""
     ids, right = config.get("eos_token_id"), _end_id(base)
     if right is None or right in (ids if isinstance(ids, list) else [ids]):
         return config
@@ -87,7 +86,7 @@ def _with_right_eos(config: Mapping[str, Any], base: Path, name: str) -> Mapping
 
 
 def _end_id(base: Path) -> Optional[int]:
-    """The id of the token that ends messages, by the tokenizer's configuration: this runs no remote code."""
+    """The id of the token that ends messages, from the tokenizer's configuration: no remote code runs."""
     path = base / _TOKENIZER_CONFIG
     added = read_object(path).get("added_tokens_decoder") if path.is_file() else None
     for number, token in added.items() if isinstance(added, dict) else ():
@@ -97,15 +96,15 @@ def _end_id(base: Path) -> Optional[int]:
 
 
 def make_tokenizer_stock(directory: Path, base: Path, trust_remote_code: bool) -> str:
-    """Makes the copy of a tokenizer with code of its own load without it, and compares it with the original.
+    """Makes the copy of a tokenizer load without its own code, and compares it with the original.
 
     openPangu's class becomes Llama's slow one, which splits and encodes in the same way if it is `legacy`: otherwise
-    it would put a mark before each stretch behind a control token and take it off again. `add_prefix_space` does not
-    change what this class encodes. But transformers makes a fast tokenizer of it wherever the slow one is not asked
-    for, as vLLM does, and that one puts a space before each stretch unless it is told that SentencePiece does not.
+    it would put a mark before each text after a control token and remove it again. `add_prefix_space` does not change
+    what this class encodes. But transformers makes a fast tokenizer of it by default, as vLLM does, and that one puts
+    a space before each text unless it is told that SentencePiece does not.
 
     Returns:
-        What the fast tokenizer does: `SAME_IDS`, or for which text it does not.
+        `SAME_IDS`, or how the fast tokenizer differs.
 
     Raises:
         UserError: the original cannot be loaded, or gives other ids, or has other special tokens or another template.
@@ -131,7 +130,7 @@ def make_tokenizer_stock(directory: Path, base: Path, trust_remote_code: bool) -
 
 
 def _alias(directory: Path, config: Mapping[str, Any]) -> Tokenizer:
-    """A tokenizer as Llama's class. Whether SentencePiece puts a space before a text is asked of it."""
+    """The tokenizer as Llama's class, with a space before a text if SentencePiece puts one there."""
     alias = {**config, "tokenizer_class": "LlamaTokenizer", "legacy": True, "add_prefix_space": False}
     _write_json(directory / _TOKENIZER_CONFIG, alias)
     stock = Tokenizer(directory, trust_remote_code=False)
@@ -154,7 +153,7 @@ def _require_same(own: Tokenizer, stock: Tokenizer, base: Path) -> None:
 
 
 def _modules(path: Path) -> set[str]:
-    """The Python files that a configuration names in its auto_map."""
+    """The Python files that the auto_map of a configuration names."""
     named = read_object(path).get("auto_map") if path.is_file() else None
     classes = named.values() if isinstance(named, dict) else [named]
     flat = [name for entry in classes for name in (entry if isinstance(entry, list) else [entry])]

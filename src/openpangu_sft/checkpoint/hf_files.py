@@ -1,4 +1,4 @@
-"""The files of a Hugging Face checkpoint, and what a directory holds that is none."""
+"""The weight files of a Hugging Face checkpoint: single, sharded with an index, or sharded without one."""
 
 from __future__ import annotations
 
@@ -36,16 +36,13 @@ def weight_files(directory: Path) -> list[Path]:
     if shards := sorted(path.name for path in directory.glob("*.safetensors") if _SHARD.fullmatch(path.name)):
         return [_not_a_pointer(directory / name) for name in _without_index(directory, shards)]
     if list(directory.glob("pytorch_model*.bin")):
-        raise UserError(
-            "only .bin weights, which transformers 4.53.2 refuses to load with torch 2.1",
-            where=directory,
-            remedy="take the safetensors files",
-        )
+        what = "only .bin weights, which transformers 4.53.2 refuses to load with torch 2.1"
+        raise UserError(what, where=directory, remedy="take the safetensors files")
     raise not_hf(directory, UserError(f"no weights here ({WEIGHTS})", where=directory, remedy="check paths.hf"))
 
 
 def _without_index(directory: Path, shards: list[str]) -> list[str]:
-    """The shards where there is no index: their names say how many there are, and opening checks their tensors."""
+    """Shards without an index: their names give their number; opening them checks the tensors."""
     counts = sorted({shard.split("-")[-1][:5] for shard in shards})
     if len(counts) > 1:
         what = f"has shards of {' and of '.join(map(str, map(int, counts)))}, and no {INDEX} that says which to take"

@@ -28,40 +28,30 @@ RELEASE = "release"
 
 
 def iteration_directory(root: Path, iteration: int) -> Path:
-    """Directory of one iteration's checkpoint."""
+    """Directory of an iteration below the checkpoint's root."""
     return root / f"iter_{iteration:07d}"
 
 
 def rank_file(tp: int, pp: int, pipeline: int) -> str:
-    """Path of a rank's file below the iteration's directory.
-
-    Args:
-        tp, pp: tensor rank and pipeline rank.
-        pipeline: how many stages there are; where there is one, it has no number.
-    """
+    """Path of a rank's file below the iteration's directory; a single pipeline stage has no number."""
     stage = f"_{pp:03d}" if pipeline > 1 else ""
     return f"mp_rank_{tp:02d}{stage}/{MODEL_FILE}"
 
 
 def write_tracker(root: Path, iteration: int) -> None:
-    """Names the newest iteration, after its checkpoint is in place."""
+    """Names the newest iteration; to be called once its checkpoint is in place."""
     write_durably(root / TRACKER, str(iteration))
 
 
 class Position(NamedTuple):
-    """Where a training stands.
-
-    Args:
-        iteration: to continue after.
-        consumed_samples: training samples (packs) seen so far.
-    """
+    """Where a training stands: the iteration to resume after, and the samples (packs) consumed so far."""
 
     iteration: int
     consumed_samples: int = 0
 
 
 FIRST = Position(1)
-"""Upstream's converter writes iter_0000001, and training with --finetune starts counting anew from there."""
+"""Upstream's converter writes iter_0000001, and training with --finetune counts from 0 again."""
 
 
 def write_rank(
@@ -77,14 +67,8 @@ def write_rank(
 
     Args:
         directory: of the iteration; exists.
-        model: sizes, for the arguments that Megatron reads back.
-        layout: over how many ranks the model is spread.
         rank: (tensor rank, pipeline rank).
-        tensors: by Megatron-core name, all of this rank's.
-        position: where the training stands.
-
-    Returns:
-        The file's manifest entry: bytes and sha256.
+        tensors: all of this rank's, by Megatron-core name.
     """
     state: dict[str, Any] = dict(tensors)
     state.update(dict.fromkeys(extra_state_names(layout, rank[1])))
@@ -102,7 +86,7 @@ def write_rank(
 
 
 def _arguments(model: Model, layout: Layout, dtype: DType, position: Position) -> Namespace:
-    """What megatron/training/checkpointing.py compares or takes over when it loads, and what describes the model."""
+    """The arguments that megatron/training/checkpointing.py compares or adopts, and those that describe the model."""
     return Namespace(
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,

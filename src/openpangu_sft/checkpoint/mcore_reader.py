@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
@@ -21,10 +22,11 @@ from openpangu_sft.recipe.sections import Model
 from openpangu_sft.util.errors import UserError
 
 _RANK = re.compile(r"mp_rank_(\d{2})(?:_(\d{3}))?")
+_RECIPE = "was it made with the model of this recipe?"
 _EMBEDDING = "embedding.word_embeddings.weight"
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
 _DESCRIBED = ("num_attention_heads", "num_query_groups", "kv_channels", "rotary_base", "norm_epsilon")
-"""Sizes that shapes do not tell, and that training cannot tell either from the weights."""
+"""Sizes that neither shapes nor values of the weights show."""
 
 
 class McoreCheckpoint(NamedTuple):
@@ -32,10 +34,8 @@ class McoreCheckpoint(NamedTuple):
 
     Args:
         directory: of the iteration.
-        iteration: its number.
-        layout: over which ranks it is spread.
-        weights: by Hugging Face name; padding of the vocabulary is not among them.
-        manifest: what made it, where this project did.
+        weights: by Hugging Face name, without the padding of the vocabulary.
+        manifest: None where another tool made it.
     """
 
     directory: Path
@@ -51,11 +51,10 @@ class McoreCheckpoint(NamedTuple):
 
 
 def latest_iteration(root: Path, remedy: str = "check the path") -> int:
-    """The iteration that the tracker file names.
+    """The iteration that the tracker file in `root` names.
 
     Args:
-        root: directory of the tracker file.
-        remedy: what to do where there is none.
+        remedy: for a directory without one.
 
     Raises:
         UserError: no tracker file, or it names no number.
@@ -70,20 +69,19 @@ def latest_iteration(root: Path, remedy: str = "check the path") -> int:
         raise UserError(what, where=root, remedy=remedy)
     text = path.read_text("utf-8", errors="replace").strip()
     if not re.fullmatch("[0-9]{1,12}", text):
-        raise UserError(
-            f"names iteration {text[:40]!r}, not a number", where=path, remedy="write the number of an iter_ directory"
-        )
+        what = f"names iteration {text[:40]!r}, not a number"
+        raise UserError(what, where=path, remedy="write the number of an iter_ directory")
     return int(text)
 
 
 def open_mcore(
     root: Path, model: Model, iteration: Optional[int] = None, remedy: str = "check the path"
 ) -> McoreCheckpoint:
-    """Opens the newest checkpoint below a directory, or that of an iteration. Its values are read when they are used.
+    """Opens the newest checkpoint below a directory, or that of an iteration. Values are read on use.
 
     Raises:
-        UserError: there is none; it is half-written or damaged; it has other tensors than the model; ranks that should
-            hold the same do not.
+        UserError: there is none; it is half-written or damaged; its tensors are not the model's; ranks disagree on a
+            tensor that several hold.
     """
     release = _is_release(root)
     newest = 0 if release else latest_iteration(root, remedy)
@@ -102,14 +100,14 @@ def open_mcore(
         where = directory / rank_file(tp, pp, layout.pipeline)
         tensors = {name: value for name, value in content["model"].items() if isinstance(value, np.ndarray)}
         table = mcore_tensors(model, layout, tp, pp)
-        require_tensors(tensors, {t.name: t.shape for t in table}, where, "was it made with the model of this recipe?")
+        require_tensors(tensors, {t.name: t.shape for t in table}, where, _RECIPE)
         for tensor in table:
             parts.extend(parts_of(tensor.blocks, tensors[tensor.name], where))
     return McoreCheckpoint(directory, number, layout, Weights(parts, "the ranks are not of one checkpoint"), manifest)
 
 
 def _is_release(root: Path) -> bool:
-    """Whether the tracker file names the directory `release`, as Megatron's own converters leave it: iteration 0."""
+    """Whether the tracker file names the directory `release`, which Megatron's own converters write: iteration 0."""
     path = root / TRACKER
     return path.is_file() and path.read_bytes()[:80].strip() == RELEASE.encode()
 
@@ -125,7 +123,7 @@ def parts_of(blocks: Sequence[Block], array: Array, where: Path) -> list[Part]:
 
 
 def _manifest(root: Path, directory: Path, remedy: str) -> Optional[Manifest]:
-    """That of the iteration (a run's), or of the whole (a converted one's), its files all there in full size."""
+    """That of the iteration (of a run), or of the whole checkpoint (a converted one); its files are checked by size."""
     for place in (directory, root):
         if (place / MANIFEST).is_file():
             manifest = parse_manifest(place / MANIFEST, remedy)
@@ -138,26 +136,23 @@ def _manifest(root: Path, directory: Path, remedy: str) -> Optional[Manifest]:
 def _read_ranks(directory: Path, remedy: str) -> dict[tuple[int, int], Mapping[str, Any]]:
     """The content of every rank's file, by (tensor rank, pipeline rank); the ranks are complete."""
     if (directory / "metadata.json").is_file():
-        raise UserError(
-            "is in Megatron's distributed format (--use-dist-ckpt)", where=directory, remedy="save it without that flag"
-        )
+        what = "is in Megatron's distributed format (--use-dist-ckpt)"
+        raise UserError(what, where=directory, remedy="save it without that flag")
     found: dict[tuple[int, int], Path] = {}
     for path in sorted(directory.glob("mp_rank_*")):
         match = _RANK.fullmatch(path.name)
         if not match:
-            what = "is of a layout with expert parallelism, which this model has not"
+            what = "has expert parallelism, which this model does not have"
             raise UserError(what, where=path, remedy="check the path")
         found[int(match[1]), int(match[2] or 0)] = path
     if not found:
         raise UserError("holds no checkpoint (mp_rank_00)", where=directory, remedy=remedy)
     contents = {rank: _read_rank(path, remedy) for rank, path in found.items()}
     tensor, pipeline = _sizes(contents, found)
-    for pp in range(pipeline):
-        for tp in range(tensor):
-            if (tp, pp) not in found:
-                what = f"is half-written: of TP {tensor}, PP {pipeline} this rank is missing"
-                folder = (directory / rank_file(tp, pp, pipeline)).parent
-                raise UserError(what, where=folder, remedy=remedy)
+    for pp, tp in product(range(pipeline), range(tensor)):
+        if (tp, pp) not in found:
+            what = f"is half-written: of TP {tensor}, PP {pipeline} this rank is missing"
+            raise UserError(what, where=(directory / rank_file(tp, pp, pipeline)).parent, remedy=remedy)
     return contents
 
 
@@ -181,7 +176,7 @@ def _read_rank(path: Path, remedy: str) -> Mapping[str, Any]:
 def _sizes(
     contents: Mapping[tuple[int, int], Mapping[str, Any]], found: Mapping[tuple[int, int], Path]
 ) -> tuple[int, int]:
-    """TP and PP as the saved arguments have them; without arguments, as the ranks that are there do."""
+    """TP and PP: of the saved arguments, or else of the ranks that are there."""
     seen = max(tp for tp, _ in found) + 1, max(pp for _, pp in found) + 1
     sizes = set()
     for content in contents.values():
@@ -189,56 +184,49 @@ def _sizes(
         given = (getattr(args, f"{kind}_model_parallel_size", None) for kind in ("tensor", "pipeline"))
         sizes.add(tuple(size if isinstance(size, int) else here for size, here in zip(given, seen)))
     if len(sizes) > 1:
-        raise UserError(
-            f"the ranks say different things of TP and PP: {sorted(sizes)}",
-            where=next(iter(found.values())).parent,
-            remedy="they are not of one checkpoint",
-        )
+        what, place = f"the ranks say different things of TP and PP: {sorted(sizes)}", found[min(found)].parent
+        raise UserError(what, where=place, remedy="they are not of one checkpoint")
     tensor, pipeline = sizes.pop()
     if seen[0] > tensor or seen[1] > pipeline:
-        raise UserError(
-            f"belongs to no rank of TP {tensor}, PP {pipeline}", where=found[max(found)], remedy="remove it"
-        )
+        what = f"belongs to no rank of TP {tensor}, PP {pipeline}"
+        raise UserError(what, where=found[max(found)], remedy="remove it")
     return tensor, pipeline
 
 
 def _layout(contents: Mapping[tuple[int, int], Mapping[str, Any]], model: Model, directory: Path) -> Layout:
-    """The layout, from what the ranks hold; and the model's sizes, as far as they are not in shapes, are compared."""
-    tensor, pipeline = (max(rank[kind] for rank in contents) + 1 for kind in (0, 1))
-    for key, size in (("num_query_groups", model.num_query_groups), ("ffn_hidden_size", model.ffn_hidden_size)):
-        if size % tensor:
-            raise UserError(
-                f"has TP {tensor}, which does not divide model.{key} {size}", where=directory, remedy=_RECIPE
-            )
-    args = contents[0, 0].get("args")
-    described = {key: getattr(args, key, None) for key in _DESCRIBED} if isinstance(args, Namespace) else {}
-    numbers = {key: value for key, value in described.items() if isinstance(value, (int, float))}
-    differing = [(key, found, getattr(model, key)) for key, found in numbers.items() if found != getattr(model, key)]
-    if differing:
-        what = "; ".join(f"has {key} {found}, the recipe says {wanted}" for key, found, wanted in differing)
-        raise UserError(what, where=directory, remedy=_RECIPE)
+    """The layout, from what the ranks hold; it is checked, and so are the model's sizes that no shape shows."""
+    tensor, pipeline = (max(sizes) + 1 for sizes in zip(*contents))
     stages = []
     for pp in range(pipeline):
-        names = contents[0, pp]["model"]
-        stages.append(len({match[1] for match in map(_LAYER.match, map(str, names)) if match}))
-    if sum(stages) != model.num_layers:
-        what = f"has {sum(stages)} layers, the recipe says model.num_layers {model.num_layers}"
-        raise UserError(what, where=directory, remedy=_RECIPE)
+        layers = map(_LAYER.match, map(str, contents[0, pp]["model"]))
+        stages.append(len({match[1] for match in layers if match}))
     embedding = contents[0, 0]["model"].get(_EMBEDDING)
-    if not isinstance(embedding, np.ndarray) or embedding.ndim != 2:
-        raise UserError(f"tensor {_EMBEDDING} is missing", where=directory, remedy=_RECIPE)
-    padded = len(embedding) * tensor
-    if padded < model.vocab_size:
-        what = f"has {padded} rows in its embedding, the recipe says model.vocab_size {model.vocab_size}"
+    rows = len(embedding) * tensor if isinstance(embedding, np.ndarray) and embedding.ndim == 2 else 0
+    layout = Layout(tensor, tuple(stages), rows)
+    for what in _differences(layout, contents[0, 0].get("args"), model):
         raise UserError(what, where=directory, remedy=_RECIPE)
-    return Layout(tensor, tuple(stages), padded)
+    return layout
 
 
-_RECIPE = "was it made with the model of this recipe?"
+def _differences(layout: Layout, args: object, model: Model) -> Iterator[str]:
+    for key, size in (("num_query_groups", model.num_query_groups), ("ffn_hidden_size", model.ffn_hidden_size)):
+        if size % layout.tensor:
+            yield f"has TP {layout.tensor}, which does not divide model.{key} {size}"
+    described = vars(args) if isinstance(args, Namespace) else {}
+    sizes = [(key, described.get(key), getattr(model, key)) for key in _DESCRIBED]
+    wrong = [size for size in sizes if isinstance(size[1], (int, float)) and size[1] != size[2]]
+    if wrong:
+        yield "; ".join(f"has {key} {found}, the recipe says {wanted}" for key, found, wanted in wrong)
+    if sum(layout.stages) != model.num_layers:
+        yield f"has {sum(layout.stages)} layers, the recipe says model.num_layers {model.num_layers}"
+    if not (rows := layout.padded_vocab_size):
+        yield f"tensor {_EMBEDDING} is missing"
+    if rows < model.vocab_size:
+        yield f"has {rows} rows in its embedding, the recipe says model.vocab_size {model.vocab_size}"
 
 
 def _another(root: Path, but: Path) -> str:
-    """What to do where an iteration is not to be used."""
+    """The remedy where an iteration cannot be used."""
     others = [path.name for path in root.glob("iter_*") if path != but]
     numbers = sorted(int(name[5:]) for name in others if name[5:].isdigit())
     return f"take another one: ITERATION={numbers[-1]}" if numbers else "there is no other one here: make it again"

@@ -1,15 +1,15 @@
-"""Weights into the tensors of either form, ready to be written; in another dtype where one is asked for."""
+"""A model's weights as the tensors of a Hugging Face or Megatron-core checkpoint, cast to another dtype on demand."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Optional
 
 from openpangu_sft.checkpoint.files.arrays import Array, CastStats, DType, Shape, Stored, convert_dtype
 from openpangu_sft.checkpoint.files.writer import Advance, nothing
 from openpangu_sft.checkpoint.sharding import Block, Layout, hf_shapes, mcore_tensors, whole
-from openpangu_sft.checkpoint.weights import Part, Weights, difference, pieces
+from openpangu_sft.checkpoint.weights import Part, Weights, difference, row_blocks
 from openpangu_sft.recipe.sections import Model
 from openpangu_sft.util.console import console
 from openpangu_sft.util.errors import UserError
@@ -18,18 +18,12 @@ COMPARED_AT_ONCE = 2
 
 
 class Resharder:
-    """Moves weights block by block. Nothing is computed, so nothing is rounded, unless a dtype is given.
-
-    Args:
-        weights: of the model.
-        model: its sizes.
-        dtype: of all tensors; None keeps each as it is.
-    """
+    """Moves weights block by block; only a given dtype changes values. Without one each tensor keeps its own."""
 
     def __init__(self, weights: Weights, model: Model, dtype: Optional[DType] = None) -> None:
         self.weights, self.model, self.dtype = weights, model, dtype
-        self.loss = CastStats()
-        """What the change of dtype has lost so far; a block that is on several ranks counts once."""
+        self.cast = CastStats()
+        """What the cast has lost so far; a block that is on several ranks counts once."""
         self._counted: set[Block] = set()
 
     def mcore(self, layout: Layout, tp: int, pp: int) -> dict[str, Stored]:
@@ -46,7 +40,7 @@ class Resharder:
         return {name: self._stored(name, shape, [whole(name, shape)]) for name, shape in hf_shapes(self.model).items()}
 
     def read(self, block: Block) -> Array:
-        """What stands, or is to stand, in a block of the result."""
+        """Values of a block, after any dtype cast."""
         array = self.weights.read(block)
         return array if self.dtype is None or self.dtype == array.dtype else convert_dtype(array, self.dtype)[0]
 
@@ -66,19 +60,14 @@ class Resharder:
                 if self.dtype is None or self.dtype == chunk.dtype:
                     yield chunk
                 else:
-                    converted, loss = convert_dtype(chunk, self.dtype)
+                    converted, stats = convert_dtype(chunk, self.dtype)
                     if counts:
-                        self.loss += loss
+                        self.cast += stats
                     yield converted
 
 
-def size_of(tensors: Iterable[Stored]) -> int:
-    """Bytes that tensors take in files."""
-    return sum(tensor.nbytes for tensor in tensors)
-
-
 def differences(resharder: Resharder, written: Weights, advance: Advance = nothing) -> Iterator[str]:
-    """What is not, bit for bit, what it should have been made from: in words, with the first element that differs."""
+    """The blocks of a written checkpoint that are not bit for bit their source, each with its first difference."""
 
     def compare(part: Part) -> Optional[str]:
         found = difference(part, resharder.read(part.block))
@@ -86,17 +75,17 @@ def differences(resharder: Resharder, written: Weights, advance: Advance = nothi
         return found
 
     parts = [
-        Part(piece, part.array[piece.within(part.block)], part.where)
+        Part(rows, part.array[rows.within(part.block)], part.where)
         for name in hf_shapes(resharder.model)
         for part in written.parts(name)
-        for piece in pieces(part.block, part.array.dtype)  # a tensor that lies on several ranks is never joined whole
+        for rows in row_blocks(part.block, part.array.dtype)  # a tensor on several ranks is never joined whole
     ]
     with ThreadPoolExecutor(COMPARED_AT_ONCE) as pool:
         yield from filter(None, pool.map(compare, parts))
 
 
 def require_equal(resharder: Resharder, written: Weights, where: object, advance: Advance = nothing) -> None:
-    """Compares what was written, read back as anyone reads it, with what it was made from.
+    """Compares a checkpoint, read back after writing, with its source.
 
     Raises:
         UserError: names the first element that differs.
@@ -105,10 +94,10 @@ def require_equal(resharder: Resharder, written: Weights, where: object, advance
         raise UserError(f"differs from its source: {found}", where=where, remedy="check disk and memory")
 
 
-def warn_of_loss(resharder: Resharder) -> None:
-    """Says on the screen what a change of dtype has lost."""
-    loss, dtype = resharder.loss, resharder.dtype
-    if loss.changed:
-        share = f"{loss.changed:,} of {loss.values:,} values"
-        infinite = f", {loss.infinite:,} of them became infinite" if loss.infinite else ""
+def warn_of_cast(resharder: Resharder) -> None:
+    """Prints what the cast has lost."""
+    cast, dtype = resharder.cast, resharder.dtype
+    if cast.changed:
+        share = f"{cast.changed:,} of {cast.values:,} values"
+        infinite = f", {cast.infinite:,} of them became infinite" if cast.infinite else ""
         console.print(f"warning: {share} lost bits in {dtype}{infinite}", soft_wrap=True, markup=False)

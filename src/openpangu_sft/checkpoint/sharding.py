@@ -1,7 +1,7 @@
-"""Where each part of each Megatron-core tensor stands in the Hugging Face checkpoint, for every TP x PP: one table.
+"""Which blocks of Hugging Face tensors make up each Megatron-core tensor, for every TP x PP: one table.
 
 Pure integers, no tensors. Shapes are [out features, in features] for weights and [out features] for biases and norms.
-Every direction follows from the table, since nothing in it is computed: parts are only moved.
+Conversion in every direction follows from it, as blocks are only moved and nothing is computed.
 
 - `linear_qkv` is interleaved per KV group: the group's query heads, then its key head, then its value head
   (megatron/core/transformer/attention.py, SelfAttention.get_query_key_value_tensors). A rank has whole groups.
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
+from math import prod
 from typing import TYPE_CHECKING, NamedTuple, Optional
 
 if TYPE_CHECKING:
@@ -26,13 +27,11 @@ if TYPE_CHECKING:
 
 
 class Block(NamedTuple):
-    """A rectangle of one Hugging Face tensor.
+    """A rectangle of one Hugging Face tensor, from (row, column) on.
 
     Args:
-        name: of the tensor.
-        row, rows: where it begins, and how many.
-        column, columns: the same; `columns` is None for a tensor of one dimension.
-        padding: what stands here is no weight: written to fill the vocabulary up, never read.
+        columns: None for a tensor of one dimension.
+        padding: a row that fills the vocabulary up: written, never read.
     """
 
     name: str
@@ -48,7 +47,7 @@ class Block(NamedTuple):
         return (self.rows,) if self.columns is None else (self.rows, self.columns)
 
     def within(self, outer: Block) -> tuple[slice, ...]:
-        """The part of an array of `outer` that this block is. Empty slices where they do not meet."""
+        """The slices of `outer` that this block covers; empty where they do not overlap."""
         begin = max(self.row - outer.row, 0)
         rows = slice(begin, max(min(self.row + self.rows, outer.row + outer.rows) - outer.row, begin))
         if self.columns is None or outer.columns is None:
@@ -59,7 +58,7 @@ class Block(NamedTuple):
 
 
 class McoreTensor(NamedTuple):
-    """A Megatron-core tensor of one rank: these blocks of Hugging Face tensors, one below the other."""
+    """A Megatron-core tensor of one rank: blocks of Hugging Face tensors, stacked by rows."""
 
     name: str
     shape: Shape
@@ -70,7 +69,7 @@ class Layout(NamedTuple):
     """How a Megatron-core checkpoint is spread over ranks.
 
     Args:
-        tensor: tensor parallel size.
+        tensor: TP.
         stages: layers of each pipeline stage.
         padded_vocab_size: rows of the embedding over all ranks.
     """
@@ -81,12 +80,12 @@ class Layout(NamedTuple):
 
     @property
     def pipeline(self) -> int:
-        """Pipeline parallel size."""
+        """PP."""
         return len(self.stages)
 
     @property
     def even(self) -> bool:
-        """Whether all stages have as many layers: what Megatron-LM itself can load."""
+        """Whether all stages have the same number of layers, as Megatron-LM itself requires."""
         return len(set(self.stages)) == 1
 
     def ranks(self) -> Iterator[tuple[int, int]]:
@@ -99,7 +98,7 @@ class Layout(NamedTuple):
 
 
 def layout_of(model: Model, parallel: Parallel) -> Layout:
-    """The layout that a recipe asks for; recipe_rules.py has refused what does not divide."""
+    """The layout that a recipe asks for; recipe/rules.py has checked that it divides."""
     multiple = parallel.make_vocab_size_divisible_by * parallel.tensor
     padded = -(-model.vocab_size // multiple) * multiple
     stages = parallel.num_layer_list or [model.num_layers // parallel.pipeline] * parallel.pipeline
@@ -118,7 +117,7 @@ def mcore_tensors(model: Model, layout: Layout, tp: int, pp: int) -> tuple[Mcore
 
 
 def extra_state_names(layout: Layout, pp: int) -> list[str]:
-    """Entries that Megatron-core's linear layers add to a rank's tensors in a checkpoint; their value is None."""
+    """Entries that Megatron-core's linear layers add to a rank's state dict; their value is None."""
     linears = ("self_attention.linear_proj", "self_attention.linear_qkv", "mlp.linear_fc1", "mlp.linear_fc2")
     names = [f"decoder.layers.{layer}.{name}._extra_state" for layer in range(layout.stages[pp]) for name in linears]
     return [*names, "output_layer._extra_state"] if pp == layout.pipeline - 1 else names
@@ -126,7 +125,7 @@ def extra_state_names(layout: Layout, pp: int) -> list[str]:
 
 @lru_cache(maxsize=64)
 def hf_shapes(model: Model) -> dict[str, Shape]:
-    """Names and shapes of all tensors of the Hugging Face checkpoint. Not to be changed by the caller."""
+    """Names and shapes of all tensors of the Hugging Face checkpoint. Shared: do not change it."""
     shapes: dict[str, Shape] = {}
     for tensor in mcore_tensors(model, single(model), 0, 0):
         for block in tensor.blocks:
@@ -143,22 +142,16 @@ def whole(name: str, shape: Shape) -> Block:
 @lru_cache(maxsize=64)
 def parameter_count(model: Model) -> int:
     """Number of parameters, tied embeddings counted once."""
-    return sum(map(_elements, hf_shapes(model).values()))
+    return sum(map(prod, hf_shapes(model).values()))
 
 
 @lru_cache(maxsize=1024)
 def rank_parameter_count(model: Model, layout: Layout, tp: int, pp: int) -> int:
-    """Number of parameters that one rank holds, what fills the vocabulary up among them."""
-    return sum(_elements(tensor.shape) for tensor in _Rank(model, layout, tp, pp).tensors())
-
-
-def _elements(shape: Shape) -> int:
-    return shape[0] * (shape[1] if len(shape) > 1 else 1)
+    """Number of parameters that one rank holds, padding of the vocabulary included."""
+    return sum(prod(tensor.shape) for tensor in _Rank(model, layout, tp, pp).tensors())
 
 
 class _Rank:
-    """Makes the tensors of one rank."""
-
     def __init__(self, model: Model, layout: Layout, tp: int, pp: int) -> None:
         self.model, self.layout, self.tp, self.pp = model, layout, tp, pp
 
@@ -213,7 +206,7 @@ class _Rank:
         return _stack(here, blocks + [last_row] * (rows - real))
 
     def _share(self, size: int) -> tuple[int, int]:
-        """Where this tensor rank's part of `size` begins, and how large it is."""
+        """Begin and size of this tensor rank's part of `size`."""
         part = size // self.layout.tensor
         return self.tp * part, part
 

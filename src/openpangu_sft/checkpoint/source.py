@@ -1,4 +1,4 @@
-"""What a conversion begins with: a Hugging Face checkpoint, or a Megatron-core one of any layout."""
+"""The source of a conversion: a Hugging Face checkpoint, or a Megatron-core one of any layout."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from openpangu_sft.checkpoint.checklist import check_published
 from openpangu_sft.checkpoint.hf import open_hf, require_model
 from openpangu_sft.checkpoint.hf_files import weight_files
 from openpangu_sft.checkpoint.mcore import MODEL_FILE
-from openpangu_sft.checkpoint.mcore_reader import McoreCheckpoint, open_mcore
+from openpangu_sft.checkpoint.mcore_reader import open_mcore
 from openpangu_sft.checkpoint.weights import Weights
 from openpangu_sft.recipe.model_config import CONFIG, TRACKER, not_hf
 from openpangu_sft.recipe.schema import Recipe
@@ -28,10 +28,9 @@ class CheckpointSource(NamedTuple):
     """An open checkpoint.
 
     Args:
-        weights: of the model.
-        manifest: what made it, where this project did.
+        manifest: None where another tool made it.
         iteration: of a Megatron-core checkpoint; None for a Hugging Face one.
-        digests: gives sha256 of what it consists of, by name; takes as long as reading it.
+        digests: computes the sha256 of its parts, by name; takes as long as reading it.
         stamps: of its files, from before they were opened.
     """
 
@@ -43,10 +42,10 @@ class CheckpointSource(NamedTuple):
 
     @contextlib.contextmanager
     def unchanged(self) -> Iterator[None]:
-        """Refuses what a block has made of files that were written to meanwhile.
+        """Raises at the end of the block if a file has changed: the result may mix old and new values.
 
-        The weights are views of mapped files, so the result may hold some of the old and some of the new. (Where a file
-        is cut short, the kernel may end the process with SIGBUS when what is gone is read; Python cannot prevent that.)
+        The weights are views of mapped files. (Where a file is truncated, the kernel may end the process with SIGBUS;
+        Python cannot prevent that.)
 
         Raises:
             UserError: names the file that changed.
@@ -54,7 +53,7 @@ class CheckpointSource(NamedTuple):
         try:
             yield
         except (UserError, OSError):
-            self._require_unchanged()  # what went wrong then follows from it
+            self._require_unchanged()  # then this is the cause
             raise
         self._require_unchanged()
 
@@ -69,33 +68,30 @@ class CheckpointSource(NamedTuple):
         return inputs.get(name) or inputs.get(f"hf.{name}")
 
 
-def is_mcore(path: Path) -> bool:
-    """Whether a directory is a Megatron-core checkpoint or a run."""
-    return (path / TRACKER).is_file()
-
-
-def open_origin(
+def open_checkpoint(
     recipe: Recipe, path: Path, iteration: Optional[int] = None, remedy: str = "check the path"
 ) -> CheckpointSource:
-    """Opens a checkpoint of either form.
+    """Opens a Hugging Face checkpoint, a Megatron-core one, or a run.
 
     Args:
-        path: a Hugging Face checkpoint, a Megatron-core one, or a run.
-        iteration: of a Megatron-core checkpoint; without it, the newest.
-        remedy: what to do where there is none.
+        iteration: of a Megatron-core checkpoint; by default the newest.
+        remedy: where there is none.
 
     Raises:
         UserError: there is none, it is damaged, or it does not fit the recipe.
     """
     if not path.is_dir():
         raise UserError("no such directory", where=path, remedy=remedy)
-    if is_mcore(path):
+    if (path / TRACKER).is_file():
         before = {file: _stamp(file) for file in path.glob(f"*/mp_rank_*/{MODEL_FILE}")}
         opened = open_mcore(path, recipe.model, iteration, remedy)
         stamps = {file: before.get(file) for file in opened.files}
-        return CheckpointSource(
-            opened.weights, opened.manifest, opened.iteration, lambda: {"mcore": _digest(opened)}, stamps
-        )
+        made_by = opened.manifest
+
+        def digests() -> dict[str, str]:
+            return {"mcore": made_by.digest if made_by else files_digest(opened.files)}
+
+        return CheckpointSource(opened.weights, made_by, opened.iteration, digests, stamps)
     if iteration is not None:
         raise UserError(f"has no iterations, so none is {iteration}", where=path, remedy="leave ITERATION out")
     if not (path / CONFIG).is_file():
@@ -110,7 +106,7 @@ def open_origin(
 
 
 def hf_digests(directory: Path, known: Mapping[Path, str] = MappingProxyType({})) -> dict[str, str]:
-    """sha256 of what a Hugging Face checkpoint consists of: weights, configuration, tokenizer; some may be known."""
+    """sha256 of a Hugging Face checkpoint's weights, configuration and tokenizer; of some files it may be known."""
     return {
         "weights": files_digest(weight_files(directory), known),
         "config": sha256_of(directory / CONFIG),
@@ -119,13 +115,9 @@ def hf_digests(directory: Path, known: Mapping[Path, str] = MappingProxyType({})
 
 
 def _stamp(path: Path) -> Optional[Stamp]:
-    """What differs once a file has been written to or replaced."""
+    """Changes once a file has been written to or replaced."""
     try:
         found = path.stat()
     except FileNotFoundError:
         return None
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def _digest(opened: McoreCheckpoint) -> str:
-    return opened.manifest.digest if opened.manifest else files_digest(opened.files)

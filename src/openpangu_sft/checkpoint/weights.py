@@ -1,4 +1,4 @@
-"""The weights of a model by Hugging Face name, wherever they lie: in safetensors, or spread over Megatron's ranks."""
+"""A model's weights by Hugging Face name, whether in safetensors files or spread over Megatron ranks."""
 
 from __future__ import annotations
 
@@ -14,13 +14,7 @@ from openpangu_sft.util.errors import UserError
 
 
 class Part(NamedTuple):
-    """A block of a tensor and its values.
-
-    Args:
-        block: where it stands.
-        array: of the block's shape.
-        where: file that it was read from.
-    """
+    """A block of a tensor, its values in the block's shape, and the file that they come from."""
 
     block: Block
     array: Array
@@ -28,11 +22,11 @@ class Part(NamedTuple):
 
 
 class Weights:
-    """All tensors of a model. Values are read when they are asked for: parts are views of mapped files.
+    """All tensors of a model. Values are read on use: parts are views of mapped files.
 
     Args:
-        parts: what there is; together they cover every tensor.
-        repair: what to do where two ranks that should hold the same differ.
+        parts: together they cover every tensor.
+        repair: the remedy where ranks disagree.
 
     Raises:
         UserError: a part that is on several ranks is not the same on all of them.
@@ -42,28 +36,31 @@ class Weights:
         self._parts: dict[str, dict[Block, Part]] = {}
         for part in parts:
             first = self._parts.setdefault(part.block.name, {}).setdefault(part.block, part)
-            _require_dtype(next(iter(self._parts[part.block.name].values())), part, repair)
-            if first is not part:
-                _require_same(first, part, repair)
+            other = next(iter(self._parts[part.block.name].values()))
+            if other.array.dtype != part.array.dtype:
+                what = f"part of {part.block.name} is {part.array.dtype}, another is {other.array.dtype}"
+                raise UserError(f"{what} ({other.where})", where=part.where, remedy=repair)
+            if first is not part and (found := difference(part, first.array)):
+                raise UserError(f"{found} ({first.where}): all ranks hold it", where=part.where, remedy=repair)
 
     def names(self) -> list[str]:
         """Hugging Face names."""
         return list(self._parts)
 
     def dtype(self, name: str) -> DType:
-        """Of one tensor."""
+        """The dtype of one tensor."""
         return next(iter(self._parts[name].values())).array.dtype
 
     def dtypes(self) -> list[str]:
-        """All that there are, by the names that config.json uses, sorted."""
+        """All dtypes, sorted, by the names that config.json uses."""
         return sorted({str(self.dtype(name)) for name in self._parts})
 
     def parts(self, name: str) -> Iterator[Part]:
-        """The parts that a tensor is in."""
+        """The parts of a tensor."""
         return iter(self._parts[name].values())
 
     def read(self, block: Block) -> Array:
-        """The values of a block: a view where they lie together, a copy where they do not. Not to be changed."""
+        """The values of a block: a view of one part where possible, else a copy. Read only."""
         parts = self._parts[block.name]
         for part in parts.values():
             view: Array = part.array[block.within(part.block)]
@@ -75,17 +72,13 @@ class Weights:
         return gathered
 
     def chunks(self, block: Block) -> Iterator[Array]:
-        """The values of a block in C order, in contiguous arrays that follow one another."""
-        for piece in pieces(block, self.dtype(block.name)):
-            yield np.ascontiguousarray(self.read(piece))
-
-    def tensor(self, name: str, shape: Shape) -> Array:
-        """A whole tensor."""
-        return self.read(whole(name, shape))
+        """The values of a block in C order, in consecutive contiguous arrays."""
+        for rows in row_blocks(block, self.dtype(block.name)):
+            yield np.ascontiguousarray(self.read(rows))
 
 
-def pieces(block: Block, dtype: DType) -> Iterator[Block]:
-    """A block's rows, in order, as blocks of about `CHUNK` bytes each."""
+def row_blocks(block: Block, dtype: DType) -> Iterator[Block]:
+    """A block, cut by rows into blocks of about `CHUNK` bytes."""
     step = max(1, CHUNK * block.rows // max(1, math.prod(block.shape) * dtype.itemsize))
     for begin in range(0, block.rows, step):
         yield block._replace(row=block.row + begin, rows=min(step, block.rows - begin))
@@ -97,31 +90,27 @@ def weights_of_arrays(arrays: Mapping[str, Array], where: object = None) -> Weig
 
 
 def require_tensors(found: Mapping[str, Array], expected: Mapping[str, Shape], where: object, remedy: str) -> None:
-    """Refuses a checkpoint that has not just the tensors of the model.
+    """Requires exactly the tensors of the model.
 
     Raises:
-        UserError: names the first tensor that is missing, unexpected, of another shape or of a dtype of no weights.
+        UserError: names the first tensor that is missing, unexpected, of another shape or quantized.
     """
     for name, shape in expected.items():
         if name not in found:
             raise UserError(f"tensor {name} is missing", where=where, remedy=remedy)
         if found[name].shape != shape:
-            raise UserError(
-                f"tensor {name} has shape {found[name].shape}, expected {shape}", where=where, remedy=remedy
-            )
+            what = f"tensor {name} has shape {found[name].shape}, expected {shape}"
+            raise UserError(what, where=where, remedy=remedy)
     for name, tensor in found.items():
         if name not in expected:
             raise UserError(f"unexpected tensor {name}", where=where, remedy=remedy)
         if tensor.dtype not in DTYPES.values():
-            raise UserError(
-                f"tensor {name} is {tensor.dtype}, expected one of {', '.join(map(str, DTYPES.values()))}",
-                where=where,
-                remedy="take a checkpoint that is not quantized",
-            )
+            what = f"tensor {name} is {tensor.dtype}, expected one of {', '.join(map(str, DTYPES.values()))}"
+            raise UserError(what, where=where, remedy="take a checkpoint that is not quantized")
 
 
 def difference(part: Part, other: Array) -> Optional[str]:
-    """What is not the same in two arrays of a block, in words; None where every bit is."""
+    """The first difference between a part and another array of its block, in words; None where every bit is equal."""
     if part.array.dtype != other.dtype:
         return f"{part.block.name} is {part.array.dtype} here, {other.dtype} there"
     index = first_difference(part.array, other)
@@ -130,14 +119,3 @@ def difference(part: Part, other: Array) -> Optional[str]:
     origin = (part.block.row, part.block.column)
     place = ", ".join(str(position + begin) for position, begin in zip(index, origin))
     return f"{part.block.name}[{place}] is {part.array[index]} here, {other[index]} there"
-
-
-def _require_same(first: Part, part: Part, repair: str) -> None:
-    if found := difference(part, first.array):
-        raise UserError(f"{found} ({first.where}): all ranks hold it", where=part.where, remedy=repair)
-
-
-def _require_dtype(first: Part, part: Part, repair: str) -> None:
-    if first.array.dtype != part.array.dtype:
-        what = f"part of {part.block.name} is {part.array.dtype}, another is {first.array.dtype} ({first.where})"
-        raise UserError(what, where=part.where, remedy=repair)

@@ -1,20 +1,23 @@
-"""Commands of the checkpoint path: convert, export, verify."""
+"""Commands of checkpoints: convert, export, verify."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Optional
 
 import click
 
-from openpangu_sft.cli.options import show, stage, without_torch
-from openpangu_sft.recipe.load import load_recipe
+from openpangu_sft.cli.options import option, show, stage, without_torch
+from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.console import console, print_rows, print_table
-from openpangu_sft.util.errors import UserError
+from openpangu_sft.util.errors import UserError, explain_os_error
 
-FROM = click.option("--from", "source", type=Path, metavar="DIR", help="another checkpoint, of any layout, or a run")
-ITERATION = click.option("--iteration", type=click.IntRange(0), metavar="N", help="of a run  [default: the newest]")
-DTYPE = click.option("--dtype", type=click.Choice(["fp32", "bf16", "fp16"]), help="of the result  [default: as it is]")
+FROM = option("--from", "source", type=Path, metavar="DIR", help="another checkpoint of any layout, or a run")
+ITERATION = option("--iteration", type=click.IntRange(0), metavar="N", help="of a run  [default: the newest]")
+DTYPE = option("--dtype", type=click.Choice(["fp32", "bf16", "fp16"]), help="of the result  [default: unchanged]")
+ONLY = click.Choice(["tensors", "manifest"])
 
 LOGITS = ("in", "prompt", "tokens", "logit", "difference", "same", "check")
 
@@ -23,23 +26,16 @@ LOGITS = ("in", "prompt", "tokens", "logit", "difference", "same", "check")
 @FROM
 @ITERATION
 @DTYPE
-def convert_command(
-    recipe_file: Path,
-    overrides: tuple[str, ...],
-    source: Optional[Path],
-    iteration: Optional[int],
-    dtype: Optional[str],
-) -> None:
-    """To a Megatron-core checkpoint of the recipe's layout.
+def convert_command(recipe: Recipe, source: Optional[Path], iteration: Optional[int], dtype: Optional[str]) -> None:
+    """Convert a checkpoint to Megatron-core.
 
-    From the Hugging Face checkpoint in paths.hf, or from any other.
+    From Hugging Face in paths.hf, or from any other, to the recipe's TP and PP.
 
     \b
     Example: openpangu-sft convert --set parallel.tensor=2 --set parallel.pipeline=2
     """
     from openpangu_sft.checkpoint.convert import run_convert
 
-    recipe = load_recipe(recipe_file, overrides)
     show("mcore checkpoint", recipe.path("mcore"), run_convert(recipe, source, iteration, dtype))
 
 
@@ -47,16 +43,11 @@ def convert_command(
 @FROM
 @ITERATION
 @DTYPE
-@click.option("--form", type=click.Choice(["llama", "openpangu"]), default="llama", show_default=True, help="see docs")
+@option("--form", type=click.Choice(["llama", "openpangu"]), default="llama", show_default=True, help="export format")
 def export_command(
-    recipe_file: Path,
-    overrides: tuple[str, ...],
-    source: Optional[Path],
-    iteration: Optional[int],
-    dtype: Optional[str],
-    form: str,
+    recipe: Recipe, source: Optional[Path], iteration: Optional[int], dtype: Optional[str], form: str
 ) -> None:
-    """The run's newest checkpoint to Hugging Face.
+    """Export the run's newest checkpoint to Hugging Face.
 
     llama loads with stock transformers and vLLM; openpangu has the original's configuration and remote code.
 
@@ -66,42 +57,58 @@ def export_command(
     without_torch()
     from openpangu_sft.checkpoint.export import run_export
 
-    recipe = load_recipe(recipe_file, overrides)
     show("Hugging Face checkpoint", recipe.path("export"), run_export(recipe, source, iteration, form, dtype))
 
 
 @stage("verify")
-@click.option("--hf", type=Path, metavar="DIR", help="Hugging Face checkpoint  [default: paths.hf]")
-@click.option("--mcore", type=Path, metavar="DIR", help="Megatron-core checkpoint or run  [default: paths.mcore]")
+@option("--hf", type=Path, metavar="DIR", help="Hugging Face checkpoint  [default: paths.hf]")
+@option("--mcore", type=Path, metavar="DIR", help="Megatron-core checkpoint or run  [default: paths.mcore]")
 @ITERATION
-@click.option("--manifest", is_flag=True, help="only the files of the mcore checkpoint against its manifest's sums")
-@click.option("--tensors", is_flag=True, help="only the tensors")
+@option(
+    "--manifest", "only", variable="ONLY", type=ONLY, flag_value="manifest", help="check mcore files' checksums only"
+)
+@option("--tensors", "only", variable="ONLY", type=ONLY, flag_value="tensors", help="compare the tensors only")
 def verify_command(
-    recipe_file: Path,
-    overrides: tuple[str, ...],
-    hf: Optional[Path],
-    mcore: Optional[Path],
-    iteration: Optional[int],
-    manifest: bool,
-    tensors: bool,
+    recipe: Recipe, hf: Optional[Path], mcore: Optional[Path], iteration: Optional[int], only: Optional[str]
 ) -> None:
-    """Whether two checkpoints are the same model.
+    """Check that two checkpoints are the same model.
 
-    Every tensor bit for bit; then the logits of two prompts, Hugging Face's against megatron-core's.
+    Compares every tensor bit for bit, then the logits of two prompts: Hugging Face against megatron-core.
+    The last line of the output is PASS or FAIL.
 
     \b
     Example: openpangu-sft verify --mcore /cache/ckpts/pangu_model_mcore --tensors
     """
-    from openpangu_sft.verify.tensors import check_manifest, compare_tensors
-
-    recipe = load_recipe(recipe_file, overrides)
     hf, mcore = hf or recipe.path("hf"), mcore or recipe.path("mcore")
-    if manifest:
-        print_table(f"files: {mcore}", check_manifest(mcore))
-        return
+    with _verdict(mcore if only == "manifest" else hf, mcore):
+        if only == "manifest":
+            from openpangu_sft.verify.tensors import check_manifest
+
+            print_table(f"files: {mcore}", check_manifest(mcore))
+        else:
+            _compare(recipe, hf, mcore, iteration, only == "tensors")
+
+
+@contextlib.contextmanager
+def _verdict(*checked: Path) -> Iterator[None]:
+    """Ends the output with PASS or FAIL; the error comes before FAIL. Without a checkpoint there is no verdict."""
+    try:
+        yield
+    except (UserError, OSError) as error:
+        if not all(path.is_dir() for path in checked):
+            raise
+        known = error if isinstance(error, UserError) else explain_os_error(error)
+        console.print(f"openpangu-sft: {known}\nFAIL", soft_wrap=True, markup=False)
+        raise click.exceptions.Exit(1) from None
+    console.print("PASS")
+
+
+def _compare(recipe: Recipe, hf: Path, mcore: Path, iteration: Optional[int], only_tensors: bool) -> None:
+    from openpangu_sft.verify.tensors import compare_tensors
+
     compared = compare_tensors(recipe, hf, mcore, iteration)
     print_table(f"tensors: {hf} and {mcore}", compared.figures)
-    if tensors:
+    if only_tensors:
         return
     from openpangu_sft.verify.logits import compare_logits  # imports torch and transformers
 
@@ -123,8 +130,8 @@ def verify_command(
         ],
     )
     console.print(
-        "logit, difference: the largest. same: positions with the same most probable token. check: in fp32 the "
-        "difference as a share of the logit; in bf16 Megatron's distance from fp32 in terms of Hugging Face's own.",
+        "logit, difference: maximum. same: positions with the same most probable token. check: in fp32 the difference "
+        "relative to the logit; in bf16 Megatron's distance from fp32 relative to Hugging Face's own.",
         soft_wrap=True,
     )
     if failed := [row for row in rows if not row.passed]:

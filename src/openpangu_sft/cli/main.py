@@ -15,19 +15,16 @@ from typing import NoReturn
 import click
 
 from openpangu_sft.cli import checkpoints, cluster, data, reports, training
-from openpangu_sft.cli.options import UnknownCommand, app
+from openpangu_sft.cli.options import PREFIX, app
 from openpangu_sft.training.run.launch import worker_rank
 from openpangu_sft.util.errors import Interrupted, UserError, explain_os_error
 
 __all__ = ["app", "checkpoints", "cluster", "data", "main", "reports", "training"]
 
-_WITHOUT_VARIABLE = ("--count",)
-"""Options whose value may be refused here and that the Makefile does not hand on."""
-
 
 def main() -> NoReturn:
-    """Entry point: whatever the user can mend is one line on stderr and exit code 1."""
-    # Threads that wait actively take the cores from those they wait for: several times slower on a shared machine.
+    """Entry point: an error that the user can fix is one line on stderr and exit code 1."""
+    # Busy-waiting threads take cores from the threads they wait for: several times slower on a shared machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported
     if worker_rank() is None:
         sys.exit(_run())
@@ -36,16 +33,15 @@ def main() -> NoReturn:
     except BaseException:
         traceback.print_exc()
         code = 1
-    # Past the destructors: torch 2.1 joins gloo's threads with the GIL held, and now and then one of them wants it.
+    # Skips destructors: torch 2.1 joins gloo's threads while holding the GIL, and sometimes deadlocks.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 def _run() -> int:
-    """Runs the command; returns the exit code."""
     try:
-        code = app(prog_name="openpangu-sft", standalone_mode=False)  # an exit code where --help or --version ended it
+        code = app(prog_name="openpangu-sft", standalone_mode=False)  # an exit code from --help or --version
     except UserError as error:
         return _say(str(error), 1)
     except OSError as error:
@@ -63,10 +59,10 @@ def _run() -> int:
 
 
 def _explain(error: click.ClickException) -> str:
-    """A mistake in the arguments, in one line as those of the recipe."""
+    """One line for a wrong argument."""
     command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "openpangu-sft"
     what, remedy = error.format_message(), f"{command} --help shows what there is"
-    if isinstance(error, click.NoSuchOption):
+    if isinstance(error, click.NoSuchOption):  # or command
         what = error.message
         if error.possibilities:
             remedy = f"did you mean {' or '.join(error.possibilities)}?"
@@ -75,16 +71,14 @@ def _explain(error: click.ClickException) -> str:
     if isinstance(error, click.MissingParameter) and error.param:
         what = f"{_named(error.param)} is missing"
     what = re.sub("a valid integer( range)?", "a whole number", what)
-    if isinstance(error, UnknownCommand) and error.near:
-        remedy = f"did you mean {error.near}?"
-    where = command.partition(" ")[2] or None  # which command of openpangu-sft
+    where = command.partition(" ")[2] or None  # without openpangu-sft
     return str(UserError(" ".join(what.split()).rstrip("."), where=where, remedy=remedy))
 
 
 def _named(parameter: click.Parameter) -> str:
-    """An option as it is on the command line, and the variable of make that hands it on."""
-    option = max(parameter.opts, key=len)
-    return option if option in _WITHOUT_VARIABLE else f"{option} (make: {option[2:].upper().replace('-', '_')})"
+    """An option, and the Make variable behind it."""
+    option, variable = max(parameter.opts, key=len), parameter.envvar
+    return f"{option} (make: {variable[len(PREFIX) :]})" if isinstance(variable, str) else option
 
 
 def _say(message: str, code: int) -> int:

@@ -1,85 +1,119 @@
-"""What every command has: the recipe's options, and a table of what it did."""
+"""What commands share: the recipe's options, the Make variables behind options, and the table of a stage's counts."""
 
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 from pathlib import Path
-from typing import Callable, Optional
+from typing import Any, Callable, Optional
 
 import click
 
 from openpangu_sft import __version__
 from openpangu_sft.artifacts.artifact import Manifest
+from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.console import print_table
 
-DEFAULT_RECIPE = "recipes/openpangu-1b.yaml"
+PREFIX = "OPENPANGU_"
+"""The Makefile exports its variables under this prefix: DTYPE as OPENPANGU_DTYPE. An empty one counts as not given."""
+_exported: set[str] = set()
 
 
-class UnknownCommand(click.UsageError):
-    """A command that there is not; `near` is the most similar one, if any is."""
+class Command(click.Command):
+    """Child processes of a command take their options from their command line only."""
 
-    def __init__(self, name: str, near: Optional[str], context: click.Context) -> None:
-        self.near = near
-        super().__init__(f"no such command: {name}", context)
+    def invoke(self, ctx: click.Context) -> Any:
+        for variable in _exported:
+            os.environ.pop(variable, None)
+        return super().invoke(ctx)
 
 
 class Commands(click.Group):
-    """A group that answers a mistyped command with the nearest one, as click does for options."""
+    """Typos in a command get a "did you mean", as click does for options."""
+
+    command_class = Command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[Optional[str], Optional[click.Command], list[str]]:
         if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
             close = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
-            raise UnknownCommand(args[0], close[0] if close else None, ctx)
+            raise click.NoSuchOption(args[0], f"no such command: {args[0]}", close, ctx)
         return super().resolve_command(ctx, args)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, message="%(version)s")
 def app() -> None:
-    """Fine-tune openPangu: one command per stage, each reading one recipe.
+    """Fine-tune openPangu-Embedded: one command per stage, each reading one recipe.
 
     \b
     Example: openpangu-sft sft --recipe recipes/demo.yaml --set train.iterations=100
     """
 
 
-def stage(name: str, default_recipe: str = DEFAULT_RECIPE) -> Callable[[Callable[..., None]], click.Command]:
-    """Declares a command with the options that every stage has."""
+def exported(variable: str) -> str:
+    """The environment variable in which the Makefile hands on one of its variables."""
+    _exported.add(PREFIX + variable)
+    return PREFIX + variable
+
+
+def option(*names: str, variable: str = "", **settings: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """An option that is also a Make variable, by default of the same name: --dry-run is DRY_RUN."""
+    long = next(name for name in names if name.startswith("--"))
+    return click.option(*names, envvar=exported(variable or long[2:].upper().replace("-", "_")), **settings)
+
+
+def stage(
+    name: str, default_recipe: str = "recipes/openpangu-1b.yaml"
+) -> Callable[[Callable[..., None]], click.Command]:
+    """Declares a command that is given its `Recipe`, from --recipe and --set."""
 
     def declare(function: Callable[..., None]) -> click.Command:
-        recipe = click.option(
-            "-r", "--recipe", "recipe_file", type=Path, default=default_recipe, show_default=True, help="a YAML file"
-        )
-        override = click.option(
-            "-s", "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="override a key; may be repeated"
-        )
-        return app.command(name)(recipe(override(function)))
+        @option("-r", "--recipe", "recipe_file", type=Path, default=default_recipe, show_default=True, help="YAML file")
+        @option("-s", "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="override a key; repeatable")
+        @functools.wraps(function)
+        def command(recipe_file: Path, overrides: tuple[str, ...], **given: Any) -> None:
+            function(load_recipe(recipe_file, overrides), **given)
+
+        return app.command(name)(command)
 
     return declare
 
 
+def recipe_arguments() -> list[str]:
+    """--recipe and --set as the current command was given them."""
+    given = click.get_current_context().params
+    sets = (word for override in given["overrides"] for word in ("--set", override))
+    return ["--recipe", str(given["recipe_file"]), *sets]
+
+
 def without_torch() -> None:
-    """Keeps transformers from importing torch: a tokenizer needs none, and it takes seconds and 200 MB."""
+    """Keeps transformers from importing torch, which takes seconds and 200 MB: the tokenizer does not need it."""
     os.environ.setdefault("USE_TORCH", "0")
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would say that there is no torch
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would warn that torch is missing
 
 
 def show(title: str, path: Path, manifest: Manifest, recipe: Optional[Recipe] = None) -> None:
-    """What a stage did, on one screen."""
+    """Prints a stage's counts on one screen."""
     counts, rows = manifest.counts, dict[str, str]()
     for name, value in counts.items():
         if name != "validation":
             rows[name.replace("_", " ")] = readable(value)
-        if name == "packed" and (held_out := counts.get("validation")):
-            rows["held out"] = f"{held_out['packed']:,} in {held_out['packs']:,} packs: {held_out['tokens']:,} tokens"
+        if name == "packed" and (validation := counts.get("validation")):
+            rows["validation"] = (
+                f"{validation['packed']:,} in {validation['packs']:,} packs: {validation['tokens']:,} tokens"
+            )
     if recipe and "packs" in counts:
-        rows["packs full"] = f"{counts['tokens'] / (counts['packs'] * recipe.data.seq_length):.1%}"
+        rows["packing efficiency"] = packing_efficiency(counts, recipe)
         rows["share trained"] = f"{counts['trained_tokens'] / counts['tokens']:.1%}"
     print_table(f"{title}: {path}", rows)
+
+
+def packing_efficiency(counts: dict[str, Any], recipe: Recipe) -> str:
+    return f"{counts['tokens'] / (counts['packs'] * recipe.data.seq_length):.1%}"
 
 
 def readable(value: object) -> str:

@@ -1,4 +1,4 @@
-"""Commands that look at what training has made."""
+"""Commands that report: evaluate, report, plan, doctor."""
 
 from __future__ import annotations
 
@@ -10,76 +10,63 @@ from typing import Optional
 
 import click
 
-from openpangu_sft.cli.options import stage
+from openpangu_sft.cli.options import option, stage
 from openpangu_sft.evaluate.record import EVALUATION, Evaluation, Result
-from openpangu_sft.recipe.load import load_recipe
+from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.console import console, print_rows, stdout
 from openpangu_sft.util.errors import printable
 
 
 @stage("evaluate")
-@click.option("--prompts", type=Path, metavar="FILE", help="questions: .txt, a line each, or conversations")
-@click.option("--iteration", metavar="N", help="of the run, or all  [default: the newest]")
-def evaluate_command(
-    recipe_file: Path, overrides: tuple[str, ...], prompts: Optional[Path], iteration: Optional[str]
-) -> None:
-    """Loss on held-out conversations, and answers.
-
-    Before training and after.
+@option("--prompts", type=Path, metavar="FILE", help="questions, one per line in a .txt, or conversations")
+@option("--iteration", metavar="N", help="of the run, or all  [default: the newest]")
+def evaluate_command(recipe: Recipe, prompts: Optional[Path], iteration: Optional[str]) -> None:
+    """Validation loss and answers, before and after training.
 
     \b
     Example: openpangu-sft evaluate --iteration all --prompts prompts.txt
     """
     from openpangu_sft.evaluate.stage import run_evaluate
 
-    recipe = load_recipe(recipe_file, overrides)
     _show(run_evaluate(recipe, prompts, iteration), recipe.path("run"))
 
 
 @stage("report")
-@click.option("--run", type=Path, metavar="DIRECTORY", help="of a run  [default: paths.run of the recipe]")
-@click.option("--with", "other", type=Path, metavar="DIRECTORY", help="of a second run, to show beside it")
-@click.option("--html", type=Path, metavar="FILE", help="the page  [default: report.html in the run]")
-def report_command(
-    recipe_file: Path,
-    overrides: tuple[str, ...],
-    run: Optional[Path],
-    other: Optional[Path],
-    html: Optional[Path],
-) -> None:
-    """One page about a run, or about two.
+@option("--run", type=Path, metavar="DIRECTORY", help="a run  [default: paths.run]")
+@option("--with", "other", type=Path, metavar="DIRECTORY", help="a second run to compare with")
+@option("--html", type=Path, metavar="FILE", help="output page  [default: report.html in the run]")
+def report_command(recipe: Recipe, run: Optional[Path], other: Optional[Path], html: Optional[Path]) -> None:
+    """Write an HTML report of a run, or compare two.
 
-    Curves, data, answers, and what made it; or two runs side by side.
+    Curves, data, answers and provenance.
 
     \b
     Example: openpangu-sft report --run /cache/sft_outputs --with /cache/sft_lower_lr
     """
     from openpangu_sft.report.stage import run_report
 
-    print(run_report(load_recipe(recipe_file, overrides), run, other, html))
+    print(run_report(recipe, run, other, html))
 
 
 def _show(evaluation: Evaluation, run: Path) -> None:
-    """Prints a line for each checkpoint, then what was asked and answered first and last."""
+    """Prints the loss of each checkpoint, then every question with the first and the last answer."""
     console = stdout()
-    held_out = evaluation.held_out
-    if held_out:
+    if held_out := evaluation.held_out:
         print_rows(
-            f"{held_out['packed']:,} held-out samples, {held_out['trained_tokens']:,} trained tokens",
+            f"{held_out['packed']:,} validation samples, {held_out['trained_tokens']:,} trained tokens",
             ("checkpoint", "loss", "perplexity"),
             [(_name(result), *_loss(result.loss)) for result in evaluation.results],
             console,
         )
     answered = evaluation.answered
-    ends = answered[:: max(1, len(answered) - 1)][:2]  # what it began with, and the newest
+    ends = answered[:: max(1, len(answered) - 1)][:2]  # the base model and the newest checkpoint
     for number, question in enumerate(evaluation.questions):
-        lines = [(role, content) for role, content in question.turns]
-        lines += [("reference", question.reference)] if question.reference else []
+        lines = [*question.turns, *([("reference", question.reference)] if question.reference else [])]
         lines += [(_name(result), result.answers[number]) for result in ends]
         console.print(f"\n{question.source}", style="bold", markup=False)
         for name, text in lines:
             console.print(f"{name}: {_readable(text) or '(nothing)'}", markup=False, soft_wrap=True)
-    console.print(f"\nall of it: {printable(str(run / EVALUATION))}", markup=False, soft_wrap=True)
+    console.print(f"\nfull results: {printable(str(run / EVALUATION))}", markup=False, soft_wrap=True)
 
 
 def _name(result: Result) -> str:
@@ -95,16 +82,16 @@ def _loss(loss: Optional[float]) -> tuple[str, str]:
 
 
 def _readable(text: str) -> str:
-    """A text with its lines, and without what a terminal would act on."""
+    """Keeps line breaks, but no control characters."""
     return "\n".join(printable(line) for line in text.split("\n"))
 
 
 MEMORY = (32.0, 64.0)
-"""GiB of the NPUs that there are."""
+"""GiB of the current NPUs."""
 
 
 class Number(click.ParamType):
-    """A number in a range; not a number is in none."""
+    """A number in a range; NaN is in none."""
 
     name = "number"
 
@@ -122,21 +109,11 @@ class Number(click.ParamType):
 
 
 @stage("plan")
-@click.option("--memory", type=Number(0.1, 1e5), help="GiB of a device; default: 32 and 64, both shown")
-@click.option(
-    "--tokens-per-second", type=Number(0.001, 1e12), help="of the whole run; default: what the run has measured so far"
-)
-@click.option("--json", "as_text", is_flag=True, help="all figures as JSON on stdout, sizes in bytes")
-def plan_command(
-    recipe_file: Path,
-    overrides: tuple[str, ...],
-    memory: Optional[float],
-    tokens_per_second: Optional[float],
-    as_text: bool,
-) -> None:
-    """Before a run: what it will need.
-
-    Memory by part and whether it fits, epochs, disk, time.
+@option("--memory", type=Number(0.1, 1e5), help="GiB per device  [default: 32 and 64]")
+@option("--tokens-per-second", type=Number(0.001, 1e12), help="of the whole run  [default: measured so far]")
+@option("--json", "as_text", is_flag=True, help="print all figures as JSON, sizes in bytes")
+def plan_command(recipe: Recipe, memory: Optional[float], tokens_per_second: Optional[float], as_text: bool) -> None:
+    """Estimate memory, disk and time before a run.
 
     \b
     Example: openpangu-sft plan --memory 64 --set train.recompute.granularity=none
@@ -144,7 +121,7 @@ def plan_command(
     from openpangu_sft.plan.report import as_json, make_report
     from openpangu_sft.plan.show import show_report
 
-    report = make_report(load_recipe(recipe_file, overrides), [memory] if memory else MEMORY, tokens_per_second)
+    report = make_report(recipe, [memory] if memory else MEMORY, tokens_per_second)
     if as_text:
         print(json.dumps(as_json(report), ensure_ascii=False, indent=1))
     else:
@@ -152,30 +129,27 @@ def plan_command(
 
 
 @stage("doctor")
-@click.option("--json", "as_text", is_flag=True, help="for machines: one JSON object on stdout")
-@click.option("--peer", "peers", multiple=True, metavar="HOST[:PORT]", help="another machine to reach; may be repeated")
+@option("--json", "as_text", is_flag=True, help="print one JSON object")
+@option("--peer", "peers", variable="PEERS", multiple=True, metavar="HOST[:PORT]", help="machine to reach; repeatable")
 @click.pass_context
-def doctor_command(
-    context: click.Context, recipe_file: Path, overrides: tuple[str, ...], as_text: bool, peers: tuple[str, ...]
-) -> None:
-    """What this machine has and lacks for the recipe.
+def doctor_command(context: click.Context, recipe: Recipe, as_text: bool, peers: tuple[str, ...]) -> None:
+    """Check this machine against the recipe.
 
-    Each with its remedy. The exit code is 1 when a check has failed, 0 with warnings. Nothing is changed (the sums of a
-    checkpoint with checklist.chk are remembered in paths.cache).
+    Each problem comes with a remedy. The exit code is 1 if a check failed, 0 with warnings. Changes nothing (checksums
+    of a checkpoint with checklist.chk are cached in paths.cache).
 
     \b
     Example: openpangu-sft doctor --recipe recipes/demo.yaml --json
     """
-    from openpangu_sft.doctor.examine import as_json, print_table, run_checks
+    from openpangu_sft.doctor.checks import as_json, print_table, run_checks, where
     from openpangu_sft.doctor.finding import State
     from openpangu_sft.doctor.machine import Context, Machine
     from openpangu_sft.doctor.network import split_peer
-    from openpangu_sft.doctor.packages import where
 
     for peer in peers:
-        split_peer(peer)  # what is mistyped is said before any check runs
+        split_peer(peer)  # typos are reported before any check runs
     machine = Machine(Path(os.environ.get("HOST_ROOT") or "/"))
-    subject = Context(load_recipe(recipe_file, overrides), machine, peers)
+    subject = Context(recipe, machine, peers)
     if console.is_terminal:
         with console.status("") as status:
             findings = run_checks(subject, lambda name: status.update(f"checking: {name}"))

@@ -1,4 +1,4 @@
-"""Commands around training: sft, chat, and the demo of the whole way."""
+"""Commands of training: sft, curve, chat, demo."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Optional
 
 import click
 
-from openpangu_sft.cli.options import stage
-from openpangu_sft.recipe.load import load_recipe
+from openpangu_sft.cli.options import option, recipe_arguments, stage
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.run.launch import worker_rank
 from openpangu_sft.util.console import console, print_table
@@ -18,54 +17,55 @@ from openpangu_sft.util.errors import UserError, printable
 
 
 @stage("sft")
-@click.option("--dry-run", is_flag=True, help="for the mindspeed engine: only print its environment and command")
-def sft_command(recipe_file: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
-    """Fine-tune; run again, it goes on where it was.
+@option("--dry-run", is_flag=True, help="only print the environment and command (engine mindspeed)")
+def sft_command(recipe: Recipe, dry_run: bool) -> None:
+    """Fine-tune; rerun to resume.
 
     \b
     Example: openpangu-sft sft --set train.lr=1e-5 --set train.iterations=1000
     """
     from openpangu_sft.training.stage import run_sft
 
-    recipe = load_recipe(recipe_file, overrides)
     if dry_run:
-        _show_command(recipe)
+        from openpangu_sft.training.mindspeed.start import dry_run as command_of
+
+        if recipe.train.engine != "mindspeed":
+            what = "train.engine transformers trains in this process: there is no command"
+            raise UserError(what, remedy="run make sft")
+        print(command_of(recipe))
         return
-    run_sft(recipe, ["sft", "--recipe", str(recipe_file), *(part for key in overrides for part in ("--set", key))])
+    run_sft(recipe, ["sft", *recipe_arguments()])
     if not worker_rank():
         _show_run(recipe)
 
 
 @stage("curve")
-def curve_command(recipe_file: Path, overrides: tuple[str, ...]) -> None:
-    """Draw loss.png of a run as it is now, also while it trains.
+def curve_command(recipe: Recipe) -> None:
+    """Redraw loss.png of a run, also while it trains.
 
     \b
     Example: openpangu-sft curve --set paths.run=/cache/sft_outputs
     """
     from openpangu_sft.training.run.metrics import draw_curve, read_metrics
 
-    run = load_recipe(recipe_file, overrides).path("run")
+    run = recipe.path("run")
     if not read_metrics(run):
         raise UserError("no iteration yet", where=run, remedy="run make sft, or check paths.run")
     print(draw_curve(run))
 
 
 @stage("chat")
-@click.option("-p", "--prompt", help="one question; without it, a dialogue")
+@option("-p", "--prompt", help="one question; by default, a dialogue")
 @click.option("--system", default="", help="system prompt")
-@click.option(
+@option(
     "-m", "--model", type=Path, help="Hugging Face or mcore  [default: paths.export, else paths.run, else paths.hf]"
 )
-def chat_command(
-    recipe_file: Path, overrides: tuple[str, ...], prompt: Optional[str], system: str, model: Optional[Path]
-) -> None:
-    """Ask a checkpoint.
+def chat_command(recipe: Recipe, prompt: Optional[str], system: str, model: Optional[Path]) -> None:
+    """Chat with a checkpoint.
 
     \b
     Example: openpangu-sft chat --model /cache/ckpts/pangu_model --prompt 你好
     """
-    recipe = load_recipe(recipe_file, overrides)
     from openpangu_sft.conversations.conversation import Message
     from openpangu_sft.model.chat import Chat, converse, default_checkpoint
 
@@ -73,35 +73,27 @@ def chat_command(
     talker = Chat(recipe, checkpoint)
     note = f", iteration {talker.iteration}" if talker.iteration is not None else ""
     if not model and checkpoint == recipe.path("hf"):
-        note = ", which is not trained: paths.export and paths.run hold no checkpoint"
+        note = ", the base model: paths.export and paths.run hold no checkpoint"
     print(printable(f"model: {checkpoint}{note}"), file=sys.stderr, flush=True)
     if prompt is not None:
         print(talker.reply((Message("user", prompt),), system))
         return
     if sys.stdin.isatty():
-        console.print("Empty line: a new conversation. Ctrl-D: the end.")
+        console.print("Empty line: new conversation. Ctrl-D: quit.")
     for answer in converse(talker, _typed_lines(), system):
         print(answer, flush=True)
 
 
 @stage("demo", default_recipe="recipes/demo.yaml")
-def demo_command(recipe_file: Path, overrides: tuple[str, ...]) -> None:
-    """Every stage with a small model, on this machine.
+def demo_command(recipe: Recipe) -> None:
+    """Run every stage with a small model.
 
     \b
     Example: openpangu-sft demo --set paths.cache=/tmp/demo
     """
     from openpangu_sft.demo.run import run_demo
 
-    run_demo(load_recipe(recipe_file, overrides), recipe_file, overrides)
-
-
-def _show_command(recipe: Recipe) -> None:
-    from openpangu_sft.training.mindspeed.start import dry_run
-
-    if recipe.train.engine != "mindspeed":
-        raise UserError("train.engine transformers trains in this process: there is no command", remedy="run make sft")
-    print(dry_run(recipe))
+    run_demo(recipe, recipe_arguments())
 
 
 def _typed_lines() -> Iterator[str]:
@@ -117,7 +109,7 @@ def _show_run(recipe: Recipe) -> None:
 
     run = recipe.path("run")
     metrics = read_metrics(run)
-    if not metrics:  # of several machines, the last one has them
+    if not metrics:  # with several machines, only the last one has them
         return
     rows = {
         "iterations": f"{metrics[-1]['iteration']:,}",

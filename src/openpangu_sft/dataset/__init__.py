@@ -1,1 +1,1 @@
-"""From samples to a packed dataset in Megatron's indexed format."""
+"""Samples to a packed dataset in Megatron's indexed format."""

@@ -1,6 +1,6 @@
 """Samples to tokens, each one encoded or refused with a reason.
 
-Marked tokens: int32 [tokens]; the id of a token that is trained on, and ~id, which is below 0, of one that is not.
+Marked tokens: int32 [tokens]; id for a token that is trained on, ~id (below 0) for one that is not.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from openpangu_sft.conversations.conversation import BadSample, Sample
+from openpangu_sft.dataset.roles import BEGINS, ROLES, Roles
 from openpangu_sft.recipe.sections import Data
 from openpangu_sft.tokenizer.template import END, START, TextSpan, sample_spans, whole
 from openpangu_sft.tokenizer.tokenizer import IGNORED, Tokenizer
@@ -34,7 +35,7 @@ def labels_of(marked: Marked) -> npt.NDArray[np.int32]:
 
 @dataclass(frozen=True)
 class Limits:
-    """What becomes of samples that are not fit to be trained on as they are: see the recipe's section data."""
+    """What to do with unfit samples: see the recipe's section data."""
 
     seq_length: int
     control_tokens: str
@@ -42,7 +43,7 @@ class Limits:
 
     @classmethod
     def of(cls, data: Data) -> Limits:
-        """Those of a recipe's section data."""
+        """The limits in a recipe's section data."""
         return cls(data.seq_length, data.control_tokens, data.too_long)
 
 
@@ -51,25 +52,23 @@ class TooLong(BadSample):
 
 
 class Encoded(NamedTuple):
-    """A sample's marked tokens, and whether messages at its end were cut off."""
+    """A sample's marked tokens, the role of each (uint8, see roles.py), and whether its last messages were cut off."""
 
     marked: Marked
+    roles: Roles
     truncated: bool = False
 
 
 def encode_samples(
     samples: Sequence[Union[Sample, BadSample]], tokenizer: Tokenizer, limits: Limits
 ) -> list[Union[Encoded, BadSample]]:
-    """Encodes a batch of samples.
-
-    Args:
-        samples: those that are bad already are passed on.
+    """Encodes a batch of samples; bad ones are passed on.
 
     Returns:
         For each sample its tokens, or why it has none: a control token in its content, or longer than a pack.
     """
     batch: list[Union[list[TextSpan], BadSample]] = [
-        sample if isinstance(sample, BadSample) else _pieces(sample, tokenizer, limits) for sample in samples
+        sample if isinstance(sample, BadSample) else _spans(sample, tokenizer, limits) for sample in samples
     ]
     tokens = _Tokens([span for entry in batch if not isinstance(entry, BadSample) for span in entry], tokenizer)
     outcomes: list[Union[Encoded, BadSample]] = []
@@ -83,7 +82,7 @@ def encode_samples(
     return outcomes
 
 
-def _pieces(sample: Sample, tokenizer: Tokenizer, limits: Limits) -> Union[list[TextSpan], BadSample]:
+def _spans(sample: Sample, tokenizer: Tokenizer, limits: Limits) -> Union[list[TextSpan], BadSample]:
     if limits.control_tokens == "escape":
         return list(sample_spans(sample, lambda content: _inside_control_tokens(content, tokenizer)))
     if limits.control_tokens == "refuse":
@@ -99,7 +98,7 @@ def _pieces(sample: Sample, tokenizer: Tokenizer, limits: Limits) -> Union[list[
 
 
 def _inside_control_tokens(content: str, tokenizer: Tokenizer) -> list[str]:
-    """Cuts a content inside each of its control tokens: what is left are ordinary characters."""
+    """Cuts a content inside each of its control tokens, which leaves ordinary characters."""
     parts, begin = [], 0
     while found := tokenizer.control_token(content, begin):
         cut = found.start() + 1
@@ -109,12 +108,12 @@ def _inside_control_tokens(content: str, tokenizer: Tokenizer) -> list[str]:
 
 
 class _Tokens:
-    """The tokens of spans in a row, in arrays, as there are thousands of spans and millions of tokens.
+    """The tokens of all spans of a batch, in arrays: there are thousands of spans and millions of tokens.
 
     Attributes:
-        spans: of all samples of a batch.
-        ends: where the tokens of each span end; one more in front, which is 0.
+        ends: where the tokens of each span end, after a leading 0.
         marked: int32 [tokens].
+        roles: uint8 [tokens].
     """
 
     def __init__(self, spans: list[TextSpan], tokenizer: Tokenizer) -> None:
@@ -124,11 +123,13 @@ class _Tokens:
         self.ends = list(accumulate(lengths, initial=0))
         values = np.fromiter(chain.from_iterable(ids), np.int32, self.ends[-1])
         self.marked = np.where(np.repeat([not span.trained for span in spans], lengths), ~values, values)
+        numbers = np.array([ROLES.index(span.role) + 1 for span in spans], np.uint8)
+        self.roles = np.repeat(numbers, lengths) + (values == tokenizer.start_id).astype(np.uint8) * BEGINS
         self._tokenizer = tokenizer
         self._control = np.concatenate([[0], np.cumsum(tokenizer.is_control[values])])
 
     def forged(self, spans: range) -> str:
-        """A control token that is in none of the spans and came out nevertheless, say, of full-width letters."""
+        """A control token that no span contains but the tokenizer made, for instance of full-width letters."""
         frame = sum(self.spans[number].text.count(START) + self.spans[number].text.count(END) for number in spans)
         frame += len(self._tokenizer.opening)
         begin, end = self.ends[spans.start], self.ends[spans.stop]
@@ -143,7 +144,6 @@ class _Tokens:
 
 
 def _outcome(tokens: _Tokens, spans: range, limits: Limits) -> Union[Encoded, BadSample]:
-    """What becomes of the sample that has these spans."""
     begin, kept = tokens.ends[spans.start], spans
     count = tokens.ends[spans.stop] - begin
     if count > limits.seq_length:
@@ -161,4 +161,5 @@ def _outcome(tokens: _Tokens, spans: range, limits: Limits) -> Union[Encoded, Ba
         kept = range(spans.start, fitting[-1])
     if limits.control_tokens != "allow" and (token := tokens.forged(kept)):
         return BadSample(f"the tokenizer makes {token} of some text in it, which could forge a turn: take it out")
-    return Encoded(tokens.marked[begin : tokens.ends[kept.stop]], truncated=kept != spans)
+    inside = slice(begin, tokens.ends[kept.stop])
+    return Encoded(tokens.marked[inside], tokens.roles[inside], truncated=kept != spans)

@@ -11,11 +11,12 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from openpangu_sft.dataset.roles import roles_path
 from openpangu_sft.util.errors import UserError
 
 MAGIC = b"MMIDIDX\x00\x00"
@@ -23,13 +24,21 @@ VERSION = 1
 INT32_CODE = 4
 HEADER = struct.Struct("<9sQBQQ")
 PREFIX = "data"
-"""Of the files in a shard and in a dataset: Megatron's --data-path is directory/data."""
+"""Of the files in a shard and in a dataset; Megatron's --data-path is directory/data."""
 VALIDATION = "validation"
-"""Of those that hold what is kept out of training, where the recipe has data.validation_share."""
+"""Of the files of the validation split, where the recipe has data.validation_share."""
 
 Ids = npt.NDArray[np.int32]
 
 FIELDS = ("input_ids", "attention_mask", "labels")
+
+REMEDY = "run make preprocess and make merge again"
+
+INTEGERS = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
+"""numpy's name of each type code of Megatron's; 6 and 7 are float64 and float32."""
+
+INDEX_ROWS = 1 << 20
+"""Rows of an index in a block."""
 
 
 def field_path(directory: Path, prefix: str, field: str, suffix: str) -> Path:
@@ -49,80 +58,6 @@ def index_bytes(rows: int, seq_length: int) -> bytes:
     documents = np.arange(rows + 1, dtype="<i8")
     header = HEADER.pack(MAGIC, VERSION, INT32_CODE, rows, rows + 1)
     return header + lengths.tobytes() + offsets.tobytes() + documents.tobytes()
-
-
-def read_rows(directory: Path, prefix: str, field: str, seq_length: int) -> npt.NDArray[np.int32]:
-    """Maps one field of a packed dataset into memory.
-
-    Returns:
-        int32 [rows, seq_length], read only.
-
-    Raises:
-        UserError: not such a file, or rows of another length.
-    """
-    path = field_path(directory, prefix, field, "idx")
-    remedy = "run make preprocess and make merge again"
-    content = path.read_bytes()
-    if len(content) < HEADER.size:
-        raise UserError("is cut short", where=path, remedy=remedy)
-    magic, version, code, rows, _ = HEADER.unpack_from(content)
-    if (magic, version, code) != (MAGIC, VERSION, INT32_CODE):
-        raise UserError("is not an int32 index of Megatron's", where=path, remedy=remedy)
-    if rows < 1 or len(content) != HEADER.size + 20 * rows + 8:
-        raise UserError(f"is cut short or damaged: {len(content)} bytes for {rows} rows", where=path, remedy=remedy)
-    lengths = np.frombuffer(content, "<i4", rows, HEADER.size)
-    if (lengths != seq_length).any():
-        found = lengths[lengths != seq_length][0]
-        raise UserError(f"has a row of {found} tokens, expected {seq_length}", where=path, remedy=remedy)
-    if content != index_bytes(rows, seq_length):
-        raise UserError("is damaged", where=path, remedy=remedy)
-    data = field_path(directory, prefix, field, "bin")
-    if data.stat().st_size != 4 * rows * seq_length:
-        raise UserError(f"does not hold {rows} rows of {seq_length} tokens", where=data, remedy=remedy)
-    return np.memmap(data, "<i4", "r", shape=(rows, seq_length))
-
-
-class PackedWriter:
-    """The six files of a packed dataset. Rows may be written in any order, and by several processes at once.
-
-    `attention_mask` holds segment numbers 1, 2, 3… and 0 for padding, as later MindSpeed-LLM versions do with
-    --neat-pack: where a segment ends must be known, and openPangu's eos ends every message, not every sample.
-
-    Args:
-        directory: of the files.
-        prefix: of their names.
-        rows: how many there will be.
-        seq_length: tokens in a row.
-    """
-
-    def __init__(self, directory: Path, prefix: str, rows: int, seq_length: int) -> None:
-        self._seq_length = seq_length
-        self._files = {field: field_path(directory, prefix, field, "bin") for field in FIELDS}
-        for field, path in self._files.items():
-            with path.open("wb") as stream:
-                stream.truncate(4 * rows * seq_length)
-            write_index(field_path(directory, prefix, field, "idx"), rows, seq_length)
-
-    def write(self, first_row: int, **fields: npt.NDArray[np.int32]) -> None:
-        """Writes some rows that follow each other.
-
-        Args:
-            first_row: the number of the first one.
-            fields: int32 [rows, seq_length] each: input_ids, attention_mask and labels.
-        """
-        for field, path in self._files.items():
-            with path.open("r+b") as stream:
-                stream.seek(4 * first_row * self._seq_length)
-                stream.write(np.ascontiguousarray(fields[field], "<i4").data)
-
-
-Flags = npt.NDArray[np.bool_]
-
-INTEGERS = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
-"""numpy's name of each type code of Megatron's; 6 and 7 are float64 and float32."""
-
-INDEX_ROWS = 1 << 20
-"""Rows of an index that are looked at together."""
 
 
 @dataclass(frozen=True)
@@ -189,80 +124,35 @@ def read_index(path: Path, remedy: str) -> Index:
     )
 
 
-def entry_findings(index: Index, remedy: str) -> tuple[list[UserError], bool]:
-    """Checks the entries of an index, with each other and with the size of the `.bin`.
+def read_rows(directory: Path, prefix: str, field: str, seq_length: int) -> Ids:
+    """Maps one field of a packed dataset into memory.
 
     Returns:
-        What is wrong, and whether the rows can be read all the same.
+        int32 [rows, seq_length], read only.
+
+    Raises:
+        UserError: not such a file, or rows of another length.
     """
-
-    def negative(begin: int, end: int) -> Flags:
-        return np.less(index.lengths[begin:end], 0)
-
-    def misplaced(begin: int, end: int) -> Flags:
-        # Each row against the one before it, so that one wrong length is not counted with all rows after it.
-        expected = np.zeros(end - begin, np.int64)
-        if end - begin > 1 or begin:
-            first = max(begin - 1, 0)
-            after = index.offsets[first : end - 1] + index.lengths[first : end - 1].astype(np.int64) * itemsize
-            expected[len(expected) - len(after) :] = after
-        return np.not_equal(index.offsets[begin:end], expected)
-
-    def no_document(begin: int, end: int) -> Flags:
-        return np.not_equal(index.documents[begin:end], np.arange(begin, end))
-
-    itemsize, rows = index.dtype.itemsize, index.rows
-    if not rows:
-        return [UserError("holds no rows", where=index.path, remedy=remedy)], False
-    layout = [
-        (negative, lambda row: f"length {index.lengths[row]}"),
-        (misplaced, lambda row: f"byte offset {index.offsets[row]} does not follow from the row before it"),
-    ]
-    findings = [
-        UserError(what, where=index.path, remedy=remedy)
-        for test, describe in layout
-        for what in rows_where(test, rows, rows, describe)
-    ]
-    readable = not findings
-    if len(index.documents) != rows + 1:
-        what = f"{len(index.documents)} document boundaries, expected {rows + 1}: every row is a document"
-        findings.append(UserError(what, where=index.path, remedy=remedy))
+    index = read_index(field_path(directory, prefix, field, "idx"), REMEDY)
+    wrong = index.lengths[index.lengths != seq_length]
+    if index.dtype != np.int32:
+        what = f"has values of type {index.dtype.name}, expected int32"
+    elif not index.rows:
+        what = "holds no rows"
+    elif wrong.size:
+        what = f"has a row of {wrong[0]} tokens, expected {seq_length}"
+    elif index.path.read_bytes() != index_bytes(index.rows, seq_length):
+        what = "is damaged"
+    elif index.data.stat().st_size != 4 * index.rows * seq_length:
+        what = f"does not hold {index.rows} rows of {seq_length} tokens"
+        raise UserError(what, where=index.data, remedy=REMEDY)
     else:
-
-        def boundary(row: int) -> str:
-            return f"document boundary {index.documents[row]}, expected {row}: every row is a document"
-
-        boundaries = rows_where(no_document, rows + 1, rows, boundary)
-        findings += [UserError(what, where=index.path, remedy=remedy) for what in boundaries]
-    if readable:
-        size, expected = index.data.stat().st_size, index.values() * itemsize
-        if size != expected:
-            state = "is cut short" if size < expected else "is longer than its index says"
-            findings.append(UserError(f"{state}: {size} bytes, expected {expected}", where=index.data, remedy=remedy))
-            readable = size > expected
-    return findings, readable
-
-
-def same_rows(one: Index, other: Index, remedy: str) -> list[UserError]:
-    """Checks that two fields have the same rows, as far as their lengths say."""
-
-    def unlike(begin: int, end: int) -> Flags:
-        return np.not_equal(one.lengths[begin:end], other.lengths[begin:end])
-
-    if one.rows != other.rows:
-        what = f"{other.rows} rows, but {one.path.name} has {one.rows}"
-        return [UserError(what, where=other.path, remedy=remedy)]
-
-    def describe(row: int) -> str:
-        return f"{other.lengths[row]} tokens, but {one.lengths[row]} in {one.path.name}"
-
-    return [
-        UserError(what, where=other.path, remedy=remedy) for what in rows_where(unlike, one.rows, one.rows, describe)
-    ]
+        return np.memmap(index.data, "<i4", "r", shape=(index.rows, seq_length))
+    raise UserError(what, where=index.path, remedy=REMEDY)
 
 
 def index_blocks(entries: int) -> Iterator[tuple[int, int]]:
-    """(begin, end) of the parts in which an index is looked at."""
+    """(begin, end) of the blocks of an index."""
     for begin in range(0, entries, INDEX_ROWS):
         yield begin, min(begin + INDEX_ROWS, entries)
 
@@ -282,7 +172,7 @@ def row_blocks(index: Index, values: int) -> Iterator[tuple[int, int]]:
 
 
 def read_values(index: Index, begin: int, end: int) -> npt.NDArray[Any]:
-    """Reads rows begin..end - 1 one behind another; read and not mapped, so that no more than a block is in memory.
+    """Reads rows begin..end - 1, concatenated; read and not mapped, so that only one block is in memory.
 
     Raises:
         UserError: the file is shorter by now.
@@ -290,31 +180,40 @@ def read_values(index: Index, begin: int, end: int) -> npt.NDArray[Any]:
     count = int(index.lengths[begin:end].sum(dtype=np.int64))
     found = np.fromfile(index.data, index.dtype, count, offset=int(index.offsets[begin]))
     if len(found) != count:
-        raise UserError("was cut short while it was read", where=index.data, remedy="wait until nobody writes it")
+        raise UserError("was cut short while it was read", where=index.data, remedy="wait until nothing writes it")
     return found
 
 
-def of_rows(count: int, total: int) -> str:
-    """How many rows a finding is about."""
-    return f"{count:,} of {total:,} rows"
+class PackedWriter:
+    """The six files of a packed dataset. Rows may be written in any order, and by several processes at once.
 
-
-def rows_where(test: Callable[[int, int], Flags], entries: int, rows: int, describe: Callable[[int], str]) -> list[str]:
-    """Counts the entries of an index for which a test is true.
+    `attention_mask` holds segment numbers 1, 2, 3… and 0 for padding, as later MindSpeed-LLM versions do with
+    --neat-pack: where a segment ends must be known, and openPangu's eos ends every message, not every sample.
 
     Args:
-        test: of the entries begin..end - 1.
-        entries: how many there are; document boundaries are one more than rows.
-        rows: how many rows the index has.
-        describe: what is wrong with an entry.
-
-    Returns:
-        One text, which counts them and describes the first; none where there is no such entry.
+        rows: how many there will be.
+        with_roles: also write the file of roles.py.
     """
-    count, first = 0, -1
-    for begin, end in index_blocks(entries):
-        found = test(begin, end)
-        if found.any():
-            first = begin + int(found.argmax()) if first < 0 else first
-            count += int(found.sum())
-    return [f"{of_rows(count, rows)}, first row {first}: {describe(first)}"] if count else []
+
+    def __init__(self, directory: Path, prefix: str, rows: int, seq_length: int, with_roles: bool = False) -> None:
+        self._seq_length = seq_length
+        self._files = {field: (field_path(directory, prefix, field, "bin"), "<i4") for field in FIELDS}
+        for field in FIELDS:
+            write_index(field_path(directory, prefix, field, "idx"), rows, seq_length)
+        if with_roles:
+            self._files["roles"] = roles_path(directory, prefix), "u1"
+        for path, dtype in self._files.values():
+            with path.open("wb") as stream:
+                stream.truncate(rows * seq_length * np.dtype(dtype).itemsize)
+
+    def write(self, first_row: int, **fields: npt.NDArray[Any]) -> None:
+        """Writes rows that follow each other.
+
+        Args:
+            first_row: the number of the first one.
+            fields: [rows, seq_length] each: input_ids, attention_mask and labels (int32), and roles (uint8) if wanted.
+        """
+        for field, (path, dtype) in self._files.items():
+            with path.open("r+b") as stream:
+                stream.seek(first_row * self._seq_length * np.dtype(dtype).itemsize)
+                stream.write(np.ascontiguousarray(fields[field], dtype).data)

@@ -1,8 +1,7 @@
-"""Stage merge: the shards of all parts of the inputs, in the order of the inputs, to the one dataset training reads."""
+"""Stage merge: the shards of all parts of the inputs, in their order, to the one dataset that training reads."""
 
 from __future__ import annotations
 
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,21 +16,22 @@ from openpangu_sft.artifacts.artifact import (
 from openpangu_sft.artifacts.checks import require_apart
 from openpangu_sft.dataset.index_file import FIELDS, PREFIX, VALIDATION, field_path, write_index
 from openpangu_sft.dataset.preprocess import data_settings, require_tokenizer, sample_files, shard_directories
+from openpangu_sft.dataset.roles import AGAIN, roles_path
 from openpangu_sft.dataset.spans import Part, parts_of, sha256_of_span
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.util.console import progress
+from openpangu_sft.util.console import byte_progress, console
 from openpangu_sft.util.errors import UserError
 
 
 def run_merge(recipe: Recipe) -> Manifest:
     """Stage merge: `paths.shards` to `paths.dataset`.
 
-    The inputs are the shards of the recipe's samples files and nothing else, so the result can never become an input.
-    Their order is that of the samples, whichever of them was made first.
+    The inputs are the shards of the recipe's samples files only, so the result never becomes an input. Their order is
+    that of the samples files.
 
     Raises:
-        UserError: a shard is missing, is left over, is older than its samples or was made with other settings; or all
-            samples are held out, or none is where some were to be.
+        UserError: a shard is missing, belongs to no samples, is outdated or was made with other settings; or all
+            samples fall into the validation split, or none where some were to.
     """
     source, target = recipe.path("shards"), recipe.path("dataset")
     require_apart("paths.shards", source, "paths.dataset", target)
@@ -50,30 +50,36 @@ def run_merge(recipe: Recipe) -> Manifest:
     if recipe.data.validation_share:
         packs[VALIDATION] = manifest.counts["validation"]["packs"]
     _require_both(packs, manifest.counts, source)
+    without = [path.name for path, shard in shards.items() if roles_path(path, PREFIX).name not in shard.files]
+    if without:
+        what = f"shard {without[0]} was made by an earlier version and holds no roles, so the dataset gets none"
+        console.print(f"{what}: {AGAIN} to see roles", markup=False, soft_wrap=True)
     with staged_directory(target, manifest) as staging:
         for prefix, rows in packs.items():
-            _join(list(shards), staging, prefix, rows, recipe.data.seq_length)
+            _join(list(shards), staging, prefix, with_roles=not without)
+            for field in FIELDS:
+                write_index(field_path(staging, prefix, field, "idx"), rows, recipe.data.seq_length)
     return manifest
 
 
 def _require_both(packs: dict[str, int], counts: dict[str, Any], source: Path) -> None:
-    """Refuses a division that leaves one side empty: a hash decides, so of a few samples it may."""
+    """Refuses an empty side of the validation split: a hash decides, so few samples may give one."""
     samples = sum(counts["packed"] for counts in (counts, counts.get("validation", {"packed": 0})))
     for prefix, rows in packs.items():
         if not rows:
             what, change = ("all", "lower") if prefix == PREFIX else ("none", "raise")
             raise UserError(
-                f"{what} of the {samples:,} samples is held out",
+                f"{what} of the {samples:,} samples falls into the validation split",
                 where=source,
-                remedy=f"{change} data.validation_share, or take another data.seed, and run make preprocess again",
+                remedy=f"{change} data.validation_share, or set another data.seed, and run make preprocess again",
             )
 
 
 def _divided_into(source: Path) -> int:
-    """How many parts the inputs were divided into, as the shards tell it.
+    """How many parts the inputs were divided into, according to the shards.
 
     Raises:
-        UserError: they tell different numbers.
+        UserError: they disagree.
     """
     found: dict[int, Path] = {}
     for path in shard_directories(source):
@@ -98,16 +104,19 @@ def _shard_of(part: Part, directory: Path, settings: dict[str, Any]) -> Manifest
     return shard
 
 
-def _join(shards: list[Path], staging: Path, prefix: str, packs: int, seq_length: int) -> None:
-    """Writes six files: the rows of all shards, one behind the other."""
-    with progress("merge", len(FIELDS) * len(shards)) as advance, ThreadPoolExecutor(len(FIELDS)) as pool:
+def _join(shards: list[Path], staging: Path, prefix: str, with_roles: bool) -> None:
+    """Joins the rows of all shards, one after another, in each of their `.bin` files."""
+    names = [field_path(staging, prefix, field, "bin").name for field in FIELDS]
+    names += [roles_path(staging, prefix).name] if with_roles else []
+    size = sum((directory / name).stat().st_size for directory in shards for name in names)
+    with byte_progress("merge", size) as advance, ThreadPoolExecutor(len(names)) as pool:
 
-        def join(field: str) -> None:
-            with field_path(staging, prefix, field, "bin").open("wb") as merged:
+        def join(name: str) -> None:
+            with (staging / name).open("wb") as merged:
                 for directory in shards:
-                    with field_path(directory, prefix, field, "bin").open("rb") as stream:
-                        shutil.copyfileobj(stream, merged, 1 << 20)
-                    advance(1, "")
-            write_index(field_path(staging, prefix, field, "idx"), packs, seq_length)
+                    with (directory / name).open("rb") as stream:
+                        while block := stream.read(1 << 20):
+                            merged.write(block)
+                            advance(len(block), "")
 
-        list(pool.map(join, FIELDS))
+        list(pool.map(join, names))

@@ -1,10 +1,10 @@
 """Which samples share a pack: deterministic, as full as best fit makes them, and mixed by a seed.
 
 Pure planning: knows lengths only. MindSpeed-LLM's greedy_knapsack (after LLaMA-Factory) fills each pack with the
-longest sample that still fits, again and again. Its packs are full, but the first ones hold the longest samples only
-and the last ones the shortest. Here a pack begins with the longest sample that is left, as there; then samples are
-drawn by the seed; the rest of the room is filled by best fit. Where that takes more packs than the greedy way, fewer
-are drawn, and in the end none, which is the greedy way itself: never is a plan less full than it.
+longest sample that still fits, repeatedly. Its packs are full, but the first ones hold only the longest samples and
+the last ones the shortest. Here a pack also begins with the longest sample left; then samples are drawn by the seed;
+best fit fills the rest. Where that takes more packs than the greedy way, fewer are drawn, and finally none, which is
+the greedy way itself: a plan never takes more packs.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 Ints = npt.NDArray[np.int32]
-"""Numbers of samples and of packs: half the memory of numpy's own choice, and two thousand million are enough."""
+"""Numbers of samples and packs: half the memory of numpy's default, and enough for 2^31."""
 
 UNDRAWN = 0.03
-"""Share of the tokens that is left to best fit alone, at the end, when there is little to choose from."""
+"""Share of the tokens left to best fit alone, at the end, when there is little choice."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def plan_packs(lengths: npt.ArrayLike, seq_length: int, seed: int) -> Plan:
 
 
 def greedy_packs(lengths: npt.NDArray[np.int32], seq_length: int) -> int:
-    """How many packs the greedy way takes. Equal packs are counted, not made, so that it is quick."""
+    """How many packs the greedy way takes. Equal packs are counted, not built, so it is quick."""
     counts = np.bincount(lengths)
     distinct = np.flatnonzero(counts)
     sizes, left = distinct.tolist(), counts[distinct].tolist()
@@ -86,7 +86,7 @@ def greedy_packs(lengths: npt.NDArray[np.int32], seq_length: int) -> int:
             room -= count * sizes[place]
         times = min(left[place] // count for place, count in chosen)
         packs += times
-        for place, count in chosen:  # from the back, so that deleting moves none that is still to come
+        for place, count in chosen:  # longest first, so that deleting moves none that follows
             left[place] -= times * count
             if not left[place]:
                 del sizes[place], left[place]
@@ -94,9 +94,10 @@ def greedy_packs(lengths: npt.NDArray[np.int32], seq_length: int) -> int:
 
 
 class BinPacker:
-    """Samples in a drawn order, and by length. Those of one length leave from both ends of their row:
+    """Samples in a drawn order, and by length.
 
-    whoever is drawn, or is the longest, from its front; whoever fills a gap, from its back.
+    Those of one length leave from both ends of their group: drawn and longest ones from the front, gap fillers from
+    the back.
 
     Args:
         sizes: int32 [samples], lengths in the drawn order.
@@ -127,7 +128,7 @@ class BinPacker:
         """Puts all samples into packs.
 
         Args:
-            reserve: room to leave to best fit: whoever is drawn must leave as much.
+            reserve: room that a drawn sample must leave to best fit.
 
         Returns:
             The samples' places in the drawn order, pack after pack, and the number of samples in each pack.
@@ -172,7 +173,7 @@ class BinPacker:
 
 
 def _find(nearest: list[int], start: int) -> int:
-    """Follows a chain to its end, and makes it shorter for the next one (union-find by path halving)."""
+    """Follows a chain to its end and shortens it (union-find by path halving)."""
     while (following := nearest[start]) != start:
         nearest[start] = nearest[following]
         start = nearest[start]

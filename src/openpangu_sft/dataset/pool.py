@@ -1,7 +1,7 @@
-"""A map over several processes that keeps the order, and whose processes end with it, whatever ends it.
+"""An ordered map over several processes, which end with it, whatever ends it.
 
-The standard library's pools leave their workers behind when the process that made them is killed, and on Python 3.9
-they can wait for ever after a worker is killed while a task is being handed over.
+The standard library's pools leave their workers running when the parent is killed, and on Python 3.9 they can hang
+after a worker is killed while it receives a task.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Callable, TypeVar, cast
 from openpangu_sft.util.errors import UserError
 
 AHEAD = 4
-"""How many items for each worker may be under way, so that memory does not grow with the input."""
+"""Most items in flight per worker, so that memory does not grow with the input."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -28,12 +28,10 @@ Result = TypeVar("Result")
 def ordered_map(
     function: Callable[[Item], Result], items: Iterable[Item], workers: int
 ) -> Generator[Result, None, None]:
-    """Applies a function to items on several processes; yields the results in the order of the items.
+    """Applies a function to items in several processes; yields the results in the order of the items.
 
-    The processes are forked, so that what the function holds (a tokenizer) is shared and not loaded again. Whoever
-    stops early closes the generator, and the processes are gone.
-
-    With one worker it is this process that does the work.
+    The processes are forked, so what the function holds (a tokenizer) is shared and not loaded again. Closing the
+    generator early ends them. With one worker, this process does the work.
 
     Raises:
         UserError: a process died, for instance because memory ran out.
@@ -85,14 +83,14 @@ def ordered_map(
 
 @dataclass(frozen=True)
 class _Raised:
-    """An error on its way from a worker to whoever waits for its result."""
+    """An error on its way from a worker."""
 
     error: Exception
 
 
 def _start(function: Callable[[Any], Any], workers: int, processes: dict[Connection, ForkProcess]) -> None:
     context = multiprocessing.get_context("fork")
-    # Ctrl-C reaches the whole process group; the workers are born with it blocked, and this process ends them
+    # Ctrl-C reaches the whole process group; workers start with it blocked, and this process ends them
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         for _ in range(workers):
@@ -106,9 +104,9 @@ def _start(function: Callable[[Any], Any], workers: int, processes: dict[Connect
 
 
 def _work(function: Callable[[Any], Any], connection: Connection, inherited: list[Connection]) -> None:
-    for ours in inherited:  # else the workers hold each other's lines open and never learn that the parent is gone
+    for ours in inherited:  # else workers keep each other's pipes open and never see that the parent is gone
         ours.close()
-    # What came with the fork stays, so the collector need not look at it, nor have its pages copied by that.
+    # What came with the fork stays: the collector need not visit it, which would copy its pages.
     gc.freeze()
     gc.set_threshold(100_000)  # there are many lists and no cycles
     with contextlib.suppress(EOFError, OSError):
@@ -117,14 +115,17 @@ def _work(function: Callable[[Any], Any], connection: Connection, inherited: lis
             result: Any
             try:
                 result = function(item)
-            except (UserError, OSError) as error:  # the user's to mend; any other is ours, and its traceback is printed
+            except (
+                UserError,
+                OSError,
+            ) as error:  # any other is ours, and its traceback is printed
                 result = _Raised(error)
             connection.send(result)
 
 
 @contextlib.contextmanager
 def _alive(process: ForkProcess) -> Iterator[None]:
-    """Turns a broken line into the reason why it broke."""
+    """Turns a broken pipe into the reason why it broke."""
     try:
         yield
     except (EOFError, OSError):

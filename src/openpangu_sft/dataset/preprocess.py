@@ -1,7 +1,7 @@
-"""Stage preprocess: samples files to packed shards, one for each file.
+"""Stage preprocess: samples files to packed shards, one per file.
 
-A shard is a directory with the six files of Megatron's indexed format, its manifest and, where samples were left out,
-`rejects.jsonl`. With `--shard 3/16` the inputs are divided into 16 equal parts, and this makes the shards of the third.
+A shard is a directory with the six files of Megatron's indexed format, roles, its manifest and, where samples were left
+out, `rejects.jsonl`. With `--shard 3/16` the inputs are divided into 16 equal parts, and only the third is made.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import Any, NamedTuple, Optional
 from openpangu_sft.artifacts.artifact import MANIFEST, Manifest, read_manifest, staged_directory
 from openpangu_sft.conversations.conversation import BadSample, parse_sample
 from openpangu_sft.conversations.readers import READERS
+from openpangu_sft.dataset.index_file import PREFIX
+from openpangu_sft.dataset.roles import roles_path
 from openpangu_sft.dataset.shard import write_shard
 from openpangu_sft.dataset.spans import Part, Span, SpanReader, parts_of, sha256_of_span
 from openpangu_sft.recipe.schema import Recipe
@@ -28,17 +30,11 @@ SUFFIX = ".jsonl"
 """Of samples files."""
 
 PLACES, SAMPLES_PER_PLACE = 8, 16
-"""How many of the user's samples the tokenizer's class encodes too, before SentencePiece is used without it."""
+"""How many of the user's samples are compared with the tokenizer's class before SentencePiece is used alone."""
 
 
 class Shard(NamedTuple):
-    """A shard that is there now.
-
-    Args:
-        part: what it is made of.
-        manifest: of it.
-        made: whether this run made it; if not, an earlier one had, from the same inputs and settings.
-    """
+    """A finished shard, and whether this run made it; if not, an earlier one did, from the same inputs and settings."""
 
     part: Part
     manifest: Manifest
@@ -49,8 +45,7 @@ def run_preprocess(recipe: Recipe, number: int = 1, parts: int = 1) -> list[Shar
     """Stage preprocess: `paths.samples` to `paths.shards`.
 
     Args:
-        number, parts: make the shards of this part only, counted from 1. The first one also removes shards that belong
-            to none.
+        number, parts: make only the shards of this part, counted from 1. Part 1 also removes shards of no part.
 
     Raises:
         UserError: nothing to read, a bad sample (unless data.on_bad_sample is skip), or no sample is left.
@@ -84,18 +79,18 @@ def _describe(recipe: Recipe, part: Part) -> Manifest:
 
 
 def _unchanged(recipe: Recipe, part: Part, wanted: Manifest) -> Optional[Manifest]:
-    """The manifest of a shard that is there already and would be made again just the same."""
+    """The manifest of an existing shard that would be made the same again; those of 0.5.0 have no roles."""
     try:
         found = read_manifest(recipe.path("shards") / part.name, "shard", "")
     except UserError:
         return None
     same = (found.settings, found.inputs, found.version) == (wanted.settings, wanted.inputs, wanted.version)
-    return found if same else None
+    return found if same and roles_path(Path(), PREFIX).name in found.files else None
 
 
 @contextlib.contextmanager
 def unchanged(files: Sequence[Path]) -> Iterator[None]:
-    """Raises `UserError` where a file has changed by the end of the block, in which it is read."""
+    """Raises `UserError` if a file changes during the block, which reads it."""
     before = [file.stat() for file in files]
     yield
     for file, earlier in zip(files, before):
@@ -116,27 +111,22 @@ def _open_tokenizer(recipe: Recipe, spans: Sequence[Span]) -> Tokenizer:
 
 
 def open_tokenizer(directory: Path, trust_remote_code: bool, spans: Sequence[Span]) -> Tokenizer:
-    """Loads a tokenizer, and lets it go to SentencePiece directly where that makes no difference.
-
-    Args:
-        directory, trust_remote_code: see Tokenizer.
-        spans: of samples files; some are compared.
-    """
+    """Loads a tokenizer, which uses SentencePiece directly where some of the samples get the same ids."""
     tokenizer = Tokenizer(directory, trust_remote_code)
-    reason = tokenizer.go_direct(list(_pieces_to_compare(spans)))
+    reason = tokenizer.go_direct(list(_spans_to_compare(spans)))
     if reason:
         console.print(f"tokenizer: its class is used, which is slower: {reason}", markup=False, soft_wrap=True)
     return tokenizer
 
 
-def _pieces_to_compare(spans: Sequence[Span]) -> Iterator[TextSpan]:
-    """Pieces of some samples from places all over the inputs."""
+def _spans_to_compare(spans: Sequence[Span]) -> Iterator[TextSpan]:
+    """Text spans of samples from all over the inputs."""
     total = sum(span.end - span.begin for span in spans)
     for place in (total * number // PLACES for number in range(PLACES)):
         for file, begin, end in spans:
             if place < end - begin:
                 for raw in islice(SpanReader(Span(file, begin + place, end)), SAMPLES_PER_PLACE):
-                    with contextlib.suppress(BadSample):  # it is named when its turn comes
+                    with contextlib.suppress(BadSample):  # reported when it is encoded
                         yield from sample_spans(parse_sample(raw.content))
                 break
             place -= end - begin
@@ -169,7 +159,7 @@ def sample_files(path: Path) -> list[Path]:
 
 
 def shard_directories(directory: Path) -> list[Path]:
-    """The shards that preprocess has left in a directory, sorted by name. Whatever else lies there is not listed."""
+    """The shards in a directory, sorted by name; nothing else is listed."""
     found: list[Path] = []
     for path in sorted(manifest.parent for manifest in directory.glob(f"*/{MANIFEST}")):
         with contextlib.suppress(UserError):
@@ -202,6 +192,6 @@ def _remove_shard(path: Path) -> None:
         if entry.name not in own:
             what = "lies in the shard of a samples file that is gone, and would be removed with it"
             raise UserError(what, where=entry, remedy="move it away")
-    leaving = path.with_name(f".{path.name}.staging")  # under this name nobody takes what is left for a shard
+    leaving = path.with_name(f".{path.name}.staging")  # under this name nothing takes it for a shard
     shutil.rmtree(leaving, ignore_errors=True)
     shutil.rmtree(path.rename(leaving))

@@ -1,4 +1,4 @@
-"""The rules for the rows of a packed dataset: how many rows break each, and the first of them; block after block."""
+"""The rules for the rows of a packed dataset: how many rows break each, and the first of them, block by block."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from typing import Any, Callable
 import numpy as np
 import numpy.typing as npt
 
+from openpangu_sft.dataset.segments import Flags, misnumbered, numbers_before
 from openpangu_sft.tokenizer.tokenizer import IGNORED
 
 Values = npt.NDArray[Any]
-"""Integers, one for each token of a block: its rows one behind another."""
-
-Flags = npt.NDArray[np.bool_]
+"""Integers, one for each token of a block, row after row."""
 
 
 @dataclass
@@ -22,8 +21,7 @@ class Breach:
 
     Args:
         field: the file that is wrong.
-        rows: how many rows.
-        first: the first one's number, column where there is one, and what is wrong there.
+        first: number of the first such row, column where there is one, and what is wrong there.
     """
 
     field: str
@@ -36,7 +34,7 @@ class Block:
     """Some rows of a dataset.
 
     Args:
-        first_row: number of the first one in the dataset.
+        first_row: number of the first row in the dataset.
         starts: int64 [rows], where each row begins in the arrays; no row is empty.
         numbers: int64 [rows], each row's number, counted from first_row.
         input_ids, mask, labels: [tokens].
@@ -61,13 +59,13 @@ class Block:
 class PackedRules:
     """Counts tokens and breaches; feed it block after block, then `finish`.
 
-    `attention_mask` is taken for segment numbers row by row. A row that holds none may hold token ids instead, as the
-    published handler writes them; then its padding is what repeats the row's last id and is not trained.
+    Row by row, `attention_mask` is taken as segment numbers. A row without them may hold token ids instead, as the
+    published handler writes; then its padding is what repeats the row's last id and is not trained.
 
     Args:
         vocab_size: token ids are below it.
-        trusted: `attention_mask` is known to hold segment numbers, so a dataset of one segment in every row is taken
-            for that, and not for one without segment numbers.
+        trusted: `attention_mask` is known to hold segment numbers, so 1 everywhere means one segment in every row, not
+            a dataset without segment numbers.
     """
 
     def __init__(self, vocab_size: int, trusted: bool) -> None:
@@ -116,7 +114,7 @@ class PackedRules:
         self._count_segments(block, trained)
 
     def finish(self) -> None:
-        """Says whether the dataset as a whole has no segment numbers: 1 on every token, or on every one but padding."""
+        """Decides whether the dataset has no segment numbers: 1 on every token, or on all but padding."""
         if self._trusted or self._highest != 1 or self.breaches["unnumbered"].rows:
             return
         if self._ones == self.numbered:
@@ -141,13 +139,11 @@ class PackedRules:
 
     def _count_segments(self, block: Block, trained: Flags) -> None:
         mask = block.mask
-        before = np.roll(mask, 1)
         begins = np.zeros(len(mask), bool)
         begins[block.starts] = True
-        before[begins] = 0
+        before = numbers_before(mask, begins)
         padding = mask == 0
-        gap = ~padding & ~begins & (before == 0)
-        order = ~padding & ~gap & (mask != before) & (mask != before + 1)
+        gap, order = misnumbered(mask, begins)
 
         broken = np.logical_or.reduceat(gap | order, block.starts)
         ones = np.logical_and.reduceat(mask == 1, block.starts)
@@ -227,7 +223,7 @@ def _content_ends(block: Block, trained: Flags) -> npt.NDArray[np.int64]:
 
 
 def _holds_ids(block: Block, ends: npt.NDArray[np.int64]) -> Flags:
-    """bool [rows], whether `attention_mask` repeats the token ids, and in padding holds those, 1 or 0."""
+    """bool [rows], whether `attention_mask` repeats the token ids; in padding 1 or 0 also count."""
     inside = np.arange(len(block.mask)) < block.spread(ends)
     fits = (block.mask == block.input_ids) | (~inside & ((block.mask == 1) | (block.mask == 0)))
     holds: Flags = np.logical_and.reduceat(fits, block.starts) & (ends > block.starts)

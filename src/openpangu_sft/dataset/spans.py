@@ -1,4 +1,4 @@
-"""Spans of samples files: byte ranges that hold whole lines, so that several processes and machines share one file."""
+"""Byte spans of samples files, of whole lines: so several processes and machines share one file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BLOCK = 1 << 20
 
 
 class Span(NamedTuple):
-    """The lines of a file that begin at `begin` or behind it, and before `end`; both in bytes."""
+    """The lines of a file that begin at byte `begin` or later, and before byte `end`."""
 
     file: Path
     begin: int
@@ -31,7 +31,7 @@ class Part(NamedTuple):
 
     Args:
         name: of the shard.
-        span: its lines; it begins and ends with one.
+        span: whole lines.
         part: "3/16" where the inputs are divided over machines, else empty.
     """
 
@@ -47,7 +47,7 @@ class Part(NamedTuple):
 
 
 def parts_of(files: Sequence[Path], parts: int = 1) -> list[Part]:
-    """Divides the inputs into equal parts by bytes; a file on a border is cut between two lines.
+    """Divides the inputs into parts of equal bytes; a file on a border is cut between two lines.
 
     Raises:
         UserError: two shards would have the same name.
@@ -73,7 +73,7 @@ def parts_of(files: Sequence[Path], parts: int = 1) -> list[Part]:
 
 
 def parse_part(text: Optional[str]) -> tuple[int, int]:
-    """Reads "3/16": the third of sixteen parts. Without a text it is the whole.
+    """Reads "3/16", the third of sixteen parts; without a text, 1/1.
 
     Raises:
         UserError: no such part.
@@ -88,7 +88,7 @@ def parse_part(text: Optional[str]) -> tuple[int, int]:
 
 
 def spans_of(span: Span, workers: int) -> list[Span]:
-    """Cuts a span into pieces of work, some for each worker; no border needs to be that of a line."""
+    """Cuts a span into tasks, several per worker; borders need not be those of lines."""
     size = span.end - span.begin
     step = min(max(size // (SPANS_PER_WORKER * workers), SMALLEST), LARGEST)
     return [Span(span.file, begin, min(begin + step, span.end)) for begin in range(span.begin, span.end, step)]
@@ -96,9 +96,6 @@ def spans_of(span: Span, workers: int) -> list[Span]:
 
 class SpanReader:
     """Iterates over the records of a span; their places are lines counted from 1 at its begin.
-
-    Args:
-        span: what to read.
 
     Attributes:
         lines: how many lines were read, blank ones included.
@@ -142,7 +139,7 @@ def sha256_of_span(span: Span) -> str:
 
 
 def _line_begin(file: Path, place: int, end: Optional[int] = None) -> int:
-    """Where the first line begins that begins at this place or behind it; `end` or the file's end if none does."""
+    """The first position at or after `place` where a line begins; `end` or the file's end if there is none."""
     if not place:
         return 0
     with file.open("rb") as stream:

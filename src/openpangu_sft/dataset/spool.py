@@ -1,27 +1,29 @@
 """Encoded samples on disk until it is known which pack each goes into: memory grows by bytes per sample, not per token.
 
-Each process that encodes has a file of its own, so that no token goes through the process that waits for them all.
+Each process that encodes has a file of its own, so that no token passes through the process that waits for them all.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from openpangu_sft.dataset.encode import Encoded, Marked
+from openpangu_sft.dataset.roles import Roles
 from openpangu_sft.util.errors import naming
 
-ITEM = 4
-"""Bytes of a marked token."""
+ITEM = 5
+"""Bytes of a token: int32 marked, uint8 role."""
 
 
 class TokenRun(NamedTuple):
-    """Samples that lie one behind the other in a file of the spool.
+    """Samples that follow each other in a file of the spool.
 
     Args:
         file: its name.
@@ -35,7 +37,7 @@ class TokenRun(NamedTuple):
 
 
 class Spool:
-    """A directory of files with the marked tokens of samples; int32, nothing between them.
+    """A directory of files with samples: the marked tokens of one, then its roles, then the next sample.
 
     To be used in a `with` block, which removes it in the end.
 
@@ -46,47 +48,43 @@ class Spool:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         directory.mkdir()
-        self._stretches: list[TokenRun] = []
+        self._runs: list[TokenRun] = []
         self._descriptors: list[int] = []
 
-    def write(self, samples: Sequence[npt.NDArray[np.int32]]) -> TokenRun:
+    def write(self, samples: Iterable[Encoded]) -> TokenRun:
         """Appends samples to the file of this process."""
-        name = str(os.getpid())
-        path = self._directory / name
-        lengths = np.array(list(map(len, samples)), np.int32)
+        path = self._directory / str(os.getpid())
+        lengths = []
         with naming(path), path.open("ab") as stream:
             begin = stream.tell()
-            stream.writelines(sample.data for sample in samples)
-        return TokenRun(name, begin, lengths)
+            for sample in samples:
+                lengths.append(len(sample.marked))
+                stream.writelines((sample.marked.data, sample.roles.data))
+        return TokenRun(path.name, begin, np.array(lengths, np.int32))
 
-    def add(self, stretch: TokenRun) -> None:
+    def add(self, run: TokenRun) -> None:
         """Takes over what a process has written; this order numbers the samples, from 0."""
-        self._stretches.append(stretch)
+        self._runs.append(run)
 
     def finish(self) -> npt.NDArray[np.int32]:
         """Ends writing; returns the length of every sample in tokens."""
-        files = sorted({stretch.file for stretch in self._stretches})
-        empty = [np.empty(0, np.int32)]
-        self._lengths = np.concatenate(empty + [stretch.lengths for stretch in self._stretches])
+        files = sorted({run.file for run in self._runs})
+        lengths: npt.NDArray[np.int32] = np.concatenate([np.empty(0, np.int32), *(run.lengths for run in self._runs)])
         self._file = np.repeat(
-            np.array([files.index(stretch.file) for stretch in self._stretches], np.int16),
-            [len(stretch.lengths) for stretch in self._stretches],
+            np.array([files.index(run.file) for run in self._runs], np.int16), [len(run.lengths) for run in self._runs]
         )
-        begins = [
-            stretch.begin + ITEM * (np.cumsum(stretch.lengths, dtype=np.int64) - stretch.lengths)
-            for stretch in self._stretches
-        ]
+        begins = [run.begin + ITEM * (np.cumsum(run.lengths, dtype=np.int64) - run.lengths) for run in self._runs]
         self._begin = np.concatenate([np.empty(0, np.int64), *begins])
         self._descriptors = [os.open(self._directory / file, os.O_RDONLY) for file in files]
-        self._stretches = []
-        return self._lengths
+        self._runs = []
+        return lengths
 
-    def read(self, sample: int, into: npt.NDArray[np.int32]) -> None:
-        """Reads the tokens of a sample; several processes may do so at once."""
+    def read(self, sample: int, marked: Marked, roles: Roles) -> None:
+        """Reads a sample into arrays of its length; several processes may do so at once."""
         descriptor, begin = self._descriptors[self._file[sample]], int(self._begin[sample])
         # not mapped into memory: what is mapped counts as used as long as the kernel likes
-        count = os.preadv(descriptor, [into.data.cast("B")], begin)
-        assert count == ITEM * len(into), "the spool was cut short"
+        count = os.preadv(descriptor, [marked.data.cast("B"), roles.data], begin)
+        assert count == ITEM * len(marked), "the spool was cut short"
 
     def __enter__(self) -> Spool:
         return self

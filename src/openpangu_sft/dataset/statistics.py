@@ -1,4 +1,4 @@
-"""Numbers over a whole packed dataset, read in blocks of rows: memory does not grow with it, no loop runs per token."""
+"""Numbers over a whole packed dataset, read in blocks of rows: constant memory, no loop per token."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from openpangu_sft.dataset.index_file import FIELDS, PREFIX, Ids, read_rows
-from openpangu_sft.dataset.turns import ROLES, TurnRoles, following_ids
+from openpangu_sft.dataset.index_file import FIELDS, PREFIX, read_rows
+from openpangu_sft.dataset.roles import ROLES, count_turns, read_roles
+from openpangu_sft.dataset.segments import segment_runs
 from openpangu_sft.tokenizer.tokenizer import IGNORED
 from openpangu_sft.util.console import progress
 
 BLOCK_TOKENS = 1 << 20
-"""Tokens that are looked at together."""
+"""Tokens in a block."""
 
 Counts = npt.NDArray[np.int64]
 
@@ -37,27 +38,27 @@ class Distribution:
 
     @property
     def sum(self) -> int:
-        """What they add up to."""
+        """Their sum."""
         return int(self.counts @ np.arange(len(self.counts)))
 
     @property
     def mean(self) -> float:
-        """Their mean."""
+        """Arithmetic mean."""
         return self.sum / self.total
 
     @property
     def minimum(self) -> int:
-        """The smallest one."""
+        """The smallest number."""
         return int(np.flatnonzero(self.counts)[0])
 
     @property
     def median(self) -> int:
-        """The middle one; of an even number of them the lower of the two."""
+        """The lower median."""
         return int(np.searchsorted(self.counts.cumsum(), (self.total + 1) // 2))
 
     @property
     def maximum(self) -> int:
-        """The largest one."""
+        """The largest number."""
         return int(np.flatnonzero(self.counts)[-1])
 
     def between(self, edges: list[int]) -> list[int]:
@@ -73,11 +74,10 @@ class Statistics:
 
     Args:
         seq_length: tokens in a pack.
-        packs: number of packs.
-        trained_tokens: number of tokens that are targets.
+        trained_tokens: how many tokens are targets.
         lengths: tokens of each sample.
         fill: tokens of each pack, without its padding.
-        turns: number of turns by role; all of `ROLES`.
+        turns: number of turns by role; empty where roles are unknown.
         samples_before: samples in all rows before each block of rows.
     """
 
@@ -101,18 +101,14 @@ class Statistics:
 
 
 class Rows:
-    """The three fields of a packed dataset, mapped into memory.
-
-    Args:
-        directory: of the dataset.
-        seq_length: tokens in a pack.
-    """
+    """The three fields of a packed dataset, and its roles where it has them, mapped into memory."""
 
     def __init__(self, directory: Path, seq_length: int) -> None:
         fields = {field: read_rows(directory, PREFIX, field, seq_length) for field in FIELDS}
         self.input_ids, self.segments, self.labels = (
             fields[field] for field in ("input_ids", "attention_mask", "labels")
         )
+        self.roles = read_roles(directory, PREFIX, len(self), seq_length)
         self.seq_length = seq_length
         self.block = max(1, BLOCK_TOKENS // seq_length)
 
@@ -120,15 +116,7 @@ class Rows:
         return min(len(self.input_ids), len(self.segments), len(self.labels))
 
     def locate(self, sample: int, statistics: Statistics) -> tuple[int, int, int]:
-        """Where a sample lies.
-
-        Args:
-            sample: counted through the packs in their order, from 0.
-            statistics: of these rows.
-
-        Returns:
-            Its row, and its first and its past-the-last column.
-        """
+        """Row, first and past-the-last column of a sample, counted from 0 through the packs in their order."""
         before = bisect_right(statistics.samples_before, sample) - 1
         first = before * self.block
         rows, begins, ends = segment_runs(self.segments[first : first + self.block])
@@ -136,49 +124,26 @@ class Rows:
         return first + int(rows[position]), int(begins[position]), int(ends[position])
 
 
-def segment_runs(segments: Ids) -> tuple[Counts, Counts, Counts]:
-    """The segments of packs, in their order.
-
-    Args:
-        segments: int32 [packs, seq_length], the segment number of each token and 0 for padding.
-
-    Returns:
-        Three int64 [segments]: row, first column, past-the-last column.
-    """
-    starts = np.ones(segments.shape, bool)
-    starts[:, 1:] = segments[:, 1:] != segments[:, :-1]
-    rows, begins = np.nonzero(starts)
-    lengths = np.diff(np.append(rows * segments.shape[1] + begins, segments.size))
-    taken = segments[rows, begins] != 0
-    return rows[taken], begins[taken], (begins + lengths)[taken]
-
-
-def measure(rows: Rows, start_id: int, roles: TurnRoles) -> Statistics:
-    """Reads a whole dataset once.
-
-    Args:
-        rows: of the dataset.
-        start_id: the token that begins every turn.
-        roles: finds who is_main in a turn.
-    """
+def measure(rows: Rows) -> Statistics:
+    """Reads a whole dataset once."""
     lengths = np.zeros(rows.seq_length + 1, np.int64)
     fill = np.zeros(rows.seq_length + 1, np.int64)
     turns = np.zeros(len(ROLES), np.int64)
     samples_before: list[int] = []
     trained = 0
-    with progress("reading the dataset", len(rows)) as advance:
+    with progress("reading the dataset (packs)", len(rows)) as advance:
         for first in range(0, len(rows), rows.block):
             block = slice(first, first + rows.block)
-            input_ids, segments = np.asarray(rows.input_ids[block]), np.asarray(rows.segments[block])
+            segments = np.asarray(rows.segments[block])
             samples_before.append(int(lengths.sum()))
             _, begins, ends = segment_runs(segments)
             lengths += np.bincount(ends - begins, minlength=len(lengths))
             fill += np.bincount(np.count_nonzero(segments, axis=1), minlength=len(fill))
             trained += int(np.count_nonzero(rows.labels[block] != IGNORED))
-            where = np.nonzero((input_ids == start_id) & (segments != 0))
-            turns += np.bincount(roles.find(following_ids(input_ids, *where)), minlength=len(turns))
-            advance(len(input_ids), "")
-    counted = dict(zip(ROLES, turns.tolist()))
+            if rows.roles is not None:
+                turns += count_turns(np.asarray(rows.roles[block]))
+            advance(len(segments), "")
+    counted = dict(zip(ROLES, turns.tolist())) if rows.roles is not None else {}
     return Statistics(
         rows.seq_length, len(rows), trained, Distribution(lengths), Distribution(fill), counted, samples_before
     )

@@ -1,1 +1,1 @@
-"""What `make demo` needs beside the stages: a small model of openPangu's architecture, and the order of the stages."""
+"""`make demo` and `make smoke`: a small model, and the stages in order."""

@@ -1,4 +1,4 @@
-"""A small checkpoint in openPangu's form: a tokenizer trained on the example text and random weights."""
+"""A small checkpoint in openPangu's format: random weights, and a tokenizer trained on the example texts."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from openpangu_sft.artifacts.artifact import Manifest, staged_directory
 from openpangu_sft.checkpoint.files.safetensors import write_safetensors
-from openpangu_sft.checkpoint.hf import llama_config, pangu_config
 from openpangu_sft.checkpoint.hf_files import WEIGHTS
 from openpangu_sft.checkpoint.reshard import Resharder
 from openpangu_sft.model.llama import tensors_of_model
 from openpangu_sft.model.tensors import weights_of
-from openpangu_sft.recipe.model_config import CONFIG
+from openpangu_sft.recipe.model_config import CONFIG, llama_config, pangu_config
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.tokenizer.template import END, HEADERS, START
 
 CONTROL_TOKENS = [f"[unused{number}]" for number in range(34)]
-"""As openPangu has them: added tokens whose ids lie inside the SentencePiece vocabulary."""
+"""As in openPangu: added tokens whose ids lie inside the SentencePiece vocabulary."""
 
 _TEMPLATE_HEADERS = "{" + ", ".join(f"'{role}': '{header}'" for role, header in HEADERS.items()) + "}"
 CHAT_TEMPLATE = (
@@ -35,11 +34,10 @@ CHAT_TEMPLATE = (
 
 
 def make_base_model(recipe: Recipe, texts: Iterable[str]) -> Manifest:
-    """Writes the checkpoint that the demo begins with into `paths.hf`.
+    """Writes the demo's base model, with the sizes of the recipe's model section, to `paths.hf`.
 
     Args:
-        recipe: its model section gives the sizes.
-        texts: what the tokenizer is trained on.
+        texts: the tokenizer's training data.
     """
     manifest = Manifest("hf", settings={"model.vocab_size": recipe.model.vocab_size, "train.seed": recipe.train.seed})
     with staged_directory(recipe.path("hf"), manifest) as staging:
@@ -67,7 +65,7 @@ def texts_of(value: object) -> Iterator[str]:
 
 
 def _write_tokenizer(directory: Path, texts: Iterable[str], vocab_size: int) -> int:
-    """Trains and writes a SentencePiece tokenizer of openPangu's kind; returns the id of its end token."""
+    """Trains and writes a SentencePiece tokenizer like openPangu's; returns the id of its end token."""
     trained = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=(line for text in texts for line in text.splitlines()),
@@ -96,7 +94,7 @@ def _write_tokenizer(directory: Path, texts: Iterable[str], vocab_size: int) -> 
         "tokenizer_class": "LlamaTokenizer",
         "add_bos_token": True,
         "add_eos_token": False,
-        "add_prefix_space": False,  # without it, the fast tokenizer that AutoTokenizer makes puts spaces in
+        "add_prefix_space": False,  # otherwise the fast tokenizer that AutoTokenizer makes inserts spaces
         "added_tokens_decoder": {str(number): {"content": token, **plain} for number, token in sorted(added.items())},
         **names,
         "chat_template": CHAT_TEMPLATE,

@@ -1,9 +1,9 @@
-"""`make smoke`: MindSpeed-LLM's own commands and ours, side by side, on the stand-in for NPUs; in minutes.
+"""`make smoke`: MindSpeed-LLM's own commands and ours compared on the NPU stand-in, in minutes.
 
-A small model goes through upstream's preprocess, merge, convert and training, with one process and with two in every
-parallel mode, and through resume and export; a second one, untied as the 7B is, goes through TP 4 x CP 2 to a chat.
-What both sides make is compared: files byte by byte, weights bit by bit, losses with those of the portable engine,
-which computes them with Hugging Face's model, sample by sample.
+A small model runs through upstream's preprocess, merge, convert and training, with one process and with two in every
+parallel mode, then resume and export; a second one, untied like the 7B, through TP 4 x CP 2 to a chat. Results are
+compared: files byte by byte, weights bit by bit, losses with those of the portable engine, which computes them with
+Hugging Face's model, sample by sample.
 """
 
 from __future__ import annotations
@@ -16,27 +16,24 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Optional
 
-from rich.table import Table
-
-from openpangu_sft.checkpoint.hf import llama_config
-from openpangu_sft.checkpoint.mcore import iteration_directory
+from openpangu_sft.checkpoint.mcore import iteration_directory, write_tracker
 from openpangu_sft.checkpoint.mcore_reader import open_mcore
 from openpangu_sft.checkpoint.reshard import Resharder, require_equal
 from openpangu_sft.dataset.index_file import FIELDS, PREFIX, field_path
 from openpangu_sft.demo.run import prepare
 from openpangu_sft.recipe.load import load_recipe
-from openpangu_sft.recipe.model_config import CONFIG, read_config
+from openpangu_sft.recipe.model_config import CONFIG, llama_config, read_config
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.mindspeed.sources import require_ready
 from openpangu_sft.training.mindspeed.start import environment_of
 from openpangu_sft.training.run.metrics import read_metrics
-from openpangu_sft.util.console import console
+from openpangu_sft.util.console import console, print_rows
 from openpangu_sft.util.errors import UserError
 
 FIRST, LAST = 1e-5, 1e-4
-"""How far the loss of the first and of the last iteration may be from the reference, relatively, in fp32."""
+"""Largest relative difference from the reference loss, in fp32: of the first iteration, and of later ones."""
 
 RECIPE = Path(__file__).with_suffix(".yaml")
 MINDSPEED = ["train.engine=mindspeed", "train.device=cpu"]
@@ -54,16 +51,8 @@ UNTIED = [
     *("model.num_query_groups=8", "model.kv_channels=8", "model.rotary_base=16e6", "model.tie_word_embeddings=false"),
     *("paths.hf=untied/hf", "paths.export=untied/export"),
 ]
-"""The shape ratios of the 7B: hidden size to MLP and vocabulary, heads to groups; and an output layer of its own."""
+"""The 7B's ratios: hidden size to MLP and vocabulary, heads to groups; and an untied output layer."""
 TP4_CP2 = ["parallel.devices_per_node=8", "parallel.tensor=4", "parallel.context=2"]
-
-
-class Row(NamedTuple):
-    """A line of the table."""
-
-    what: str
-    found: str
-    seconds: float
 
 
 class Smoke:
@@ -71,7 +60,7 @@ class Smoke:
 
     def __init__(self, cache: Path) -> None:
         self.cache, self.sources = cache, require_ready()
-        self.rows: list[Row] = []
+        self.rows: list[tuple[str, str, str]] = []
 
     def run(self) -> None:
         """Raises `UserError` where the two sides differ, or a step fails."""
@@ -81,12 +70,7 @@ class Smoke:
         self._conversion()
         self._training()
         self._untied()
-        table = Table(title="make smoke", title_justify="left", title_style="bold")
-        for column in ("what", "found", "seconds"):
-            table.add_column(column, justify="right" if column == "seconds" else "left", overflow="fold")
-        for row in self.rows:
-            table.add_row(row.what, row.found, f"{row.seconds:.1f}")
-        console.print(table)
+        print_rows("make smoke", ("what", "found", "seconds"), self.rows)
         console.print(f"all in {time.monotonic() - began:.0f} s, on the stand-in: it says nothing about NPUs' numerics")
 
     def recipe(self, *overrides: str) -> Recipe:
@@ -103,19 +87,13 @@ class Smoke:
             (theirs / "merged").mkdir(exist_ok=True)
             self._upstream("preprocess_data.py", *published_preprocess(recipe, file, theirs / "merged" / file.stem))
             ours = recipe.path("shards") / file.stem
-            for field in FIELDS:
-                for suffix in ("bin", "idx"):
-                    name = field_path(theirs / "merged", file.stem, field, suffix)
-                    require_same_bytes(field_path(ours, PREFIX, field, suffix), name)
+            require_same_dataset(ours, PREFIX, theirs / "merged", file.stem)
         self._note("preprocess: their bytes, our bytes", "the same", began)
         began = time.monotonic()
         keys = [f"packed_{field}_document" for field in FIELDS]
         command = ["--input", str(theirs / "merged"), "--output-prefix", str(theirs / PREFIX)]
         self._upstream("preprocess_data.py", *command, "--merge-group-keys", *keys)
-        for field in FIELDS:
-            for suffix in ("bin", "idx"):
-                ours = field_path(recipe.path("dataset"), PREFIX, field, suffix)
-                require_same_bytes(ours, field_path(theirs, PREFIX, field, suffix))
+        require_same_dataset(recipe.path("dataset"), PREFIX, theirs, PREFIX)
         self._note("merge: their bytes, our bytes", "the same", began)
 
     def _conversion(self, *settings: str) -> None:
@@ -125,7 +103,7 @@ class Smoke:
         ours = recipe.path("mcore")
         hf, theirs = (self.cache / "upstream" / name / ours.relative_to(self.cache) for name in ("hf", "mcore"))
         shutil.copytree(recipe.path("hf"), hf)
-        # openPangu's own class cannot be loaded without an NPU: the same weights under the name of their architecture
+        # openPangu's own class cannot be loaded without an NPU: the same weights as a Llama model
         (hf / CONFIG).write_text(json.dumps(llama_config(read_config(hf))), "utf-8")
         self._upstream("convert_ckpt.py", *published_convert(recipe, hf, theirs))
         count, tensor = require_same_weights(recipe, ours, theirs), recipe.parallel.tensor
@@ -153,10 +131,11 @@ class Smoke:
             self._note(f"training: {way}", f"{_shown(found)}, at most {difference:.0e} off", began)
         began = time.monotonic()
         self._resume(references[ONE_PACK])
-        self._note("resume: 3 iterations, then 2 more", "as without a break", began)
+        self._note("resume: 3 iterations, then 2 more", "as without interruption", began)
         began = time.monotonic()
         self._stage("export", *MINDSPEED, "paths.run=one-process")
-        self._note("export: back to Hugging Face", str(self.recipe().path("export")), began)
+        self._note("export: back to Hugging Face", "done", began)
+        console.print(f"export: {self.recipe().path('export')}", markup=False, soft_wrap=True)
 
     def _untied(self) -> None:
         """A model like the 7B, from convert to chat."""
@@ -176,14 +155,14 @@ class Smoke:
         began = time.monotonic()
         self._stage("export", *settings)
         self._stage("chat", *settings, prompt="你好")
-        self._note("untied: export, chat", str(self.recipe(*settings).path("export")), began)
+        self._note("untied: export, chat", "done", began)
 
     def _resume(self, reference: Sequence[float]) -> None:
-        """As the run stood after its first checkpoint."""
+        """Resumes the run of one process from its first checkpoint."""
         whole, run = self.cache / "one-process", self.cache / "resumed"
         shutil.copytree(whole, run, symlinks=True)
         shutil.rmtree(iteration_directory(run, self.recipe().train.iterations))
-        (run / "latest_checkpointed_iteration.txt").write_text("3")
+        write_tracker(run, 3)
         self._stage("sft", *MINDSPEED, "paths.run=resumed", "paths.mcore=whole-mcore")
         require_close("resume", losses(run), reference)
 
@@ -191,17 +170,19 @@ class Smoke:
         command = [sys.executable, "-m", "openpangu_sft", stage, "--recipe", str(RECIPE)]
         command += [f"--set={setting}" for setting in (f"paths.cache={self.cache}", *settings)]
         command += [f"--{name}={value}" for name, value in options.items()]
-        self._call(command, None, {})
+        self._call(command)
 
     def _upstream(self, *command: str) -> None:
         folder, environment = environment_of(self.recipe(*MINDSPEED), self.sources)
         self._call([sys.executable, *command], folder, environment)
 
-    def _call(self, command: Sequence[str], folder: Any, environment: dict[str, str]) -> None:
+    def _call(
+        self, command: Sequence[str], folder: Optional[Path] = None, environment: Optional[dict[str, str]] = None
+    ) -> None:
         done = subprocess.run(
             command,
             cwd=folder,
-            env={**os.environ, **environment},
+            env={**os.environ, **(environment or {})},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -212,7 +193,7 @@ class Smoke:
             raise UserError(f"ended with exit code {done.returncode}", where=" ".join(command[:4]), remedy="see above")
 
     def _note(self, what: str, found: str, began: float) -> None:
-        self.rows.append(Row(what, found, time.monotonic() - began))
+        self.rows.append((what, found, f"{time.monotonic() - began:.1f}"))
         console.print(f"{what}: {found}", markup=False)
 
 
@@ -220,20 +201,20 @@ MARK = ".made-by-smoke"
 
 
 def empty(directory: Path) -> None:
-    """Makes an empty directory, of what an earlier run has left.
+    """Makes a directory, or empties that of an earlier run.
 
     Raises:
-        UserError: somebody else's files are in it.
+        UserError: an earlier run has not made it.
     """
     if directory.exists() and not (directory / MARK).exists():
-        raise UserError("is not from make smoke", where=directory, remedy="choose another place, or remove it")
+        raise UserError("is not from make smoke", where=directory, remedy="choose another directory, or remove it")
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     (directory / MARK).touch()
 
 
 def published_preprocess(recipe: Recipe, file: Path, prefix: Path) -> list[str]:
-    """Arguments of preprocess_data.py as the published recipe has them; it adds _packed to the prefix."""
+    """Arguments of preprocess_data.py as in the published recipe; upstream adds _packed to the prefix."""
     flags = {"input": file, "output-prefix": prefix, "tokenizer-name-or-path": recipe.path("hf")}
     given = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     given += ["--workers", "2", "--log-interval", "1000", "--tokenizer-type", "PretrainedFromHF"]
@@ -242,17 +223,24 @@ def published_preprocess(recipe: Recipe, file: Path, prefix: Path) -> list[str]:
 
 
 def published_convert(recipe: Recipe, hf: Path, target: Path) -> list[str]:
-    """Arguments of convert_ckpt.py as the published recipe has them, but for the dtype, which is the checkpoint's."""
+    """Arguments of convert_ckpt.py as in the published recipe, but with the checkpoint's dtype."""
     given = "--model-type GPT --load-model-type hf --save-model-type mg --use-mcore-models --params-dtype fp32"
     given += f" --target-tensor-parallel-size {recipe.parallel.tensor} --target-pipeline-parallel-size 1"
     given += " --add-qkv-bias --add-dense-bias"
     return [*given.split(), "--load-dir", str(hf), "--save-dir", str(target), "--tokenizer-model", str(hf)]
 
 
+def require_same_dataset(ours: Path, prefix: str, theirs: Path, their_prefix: str) -> None:
+    """Raises `UserError` where one of the six files differs."""
+    for field in FIELDS:
+        for suffix in ("bin", "idx"):
+            require_same_bytes(field_path(ours, prefix, field, suffix), field_path(theirs, their_prefix, field, suffix))
+
+
 def require_same_bytes(ours: Path, theirs: Path) -> None:
     """Raises `UserError` naming both files."""
     if ours.read_bytes() != theirs.read_bytes():
-        raise UserError(f"differs from {theirs}", where=ours, remedy="this is a mistake of ours: report it")
+        raise UserError(f"differs from {theirs}", where=ours, remedy="this is a bug here: report it")
 
 
 def require_same_weights(recipe: Recipe, ours: Path, theirs: Path) -> int:
@@ -267,7 +255,6 @@ def require_same_weights(recipe: Recipe, ours: Path, theirs: Path) -> int:
 
 
 def losses(run: Path) -> list[float]:
-    """Of all iterations."""
     return [row["loss"] for row in read_metrics(run)]
 
 

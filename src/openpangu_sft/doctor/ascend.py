@@ -1,39 +1,129 @@
-"""Which driver, firmware and CANN go together, from what their own files say. Pure: fields to findings.
+"""Driver, firmware and CANN: which versions are here, and which go together by what their own files say.
 
 A driver names in compatible_version of its version.info the series of CANN that it serves (V100R001C19 is that of
 8.0.RC3, whose own innerversion begins with it), and in compatible_version_fw the range of firmware; so it says by
 itself whether an older CANN is still served. CANN names in compatible_version of its ascend_toolkit_install.info the
-series of drivers that it takes, single ones and ranges; which series a driver is of, its Innerversion begins with. That
-the fields mean this is read from such files, and from no specification. ascend_files.py reads them.
+series of drivers that it takes, single ones and ranges; a driver's series is the beginning of its Innerversion. These
+meanings are inferred from such files, not taken from a specification. util/ascend.py reads them.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Optional
 
-from openpangu_sft.doctor.finding import Finding, failed, ok, warning
+from openpangu_sft.doctor.finding import Finding, State, failed, ok, skipped, warning
+from openpangu_sft.doctor.machine import Context, Machine
+from openpangu_sft.doctor.npu_smi import parse_fields
+from openpangu_sft.util.ascend import ASCEND, install_info, parse_info, toolkit_home
 
 CANN = "8.0.RC3"
 """What torch_npu 2.1.0.post8 pairs with."""
 DRIVER = "24.1.RC3"
 """The Ascend HDK of CANN 8.0.RC3."""
 FIRMWARE = "7.5.0.1.129"
-"""The firmware in that HDK."""
+"""The firmware of that HDK."""
 CANN_SERIES = "V100R001C19"
-"""How the driver's file calls CANN 8.0.RC3."""
+"""CANN 8.0.RC3 in the driver's file."""
+TOOLKIT = f"{ASCEND}/ascend-toolkit"
+LIBRARIES = {
+    "libhccl.so": "CANN's set_env.sh",
+    "libascend_hal.so": f"{ASCEND}/driver/lib64, with common and driver in it",
+}
+"""Libraries that torch_npu needs to be imported, and what puts them on LD_LIBRARY_PATH."""
+LDCONFIG_SECONDS = 10.0
 
 INSTALL = f"install the HDK {DRIVER} (firmware, then driver) on the host, and reboot"
 
 
+def driver(context: Context) -> Finding:
+    info = _driver_info(context)
+    if not info and context.npus.problem:
+        return failed(f"no {ASCEND}/driver/version.info", INSTALL, DRIVER)
+    return judge_driver(info, _cann_info(context) or {}, context.npus.listing.driver)
+
+
+def firmware(context: Context) -> Finding:
+    """The firmware of each used NPU against the driver."""
+    installed = parse_info(context.machine.read(f"{ASCEND}/firmware/version.info")).get("version", "")
+    found: dict[tuple[str, str], list[str]] = {}
+    for npu in dict.fromkeys(chip.npu for chip in context.used):
+        ran = context.ask_npu_smi("info", "-t", "board", "-i", str(npu))
+        fields = parse_fields(ran.text)
+        version = fields.get("Firmware Version", "")
+        known = version[:1].isdigit()  # NA without the permission to ask
+        key = (version if known else installed, fields.get("Compatibility", ""))
+        found.setdefault(key, []).append(str(npu))
+        if ran.problem:  # it would hang again for each
+            break
+    if not found:
+        if not installed:
+            return skipped("not known, see NPUs")
+        found[installed, ""] = []
+    judged = [judge_firmware(*key, _driver_info(context)) for key in found]
+    worst = max(judged, key=lambda one: [State.OK, State.WARNING, State.FAILED].index(one.state))
+    if len(found) > 1 and worst.state == State.OK:
+        each = "\n".join(f"NPU {', '.join(npus)}: {version}" for (version, _), npus in found.items())
+        return warning(each, "install one firmware on all of them", "one firmware")
+    return worst
+
+
+def _driver_info(context: Context) -> dict[str, str]:
+    return parse_info(context.machine.read(f"{ASCEND}/driver/version.info"))
+
+
+def _cann_info(context: Context) -> Optional[dict[str, str]]:
+    """Fields of the CANN whose environment is set here; None where there is none."""
+    home = toolkit_home(context.machine.environment)
+    info = install_info(context.machine.path(home)) if home else None
+    return None if info is None else parse_info(info)
+
+
+def cann(context: Context) -> Finding:
+    """CANN's version, and whether its environment is set."""
+    machine, environment = context.machine, context.machine.environment
+    remedy = "run in the image, which has it (make image or make load)"
+    home = toolkit_home(environment)
+    if not home:
+        if not machine.path(f"{TOOLKIT}/set_env.sh").is_file():
+            return failed("not installed", f"{remedy}, or install CANN {CANN}", CANN)
+        entrypoint = "start it through the image's entrypoint, which does so: docker run without --entrypoint"
+        remedy = entrypoint if context.in_image else f"source {TOOLKIT}/set_env.sh, then run it again"
+        return failed("installed, but its environment is not set (ASCEND_TOOLKIT_HOME)", remedy, CANN)
+    info = _cann_info(context)
+    if info is None:
+        found = f"no ascend_toolkit_install.info in {home}"
+        return failed(found, f"fix ASCEND_TOOLKIT_HOME, or {remedy}", CANN)
+    finding = judge_cann(info.get("version", ""), remedy)
+    if finding.state != State.OK:
+        return finding
+    folders = [part for part in environment.get("LD_LIBRARY_PATH", "").split(os.pathsep) if part]
+    for library, giver in LIBRARIES.items():
+        places = [f"{folder}/{library}" for folder in folders] + _known_to_loader(machine, library)
+        if not any(machine.path(place).exists() for place in places):
+            found = f"{finding.found}; {library} is neither on LD_LIBRARY_PATH nor known to ldconfig"
+            return failed(found, f"put it there: {giver}")
+    return ok(f"{finding.found} in {home}")
+
+
+def _known_to_loader(machine: Machine, library: str) -> list[str]:
+    """Paths in ldconfig's cache: the driver registers its folders in /etc/ld.so.conf.d, in a file that only root may
+    read (ascend_driver_so.conf, mode 0440), but anyone may read the cache.
+    """
+    tool = machine.program("ldconfig", "/sbin", "/usr/sbin")
+    listed = machine.run(tool, "-p", seconds=LDCONFIG_SECONDS).text if tool else ""
+    return re.findall(rf"^\s*{re.escape(library)} \(.*\) => (\S+)$", listed, re.MULTILINE)
+
+
 def serves(driver: dict[str, str], series: str = CANN_SERIES) -> Optional[bool]:
-    """Whether a driver names a series of CANN as one that it serves; None where it names none at all."""
+    """Whether a driver names a series of CANN as served; None where it names none."""
     named = re.findall(r"\[([^\]]*)\]", driver.get("compatible_version", ""))
     return series in named if named else None
 
 
 def takes(cann: dict[str, str], driver: dict[str, str]) -> Optional[bool]:
-    """Whether CANN names a driver's series as one that it takes, itself or in a range; None where that is not said."""
+    """Whether CANN names a driver's series, by itself or in a range; None where either file does not say."""
     own = _series(driver.get("innerversion", ""))
     named = re.findall(r"\[([^\],]*)(?:,([^\]]*))?\]", cann.get("compatible_version", ""))
     if not own or not named:
@@ -42,19 +132,13 @@ def takes(cann: dict[str, str], driver: dict[str, str]) -> Optional[bool]:
 
 
 def _series(version: str) -> tuple[int, ...]:
-    """V100R001C18SPC001B233 is of the series 100, 1, 18; empty where it is none."""
+    """V100R001C18SPC001B233 is of series (100, 1, 18); empty for other texts."""
     match = re.match(r"V([0-9]{1,9})R([0-9]{1,9})C([0-9]{1,9})", version.strip(), re.IGNORECASE)
     return tuple(map(int, match.groups())) if match else ()
 
 
 def judge_driver(driver: dict[str, str], cann: dict[str, str], seen: str = "") -> Finding:
-    """The driver against CANN 8.0.RC3.
-
-    Args:
-        driver: its version.info; may be empty.
-        cann: its ascend_toolkit_install.info; may be empty.
-        seen: the version that npu-smi says.
-    """
+    """The driver against CANN 8.0.RC3: fields of both files, which may be empty, and the version that npu-smi says."""
     version = driver.get("version") or seen
     if not version:
         return warning("not known: neither driver/version.info nor npu-smi says it", INSTALL, DRIVER)
@@ -70,7 +154,7 @@ def judge_driver(driver: dict[str, str], cann: dict[str, str], seen: str = "") -
 
 
 def _judge_older(version: str, served: Optional[bool], taken: Optional[bool]) -> Finding:
-    """A driver older than Huawei's pair: what counts is whether either of the two files names the other side."""
+    """A driver older than Huawei's pairing: either of the two files has to name the other side."""
     if taken or served:
         by = "CANN's own file takes it" if taken else f"its version.info names {CANN_SERIES}"
         remedy = f"try it; if it fails, {INSTALL}"
@@ -81,12 +165,12 @@ def _judge_older(version: str, served: Optional[bool], taken: Optional[bool]) ->
 
 
 def judge_firmware(version: str, compatibility: str, driver: dict[str, str]) -> Finding:
-    """The firmware against its driver and against that of the HDK.
+    """The firmware against its driver and the HDK.
 
     Args:
-        version: 7.5.0.1.129, of npu-smi or of firmware/version.info.
-        compatibility: what npu-smi says of driver and firmware: OK, NOK, UNKNOWN, NOT SUPPORT, or nothing.
-        driver: its version.info; may be empty.
+        version: 7.5.0.1.129, from npu-smi or firmware/version.info.
+        compatibility: of driver and firmware by npu-smi: OK, NOK, UNKNOWN, NOT SUPPORT, or empty.
+        driver: fields of its version.info; may be empty.
     """
     if not re.match(r"[0-9]", version):
         remedy = "see npu-smi info -t board -i 0 on the host, as root"
@@ -104,7 +188,6 @@ def judge_firmware(version: str, compatibility: str, driver: dict[str, str]) -> 
 
 
 def judge_cann(version: str, remedy: str) -> Finding:
-    """CANN against torch_npu; `remedy` is how this machine gets the right one."""
     if not version:
         return warning("its ascend_toolkit_install.info names no version", remedy, CANN)
     if in_series(version, CANN):
@@ -117,12 +200,12 @@ def judge_cann(version: str, remedy: str) -> Finding:
 Key = tuple[tuple[int, int], ...]
 
 _RANKS = {"alpha": -3, "beta": -2, "rc": -1, "post": 2}
-"""Of words: what comes before the release that it stands in, and what comes after. Other words do not count."""
+"""Pre-releases sort before their release, post-releases after it. Other words do not count."""
 _END, _NUMBER = (0, 0), 1
 
 
 def version_key(version: str) -> Key:
-    """Sorts versions; takes any text. Case does not count."""
+    """A sort key of any text, ignoring case."""
     parts: list[tuple[int, int]] = []
     for word, digits in re.findall(r"([a-z]+)?([0-9]*)", version.lower().split("+")[0]):
         number = int(digits[:18] or "0")
@@ -134,6 +217,6 @@ def version_key(version: str) -> Key:
 
 
 def in_series(version: str, series: str) -> bool:
-    """Whether a version is one of a series or of its patches: 24.1.rc3.7 is of 24.1.RC3, 24.1.rc3.alpha1 is not."""
+    """Whether a version belongs to a series or its patches: 24.1.rc3.7 is of 24.1.RC3, 24.1.rc3.alpha1 is not."""
     key, wanted = version_key(version), version_key(series)[:-1]
     return key[: len(wanted)] == wanted and key[len(wanted)] >= _END

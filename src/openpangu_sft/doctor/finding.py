@@ -1,4 +1,4 @@
-"""What a check finds: its state, what is there, what was expected, and what to do."""
+"""The result of a check: its state, what was found and expected, and the remedy."""
 
 from __future__ import annotations
 
@@ -10,26 +10,25 @@ from openpangu_sft.util.errors import LONGEST, SizesUnknown, UserError, explain_
 
 
 class State(str, enum.Enum):
-    """How a finding is to be taken; only FAILED makes the exit code 1."""
+    """Only FAILED makes the exit code 1."""
 
     OK = "ok"
     WARNING = "warning"
-    """Training may run; whether it does cannot be said from here."""
+    """Training may run; this cannot be decided from here."""
     FAILED = "failed"
     SKIPPED = "skipped"
-    """Not needed by this recipe, or not to be known because of another line."""
+    """Not applicable, or blocked by a failed check."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the table.
+    """One row of the table.
 
     Args:
-        state: how it is to be taken.
-        found: what is there; more lines than one where there are several things.
-        expected: what the recipe needs, where that is not said by `found`.
+        found: what is there; several lines where there are several things.
+        expected: what the recipe needs, unless `found` says it.
         remedy: what to do, as an imperative.
-        check: its name; given by whoever runs the check.
+        check: its name, set by `guarded`.
     """
 
     state: State
@@ -56,7 +55,7 @@ def skipped(why: str) -> Finding:
 
 
 def guarded(name: str, check: Callable[[], Finding]) -> Finding:
-    """Runs a check; whatever it raises is its finding, so that no check takes the others down with it."""
+    """Runs a check; an exception becomes its finding, so that no check stops the others."""
     try:
         found = check()
     except SizesUnknown as error:
@@ -64,9 +63,9 @@ def guarded(name: str, check: Callable[[], Finding]) -> Finding:
     except UserError as error:
         found = _refused(error)
     except OSError as error:
-        found = _refused(explain_os_error(error), "see what the system's log says of it: dmesg")
+        found = _refused(explain_os_error(error), "see the system log: dmesg")
     except Exception as error:
-        found = failed(f"this check has ended with {type(error).__name__}: {error}", "report it: it should not")
+        found = failed(f"this check ended with {type(error).__name__}: {error}", "report this bug")
     return replace(found, check=name, found=_shown(found.found))
 
 
@@ -76,5 +75,5 @@ def _refused(refusal: UserError, otherwise: str = "") -> Finding:
 
 
 def _shown(text: str) -> str:
-    """Texts of files and programs, line by line, without what a terminal would act on."""
+    """Text of files and programs without terminal control characters."""
     return "\n".join(printable(line) for line in text[:LONGEST].splitlines())

@@ -1,6 +1,6 @@
-"""This machine as the checks see it: its files below a root, its environment, and programs that may not answer.
+"""This machine as the checks see it: files below a root, environment, and programs with a time limit.
 
-A tool of a broken card may wait for ever inside the driver, so every program has a time after which it is killed.
+A tool of a broken card may hang in the driver for ever.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Optional
+from typing import NamedTuple, Optional
 
 from openpangu_sft.doctor.npu_smi import Chip, Listing, parse_info, reason
 from openpangu_sft.recipe.schema import Recipe
@@ -22,29 +22,22 @@ from openpangu_sft.training.run.provenance import IMAGE as IN_CONTAINER_OF_MAKE
 from openpangu_sft.util.ascend import VARIABLE, visible
 
 KILLED_SECONDS = 2.0
-"""How long a killed program is waited for: one that the driver holds does not end."""
+"""Wait for a killed program: one that the driver holds does not end."""
+NPU_SMI_SECONDS = 20.0
+"""A healthy one answers in a second or two."""
+IMAGE = "/opt/openpangu"
+"""Where the project's image has what it adds to its base."""
 
 
-@dataclass(frozen=True)
-class Ran:
-    """What a program has answered.
-
-    Args:
-        text: its output, errors among it.
-        problem: why there is no answer that counts; empty where it ended with 0.
-    """
+class Ran(NamedTuple):
+    """Output of a program, stderr included, and why it does not count; `problem` is empty after exit code 0."""
 
     text: str
     problem: str = ""
 
 
 class Machine:
-    """Where files are looked for, and with which environment.
-
-    Args:
-        root: what stands for /; another one for tests, as with HOST_ROOT of scripts/npus.sh.
-        environment: the variables that count (this process's).
-    """
+    """The root is another one in tests, as with HOST_ROOT of scripts/npus.sh; the environment is this process's."""
 
     def __init__(self, root: Path = Path("/"), environment: Optional[Mapping[str, str]] = None) -> None:
         self.root = root
@@ -55,20 +48,20 @@ class Machine:
         return self.root / name.lstrip("/")
 
     def read(self, name: str) -> Optional[str]:
-        """A file's text; None where there is none to be read."""
+        """A file's text; None where it cannot be read."""
         try:
             return self.path(name).read_text("utf-8", errors="replace")
         except OSError:
             return None
 
     def program(self, name: str, *elsewhere: str) -> Optional[str]:
-        """Where a program is: on PATH, or in one of the folders that are not on everybody's."""
+        """Path of a program, on PATH or in one of the other folders."""
         found = shutil.which(name, path=self.environment.get("PATH", os.defpath))
         places = [found, *(str(self.path(folder) / name) for folder in elsewhere)]
         return next((place for place in places if place and os.access(place, os.X_OK)), None)
 
     def run(self, *command: str, seconds: float, environment: Optional[Mapping[str, str]] = None) -> Ran:
-        """Runs a program that must have ended after so many seconds, with all that it has started."""
+        """Runs a program; after so many seconds it is killed with all its children."""
         try:
             process = subprocess.Popen(
                 command,
@@ -86,7 +79,7 @@ class Machine:
             text = process.communicate(timeout=seconds)[0]
         except subprocess.TimeoutExpired:
             return Ran("", f"no answer within {seconds:.0f} s; {_kill(process)}")
-        except BaseException:  # Ctrl-C: it is in a session of its own
+        except BaseException:  # Ctrl-C does not reach it: it has its own session
             _kill(process)
             raise
         code = process.returncode
@@ -112,16 +105,8 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-NPU_SMI_SECONDS = 20.0
-"""Healthy ones answer in a second or two."""
-
-IMAGE = "/opt/openpangu"
-"""Where the project's image has what it adds to its base."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What npu-smi says, or why it says nothing and what to do."""
+class Answer(NamedTuple):
+    """What npu-smi lists, or why it lists nothing and the remedy."""
 
     listing: Listing
     problem: str = ""
@@ -133,8 +118,8 @@ class Context:
     """A recipe on a machine.
 
     Args:
-        recipe: says what is needed.
-        machine: says what is there.
+        recipe: what is needed.
+        machine: what is there.
         peers: other machines to reach, as host or host:port.
     """
 
@@ -149,7 +134,7 @@ class Context:
 
     @property
     def no_npus(self) -> str:
-        """Why none are needed, for the lines about them."""
+        """Why checks of NPUs do not apply."""
         train = self.recipe.train
         device = " train.device=cpu" if train.engine == "mindspeed" else ""
         return f"not needed by train.engine={train.engine}{device}"
@@ -167,12 +152,11 @@ class Context:
 
     @cached_property
     def npu_smi(self) -> str:
-        """Where npu-smi is; empty where it is not installed."""
+        """Its path; empty where it is not installed."""
         return self.machine.program("npu-smi", "/usr/local/sbin", "/usr/local/bin") or ""
 
     @cached_property
     def npus(self) -> Answer:
-        """What npu-smi lists."""
         nothing = Listing("", (), None)
         if not self.npu_smi:
             remedy = "install the Ascend driver on the host; a container gets npu-smi from it (make does so)"
@@ -189,30 +173,30 @@ class Context:
 
     @cached_property
     def visible(self) -> tuple[Chip, ...]:
-        """The chips that CANN shows to a process here: those that npu-smi lists, or fewer."""
+        """The listed chips that CANN shows to a process here."""
         chips = self.npus.listing.chips
-        return tuple(chips[place] for place in visible(self.machine.environment, len(chips)))
+        return tuple(chips[index] for index in visible(self.machine.environment, len(chips)))
 
     @property
     def used(self) -> tuple[Chip, ...]:
-        """The chips that training takes: each process the one with its own number, of those that it sees."""
+        """The chips that training takes: process n takes visible chip n."""
         return self.visible[: self.recipe.parallel.devices_per_node]
 
     @cached_property
     def device_files(self) -> list[Path]:
-        """/dev/davinci0 and so on, in the order of their numbers; those that CANN shows to a process here."""
+        """/dev/davinci0 and so on by number; those that CANN shows to a process here."""
         files = [file for file in self.machine.path("/dev").glob("davinci[0-9]*") if file.name[7:].isdigit()]
         files.sort(key=lambda file: int(file.name[7:]))
-        return [files[place] for place in visible(self.machine.environment, len(files))]
+        return [files[index] for index in visible(self.machine.environment, len(files))]
 
     def choice(self, chips: Sequence[Chip]) -> str:
-        """What makes training take these chips: make gives them to its containers, elsewhere CANN is told."""
+        """The setting that makes training take these chips: make's in its containers, elsewhere CANN's."""
         if self.machine.environment.get(IN_CONTAINER_OF_MAKE):
             return f"NPUS={','.join(str(chip.device) for chip in chips)}"
         return f"export {VARIABLE}={','.join(str(self.npus.listing.chips.index(chip)) for chip in chips)}"
 
     def ask_npu_smi(self, *arguments: str) -> Ran:
-        """Another question to npu-smi; not after it has failed once."""
+        """Not after it has failed once."""
         if self.npus.problem:
             return Ran("", self.npus.problem)
         return self.machine.run(self.npu_smi, *arguments, seconds=NPU_SMI_SECONDS)

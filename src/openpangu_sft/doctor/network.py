@@ -1,4 +1,4 @@
-"""Ports, interfaces, the NPUs' own network and the other machines, for a run on several NPUs or machines."""
+"""Ports, interfaces, the NPUs' own network and other machines, for a run on several NPUs or machines."""
 
 from __future__ import annotations
 
@@ -11,31 +11,32 @@ from collections.abc import Mapping
 from typing import Optional
 
 from openpangu_sft.doctor.finding import Finding, failed, ok, skipped, warning
+from openpangu_sft.doctor.linux import port_ranges
 from openpangu_sft.doctor.machine import Context
-from openpangu_sft.doctor.npu_smi import parse_fields, port_ranges
+from openpangu_sft.doctor.npu_smi import parse_fields
 from openpangu_sft.training.mindspeed.start import require_network
 from openpangu_sft.util.errors import UserError
 
 SECONDS = 3.0
 MASTER_PORT = 6000
-"""Where MASTER_PORT is not set, as in sft/launch.py."""
+"""Default of MASTER_PORT, as in training/run/launch.py."""
 SSH = 22
 PORTS = range(1, 1 << 16)
 HCCL_BASE, HCCL_COUNT = 60000, 16
 HCCL_BASES = range(1024, 65521)
-"""HCCL's ports of a host, unless HCCL_IF_BASE_PORT says others, and what it may say. Of CANN 8.0's documentation:
+"""HCCL's ports of a host by default, and the range of HCCL_IF_BASE_PORT. Source: CANN 8.0's documentation,
 https://www.hiascend.com/document/detail/en/canncommercial/800/apiref/envvar/envref_07_0074.html"""
 HCCN_TOOL = "/usr/local/Ascend/driver/tools"
 
 
-def ports(subject: Context) -> Finding:
-    """Whether the ports are free that HCCL takes here, and on the first of several machines torchrun."""
-    recipe, environment = subject.recipe, subject.machine.environment
+def ports(context: Context) -> Finding:
+    """Whether HCCL's ports are free, and MASTER_PORT on the first of several machines."""
+    recipe, environment = context.recipe, context.machine.environment
     wanted: dict[int, str] = {}
     if recipe.parallel.nodes > 1 and environment.get("NODE_RANK", "0") == "0":
         wanted[_port(environment, "MASTER_PORT", MASTER_PORT)] = "MASTER_PORT"
     base = _port(environment, "HCCL_IF_BASE_PORT", HCCL_BASE, HCCL_BASES)
-    hccl = range(base, base + HCCL_COUNT) if subject.wants_npus and recipe.parallel.world > 1 else range(0)
+    hccl = range(base, base + HCCL_COUNT) if context.wants_npus and recipe.parallel.world > 1 else range(0)
     wanted.update(dict.fromkeys(hccl, "HCCL"))
     if not wanted:
         return skipped("none is needed")
@@ -48,7 +49,7 @@ def ports(subject: Context) -> Finding:
     if not hccl:
         return ok(f"free: {shown}")
     shown = ", ".join(filter(None, [shown, f"{hccl[0]}-{hccl[-1]} (HCCL)"]))
-    read = subject.machine.read
+    read = context.machine.read
     given_out = port_ranges(read("/proc/sys/net/ipv4/ip_local_port_range"))
     reserved = port_ranges(read("/proc/sys/net/ipv4/ip_local_reserved_ports"))
     if any(_in(port, given_out) and not _in(port, reserved) for port in hccl):
@@ -62,10 +63,10 @@ def _in(port: int, ranges: list[range]) -> bool:
 
 
 def _port(environment: Mapping[str, str], name: str, default: int, allowed: range = PORTS) -> int:
-    """A port that a variable names.
+    """A variable's port.
 
     Raises:
-        UserError: it is none, or not one of those that the variable may name.
+        UserError: it is not an allowed port.
     """
     return _port_number(environment.get(name) or str(default), name, allowed)
 
@@ -77,7 +78,7 @@ def _port_number(value: str, where: str, allowed: range = PORTS) -> int:
 
 
 def _is_free(port: int) -> bool:
-    """Whether a server can have a port, over IPv4 and, where this machine has it, IPv6."""
+    """Over IPv4 and, where this machine has it, IPv6."""
     for family in (socket.AF_INET, socket.AF_INET6):
         try:
             if not _can_listen(port, family=family):
@@ -89,10 +90,10 @@ def _is_free(port: int) -> bool:
 
 
 def _can_listen(port: int, address: str = "", family: int = socket.AF_INET) -> bool:
-    """Whether a server can have this port: nobody else has it, and this user may.
+    """Whether this user can listen on a port that no other process has.
 
     Raises:
-        OSError: the address is none of this machine.
+        OSError: the address is not one of this machine's.
     """
     with socket.socket(family) as server:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -107,35 +108,34 @@ def _can_listen(port: int, address: str = "", family: int = socket.AF_INET) -> b
     return True
 
 
-def interfaces(subject: Context) -> Finding:
-    """Whether the interfaces that HCCL and gloo are told to take are there.
+def interfaces(context: Context) -> Finding:
+    """The interfaces that HCCL and gloo are told to use.
 
     Raises:
-        UserError: one is not.
+        UserError: one does not exist.
     """
-    if subject.recipe.parallel.world == 1:
+    if context.recipe.parallel.world == 1:
         return skipped("not needed: one process")
-    environment, folder = subject.machine.environment, subject.machine.path("/sys/class/net")
+    environment, folder = context.machine.environment, context.machine.path("/sys/class/net")
     require_network(environment, folder)
-    told = [
-        f"{name}={environment[name]}" for name in ("HCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME") if name in environment
-    ]
+    names = ("HCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
+    told = [f"{name}={environment[name]}" for name in names if name in environment]
     return ok("; ".join([", ".join(sorted(path.name for path in folder.iterdir())), *told]))
 
 
-def links(subject: Context) -> Finding:
-    """The NPUs' own network ports, by which they reach those of other machines."""
-    if not subject.wants_npus or subject.recipe.parallel.nodes == 1:
-        return skipped("not needed: one machine" if subject.wants_npus else subject.no_npus)
-    tool = subject.machine.program("hccn_tool", HCCN_TOOL)
+def links(context: Context) -> Finding:
+    """The NPUs' own network ports, which connect machines."""
+    if context.recipe.parallel.nodes == 1:
+        return skipped("not needed: one machine")
+    tool = context.machine.program("hccn_tool", HCCN_TOOL)
     if not tool:
         remedy = f"on each host: {HCCN_TOOL}/hccn_tool -i 0 -link -g, then -net_health -g"
         return warning("not known: hccn_tool is not here", remedy, "link UP")
     down, unhealthy = [], []
-    for chip in subject.used:
-        name, number = subject.npus.listing.name(chip), str(chip.device)
-        link = subject.machine.run(tool, "-i", number, "-link", "-g", seconds=10)
-        health = subject.machine.run(tool, "-i", number, "-net_health", "-g", seconds=10)
+    for chip in context.used:
+        name, number = context.npus.listing.name(chip), str(chip.device)
+        link = context.machine.run(tool, "-i", number, "-link", "-g", seconds=10)
+        health = context.machine.run(tool, "-i", number, "-net_health", "-g", seconds=10)
         state = parse_fields(link.text).get("link status") or link.problem or "says nothing"
         checked = parse_fields(health.text).get("net health status") or health.problem or "says nothing"
         down += [f"{name}: link {state}"] if state != "UP" else []
@@ -145,27 +145,23 @@ def links(subject: Context) -> Finding:
     if unhealthy:
         remedy = "set the address that it checks: hccn_tool -i N -netdetect -s address A.B.C.D"
         return warning("\n".join(unhealthy), remedy, "net health Success")
-    return ok("all links UP, net health Success") if subject.used else skipped("not known, see NPUs")
+    return ok("all links UP, net health Success") if context.used else skipped("not known, see NPUs")
 
 
-def nodes(subject: Context) -> Finding:
-    """Whether the other machines are reached: the first one by all others, and those that --peer names."""
-    environment, count = subject.machine.environment, subject.recipe.parallel.nodes
-    lines: list[str] = []
-    bad: list[str] = []
-    for peer in subject.peers:
-        answer = reach(*split_peer(peer))
-        (lines if answer.startswith(("answers", "reached")) else bad).append(f"{peer}: {answer}")
-    if bad:
-        return failed(
-            "\n".join([*bad, *lines]), "check its name (/etc/hosts), the network and its firewall", "an answer"
-        )
+def nodes(context: Context) -> Finding:
+    """Whether other machines are reachable: the first one from all others, and those of --peer."""
+    environment, count = context.machine.environment, context.recipe.parallel.nodes
+    answers = {peer: reach(*split_peer(peer)) for peer in context.peers}
+    reached = {peer: answer.startswith(("answers", "reached")) for peer, answer in answers.items()}
+    lines = [f"{peer}: {answers[peer]}" for peer in sorted(answers, key=lambda peer: reached[peer])]
+    if not all(reached.values()):
+        remedy = "check its name (/etc/hosts), the network and its firewall"
+        return failed("\n".join(lines), remedy, "an answer")
     if count == 1:
         return ok("\n".join(lines)) if lines else skipped("not needed: one machine")
     if unset := [name for name in ("MASTER_ADDR", "NODE_RANK") if not environment.get(name)]:
-        return failed(
-            f"{' and '.join(unset)} not set", "export it on every machine, see docs/sft.md", f"{count} machines"
-        )
+        remedy = "export it on every machine, see docs/operations.md"
+        return failed(f"{' and '.join(unset)} not set", remedy, f"{count} machines")
     address, rank = environment["MASTER_ADDR"], environment["NODE_RANK"]
     port = _port(environment, "MASTER_PORT", MASTER_PORT)
     shown = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
@@ -173,21 +169,20 @@ def nodes(subject: Context) -> Finding:
         return failed(f"NODE_RANK={rank}", "number the machines from 0", f"0 to {count - 1}")
     if rank == "0":
         if problem := _not_mine(address):
-            return failed(
-                f"MASTER_ADDR={address} {problem}", "name this machine, as the others reach it", "its address"
-            )
+            found = f"MASTER_ADDR={address} {problem}"
+            return failed(found, "set it to this machine's address, as the others reach it", "its address")
         return ok("\n".join([f"{address} is this machine, the first of {count}", *lines]))
     answer = reach(address, port)
     if answer == "answers":
         return ok("\n".join([f"{shown}, the first machine, answers", *lines]))
     if answer.startswith("no such"):
-        return failed(f"MASTER_ADDR={address}: {answer}", "mend it, or /etc/hosts")
-    remedy = "normal before make sft has begun there; otherwise see its firewall (NODE_RANK=0)"
+        return failed(f"MASTER_ADDR={address}: {answer}", "fix it, or /etc/hosts")
+    remedy = "normal before make sft has started there; otherwise check its firewall (NODE_RANK=0)"
     return warning(f"{shown}, the first machine: {answer}", remedy, "an answer")
 
 
 def split_peer(peer: str) -> tuple[str, int]:
-    """Host and port of host, host:port, an IPv6 address or [address]:port; the port is SSH's where none is named.
+    """Parses host, host:port, an IPv6 address or [address]:port; SSH's port is the default.
 
     Raises:
         UserError: it is none of these.
@@ -205,13 +200,13 @@ def split_peer(peer: str) -> tuple[str, int]:
 
 
 def reach(host: str, port: int) -> str:
-    """`answers`, `reached; …` where the host is there and nothing listens, or why a host is not reached."""
+    """`answers`, `reached; …` where nothing listens on the port, or why the host is not reachable."""
     try:
         with socket.create_connection((host, port), SECONDS):
             return "answers"
     except ConnectionRefusedError:
         return f"reached; nothing listens on port {port}"
-    except (socket.gaierror, UnicodeError):  # the latter where it cannot be a name: a..b, or a part of over 63 letters
+    except (socket.gaierror, UnicodeError):  # UnicodeError: not a valid name, as a..b or a label of over 63 letters
         return "no such name"
     except socket.timeout:
         return f"no answer within {SECONDS:.0f} s"
@@ -220,7 +215,7 @@ def reach(host: str, port: int) -> str:
 
 
 def _not_mine(address: str) -> Optional[str]:
-    """Why an address is not one by which other machines reach this one; None where it is."""
+    """Why other machines cannot reach this one by an address; None where they can."""
     try:
         family, *_, found = socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)[0]
     except (socket.gaierror, UnicodeError):

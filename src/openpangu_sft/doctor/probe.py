@@ -11,14 +11,14 @@ import sys
 from typing import Any
 
 MARK = "probe:"
-"""Begins the one line that counts: torch_npu prints warnings of its own."""
+"""Prefix of the result line: torch_npu prints warnings of its own."""
 
 
 def main(kind: str, count: int) -> None:
-    """Prints a line of JSON: versions and devices, or which step has failed and with what.
+    """Prints a line of JSON: versions and devices, or the step that failed and its error.
 
     Args:
-        kind: npu, cuda, cpu, or standin: torch_npu's stand-in, which must be on Python's path.
+        kind: npu, cuda, cpu, auto (cuda or cpu), or standin, which must be on Python's path.
         count: devices 0 to count - 1 are used; cpu is one.
     """
     result: dict[str, Any] = {}
@@ -40,7 +40,7 @@ def main(kind: str, count: int) -> None:
             if total.tolist() != [4.0, 6.0]:
                 raise ArithmeticError(f"1 + 3, 2 + 4 gave {total.tolist()}")
             result["devices"].append(name)
-    except BaseException as error:  # an extension may raise anything; the caller says it
+    except BaseException as error:  # an extension may raise anything; the caller reports it
         result.update(step=step, error=f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
     print(f"\n{MARK}{json.dumps(result)}", flush=True)
 

@@ -1,4 +1,4 @@
-"""Whether torch (and torch_npu) import and add two tensors; probe.py does it, elsewhere."""
+"""Whether torch (and torch_npu) import and add two tensors: probe.py does so in a process of its own."""
 
 from __future__ import annotations
 
@@ -11,38 +11,35 @@ from typing import Any, Optional
 from openpangu_sft.doctor.finding import Finding, failed, ok
 from openpangu_sft.doctor.machine import Context, Ran
 from openpangu_sft.doctor.probe import MARK
-from openpangu_sft.training.mindspeed.start import STAND_IN
+from openpangu_sft.training.mindspeed.sources import STAND_IN
 
 SECONDS = 240.0
-"""Importing torch from a cold disk takes half a minute, and the first use of each NPU some seconds."""
+"""Importing torch from a cold disk takes half a minute, the first use of each NPU some seconds."""
 
 
-def adds(subject: Context) -> Finding:
-    """Two tensors on every device that is used."""
-    train, count = subject.recipe.train, subject.recipe.parallel.devices_per_node
+def adds(context: Context) -> Finding:
+    train, count = context.recipe.train, context.recipe.parallel.devices_per_node
     environment, kind = {}, "npu"
     if train.engine == "transformers":
         kind = train.device
-    elif not subject.wants_npus:
-        before = subject.machine.environment.get("PYTHONPATH")
+    elif not context.wants_npus:
+        before = context.machine.environment.get("PYTHONPATH")
         environment["PYTHONPATH"] = os.pathsep.join([str(STAND_IN), *([before] if before else [])])
         kind = "standin"
     command = (sys.executable, "-m", "openpangu_sft.doctor.probe", kind, str(count))
-    return judge(subject.machine.run(*command, seconds=SECONDS, environment=environment), kind, count)
+    return judge(context.machine.run(*command, seconds=SECONDS, environment=environment), kind, count)
 
 
 def judge(ran: Ran, kind: str, count: int) -> Finding:
-    """What the probe has printed, asked for so many devices of a kind, as a finding. Pure."""
+    """The probe's output, for so many devices of a kind, as a finding. Pure."""
     result = _result(ran.text)
     if result is None:
         last = next((line for line in reversed(ran.text.splitlines()) if line.strip()), "")
-        return failed(
-            f"{ran.problem or 'no answer'} {last}".strip(), "run python -c 'import torch, torch_npu' yourself"
-        )
+        found = f"{ran.problem or 'no answer'} {last}".strip()
+        return failed(found, "run python -c 'import torch, torch_npu' yourself")
     if "error" in result:
-        return failed(
-            f"{result.get('step')}: {result['error']}", _remedy(kind, str(result.get("step")), str(result["error"]))
-        )
+        step, error = str(result.get("step")), str(result["error"])
+        return failed(f"{step}: {error}", _remedy(kind, step, error))
     devices = result.get("devices", [])
     names = ", ".join(f"{name} {result[name]}".strip() for name in ("torch", "torch_npu") if name in result)
     where = devices[0] if len(devices) == 1 else f"each of {count} devices"
@@ -65,7 +62,7 @@ _CUDA = re.compile(r"CUDA|NVIDIA|\blib(cu|nv|nccl)[a-zA-Z]*[-0-9]*\.so", re.IGNO
 
 
 def _remedy(kind: str, step: str, error: str) -> str:
-    """What to do. CUDA's words before those of Ascend: its messages speak of drivers and of .so files too."""
+    """CUDA is matched before Ascend, as its messages name drivers and .so files too."""
     if "No module named 'torch_npu'" in error:
         return "see torch_npu"
     if "No module named" in error:
@@ -74,10 +71,10 @@ def _remedy(kind: str, step: str, error: str) -> str:
         return "see NPU health, NPUs free, device files and driver; as root, dmesg says more"
     if _CUDA.search(error):
         if step.startswith("import"):
-            return "this torch is one for CUDA, whose libraries are not here: make setup installs what goes together"
-        return "set train.device=cpu, or lower parallel.devices_per_node to the GPUs that there are (nvidia-smi)"
+            return "this torch is one for CUDA, whose libraries are missing: make setup installs matching packages"
+        return "set train.device=cpu, or lower parallel.devices_per_node to the number of GPUs (nvidia-smi)"
     if kind == "npu" and ("libascend_hal" in error or "driver" in error):
         return "it needs the host's driver (/usr/local/Ascend/driver): see driver"
     if kind == "npu" and (".so" in error or "CANN" in error):
         return "set CANN's environment: see CANN"
-    return f"run {sys.executable} -c 'import torch' yourself; make setup installs what goes together"
+    return f"run {sys.executable} -c 'import torch' yourself; make setup installs matching packages"

@@ -1,1 +1,1 @@
-"""`make evaluate`: what training has changed, measured on conversations that it has not seen, and shown by answers."""
+"""`make evaluate`: validation loss and answers, before and after training."""

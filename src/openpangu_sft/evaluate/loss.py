@@ -1,4 +1,4 @@
-"""The loss of a checkpoint on what is held out, computed as in training."""
+"""The loss of a checkpoint on the validation split, computed as in training."""
 
 from __future__ import annotations
 
@@ -15,22 +15,21 @@ from openpangu_sft.tokenizer.tokenizer import IGNORED
 from openpangu_sft.util.console import progress
 
 
-def held_out_loss(recipe: Recipe, tensors: Tensors, title: str) -> float:
-    """Mean cross-entropy over all trained tokens of the held-out packs, in nats.
+def validation_loss(recipe: Recipe, tensors: Tensors, title: str) -> float:
+    """Mean cross-entropy over all trained tokens of the validation packs, in nats.
 
-    Every token counts the same, unlike in training, where it is the mean of micro batches: so it does not depend on
-    how samples fall into packs.
+    Every token counts the same, unlike in training, which averages micro batches: so the loss does not depend on how
+    samples fall into packs.
 
     Args:
         tensors: the weights, by Hugging Face name.
-        title: of the progress.
     """
     device = inference_device(recipe)
     weights = {name: tensor.float() for name, tensor in tensors.items()}  # bf16 runs under autocast, as in training
     pack_loss = PackLoss(build_model(recipe.path("hf"), weights, SEGMENTS, device).eval())
     packs = PackedDataset(recipe.path("dataset"), recipe.data.seq_length, VALIDATION)
     total, targets = 0.0, 0
-    with torch.no_grad(), progress(title, len(packs)) as advance:
+    with torch.no_grad(), progress(f"{title} (packs)", len(packs)) as advance:
         for pack in range(len(packs)):
             batch = packs.batch(np.array([pack]), device)
             with torch.autocast(device.type, torch.bfloat16, enabled=recipe.train.precision == "bf16"):

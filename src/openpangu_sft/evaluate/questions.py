@@ -1,4 +1,4 @@
-"""What the models are asked: the user's prompt file, or else some of the held-out samples."""
+"""What the models are asked: the user's prompt file, or some of the validation samples."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ import numpy as np
 from openpangu_sft.conversations.conversation import BadSample, Message, Sample
 from openpangu_sft.conversations.format import convert_record
 from openpangu_sft.conversations.readers import READERS, read_records
-from openpangu_sft.dataset.index_file import VALIDATION, Ids, read_rows
-from openpangu_sft.dataset.turns import Pieces
+from openpangu_sft.dataset.index_file import FIELDS, VALIDATION, read_rows
+from openpangu_sft.dataset.roles import BEGINS, UNKNOWN, Roles, read_roles, role_of
+from openpangu_sft.dataset.segments import segment_runs
 from openpangu_sft.evaluate.record import Question
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.tokenizer.template import END, HEADERS, START, prompt_spans
+from openpangu_sft.tokenizer.template import HEADERS, prompt_spans
 from openpangu_sft.tokenizer.tokenizer import IGNORED, Tokenizer
+from openpangu_sft.util.console import console
 from openpangu_sft.util.errors import UserError, printable
 
 ASKED = 4
-"""Held-out samples that are asked where the user has no prompt file."""
+"""Validation samples that are asked without a prompt file."""
 
 LONGEST = 2048
-"""Tokens of a held-out prompt at most: generation's attention takes memory by their square, and nobody reads more."""
+"""Most tokens of a validation prompt: the memory of generation's attention grows with their square."""
 
 
 def questions_in(path: Path, recipe: Recipe, tokenizer: Tokenizer) -> list[Question]:
@@ -34,7 +36,7 @@ def questions_in(path: Path, recipe: Recipe, tokenizer: Tokenizer) -> list[Quest
             the last answer is the reference and all before it is the prompt.
 
     Raises:
-        UserError: it cannot be read, holds none, or one is no question or leaves no room for an answer: says which.
+        UserError: it cannot be read, holds none, or one is no question or leaves no room for an answer.
     """
     if path.is_dir():
         raise UserError("is a directory", where=path, remedy="give a prompt file: PROMPTS=…")
@@ -70,7 +72,7 @@ def _conversations(path: Path, recipe: Recipe) -> Iterator[tuple[str, Sample]]:
                 raise BadSample(record.unreadable)
             yield record.place, convert_record(record.content, recipe.data.source_format)
         except BadSample as error:
-            raise UserError(str(error), where=f"{path}{record.place}", remedy="mend it") from None
+            raise UserError(str(error), where=f"{path}{record.place}", remedy="fix it") from None
 
 
 def _question(source: str, sample: Sample, tokenizer: Tokenizer, room: int, where: str) -> Question:
@@ -88,42 +90,47 @@ def _question(source: str, sample: Sample, tokenizer: Tokenizer, room: int, wher
     return Question(source, turns, answer.content, prompt)
 
 
-def held_out_questions(recipe: Recipe, tokenizer: Tokenizer) -> list[Question]:
-    """The first few held-out samples whose last prompt is not long: their own token ids, as training would see them."""
-    return list(islice(_held_out(recipe, tokenizer), ASKED))
+def validation_questions(recipe: Recipe, tokenizer: Tokenizer) -> list[Question]:
+    """The first few validation samples whose last prompt is short: their token ids as training sees them."""
+    return list(islice(_validation(recipe, tokenizer), ASKED))
 
 
-def _held_out(recipe: Recipe, tokenizer: Tokenizer) -> Iterator[Question]:
+def _validation(recipe: Recipe, tokenizer: Tokenizer) -> Iterator[Question]:
     directory, length = recipe.path("dataset"), recipe.data.seq_length
-    rows = [read_rows(directory, VALIDATION, field, length) for field in ("input_ids", "labels", "attention_mask")]
-    pieces, sample = Pieces(tokenizer), 0
-    for input_ids, labels, numbers in zip(*rows):
-        for number in range(1, int(numbers.max()) + 1):
-            sample += 1
-            inside = numbers == number
-            ids, trained = input_ids[inside], labels[inside] != IGNORED
-            # the last answer is the last stretch of trained tokens
-            ends = np.flatnonzero(np.diff(trained.astype(np.int8), append=0) == -1)
-            begins = np.flatnonzero(np.diff(trained.astype(np.int8), prepend=0) == 1)
-            begin, end = int(begins[-1]), int(ends[-1]) + 1
-            if begin <= LONGEST:
-                turns = _turns(ids[:begin], tokenizer.start_id, pieces)
-                reference = _text(ids[begin:end], pieces)
-                yield Question(f"held-out sample {sample}", turns, reference, ids[:begin].tolist())
+    input_ids, numbers, labels = (read_rows(directory, VALIDATION, field, length) for field in FIELDS)
+    roles = read_roles(directory, VALIDATION, *input_ids.shape)
+    if roles is None:
+        console.print(f"roles of the validation samples are {UNKNOWN}", soft_wrap=True)
+    segments = (
+        (row, slice(begin, end))
+        for row in range(len(numbers))
+        for _, begin, end in zip(*segment_runs(numbers[row : row + 1]))
+    )
+    for sample, (row, inside) in enumerate(segments, 1):
+        ids = input_ids[row, inside].tolist()
+        trained = np.flatnonzero(labels[row, inside] != IGNORED)
+        begin = int(trained[np.flatnonzero(np.diff(trained, prepend=-1) > 1)[-1]])  # of the last answer
+        if begin > LONGEST:
+            continue
+        prompt, answer = ids[:begin], ids[begin : trained[-1] + 1]
+        turns = [["prompt", tokenizer.decode(prompt)]]
+        if roles is not None:
+            turns = _turns(prompt, roles[row, inside][:begin], tokenizer)
+        header = prompt[len(prompt) - prompt[::-1].index(tokenizer.start_id) - 1 :]
+        reference = tokenizer.decode_reply(header, _without_end(answer, tokenizer))
+        yield Question(f"validation sample {sample}", turns, reference, prompt)
 
 
-def _turns(prompt: Ids, start_id: int, pieces: Pieces) -> list[list[str]]:
-    """Roles and contents of a prompt, the assistant's header at its end left out."""
-    starts = np.flatnonzero(prompt == start_id)
+def _turns(prompt: list[int], roles: Roles, tokenizer: Tokenizer) -> list[list[str]]:
+    """Roles and contents of a prompt, without the assistant's header at its end and empty system prompts."""
+    starts = np.flatnonzero(roles >= BEGINS).tolist()
     found = []
-    for begin, end in zip(starts, [*starts[1:], len(prompt)]):
-        text = _text(prompt[begin:end], pieces)
-        role = next((role for role, header in HEADERS.items() if text.startswith(header)), "unknown")
-        found.append([role, text[len(HEADERS.get(role, "")) :]])
-    return [turn for turn in found[:-1] if turn[1] or turn[0] != "system"]
+    for begin, end in zip(starts, starts[1:]):
+        role = role_of(int(roles[begin]))
+        text = tokenizer.decode_reply([prompt[begin]], _without_end(prompt[begin + 1 : end], tokenizer))
+        found.append([role, text.lstrip(" ").removeprefix(HEADERS[role])])
+    return [turn for turn in found if turn[1] or turn[0] != "system"]
 
 
-def _text(ids: Ids, pieces: Pieces) -> str:
-    """What ids stand for, without the tokens around a turn and the space that SentencePiece may put in front."""
-    content = b"".join(pieces.content(number) for number in ids.tolist() if pieces[number] not in (START, END))
-    return content.decode("utf-8", "replace").removeprefix(" ")
+def _without_end(ids: list[int], tokenizer: Tokenizer) -> list[int]:
+    return ids[:-1] if ids[-1:] == [tokenizer.end_id] else ids

@@ -1,4 +1,4 @@
-"""evaluation.json in a run: what was asked, and loss and answers of its checkpoints. The report reads it too."""
+"""evaluation.json in a run: questions, and loss and answers of its checkpoints."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Question:
     """What a model is asked.
 
     Args:
-        source: where it comes from: prompts.txt:3, or held-out sample 2.
+        source: prompts.txt:3, or validation sample 2.
         turns: role and content of each message, the system prompt (role system) first where there is one.
-        reference: the answer that it had there; empty where it had none.
-        prompt: token ids that are given to the model, the assistant's header last.
+        reference: the answer there, or empty.
+        prompt: token ids for the model, the assistant's header last.
     """
 
     source: str
@@ -39,11 +39,11 @@ class Result:
     """One checkpoint.
 
     Args:
-        iteration: of the run; 0 is what training began with.
+        iteration: of the run; 0 is before training.
         checkpoint: its directory.
-        files: name, size and time of its files: whether it is still the same.
-        loss: mean cross-entropy per trained token of the held-out samples, in nats; None where none are held out.
-        answers: one for each question; empty as long as these were not asked.
+        files: name, size and time of its files, to see whether they have changed.
+        loss: mean cross-entropy per trained token of the validation samples, in nats; None without a validation split.
+        answers: one for each question; empty before they are asked.
     """
 
     iteration: int
@@ -58,9 +58,9 @@ class Evaluation:
     """All results that can be compared.
 
     Args:
-        inputs: sha256 of the dataset, and of the prompt file or nothing.
+        inputs: sha256 of the dataset, and of the prompt file if there is one.
         settings: that loss or answers depend on.
-        held_out: counts of the held-out samples, packed and trained_tokens among them; empty where there are none.
+        held_out: counts of the validation split, named so in the file; empty without one.
         questions: the same for every checkpoint.
         results: by iteration.
     """
@@ -78,7 +78,7 @@ class Evaluation:
         return [result for result in self.results if result.answers]
 
     def add(self, result: Result) -> None:
-        """Takes a result in, in place of an earlier one of the iteration."""
+        """Adds a result, or replaces that of its iteration."""
         others = [other for other in self.results if other.iteration != result.iteration]
         self.results = sorted([*others, result], key=lambda one: one.iteration)
 
@@ -89,7 +89,7 @@ def find_result(results: Sequence[Result], iteration: int, files: list[list[Any]
 
 
 def read_evaluation(run: Path) -> Optional[Evaluation]:
-    """What was evaluated so far; None where nothing was.
+    """The evaluation so far, if there is one.
 
     Raises:
         UserError: the file is damaged.

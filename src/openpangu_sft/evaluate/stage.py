@@ -1,4 +1,4 @@
-"""`make evaluate`: held-out loss and answers of what training began with and of a run's checkpoints."""
+"""`make evaluate`: validation loss and answers of the initial weights and of a run's checkpoints."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from openpangu_sft.checkpoint.mcore import iteration_directory
 from openpangu_sft.checkpoint.mcore_reader import latest_iteration, open_mcore
 from openpangu_sft.dataset.index_file import VALIDATION
 from openpangu_sft.dataset.preprocess import data_settings
-from openpangu_sft.evaluate.loss import held_out_loss
-from openpangu_sft.evaluate.questions import held_out_questions, questions_in
+from openpangu_sft.evaluate.loss import validation_loss
+from openpangu_sft.evaluate.questions import questions_in, validation_questions
 from openpangu_sft.evaluate.record import (
     EVALUATION,
     Evaluation,
@@ -38,17 +38,17 @@ AGAIN = "run make preprocess and make merge again, and train on the result"
 
 
 def run_evaluate(recipe: Recipe, prompts: Optional[Path] = None, wanted: Optional[str] = None) -> Evaluation:
-    """Evaluates what training began with and checkpoints of `paths.run`; what was evaluated before is not done again.
+    """Evaluates the initial weights and checkpoints of `paths.run`; earlier results are reused.
 
     Args:
-        prompts: a file of questions; without it some of the held-out samples are asked.
-        wanted: the number of an iteration, or all; without it, the newest.
+        prompts: a file of questions; default: some of the validation samples.
+        wanted: the number of an iteration, or all; default: the newest.
 
     Returns:
         What is in the run's evaluation.json now.
 
     Raises:
-        UserError: there is no run, its dataset is another one by now, or there is nothing to evaluate with.
+        UserError: there is no run, its dataset has changed, or there is nothing to evaluate with.
     """
     run = recipe.path("run")
     manifest = read_manifest(run, "run", "run make sft")
@@ -57,13 +57,13 @@ def run_evaluate(recipe: Recipe, prompts: Optional[Path] = None, wanted: Optiona
     evaluation = _prepare(recipe, dataset, prompts)
     mcore = recipe.path("mcore")
     if read_manifest(mcore, "mcore", "run make convert").digest != manifest.inputs["mcore"]:
-        raise UserError("is not what this run began with", where=mcore, remedy="check paths.mcore, or make it again")
+        raise UserError("is not what this run began with", where=mcore, remedy="check paths.mcore, or convert again")
     with only_one_run(run / EVALUATION):
         evaluation = _resumed(read_evaluation(run), evaluation)
         open_mcore(mcore, recipe.model)
         found = []
         numbers = _iterations(run, wanted, newest)
-        for number in numbers:  # all are looked at before the first is evaluated, which takes long
+        for number in numbers:  # all are checked before the first evaluation, which takes long
             with _may_be_gone(run, number, wanted):
                 open_mcore(run, recipe.model, number)
                 found.append(number)
@@ -76,7 +76,7 @@ def run_evaluate(recipe: Recipe, prompts: Optional[Path] = None, wanted: Optiona
 
 @contextlib.contextmanager
 def _may_be_gone(run: Path, number: int, wanted: Optional[str]) -> Iterator[None]:
-    """Leaves a checkpoint out of all that training has removed meanwhile (train.keep_checkpoints)."""
+    """With all, skips a checkpoint that training has removed meanwhile (train.keep_checkpoints)."""
     try:
         yield
     except (UserError, OSError):
@@ -86,12 +86,14 @@ def _may_be_gone(run: Path, number: int, wanted: Optional[str]) -> Iterator[None
 
 
 def _dataset(recipe: Recipe, run: Manifest) -> Manifest:
-    """The dataset that the run was trained on: what is held out of another one may have been trained on."""
+    """The dataset of the run: the validation split of another one may have been trained on."""
     directory = recipe.path("dataset")
     dataset = read_manifest(directory, "dataset", AGAIN)
     require_settings(directory, dataset.settings, data_settings(recipe), AGAIN)
     if dataset.digest != run.inputs["dataset"]:
-        what = "is not what this run was trained on: what is held out here may have been trained on there"
+        what = (
+            "is not what this run was trained on: what is in the validation split here may have been trained on there"
+        )
         raise UserError(what, where=directory, remedy="check paths.dataset and paths.run")
     return dataset
 
@@ -101,13 +103,13 @@ def _prepare(recipe: Recipe, dataset: Manifest, prompts: Optional[Path]) -> Eval
     held_out = dataset.counts.get(VALIDATION, {})
     if not held_out and prompts is None:
         raise UserError(
-            "no conversations are held out (data.validation_share is 0), and no prompts are given",
+            "there is no validation split (data.validation_share is 0), and no prompts are given",
             where=recipe.path("dataset"),
             remedy=f"give PROMPTS=…; or set data.validation_share=0.05, {AGAIN}",
         )
     inputs = {"dataset": dataset.digest}
     if prompts is None:
-        questions = held_out_questions(recipe, tokenizer)
+        questions = validation_questions(recipe, tokenizer)
     else:
         questions = questions_in(prompts, recipe, tokenizer)
         inputs["prompts"] = sha256_of(prompts)
@@ -117,7 +119,7 @@ def _prepare(recipe: Recipe, dataset: Manifest, prompts: Optional[Path]) -> Eval
 
 
 def _resumed(earlier: Optional[Evaluation], now: Evaluation) -> Evaluation:
-    """The earlier evaluation, if it is the same; else a new one that begins with the losses which still hold."""
+    """The earlier evaluation if it is the same, else a new one with the losses that still hold."""
     if earlier is None or earlier.version != now.version:
         return now
     if (earlier.inputs, earlier.settings, earlier.questions) == (now.inputs, now.settings, now.questions):
@@ -142,7 +144,7 @@ def _iterations(run: Path, wanted: Optional[str], newest: int) -> list[int]:
 
 
 def _evaluate(recipe: Recipe, evaluation: Evaluation, number: int, root: Path, iteration: Optional[int]) -> None:
-    """Evaluates a checkpoint, as far as it was not before, and writes the loss down before it asks anything."""
+    """Evaluates what is missing of a checkpoint; writes the loss before asking questions."""
     run = recipe.path("run")
     opened = open_mcore(root, recipe.model, iteration)
     files = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in opened.files]
@@ -151,7 +153,7 @@ def _evaluate(recipe: Recipe, evaluation: Evaluation, number: int, root: Path, i
         loss = None
         if evaluation.held_out:
             name = f"iteration {number}" if number else "before training"
-            loss = held_out_loss(recipe, tensors_of(opened.weights, recipe.model), name)
+            loss = validation_loss(recipe, tensors_of(opened.weights, recipe.model), name)
         result = Result(number, printable(str(opened.directory)), files, loss, [])
         evaluation.add(result)
         write_evaluation(run, evaluation)

@@ -1,1 +1,1 @@
-"""The model in transformers, and what is fed to it."""
+"""The model in transformers, its batches, and its FLOPs."""

@@ -1,4 +1,4 @@
-"""Packs for training, in the order in which MindSpeed-LLM 1.0.0 draws them."""
+"""Packs for training, in the order of MindSpeed-LLM 1.0.0."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from openpangu_sft.dataset.index_file import PREFIX, read_rows
+from openpangu_sft.dataset.segments import positions_within, segment_bounds
 
 
 @dataclass(frozen=True)
@@ -17,9 +18,8 @@ class Batch:
     """A micro batch of packs.
 
     Args:
-        input_ids: int64 [packs, seq_length].
-        labels: int64 [packs, seq_length]; -100 where a token is not a target.
-        position_ids: int64 [packs, seq_length]; counts from 0 in every segment.
+        input_ids, labels, position_ids: int64 [packs, seq_length]. Labels are -100 where a token is not a target,
+            positions count from 0 in every segment.
         segments: for each pack the (begin, end) of its segments and of its padding, in order, without gaps.
     """
 
@@ -35,13 +35,7 @@ class Batch:
 
 
 class PackedDataset:
-    """A dataset that stage merge has left.
-
-    Args:
-        directory: of the dataset.
-        seq_length: tokens in a pack.
-        prefix: of its files; VALIDATION for what is kept out of training.
-    """
+    """A dataset of stage merge; with the prefix VALIDATION its validation split."""
 
     def __init__(self, directory: Path, seq_length: int, prefix: str = PREFIX) -> None:
         self._input_ids = read_rows(directory, prefix, "input_ids", seq_length)
@@ -61,28 +55,11 @@ class PackedDataset:
         return Batch(input_ids, labels, position_ids, bounds)
 
 
-def segment_bounds(numbers: npt.NDArray[np.int32]) -> list[tuple[int, int]]:
-    """(begin, end) of each run of one segment number in a pack; padding is the last run."""
-    cuts = np.flatnonzero(np.diff(numbers)) + 1
-    edges = [0, *cuts.tolist(), len(numbers)]
-    return list(zip(edges[:-1], edges[1:]))
-
-
-def positions_within(bounds: list[tuple[int, int]]) -> npt.NDArray[np.int64]:
-    """Position of every token in its segment."""
-    return np.concatenate([np.arange(end - begin) for begin, end in bounds])
-
-
 def training_order(packs: int, samples: int, seed: int) -> npt.NDArray[np.int64]:
-    """Which pack comes when: epochs of all packs, each shuffled anew by one generator.
+    """At least `samples` indices of packs: whole epochs, shuffled one after another by one generator.
 
     The same numbers as MindSpeed-LLM's _build_index_mappings (decoder_packed_mtf_dataset.py), so that both engines see
     the same data in the same order.
-
-    Args:
-        packs: number of packs in the dataset.
-        samples: how many are drawn at least.
-        seed: train.seed.
     """
     random = np.random.RandomState(seed)
     epochs: list[npt.NDArray[np.int64]] = []
@@ -96,12 +73,11 @@ def training_order(packs: int, samples: int, seed: int) -> npt.NDArray[np.int64]
 def micro_batches(
     order: npt.NDArray[np.int64], iteration: int, global_batch: int, micro_batch: int, rank: int, replicas: int
 ) -> list[npt.NDArray[np.int64]]:
-    """The packs of one replica in one iteration, a micro batch each, dealt as by Megatron's MegatronPretrainingSampler.
+    """The micro batches of one of the `replicas` in an iteration, as by Megatron's MegatronPretrainingSampler.
 
     Args:
         order: from `training_order`.
         iteration: counted from 1.
-        rank: of this replica among `replicas`.
     """
     first = (iteration - 1) * global_batch
     step = micro_batch * replicas

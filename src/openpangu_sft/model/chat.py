@@ -1,4 +1,4 @@
-"""Answers from a Hugging Face or Megatron-core checkpoint, in the same format and spans that training used."""
+"""Chat with a Hugging Face or Megatron-core checkpoint, in the template of training."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ class Chat:
     """A model with its tokenizer.
 
     Args:
-        recipe: for generation, and for configuration and tokenizer of a Megatron-core checkpoint (`paths.hf`).
-        checkpoint: directory of a Hugging Face checkpoint, or of a Megatron-core one or a run.
-        iteration: of a run; without it, the newest.
+        recipe: its `paths.hf` gives configuration and tokenizer of a Megatron-core checkpoint.
+        checkpoint: a Hugging Face checkpoint, a Megatron-core one, or a run.
+        iteration: of a run; by default the newest.
 
     Raises:
-        UserError: neither is there, or it is damaged.
+        UserError: there is no checkpoint, or it is damaged.
 
     Attributes:
         iteration: of the training that made the checkpoint, where that is known.
-        context: of the model, in tokens.
+        context: longest context in tokens.
     """
 
     def __init__(self, recipe: Recipe, checkpoint: Path, iteration: Optional[int] = None) -> None:
@@ -70,13 +70,10 @@ class Chat:
         return self.complete([token for span in spans for token in self.tokenizer.span_ids(span)])
 
     def complete(self, prompt: list[int]) -> str:
-        """The text that the model puts behind a prompt which ends with the assistant's header.
-
-        Args:
-            prompt: token ids.
+        """The answer to a prompt of token ids that ends with the assistant's header.
 
         Raises:
-            UserError: it is longer than the model's context.
+            UserError: the prompt is longer than the model's context.
         """
         room = self.context - len(prompt)
         if room <= 0:
@@ -103,7 +100,7 @@ class Chat:
 
 
 def converse(chat: Chat, lines: Iterator[str], system: str = "") -> Iterator[str]:
-    """Answers line after line in one conversation. An empty line begins a new one."""
+    """Answers line after line in one conversation; an empty line starts a new one."""
     history: tuple[Message, ...] = ()
     for line in lines:
         if not line.strip():
@@ -116,11 +113,7 @@ def converse(chat: Chat, lines: Iterator[str], system: str = "") -> Iterator[str
 
 
 def default_checkpoint(recipe: Recipe) -> Path:
-    """The first one that is there: the exported checkpoint, the run, the one to begin with.
-
-    Returns:
-        Its path; that of the export where nothing is there.
-    """
+    """The first that exists of the exported checkpoint, the run and the base; the export's path if none does."""
     for name in ("export", "run"):
         path = recipe.path(name)
         if (path / MANIFEST).is_file() and ((path / CONFIG).is_file() or (path / TRACKER).is_file()):

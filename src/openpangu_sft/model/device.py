@@ -1,4 +1,4 @@
-"""Where a model answers and is evaluated: one device, whatever engine trains."""
+"""The device for chat and evaluation, whatever engine trains."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from openpangu_sft.recipe.schema import Recipe
 
 
 def inference_device(recipe: Recipe) -> torch.device:
-    """CUDA, or an NPU where torch_npu sees one, or the CPU; `train.device=cpu` asks for the CPU.
+    """CUDA, or an NPU where torch_npu sees one, or the CPU; `train.device=cpu` selects the CPU.
 
-    On an NPU it is stock transformers that runs, by torch_npu's own kernels. This has never been run on one.
+    On an NPU stock transformers runs on torch_npu's kernels. This has never been run on one.
     """
     if recipe.train.device == "cpu":
         return torch.device("cpu")

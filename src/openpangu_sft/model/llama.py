@@ -1,4 +1,4 @@
-"""The model as stock transformers has it, with attention that never crosses a segment of a pack."""
+"""The model of stock transformers, with attention that never crosses from one segment of a pack into the next."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.modeling_utils import AttentionInterface, no_init_weights
 from transformers.models.llama.modeling_llama import repeat_kv
 
-from openpangu_sft.checkpoint.hf import llama_config
 from openpangu_sft.model.batches import Batch
 from openpangu_sft.model.tensors import Tensors
-from openpangu_sft.recipe.model_config import read_config
+from openpangu_sft.recipe.model_config import llama_config, read_config
 from openpangu_sft.tokenizer.tokenizer import IGNORED
 
 SEGMENTS = "segments"
@@ -32,7 +31,7 @@ def segment_attention(
 ) -> tuple[torch.Tensor, None]:
     """Causal attention inside each segment; registered with transformers under the name "segments".
 
-    One call per segment instead of one mask over the pack: a mask is seq_length squared, and most of it says no.
+    One call per segment instead of a mask over the pack, which takes seq_length² memory, most of it masked.
 
     Args:
         query: [packs, heads, tokens, head_dim].
@@ -45,8 +44,8 @@ def segment_attention(
     assert attention_mask is None
     groups = query.shape[1] // key.shape[1]
     if value.device.type == "cpu":
-        # In bf16 the backward pass of torch 2.1's kernel for CPUs writes where it must not, and with several threads
-        # that ends the process (https://github.com/pytorch/pytorch/issues/132871).
+        # In bf16 the backward pass of torch 2.1's CPU kernel writes out of bounds, which with several threads ends the
+        # process (https://github.com/pytorch/pytorch/issues/132871).
         value = value.float()
     query, key = query.to(value.dtype), key.to(value.dtype)  # rope has made them fp32 under autocast
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
@@ -73,9 +72,9 @@ def build_model(config_directory: Path, tensors: Tensors, attention: str, device
     """A model with given weights on a device.
 
     Args:
-        config_directory: holds config.json, in openPangu's own form or Llama's.
-        tensors: by Hugging Face name; without lm_head.weight where embeddings are tied. Their dtype is kept.
-        attention: "segments" for packs, "eager" for generation (transformers wants torch 2.1.1 for "sdpa").
+        config_directory: contains config.json, in openPangu's own form or Llama's.
+        tensors: by Hugging Face name, without lm_head.weight where embeddings are tied. Their dtype is kept.
+        attention: "segments" for packs, "eager" for generation ("sdpa" requires torch 2.1.1).
     """
     config = LlamaConfig(**llama_config(read_config(config_directory)), attn_implementation=attention)
     with no_init_weights():
@@ -89,7 +88,7 @@ def build_model(config_directory: Path, tensors: Tensors, attention: str, device
 
 
 def tensors_of_model(model: LlamaForCausalLM, dtype: torch.dtype) -> Tensors:
-    """The weights by Hugging Face name, on the CPU, in a dtype; tied ones once."""
+    """The weights by Hugging Face name, cast and on the CPU; tied ones once."""
     state = model.state_dict()
     if model.config.tie_word_embeddings:
         del state["lm_head.weight"]
@@ -107,7 +106,7 @@ class PackLoss(torch.nn.Module):
         self.model = model
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """Returns the loss, a scalar in fp32."""
+        """The loss, a scalar in fp32."""
         hidden = self.model.model(
             input_ids=batch.input_ids, position_ids=batch.position_ids, segments=batch.segments, use_cache=False
         ).last_hidden_state

@@ -1,4 +1,4 @@
-"""Between numpy arrays, as which checkpoints are read and written, and torch's tensors; only this imports torch."""
+"""Conversion between the numpy arrays of checkpoint files and torch tensors, so that checkpoint/ needs no torch."""
 
 from __future__ import annotations
 
@@ -9,25 +9,33 @@ import numpy as np
 import torch
 
 from openpangu_sft.checkpoint.files.arrays import BF16, Array
-from openpangu_sft.checkpoint.sharding import hf_shapes
+from openpangu_sft.checkpoint.sharding import hf_shapes, whole
 from openpangu_sft.checkpoint.weights import Weights, weights_of_arrays
 from openpangu_sft.recipe.sections import Model
 
 Tensors = dict[str, torch.Tensor]
 Precision = Literal["fp32", "bf16"]
 TORCH_DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
-"""What models compute in, by the names that recipes use."""
+"""Precisions of computation, by the names that recipes use."""
+
+
+def as_tensor(value: Any) -> Any:
+    """A view of an array as a tensor; anything else stays what it is."""
+    if not isinstance(value, np.ndarray):
+        return value
+    if value.dtype == BF16:  # ml_dtypes' has the bits of torch's, which does not know it
+        return torch.from_numpy(value.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(value)
 
 
 def to_tensor(array: Array) -> torch.Tensor:
-    """A copy on the CPU: nothing that the file's fate can change."""
-    if array.dtype == BF16:
-        return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
-    return torch.from_numpy(np.array(array))
+    """A copy on the CPU, independent of the file that the array is mapped from."""
+    tensor: torch.Tensor = as_tensor(np.array(array))
+    return tensor
 
 
 def to_array(tensor: torch.Tensor) -> Array:
-    """A view of a tensor on the CPU."""
+    """A view of a tensor that is on the CPU."""
     tensor = tensor.detach()
     if tensor.dtype == torch.bfloat16:
         bits: Array = tensor.contiguous().view(torch.int16).numpy()
@@ -37,7 +45,7 @@ def to_array(tensor: torch.Tensor) -> Array:
 
 
 def tensors_in(content: Any) -> Any:
-    """The content of a checkpoint file, its arrays as tensors, wherever they stand in dicts, lists and tuples."""
+    """The content of a checkpoint file, with copies of its arrays as tensors, in dicts, lists and tuples too."""
     if isinstance(content, np.ndarray):
         return to_tensor(content)
     if isinstance(content, dict):
@@ -49,7 +57,7 @@ def tensors_in(content: Any) -> Any:
 
 def tensors_of(weights: Weights, model: Model) -> Tensors:
     """All weights, by Hugging Face name."""
-    return {name: to_tensor(weights.tensor(name, shape)) for name, shape in hf_shapes(model).items()}
+    return {name: to_tensor(weights.read(whole(name, shape))) for name, shape in hf_shapes(model).items()}
 
 
 def weights_of(tensors: Mapping[str, torch.Tensor]) -> Weights:

@@ -1,34 +1,93 @@
-"""Memory of the recipe's engine, and whether a device of some size holds it. Pure."""
+"""Device memory of a run by part, the phases of an iteration in which the parts meet, and whether a device holds it."""
 
 from __future__ import annotations
 
-from openpangu_sft.plan.mindspeed_memory import mindspeed_memory
-from openpangu_sft.plan.parts import GIB, Memory
-from openpangu_sft.plan.transformers_memory import transformers_memory
-from openpangu_sft.recipe.schema import Recipe
+from collections.abc import Sequence
+from typing import NamedTuple
 
+GIB = 1 << 30
 SPARE = 0.1
-"""Share of a device that is left to what is not counted: the context of CANN or CUDA, workspaces of operators, and
-gaps in the allocator's memory. A choice, not a measurement; docs/plan.md."""
+"""Share of a device left for what is not counted: the context of CANN or CUDA, operator workspaces and allocator
+fragmentation. A choice, not a measurement; docs/plan.md."""
 
 
-def memory_of(recipe: Recipe) -> Memory:
-    """What the fullest device of a run holds."""
-    return mindspeed_memory(recipe) if recipe.train.engine == "mindspeed" else transformers_memory(recipe)
+class Part(NamedTuple):
+    """What takes memory: name, size in bytes, and the formula in words."""
+
+    name: str
+    size: int
+    how: str
 
 
-def fits(memory: Memory, gib: float) -> bool:
-    """Whether it fits a device of so many GiB, and leaves what has to be left."""
-    return memory.needed <= room(gib)
+class Phase(NamedTuple):
+    """A point of an iteration with many live tensors beside the static ones."""
+
+    name: str
+    parts: tuple[Part, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes, without static parts."""
+        return total(self.parts)
 
 
-def room(gib: float) -> float:
-    """Bytes that a run may take on a device of so many GiB."""
-    return gib * GIB * (1 - SPARE)
+class Memory(NamedTuple):
+    """Memory of the fullest device of a run.
+
+    Args:
+        static: held from the first iteration to the last.
+        phases: each iteration passes through all of them; the largest decides.
+        outside: held by other libraries beside torch's tensors, as far as it is documented.
+        stage: pipeline stage of that device, from 0.
+    """
+
+    static: tuple[Part, ...]
+    phases: tuple[Phase, ...]
+    outside: tuple[Part, ...]
+    stage: int = 0
+
+    @property
+    def fullest(self) -> Phase:
+        return max(self.phases, key=lambda phase: phase.size)
+
+    @property
+    def peak(self) -> int:
+        """Peak bytes of tensors."""
+        return total(self.static) + self.fullest.size
+
+    @property
+    def needed(self) -> int:
+        """Bytes: the peak, and what is held outside."""
+        return self.peak + total(self.outside)
+
+    def left(self, gib: float) -> float:
+        """Bytes left on a device of so many GiB, apart from the spare share; negative where they do not suffice."""
+        return gib * GIB * (1 - SPARE) - self.needed
+
+    def verdict(self, gib: float) -> str:
+        """For a device of so many GiB: yes, tight (it fits, but leaves less than the spare share) or no."""
+        if self.left(gib) >= 0:
+            return "yes"
+        return "tight" if self.needed <= gib * GIB else "no"
 
 
-def verdict(memory: Memory, gib: float) -> str:
-    """In one word: yes, tight (it fits, but leaves less than has to be left), or no."""
-    if fits(memory, gib):
-        return "yes"
-    return "tight" if memory.needed <= gib * GIB else "no"
+def total(parts: Sequence[Part]) -> int:
+    """Bytes of some parts."""
+    return sum(part.size for part in parts)
+
+
+def kept_by_layers(layers: int, recomputed: int, layer_input: int, layer: int, micro_batches: int = 1) -> Part:
+    """What layers keep for the backward pass: of a recomputed one its input, of another `layer` bytes."""
+    whole = layers - recomputed
+    words = [f"{recomputed} x input"] * bool(recomputed) + [f"{whole} x all of a layer"] * bool(whole)
+    how = " + ".join(words) + (f", {micro_batches} micro batches" if micro_batches > 1 else "")
+    return Part("kept by the layers", (recomputed * layer_input + whole * layer) * micro_batches, how)
+
+
+def logits_part(tokens: int, columns: int, bf16: bool) -> Part:
+    """The logits, their fp32 copy, and the one that becomes their softmax: alive together in the cross-entropy.
+
+    In fp32 the copy is the logits themselves.
+    """
+    each, words = (2 + 4 + 4, "bf16, fp32 and softmax in fp32") if bf16 else (4 + 4, "fp32, and softmax")
+    return Part("logits", tokens * columns * each, f"{columns:,} x {tokens:,} x {each}: {words}")

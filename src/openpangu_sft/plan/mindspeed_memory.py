@@ -1,6 +1,6 @@
-"""Memory of an NPU that trains with MindSpeed-LLM 1.0.0 and the flags of mindspeed/flags.py.
+"""Memory of an NPU that trains with MindSpeed-LLM 1.0.0 and the flags of training/mindspeed/flags.py.
 
-Pure, but for HCCL_BUFFSIZE. Where it is counted from: docs/plan.md has file and function of upstream for each part.
+Pure, except for HCCL_BUFFSIZE. docs/plan.md names upstream's file and function for each part.
 """
 
 from __future__ import annotations
@@ -9,16 +9,19 @@ import os
 from typing import NamedTuple
 
 from openpangu_sft.checkpoint.sharding import Layout, layout_of, rank_parameter_count
-from openpangu_sft.plan.parts import Memory, Part, Phase
+from openpangu_sft.model.flops import recomputed_layers
+from openpangu_sft.plan.memory import Memory, Part, Phase, kept_by_layers, logits_part
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.errors import UserError
 
 MASK = 2048 * 2048
-"""Bytes of the mask that each layer makes for npu_fusion_attention in layout TND (flash_attention_forward)."""
+"""Bytes of each layer's mask for npu_fusion_attention in layout TND (flash_attention_forward)."""
 
 HELD = 3384 << 20
-"""Bytes of an NPU that are in use before any process is: the most that npu-smi says of an idle one with 64 GB in the
-recordings of tests/npu_smi; of others it is 2824 MB and more. docs/plan.md compares with what torch_npu says."""
+"""Bytes in use on an NPU before any process starts: the most that npu-smi shows for an idle one with 64 GB in the
+recordings of tests/npu_smi; others have 2824 MB and more. docs/plan.md compares with torch_npu."""
+STATISTICS = 8
+"""npu_fusion_attention keeps maximum and sum of every row eight times, in fp32 (its documentation)."""
 
 
 def buffer_mib() -> int:
@@ -27,13 +30,12 @@ def buffer_mib() -> int:
     HCCL multiplies it by 1024 x 1024 (externalinput_pub.h, HCCL_CCL_COMM_FIXED_CALC_BUFFER_SIZE).
 
     Raises:
-        UserError: it is none that HCCL takes.
+        UserError: HCCL does not take it.
     """
     given = os.environ.get("HCCL_BUFFSIZE", "200")
     if not (given.isascii() and given.isdigit() and int(given)):
-        raise UserError(
-            f"{given!r} is no size in MB", where="HCCL_BUFFSIZE", remedy="export a number above 0, or unset it"
-        )
+        remedy = "export a number above 0, or unset it"
+        raise UserError(f"{given!r} is not a size in MB", where="HCCL_BUFFSIZE", remedy=remedy)
     return int(given)
 
 
@@ -45,18 +47,18 @@ def mindspeed_memory(recipe: Recipe) -> Memory:
 
 
 def rank_parameters(recipe: Recipe, stage: int = 0) -> int:
-    """Parameters on one device of a pipeline stage; all tensor ranks have as many."""
+    """Parameters on one device of a pipeline stage; equal on all tensor ranks."""
     layout = layout_of(recipe.model, recipe.parallel)
     return rank_parameter_count(recipe.model, layout, 0, stage)
 
 
 def shards(recipe: Recipe) -> int:
-    """Over how many devices the optimizer's state is spread: data and context parallel together."""
+    """Number of devices that the optimizer's state is sharded over: data times context parallel."""
     return recipe.parallel.data * recipe.parallel.context
 
 
 def communicators(recipe: Recipe) -> int:
-    """Groups of more than one device that one device exchanges with over HCCL."""
+    """HCCL groups of one device, without those of a single member."""
     parallel = recipe.parallel
     groups = {
         "all devices": parallel.world,
@@ -76,7 +78,7 @@ def _stage(recipe: Recipe, layout: Layout, stage: int) -> Memory:
     masks = layout.stages[stage] * MASK
     static = [
         Part("weights", parameters * element, f"{parameters:,} x {element} bytes"),
-        Part("gradients", parameters * 4, "x 4: summed up in fp32"),
+        Part("gradients", parameters * 4, "x 4: accumulated in fp32"),
         Part(
             "optimizer state",
             -(-parameters // shards(recipe)) * state,
@@ -88,31 +90,31 @@ def _stage(recipe: Recipe, layout: Layout, stage: int) -> Memory:
     if recipe.parallel.tensor > 1:
         gathered = layer_input(recipe) * recipe.parallel.tensor
         static.append(Part("gathered sequence", gathered, "one buffer, as tensor parallel ranks hold parts of it"))
-    moments = [_loss(recipe, layout, stage), _backward(recipe, layout, stage)]
+    phases = [_loss(recipe, layout, stage), _backward(recipe, layout, stage)]
     if stage == 0:
-        moments.append(_embedding(recipe, layout))
+        phases.append(_embedding(recipe, layout))
     count, mib = communicators(recipe), buffer_mib()
     outside = (
         Part("HCCL buffers", count * 2 * mib << 20, f"{count} communicators x 2 x HCCL_BUFFSIZE, {mib} MiB"),
         Part("the NPU itself", HELD, "in use before any process, by npu-smi"),
     )
-    return Memory(tuple(static), tuple(moments), outside, stage)
+    return Memory(tuple(static), tuple(phases), outside, stage)
 
 
 def _loss(recipe: Recipe, layout: Layout, stage: int) -> Phase:
-    """At the end of the forward pass; of stages without the loss, the end of their layers."""
+    """At the end of the forward pass; in stages without the loss, at the end of their layers."""
     parts = [_kept(recipe, layout, stage)]
     if stage == layout.pipeline - 1:
-        parts += [_final(recipe), _logits(recipe, layout)]
+        shape, columns = shape_of(recipe), layout.padded_vocab_size // layout.tensor
+        parts += [_final(recipe), logits_part(shape.tokens, columns, shape.element == 2)]
     return Phase("loss", tuple(parts))
 
 
 def _backward(recipe: Recipe, layout: Layout, stage: int) -> Phase:
-    """In the backward pass of the layer that has most around it."""
+    """In the backward pass of the layer with most live tensors."""
     parts = [_kept(recipe, layout, stage)]
-    recomputed = _recomputed(recipe, layout, stage)
     gradients = layer_gradients(recipe)
-    if recomputed == layout.stages[stage]:
+    if recomputed_layers(recipe, layout.stages[stage]) == layout.stages[stage]:
         again = layer_activations(recipe) - layer_input(recipe)
         parts.append(Part("one layer again", again, "what it keeps, computed from its input"))
     parts.append(Part("gradients in a layer", gradients, "at npu_swiglu, where they are widest"))
@@ -122,7 +124,7 @@ def _backward(recipe: Recipe, layout: Layout, stage: int) -> Phase:
 
 
 def _embedding(recipe: Recipe, layout: Layout) -> Phase:
-    """At the end of the backward pass, where the two gradients of tied embeddings meet and are added."""
+    """At the end of the backward pass, where the two gradients of tied embeddings are added."""
     copies = 3 if _waits(recipe, layout) else 1
     how = f"{copies} times: with the output layer's, and their sum" if copies > 1 else "before it is added in fp32"
     return Phase("embedding", (Part("embedding's gradient", copies * _vocabulary(recipe, layout), how),))
@@ -134,19 +136,17 @@ def _waits(recipe: Recipe, layout: Layout) -> bool:
 
 
 def _vocabulary(recipe: Recipe, layout: Layout) -> int:
-    """Bytes of a gradient of the embedding, before it is added to the sum in fp32."""
+    """Bytes of the embedding's gradient, before it is accumulated in fp32."""
     return layout.padded_vocab_size // layout.tensor * recipe.model.hidden_size * shape_of(recipe).element
 
 
 def _kept(recipe: Recipe, layout: Layout, stage: int) -> Part:
-    """What the layers keep of all micro batches that are on their way."""
-    layers, recomputed = layout.stages[stage], _recomputed(recipe, layout, stage)
-    size = recomputed * layer_input(recipe) + (layers - recomputed) * layer_activations(recipe)
-    words = [f"{recomputed} x input"] if recomputed else []
-    words += [f"{layers - recomputed} x all of a layer"] if layers > recomputed else []
-    flying = _in_flight(recipe, layout, stage)
-    how = " + ".join(words) + (f", {flying} micro batches" if flying > 1 else "")
-    return Part("kept by the layers", size * flying, how)
+    """Of all micro batches in flight in the schedule of one forward, one backward."""
+    train, layers = recipe.train, layout.stages[stage]
+    micro_batches = train.global_batch_size // (train.micro_batch_size * recipe.parallel.data)
+    in_flight = min(layout.pipeline - stage, micro_batches)
+    again = recomputed_layers(recipe, layers)
+    return kept_by_layers(layers, again, layer_input(recipe), layer_activations(recipe), in_flight)
 
 
 def _final(recipe: Recipe) -> Part:
@@ -155,43 +155,14 @@ def _final(recipe: Recipe) -> Part:
     return Part("kept by the last norm", size, "its input and output")
 
 
-def _logits(recipe: Recipe, layout: Layout) -> Part:
-    """The logits, their fp32 copy, and the one that becomes their softmax: alive together in the cross-entropy.
-
-    In fp32 the copy is the logits themselves.
-    """
-    shape, columns = shape_of(recipe), layout.padded_vocab_size // layout.tensor
-    bytes_each = 2 + 4 + 4 if shape.element == 2 else 4 + 4
-    words = "bf16, fp32 and softmax in fp32" if shape.element == 2 else "fp32, and softmax"
-    how = f"{columns:,} x {shape.tokens:,} x {bytes_each}: {words}"
-    return Part("logits", shape.tokens * columns * bytes_each, how)
-
-
-def _recomputed(recipe: Recipe, layout: Layout, stage: int) -> int:
-    """Layers of a stage that are computed again: upstream counts from the first layer of each stage."""
-    recompute = recipe.train.recompute
-    return min(recompute.num_layers, layout.stages[stage]) if recompute.granularity == "full" else 0
-
-
-def _in_flight(recipe: Recipe, layout: Layout, stage: int) -> int:
-    """Micro batches whose activations a stage holds at once, in the schedule of one forward, one backward."""
-    train = recipe.train
-    micro_batches = train.global_batch_size // (train.micro_batch_size * recipe.parallel.data)
-    return min(layout.pipeline - stage, micro_batches)
-
-
-STATISTICS = 8
-"""npu_fusion_attention keeps maximum and sum of every row eight times over, in fp32 (its documentation)."""
-
-
 class Shape(NamedTuple):
     """Sizes of a layer on one device.
 
     Args:
-        tokens: of all packs of a micro batch, in this device's part of the sequence.
-        positions: of one pack, in this device's part.
+        tokens: of a micro batch, in this device's part of the sequence.
+        positions: of one pack, likewise.
         element: bytes of a weight and of an activation.
-        tensor: tensor parallel size; with sequence parallelism, which flags.py sets beside it.
+        tensor: tensor parallel size, with sequence parallelism (flags.py).
     """
 
     tokens: int
@@ -201,37 +172,34 @@ class Shape(NamedTuple):
 
 
 def shape_of(recipe: Recipe) -> Shape:
-    """The sizes that a recipe gives."""
     positions = recipe.data.seq_length // recipe.parallel.context
     element = 2 if recipe.train.precision == "bf16" else 4
     return Shape(recipe.train.micro_batch_size * positions, positions, element, recipe.parallel.tensor)
 
 
 def layer_input(recipe: Recipe) -> int:
-    """Bytes of a layer's input: all that is kept of a layer whose activations are computed again."""
+    """Bytes of a layer's input, which is all that a recomputed layer keeps."""
     shape = shape_of(recipe)
     return shape.tokens * recipe.model.hidden_size * shape.element // shape.tensor
 
 
 def layer_activations(recipe: Recipe) -> int:
     """Bytes that one layer keeps, its input included."""
-    shape = shape_of(recipe)
-    return _norms(recipe, shape) + _attention(recipe, shape) + _mlp(recipe, shape)
+    model, shape = recipe.model, shape_of(recipe)
+    # npu_rms_norm keeps its input and an fp32 number a token, the following linear its output
+    norms = 2 * shape.tokens * (2 * model.hidden_size * shape.element + 4) // shape.tensor
+    # npu_swiglu keeps gate and up, linear_fc2 their product
+    mlp = 3 * shape.tokens * model.ffn_hidden_size * shape.element // shape.tensor
+    return norms + _attention(recipe, shape) + mlp
 
 
 def layer_gradients(recipe: Recipe) -> int:
     """Bytes of gradients at the widest point of a layer's backward pass, the one of npu_swiglu.
 
-    There are the gradients of its output (f) and of its input (2 f), and the one that goes around the MLP (h). What
-    linear_fc2 has kept (f) is gone by then.
+    Gradients of its output (f) and input (2 f), and the one that bypasses the MLP (h); linear_fc2's input is freed.
     """
     model, shape = recipe.model, shape_of(recipe)
     return shape.tokens * (2 * model.ffn_hidden_size + model.hidden_size) * shape.element // shape.tensor
-
-
-def _norms(recipe: Recipe, shape: Shape) -> int:
-    """npu_rms_norm keeps its input and, in fp32, a number a token; the linear behind it keeps its output."""
-    return 2 * shape.tokens * (2 * recipe.model.hidden_size * shape.element + 4) // shape.tensor
 
 
 def _attention(recipe: Recipe, shape: Shape) -> int:
@@ -253,8 +221,3 @@ def _attention(recipe: Recipe, shape: Shape) -> int:
     statistics = 2 * STATISTICS * 4 * model.num_attention_heads
     angles = 4 * shape.positions * model.kv_channels * shape.element  # cos and sin, for query and key; on every TP rank
     return shape.tokens * (kept * shape.element + statistics) // shape.tensor + angles
-
-
-def _mlp(recipe: Recipe, shape: Shape) -> int:
-    """npu_swiglu keeps gate and up, linear_fc2 its product."""
-    return 3 * shape.tokens * recipe.model.ffn_hidden_size * shape.element // shape.tensor

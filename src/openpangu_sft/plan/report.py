@@ -1,4 +1,4 @@
-"""The whole plan of a recipe, as plain values: for the tables, for --json, for whoever else asks."""
+"""The whole plan of a recipe as plain values, for the tables and for --json."""
 
 from __future__ import annotations
 
@@ -7,37 +7,28 @@ from typing import Any, NamedTuple, Optional
 
 from openpangu_sft.artifacts.artifact import MANIFEST, Manifest, read_manifest
 from openpangu_sft.checkpoint.sharding import parameter_count
-from openpangu_sft.plan.course import Course, Disk, course_of, disk_of, highest_rate, warnings, work
-from openpangu_sft.plan.memory import fits, memory_of, verdict
-from openpangu_sft.plan.parts import Memory
-from openpangu_sft.plan.search import Candidate, lighter_that_fit, nearest_that_fits, single_changes
-from openpangu_sft.plan.speed import Speed, speed_of, tokens_of_an_iteration
+from openpangu_sft.model.flops import highest_rate, work
+from openpangu_sft.plan.estimate import (
+    Course,
+    Disk,
+    course_of,
+    disk_of,
+    memory_of,
+    tokens_per_iteration,
+    warnings,
+)
+from openpangu_sft.plan.memory import Memory, Part
+from openpangu_sft.plan.speed import Speed, speed_of
+from openpangu_sft.plan.what_if import Change, single_changes
 from openpangu_sft.recipe.schema import Recipe
-
-
-class Advice(NamedTuple):
-    """For one size of device.
-
-    Args:
-        gib: memory of a device.
-        verdict: yes, tight or no.
-        nearest: what would make it fit, where it does not.
-        lighter: what would fit too, and compute less or split less.
-    """
-
-    gib: float
-    verdict: str
-    nearest: Optional[Candidate]
-    lighter: list[Candidate]
 
 
 class Report(NamedTuple):
     """All that is known of a run before it begins.
 
     Args:
-        counts: of the dataset, or None where there is none yet.
-        course: what follows from them.
-        warnings: one line each.
+        gibs: memory of the devices that are asked for, in GiB.
+        counts: of the dataset; None without one, and so is `course`.
         tokens: of an iteration, as the engine counts them.
     """
 
@@ -45,8 +36,8 @@ class Report(NamedTuple):
     parameters: int
     memory: Memory
     work: float
-    advice: list[Advice]
-    changes: list[Candidate]
+    gibs: Sequence[float]
+    changes: list[Change]
     counts: Optional[dict[str, Any]]
     course: Optional[Course]
     warnings: list[str]
@@ -57,12 +48,12 @@ class Report(NamedTuple):
 
     @property
     def seconds(self) -> Optional[float]:
-        """Of all iterations, at the rate that is known."""
+        """Of all iterations, at the known rate."""
         return self._seconds(self.speed.tokens) if self.speed.tokens else None
 
     @property
     def least_seconds(self) -> float:
-        """Of all iterations at MFU 100 %: no run can be shorter."""
+        """Of all iterations at MFU 100 %."""
         return self._seconds(self.highest_rate)
 
     def _seconds(self, rate: float) -> float:
@@ -70,7 +61,7 @@ class Report(NamedTuple):
 
 
 def make_report(recipe: Recipe, gibs: Sequence[float], tokens_per_second: Optional[float] = None) -> Report:
-    """Works everything out; reads the dataset's manifest, the run's metrics and recipe, and nothing else.
+    """Reads the dataset's manifest, the run's metrics and recipe, and nothing else.
 
     Args:
         recipe: a checked one.
@@ -78,30 +69,40 @@ def make_report(recipe: Recipe, gibs: Sequence[float], tokens_per_second: Option
         tokens_per_second: of the whole run; None takes what a run with these settings in paths.run has measured.
 
     Raises:
-        UserError: there is a dataset, but not a whole one.
+        UserError: the dataset is incomplete.
     """
-    dataset = _dataset(recipe)
+    directory = recipe.path("dataset")
+    dataset = None
+    if (directory / MANIFEST).is_file():
+        dataset = read_manifest(directory, "dataset", "run make preprocess and make merge again")
     counts = dataset.counts if dataset else None
-    memory = memory_of(recipe)
     return Report(
         recipe,
         parameter_count(recipe.model),
-        memory,
+        memory_of(recipe),
         work(recipe),
-        [_advice(recipe, memory, gib) for gib in gibs],
-        list(single_changes(recipe)),
+        gibs,
+        single_changes(recipe),
         counts,
         course_of(recipe, counts) if counts else None,
-        _warnings(recipe, dataset),
-        tokens_of_an_iteration(recipe, counts),
+        _warnings(recipe, dataset) if dataset else [],
+        tokens_per_iteration(recipe, counts),
         speed_of(recipe, tokens_per_second),
         highest_rate(recipe),
         disk_of(recipe),
     )
 
 
+def _warnings(recipe: Recipe, dataset: Manifest) -> list[str]:
+    found = list(warnings(recipe, dataset.counts))
+    made, wanted = dataset.settings.get("data.seq_length"), recipe.data.seq_length
+    if made != wanted:
+        found.insert(0, f"the dataset has packs of {made} tokens, data.seq_length is {wanted} -> make merge")
+    return found
+
+
 def as_json(report: Report) -> dict[str, Any]:
-    """The same, of texts, numbers and lists only; sizes in bytes."""
+    """Texts, numbers and lists only; sizes in bytes."""
     recipe, memory, speed = report.recipe, report.memory, report.speed
     return {
         "engine": recipe.train.engine,
@@ -110,21 +111,22 @@ def as_json(report: Report) -> dict[str, Any]:
         "memory": {
             "stage": memory.stage,
             "always": _bytes(memory.static),
-            "moments": {moment.name: _bytes(moment.parts) for moment in memory.moments},
+            "moments": {phase.name: _bytes(phase.parts) for phase in memory.phases},
             "outside": _bytes(memory.outside),
             "peak": memory.peak,
             "needed": memory.needed,
-            "fits": {f"{advice.gib:g}": advice.verdict for advice in report.advice},
+            "fits": {f"{gib:g}": memory.verdict(gib) for gib in report.gibs},
         },
         "work": report.work,
-        "changes": [_candidate(change) for change in report.changes],
-        "advice": {
-            f"{advice.gib:g}": {
-                "nearest": _candidate(advice.nearest) if advice.nearest else None,
-                "lighter": [_candidate(candidate) for candidate in advice.lighter],
+        "changes": [
+            {
+                "set": list(change.settings),
+                "needed": change.memory.needed,
+                "work": change.work,
+                "converts": change.converts,
             }
-            for advice in report.advice
-        },
+            for change in report.changes
+        ],
         "dataset": report.counts,
         "course": report.course._asdict() if report.course else None,
         "warnings": report.warnings,
@@ -140,39 +142,5 @@ def as_json(report: Report) -> dict[str, Any]:
     }
 
 
-def _dataset(recipe: Recipe) -> Optional[Manifest]:
-    directory = recipe.path("dataset")
-    if not (directory / MANIFEST).is_file():
-        return None
-    return read_manifest(directory, "dataset", "run make preprocess and make merge again")
-
-
-def _warnings(recipe: Recipe, dataset: Optional[Manifest]) -> list[str]:
-    if dataset is None:
-        return []
-    found = []
-    made = dataset.settings.get("data.seq_length")
-    if made != recipe.data.seq_length:
-        found.append(
-            f"the dataset has packs of {made} tokens, data.seq_length is {recipe.data.seq_length} -> make merge"
-        )
-    return [*found, *warnings(recipe, dataset.counts)]
-
-
-def _advice(recipe: Recipe, memory: Memory, gib: float) -> Advice:
-    if fits(memory, gib):
-        return Advice(gib, verdict(memory, gib), None, lighter_that_fit(recipe, gib))
-    return Advice(gib, verdict(memory, gib), nearest_that_fits(recipe, gib), [])
-
-
-def _bytes(parts: Sequence[Any]) -> dict[str, int]:
+def _bytes(parts: Sequence[Part]) -> dict[str, int]:
     return {part.name: part.size for part in parts}
-
-
-def _candidate(candidate: Candidate) -> dict[str, Any]:
-    return {
-        "set": list(candidate.settings),
-        "needed": candidate.memory.needed,
-        "work": candidate.work,
-        "converts": candidate.converts,
-    }

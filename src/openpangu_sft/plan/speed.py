@@ -1,4 +1,4 @@
-"""Tokens a second of a run: given, or measured by a run that was made with the same settings."""
+"""Tokens/s of a run: given, or measured by an earlier run with the same settings."""
 
 from __future__ import annotations
 
@@ -15,36 +15,14 @@ UNKNOWN = "unknown"
 
 
 class Speed(NamedTuple):
-    """Tokens a second of a whole run, over all devices.
-
-    Args:
-        tokens: a second; None where nobody knows.
-        source: given, measured or unknown, and why.
-    """
+    """Tokens/s over all devices, None where unknown; and its source: given, measured, or why it is unknown."""
 
     tokens: Optional[float]
     source: str
 
 
-def tokens_of_an_iteration(recipe: Recipe, counts: Optional[dict[str, Any]]) -> float:
-    """Tokens of an iteration, counted as the engine's rate counts them.
-
-    The portable engine counts padding; the other one does not know where it is and takes the data's mean.
-
-    Args:
-        counts: of the dataset's manifest; without one packs are taken as full.
-    """
-    padded = counts is None or recipe.train.engine == "transformers"
-    mean = recipe.data.seq_length if padded or counts is None else counts["tokens"] / counts["packs"]
-    return recipe.train.global_batch_size * mean
-
-
 def speed_of(recipe: Recipe, given: Optional[float]) -> Speed:
-    """The rate that is given, or that of the run in paths.run, if it has the recipe's settings.
-
-    Args:
-        given: tokens a second, from the command line.
-    """
+    """The given tokens/s, or those of the run in paths.run where it has the recipe's settings."""
     if given:
         return Speed(given, "given")
     run = recipe.path("run")
@@ -60,7 +38,7 @@ def speed_of(recipe: Recipe, given: Optional[float]) -> Speed:
     for key, value in _decisive(recipe).items():
         if made[key] != value:
             return Speed(None, f"{UNKNOWN}, as the run in {run} was made with {key}={made[key]}, not {value}")
-    # a run may go on with other settings, and its recipe is that of its last start
+    # a run may resume with other settings; its recipe is that of its last start
     last = max((start["iteration"] for start in read_starts(run)[-1:]), default=0)
     rows = [row for row in rows if row["iteration"] > last]
     if not rows:
@@ -71,7 +49,7 @@ def speed_of(recipe: Recipe, given: Optional[float]) -> Speed:
 
 
 def _decisive(recipe: Recipe) -> dict[str, Any]:
-    """What the speed of a run depends on, by key."""
+    """Settings that the speed of a run depends on, by key."""
     content = recipe.model_dump()
     train = content["train"]
     sections = {

@@ -1,18 +1,19 @@
-"""Memory of a process that trains with the portable engine (sft/engine.py): weights, gradients and state in fp32. Pure.
+"""Memory of a process of the portable engine (training/portable/): weights, gradients and state in fp32. Pure.
 
-Nothing is spread: every replica holds all of it. Counted from stock transformers' Llama and torch 2.1's operators, and
+Nothing is sharded: every replica holds all of it. Counted from stock transformers' Llama and torch 2.1's operators, and
 compared with both on a CPU by tests/plan/test_transformers_memory.py.
 """
 
 from __future__ import annotations
 
 from openpangu_sft.checkpoint.sharding import hf_shapes, parameter_count
-from openpangu_sft.plan.parts import Memory, Part, Phase
+from openpangu_sft.model.flops import recomputed_layers
+from openpangu_sft.plan.memory import Memory, Part, Phase, kept_by_layers, logits_part
 from openpangu_sft.recipe.schema import Recipe
 
 
 def transformers_memory(recipe: Recipe) -> Memory:
-    """Any process of a recipe: they are all alike."""
+    """The same for every process."""
     parameters = parameter_count(recipe.model)
     static = [
         Part("weights", parameters * 4, f"{parameters:,} x 4 bytes: fp32, also in bf16 runs"),
@@ -21,12 +22,12 @@ def transformers_memory(recipe: Recipe) -> Memory:
     ]
     if recipe.parallel.world > 1:
         static.append(Part("DDP's buckets", parameters * 4, "x 4: gradients once more"))
-    moments = (_loss(recipe), _loss_backward(recipe), _backward(recipe), _embedding(recipe), _step(recipe))
-    return Memory(tuple(static), moments, ())
+    phases = (_loss(recipe), _loss_backward(recipe), _backward(recipe), _embedding(recipe), _step(recipe))
+    return Memory(tuple(static), phases, ())
 
 
 def layer_activations(recipe: Recipe) -> int:
-    """Bytes that one layer keeps for its backward pass, its input included, the bf16 copies of its weights not.
+    """Bytes that one layer keeps for its backward pass, with its input, without bf16 copies of its weights.
 
     In fp32 each RMSNorm keeps input, square and quotient, q, k and v share one input, and so do gate and up; under
     autocast each linear has its own bf16 copy of it. Keys and values are repeated for every head.
@@ -36,7 +37,7 @@ def layer_activations(recipe: Recipe) -> int:
     norms = 2 * (3 * model.hidden_size * 4 + 4)
     inputs = 5 * 2 if _autocast(recipe) else 2 * 4
     width = 2 if _autocast(recipe) else 4
-    attended = 4 if recipe.train.device == "cpu" else width  # sft/model.py: never in bf16 on a CPU
+    attended = 4 if recipe.train.device == "cpu" else width  # model/llama.py: never in bf16 on a CPU
     # q, k, v, result; o_proj's input; one sum a head
     attention = heads * (4 * attended + width) + 4 * model.num_attention_heads
     mlp = 4 * model.ffn_hidden_size * width  # gate, its silu, up, their product
@@ -49,20 +50,13 @@ def layer_input(recipe: Recipe) -> int:
 
 
 def logits_bytes(recipe: Recipe, tokens: int) -> int:
-    """Most bytes that are alive of logits: in the backward pass their softmax, and the gradients of both, in fp32.
-
-    Args:
-        recipe: for the vocabulary.
-        tokens: that are trained in a micro batch.
-    """
+    """Peak bytes of the logits of so many trained tokens: in the backward pass softmax and two gradients, in fp32."""
     return 12 * tokens * recipe.model.vocab_size
 
 
 def _loss(recipe: Recipe) -> Phase:
     tokens, model = _trained(recipe), recipe.model
-    each = 10 if _autocast(recipe) else 8
-    words = "bf16, fp32 and softmax in fp32" if _autocast(recipe) else "fp32, and softmax"
-    logits = Part("logits", tokens * model.vocab_size * each, f"{model.vocab_size:,} x {tokens:,} x {each}: {words}")
+    logits = logits_part(tokens, model.vocab_size, _autocast(recipe))
     parts = [_batch(recipe), _kept(recipe, all_copies=False), _final(recipe, hidden=True), logits]
     if _autocast(recipe):
         copies = model.num_layers * _layer_matrices(recipe) * 2
@@ -82,7 +76,7 @@ def _loss_backward(recipe: Recipe) -> Phase:
 def _backward(recipe: Recipe) -> Phase:
     model, tokens, width = recipe.model, _tokens(recipe), 2 if _autocast(recipe) else 4
     parts = [_batch(recipe), _kept(recipe)]
-    if _recomputed(recipe) == model.num_layers:
+    if recomputed_layers(recipe, model.num_layers) == model.num_layers:
         again = layer_activations(recipe) - layer_input(recipe) + _copies(recipe)
         parts.append(Part("one layer again", again, "what it keeps, computed from its input"))
     gradients = tokens * (2 * model.ffn_hidden_size * width + 4 * model.hidden_size)
@@ -93,14 +87,14 @@ def _backward(recipe: Recipe) -> Phase:
 
 
 def _embedding(recipe: Recipe) -> Phase:
-    """At the end of the backward pass, where tied embeddings' two gradients meet; measured, not read in torch."""
+    """At the end of the backward pass, where tied embeddings' two gradients are added; measured, not read in torch."""
     copies = 1 if not recipe.model.tie_word_embeddings else 2 if _autocast(recipe) else 3
     size = _vocabulary(recipe) * 4 * copies
     return Phase("embedding", (Part("embedding's gradient", size, f"x 4, {copies} times: with the output layer's"),))
 
 
 def _step(recipe: Recipe) -> Phase:
-    """AdamW: on CUDA the roots of all second moments at once, on a CPU two copies of one tensor after the other."""
+    """AdamW: on CUDA the roots of all second moments at once, on a CPU two copies of one tensor at a time."""
     largest = max(shape[0] * (shape[1] if len(shape) > 1 else 1) for shape in hf_shapes(recipe.model).values())
     if recipe.train.device == "cpu":
         return Phase("optimizer step", (Part("roots", largest * 8, "of the largest tensor, twice"),))
@@ -109,12 +103,9 @@ def _step(recipe: Recipe) -> Phase:
 
 
 def _kept(recipe: Recipe, all_copies: bool = True) -> Part:
-    layers, recomputed = recipe.model.num_layers, _recomputed(recipe)
-    copies = _copies(recipe) if all_copies else 0
-    size = recomputed * layer_input(recipe) + (layers - recomputed) * (layer_activations(recipe) + copies)
-    words = [f"{recomputed} x input"] if recomputed else []
-    words += [f"{layers - recomputed} x all of a layer"] if layers > recomputed else []
-    return Part("kept by the layers", size, " + ".join(words))
+    layers, copies = recipe.model.num_layers, _copies(recipe) if all_copies else 0
+    again = recomputed_layers(recipe, layers)
+    return kept_by_layers(layers, again, layer_input(recipe), layer_activations(recipe) + copies)
 
 
 def _final(recipe: Recipe, hidden: bool = False) -> Part:
@@ -126,9 +117,8 @@ def _final(recipe: Recipe, hidden: bool = False) -> Part:
 
 def _batch(recipe: Recipe) -> Part:
     """Ids, labels and positions in int64; cosine and sine of every position."""
-    return Part(
-        "batch", _tokens(recipe) * (3 * 8 + 2 * 4 * recipe.model.kv_channels), "ids, labels, positions and their angles"
-    )
+    size = _tokens(recipe) * (3 * 8 + 2 * 4 * recipe.model.kv_channels)
+    return Part("batch", size, "ids, labels, positions and their angles")
 
 
 def _copies(recipe: Recipe) -> int:
@@ -143,11 +133,6 @@ def _layer_matrices(recipe: Recipe) -> int:
 
 def _vocabulary(recipe: Recipe) -> int:
     return recipe.model.vocab_size * recipe.model.hidden_size
-
-
-def _recomputed(recipe: Recipe) -> int:
-    recompute = recipe.train.recompute
-    return recompute.num_layers if recompute.granularity == "full" else 0
 
 
 def _tokens(recipe: Recipe) -> int:

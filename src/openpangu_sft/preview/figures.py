@@ -1,4 +1,4 @@
-"""The numbers of a preview, in the words and the order in which terminal and page show them."""
+"""The numbers of a preview, in the words and order of terminal and page."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from openpangu_sft.artifacts.artifact import Manifest
 from openpangu_sft.dataset.index_file import VALIDATION
+from openpangu_sft.dataset.roles import UNKNOWN
 from openpangu_sft.dataset.statistics import Distribution, Statistics
 from openpangu_sft.util.errors import printable
 
@@ -16,7 +17,7 @@ BARS = 16
 
 @dataclass(frozen=True)
 class Figure:
-    """One number: its name, its value, and what explains it."""
+    """One number, and what explains it."""
 
     name: str
     value: str
@@ -25,7 +26,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Bar:
-    """How many of something lie in a range, or have a role."""
+    """How many values lie in a range, or have a role."""
 
     label: str
     count: int
@@ -33,15 +34,11 @@ class Bar:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Bars with what they count.
+    """Bars and their labels.
 
     Args:
-        title: what is shown.
-        across: what the bars' labels mean.
-        upwards: what is counted.
-        bars: in their order.
-        ticks: what stands at the left end, in the middle and at the right end of the scale across.
-        note: smallest, middle and largest value.
+        across, upwards: of the axes.
+        ticks: labels at the left end, the middle and the right end of the axis across.
     """
 
     title: str
@@ -73,12 +70,7 @@ class Figures:
 
 
 def figures_of(statistics: Statistics, manifest: Manifest) -> Figures:
-    """Puts numbers into words.
-
-    Args:
-        statistics: of the dataset.
-        manifest: of the dataset; its counts say what was read and rejected.
-    """
+    """Numbers in words: the dataset's own, and what its manifest says was read and rejected."""
     room = statistics.packs * statistics.seq_length
     padding, tokens, trained = room - statistics.tokens, statistics.tokens, statistics.trained_tokens
     single = [
@@ -86,11 +78,15 @@ def figures_of(statistics: Statistics, manifest: Manifest) -> Figures:
         Figure("packs", f"{statistics.packs:,}", f"{statistics.seq_length:,} tokens each"),
         Figure("tokens", f"{tokens:,}", f"and {padding:,} padding"),
         Figure("trained tokens", f"{trained:,}", f"{trained / tokens:.1%} of the tokens"),
-        Figure("packs full", f"{tokens / room:.1%}", f"{statistics.samples / statistics.packs:.1f} samples per pack"),
+        Figure(
+            "packing efficiency",
+            f"{tokens / room:.1%}",
+            f"{statistics.samples / statistics.packs:.1f} samples per pack",
+        ),
     ]
-    if held_out := manifest.counts.get(VALIDATION):
-        note = f"samples that are not trained on: {held_out['packs']:,} packs, {held_out['tokens']:,} tokens"
-        single.append(Figure("held out", f"{held_out['packed']:,}", note))
+    if validation := manifest.counts.get(VALIDATION):
+        note = f"samples kept out of training: {validation['packs']:,} packs, {validation['tokens']:,} tokens"
+        single.append(Figure("validation", f"{validation['packed']:,}", note))
     single += [
         Figure(printable(name.replace("_", " ")), f"{sum(reasons.values()):,}", _listed(reasons))
         for name, reasons in manifest.counts.items()
@@ -144,9 +140,11 @@ def _fill(statistics: Statistics) -> Histogram:
     bars = [Bar(f"{10 * tenth}–{10 * tenth + 10}%", count) for tenth, count in enumerate(fill.between(edges))]
     least, middle, most = (value / whole for value in (fill.minimum, fill.median, fill.maximum))
     note = f"emptiest {least:.1%}, median {middle:.1%}, fullest {most:.1%}"
-    return Histogram("Pack fill", "share of a pack that is not padding", "packs", bars, ("0%", "50%", "100%"), note)
+    return Histogram(
+        "Packing efficiency", "share of a pack that is not padding", "packs", bars, ("0%", "50%", "100%"), note
+    )
 
 
 def _roles(turns: dict[str, int]) -> Histogram:
-    bars = [Bar(role, count) for role, count in turns.items() if count or role != "unknown"]
-    return Histogram("Turns by role", "role", "turns", bars)
+    bars = [Bar(role, count) for role, count in turns.items()]
+    return Histogram("Turns by role", "role", "turns", bars, note="" if turns else UNKNOWN)

@@ -4,46 +4,37 @@ from __future__ import annotations
 
 import unicodedata
 from dataclasses import dataclass
-from typing import Optional
 
 import numpy as np
 
 from openpangu_sft.dataset.index_file import Ids
+from openpangu_sft.dataset.roles import role_of
 from openpangu_sft.dataset.statistics import Rows, Statistics
-from openpangu_sft.dataset.turns import ROLES, Pieces, TurnRoles, byte_of, following_ids
 from openpangu_sft.tokenizer.tokenizer import IGNORED, Tokenizer
 from openpangu_sft.util.errors import printable
 
-NEWLINE, SPACE = "↵", "·"
+NEWLINE, SPACE, PART = "↵", "·", "…"
+"""How tokens are shown: a line end, a space, a token that ends inside a character."""
 
 
 @dataclass(frozen=True)
 class Token:
-    """One token.
-
-    Args:
-        number: its id.
-        text: what it stands for, with marks for spaces and line ends; nothing in it acts on a terminal.
-        trained: whether it is a target.
-        control: whether it is one of the tokenizer's added tokens.
-        completes: the character that is whole with this byte-fallback token; empty for all others.
-    """
+    """One token: its id, what it adds to the text made visible, and whether it is a target and an added token."""
 
     number: int
     text: str
     trained: bool
     control: bool = False
-    completes: str = ""
 
     @property
     def ends_line(self) -> bool:
-        """Whether the text goes on in a new line."""
+        """Whether it ends a line."""
         return self.text.endswith(NEWLINE)
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What one role says: its start token and what follows, and bos in front of the first."""
+    """One message: its start token and what follows; the first one has bos too."""
 
     role: str
     tokens: list[Token]
@@ -62,8 +53,7 @@ class Segment:
         sample: its number in the dataset, from 1.
         pack: from 1.
         position: its segment number in the pack, from 1.
-        offset: position of its first token in the pack, from 0.
-        turns: in their order.
+        offset: of its first token in the pack, from 0.
     """
 
     sample: int
@@ -84,66 +74,39 @@ class Segment:
 
 
 class SegmentReader:
-    """Reads samples out of a dataset.
-
-    Args:
-        rows: of the dataset.
-        statistics: of the same rows.
-        tokenizer: that the dataset was made with.
-    """
+    """Reads samples from a dataset, with its own tokenizer."""
 
     def __init__(self, rows: Rows, statistics: Statistics, tokenizer: Tokenizer) -> None:
-        self._rows, self._statistics = rows, statistics
-        self._start_id, self._added = tokenizer.start_id, set(tokenizer.hf.added_tokens_decoder)
-        self._pieces = Pieces(tokenizer)
-        self._roles = TurnRoles(self._pieces)
+        self._rows, self._statistics, self._tokenizer = rows, statistics, tokenizer
+        self._added = set(tokenizer.hf.added_tokens_decoder)
 
     def read(self, sample: int) -> Segment:
         """One sample, counted from 1 through the packs in their order."""
         row, begin, end = self._rows.locate(sample - 1, self._statistics)
         input_ids, labels = self._rows.input_ids[row, begin:end], self._rows.labels[row, begin:end]
         tokens = self.tokens(input_ids, labels)
-        starts = np.flatnonzero(input_ids == self._start_id)
-        following = following_ids(input_ids[None], np.zeros_like(starts), starts)
-        roles = [ROLES[number] for number in self._roles.find(following)] or [ROLES[-1]]
+        starts = np.flatnonzero(input_ids == self._tokenizer.start_id)
         edges = [0, *starts[1:].tolist(), len(tokens)]
+        roles = ["unknown role"] * max(len(starts), 1)
+        if self._rows.roles is not None:
+            roles = [role_of(value) for value in self._rows.roles[row, begin:end][starts].tolist()]
         turns = [Turn(role, tokens[first:last]) for role, first, last in zip(roles, edges, edges[1:])]
         return Segment(sample, row + 1, int(self._rows.segments[row, begin]), begin, turns)
 
     def tokens(self, input_ids: Ids, labels: Ids) -> list[Token]:
-        """Tokens for people.
-
-        Args:
-            input_ids: int32 [tokens].
-            labels: int32 [tokens].
-        """
-        found = []
-        character = b""  # the bytes of it so far
-        for number, label in zip(input_ids.tolist(), labels.tolist()):
-            piece = self._pieces[number]
-            byte = byte_of(piece)
-            # a character has at most four bytes, and the first of them is never one that continues
-            continues = byte is not None and 0x80 <= byte < 0xC0 and len(character) < 4
-            character = (character if continues else b"") + (bytes([byte]) if byte is not None else b"")
-            control = number in self._added
-            text = printable(piece) if control else _shown(piece, byte)
-            completes = _completed(character) if text != NEWLINE else ""
-            found.append(Token(number, text, label != IGNORED, control, completes))
-        return found
+        """Tokens for people, from int32 [tokens] each."""
+        numbers = input_ids.tolist()
+        texts = self._tokenizer.token_texts(numbers)
+        return [
+            Token(number, _shown(text), label != IGNORED, number in self._added)
+            for number, text, label in zip(numbers, texts, labels.tolist())
+        ]
 
 
-def _shown(piece: str, byte: Optional[int]) -> str:
-    """A piece with its spaces and line ends made visible."""
-    if byte == ord("\n"):
-        return NEWLINE
-    return printable(piece.replace("▁", SPACE).replace(" ", SPACE).replace("\n", NEWLINE))
-
-
-def _completed(character: bytes) -> str:
-    """The character of these bytes, by number where nothing would be seen; empty where it is not whole."""
-    try:
-        mark = character.decode()
-    except UnicodeDecodeError:
-        return ""
-    unseen = not mark.isprintable() or mark == " " or unicodedata.category(mark or " ").startswith("M")
-    return f"U+{ord(mark):04X}" if mark and unseen else mark
+def _shown(text: str) -> str:
+    """A text with its spaces, line ends and lone marks made visible; nothing in it acts on a terminal."""
+    if not text:
+        return PART
+    if len(text) == 1 and unicodedata.category(text).startswith("M"):
+        return f"U+{ord(text):04X}"
+    return printable(text.replace(" ", SPACE).replace("\n", NEWLINE))

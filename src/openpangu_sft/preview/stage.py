@@ -1,4 +1,4 @@
-"""`make preview`: reads the merged dataset, writes the page, and gives what the terminal shows."""
+"""`make preview`: reads the merged dataset and writes the page."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Optional
 from openpangu_sft.artifacts.artifact import Manifest, read_manifest, require_settings
 from openpangu_sft.artifacts.atomic import write_durably
 from openpangu_sft.artifacts.checks import page_place
+from openpangu_sft.dataset.roles import AGAIN
 from openpangu_sft.dataset.statistics import Rows, Statistics, measure
-from openpangu_sft.dataset.turns import Pieces, TurnRoles
 from openpangu_sft.preview.figures import Figures, figures_of
 from openpangu_sft.preview.segments import Segment, SegmentReader
 from openpangu_sft.recipe.schema import Recipe
@@ -22,22 +22,12 @@ from openpangu_sft.util.html import render_page
 TEMPLATE = Path(__file__).with_name("page.html")
 
 SHOWN = 3
-"""Samples that are shown where the user names none."""
-
-AGAIN = "run make preprocess and make merge again"
+"""Samples that are shown by default."""
 
 
 @dataclass(frozen=True)
 class Preview:
-    """What is shown.
-
-    Args:
-        dataset: its directory.
-        hf: the directory of its tokenizer.
-        seq_length: tokens in a pack.
-        figures: numbers over the whole dataset.
-        segments: the samples shown token by token.
-    """
+    """What is shown: numbers over a whole dataset, and samples token by token."""
 
     dataset: Path
     hf: Path
@@ -49,19 +39,16 @@ class Preview:
 def run_preview(
     recipe: Recipe, sample: Optional[int] = None, count: Optional[int] = None, html: Optional[Path] = None
 ) -> tuple[Preview, Path]:
-    """Makes the preview of `paths.dataset` and writes its page.
+    """Makes the preview of `paths.dataset`; returns it and the path of its page.
 
     Args:
         sample: the first one to show, counted from 1 through the packs in their order; default: 1.
-        count: how many to show; default: 3, or 1 where `sample` is given.
-        html: where the page goes; default: preview.html in `paths.cache`.
-
-    Returns:
-        The preview, and where its page is.
+        count: how many to show; default: 3, or 1 with `sample`.
+        html: the page; default: preview.html in `paths.cache`.
 
     Raises:
         UserError: there is no dataset, it was made with other settings, there is no such sample, or the page must not
-            be written where it was asked for.
+            be written there.
     """
     html = page_place(html, Path(recipe.paths.cache) / "preview.html")
     directory = recipe.path("dataset")
@@ -79,7 +66,7 @@ def run_preview(
         raise UserError(f"there is no sample {first}", where=directory, remedy=f"choose one from 1 to {samples:,}")
 
     rows = Rows(directory, recipe.data.seq_length)
-    statistics = measure(rows, tokenizer.start_id, TurnRoles(Pieces(tokenizer)))
+    statistics = measure(rows)
     _require_counted(directory, manifest, statistics)
     reader = SegmentReader(rows, statistics, tokenizer)
     last = min(samples, first - 1 + (count or (SHOWN if sample is None else 1)))

@@ -1,4 +1,4 @@
-"""A preview in the terminal: tokens above their ids, a bar under what is trained: eyes and logs may lack colour."""
+"""A preview in the terminal: tokens above their ids, bars under trained ones, so that it reads without colour."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from openpangu_sft.preview.figures import Figures, Histogram
-from openpangu_sft.preview.segments import Segment, Token, Turn
+from openpangu_sft.preview.segments import NEWLINE, PART, SPACE, Segment, Token, Turn
 from openpangu_sft.preview.stage import Preview
 from openpangu_sft.util.errors import printable
 
@@ -16,8 +16,8 @@ INDENT = 4
 TRAINED = "green"
 UNDERLINE = "━"
 LEGEND = (
-    f"{UNDERLINE * 3} under a token: trained; none: ignored. · is a space, ↵ a newline, <0xE4> a character's byte; "
-    "=好 behind the last one names it."
+    f"{UNDERLINE * 3} under a token: trained; none: ignored. {SPACE} is a space, {NEWLINE} a newline, "
+    f"{PART} a part of the character that follows."
 )
 BAR_WIDTH = 40
 
@@ -65,7 +65,7 @@ def _show_line(tokens: list[Token], console: Console) -> None:
     """Up to three lines: texts, ids, bars under what is trained."""
     texts, ids, bars = Text(" " * INDENT), Text(" " * INDENT), Text(" " * INDENT)
     for token in tokens:
-        width, text, number = _width(token), _text(token), str(token.number)
+        width, text, number = _width(token), token.text, str(token.number)
         texts.append(text, f"bold {TRAINED}" if token.trained else "dim")
         texts.append(" " * (width - cell_len(text) + 1))
         ids.append(number.ljust(width) + " ", TRAINED if token.trained else "dim")
@@ -76,12 +76,8 @@ def _show_line(tokens: list[Token], console: Console) -> None:
             console.print(line, soft_wrap=True)
 
 
-def _text(token: Token) -> str:
-    return f"{token.text}={token.completes}" if token.completes else token.text
-
-
 def _width(token: Token) -> int:
-    return max(cell_len(_text(token)), len(str(token.number)))
+    return max(cell_len(token.text), len(str(token.number)))
 
 
 def _show_figures(figures: Figures, console: Console) -> None:
@@ -100,10 +96,12 @@ def _show_histogram(histogram: Histogram, console: Console) -> None:
     console.print()
     note = f"  {histogram.note}" if histogram.note else ""
     console.print(Text.assemble((histogram.title, "bold"), note))
+    if not histogram.bars:
+        return
     labels = max(len(bar.label) for bar in histogram.bars)
     counts = max(len(f"{bar.count:,}") for bar in histogram.bars)
     for bar in histogram.bars:
-        # at least a sliver for one of millions: nothing that is there looks as if it were not
+        # rounded up: one of millions is still seen
         length = -(-bar.count * BAR_WIDTH // max(histogram.highest, 1))
         console.print(Text(f"  {bar.label:>{labels}}  {bar.count:>{counts},}  {'█' * length}".rstrip()))
     console.print(Text(f"  {histogram.across}; {histogram.upwards}", "dim"))

@@ -1,9 +1,8 @@
-"""Recipe files: YAML 1.2 (where 2e-5 is a number) plus overrides, to a checked `Recipe` or one line of complaint."""
+"""Loads a recipe: YAML 1.2 (where 2e-5 is a number) plus overrides."""
 
 from __future__ import annotations
 
 import difflib
-import re
 import reprlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,27 +13,25 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.nodes import MappingNode
 
+from openpangu_sft.recipe.model_config import CONFIG, model_of, read_config, require_stated
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.recipe.sections import Model, Paths, UnknownModel
+from openpangu_sft.recipe.sections import Conflict, Model, Paths, UnknownModel
 from openpangu_sft.util.errors import UserError
 
 ROOT = Path(__file__).parents[3]
-
-_SIZES = ("nodes", "devices_per_node", "tensor", "pipeline", "context")
-_DERIVED = {"data-parallel replicas": [f"parallel.{size}" for size in _SIZES]}
-"""What complaints name that follows from several keys, and those keys."""
+SYNONYMS = ROOT / "recipes/synonyms.txt"
 
 
 def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     """Reads and checks a recipe. Sizes of the model that it leaves out come from config.json in `paths.hf`.
 
     Args:
-        path: the YAML file; a relative one that is not there is looked for beside the code, where recipes/ lies.
-        overrides: texts like `train.lr=1e-5`; the value is read as YAML, but as it stands where the key holds a text.
+        path: the YAML file; a relative path that does not exist is taken from the folder that contains recipes/.
+        overrides: `train.lr=1e-5`; the value is parsed as YAML, unless the key holds a text.
 
     Raises:
-        UserError: not readable, not YAML, an unknown key, a wrong type, or settings that cannot work together; or a
-            config.json that is needed is not of openPangu-Embedded.
+        UserError: not readable, not YAML, an unknown key, a wrong type, conflicting settings, or a config.json that is
+            not openPangu-Embedded's.
     """
     if not path.is_file() and (ROOT / path).is_file():
         path = ROOT / path
@@ -52,9 +49,9 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     except MarkedYAMLError as error:
         line_number = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         what = f"not valid YAML: {error.problem or error.context}"
-        raise UserError(what, where=f"{path}{line_number}", remedy="mend it") from None
-    except Exception as error:  # its constructors let through whatever int(), float(), date() and chr() raise
-        raise UserError(f"not valid YAML: {_one_line(error)}", where=path, remedy="mend it") from None
+        raise UserError(what, where=f"{path}{line_number}", remedy="fix it") from None
+    except Exception as error:  # ruamel's constructors pass on errors of int(), float(), date() and chr()
+        raise UserError(f"not valid YAML: {_one_line(error)}", where=path, remedy="fix it") from None
     if not isinstance(content, dict):
         raise UserError("holds no settings", where=path, remedy="start from recipes/openpangu-1b.yaml")
     given = [_apply(content, override) for override in overrides]
@@ -78,7 +75,7 @@ def _apply(content: dict[str, Any], override: str) -> str:
     *parents, last = parts = key.split(".")
     _require_value(parts, where)
     value: Any = text
-    if _at(parts) is not str or text[:1] in ("'", '"'):  # a path like /data/#1 or 123 is a text as it stands
+    if _at(parts) is not str or text[:1] in ("'", '"'):  # a path like /data/#1 or 123 is a text
         try:
             value = _parse(text)
         except Exception as error:
@@ -88,15 +85,15 @@ def _apply(content: dict[str, Any], override: str) -> str:
     for parent in parents:
         below = section.get(parent)
         if below is not None and not isinstance(below, dict):
-            return key  # the file has something else there, which is refused in a moment
-        section[parent] = dict(below or {})  # a copy: with an alias in the file, two sections can be one object
+            return key  # not a section in the file: refused by the validation
+        section[parent] = dict(below or {})  # a copy: with an alias, two sections of the file are one object
         section = section[parent]
     section[last] = value
     return key
 
 
 def _model(content: Mapping[str, Any]) -> Any:
-    """`model:` of a recipe, with the sizes that it leaves out; as it is where it is wrong, to be refused later."""
+    """`model:` of a recipe with all sizes; unchanged if it is wrong, to be refused by the validation."""
     stated = {} if content.get("model") is None else content["model"]
     if not _only_incomplete(stated):
         return stated
@@ -104,8 +101,6 @@ def _model(content: Mapping[str, Any]) -> Any:
         checkpoint = Paths.model_validate(content.get("paths") or {})["hf"]
     except ValidationError:
         return stated
-    from openpangu_sft.recipe.model_config import CONFIG, model_of, read_config, require_stated  # imports numpy
-
     path = checkpoint / CONFIG
     try:
         if not path.is_file():
@@ -146,7 +141,7 @@ def _first_complaint(error: ValidationError, text: str, given: Collection[str], 
     details = error.errors(include_url=False)
     unknown = [entry for entry in details if entry["type"] == "extra_forbidden"]
     wrong = [entry for entry in details if entry["type"] != "missing"]
-    detail = (unknown or wrong or details)[0]  # a mistyped key is missing, too, but that says less
+    detail = (unknown or wrong or details)[0]  # a mistyped key is also missing, but that says less
     location = [str(part) for part in detail["loc"]]
     key = ".".join(location)
     where = f"--set {key}" if key in given else f"{path}{_line(text, location)}"
@@ -154,30 +149,36 @@ def _first_complaint(error: ValidationError, text: str, given: Collection[str], 
         return _unknown_key(location[:-1], location[-1], where)
     if detail["type"] == "missing":
         return UserError(f"key {key} is missing", where=where, remedy="add it; see docs/recipe.md")
-    if detail["type"] == "value_error":  # our own validators, which name keys, values and remedy
-        complaint = str(detail["ctx"]["error"])
-        named = dict.fromkeys(re.findall(r"[a-z]+(?:\.[a-z0-9_]+)+", complaint))
-        for derived, keys in _DERIVED.items():
-            named.update(dict.fromkeys(keys if derived in complaint else ()))
-        overridden = "".join(f" --set {name}" for name in named if name in given)
-        in_file = [name.split(".") for name in named if name not in given]
+    if detail["type"] == "value_error":
+        conflict: Conflict = detail["ctx"]["error"]
+        overridden = "".join(f" --set {name}" for name in conflict.keys if name in given)
+        in_file = [name.split(".") for name in conflict.keys if name not in given]
         where = f"{path}{_line(text, in_file[0]) if in_file else ''}{overridden}"
-        return UserError(complaint, where=where)
+        return UserError(conflict.what, where=where, remedy=conflict.remedy)
     what = f"{key} = {reprlib.repr(detail['input'])}: {detail['msg']}"
     return UserError(what, where=where, remedy="see docs/recipe.md")
 
 
 def _unknown_key(above: Sequence[str], part: str, where: str) -> UserError:
-    """The complaint about a key that is not there, with the one that may have been meant."""
     known = sorted(_at(above).model_fields)
     close = [".".join([*above, name]) for name in difflib.get_close_matches(part, known, n=1)]
     close += [name for name in _all_keys(Recipe) if name.split(".")[-1] == part]  # the right key in the wrong section
+    close = _synonym(part) or close
     remedy = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
     return UserError(f"unknown key {'.'.join([*above, part])}", where=where, remedy=remedy)
 
 
+def _synonym(name: str) -> list[str]:
+    """The key that other tools call `name`, with its unit if theirs is another one."""
+    for line in SYNONYMS.read_text("utf-8").splitlines():
+        synonym, key, *unit = line.split(" ", 2)
+        if synonym == name.lower():
+            return [f"{key} ({unit[0]})" if unit else key]
+    return []
+
+
 def _line(text: str, location: Sequence[str]) -> str:
-    """`:line` of a key in the file, or of the section that it belongs to; nothing where neither stands there."""
+    """`:line` of a key in the file, or of its section; empty if the file has neither."""
     node, line = YAML(typ="safe", pure=True).compose(text), ""
     for part in location:
         entries = node.value if isinstance(node, MappingNode) else []

@@ -1,4 +1,4 @@
-"""The model section of a recipe and config.json: what one gives for the other.
+"""The mapping between config.json and the model section of a recipe.
 
 Keys are openPangu's own (PanguEmbedded) or those of its re-alias as Llama, as transformers 4.53.2 and vLLM read them.
 Version 5 of transformers writes `rope_parameters` with rope_theta in it, and `dtype` (seen in files of 5.24.0).
@@ -17,11 +17,11 @@ from openpangu_sft.recipe.sections import Model
 from openpangu_sft.util.errors import UserError
 
 CONFIG = "config.json"
-ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
-"""Of PEFT; the first one names the base."""
+_ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+"""PEFT's files; the first one names the base."""
 AGAIN = "download it again"
 TRACKER = "latest_checkpointed_iteration.txt"
-"""Of a Megatron-core checkpoint: names its newest iteration."""
+"""File of a Megatron-core checkpoint that names its newest iteration."""
 PANGU = "PanguEmbedded"
 PUBLISHED = "take the published config.json"
 _USUAL: dict[str, tuple[object, ...]] = {
@@ -30,7 +30,7 @@ _USUAL: dict[str, tuple[object, ...]] = {
     "partial_rotary_factor": (1.0,),
     "quantization_config": (None,),
 }
-"""Keys of config.json that make it another architecture if they have none of these values."""
+"""Keys of config.json, with the values that openPangu-Embedded allows; the first one is meant where it is missing."""
 _KEYS = {
     "num_layers": "num_hidden_layers",
     "hidden_size": "hidden_size",
@@ -64,21 +64,17 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def model_of(config: Mapping[str, Any], path: Path) -> Model:
-    """Sizes of the model that a config.json describes: openPangu's own form, or its re-alias as Llama.
+    """Sizes of the model that a config.json describes, in openPangu's own form or re-aliased as Llama.
 
     Raises:
         UserError: a key is missing, or another architecture.
     """
     if config.get("model_type") not in (PANGU, "llama"):
-        raise UserError(
-            f"model_type {config.get('model_type')!r} is not openPangu-Embedded", where=path, remedy="check paths.hf"
-        )
-    for key, usual in _USUAL.items():
-        if config.get(key, usual[0]) not in usual:
-            raise UserError(
-                f"{key} is {config[key]!r}, openPangu-Embedded has {usual[0]!r}", where=path, remedy="check paths.hf"
-            )
-    if complaint := rope_complaint(config):
+        what = f"model_type {config.get('model_type')!r} is not openPangu-Embedded"
+        raise UserError(what, where=path, remedy="check paths.hf")
+    unusual = [key for key, usual in _USUAL.items() if config.get(key, usual[0]) not in usual]
+    complaints = [f"{key} is {config[key]!r}, openPangu-Embedded has {_USUAL[key][0]!r}" for key in unusual]
+    if complaint := next(iter(complaints), rope_complaint(config)):
         raise UserError(complaint, where=path, remedy="check paths.hf")
     config = as_version_4(config)
     try:
@@ -88,7 +84,7 @@ def model_of(config: Mapping[str, Any], path: Path) -> Model:
             "tie_word_embeddings": False,  # the class's default
             **config,
             "head_dim": config["hidden_size"] // heads if head_dim is None else head_dim,
-            "bias": has_bias(config),
+            "bias": _has_bias(config),
         }
         return Model(**{key: values[name] for key, name in _KEYS.items()})
     except KeyError as error:
@@ -100,23 +96,17 @@ def model_of(config: Mapping[str, Any], path: Path) -> Model:
         what = f"{_KEYS[str(detail['loc'][0])]} = {detail['input']!r}: {detail['msg']}"
         raise UserError(what, where=path, remedy=PUBLISHED) from None
     except (TypeError, ZeroDivisionError):
-        raise UserError(
-            f"hidden_size {config['hidden_size']!r} and num_attention_heads {heads!r} give no head size",
-            where=path,
-            remedy=PUBLISHED,
-        ) from None
+        what = f"hidden_size {config['hidden_size']!r} and num_attention_heads {heads!r} give no head size"
+        raise UserError(what, where=path, remedy=PUBLISHED) from None
 
 
-def has_bias(config: Mapping[str, Any]) -> Any:
-    """The value of the key that says whether the attention has biases, in either form of config.json."""
+def _has_bias(config: Mapping[str, Any]) -> Any:
+    """Whether the attention has biases, by the key of either form of config.json."""
     return config["bias"] if config["model_type"] == PANGU else config.get("attention_bias", False)
 
 
 def require_stated(stated: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> Model:
-    """The model that a config.json describes, which is the one that a recipe states.
-
-    Args:
-        stated: the recipe's model section, or a part of it.
+    """The model that a config.json describes; `stated`, all or part of a recipe's model section, must equal it.
 
     Raises:
         UserError: names all keys that differ, with both values.
@@ -138,10 +128,62 @@ def require_stated(stated: Mapping[str, Any], config: Mapping[str, Any], path: P
     return found
 
 
+def pangu_config(model: Model, eos_id: int, dtype: str) -> dict[str, Any]:
+    """The content of config.json, in openPangu's own form, for a new model; `eos_id` ends a message."""
+    return {
+        "architectures": ["PanguEmbeddedForCausalLM"],
+        "model_type": PANGU,
+        "bias": model.add_qkv_bias,
+        "attention_dropout": 0.0,
+        "bos_token_id": 1,
+        "eos_token_id": eos_id,
+        "pad_token_id": 0,
+        "hidden_act": "silu",
+        "hidden_size": model.hidden_size,
+        "initializer_range": 0.02,
+        "intermediate_size": model.ffn_hidden_size,
+        "max_position_embeddings": model.max_position_embeddings,
+        "num_attention_heads": model.num_attention_heads,
+        "num_hidden_layers": model.num_layers,
+        "num_key_value_heads": model.num_query_groups,
+        "head_dim": model.kv_channels,
+        "rms_norm_eps": model.norm_epsilon,
+        "rope_theta": model.rotary_base,
+        "tie_word_embeddings": model.tie_word_embeddings,
+        "torch_dtype": dtype,
+        "use_cache": True,
+        "vocab_size": model.vocab_size,
+    }
+
+
+def llama_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """openPangu's configuration under the name of the architecture it equals: Llama with biases in the attention.
+
+    Its own modelling code asks for an NPU at import; stock transformers loads this form anywhere, without remote code.
+    """
+    own = {"architectures", "auto_map", "bias", "model_type", "attention_bias", "mlp_bias", "transformers_version"}
+    config = as_version_4(config)
+    bias = _has_bias(config)
+    kept = {key: value for key, value in config.items() if key not in own}
+    tied = bool(config.get("tie_word_embeddings", False))  # written out: no default to rely on
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        **kept,
+        "attention_bias": bool(bias),
+        "mlp_bias": False,
+        "tie_word_embeddings": tied,
+    }
+
+
 def not_hf(directory: Path, otherwise: UserError) -> UserError:
-    """Why a directory is not a Hugging Face checkpoint, if its files tell; else `otherwise`."""
-    if any((directory / name).is_file() for name in ADAPTERS):
-        return _adapter(directory)
+    """Why a directory is not a Hugging Face checkpoint, if its files show; else `otherwise`."""
+    if any((directory / name).is_file() for name in _ADAPTERS):
+        settings = directory / _ADAPTERS[0]
+        base = read_object(settings).get("base_model_name_or_path") if settings.is_file() else None
+        what = f"is a LoRA adapter, not a model (its base: {base or 'not named'})"
+        remedy = "merge it into its base (PEFT: merge_and_unload(), then save_pretrained) and give the result"
+        return UserError(what, where=directory, remedy=remedy)
     if (directory / TRACKER).is_file():
         what = "is a Megatron-core checkpoint; a Hugging Face one is needed"
         return UserError(what, where=directory, remedy=f"check the path, or convert it: make export FROM={directory}")
@@ -149,16 +191,6 @@ def not_hf(directory: Path, otherwise: UserError) -> UserError:
         what = "is one iteration of a Megatron-core checkpoint"
         return UserError(what, where=directory, remedy=f"give the directory that contains it: {directory.parent}")
     return otherwise
-
-
-def _adapter(directory: Path) -> UserError:
-    path = directory / ADAPTERS[0]
-    base = read_object(path).get("base_model_name_or_path") if path.is_file() else None
-    return UserError(
-        f"is a LoRA adapter, not a model (its base: {base or 'not named'})",
-        where=directory,
-        remedy="merge it into its base (PEFT: merge_and_unload(), then save_pretrained) and give the result",
-    )
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -177,7 +209,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def rope_complaint(config: Mapping[str, Any]) -> str:
-    """What makes the rotary embedding another one than openPangu-Embedded's; empty where nothing does."""
+    """Where the rotary embedding is not openPangu-Embedded's, the reason; else empty."""
     for key in _ROPE:
         if config.get(key) is not None and not _is_default(config[key]):
             return f"{key} is {config[key]!r}, openPangu-Embedded has the default rotary embedding"
@@ -187,11 +219,7 @@ def rope_complaint(config: Mapping[str, Any]) -> str:
 
 
 def as_version_4(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The same configuration with version 4's keys, those that it has already in their order.
-
-    Args:
-        config: without a `rope_complaint`.
-    """
+    """The configuration with the keys of transformers 4, in their order; it must be without a `rope_complaint`."""
     written = dict(config)
     for key in _ROPE:
         given = written.get(key)

@@ -1,4 +1,4 @@
-"""What settings of a recipe cannot work together, each complaint with the keys, their values and what to change."""
+"""Settings of different sections that cannot work together."""
 
 from __future__ import annotations
 
@@ -6,104 +6,95 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import permutations
+from math import prod
+from operator import attrgetter
 from pathlib import Path
-from typing import Optional
 
-from openpangu_sft.recipe.sections import Paths, Sections
+from openpangu_sft.recipe.sections import Conflict, Paths, Sections
 from openpangu_sft.util.errors import SizesUnknown
 
+SPLIT = ("parallel.tensor", "parallel.pipeline", "parallel.context")
+WORLD = ("parallel.nodes", "parallel.devices_per_node")
+REPLICAS = "parallel.data"
+"""Not a key: `Parallel.data`, the number of data-parallel replicas, follows from SPLIT and WORLD."""
 
-def complaints(recipe: Sections) -> list[str]:
-    """What cannot work together across sections, most basic first."""
-    data, parallel, train = recipe.data, recipe.parallel, recipe.train
-    found: list[Optional[str]] = []
-    with suppress(SizesUnknown):  # checked when there is a checkpoint that says them
-        found.extend(_sizes(recipe))
-    found += [
-        _divides(
-            "parallel.tensor x parallel.pipeline x parallel.context",
-            parallel.tensor * parallel.pipeline * parallel.context,
-            "parallel.nodes x parallel.devices_per_node",
-            parallel.world,
-        ),
-        _divides("parallel.context", parallel.context, "data.seq_length", data.seq_length),
-        _divides(
-            "train.micro_batch_size x data-parallel replicas",
-            train.micro_batch_size * max(parallel.data, 1),
-            "train.global_batch_size",
-            train.global_batch_size,
-        ),
-    ]
+
+def complaints(recipe: Sections) -> list[Conflict]:
+    """The conflicts between sections, most basic first."""
+    with suppress(SizesUnknown):  # without a checkpoint the sizes are checked later
+        return [*_sizes(recipe), *_others(recipe)]
+    return [*_others(recipe)]
+
+
+def _sizes(recipe: Sections) -> Iterator[Conflict]:
+    """Conflicts with the model's sizes."""
+    model, data, recompute = recipe.model, recipe.data, recipe.train.recompute
+    for size in ("model.num_query_groups", "model.ffn_hidden_size"):
+        yield from _indivisible(recipe, (size,), ("parallel.tensor",))
+    yield from _stages(recipe)
+    yield from _indivisible(recipe, ("model.num_attention_heads",), ("parallel.tensor", "parallel.context"))
+    if data.seq_length > model.max_position_embeddings:
+        key, limit = "data.seq_length", "model.max_position_embeddings"
+        what = f"{key} {data.seq_length} is above {limit} {model.max_position_embeddings}"
+        yield Conflict(what, f"lower {key}", key, limit)
+    if recompute.num_layers > model.num_layers:
+        key, limit = "train.recompute.num_layers", "model.num_layers"
+        yield Conflict(f"{key} {recompute.num_layers} is above {limit} {model.num_layers}", "lower it", key, limit)
+
+
+def _others(recipe: Sections) -> Iterator[Conflict]:
+    parallel, train = recipe.parallel, recipe.train
+    yield from _indivisible(recipe, WORLD, SPLIT)
+    yield from _indivisible(recipe, ("data.seq_length",), ("parallel.context",))
+    yield from _indivisible(recipe, ("train.global_batch_size",), ("train.micro_batch_size", REPLICAS))
     if train.recompute.granularity == "full" and not train.recompute.num_layers:
-        found.append(
-            "train.recompute.granularity full with train.recompute.num_layers 0 recomputes nothing "
-            "-> set train.recompute.num_layers to the number of layers, or train.recompute.granularity=none"
+        granularity, layers = "train.recompute.granularity", "train.recompute.num_layers"
+        yield Conflict(
+            f"{granularity} full with {layers} 0 recomputes nothing",
+            f"set {layers} to the number of layers, or {granularity}=none",
+            granularity,
+            layers,
         )
     if train.engine == "transformers" and parallel.world != parallel.data:
-        found.append(
-            f"parallel.tensor {parallel.tensor}, parallel.pipeline {parallel.pipeline}, parallel.context "
-            f"{parallel.context}: train.engine transformers is data parallel only -> set all three to 1"
-        )
-    found.append(_overlap(recipe.paths))
-    return [complaint for complaint in found if complaint]
+        sizes = ", ".join(f"{key} {attrgetter(key)(recipe)}" for key in SPLIT)
+        what = f"{sizes}: train.engine transformers is data parallel only"
+        yield Conflict(what, "set all three to 1", *SPLIT, "train.engine")
+    yield from _overlap(recipe.paths)
 
 
-def _sizes(recipe: Sections) -> Iterator[Optional[str]]:
-    """What does not go with the model's sizes."""
-    model, data, parallel, recompute = recipe.model, recipe.data, recipe.parallel, recipe.train.recompute
-    for name in ("num_query_groups", "ffn_hidden_size"):
-        yield _divides("parallel.tensor", parallel.tensor, f"model.{name}", getattr(model, name))
-    yield _stages(recipe)
-    split, heads = parallel.tensor * parallel.context, model.num_attention_heads
-    yield _divides("parallel.tensor x parallel.context", split, "model.num_attention_heads", heads)
-    if data.seq_length > model.max_position_embeddings:
-        yield (
-            f"data.seq_length {data.seq_length} is above model.max_position_embeddings "
-            f"{model.max_position_embeddings} -> lower data.seq_length"
-        )
-    if recompute.num_layers > model.num_layers:
-        yield (
-            f"train.recompute.num_layers {recompute.num_layers} is above model.num_layers {model.num_layers} "
-            "-> lower it"
-        )
+def _indivisible(recipe: Sections, keys: tuple[str, ...], divisors: tuple[str, ...]) -> Iterator[Conflict]:
+    """The product of the values of `keys` must be a multiple of that of `divisors`."""
+    whole, divisor = (prod(attrgetter(key)(recipe) for key in product) for product in (keys, divisors))
+    if whole % max(divisor, 1):
+        what = f"{_named(keys)} {whole} is not a multiple of {_named(divisors)} {divisor}"
+        named = [key for key in (*keys, *divisors) if key != REPLICAS]
+        yield Conflict(what, "change one of them", *named, *((*WORLD, *SPLIT) if REPLICAS in divisors else ()))
 
 
-def _divides(small_key: str, small: int, large_key: str, large: int) -> Optional[str]:
-    if large % small == 0:
-        return None
-    return f"{large_key} {large} is not a multiple of {small_key} {small} -> change one of them"
+def _named(keys: tuple[str, ...]) -> str:
+    return " x ".join(keys).replace(REPLICAS, "data-parallel replicas")
 
 
-def _stages(recipe: Sections) -> Optional[str]:
-    """Whether every pipeline stage has layers, and all layers have a stage."""
+def _stages(recipe: Sections) -> Iterator[Conflict]:
+    """Every pipeline stage needs layers, and every layer a stage."""
     layers, stages, given = recipe.model.num_layers, recipe.parallel.pipeline, recipe.parallel.num_layer_list
-    if given is None:
-        if layers % stages == 0:
-            return None
-        return (
-            f"model.num_layers {layers} is not a multiple of parallel.pipeline {stages} -> change one of them, "
-            "or give parallel.num_layer_list"
+    keys = ("model.num_layers", "parallel.pipeline")
+    if given is None and layers % stages:
+        what = f"model.num_layers {layers} is not a multiple of parallel.pipeline {stages}"
+        yield Conflict(what, "change one of them, or give parallel.num_layer_list", *keys)
+    if given is not None and (len(given) != stages or sum(given) != layers or min(given, default=0) < 1):
+        what = (
+            f"parallel.num_layer_list {given} does not spread model.num_layers {layers} over parallel.pipeline {stages}"
         )
-    if len(given) != stages or sum(given) != layers or min(given, default=0) < 1:
-        return (
-            f"parallel.num_layer_list {given} does not spread model.num_layers {layers} over parallel.pipeline "
-            f"{stages} -> give {stages} numbers above 0 that add up to {layers}"
-        )
-    return None
+        yield Conflict(what, f"give {stages} numbers above 0 that add up to {layers}", "parallel.num_layer_list", *keys)
 
 
-def _overlap(paths: Paths) -> Optional[str]:
-    """Two stages that would write over each other: a stage replaces its directory as a whole.
-
-    `paths.raw` may be any of them: whoever has samples already does not need it.
-    """
-    places = {name: Path(os.path.normpath(paths[name])) for name in type(paths).model_fields}
-    del places["cache"], places["raw"]
-    for outer, inner in permutations(places, 2):
-        if places[outer] == places[inner] or places[outer] in places[inner].parents:
-            relation = "is" if places[outer] == places[inner] else "lies in"
-            return (
-                f"paths.{inner} {places[inner]} {relation} paths.{outer} {places[outer]}: making one would remove the "
-                f"other -> give paths.{inner} a directory of its own"
-            )
-    return None
+def _overlap(paths: Paths) -> Iterator[Conflict]:
+    """Stages replace whole directories, so none may contain another's. `paths.raw` may: with samples it is not used."""
+    directories = {name: Path(os.path.normpath(paths[name])) for name in type(paths).model_fields}
+    del directories["cache"], directories["raw"]
+    for (outer, above), (inner, below) in permutations(directories.items(), 2):
+        if above == below or above in below.parents:
+            relation = "is" if above == below else "lies in"
+            what = f"paths.{inner} {below} {relation} paths.{outer} {above}: making one would remove the other"
+            yield Conflict(what, f"give paths.{inner} a directory of its own", f"paths.{inner}", f"paths.{outer}")

@@ -1,7 +1,6 @@
 """The recipe: one typed YAML file with every setting of a run, checked before any work.
 
-Values that cannot work together are refused with the key, the value and what to change. Any key can be overridden on
-the command line: `--set train.lr=1e-5`.
+Any key can be overridden on the command line: `--set train.lr=1e-5`.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ class Recipe(Sections):
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Recipe:
-        for complaint in complaints(self):
-            raise ValueError(complaint)
+        for conflict in complaints(self):
+            raise conflict
         return self
 
     def path(self, name: str) -> Path:

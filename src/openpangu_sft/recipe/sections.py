@@ -1,6 +1,6 @@
 """The sections of a recipe: keys, types, defaults and ranges.
 
-Field names follow Megatron-LM's arguments where it has one. docs/recipe.md is made from the docstrings.
+Field names follow Megatron-LM's arguments where it has one. docs/recipe.md is generated from the docstrings.
 """
 
 from __future__ import annotations
@@ -15,13 +15,21 @@ from openpangu_sft.util.errors import SizesUnknown
 Positive = Field(gt=0)
 NotNegative = Field(ge=0)
 UpTo1000 = Field(gt=0, le=1000)
-"""For what is counted one by one before a run: a slip of some zeros would cost hours and all memory."""
+"""For values that are looped over before a run: a few zeros too many would cost hours and all memory."""
 Seed = Field(ge=0, lt=2**32)
-"""What numpy's generator takes, which shuffles samples and packs."""
+"""Range of numpy's generator, which shuffles samples and packs."""
+
+
+class Conflict(ValueError):
+    """Values that are not allowed, or not together; `keys` are theirs."""
+
+    def __init__(self, what: str, remedy: str, *keys: str) -> None:
+        super().__init__(f"{what} -> {remedy}")
+        self.what, self.remedy, self.keys = what, remedy, keys
 
 
 class Section(BaseModel):
-    """A group of settings: unknown keys are errors, and a number is not taken for a flag or a text."""
+    """A group of settings. Unknown keys are errors, and types are not converted."""
 
     model_config = ConfigDict(
         extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -32,34 +40,34 @@ class Paths(Section):
     """Where each stage reads and writes. Relative paths are below `cache`."""
 
     cache: str = "/cache"
-    """What relative paths below are relative to."""
+    """Base of the relative paths below."""
     raw: str = "raw"
-    """Your conversations: a directory of .json, .jsonl and .parquet files, or one file."""
+    """Raw conversations: a directory of .json, .jsonl and .parquet files, or one file."""
     samples: str = "dataset"
-    """What format writes and preprocess reads; your own .jsonl samples can lie here instead."""
+    """Samples, written by format and read by preprocess; or your own .jsonl samples."""
     shards: str = "finetune_dataset/shards"
-    """What preprocess writes: one directory per samples file."""
+    """Shards, written by preprocess: one directory per samples file."""
     dataset: str = "finetune_dataset/merged"
-    """What merge writes and sft reads; Megatron's --data-path is `data` in it."""
+    """Packed dataset, written by merge and read by sft; Megatron's --data-path is `data` in it."""
     hf: str = "ckpts/pangu_model"
-    """The Hugging Face checkpoint to begin with, tokenizer included."""
+    """Base Hugging Face checkpoint, with its tokenizer."""
     mcore: str = "ckpts/pangu_model_mcore"
-    """What convert writes and sft begins with."""
+    """Base Megatron-core checkpoint, written by convert and read by sft."""
     run: str = "sft_outputs"
-    """What sft writes: checkpoints, metrics.jsonl, loss.png."""
+    """Run directory, written by sft: checkpoints, metrics.jsonl, loss.png."""
     export: str = "export"
-    """What export writes."""
+    """Hugging Face checkpoint, written by export."""
 
     @field_validator("*")
     @classmethod
     def _usable(cls, value: str, info: ValidationInfo) -> str:
         key = f"paths.{info.field_name}"
         if not value.strip() or "\0" in value:
-            raise ValueError(f"{key} {value!r} is not a path -> write one, or leave the key out for the default")
+            raise Conflict(f"{key} {value!r} is not a path", "write one, or leave the key out for the default", key)
         try:
             Path(value).expanduser()
         except RuntimeError:
-            raise ValueError(f"{key} {value!r} begins with the home directory of nobody -> write it out") from None
+            raise Conflict(f"{key} {value!r} begins with an unknown home directory", "write it out", key) from None
         return value
 
     def __getitem__(self, name: str) -> Path:
@@ -68,55 +76,55 @@ class Paths(Section):
 
 
 class Model(Section):
-    """Sizes of the model. What is left out is read from config.json in `paths.hf`; what is stated must equal it."""
+    """Sizes of the model. Keys that are left out are read from config.json in `paths.hf`; the others must equal it."""
 
     num_layers: int = UpTo1000
     """Transformer layers."""
     hidden_size: int = Positive
-    """Width of the residual stream."""
+    """Hidden size."""
     ffn_hidden_size: int = Positive
-    """Width of the MLP."""
+    """Intermediate size of the MLP."""
     num_attention_heads: int = UpTo1000
-    """Query heads."""
+    """Attention (query) heads."""
     num_query_groups: int = Positive
-    """Key-value heads; each serves a group of query heads."""
+    """Key-value heads (grouped-query attention)."""
     kv_channels: int = Positive
-    """Size of a head."""
+    """Head dimension."""
     vocab_size: int = Positive
-    """Rows of the embedding."""
+    """Vocabulary size: rows of the embedding."""
     max_position_embeddings: int = Positive
-    """Longest context in tokens."""
+    """Maximum context length in tokens."""
     rotary_base: float = Positive
-    """Base of the rotary position embedding."""
+    """Base of the rotary position embedding (rope_theta)."""
     norm_epsilon: float = Positive
-    """Added to the variance in RMSNorm."""
+    """Epsilon of RMSNorm."""
     normalization: Literal["RMSNorm"] = "RMSNorm"
-    """Kind of the norms."""
+    """Normalization layers."""
     activation: Literal["swiglu"] = "swiglu"
-    """Kind of the MLP."""
+    """Activation of the MLP."""
     add_qkv_bias: bool
-    """Whether query, key and value projections have a bias."""
+    """Bias in the query, key and value projections."""
     add_dense_bias: bool
-    """Whether the attention's output projection has a bias."""
+    """Bias in the attention output projection."""
     tie_word_embeddings: bool
-    """Whether the output layer is the embedding."""
+    """Share the embedding with the output layer."""
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Model:
         if isinstance(self, UnknownModel):
             return self
-        if self.num_attention_heads % self.num_query_groups:
-            raise ValueError(
-                f"model.num_attention_heads {self.num_attention_heads} is not a multiple of "
-                f"model.num_query_groups {self.num_query_groups} -> change one of them"
-            )
+        heads, groups = self.num_attention_heads, self.num_query_groups
+        if heads % groups:
+            keys = ("model.num_attention_heads", "model.num_query_groups")
+            raise Conflict(f"{keys[0]} {heads} is not a multiple of {keys[1]} {groups}", "change one of them", *keys)
         if self.kv_channels % 2:
-            raise ValueError(f"model.kv_channels {self.kv_channels} is odd: rotary embeddings need pairs -> change it")
+            key = "model.kv_channels"
+            raise Conflict(f"{key} {self.kv_channels} is odd: rotary embeddings need pairs", "change it", key)
         return self
 
 
 class UnknownModel(Model):
-    """Sizes that the recipe leaves to a config.json that does not give them: reading one raises `SizesUnknown`."""
+    """Sizes left to a config.json that does not give them: reading one raises `SizesUnknown`."""
 
     reason: Any
     """The `UserError` that says why."""
@@ -128,59 +136,59 @@ class UnknownModel(Model):
 
 
 class Tokenizer(Section):
-    """How the tokenizer in `paths.hf` is loaded."""
+    """Loading the tokenizer in `paths.hf`."""
 
     trust_remote_code: bool = False
-    """openPangu's tokenizer is Python code beside its weights; true runs that code."""
+    """Run the Python code of openPangu's tokenizer, which comes with its weights."""
 
 
 class Data(Section):
-    """From raw conversations to packs."""
+    """Conversion, tokenization and packing."""
 
     source_format: Literal["auto", "alpaca", "sharegpt", "openai", "samples"] = "auto"
-    """Format of the raw conversations; auto goes by the keys of each record."""
+    """Format of the raw conversations; auto detects it from the keys of each record."""
     seq_length: int = Field(ge=8)
-    """Tokens in one pack. Preprocess and sft read this one value, so they cannot disagree."""
+    """Sequence length: tokens per pack, for both preprocess and sft."""
     on_bad_sample: Literal["refuse", "skip"] = "refuse"
-    """What a bad sample does: refuse stops the stage, skip counts it and writes it into a rejects file."""
+    """Invalid samples: refuse stops the stage; skip counts them and writes them to a rejects file."""
     control_tokens: Literal["refuse", "escape", "allow"] = "refuse"
-    """What a control token inside a content is: a bad sample, plain text, or a control token (it can forge a turn)."""
+    """Control tokens inside a message: an invalid sample, plain text, or control tokens (they can forge a turn)."""
     too_long: Literal["refuse", "drop", "truncate"] = "refuse"
-    """What a sample above seq_length is: a bad sample, left out and counted, or cut behind an answer that fits."""
+    """Samples longer than seq_length: invalid, dropped and counted, or truncated after the last answer that fits."""
     validation_share: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the conversations that is kept out of training, for evaluate; 0.05 keeps about one in twenty."""
+    """Share of the conversations used as validation set, not for training; 0.05 is about one in twenty."""
     seed: int = Seed
-    """Order of the samples in the packs, and of the packs in a shard; and which samples are kept out of training."""
+    """Seed of the order of samples and packs in a shard, and of the validation split."""
     workers: int = Positive
-    """Processes that encode."""
+    """Worker processes for tokenization."""
 
 
 class Recompute(Section):
-    """Activations that are computed again in the backward pass instead of being kept."""
+    """Activation recomputation (gradient checkpointing)."""
 
     granularity: Literal["none", "full"] = "none"
-    """full recomputes whole layers."""
+    """full recomputes whole layers in the backward pass."""
     method: Literal["block"] = "block"
-    """Which layers: block takes the first ones."""
+    """Which layers; block: the first ones."""
     num_layers: int = Field(default=0, ge=0)
-    """How many."""
+    """Number of layers to recompute."""
 
 
 class Parallel(Section):
-    """How the work is spread over devices, in Megatron's terms."""
+    """Parallelism, in Megatron's terms."""
 
     nodes: int = Field(default=1, gt=0, le=1000)
-    """Machines; with several, export MASTER_ADDR and NODE_RANK on each."""
+    """Number of machines; with several, export MASTER_ADDR and NODE_RANK on each."""
     devices_per_node: int = UpTo1000
-    """Processes on each machine, one per device."""
+    """Devices per machine, one process each."""
     tensor: int = Field(default=1, gt=0)
     """Tensor parallel size (TP)."""
     pipeline: int = Field(default=1, gt=0)
     """Pipeline parallel size (PP)."""
     num_layer_list: Optional[list[int]] = None
-    """Layers of each pipeline stage where they are not to be the same: [14, 12]."""
+    """Layers per pipeline stage, for an uneven split: [14, 12]."""
     make_vocab_size_divisible_by: int = Field(default=16, gt=0, le=100_000)
-    """The embedding is filled up to a multiple of this times `tensor`."""
+    """The vocabulary is padded to a multiple of this times `tensor`."""
     context: int = Field(default=1, gt=0)
     """Context parallel size (CP)."""
 
@@ -199,45 +207,45 @@ class Train(Section):
     """Supervised fine-tuning."""
 
     engine: Literal["mindspeed", "transformers"]
-    """Who trains: mindspeed (MindSpeed-LLM on NPUs) or transformers (Hugging Face on CPU or CUDA)."""
+    """Training engine: mindspeed (MindSpeed-LLM on NPUs) or transformers (Hugging Face on CPU or CUDA)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto takes NPUs for mindspeed, CUDA or else CPU for transformers; mindspeed on cpu uses the stand-in for NPUs."""
+    """auto: NPUs for mindspeed; CUDA, else CPU for transformers. mindspeed on cpu uses the NPU stand-in."""
     precision: Literal["fp32", "bf16"]
-    """Of the forward and backward pass, and of the weights in checkpoints; optimizer and its weights are fp32."""
+    """Precision of forward and backward pass and of saved weights; optimizer states and master weights are fp32."""
     micro_batch_size: int = UpTo1000
-    """Packs that a device takes at once."""
+    """Packs per device and micro-batch."""
     global_batch_size: int = Positive
-    """Packs in an iteration, over all devices."""
+    """Packs per iteration, over all devices."""
     iterations: int = Positive
-    """Optimizer steps."""
+    """Training iterations (optimizer steps)."""
     lr: float = Positive
-    """Highest learning rate."""
+    """Peak learning rate."""
     min_lr: float = NotNegative
-    """Learning rate at the end."""
+    """Final learning rate."""
     lr_decay_style: Literal["cosine"] = "cosine"
-    """Shape of the way down."""
+    """Decay schedule after warm-up."""
     lr_warmup_iterations: int = NotNegative
-    """Iterations of the linear way up."""
+    """Linear warm-up iterations."""
     weight_decay: float = NotNegative
-    """For matrices; biases and norms have none."""
+    """Weight decay of matrices; biases and norms have none."""
     clip_grad: float = Positive
-    """Largest norm of the gradient."""
+    """Gradient clipping threshold (global L2 norm)."""
     adam_beta1: float = Field(ge=0, lt=1)
-    """Decay of Adam's mean."""
+    """Adam beta1."""
     adam_beta2: float = Field(ge=0, lt=1)
-    """Decay of Adam's variance."""
+    """Adam beta2."""
     adam_eps: float = Field(default=1e-8, gt=0)
-    """Added to Adam's denominator."""
+    """Adam epsilon."""
     seed: int = Seed
-    """Order of the packs."""
+    """Seed of the order of packs."""
     save_interval: int = Positive
     """Iterations between checkpoints."""
     keep_checkpoints: Optional[int] = Field(default=None, gt=0)
-    """How many of a run's checkpoints stay, the newest ones; all where it is not given."""
+    """Number of checkpoints to keep, the newest ones; none keeps all."""
     device_tflops: float = Field(default=313.0, ge=0.001, le=1_000_000)
-    """What a device can do at most, in 10^12 operations a second; only for the share of it that is shown (MFU)."""
+    """Peak TFLOP/s per device; used only for MFU."""
     upstream_flags: list[str] = []
-    """More arguments for MindSpeed-LLM's training, for the mindspeed engine: [--log-throughput]."""
+    """Extra arguments for MindSpeed-LLM (engine mindspeed): [--log-throughput]."""
     recompute: Recompute = Recompute()
 
     @field_validator("recompute", mode="before")
@@ -248,24 +256,24 @@ class Train(Section):
     @model_validator(mode="after")
     def _schedule_fits(self) -> Train:
         if self.min_lr > self.lr:
-            raise ValueError(f"train.min_lr {self.min_lr} is above train.lr {self.lr} -> lower train.min_lr")
+            what = f"train.min_lr {self.min_lr} is above train.lr {self.lr}"
+            raise Conflict(what, "lower train.min_lr", "train.min_lr", "train.lr")
         if self.lr_warmup_iterations >= self.iterations:
-            raise ValueError(
-                f"train.lr_warmup_iterations {self.lr_warmup_iterations} leaves nothing of train.iterations "
-                f"{self.iterations} -> lower the warm-up"
-            )
+            keys = ("train.lr_warmup_iterations", "train.iterations")
+            what = f"{keys[0]} {self.lr_warmup_iterations} leaves nothing of {keys[1]} {self.iterations}"
+            raise Conflict(what, "lower the warm-up", *keys)
         return self
 
 
 class Chat(Section):
-    """How answers are generated."""
+    """Text generation."""
 
     max_new_tokens: int = Field(default=512, gt=0)
-    """Longest answer."""
+    """Maximum length of an answer in tokens."""
     temperature: float = Field(default=0.0, ge=0)
-    """0 always takes the most probable token."""
+    """Sampling temperature; 0 is greedy decoding."""
     top_p: float = Field(default=1.0, gt=0, le=1)
-    """With a temperature: the smallest set of tokens with this probability."""
+    """Nucleus sampling probability, with a temperature above 0."""
 
 
 class Sections(Section):

@@ -1,11 +1,11 @@
-"""Curves as SVG that stands inside a page: colours that can be read on light and on dark, text as text."""
+"""Curves as inline SVG: colours that are readable on light and on dark pages, text as text."""
 
 from __future__ import annotations
 
 import io
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from openpangu_sft.report.run import Run
 
 MOST_POINTS = 2000
-"""In a curve; of a longer run neighbours are drawn as their mean."""
+"""In a curve; of a longer run the mean of neighbours is drawn."""
 
 COLOURS = ("#3f7fe0", "#e0762a")
 """Of the first run and of the second."""
@@ -28,14 +28,11 @@ class Curve:
     """One line of a chart.
 
     Args:
-        name: of the run.
-        colour: of the line.
         iterations: int64 [points].
         values: float64 [points].
-        marks: (iteration, value) of single points, drawn as dots: held-out loss.
+        marks: (iteration, value) of single points, drawn as dots: validation loss.
     """
 
-    name: str
     colour: str
     iterations: npt.NDArray[np.int64]
     values: npt.NDArray[np.float64]
@@ -44,25 +41,22 @@ class Curve:
 
 def charts_of(runs: Sequence[Run]) -> list[tuple[str, str]]:
     """Title and SVG of each chart: loss, learning rate, gradient norm, speed."""
-    losses = [_curve(run, colour, "loss", run.held_out_losses) for run, colour in zip(runs, COLOURS)]
-    dots = "; dots: held-out loss" if any(run.held_out_losses for run in runs) else ""
+    coloured = list(zip(runs, COLOURS))
+
+    def curves(name: str) -> list[Curve]:
+        return [thinned(run, colour, [row[name] for row in run.metrics]) for run, colour in coloured]
+
+    losses = [replace(curve, marks=run.validation_losses) for run, curve in zip(runs, curves("loss"))]
+    dots = "; dots: validation loss" if any(run.validation_losses for run in runs) else ""
     return [
-        (f"Loss per trained token{dots}", _draw("loss", losses)),
-        ("Gradient norm", _draw("norm", [_curve(run, c, "grad_norm") for run, c in zip(runs, COLOURS)])),
-        ("Learning rate", _draw("rate", [_curve(run, c, "lr") for run, c in zip(runs, COLOURS)])),
-        ("Tokens a second", _draw("tokens/s", [_speed(run, c) for run, c in zip(runs, COLOURS)])),
+        (f"Loss per trained token{dots}", _draw("loss", losses, from_zero=False)),
+        ("Gradient norm", _draw("norm", curves("grad_norm"))),
+        ("Learning rate", _draw("rate", curves("lr"))),
+        ("Tokens/s", _draw("tokens/s", [thinned(run, colour, run.speed) for run, colour in coloured])),
     ]
 
 
-def _curve(run: Run, colour: str, name: str, marks: Sequence[tuple[int, float]] = ()) -> Curve:
-    return thinned(run, colour, [row[name] for row in run.metrics], marks)
-
-
-def _speed(run: Run, colour: str) -> Curve:
-    return thinned(run, colour, run.speed)
-
-
-def thinned(run: Run, colour: str, values: Sequence[float], marks: Sequence[tuple[int, float]] = ()) -> Curve:
+def thinned(run: Run, colour: str, values: Sequence[float]) -> Curve:
     """A curve of a run's values, one for each iteration; of a long run neighbours are one point, their mean."""
     iterations = np.array([row["iteration"] for row in run.metrics], np.int64)
     numbers = np.array(values, np.float64)
@@ -71,10 +65,10 @@ def thinned(run: Run, colour: str, values: Sequence[float], marks: Sequence[tupl
         begins = np.arange(0, len(numbers), step)
         sizes = np.diff([*begins, len(numbers)])
         numbers, iterations = np.add.reduceat(numbers, begins) / sizes, iterations[begins]
-    return Curve(run.name, colour, iterations, numbers, marks)
+    return Curve(colour, iterations, numbers)
 
 
-def _draw(label: str, curves: Sequence[Curve]) -> str:
+def _draw(label: str, curves: Sequence[Curve], from_zero: bool = True) -> str:
     import matplotlib
 
     matplotlib.use("agg")  # no display
@@ -90,9 +84,14 @@ def _draw(label: str, curves: Sequence[Curve]) -> str:
                 axis.plot(*zip(*curve.marks), "o", color=curve.colour, markersize=5)
         axis.set(xlabel="iteration", ylabel=label)
         values = [value for curve in curves for value in (*curve.values, *(mark for _, mark in curve.marks))]
-        # a gradient norm that is no number leaves a gap, and above the largest there have to be numbers for the axis
+        # NaN leaves a gap; beyond 1e300 there would be no numbers left for the axis
         finite = [value for value in values if abs(value) < 1e300]
-        axis.set_ylim(min(0, *finite, 0), max([value * 1.05 for value in finite if value > 0], default=1))
+        lowest, highest = min(finite, default=0), max(finite, default=1)
+        if from_zero:
+            axis.set_ylim(min(lowest, 0), highest * 1.05 if highest > 0 else 1)
+        else:
+            margin = 0.05 * (highest - lowest) or 0.05 * abs(highest) or 1
+            axis.set_ylim(lowest - margin, highest + margin)
         axis.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
         axis.ticklabel_format(axis="y", style="sci", scilimits=(-2, 5))
         axis.grid(alpha=0.25)
@@ -105,7 +104,7 @@ def _draw(label: str, curves: Sequence[Curve]) -> str:
 
 
 def _inline(document: str, label: str) -> str:
-    """The svg element alone, as wide as its place; identifiers are made different from those of other charts."""
+    """The svg element alone, as wide as its container; its identifiers differ from those of other charts."""
     svg = document[document.index("<svg") :]
     svg = re.sub(r'width="[^"]*pt" height="[^"]*pt"|height="[^"]*pt" width="[^"]*pt"', 'width="100%"', svg, count=1)
     own = re.sub(r"\W", "", label)

@@ -1,4 +1,4 @@
-"""What a report says, in words. Names, settings, questions and answers are untrusted; the charts are ours."""
+"""The text of a report. Names, settings, questions and answers are untrusted; the charts are ours."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ TEMPLATE = Path(__file__).with_name("page.html")
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table: its name, and a value for each run."""
+    """A line of a table, with a value for each run."""
 
     name: str
     values: list[str]
 
     @property
     def differs(self) -> bool:
-        """Whether the runs have different ones."""
+        """Whether the values of the runs differ."""
         return len(set(self.values)) > 1
 
 
 @dataclass(frozen=True)
 class Answers:
-    """A question, what it was answered where it came from, and by whom it was answered how."""
+    """A question, its reference answer, and (checkpoint, answer) of each that was asked."""
 
     source: str
     turns: list[list[str]]
@@ -43,11 +43,7 @@ class Answers:
 
 
 def render_report(runs: Sequence[Run]) -> str:
-    """The page's HTML.
-
-    Args:
-        runs: one, or two to be compared.
-    """
+    """The page's HTML, of one run or two to be compared."""
     return render_page(
         TEMPLATE,
         runs=runs,
@@ -55,7 +51,7 @@ def render_report(runs: Sequence[Run]) -> str:
         tiles=[Row(name, [figure(run) for run in runs]) for name, figure in _TILES.items()],
         charts=[(title, Markup(svg)) for title, svg in charts_of(runs)],
         data=[Row(name, [figure(run) for run in runs]) for name, figure in _DATA.items()],
-        held_out=_held_out(runs),
+        validation=_validation(runs),
         answers=_answers(runs),
         settings=_table([run.manifest.settings for run in runs]),
         inputs=_table([run.manifest.inputs for run in runs]),
@@ -68,10 +64,10 @@ def _loss(run: Run) -> str:
     return f"{run.metrics[0]['loss']:.4f} → {run.metrics[-1]['loss']:.4f}"
 
 
-def _held_out_loss(run: Run) -> str:
-    losses = [loss for _, loss in run.held_out_losses]
+def _validation_loss(run: Run) -> str:
+    losses = [loss for _, loss in run.validation_losses]
     if not losses:
-        return "not evaluated" if run.held_out else "none held out"
+        return "not evaluated" if run.validation else "no validation split"
     return " → ".join(f"{loss:.4f}" for loss in (losses[0], losses[-1])[: len(losses)])
 
 
@@ -86,24 +82,22 @@ _Figures = dict[str, Callable[[Run], str]]
 _TILES: _Figures = {
     "iterations": lambda run: f"{run.metrics[-1]['iteration']:,} of {run.planned:,}",
     "loss": _loss,
-    "held-out loss": _held_out_loss,
-    "tokens a second (median)": lambda run: f"{run.median_speed:,.0f}",
+    "validation loss": _validation_loss,
+    "tokens/s (median)": lambda run: f"{run.median_speed:,.0f}",
     "time in iterations": _duration,
 }
 
 _DATA: _Figures = {
     "samples": lambda run: f"{run.manifest.counts['packed']:,}",
     "packs": lambda run: f"{run.manifest.counts['packs']:,}",
-    "tokens, padding not counted": lambda run: f"{run.manifest.counts['tokens']:,}",
-    "packs full": lambda run: _share(
+    "tokens, without padding": lambda run: f"{run.manifest.counts['tokens']:,}",
+    "packing efficiency": lambda run: _share(
         run.manifest.counts["tokens"], run.manifest.counts["packs"] * run.manifest.settings["data.seq_length"]
     ),
     "trained tokens": lambda run: f"{run.manifest.counts['trained_tokens']:,}",
-    "share of tokens that is trained": lambda run: _share(
-        run.manifest.counts["trained_tokens"], run.manifest.counts["tokens"]
-    ),
-    "times that the data was seen": lambda run: f"{run.epochs:.2f}",
-    "held-out samples": lambda run: f"{run.held_out.get('packed', 0):,}",
+    "trained share of tokens": lambda run: _share(run.manifest.counts["trained_tokens"], run.manifest.counts["tokens"]),
+    "epochs": lambda run: f"{run.epochs:.2f}",
+    "validation samples": lambda run: f"{run.validation.get('packed', 0):,}",
 }
 
 
@@ -111,9 +105,9 @@ def _share(part: int, whole: int) -> str:
     return f"{part / max(whole, 1):.1%}"
 
 
-def _held_out(runs: Sequence[Run]) -> list[Row]:
-    """Held-out loss by iteration."""
-    losses = [dict(run.held_out_losses) for run in runs]
+def _validation(runs: Sequence[Run]) -> list[Row]:
+    """Validation loss by iteration."""
+    losses = [dict(run.validation_losses) for run in runs]
     return [
         Row(f"iteration {number:,}" if number else "before training", [_nats(each.get(number)) for each in losses])
         for number in sorted({number for each in losses for number in each})
@@ -127,13 +121,13 @@ def _nats(loss: Optional[float]) -> str:
 
 
 def _answers(runs: Sequence[Run]) -> list[Answers]:
-    """The questions of the first run that has any, with the answers of all that were asked the same."""
+    """The questions of the first run that has any, with the answers of all runs that were asked the same."""
     asked = next((run.evaluation.questions for run in runs if run.evaluation and run.evaluation.answered), [])
     found = []
     for question in asked:
         given = [(run, result.iteration, answer) for run in runs for result, answer in _ends(run, question)]
         before = {answer for _, iteration, answer in given if not iteration}
-        lines = {}  # where all began with the same answer, it stands there once
+        lines = {}  # where all began with the same answer, it is shown once
         for run, iteration, answer in given:
             who = f"iteration {iteration:,}" if iteration else "before training"
             alone = len(runs) == 1 or (not iteration and len(before) == 1)
@@ -152,7 +146,7 @@ def _ends(run: Run, question: Question) -> list[tuple[Result, str]]:
 
 
 def _table(columns: Sequence[dict[str, Any]]) -> list[Row]:
-    """Rows of all names that any of the columns has, in their order."""
+    """A row for each name that any column has."""
     names = dict.fromkeys(name for column in columns for name in column)
     return [Row(name, [_value(column[name]) if name in column else "" for column in columns]) for name in names]
 
@@ -164,7 +158,7 @@ def _value(value: object) -> str:
 
 
 def _software(run: Run) -> dict[str, str]:
-    """What its starts ran with, one after the other where it has changed; without any, the version that began it."""
+    """Versions of its starts, in order where they changed; without starts, the version that began the run."""
     if not run.starts:
         return {"openpangu-sft": run.manifest.version}
     found: dict[str, dict[str, None]] = {}
@@ -176,7 +170,7 @@ def _software(run: Run) -> dict[str, str]:
 
 
 def _commands(run: Run) -> list[str]:
-    """Each start's command, and the one that repeats the run."""
+    """The command of each start, and the one that repeats the run."""
     found = [
         f"{start['time']}  from iteration {start['iteration']:,}:  {shlex.join(start['command'])}"
         for start in run.starts

@@ -1,4 +1,4 @@
-"""What a run has left, read for its report. What is not there is left out of it, but metrics are needed."""
+"""What a run has left, read for its report. Only metrics are required."""
 
 from __future__ import annotations
 
@@ -23,12 +23,10 @@ class Run:
     """A run.
 
     Args:
-        name: what it is called on the page.
-        path: its directory.
-        manifest: settings, and sums of what it began with.
-        metrics: its iterations: iteration, loss, lr, grad_norm, tokens, seconds.
-        starts: see sft/provenance.py; empty for a run of version 0.4.0 or before.
-        evaluation: None where make evaluate has not been run.
+        name: on the page.
+        metrics: of each iteration: iteration, loss, lr, grad_norm, tokens, seconds.
+        starts: see training/run/provenance.py; empty for a run of version 0.4.0 or before.
+        evaluation: None before make evaluate.
     """
 
     name: str
@@ -40,53 +38,53 @@ class Run:
 
     @property
     def recipe(self) -> Optional[Path]:
-        """The whole recipe that it left."""
+        """The full recipe in it."""
         path = self.path / RECIPE
         return path if path.is_file() else None
 
     @cached_property
     def speed(self) -> list[float]:
-        """Tokens a second of each iteration, as the engine counts them; NaN where its time is not known."""
+        """Tokens/s of each iteration, as the engine counts them; NaN where its time is not known."""
         return [row["tokens"] / row["seconds"] if row["seconds"] > 0 else math.nan for row in self.metrics]
 
     @property
     def median_speed(self) -> float:
-        """Tokens a second; the first iteration, which warms up, is not counted where there are more."""
+        """Tokens/s; the first iteration, which warms up, does not count if there are more."""
         known = [speed for speed in self.speed[1:] or self.speed if math.isfinite(speed)]
         return median(known) if known else math.nan
 
     @property
     def seconds(self) -> float:
-        """Spent in iterations."""
+        """Time in iterations."""
         return float(sum(row["seconds"] for row in self.metrics if math.isfinite(row["seconds"])))
 
     @property
     def planned(self) -> int:
-        """Iterations that the recipe wants."""
+        """Iterations in the recipe."""
         return int(self.manifest.settings["train.iterations"])
 
     @property
     def epochs(self) -> float:
-        """How often the data was seen."""
+        """Epochs trained so far."""
         packs = len(self.metrics) * self.manifest.settings["train.global_batch_size"]
         return float(packs / self.manifest.counts["packs"])
 
     @property
-    def held_out(self) -> dict[str, int]:
-        """Counts of what is kept out of training; empty where nothing is."""
+    def validation(self) -> dict[str, int]:
+        """Counts of the validation split; empty without one."""
         found: dict[str, int] = self.manifest.counts.get(VALIDATION, {})
         return found
 
     @property
-    def held_out_losses(self) -> list[tuple[int, float]]:
+    def validation_losses(self) -> list[tuple[int, float]]:
         """Iteration and loss of every evaluation; 0 is before training."""
         results = self.evaluation.results if self.evaluation else []
         return [(result.iteration, result.loss) for result in results if result.loss is not None]
 
     @property
     def overfitted(self) -> bool:
-        """Whether held-out loss has risen while training loss has fallen."""
-        losses = [loss for _, loss in self.held_out_losses]
+        """Whether validation loss has risen while training loss has fallen."""
+        losses = [loss for _, loss in self.validation_losses]
         return len(losses) > 1 and losses[-1] > losses[0] and self.metrics[-1]["loss"] < self.metrics[0]["loss"]
 
 

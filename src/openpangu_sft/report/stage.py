@@ -19,18 +19,15 @@ PAGE, COMPARISON = "report.html", "comparison.html"
 def run_report(
     recipe: Recipe, run: Optional[Path] = None, other: Optional[Path] = None, html: Optional[Path] = None
 ) -> Path:
-    """Writes the report.
+    """Writes the report and returns its path.
 
     Args:
-        run: a run; default: `paths.run`.
-        other: a second one, to be shown beside it.
-        html: where the page goes; default: report.html in the first run, comparison.html where there are two.
-
-    Returns:
-        Where the page is.
+        run: default: `paths.run`.
+        other: a second run, to be compared.
+        html: the page; default: report.html in the first run, comparison.html with two.
 
     Raises:
-        UserError: a run is not there, has no iteration yet or is damaged; or the page must not be written there.
+        UserError: a run is missing, has no iteration yet or is damaged; or the page must not be written there.
     """
     places = [absolute(run or recipe.path("run"))]
     if other:
@@ -44,7 +41,7 @@ def run_report(
 
 
 def _names(places: Sequence[Path]) -> list[str]:
-    """As much of the end of each path as tells them apart."""
+    """The shortest ends of the paths that differ."""
     for parts in range(1, max(len(place.parts) for place in places)):
         names = ["/".join(place.parts[-parts:]) for place in places]
         if len(set(names)) == len(names):

@@ -28,11 +28,13 @@ class TextSpan(NamedTuple):
         text: what the tokenizer gets.
         trained: whether its tokens are targets.
         opens: whether the tokenizer puts its bos in front.
+        role: of the message that it belongs to, one of `HEADERS`; empty where none is known.
     """
 
     text: str
     trained: bool
     opens: bool = False
+    role: str = ""
 
 
 Cut = Callable[[str], Sequence[str]]
@@ -59,19 +61,19 @@ def prompt_spans(
         system[-1] += START + HEADERS["system"] + first
         system += others
         system[-1] += END
-    yield from _pieces(system, trained=False, opens=True)
+    yield from _pieces(system, "system", trained=False, opens=True)
     for message in messages:
         header, [*contents, last] = START + HEADERS[message.role], cut(message.content)
         if message.role == "assistant":
-            yield TextSpan(header, False)
-            yield from _pieces([*contents, last + END], trained=True)
+            yield TextSpan(header, trained=False, role=message.role)
+            yield from _pieces([*contents, last + END], message.role, trained=True)
         else:
             first, *others = [*contents, last + END]
-            yield from _pieces([header + first, *others], trained=False)
+            yield from _pieces([header + first, *others], message.role, trained=False)
     if reply:
-        yield TextSpan(START + HEADERS["assistant"], trained=False)
+        yield TextSpan(START + HEADERS["assistant"], trained=False, role="assistant")
 
 
-def _pieces(texts: list[str], trained: bool, opens: bool = False) -> Iterator[TextSpan]:
+def _pieces(texts: list[str], role: str, trained: bool, opens: bool = False) -> Iterator[TextSpan]:
     for number, text in enumerate(texts):
-        yield TextSpan(text, trained, opens and not number)
+        yield TextSpan(text, trained, opens and not number, role)

@@ -22,6 +22,9 @@ from openpangu_sft.util.errors import UserError
 IGNORED = -100
 """Label of a token that is not a target (PyTorch's cross_entropy default, and MindSpeed-LLM's)."""
 
+UNDECODED, CHARACTER_BYTES = "\ufffd", 4
+"""What decoders give for bytes that are no whole character, and how many bytes a character has at most."""
+
 COMPARED_AT_ONCE = 1000
 """Tokens of the vocabulary in one text."""
 
@@ -141,6 +144,31 @@ class Tokenizer:
             else:
                 text += self._decode([*header, *stretch])[len(before) :]
         return text
+
+    def token_texts(self, ids: Sequence[int]) -> list[str]:
+        """What each token adds to the text; nothing where it ends inside a character, which its last token adds.
+
+        Raises:
+            UserError: an id is not in this tokenizer.
+        """
+        start: list[int] = self.hf.encode("a", add_special_tokens=False)  # see decode_reply
+        texts, context, pending = [], start, list[int]()
+        for number in ids:
+            if number not in self._added and not 0 <= number < len(self.hf):
+                what = f"token id {number} of the dataset is not in this tokenizer"
+                raise UserError(what, where=self.directory, remedy="run make preprocess and make merge again")
+            pending.append(number)
+            text = self._added.get(number) or self._decode([*context, *pending])[len(self._decode(context)) :]
+            if text.endswith(UNDECODED) and len(pending) < CHARACTER_BYTES:
+                texts.append("")
+                continue
+            texts.append(text)
+            context, pending = start if number in self._added or text.endswith(UNDECODED) else pending, []
+        return texts
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of tokens, control tokens included."""
+        return "".join(self.token_texts(ids))
 
     def _decode(self, ids: Sequence[int]) -> str:
         # a clean-up would take the space out of " ." or " n't" wherever the model wrote one

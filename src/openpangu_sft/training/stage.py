@@ -1,17 +1,11 @@
-"""Stage sft: checks what the stages before have left, prepares the run's directory and starts the engine."""
+"""Stage sft: checks its inputs and the run's directory, and starts the engine."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from openpangu_sft.artifacts.artifact import (
-    MANIFEST,
-    Manifest,
-    only_one_run,
-    read_manifest,
-    require_settings,
-)
+from openpangu_sft.artifacts.artifact import MANIFEST, Manifest, only_one_run, read_manifest, require_settings
 from openpangu_sft.checkpoint.convert import mcore_settings
 from openpangu_sft.checkpoint.hf import require_model
 from openpangu_sft.dataset.preprocess import data_settings
@@ -22,17 +16,17 @@ from openpangu_sft.util.errors import UserError
 
 FREE_TO_CHANGE = {"train.device", "train.save_interval", "train.recompute", "train.iterations"}
 FREE_TO_CHANGE |= {"train.keep_checkpoints", "train.device_tflops", "train.upstream_flags"}
-"""Settings that a run may be continued with in another value: they change no loss, or the user means them to."""
+"""Settings that may change when a run resumes: they do not affect the loss, or are meant to."""
 
 
 def run_sft(recipe: Recipe, command_line: Sequence[str]) -> None:
-    """Stage sft: `paths.dataset` and `paths.mcore` to `paths.run`. Continues a run that was begun there.
+    """Stage sft: `paths.dataset` and `paths.mcore` to `paths.run`; resumes a run that is there.
 
     Args:
-        command_line: arguments that repeat this call; with several processes torchrun gives them to each.
+        command_line: repeats this call; torchrun passes it to every process.
 
     Raises:
-        UserError: an input is missing, was made with other settings, or the run was begun with others.
+        UserError: an input is missing, or it or the run was made with other settings.
     """
     manifest = run_manifest(recipe)
     run = recipe.path("run")
@@ -54,10 +48,10 @@ def run_sft(recipe: Recipe, command_line: Sequence[str]) -> None:
 
 
 def run_manifest(recipe: Recipe) -> Manifest:
-    """Checks the inputs of a run and describes it.
+    """Checks the inputs of a run and makes its manifest.
 
     Raises:
-        UserError: an input is missing or was made with other settings than the recipe's.
+        UserError: an input is missing or was made with other settings.
     """
     dataset_path, mcore_path = recipe.path("dataset"), recipe.path("mcore")
     dataset = read_manifest(dataset_path, "dataset", "run make preprocess and make merge")
@@ -78,7 +72,7 @@ def run_manifest(recipe: Recipe) -> Manifest:
 
 
 def _check_run(run: Path, manifest: Manifest) -> None:
-    """Refuses a directory that holds anything but a run with the same inputs and settings, to be continued."""
+    """Refuses a directory that holds anything but a run with the same inputs and settings."""
     if not run.is_dir() or all(path.name.startswith(".") for path in run.iterdir()):
         return
     if not (run / MANIFEST).is_file():
@@ -89,4 +83,4 @@ def _check_run(run: Path, manifest: Manifest) -> None:
     require_settings(run, begun.settings, wanted, remedy)
     for name, digest in manifest.inputs.items():
         if begun.inputs.get(name) != digest:
-            raise UserError(f"was begun with another content of {name}", where=run, remedy=remedy)
+            raise UserError(f"was started with other content of {name}", where=run, remedy=remedy)

@@ -1,8 +1,8 @@
-"""Whether two implementations compute the same from two forms of a checkpoint: Hugging Face's and Megatron-core's.
+"""Compares the logits of Hugging Face and Megatron-core, each computed from its own form of a checkpoint.
 
-fp32 shows whether it is the same model: a lost bias or a swapped head is a thousand times above rounding there, and
-below it in bf16. bf16 is what training computes in: both are compared with the fp32 result, and neither has to be
-nearer to the other than rounding lets them.
+fp32 shows whether it is the same model: the effect of a lost bias or a swapped head is a thousand times above rounding
+there, and below it in bf16. bf16 is the precision of training: both results are compared with the fp32 one, and not
+with each other, as they round in different places.
 """
 
 from __future__ import annotations
@@ -30,26 +30,23 @@ CONVERSATIONS = {
     "Chinese": ("你是一位耐心的客服助手。", "你好，上周买的耳机只有左边有声音，重新配对也不行，应该怎么办？"),
     "English": ("You answer in one sentence.", "Why does the moon look larger when it is close to the horizon?"),
 }
-"""For each prompt a system prompt and a question."""
+"""System prompt and question of each prompt, by its language."""
 
 FP32_LIMIT = 1e-5
-"""Largest difference in fp32, as a share of the largest logit. Measured: 1.2e-6 at the size of the 1B model."""
+"""Limit in fp32 of the largest difference, as a share of the largest logit. Measured: 1.2e-6 at the size of the 1B."""
 BF16_LIMIT = 1.5
-"""In bf16: Megatron's root mean square distance from fp32, in terms of Hugging Face's own. Measured: 1.0 to 1.1."""
+"""Limit in bf16 of Megatron's RMS distance from fp32, in terms of Hugging Face's own. Measured: 1.0 to 1.1."""
 
 
 class Row(NamedTuple):
-    """What was found for one prompt in one precision.
+    """The result for one prompt in one precision.
 
     Args:
         prompt: its language.
-        precision: of both computations.
-        tokens: of the prompt.
         largest_logit: by magnitude, of Hugging Face in fp32.
         largest_difference: between Megatron and Hugging Face.
-        same_token: share of positions at which both find the same token most probable.
-        measure: what is limited: see FP32_LIMIT and BF16_LIMIT.
-        limit: that it must not be above.
+        same_token: share of positions with the same most probable token.
+        measure: must not be above `limit`; see FP32_LIMIT and BF16_LIMIT.
     """
 
     prompt: str
@@ -68,10 +65,10 @@ class Row(NamedTuple):
 
 
 def compare_logits(recipe: Recipe, hf: Path, mcore: McoreCheckpoint) -> list[Row]:
-    """Computes the logits of prompts in both languages, in fp32 and in bf16, both ways.
+    """Computes the logits of the prompts in fp32 and in bf16, with both implementations.
 
     Raises:
-        UserError: megatron-core 0.6.0 is not at hand, the tokenizer cannot be loaded, or Megatron refuses the ranks.
+        UserError: megatron-core 0.6.0 is not installed, the tokenizer does not load, or Megatron refuses the ranks.
     """
     tokenizer = Tokenizer(hf, recipe.tokenizer.trust_remote_code)
     prompts = []
@@ -92,7 +89,7 @@ def compare_logits(recipe: Recipe, hf: Path, mcore: McoreCheckpoint) -> list[Row
 
 @torch.no_grad()
 def hugging_face_logits(recipe: Recipe, hf: Path, prompts: list[list[int]], precision: Precision) -> list[Logits]:
-    """What stock transformers computes: for each prompt fp32 [tokens, vocabulary]."""
+    """The logits of stock transformers: for each prompt fp32 [tokens, vocabulary]."""
     tensors = tensors_of(open_hf(hf, recipe.model), recipe.model)
     weights = {name: tensors.pop(name).to(TORCH_DTYPES[precision]) for name in list(tensors)}
     model = build_model(hf, weights, "eager", torch.device("cpu")).eval()
@@ -102,11 +99,10 @@ def hugging_face_logits(recipe: Recipe, hf: Path, prompts: list[list[int]], prec
 def _row(prompt: str, precision: Precision, ours: Logits, theirs: Logits, exact: Logits) -> Row:
     largest = float(np.abs(exact).max())
     difference = float(np.abs(ours - theirs).max())
-    if precision == "fp32":
-        measure, limit = difference / largest, FP32_LIMIT
-    else:
-        measure, limit = _rms(ours - exact) / _rms(theirs - exact), BF16_LIMIT
+    in_fp32 = precision == "fp32"
+    measure = difference / largest if in_fp32 else _rms(ours - exact) / _rms(theirs - exact)
     same = float(np.mean(ours.argmax(-1) == theirs.argmax(-1)))
+    limit = FP32_LIMIT if in_fp32 else BF16_LIMIT
     return Row(prompt, precision, len(ours), largest, difference, same, measure, limit)
 
 

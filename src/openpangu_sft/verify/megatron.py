@@ -1,7 +1,7 @@
 """Logits of a Megatron-core checkpoint as the real megatron-core 0.6.0 computes them, on CPU, for any TP and PP.
 
-The code is what training runs, where `make sources` has put it, as in the npu image; else PyPI's with the same patches.
-Each rank is a process of its own (megatron_rank.py); they talk over the loopback interface.
+The code is that of training where `make sources` has put it, as in the npu image; else PyPI's with the same patches.
+Each rank is a process of its own (rank.py); they talk over the loopback interface.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ PATCHES = Path(__file__).parents[3] / "patches" / "megatron-lm"
 
 REFUSED = 3
 """Exit code of a rank where the checkpoint is at fault."""
-
 _RANK = "openpangu_sft.verify.rank"
 _WHEELS = "run make sources, which works everywhere; PyPI has wheels for CPython 3.10 and 3.11 on x86-64 only"
 
@@ -48,9 +47,8 @@ def copy_core(folder: Path) -> None:
     except metadata.PackageNotFoundError:
         raise UserError(f"megatron-core {VERSION} is not installed", remedy=_WHEELS) from None
     if installed.version != VERSION:
-        raise UserError(
-            f"megatron-core is {installed.version}, the patches are for {VERSION}", remedy="run make setup again"
-        )
+        what = f"megatron-core is {installed.version}, the patches are for {VERSION}"
+        raise UserError(what, remedy="run make setup again")
     for entry in installed.files or []:
         if entry.parts[:2] == ("megatron", "core") and entry.suffix == ".py":
             (folder / entry).parent.mkdir(parents=True, exist_ok=True)
@@ -58,10 +56,10 @@ def copy_core(folder: Path) -> None:
 
 
 def find_core(scratch: Path) -> Path:
-    """A folder that holds `megatron/core`, patched: the upstream sources', or one made in scratch.
+    """A folder with a patched `megatron/core`: that of the upstream sources, or one made in scratch.
 
     Raises:
-        UserError: the sources are of other pins; or there are none, and megatron-core 0.6.0 cannot be made.
+        UserError: the sources are of other pins; or there are none, and megatron-core 0.6.0 is not installed.
     """
     if (SOURCES / MANIFEST).is_file():
         require_pinned(SOURCES)
@@ -71,10 +69,7 @@ def find_core(scratch: Path) -> Path:
 
 
 def patched_core(folder: Path) -> Path:
-    """PyPI's megatron-core with the patches that training applies to Megatron-LM, in a folder; returns the folder.
-
-    Args:
-        folder: exists and is empty.
+    """Puts PyPI's megatron-core, with the patches that training applies to Megatron-LM, into an empty folder.
 
     Raises:
         UserError: megatron-core or git is not installed, or a patch does not apply.
@@ -85,12 +80,12 @@ def patched_core(folder: Path) -> Path:
     require_git("applies the patches to megatron-core")
     copy_core(folder)
     for patch in patches:
-        apply_patch(folder, patch, f"megatron-core {VERSION}", "get the file anew, and run make setup again")
+        apply_patch(folder, patch, f"megatron-core {VERSION}", "check out the file again, and run make setup")
     return folder
 
 
 def file_of(iteration_directory: Path, rank: int, tensor: int, pipeline: int) -> Path:
-    """The file of a rank of all TP x PP; tensor parallel ranks of one pipeline stage are neighbours."""
+    """The file of one of the TP x PP ranks; tensor ranks of one pipeline stage are neighbours."""
     return iteration_directory / rank_file(rank % tensor, rank // tensor, pipeline)
 
 
@@ -108,10 +103,10 @@ def megatron_logits(
     Args:
         iteration_directory: holds mp_rank_… for each rank.
         prompts: token ids of each, at least one.
-        dtype: of weights and computation, whatever the checkpoint's own is.
-        vocab_size: of the model; the checkpoint may have padding rows beyond.
-        tensor, pipeline: the sizes that the checkpoint is made for; so many processes times each other run.
-        core: a folder from find_core, which is called where there is none.
+        dtype: of weights and computation, whatever the checkpoint has.
+        vocab_size: without the padding rows of the checkpoint.
+        tensor, pipeline: TP and PP of the checkpoint; TP x PP processes run.
+        core: a folder from find_core, by default found here.
 
     Returns:
         For each prompt fp32 [tokens, vocab_size].
@@ -124,29 +119,31 @@ def megatron_logits(
             raise UserError("no such file", where=path, remedy=f"is it a checkpoint for TP {tensor}, PP {pipeline}?")
     with tempfile.TemporaryDirectory(prefix="megatron-") as name:
         scratch = Path(name)
-        core = core or find_core(scratch)
-        (scratch / "prompts.json").write_text(json.dumps(prompts), "utf-8")
-        sizes = [str(number) for number in (vocab_size, tensor, pipeline)]
-        files = [str(path) for path in (core, iteration_directory, scratch / "prompts.json", scratch / "result.npz")]
-        ranks = [
-            [sys.executable, "-m", _RANK, *files, dtype, *sizes, str(rank), str(scratch / "rendezvous")]
-            for rank in range(tensor * pipeline)
-        ]
-        run_together(ranks, scratch)
+        job = {
+            "core": str(core or find_core(scratch)),
+            "checkpoint": str(iteration_directory),
+            "prompts": prompts,
+            "dtype": dtype,
+            "vocab_size": vocab_size,
+            "tensor": tensor,
+            "pipeline": pipeline,
+        }
+        (scratch / "job.json").write_text(json.dumps(job), "utf-8")
+        run_together([[sys.executable, "-m", _RANK, name, str(rank)] for rank in range(tensor * pipeline)], scratch)
         with np.load(scratch / "result.npz") as result:
             return [result[f"arr_{number}"] for number in range(len(prompts))]
 
 
 def run_together(commands: list[list[str]], scratch: Path) -> None:
-    """Runs processes that need each other; when one fails, or this one is interrupted, all are ended.
+    """Runs processes together; when one fails, or this one is interrupted, all are ended.
 
     Args:
-        commands: of programs that end when their standard input closes (megatron_rank.end_with_parent).
-        scratch: where their output goes.
+        commands: of programs that end when their standard input closes (rank.end_with_parent).
+        scratch: for their output.
 
     Raises:
         UserError: one of them refused the checkpoint, or was killed.
-        RuntimeError: one of them failed otherwise; with what it printed.
+        RuntimeError: one of them failed otherwise; with its output.
     """
     cores = len(os.sched_getaffinity(0))
     environment = {
@@ -161,27 +158,26 @@ def run_together(commands: list[list[str]], scratch: Path) -> None:
     try:
         for command, output in zip(commands, outputs):
             with output.open("wb") as stream:
-                processes.append(
-                    subprocess.Popen(command, stdin=subprocess.PIPE, stdout=stream, stderr=stream, env=environment)
+                started = subprocess.Popen(
+                    command, stdin=subprocess.PIPE, stdout=stream, stderr=stream, env=environment
                 )
+                processes.append(started)
         codes = _wait(processes)
     finally:
         for process in processes:
             process.kill()  # does nothing to one that has ended
         for process in processes:
             process.communicate()  # closes its standard input too
-    # The failure of one is followed by those of others that waited for it: the first cause is told.
+    # One failure is followed by those of the ranks that wait for it: the first cause is reported.
     for code, output in zip(codes, outputs):
         if code == REFUSED:
             raise UserError(_text(output).splitlines()[-1])
     if -signal.SIGKILL in codes:
-        raise UserError(
-            "a process of megatron-core was killed",
-            remedy="see that there is enough memory: each weight is held twice while it loads",
-        )
+        remedy = "provide more memory: each weight is held twice while it loads"
+        raise UserError("a process of megatron-core was killed", remedy=remedy)
     failed = [_text(output) for code, output in zip(codes, outputs) if code]
     if failed:
-        raise RuntimeError("megatron_rank failed:\n" + "\n".join(failed))
+        raise RuntimeError("a rank of megatron-core failed:\n" + "\n".join(failed))
 
 
 def _wait(processes: list[subprocess.Popen[bytes]]) -> list[Optional[int]]:

@@ -1,6 +1,6 @@
-"""The real megatron-core 0.6.0's GPT model on a machine without CUDA.
+"""The GPT model of the real megatron-core 0.6.0 on a machine without CUDA.
 
-Only ever in a process of its own, because the stand-ins would leak. Replaced is what needs a GPU or a compiled package:
+Only for a process of its own, because the stand-ins would leak. They replace what needs a GPU or a compiled package:
 Transformer Engine, apex's norm, CUDA's current device, copies and random state, and sums of bf16, which gloo lacks.
 Everything else is Megatron-core's own code.
 """
@@ -20,15 +20,15 @@ import torch
 from openpangu_sft.util.errors import UserError
 
 Arguments = dict[str, Any]
-"""The arguments in a checkpoint that say which model it is."""
+"""The arguments in a checkpoint that describe the model."""
 
 _FEW = 3
 
 
 class RMSNorm(torch.nn.Module):
-    """Root mean square norm, with the arguments and the parameter name that Megatron-core's layers expect.
+    """Root mean square norm over the last dimension, as Megatron-core's layers call it.
 
-    Rounds where megatron/legacy/model/rms_norm.py does, which is MindSpeed-LLM's: it matters in bf16.
+    Rounds where megatron/legacy/model/rms_norm.py does, MindSpeed-LLM's norm: it matters in bf16.
     """
 
     def __init__(self, config: Any, hidden_size: int, eps: float) -> None:
@@ -37,14 +37,13 @@ class RMSNorm(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.empty(hidden_size, dtype=config.params_dtype))
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Normalises over the last dimension."""
         wide = hidden.float()
         normal = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
         return normal.type_as(hidden) * self.weight
 
 
 def stand_in(core: Path) -> None:
-    """Puts a folder that holds `megatron/core` first on the path, and stand-ins beside it."""
+    """Puts a folder that contains `megatron/core` first on the path, and installs the stand-ins."""
     sys.path.insert(0, str(core))
     # attention.py imports a name from setuptools that later versions do not have
     sys.modules["pkg_resources"] = types.ModuleType("pkg_resources")
@@ -77,7 +76,7 @@ def _wide_all_reduce(original: Any) -> Any:
 def stage_layers(given: Arguments) -> Optional[list[int]]:
     """Layers of each pipeline stage where they are uneven: MindSpeed-LLM's argument num_layer_list, as in "6,8,8,4".
 
-    From the arguments and not from the tensors, because training builds its model by them.
+    From the arguments and not from the tensors, as in training.
 
     Raises:
         UserError: not a number for each stage, or not as many layers as the model has.
@@ -92,11 +91,7 @@ def stage_layers(given: Arguments) -> Optional[list[int]]:
 
 
 def build(given: Arguments, dtype: torch.dtype) -> torch.nn.Module:
-    """This rank's part of the model that a checkpoint's arguments describe, in evaluation mode, not initialised.
-
-    Raises:
-        UserError: Megatron-core builds no such model.
-    """
+    """This rank's part of the model, in evaluation mode, not initialised; `UserError` if it cannot be built."""
     from megatron.core import parallel_state
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
     from megatron.core.models.gpt.gpt_model import GPTModel
@@ -104,11 +99,10 @@ def build(given: Arguments, dtype: torch.dtype) -> torch.nn.Module:
     from megatron.core.transformer.transformer_config import TransformerConfig
 
     parallel_state.initialize_model_parallel(given["tensor_model_parallel_size"], given["pipeline_model_parallel_size"])
-    layers = stage_layers(given)
-    if layers:  # as MindSpeed-LLM does it; Megatron-core 0.6.0 has even pipelines only
+    if layers := stage_layers(given):  # as in MindSpeed-LLM; Megatron-core 0.6.0 has even pipelines only
         own = layers[parallel_state.get_pipeline_model_parallel_rank()]
         transformer_block.get_num_layers_to_build = lambda config: own
-    # As megatron/training/arguments.py has it: an argument that is no field of the configuration is ignored.
+    # As in megatron/training/arguments.py: an argument that is no field of the configuration is ignored.
     fields = {field.name for field in dataclasses.fields(TransformerConfig)}
     options = {name: value for name, value in given.items() if name in fields}
     options["num_query_groups"] = given["num_query_groups"] if given["group_query_attention"] else None
@@ -145,11 +139,7 @@ def build(given: Arguments, dtype: torch.dtype) -> torch.nn.Module:
 
 
 def load_strictly(model: torch.nn.Module, state: dict[str, Any]) -> None:
-    """Loads as training does.
-
-    Raises:
-        UserError: a tensor is missing, unexpected or of another shape; names the first few.
-    """
+    """Loads as training does; `UserError` names the first tensors that are missing, unexpected or of another shape."""
     try:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
@@ -158,7 +148,7 @@ def load_strictly(model: torch.nn.Module, state: dict[str, Any]) -> None:
 
 
 def _few_names(line: str) -> str:
-    """Shortens a line of torch's, `Missing key(s) in state_dict: "…", "…"` and so on through all layers."""
+    """Shortens a line of torch, such as `Missing key(s) in state_dict: "…", "…"` with all layers."""
     head, quote, names = line.rstrip(". ").partition(': "')
     return head + ": " + _few(f'"{names}'.split(", "), ", ") if quote else head
 

@@ -1,11 +1,12 @@
 """One rank of the real megatron-core 0.6.0: loads its part of a checkpoint strictly, as training does; computes logits.
 
 megatron.py starts one process for each of the TP x PP ranks.
+
+Run as: python -m openpangu_sft.verify.rank SCRATCH RANK
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -18,25 +19,15 @@ import numpy as np
 import torch
 
 from openpangu_sft.checkpoint.files.torch_read import load_checkpoint_file
-from openpangu_sft.model.tensors import TORCH_DTYPES
+from openpangu_sft.model.tensors import TORCH_DTYPES, as_tensor
 from openpangu_sft.util.errors import UserError, explain_os_error
 from openpangu_sft.verify.megatron import REFUSED, file_of
 from openpangu_sft.verify.model import Arguments, build, load_strictly, stand_in
 
 _NEEDED = (
-    "num_layers",
-    "hidden_size",
-    "ffn_hidden_size",
-    "num_attention_heads",
-    "group_query_attention",
-    "num_query_groups",
-    "kv_channels",
-    "max_position_embeddings",
-    "padded_vocab_size",
-    "rotary_base",
-    "norm_epsilon",
-    "add_bias_linear",
-    "untie_embeddings_and_output_weights",
+    "num_layers hidden_size ffn_hidden_size num_attention_heads group_query_attention num_query_groups kv_channels "
+    "max_position_embeddings padded_vocab_size rotary_base norm_epsilon add_bias_linear "
+    "untie_embeddings_and_output_weights"
 )
 _USUAL = {
     "add_qkv_bias": False,
@@ -46,18 +37,16 @@ _USUAL = {
     "rotary_percent": 1.0,
     "rotary_seq_len_interpolation_factor": None,
 }
-"""With _NEEDED the arguments that say which model it is; the others say how to train it."""
-
+"""With _NEEDED the arguments that describe the model; all others are about training."""
 _AGAIN = "make it again, with make convert"
 _KIND = {"normalization": "RMSNorm", "swiglu": True, "position_embedding_type": "rope"}
 
 
 def read_rank(path: Path, tensor: int, pipeline: int) -> tuple[Arguments, dict[str, Any]]:
-    """The arguments that say which model it is, and the state dict, of one rank's file.
+    """The arguments that describe the model, and the state dict, of one rank's file.
 
     Raises:
         UserError: damaged, no checkpoint of a model like openPangu, or made for other TP and PP.
-        OSError: cannot be read.
     """
     content = load_checkpoint_file(path)
     args, state = (content.get("args"), content.get("model")) if isinstance(content, dict) else (None, None)
@@ -68,15 +57,15 @@ def read_rank(path: Path, tensor: int, pipeline: int) -> tuple[Arguments, dict[s
         found = vars(args).get(name)
         if type(found) is not type(value) or found != value:
             raise UserError(f"args.{name} is {found!r}, expected {value!r}", where=path, remedy=_AGAIN)
-    for name in _NEEDED:
+    for name in _NEEDED.split():
         if name not in args:
             raise UserError(f"args.{name} is missing", where=path, remedy=_AGAIN)
-    given = {name: vars(args).get(name, _USUAL.get(name)) for name in (*expected, *_NEEDED, *_USUAL)}
+    given = {name: vars(args).get(name, _USUAL.get(name)) for name in (*expected, *_NEEDED.split(), *_USUAL)}
     return given, {name: as_tensor(value) for name, value in state.items()}
 
 
 def require_same(given: Arguments) -> None:
-    """Compares the arguments of all ranks: with different sizes they would wait for each other for ever.
+    """Compares the arguments of all ranks: with different sizes they would deadlock.
 
     Raises:
         UserError: names the first that differs.
@@ -86,15 +75,6 @@ def require_same(given: Arguments) -> None:
     for name, value in all_given[0].items():
         if given[name] != value:
             raise UserError(f"args.{name} is {given[name]!r}, but {value!r} in the first rank's file")
-
-
-def as_tensor(value: Any) -> Any:
-    """A tensor of what the file has; an `_extra_state`, which is None or bytes, stays what it is."""
-    if not isinstance(value, np.ndarray):
-        return value
-    if value.dtype.name == "bfloat16":  # ml_dtypes' has the bits of torch's, which knows nothing of it
-        return torch.from_numpy(value.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(value)
 
 
 def compute_logits(model: Any, ids: list[int], dtype: torch.dtype) -> Optional[torch.Tensor]:
@@ -121,37 +101,39 @@ def compute_logits(model: Any, ids: list[int], dtype: torch.dtype) -> Optional[t
 
 
 @torch.no_grad()
-def run(job: Namespace) -> None:
-    """Loads a rank's file and computes logits of all prompts; see main for the job.
+def run(scratch: Path, rank: int) -> None:
+    """Loads a rank's file and computes logits of all prompts, as scratch/job.json asks: see `megatron_logits`.
+
+    One rank writes scratch/result.npz: for each prompt fp32 [tokens, vocab_size].
 
     Raises:
         UserError: the checkpoint is damaged, or is not one that training would load.
         OSError: a file cannot be read or written.
     """
-    stand_in(job.core)
-    path = file_of(job.iteration_directory, job.rank, job.tensor, job.pipeline)
-    given, state = read_rank(path, job.tensor, job.pipeline)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{job.rendezvous}", rank=job.rank, world_size=job.tensor * job.pipeline
-    )
-    dtype = TORCH_DTYPES[job.dtype]
+    job = json.loads((scratch / "job.json").read_text("utf-8"))
+    tensor, pipeline, vocab_size, dtype = job["tensor"], job["pipeline"], job["vocab_size"], TORCH_DTYPES[job["dtype"]]
+    stand_in(Path(job["core"]))
+    path = file_of(Path(job["checkpoint"]), rank, tensor, pipeline)
+    given, state = read_rank(path, tensor, pipeline)
+    rendezvous = f"file://{scratch / 'rendezvous'}"
+    torch.distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=tensor * pipeline)
     try:
         require_same(given)
-        if given["padded_vocab_size"] < job.vocab_size:
-            raise UserError(f"args.padded_vocab_size is {given['padded_vocab_size']}, less than {job.vocab_size}")
+        if given["padded_vocab_size"] < vocab_size:
+            raise UserError(f"args.padded_vocab_size is {given['padded_vocab_size']}, less than {vocab_size}")
         model = build(given, dtype)
         load_strictly(model, state)
     except UserError as error:
         raise UserError(error.what, where=path, remedy=_AGAIN) from None
     state.clear()  # the model has copies
-    logits = [compute_logits(model, ids, dtype) for ids in json.loads(job.prompts.read_text("utf-8"))]
-    if job.rank == job.tensor * (job.pipeline - 1):
-        np.savez(job.result, *[of_prompt[:, : job.vocab_size].numpy() for of_prompt in logits if of_prompt is not None])
-    torch.distributed.barrier()  # no rank closes a line that another still reads
+    logits = [compute_logits(model, ids, dtype) for ids in job["prompts"]]
+    if rank == tensor * (pipeline - 1):
+        np.savez(scratch / "result.npz", *[one[:, :vocab_size].numpy() for one in logits if one is not None])
+    torch.distributed.barrier()  # no rank closes a connection that another still reads
 
 
 def end_with_parent() -> None:
-    """Ends this process when standard input, a pipe from whoever started it, closes: when that process is gone."""
+    """Ends this process when its standard input closes: a pipe from the parent, which is then gone."""
 
     def wait() -> None:
         while os.read(0, 1):
@@ -163,21 +145,9 @@ def end_with_parent() -> None:
 
 def main() -> None:
     """Runs one rank. Where the checkpoint is at fault it exits with REFUSED, and its last line says why."""
-    parser = argparse.ArgumentParser(prog="megatron_rank", description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("core", type=Path, help="folder that holds megatron/core")
-    parser.add_argument("iteration_directory", type=Path, help="iter_… with mp_rank_… below it")
-    parser.add_argument("prompts", type=Path, help="json: token ids of each prompt")
-    parser.add_argument("result", type=Path, help="npz, written by one rank: fp32 [tokens, vocab_size] of each prompt")
-    parser.add_argument("dtype", choices=list(TORCH_DTYPES), help="of weights and computation")
-    parser.add_argument("vocab_size", type=int, help="without padding rows")
-    parser.add_argument("tensor", type=int)
-    parser.add_argument("pipeline", type=int)
-    parser.add_argument("rank", type=int)
-    parser.add_argument("rendezvous", type=Path, help="a file that does not exist yet, the same for all ranks")
-    job = parser.parse_args()
     end_with_parent()
     try:
-        run(job)
+        run(Path(sys.argv[1]), int(sys.argv[2]))
     except (UserError, OSError) as error:
         print(error if isinstance(error, UserError) else explain_os_error(error), file=sys.stderr, flush=True)
         os._exit(REFUSED)  # at once: the ranks that fail because their neighbour is gone must not be the first to end

@@ -1,4 +1,4 @@
-"""Whether a Megatron-core checkpoint is the Hugging Face one: files by their sums, then tensors bit for bit."""
+"""Compares a Megatron-core checkpoint with its manifest, by sha256, and with a Hugging Face one, bit for bit."""
 
 from __future__ import annotations
 
@@ -19,33 +19,24 @@ REMEDY = "convert again with make convert"
 
 
 class Compared(NamedTuple):
-    """What the comparison of tensors has read.
-
-    Args:
-        mcore: the Megatron-core checkpoint, open.
-        figures: for the user.
-    """
+    """The open Megatron-core checkpoint, and figures for the user."""
 
     mcore: McoreCheckpoint
     figures: dict[str, str]
 
 
 def check_manifest(directory: Path) -> dict[str, str]:
-    """Reads every file of a checkpoint, of any form, and compares its sum with the manifest's.
-
-    Returns:
-        Figures for the user.
+    """Compares the sha256 of every file of a checkpoint with its manifest; returns figures for the user.
 
     Raises:
         UserError: there is no manifest, or names the first file that is not what it describes.
     """
-    places = [
-        path.parent for path in (directory / MANIFEST, *sorted(directory.glob(f"iter_*/{MANIFEST}"))) if path.is_file()
-    ]
-    manifests = [(place, parse_manifest(place / MANIFEST, REMEDY)) for place in places]
     files = size = 0
-    for place, manifest in manifests:
-        for finding in wrong_files(place, manifest, REMEDY):
+    for path in (directory / MANIFEST, *sorted(directory.glob(f"iter_*/{MANIFEST}"))):
+        if not path.is_file():
+            continue
+        manifest = parse_manifest(path, REMEDY)
+        for finding in wrong_files(path.parent, manifest, REMEDY):
             raise finding
         files += len(manifest.files)
         size += sum(entry["bytes"] for entry in manifest.files.values())

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hostile import (
+from pickles import (
     PROTO,
     array,
     call,

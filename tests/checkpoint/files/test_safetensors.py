@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from checkpoint.files.test_torch_write import arrays
-from openpangu_sft.checkpoint.files.arrays import BF16, Array, same_bits, stored
+from checkpoint_files import stored
+from openpangu_sft.checkpoint.files.arrays import BF16, Array, same_bits
 from openpangu_sft.checkpoint.files.safetensors import map_safetensors, write_safetensors
 from openpangu_sft.model.tensors import to_array, to_tensor
 from openpangu_sft.util.errors import UserError
@@ -39,7 +40,7 @@ def test_the_library_reads_what_we_write_and_we_what_it_writes(
 
 
 def test_a_models_file_is_the_librarys_byte_for_byte(tmp_path: Path) -> None:
-    """Order of tensors and header included, so nobody sees who has written it."""
+    """Order of tensors and header included: the files are the same."""
     tensors = {"b.bias": torch.zeros(3), "a.weight": torch.ones(2, 3).bfloat16(), "a.bias": torch.ones(2)}
     write_safetensors({name: stored(to_array(tensor)) for name, tensor in tensors.items()}, tmp_path / "ours")
     save_file(tensors, str(tmp_path / "theirs"), metadata={"format": "pt"})

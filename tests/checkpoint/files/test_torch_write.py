@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from openpangu_sft.checkpoint.files.arrays import BF16, CHUNK, Array, Stored, first_difference, same_bits, slabs, stored
+from checkpoint_files import stored
+from openpangu_sft.checkpoint.files.arrays import BF16, CHUNK, Array, Stored, first_difference, same_bits, slabs
 from openpangu_sft.checkpoint.files.torch_read import load_checkpoint_file
 from openpangu_sft.checkpoint.files.torch_write import write_torch_file
 from openpangu_sft.checkpoint.files.writer import OutputFile

@@ -17,7 +17,8 @@ import pytest
 
 from openpangu_sft.training.mindspeed.sources import VARIABLES
 from openpangu_sft.util.errors import UserError
-from small_upstream import SmallUpstream, refusal, run_git
+from refusals import refusal_of
+from small_upstream import SmallUpstream, run_git
 
 NOBODY_THERE = "http://127.0.0.1:9/x"
 
@@ -39,7 +40,7 @@ def test_mirrors_are_asked_in_their_order(small: SmallUpstream, capsys: pytest.C
 
 def test_no_place_answers(small: SmallUpstream, capsys: pytest.CaptureFixture[str]) -> None:
     commit = pin(small, url=NOBODY_THERE, mirrors=["/no/such/folder", f"file://{small.patches}"])
-    said = refusal(small.make)
+    said = refusal_of(small.make)
     assert said.startswith(f"mindspeed, commit {commit}: {NOBODY_THERE}: fatal: unable to access")
     assert "; /no/such/folder: fatal: '/no/such/folder' does not appear to be a git repository" in said
     assert f"; file://{small.patches}: fatal: " in said
@@ -57,7 +58,7 @@ def test_what_is_pinned_is_not_a_commit_there(small: SmallUpstream, what: str) -
     names = {"a tag": "refs/tags/v1", "a tree": "HEAD^{tree}"}
     commit = run_git(repository, "rev-parse", names[what]) if what in names else "0123456789" * 4
     pin(small, commit=commit)
-    assert f"mindspeed, commit {commit}: " in refusal(small.make)
+    assert f"mindspeed, commit {commit}: " in refusal_of(small.make)
     assert small.left() == set()
 
 
@@ -90,11 +91,11 @@ def test_a_server_that_refuses_ids_and_has_the_commit_in_no_branch(refusing: Sma
     commit = pin(refusing, commit=refusing.commit("mindspeed", 10**9))
     run_git(repository, "checkout", "--quiet", "main")
     run_git(repository, "branch", "-D", "aside")
-    said = refusal(refusing.make)
+    said = refusal_of(refusing.make)
     assert "Server does not allow request for unadvertised object" in said
     assert f"; branch main: fatal: Not a valid object name {commit}" in said
     pin(refusing, branch="gone")
-    assert "; branch gone: fatal: couldn't find remote ref refs/heads/gone" in refusal(refusing.make)
+    assert "; branch gone: fatal: couldn't find remote ref refs/heads/gone" in refusal_of(refusing.make)
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -141,7 +142,7 @@ def test_a_server_that_wants_a_password_is_not_waited_for_and_none_is_shown(
 ) -> None:
     host = serve(WantsPassword)
     pin(small, url=f"http://{host}/mindspeed", mirrors=[f"http://me:secret@{host}/mindspeed"])
-    said = refusal(small.make)
+    said = refusal_of(small.make)
     assert (
         f"http://{host}/mindspeed: fatal: could not read Username for 'http://{host}': terminal prompts disabled"
         in said
@@ -221,7 +222,7 @@ def test_each_repository_has_its_variable_and_only_that_place_is_asked(
     small.pins[name]["mirrors"] = [small.pins[name]["url"]]
     small.write_pins()
     monkeypatch.setenv(VARIABLES[name], "/no/such/folder")
-    said = refusal(small.make)
+    said = refusal_of(small.make)
     assert f"{name}, commit {small.pins[name]['commit']}: /no/such/folder: fatal: " in said
     assert said.endswith(f"make sources {VARIABLES[name]}=…")
     assert small.pins[name]["url"] not in said
@@ -231,7 +232,7 @@ def test_each_repository_has_its_variable_and_only_that_place_is_asked(
 
 def test_an_address_is_never_taken_for_an_option(small: SmallUpstream, tmp_path: Path) -> None:
     pin(small, url=f"--upload-pack=touch {tmp_path}/harm;", mirrors=[f"ext::touch {tmp_path}/harm"])
-    refusal(small.make)
+    refusal_of(small.make)
     assert not (tmp_path / "harm").exists()
 
 

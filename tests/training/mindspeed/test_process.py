@@ -1,4 +1,4 @@
-"""`make sft` with the mindspeed engine: the real MindSpeed-LLM, started, stopped, killed and gone on with, on a CPU."""
+"""`make sft` with the mindspeed engine: the real MindSpeed-LLM started, stopped, killed and resumed on a CPU."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from upstream import require_compiler
 PROGRAM = """
 import sys
 from pathlib import Path
-from openpangu_sft.training.mindspeed import start as stage
-stage.SOURCES = Path(sys.argv.pop(1))
+from openpangu_sft.training.mindspeed import start
+start.SOURCES = Path(sys.argv.pop(1))
 from openpangu_sft.cli.main import main
 main()
 """
@@ -105,7 +105,7 @@ def training_processes(case: Case) -> list[str]:
     return [line for line in listed.splitlines() if "posttrain_gpt.py" in line and str(case.run) in line]
 
 
-def test_stopped_and_gone_on_with_as_without_a_break(case: Case) -> None:
+def test_stopped_and_resumed_as_without_interruption(case: Case) -> None:
     code, said = case.train("paths.run=whole")
     assert code == 0, said
     whole = case.losses("whole")
@@ -113,7 +113,7 @@ def test_stopped_and_gone_on_with_as_without_a_break(case: Case) -> None:
     assert (case.run.with_name("whole") / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert list((case.run.with_name("whole") / "tensorboard").iterdir())
 
-    # of so many iterations that it cannot be done when it is stopped; the schedule is the same
+    # stopped after the first iteration, perhaps only when all are done; the schedule is the same
     endless = ["train.iterations=6", "train.keep_checkpoints=1"]
     process = case.start(*endless)
     case.until(1, process)
@@ -132,7 +132,7 @@ def test_stopped_and_gone_on_with_as_without_a_break(case: Case) -> None:
     assert (code, "has 6 iterations already" in said) == (0, True)
 
 
-def test_killed_it_leaves_nothing_behind_and_goes_on(case: Case) -> None:
+def test_killed_it_leaves_no_process_and_resumes(case: Case) -> None:
     process = case.start("train.iterations=500", "train.save_interval=2")
     case.until(5, process)
     process.kill()
@@ -144,7 +144,7 @@ def test_killed_it_leaves_nothing_behind_and_goes_on(case: Case) -> None:
     newest = int((case.run / TRACKER).read_text())
     code, said = case.train(f"train.iterations={newest + 1}")
     assert code == 0, said
-    assert f"continuing after iteration {newest}" in said
+    assert f"resuming after iteration {newest}" in said
     iterations = [row["iteration"] for row in read_metrics(case.run)]
     # what the training processes did after their parent was killed has not been read by anyone
     assert iterations == sorted(set(iterations))
@@ -209,7 +209,7 @@ def two_machines() -> Iterator[dict[str, tuple[str, ...]]]:
             subprocess.run(["ip", "netns", "delete", f"{mine}-{name}"], capture_output=True)
 
 
-def test_one_of_two_machines_is_lost_and_both_go_on(
+def test_one_of_two_nodes_is_lost_and_both_resume(
     case: Case, two_machines: dict[str, tuple[str, ...]], tmp_path: Path
 ) -> None:
     def start(number: int, *settings: str) -> subprocess.Popen[str]:
@@ -237,5 +237,5 @@ def test_one_of_two_machines_is_lost_and_both_go_on(
     for machine in machines:
         said, _ = machine.communicate(timeout=PATIENCE)
         assert machine.returncode == 0, said
-        assert f"continuing after iteration {newest}" in said
+        assert f"resuming after iteration {newest}" in said
     assert [row["iteration"] for row in read_metrics(case.run)] == list(range(1, newest + 3))

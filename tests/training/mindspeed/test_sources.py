@@ -19,7 +19,8 @@ import pytest
 from conftest import PATIENCE, ROOT
 from openpangu_sft.artifacts.artifact import MANIFEST, Manifest, read_manifest, staged_directory
 from openpangu_sft.training.mindspeed.sources import PATCHES, VARIABLES, make_sources, read_pins
-from small_upstream import COMMITTED, CONFIG, FILES, SmallUpstream, listing, refusal, run_git
+from refusals import refusal_of
+from small_upstream import COMMITTED, CONFIG, FILES, SmallUpstream, listing, run_git
 
 # What is made.
 
@@ -140,7 +141,7 @@ def test_another_order_of_patches_makes_it_anew(small: SmallUpstream) -> None:
     assert small.config() == "b = 2"
     small.pins["megatron-lm"]["patches"].reverse()
     small.write_pins()
-    assert "0002.patch: does not apply" in refusal(small.make)
+    assert "0002.patch: does not apply" in refusal_of(small.make)
 
 
 @pytest.mark.parametrize("name", ["mindspeed/文件.txt", "mindspeed-llm/new.py", "mindspeed-llm/mindspeed_llm/link"])
@@ -155,11 +156,11 @@ def test_what_somebody_has_done_in_there_is_not_lost(small: SmallUpstream, name:
     if new_pins:
         small.add_patch("megatron-lm", "0001.patch", "b = 2", "b = 23")
     what = "has been changed" if name in str(FILES) or "文件" in name else "was not made by make sources"
-    assert f"{path}: {what}, and would be lost" in refusal(small.make)
+    assert f"{path}: {what}, and would be lost" in refusal_of(small.make)
     assert path.is_symlink() or path.read_text("utf-8") == "my work\n"
 
 
-def test_what_python_and_time_have_done_in_there_is_put_right(small: SmallUpstream) -> None:
+def test_bytecode_times_and_modes_are_corrected(small: SmallUpstream) -> None:
     small.make()
     first = listing(small.target)
     (small.target / "mindspeed/mindspeed/__pycache__").mkdir()
@@ -171,7 +172,7 @@ def test_what_python_and_time_have_done_in_there_is_put_right(small: SmallUpstre
 
 
 @pytest.mark.parametrize("harm", ["a file is gone", "an empty folder"])
-def test_what_is_not_whole_is_made_anew(small: SmallUpstream, harm: str) -> None:
+def test_what_is_incomplete_is_made_again(small: SmallUpstream, harm: str) -> None:
     small.make()
     first = listing(small.target)
     if harm == "an empty folder":
@@ -191,7 +192,7 @@ def test_another_folder_is_never_replaced(small: SmallUpstream, content: str) ->
         small.target.mkdir(parents=True)
         (small.target / "mine").touch()
     before = listing(small.target)
-    assert str(small.target) in refusal(small.make)
+    assert str(small.target) in refusal_of(small.make)
     assert listing(small.target) == before
 
 
@@ -200,7 +201,7 @@ def test_another_folder_is_never_replaced(small: SmallUpstream, content: str) ->
 
 @pytest.fixture
 def slow_git(small: SmallUpstream, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A git that stands still in the fetch of the last repository, and writes its process id to this file.
+    """A git that hangs in the fetch of the last repository, and writes its process id to this file.
 
     It does so as long as there is a file `hold` beside that.
     """
@@ -219,7 +220,7 @@ def slow_git(small: SmallUpstream, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def started(small: SmallUpstream, slow_git: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
-    """Starts a run of its own; returns when that is in the middle."""
+    """Starts a process that makes the sources; returns when it hangs in the middle."""
 
     def start() -> subprocess.Popen[str]:
         code = (
@@ -253,7 +254,7 @@ def test_killed_in_the_middle_nothing_is_half(
     before = listing(small.target) if earlier else None
     process = started()
     assert (small.target.parent / "..sources.staging/mindspeed/mindspeed").is_dir()
-    assert "another run is writing here" in refusal(small.make)
+    assert "another run is writing here" in refusal_of(small.make)
     process.kill()
     os.kill(int(slow_git.read_text()), signal.SIGKILL)
     process.communicate()
@@ -294,7 +295,7 @@ def test_a_patch_that_does_not_fit(small: SmallUpstream) -> None:
     small.make()
     before = listing(small.target)
     small.add_patch("megatron-lm", "0002.patch", "b = 2", "b = 3")
-    said = refusal(small.make)
+    said = refusal_of(small.make)
     patch = small.patches / "megatron-lm/0002.patch"
     assert f"{patch}: does not apply to megatron-lm: error: patch failed: {CONFIG}:1" in said
     assert listing(small.target) == before
@@ -303,7 +304,7 @@ def test_a_patch_that_does_not_fit(small: SmallUpstream) -> None:
 
 def test_no_git(small: SmallUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(small.root))
-    assert "git is not installed" in refusal(small.make)
+    assert "git is not installed" in refusal_of(small.make)
 
 
 @pytest.mark.parametrize("case", ["link", "submodule", "no package", "two packages"])
@@ -324,7 +325,7 @@ def test_sources_that_cannot_be_put_together(small: SmallUpstream, case: str) ->
         small.pins[name]["patches"] = []
     small.pins[name]["commit"] = small.commit(name, COMMITTED[name])
     small.write_pins()
-    assert expected.get(case, "the folder megatron: ") in refusal(small.make)
+    assert expected.get(case, "the folder megatron: ") in refusal_of(small.make)
     assert small.left() == set()
 
 
@@ -343,7 +344,7 @@ def test_sources_that_cannot_be_put_together(small: SmallUpstream, case: str) ->
 def test_a_pin_that_is_none(small: SmallUpstream, change: dict[str, object], said: str) -> None:
     small.pins["mindspeed"].update(change)
     small.write_pins()
-    assert said in refusal(small.make)
+    assert said in refusal_of(small.make)
     assert not small.target.parent.exists()
 
 
@@ -363,7 +364,7 @@ def test_a_file_that_pins_nothing(small: SmallUpstream, text: str | None, said: 
     file.unlink()
     if text is not None:
         file.write_text(text, "utf-8")
-    line = refusal(small.make)
+    line = refusal_of(small.make)
     assert line.startswith(f"{file}: ")
     assert said in line
 

@@ -14,11 +14,11 @@ from openpangu_sft.artifacts.artifact import Manifest
 from openpangu_sft.checkpoint.mcore import iteration_directory, rank_file
 from openpangu_sft.recipe.model_config import TRACKER
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.training.mindspeed import run_directory
-from openpangu_sft.training.mindspeed import start as stage
+from openpangu_sft.training.mindspeed import run_directory, start
 from openpangu_sft.training.mindspeed.start import environment_of, require_devices, require_network, torchrun
 from openpangu_sft.training.run.retention import iterations, prune
 from openpangu_sft.util.errors import UserError
+from refusals import refusal_of
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_checkpoints_none_of_which_is_whole_are_not_written_over(recipe: Recipe,
         checkpoint(recipe, iteration, without="mp_rank_00_001/model_optim_rng.pt")
     if named:
         tracker(recipe).write_text(named)
-    with pytest.raises(UserError, match="no checkpoint here is whole"):
+    with pytest.raises(UserError, match="no checkpoint here is complete"):
         run_directory.newest_complete(recipe, True)
 
 
@@ -105,7 +105,7 @@ def test_an_earlier_one_where_the_newest_is_not_whole(
     checkpoint(recipe, 10, without=missing)
     tracker(recipe).write_text("10")
     assert run_directory.newest_complete(recipe, True) == 5
-    assert "iteration 10 is not whole" in capsys.readouterr().err
+    assert "iteration 10 is not complete" in capsys.readouterr().err
     assert tracker(recipe).read_text() == "5"  # upstream reads it
 
 
@@ -163,10 +163,10 @@ def test_no_room_for_checkpoints_is_said_before_the_start(
 ) -> None:
     disk = small_disk(1000)
     recipe = make_recipe("train.engine=mindspeed", f"paths.run={disk}/run")
-    monkeypatch.setattr(stage, "require_ready", lambda sources: sources)
-    monkeypatch.setattr(stage, "read_manifest", lambda *arguments: Manifest("dataset"))
+    monkeypatch.setattr(start, "require_ready", lambda sources: sources)
+    monkeypatch.setattr(start, "read_manifest", lambda *arguments: Manifest("dataset"))
     with pytest.raises(UserError, match=r"needs [\d.]+ MB, 1\.0 MB are free on this disk"):
-        stage.run_mindspeed(recipe, Manifest("run"), [])
+        start.run_mindspeed(recipe, Manifest("run"), [])
     assert list((disk / "run").iterdir()) == []
 
 
@@ -224,10 +224,8 @@ def test_interfaces_that_hccl_takes(interfaces: Path, value: str) -> None:
     "value", ["enp3", "eth00", "=eth", "=l", "=eth1,ib0", "^eth,lo", "^=eth0,eth10,lo", "bond", "="]
 )
 def test_no_interface_for_hccl(interfaces: Path, value: str) -> None:
-    with pytest.raises(UserError) as refused:
-        require_network({"HCCL_SOCKET_IFNAME": value}, interfaces)
-    said = f"HCCL_SOCKET_IFNAME: '{value}' is no network interface here -> one of eth0, eth10, lo"
-    assert str(refused.value) == said
+    said = refusal_of(require_network, {"HCCL_SOCKET_IFNAME": value}, interfaces)
+    assert said == f"HCCL_SOCKET_IFNAME: '{value}' is no network interface here -> one of eth0, eth10, lo"
 
 
 @pytest.mark.parametrize("value", ["eth0", "eth10,lo", "lo,", ""])
@@ -240,10 +238,8 @@ def test_interfaces_that_gloo_takes(interfaces: Path, value: str) -> None:
     [("l", "l"), ("eth", "eth"), ("=lo", "=lo"), ("^lo", "^lo"), ("lo,nope", "nope"), ("lo,,lo", "")],
 )
 def test_no_interface_for_gloo(interfaces: Path, value: str, wrong: str) -> None:
-    with pytest.raises(UserError) as refused:
-        require_network({"HCCL_SOCKET_IFNAME": "eth", "GLOO_SOCKET_IFNAME": value}, interfaces)
-    said = f"GLOO_SOCKET_IFNAME: '{wrong}' is no network interface here -> one of eth0, eth10, lo"
-    assert str(refused.value) == said
+    said = refusal_of(require_network, {"HCCL_SOCKET_IFNAME": "eth", "GLOO_SOCKET_IFNAME": value}, interfaces)
+    assert said == f"GLOO_SOCKET_IFNAME: '{wrong}' is no network interface here -> one of eth0, eth10, lo"
 
 
 def test_gloo_wants_every_name_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,9 +260,7 @@ def test_gloo_wants_every_name_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_machines_must_share_the_run(tmp_path: Path) -> None:
-    with pytest.raises(UserError) as refused:
-        stage.require_shared(tmp_path, seconds=0.2)
-    said = str(refused.value)
-    assert said.startswith(f"{tmp_path}: the first machine has written nothing here for 0 s -> start it too")
+    said = refusal_of(start.require_shared, tmp_path, seconds=0.2)
+    assert said.startswith(f"{tmp_path}: the first node has written nothing here for 0 s -> start it too")
     threading.Timer(0.3, (tmp_path / "manifest.json").touch).start()
-    stage.require_shared(tmp_path, seconds=30)
+    start.require_shared(tmp_path, seconds=30)

@@ -21,7 +21,8 @@ from openpangu_sft.checkpoint.sharding import hf_shapes
 from openpangu_sft.dataset.index_file import FIELDS, PREFIX, PackedWriter, read_rows
 from openpangu_sft.dataset.merge import run_merge
 from openpangu_sft.dataset.preprocess import run_preprocess
-from openpangu_sft.model.batches import micro_batches, segment_bounds, training_order
+from openpangu_sft.dataset.segments import segment_bounds
+from openpangu_sft.model.batches import micro_batches, training_order
 from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.tokenizer.tokenizer import IGNORED
@@ -201,6 +202,6 @@ def test_a_dataset_without_segment_numbers_is_refused(upstream: Path, make_run: 
     output = posttrain(upstream, recipe, tmp_path / "old" / PREFIX, refused=True)
     (line,) = (line for line in output.splitlines() if line.startswith("openpangu-sft: "))
     assert "old/data_packed_attention_mask_document.bin: has no segment numbers" in line
-    assert " -> make it anew: " in line
+    assert " -> make it again: " in line
     assert "Traceback" not in output.split(line)[0]
     assert not losses(output)

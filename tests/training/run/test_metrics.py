@@ -84,3 +84,11 @@ def test_the_curve_is_a_picture_with_both_lines(run: Path) -> None:
     for colour in ((31, 119, 180), (255, 127, 14)):  # tab:blue, the loss; tab:orange, the learning rate
         distance = np.abs(picture[:, :, :3] * 255 - colour).max(axis=2)
         assert (distance < 8).sum() > 100
+
+
+def test_the_loss_axis_fits_the_losses(tmp_path: Path) -> None:
+    for iteration in range(1, 6):
+        append(tmp_path, {**row(iteration), "loss": 10 + iteration / 100})
+    inside = matplotlib.image.imread(draw_curve(tmp_path))[:, 150:-150, :3] * 255  # without the blue label
+    rows, _ = np.nonzero(np.abs(inside - (31, 119, 180)).max(axis=2) < 8)
+    assert np.ptp(rows) > 300

@@ -1,8 +1,8 @@
 """torch_npu.npu, which is also torch.npu, and torch.cuda after transfer_to_npu: devices that are the CPU.
 
 Each process has as many NPUs as torchrun has started processes on the machine (LOCAL_WORLD_SIZE). They share one random
-generator with the CPU. Streams are one, and everything has happened when a call returns. Memory is not counted: 0 is in
-use.
+generator with the CPU. There is one stream, and every call has completed when it returns. Memory is not counted: 0 is
+in use.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from torch_npu._unsupported import Unsupported
 DeviceLike = Union[int, str, torch.device, None]
 
 NAME = "Ascend910B-CPU-standin"
+"""Begins like an Ascend 910B's, which upstream checks."""
 MEMORY = 64 << 30
-"""An Ascend 910B's. Upstream divides by it; nothing keeps to it."""
+"""An Ascend 910B's. Upstream divides by it; it is not a limit."""
 
 FloatTensor = torch.FloatTensor
 DoubleTensor = torch.DoubleTensor
@@ -46,18 +47,24 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"torch_npu.npu.{name} is not in the stand-in for torch_npu (src/npu_standin)")
 
 
-def is_available() -> bool:
-    """It is what the stand-in is for."""
+def _yes(*_: Any, **__: Any) -> bool:
     return True
 
 
-def is_initialized() -> bool:
-    """Always."""
-    return True
+def _no(*_: Any, **__: Any) -> bool:
+    return False
 
 
-def init() -> None:
-    """Nothing is to be done."""
+def _nothing(*_: Any, **__: Any) -> int:
+    """Nothing to do, and no bytes in use."""
+    return 0
+
+
+is_available = is_initialized = is_bf16_supported = _yes
+is_current_stream_capturing = _is_in_bad_fork = _no
+init = _lazy_init = synchronize = ipc_collect = empty_cache = set_compile_mode = set_option = set_stream = _nothing
+memory_allocated = max_memory_allocated = memory_reserved = max_memory_reserved = _nothing
+memory_cached = max_memory_cached = reset_peak_memory_stats = reset_max_memory_allocated = _nothing
 
 
 def device_count() -> int:
@@ -66,59 +73,29 @@ def device_count() -> int:
 
 
 def current_device() -> int:
-    """The index that set_device was given."""
     return _current
 
 
 def set_device(device: DeviceLike) -> None:
-    """Remembers the index."""
     global _current
     _current = _index(device)
 
 
 def get_device_name(device: DeviceLike = None) -> str:
-    """Begins as an Ascend 910B's, which upstream looks for."""
     return NAME
 
 
 def get_device_capability(device: DeviceLike = None) -> tuple[int, int]:
-    """Enough for all that Megatron-LM asks for."""
+    """Enough for every check in Megatron-LM."""
     return 9, 0
 
 
 def get_device_properties(device: DeviceLike = None) -> Any:
-    """Name and memory."""
     return SimpleNamespace(name=NAME, total_memory=MEMORY, multi_processor_count=1, major=9, minor=0)
 
 
-def synchronize(device: DeviceLike = None) -> None:
-    """Everything has happened."""
-
-
-def set_compile_mode(jit_compile: bool = False) -> None:
-    """Operators are not compiled either way."""
-
-
-def set_option(option: Any) -> None:
-    """Options are about how operators are compiled."""
-
-
-def is_bf16_supported() -> bool:
-    """By the CPU."""
-    return True
-
-
-def is_current_stream_capturing() -> bool:
-    """No: torch's own optimizers ask before every step."""
-    return False
-
-
-def ipc_collect() -> None:
-    """Nothing is to be collected."""
-
-
 class device(contextlib.AbstractContextManager[None]):
-    """torch.npu.device: a device that is current for a while."""
+    """torch.npu.device: makes a device current within a block."""
 
     def __init__(self, device: DeviceLike) -> None:
         self._inside = _index(device)
@@ -132,29 +109,18 @@ class device(contextlib.AbstractContextManager[None]):
 
 
 class Stream:
-    """The one order in which everything happens."""
+    """The one stream; all its work is done."""
+
+    wait_stream = wait_event = synchronize = _nothing
+    query = _yes
 
     def __init__(self, device: DeviceLike = None, priority: int = 0) -> None:
         self.device = torch.device("cpu")
 
-    def wait_stream(self, stream: Stream) -> None:
-        """It is done."""
-
-    def wait_event(self, event: Event) -> None:
-        """It has happened."""
-
     def record_event(self, event: Optional[Event] = None) -> Event:
-        """An event that happens now."""
         event = event or Event()
         event.record(self)
         return event
-
-    def synchronize(self) -> None:
-        """It is done."""
-
-    def query(self) -> bool:
-        """Whether all is done."""
-        return True
 
     def __enter__(self) -> Stream:
         return self
@@ -164,27 +130,19 @@ class Stream:
 
 
 class Event:
-    """A moment."""
+    """It has happened when record() returns."""
+
+    wait = synchronize = _nothing
+    query = _yes
 
     def __init__(self, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False) -> None:
         self._time = 0.0
 
     def record(self, stream: Optional[Stream] = None) -> None:
-        """Happens now."""
         self._time = time.perf_counter()
 
-    def wait(self, stream: Optional[Stream] = None) -> None:
-        """It has happened."""
-
-    def synchronize(self) -> None:
-        """It has happened."""
-
-    def query(self) -> bool:
-        """Whether it has happened."""
-        return True
-
     def elapsed_time(self, end: Event) -> float:
-        """Milliseconds from this to that."""
+        """Milliseconds."""
         return (end._time - self._time) * 1e3
 
 
@@ -192,7 +150,6 @@ _stream = Stream()
 
 
 def current_stream(device: DeviceLike = None) -> Stream:
-    """The only one."""
     return _stream
 
 
@@ -203,10 +160,6 @@ default_stream = current_stream
 def stream(stream: Optional[Stream]) -> Iterator[None]:
     """Makes a stream current, which changes nothing."""
     yield
-
-
-def set_stream(stream: Stream) -> None:
-    """Likewise."""
 
 
 class _Generators:
@@ -223,7 +176,6 @@ default_generators = _Generators()
 
 
 def manual_seed(seed: int) -> None:
-    """Seeds the CPU's generator."""
     torch.default_generator.manual_seed(seed)
 
 
@@ -231,45 +183,24 @@ manual_seed_all = manual_seed
 
 
 def seed() -> int:
-    """Seeds it from chance."""
     return torch.default_generator.seed()
 
 
 def initial_seed() -> int:
-    """What it was seeded with."""
     return torch.default_generator.initial_seed()
 
 
 def get_rng_state(device: DeviceLike = None) -> torch.Tensor:
-    """Its state."""
     return torch.default_generator.get_state()
 
 
 def set_rng_state(state: torch.Tensor, device: DeviceLike = None) -> None:
-    """Sets it."""
     torch.default_generator.set_state(state)
 
 
 def _lazy_call(function: Callable[[], Any], **_: Any) -> None:
-    """What would wait until the device is initialized, which Megatron-LM's random.py imports."""
+    """Delays a call until the device is initialized, which it is; Megatron-LM's random.py imports it."""
     function()
-
-
-def _lazy_init() -> None:
-    pass
-
-
-def _is_in_bad_fork() -> bool:
-    return False
-
-
-def _nothing(*_: Any, **__: Any) -> int:
-    """Bytes in use."""
-    return 0
-
-
-memory_allocated = max_memory_allocated = memory_reserved = max_memory_reserved = _nothing
-memory_cached = max_memory_cached = reset_peak_memory_stats = reset_max_memory_allocated = _nothing
 
 
 def memory_stats(device: DeviceLike = None) -> dict[str, int]:
@@ -282,12 +213,8 @@ def mem_get_info(device: DeviceLike = None) -> tuple[int, int]:
     return MEMORY, MEMORY
 
 
-def empty_cache() -> None:
-    """Nothing is cached."""
-
-
 def _index(device: DeviceLike) -> int:
-    """Which of the NPUs is meant; raises where there are not so many."""
+    """Raises RuntimeError where there is no such NPU."""
     if not isinstance(device, int):
         named = torch.device(device) if isinstance(device, str) else device
         device = _current if named is None or named.index is None else named.index

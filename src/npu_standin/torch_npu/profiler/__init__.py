@@ -1,4 +1,4 @@
-"""There is nothing to profile: what upstream takes from here with --profile raises when it is called."""
+"""Not implemented: what upstream uses with --profile raises when it is called."""
 
 from __future__ import annotations
 

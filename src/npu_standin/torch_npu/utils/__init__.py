@@ -1,4 +1,4 @@
-"""What MindSpeed imports of torch_npu.utils."""
+"""The part of torch_npu.utils that MindSpeed imports."""
 
 from torch_npu._unsupported import Unsupported
 
@@ -6,5 +6,5 @@ from . import collect_env, flops_count
 
 __all__ = ["collect_env", "flops_count", "register_asd_hook"]
 
-# looks for silent data corruption; asked for with NPU_ASD_ENABLE
+# detects silent data corruption; enabled with NPU_ASD_ENABLE
 register_asd_hook = Unsupported("torch_npu.utils.register_asd_hook")

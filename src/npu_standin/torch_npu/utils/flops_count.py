@@ -1,4 +1,4 @@
-"""Counting of operations, which MindSpeed asks for when it searches for a layout by itself."""
+"""FLOPs counter, which MindSpeed uses when it searches for a parallel layout."""
 
 from torch_npu._unsupported import Unsupported
 

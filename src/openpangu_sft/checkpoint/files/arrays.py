@@ -1,4 +1,4 @@
-"""Tensors as numpy arrays, bfloat16 included (ml_dtypes), so that checkpoints are converted without torch.
+"""Tensors as numpy arrays, bfloat16 included (ml_dtypes), so that conversion needs no torch.
 
 Importing torch takes as long as copying the 1B model.
 """
@@ -6,6 +6,7 @@ Importing torch takes as long as copying the 1B model.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 from typing import Any, Callable, NamedTuple, Optional
 
 import ml_dtypes
@@ -18,19 +19,14 @@ Shape = tuple[int, ...]
 
 BF16: DType = np.dtype(ml_dtypes.bfloat16)
 DTYPES: dict[str, DType] = {"fp32": np.dtype(np.float32), "bf16": BF16, "fp16": np.dtype(np.float16)}
-"""Of weights, by the names that recipes use; anything else belongs to a quantized checkpoint."""
+"""Dtypes of weights, by the names that recipes use; any other one belongs to a quantized checkpoint."""
 
 CHUNK = 1 << 20
-"""Bytes that are moved or compared at once: few enough to stay in a processor's cache."""
+"""Bytes that are moved or compared at once: few enough for a processor's cache."""
 
 
 class Stored(NamedTuple):
-    """A tensor that is about to be written.
-
-    Args:
-        dtype, shape: of the tensor.
-        chunks: gives its elements in C order, in contiguous arrays that follow one another.
-    """
+    """A tensor to be written; `chunks` gives its elements in C order, in consecutive contiguous arrays."""
 
     dtype: DType
     shape: Shape
@@ -39,15 +35,7 @@ class Stored(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Size in bytes."""
-        size = self.dtype.itemsize
-        for extent in self.shape:
-            size *= extent
-        return size
-
-
-def stored(array: Array) -> Stored:
-    """An array as it is."""
-    return Stored(array.dtype, array.shape, lambda: (np.ascontiguousarray(part) for part in slabs(array)))
+        return self.dtype.itemsize * prod(self.shape)
 
 
 def slabs(array: Array) -> Iterator[Array]:
@@ -66,11 +54,7 @@ def bits(array: Array) -> Array:
 
 
 def first_difference(one: Array, other: Array) -> Optional[tuple[int, ...]]:
-    """Index of the first element that has other bits, or None.
-
-    Args:
-        one, other: of equal shape and dtype.
-    """
+    """Index of the first element that has other bits, or None; both arrays have one shape and dtype."""
     row = 0
     for part, counterpart in zip(slabs(one), slabs(other)):
         differs = bits(part) != bits(counterpart)
@@ -87,13 +71,7 @@ def same_bits(one: Array, other: Array) -> bool:
 
 
 class CastStats(NamedTuple):
-    """What a conversion to another dtype changed.
-
-    Args:
-        values: elements converted.
-        changed: elements that do not come back.
-        infinite: finite ones that became infinite.
-    """
+    """Elements that were cast, those that do not survive the way back, and finite ones that became infinite."""
 
     values: int = 0
     changed: int = 0
@@ -104,7 +82,7 @@ class CastStats(NamedTuple):
 
 
 def convert_dtype(array: Array, dtype: DType) -> tuple[Array, CastStats]:
-    """Rounds to nearest even, and counts what was lost."""
+    """Rounds to nearest even, and counts the elements that it changes."""
     with np.errstate(over="ignore", invalid="ignore"):
         converted = array.astype(dtype)
         back = converted.astype(array.dtype)

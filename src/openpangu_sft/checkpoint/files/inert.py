@@ -1,7 +1,7 @@
-"""What the names in a checkpoint file stand for. Reading gives `Inert` records; values are built from them afterwards.
+"""Values of the names in a checkpoint file. Reading gives `Inert` records; values are built from them afterwards.
 
 Every value is checked here before numpy sees it: numeric dtypes only, a buffer exactly as long as shape and item size
-say, tensors within their storage, bounded depth, number and size.
+require, tensors within their storage, bounded depth, number and size.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from openpangu_sft.checkpoint.files.arrays import Array, DType
 from openpangu_sft.checkpoint.files.torch_write import NAMED_DTYPES, STORAGES
 
 STORAGE = "storage"
-"""Name of the record that a persistent id becomes. No name in a file equals it: those have a dot."""
+"""Name of the record of a persistent id. Names in a file have a dot, so none equals it."""
 
 _INERT = ("megatron", "mindspeed", "mindspeed_llm")
-_MOST_VALUES = 1_000_000  # a checkpoint of the 7B has some 10,000
+_MOST_VALUES = 1_000_000  # a checkpoint of the 7B has about 10,000
 _DEEPEST = 50  # and a depth of 12
 _MOST_DIMENSIONS = 32  # of a numpy array
 _LARGEST_KEY = 1 << 16  # indices of parameters; Python's hash of larger integers can be made to collide
@@ -32,12 +32,7 @@ class Refused(UnpicklingError):
 
 
 class Inert:
-    """A class or function that a file names, or what calling it would give. It is data: nothing of it runs.
-
-    Args:
-        name: with its module.
-        args: of the call; None for the class or function itself.
-    """
+    """A class or function that a file names, with its module; with `args`, a call of it. Data: nothing of it runs."""
 
     __slots__ = ("args", "items", "name", "state")
 
@@ -53,22 +48,18 @@ class Inert:
         return Inert(self.name, args)
 
     def __setstate__(self, state: Any) -> None:
-        """Keeps what BUILD sets."""
+        """Stores the state that BUILD sets."""
         self.state = state
 
     def append(self, item: Any) -> None:
-        """Of a subclass of list: dropped."""
+        """Called for subclasses of list, whose items are dropped."""
 
     extend = append
 
 
 def named(module: str, name: str) -> Inert:
-    """The record of a name.
-
-    Raises:
-        Refused: no checkpoint needs it.
-    """
-    # Python 2's name of the module, which protocol 2 writes; and numpy 2's
+    """The record of a name; raises `Refused` where no checkpoint needs it."""
+    # Protocol 2 writes Python 2's name of the module; numpy 2 has another one too
     full = f"{module.replace('__builtin__', 'builtins').replace('numpy._core.', 'numpy.core.')}.{name}"
     if full not in _MAKERS and full not in _CONSTANTS and not _is_inert(module):
         raise Refused(f"{module}.{name}")
@@ -80,16 +71,16 @@ def _is_inert(name: str) -> bool:
 
 
 def is_key(key: object) -> bool:
-    """Whether a checkpoint may have it as a key of a dict: of these nobody can make many with the same hash."""
+    """Whether a dict may have this key: many of these kinds with one hash cannot be made."""
     return type(key) is str or (type(key) is int and 0 <= key < _LARGEST_KEY)
 
 
 class Builder:
-    """Builds what a file describes.
+    """Builds the values that a file describes.
 
     Args:
-        records: of the file, by the name that a storage has in it.
-        size: of the file in bytes. Tensors and bytes may have eight times as many (views may overlap).
+        records: of the file, by name.
+        size: of the file in bytes. Tensors and bytes may take eight times as many, since views may overlap.
     """
 
     def __init__(self, records: Mapping[str, Array], size: int) -> None:
@@ -97,10 +88,10 @@ class Builder:
         self._values, self._bytes = _MOST_VALUES, 8 * size
 
     def build(self, value: Any, depth: int = 0) -> Any:
-        """A copy in which every record is replaced by what it stands for.
+        """A copy with every record replaced by its value.
 
         Raises:
-            UnpicklingError: a record that has not the arguments of its kind; too deep, too many values, too many bytes.
+            UnpicklingError: arguments of another kind; too deep, too many values, too many bytes.
         """
         self._values -= 1
         if depth > _DEEPEST or self._values < 0:
@@ -128,7 +119,7 @@ class Builder:
         return made
 
     def _storage(self, record: Inert) -> Inert:
-        """From ("storage", dtype, key, device, elements): its state becomes [elements], a view of the mapped file."""
+        """Of ("storage", dtype, key, device, elements): its state becomes [elements], a view of the mapped file."""
         kind, dtype, key, _, elements = record.args or ()
         if kind != "storage" or not isinstance(dtype, np.dtype) or type(key) is not str or type(elements) is not int:
             raise UnpicklingError("a persistent id that names no storage")
@@ -144,7 +135,7 @@ def _itself(record: Inert) -> Inert:
 
 
 def _arguments(record: Inert, *kinds: type) -> Any:
-    """The arguments, just of these types."""
+    """The arguments, which must be of exactly these types."""
     args = record.args or ()
     if tuple(map(type, args)) != kinds:
         raise UnpicklingError(f"{record.name} with other arguments than a checkpoint has")
@@ -152,7 +143,7 @@ def _arguments(record: Inert, *kinds: type) -> Any:
 
 
 def _sizes(values: Any) -> bool:
-    """Whether it is a shape, or strides."""
+    """Whether these are a shape, or strides."""
     few = type(values) is tuple and len(values) <= _MOST_DIMENSIONS
     return few and all(type(value) is int and value >= 0 for value in values)
 
@@ -174,7 +165,7 @@ def _tensor(record: Inert) -> Array:
 
 
 def _parameter(record: Inert) -> Array:
-    """torch._utils._rebuild_parameter: for us the tensor alone."""
+    """torch._utils._rebuild_parameter: only its tensor is kept."""
     data = (record.args or (None,))[0]
     if not isinstance(data, np.ndarray):
         raise UnpicklingError("a parameter without a tensor")
@@ -182,7 +173,7 @@ def _parameter(record: Inert) -> Array:
 
 
 def _numbers(shape: Any, dtype: Any, data: Any, order: Literal["C", "F"] = "C") -> Array:
-    """An array of numpy's, of bytes that are just as long."""
+    """A numpy array of exactly the given bytes."""
     if not isinstance(dtype, np.dtype) or type(data) is not bytes or not _sizes(shape):
         raise UnpicklingError("an array that is not of numbers")
     if prod(shape) * dtype.itemsize != len(data):
@@ -203,12 +194,10 @@ def _scalar(record: Inert) -> Any:
 
 
 def _dtype(record: Inert) -> DType:
-    """numpy.dtype, with its byte order as state: numbers without fields, of this machine's order."""
+    """numpy.dtype, with its byte order as state: numbers without fields, little-endian."""
     name, order = (record.args or (None,))[0], record.state[1]
     if type(name) is not str or name not in _NUMBERS or type(order) is not str or order not in "<|=":
-        raise UnpicklingError(
-            f"a dtype that is none of numbers ({name})" if type(name) is str else "a dtype of no name"
-        )
+        raise UnpicklingError(f"a dtype that is none of numbers ({name if type(name) is str else 'without a name'})")
     return np.dtype(name)
 
 
@@ -221,12 +210,11 @@ def _namespace(record: Inert) -> Namespace:
 
 
 def _encode(record: Inert) -> bytes:
-    """_codecs.encode: how protocol 2 writes bytes, as a text of latin1."""
+    """_codecs.encode: protocol 2 writes bytes as latin1 text."""
     text, encoding = _arguments(record, str, str)
     if encoding != "latin1":
         raise UnpicklingError(f"bytes encoded by {encoding}")
-    encoded: bytes = text.encode("latin1")
-    return encoded
+    return bytes(text, "latin1")
 
 
 def _set(record: Inert) -> set[Any]:
@@ -237,7 +225,7 @@ def _set(record: Inert) -> set[Any]:
 
 
 def _member(record: Inert) -> Inert:
-    """getattr(Enum, "NAME"): how Python 3.11.0 to 3.11.3 pickle a member of an Enum; nothing else is taken."""
+    """getattr(Enum, "NAME"): as Python 3.11.0 to 3.11.3 pickle a member of an Enum; nothing else is accepted."""
     args = record.args or ()
     if tuple(map(type, args)) != (Inert, str) or args[0].args is not None or not _is_inert(args[0].name):
         raise Refused("__builtin__.getattr")
@@ -246,10 +234,10 @@ def _member(record: Inert) -> Inert:
 
 _NUMBERS = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"}
 _CONSTANTS: dict[str, Any] = {
-    "numpy.ndarray": None,  # which array numpy's _reconstruct makes: there is only this one
+    "numpy.ndarray": None,  # the class that numpy's _reconstruct makes
     **{f"torch.{name}": dtype for name, dtype in {**STORAGES, **NAMED_DTYPES}.items()},
 }
-"""Names that are not called, and what each becomes."""
+"""Names that are not called, and their values."""
 _MAKERS: dict[str, Callable[[Inert], Any]] = {
     "argparse.Namespace": _namespace,
     "collections.OrderedDict": lambda record: dict(record.items or {}, *_arguments(record)),
@@ -266,4 +254,4 @@ _MAKERS: dict[str, Callable[[Inert], Any]] = {
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": _parameter,
 }
-"""Names that are called, and what is made of the call. Classes of Megatron and MindSpeed stay records."""
+"""Names that are called, and the value of the call. Classes of Megatron and MindSpeed stay records."""

@@ -1,6 +1,6 @@
-"""Safetensors files, mapped and written without torch (the format: github.com/huggingface/safetensors).
+"""Maps and writes safetensors files without torch (format: github.com/huggingface/safetensors).
 
-Eight bytes with the header's length, the header (JSON: dtype, shape and place of each tensor), then the tensors.
+Eight bytes with the header's length, the header (JSON: dtype, shape and offsets of each tensor), then the tensors.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _ALIGNMENT = 8
 
 
 def map_safetensors(path: Path, remedy: str) -> dict[str, Array]:
-    """Maps the tensors of a file into memory; they are read when they are used.
+    """Maps the tensors of a file into memory; values are read on use.
 
     Raises:
-        UserError: damaged, or a tensor of a dtype that no weights have.
+        UserError: damaged, or a tensor is quantized.
     """
     try:
         with safe_open(str(path), "np"):  # checks the header against the file: no gaps, no overlaps, nothing beyond
@@ -48,18 +48,13 @@ def map_safetensors(path: Path, remedy: str) -> dict[str, Array]:
             what = f"tensor {name} is {entry['dtype']}, expected one of F32, BF16, F16"
             raise UserError(what, where=path, remedy="take a checkpoint that is not quantized")
         begin, end = (8 + length + offset for offset in entry["data_offsets"])
-        found[name] = (
-            np.ndarray.view(content[begin:end], np.ndarray).view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
-        )
+        values = np.ndarray.view(content[begin:end], np.ndarray)
+        found[name] = values.view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
     return found
 
 
 def write_safetensors(tensors: Mapping[str, Stored], path: Path, advance: Advance = nothing) -> Entry:
-    """Writes a file, in the order that the safetensors library has: widest dtype first, then by name.
-
-    Returns:
-        Its manifest entry: bytes and sha256.
-    """
+    """Writes a file in safetensors' own order, widest dtype first, then by name; returns its manifest entry."""
     names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     position = 0

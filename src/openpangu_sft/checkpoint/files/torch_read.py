@@ -1,6 +1,6 @@
-"""Reads files that torch.save wrote as data: no code of theirs runs, and torch is not asked.
+"""Reads files of torch.save as data: none of their code runs, and torch is not needed.
 
-A checkpoint is a pickle, and a pickle may name any function to be called on loading. Here reading makes only numbers,
+A checkpoint is a pickle, and a pickle may name any function to be called on loading. This reader makes only numbers,
 texts, lists, tuples, dicts and records of names (inert.py); a name that no Megatron checkpoint needs is refused.
 """
 
@@ -25,10 +25,10 @@ from openpangu_sft.checkpoint.files.inert import STORAGE, Builder, Inert, Refuse
 from openpangu_sft.util.errors import UserError, naming
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
-"""Of a zip record: signature, length of the name and of the extra field. The data follow these two."""
+"""Of a zip record: signature, length of the name and of the extra field. These two and the data follow."""
 _ENCRYPTED = 1
 _LARGEST = 4 << 20
-"""Bytes of the pickle, and of the list of records: those of the 7B, with optimizer, have less than a tenth."""
+"""Limit in bytes of the pickle, and of the list of records: the 7B's, with optimizer, have less than a tenth."""
 
 _PythonUnpickler: Any = pickle._Unpickler
 _NAMES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
@@ -37,29 +37,29 @@ _WRITTEN = (
     "EMPTY_DICT EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 GLOBAL REDUCE BUILD BINPERSID BINPUT LONG_BINPUT BINGET "
     "LONG_BINGET"
 )
-"""With the three that `_Unpickler` has itself, the opcodes of protocol 2, which torch.save writes."""
+"""With the three that `_Unpickler` defines, the opcodes of protocol 2, which torch.save writes."""
 
 
 class _Steps(dict[int, Any]):
-    """What an opcode does."""
+    """The functions of the opcodes."""
 
     def __missing__(self, code: int) -> None:
         raise pickle.UnpicklingError(f"opcode {_NAMES.get(code, code)}: not in protocol 2, torch.save's default")
 
 
 class _Unpickler(_PythonUnpickler):  # type: ignore[misc]
-    """The unpickler in Python, with few opcodes. On its stack only `Inert` can be called, or has a state."""
+    """The unpickler in Python, with few opcodes. Only `Inert` on its stack can be called, or has a state."""
 
     dispatch = _Steps(
         {code: _PythonUnpickler.dispatch[code] for code, name in _NAMES.items() if name in _WRITTEN.split()}
     )
 
     def find_class(self, module: str, name: str) -> Inert:
-        """Of a name, its record."""
+        """The record of a name."""
         return named(module, name)
 
     def persistent_load(self, pid: Any) -> Inert:
-        """Of a storage, its record."""
+        """The record of a storage."""
         if type(pid) is not tuple:
             raise pickle.UnpicklingError("a persistent id that names no storage")
         return Inert(STORAGE, pid)
@@ -70,7 +70,7 @@ class _Unpickler(_PythonUnpickler):  # type: ignore[misc]
         self._put([self.stack.pop()], [value])
 
     def load_setitems(self) -> None:
-        """Items of a dict, to the last MARK."""
+        """Items of a dict, from the last MARK on."""
         items = self.pop_mark()
         self._put(items[::2], items[1::2])
 
@@ -83,23 +83,22 @@ class _Unpickler(_PythonUnpickler):  # type: ignore[misc]
             raise pickle.UnpicklingError("a key that is neither a name nor a small number")
         target.update(zip(keys, values))
 
-    dispatch[pickle.NEWOBJ[0]] = _PythonUnpickler.load_reduce  # a new object is the record of a call too
+    dispatch[pickle.NEWOBJ[0]] = _PythonUnpickler.load_reduce  # a new object is recorded as a call
     dispatch[pickle.SETITEM[0]] = load_setitem
     dispatch[pickle.SETITEMS[0]] = load_setitems
 
 
 class _Stream(io.FileIO):
-    """Of which zipfile reads no more than the longest list of records, whatever its end says."""
+    """A file of which zipfile reads at most `_LARGEST` bytes at once, whatever the end record claims."""
 
     def read(self, size: Any = -1, /) -> bytes:
-        """As of any file."""
         if size is not None and size > _LARGEST:
             raise zipfile.BadZipFile("too many records")
         return super().read(size) or b""
 
 
 def _records(path: Path, content: Array) -> dict[str, Array]:
-    """The bytes of every record, by its name in the file; each has its own place, and is not compressed.
+    """The bytes of every record, by its name in the file; records neither overlap nor are compressed.
 
     Raises:
         UnpicklingError: two records have one name or overlap; one is compressed, or is not where the list says.
@@ -140,7 +139,7 @@ def _load(records: Mapping[str, Array], size: int) -> Any:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a file has its end: torch.save writes the list of records last."""
+    """Whether a file is complete: torch.save writes the list of records last."""
     with path.open("rb") as stream:
         try:
             return zipfile.is_zipfile(stream)
@@ -149,12 +148,12 @@ def is_whole(path: Path) -> bool:
 
 
 def load_checkpoint_file(path: Path) -> Any:
-    """Loads a file that torch.save wrote; its tensors are read-only numpy arrays, views of the mapped file.
+    """Loads a file of torch.save; its tensors are read-only numpy arrays, views of the mapped file.
 
-    Two things that torch.load reads as well are refused: TorchScript archives, and the format of torch before 1.6.
+    Unlike torch.load it refuses TorchScript archives, and the format of torch before 1.6.
 
     Raises:
-        UserError: not such a file, cut short, or it asks for a type that a checkpoint does not need.
+        UserError: not such a file, truncated, or it asks for a type that no checkpoint needs.
     """
     if not is_whole(path):
         raise UserError("is cut short or no checkpoint of torch 1.6 or later", where=path, remedy="make it again")
@@ -164,16 +163,17 @@ def load_checkpoint_file(path: Path) -> Any:
                 content = np.frombuffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
             records = _records(path, content)
             if "byteorder" in records and records["byteorder"][:8].tobytes() != b"little":
-                raise UserError("was written on a big-endian machine", where=path, remedy="write it on another one")
+                raise UserError(
+                    "was written on a big-endian machine", where=path, remedy="write it on a little-endian one"
+                )
             return _load(records, len(content))
     except Refused as error:
-        raise UserError(
-            f"asks for {error} on loading, which no checkpoint needs", where=path, remedy="do not use this file"
-        ) from None
+        what = f"asks for {error} on loading, which no checkpoint needs"
+        raise UserError(what, where=path, remedy="do not use this file") from None
     except (UserError, MemoryError):
         raise
     except Exception as error:  # a damaged file makes pickle and zipfile raise nearly anything
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which is a record at a place below zero
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: a record at a negative offset
             raise
         first_line = (str(error).splitlines() or [""])[0][:200] or repr(error)
         raise UserError(f"is damaged or no checkpoint ({first_line})", where=path, remedy="make it again") from None

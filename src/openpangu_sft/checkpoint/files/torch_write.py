@@ -11,8 +11,9 @@ import struct
 import zipfile
 from collections import OrderedDict
 from io import BytesIO
+from math import prod
 from pathlib import Path
-from typing import IO, Any, ClassVar, cast
+from typing import IO, Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 
@@ -32,11 +33,8 @@ STORAGES: dict[str, DType] = {
     "ByteStorage": np.dtype(np.uint8),
     "BoolStorage": np.dtype(bool),
 }
-"""Names of torch's storage classes, by which a file gives a tensor's dtype."""
-NAMED_DTYPES: dict[str, DType] = {
-    **{str(dtype): dtype for dtype in STORAGES.values() if dtype != np.dtype(bool)},
-    "bool": np.dtype(bool),
-}
+"""torch's storage classes, which stand for dtypes in a file."""
+NAMED_DTYPES: dict[str, DType] = {str(dtype): dtype for dtype in STORAGES.values()}
 """Names of dtypes in torch's module."""
 
 _PROTOCOL = 2  # what torch.save writes
@@ -46,27 +44,27 @@ _LOCAL_HEADER, _ZIP64_EXTRA = 30, 20
 
 
 class _Global:
-    """A function or class of torch, written by its name alone: torch itself is not there to be asked."""
+    """A function or class of torch, written by name, as torch is not imported."""
 
     def __init__(self, name: str, module: str = "torch") -> None:
         self.module, self.name = module, name
 
     def __call__(self) -> None:
-        """What pickle wants of a function. Never called."""
+        """Required by pickle of a function, never called."""
 
 
-class _StorageOf:
-    """Stands for the storage of a tensor."""
+class _StorageOf(NamedTuple):
+    """The storage of a tensor, and its number in the file."""
 
-    def __init__(self, tensor: Stored, key: int) -> None:
-        self.tensor, self.key = tensor, key
+    tensor: Stored
+    key: int
 
 
 _PythonPickler: Any = pickle._Pickler
 
 
 class _Pickler(_PythonPickler):  # type: ignore[misc]
-    """The pickler in Python: the one in C writes no name of a module that cannot be imported."""
+    """The pickler in Python: the one in C imports each module that it names."""
 
     dispatch: ClassVar[dict[type, Any]] = dict(_PythonPickler.dispatch)
 
@@ -79,7 +77,7 @@ class _Pickler(_PythonPickler):  # type: ignore[misc]
         self._dtypes = {dtype: _Global(name) for name, dtype in NAMED_DTYPES.items()}
 
     def persistent_id(self, value: object) -> Any:
-        """What torch's unpickler makes a storage of."""
+        """torch's reference to a storage."""
         if not isinstance(value, _StorageOf):
             return None
         dtype, size = value.tensor.dtype, value.tensor.nbytes // value.tensor.dtype.itemsize
@@ -89,16 +87,12 @@ class _Pickler(_PythonPickler):  # type: ignore[misc]
         """A tensor with a storage of its own, contiguous."""
         storage = _StorageOf(tensor, len(self.tensors))
         self.tensors.append(tensor)
-        strides: list[int] = []
-        step = 1
-        for extent in reversed(tensor.shape):
-            strides.append(step)
-            step *= extent
-        arguments: tuple[Any, ...] = (storage, 0, tensor.shape, tuple(reversed(strides)), False, OrderedDict())
+        strides = tuple(prod(tensor.shape[axis + 1 :]) for axis in range(len(tensor.shape)))
+        arguments: tuple[Any, ...] = (storage, 0, tensor.shape, strides, False, OrderedDict())
         self.save_reduce(self._rebuild, arguments, obj=tensor)
 
     def save_name(self, value: _Global) -> None:
-        """A name, once; later ones refer to it."""
+        """A name; later uses refer to the memo."""
         self.write(b"c" + f"{value.module}\n{value.name}\n".encode("ascii"))
         self.memoize(value)
 
@@ -113,53 +107,36 @@ class _Pickler(_PythonPickler):  # type: ignore[misc]
 
 
 def write_torch_file(content: object, path: Path, advance: Advance = nothing) -> Entry:
-    """Writes a file. Tensors in the content are `Stored`, dtypes are numpy's.
-
-    Returns:
-        Its manifest entry: bytes and sha256.
-    """
+    """Writes a file and returns its manifest entry. Tensors in the content are `Stored`, dtypes are numpy's."""
     pickled = BytesIO()
     pickler = _Pickler(pickled)
     pickler.dump(content)
-    with naming(path), OutputFile(path) as output:
-        stream = _NotSeekable(output)
-        with zipfile.ZipFile(cast("IO[bytes]", stream), "w", zipfile.ZIP_STORED) as archive:
-            _record(archive, stream, "data.pkl", pickled.tell(), [pickled.getvalue()])
-            _record(archive, stream, "byteorder", 6, [b"little"])
-            for key, tensor in enumerate(pickler.tensors):
-                with _open(archive, stream, f"data/{key}", tensor.nbytes) as record:
-                    for chunk in tensor.chunks():
-                        record.write(chunk.reshape(-1).view(np.uint8).data)
-                        advance(chunk.nbytes, "")
-            _record(archive, stream, "version", 2, [b"3\n"])
+    with (
+        naming(path),
+        OutputFile(path) as output,
+        zipfile.ZipFile(cast("IO[bytes]", output), "w", zipfile.ZIP_STORED) as archive,
+    ):
+        _record(archive, output, "data.pkl", pickled.getvalue())
+        _record(archive, output, "byteorder", b"little")
+        for key, tensor in enumerate(pickler.tensors):
+            with _open(archive, output, f"data/{key}", tensor.nbytes) as record:
+                for chunk in tensor.chunks():
+                    record.write(chunk.reshape(-1).view(np.uint8).data)
+                    advance(chunk.nbytes, "")
+        _record(archive, output, "version", b"3\n")
     return output.entry
 
 
-class _NotSeekable:
-    """Where zipfile cannot go back, it puts sizes and sums behind a record and not before it, as torch does too."""
-
-    def __init__(self, output: OutputFile) -> None:
-        self.output, self.position = output, 0
-        self.flush = output.flush
-
-    def write(self, data: bytes) -> int:
-        """Appends."""
-        written = self.output.write(data)
-        self.position += written
-        return written
+def _record(archive: zipfile.ZipFile, output: OutputFile, name: str, data: bytes) -> None:
+    with _open(archive, output, name, len(data)) as record:
+        record.write(data)
 
 
-def _record(archive: zipfile.ZipFile, stream: _NotSeekable, name: str, size: int, data: list[bytes]) -> None:
-    with _open(archive, stream, name, size) as record:
-        for part in data:
-            record.write(part)
-
-
-def _open(archive: zipfile.ZipFile, stream: _NotSeekable, name: str, size: int) -> IO[bytes]:
-    """Begins a record whose data lie at a multiple of 64; an extra field fills the header up, as torch's does."""
-    entry = zipfile.ZipInfo(f"{_ROOT}/{name}")  # its time is 1980: equal content gives equal bytes
-    entry.file_size = size  # from which zipfile sees whether it needs the format for large records
-    header = stream.position + _LOCAL_HEADER + len(entry.filename) + len(b"FB\0\0")
+def _open(archive: zipfile.ZipFile, output: OutputFile, name: str, size: int) -> IO[bytes]:
+    """Opens a record whose data begin at a multiple of 64; an extra field pads the header, as torch does."""
+    entry = zipfile.ZipInfo(f"{_ROOT}/{name}")  # dated 1980: equal content gives equal bytes
+    entry.file_size = size  # zipfile decides by it whether the record needs ZIP64
+    header = output.position + _LOCAL_HEADER + len(entry.filename) + len(b"FB\0\0")
     large = size * 1.05 > zipfile.ZIP64_LIMIT
     padding = -(header + (_ZIP64_EXTRA if large else 0)) % _ALIGNMENT
     entry.extra = b"FB" + struct.pack("<H", padding) + b"Z" * padding

@@ -1,4 +1,4 @@
-"""A file that is written front to back while threads take its sha256 and flush it to the disk."""
+"""Writes a file front to back while threads compute its sha256 and flush it to the disk."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import numpy as np
 from openpangu_sft.checkpoint.files.arrays import Array
 
 Entry = dict[str, Any]
-"""What a manifest says of a file: bytes and sha256."""
+"""A file's entry in a manifest: bytes and sha256."""
 Advance = Callable[[int, str], object]
-"""What progress() gives: called with bytes done and a note."""
+"""Progress callback: bytes done and a note."""
 
 FLUSHED_EVERY = 1 << 27
-"""Bytes. Waiting with the flush until the end would leave the disk idle meanwhile."""
+"""Bytes. A single flush at the end would leave the disk idle until then."""
 MOST_PENDING = 8
-"""Chunks that the sum may lag behind: they are kept alive for it."""
+"""Chunks that the sum may lag behind; they are kept in memory until then."""
 
 
 def nothing(units: int, note: str = "") -> None:
@@ -30,20 +30,20 @@ def nothing(units: int, note: str = "") -> None:
 
 
 class OutputFile:
-    """A new file, as zipfile and others write to it.
+    """A new file. Data given to `write` must not be changed afterwards: its sum is computed a little later.
 
-    Whatever is given to `write` must not be changed afterwards: its sum is taken a little later.
+    It cannot seek, so zipfile puts sizes and sums after a record and not before it, as torch does.
     """
 
     def __init__(self, path: Path) -> None:
         self._stream = path.open("wb", buffering=0)
         self._sum = hashlib.sha256()
-        self._bytes = self._flushed = 0
+        self.position = self._flushed = 0
         self._summing, self._flushing = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self._pending: deque[Future[None]] = deque()
         self._flush: Optional[Future[None]] = None
         self.entry: Entry = {}
-        """Manifest entry of the finished file: bytes and sha256."""
+        """Complete once the file is closed."""
 
     def __enter__(self) -> OutputFile:
         return self
@@ -56,7 +56,7 @@ class OutputFile:
                 os.fsync(self._stream.fileno())
                 for future in (*self._pending, *filter(None, [self._flush])):
                     future.result()
-                self.entry = {"bytes": self._bytes, "sha256": self._sum.hexdigest()}
+                self.entry = {"bytes": self.position, "sha256": self._sum.hexdigest()}
         finally:
             self._summing.shutdown()
             self._flushing.shutdown()
@@ -64,20 +64,19 @@ class OutputFile:
 
     def write(self, data: Union[bytes, Array]) -> int:
         """Appends; returns the number of bytes."""
-        view = memoryview(data.reshape(-1).view(np.uint8).data if isinstance(data, np.ndarray) else data)
-        rest = view
+        rest = view = memoryview(data.reshape(-1).view(np.uint8).data if isinstance(data, np.ndarray) else data)
         while rest:
             rest = rest[self._stream.write(rest) :]
-        self._bytes += view.nbytes
+        self.position += view.nbytes
         self._pending.append(self._summing.submit(self._sum.update, view))
         if len(self._pending) > MOST_PENDING:
             self._pending.popleft().result()
-        if self._bytes - self._flushed >= FLUSHED_EVERY and (self._flush is None or self._flush.done()):
+        if self.position - self._flushed >= FLUSHED_EVERY and (self._flush is None or self._flush.done()):
             if self._flush:
                 self._flush.result()
-            self._flushed = self._bytes
+            self._flushed = self.position
             self._flush = self._flushing.submit(os.fdatasync, self._stream.fileno())
         return view.nbytes
 
     def flush(self) -> None:
-        """Asked for by those who take it for a file."""
+        """Part of the file interface that zipfile calls."""

@@ -1,8 +1,7 @@
-"""Job descriptions for several machines, written from a recipe: a Slurm script and a Kubernetes (Volcano) job.
+"""Jobs for several nodes from a recipe: a Slurm script and a Kubernetes (Volcano) job.
 
-Both start the same command on every machine; which one is the first, and what number each has, they take from the
-scheduler. Both send SIGTERM long before they kill, so that training can save a checkpoint, and both start again after a
-failure, as training goes on by itself.
+Both run the same command on every node and take its rank and the first node's address from the scheduler. Both send
+SIGTERM long before they kill, so that training can save a checkpoint, and restart after a failure: training resumes.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ from openpangu_sft import __version__
 from openpangu_sft.recipe.schema import Recipe
 
 GRACE_SECONDS = 600
-"""Between SIGTERM and SIGKILL: an iteration and a checkpoint."""
+"""Between SIGTERM and SIGKILL: enough for an iteration and a checkpoint."""
 PORT = 6000
 
 SLURM = """\
 #!/bin/bash
-# Made by: openpangu-sft slurm. Add --partition, --account, --time and what else your cluster asks for.
+# Made by: openpangu-sft slurm. Add --partition, --account, --time and whatever else your cluster requires.
 #SBATCH --job-name=openpangu-sft
 #SBATCH --nodes={nodes}
 #SBATCH --ntasks-per-node=1
@@ -36,22 +35,16 @@ SLURM = """\
 set -euo pipefail
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_ADDR MASTER_PORT={port}
-# Which network HCCL takes, where a machine has several: export HCCL_SOCKET_IFNAME=eth0
+# With several networks, name the one for HCCL: export HCCL_SOCKET_IFNAME=eth0
 cd {folder}
-# On every machine; when one fails the others are ended too, and sbatch or --requeue goes on from the last checkpoint.
-# shellcheck disable=SC2016 # the number is each machine's own
+# On every node; if one fails, all end, and sbatch or --requeue resumes from the last checkpoint.
+# shellcheck disable=SC2016 # each node has its own rank
 srun --kill-on-bad-exit=1 --wait=60 bash -c 'NODE_RANK=$SLURM_NODEID exec "$@"' bash {command}
 """
 
 
 def slurm(recipe: Recipe, command: Sequence[str], folder: Path) -> str:
-    """A script for sbatch.
-
-    Args:
-        recipe: says how many machines.
-        command: what runs on each of them, in `folder`.
-        folder: this clone or hand-over, on a disk that all machines have.
-    """
+    """A script for sbatch: runs `command` on every node, in `folder`, which all nodes share."""
     return SLURM.format(
         nodes=recipe.parallel.nodes,
         grace=GRACE_SECONDS,
@@ -64,13 +57,13 @@ def slurm(recipe: Recipe, command: Sequence[str], folder: Path) -> str:
 def volcano(recipe: Recipe, claim: str, image: str = f"openpangu-sft:{__version__}-npu") -> str:
     """A Volcano job and the ConfigMap with its recipe, as YAML documents.
 
-    Fields as in batch.volcano.sh/v1alpha1; the env plugin tells each pod its number in VC_TASK_INDEX, svc gives each a
-    name. NPUs are asked for by the resource of the Ascend device plugin, huawei.com/Ascend910.
+    Fields as in batch.volcano.sh/v1alpha1; the env plugin sets each pod's rank in VC_TASK_INDEX, svc its host name.
+    NPUs are requested as the resource of the Ascend device plugin, huawei.com/Ascend910.
 
     Args:
         recipe: with paths below /cache.
-        claim: the PersistentVolumeClaim that is /cache in every pod.
-        image: as the cluster's machines can pull it.
+        claim: the PersistentVolumeClaim that is mounted at /cache in every pod.
+        image: one that the cluster's nodes can pull.
     """
     name, parallel = "openpangu-sft", recipe.parallel
     npus = {"huawei.com/Ascend910": parallel.devices_per_node}
@@ -78,7 +71,7 @@ def volcano(recipe: Recipe, claim: str, image: str = f"openpangu-sft:{__version_
     container: dict[str, Any] = {
         "name": "sft",
         "image": image,
-        "args": ["bash", "-c", start],  # behind the image's entrypoint, which sources CANN's environment
+        "args": ["bash", "-c", start],  # run by the image's entrypoint, which sources CANN's environment
         "env": [
             {"name": "MASTER_ADDR", "value": f"{name}-node-0.{name}"},
             {"name": "MASTER_PORT", "value": str(PORT)},

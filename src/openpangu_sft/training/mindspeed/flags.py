@@ -1,14 +1,15 @@
-"""The arguments of MindSpeed-LLM's posttrain_gpt.py that a recipe means. Pure.
+"""The arguments of MindSpeed-LLM's posttrain_gpt.py that a recipe stands for. Pure.
 
-Every flag of the published script is here with its meaning, but for what docs/sft.md lists: what is changed, added or
-left out, and why.
+One table says where each flag comes from: a recipe key as it is (SAME), computed from one (COMPUTED), or fixed with its
+reason (FIXED). Every flag of the published script is here; docs/sft.md lists what is changed, added or left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
-from typing import NamedTuple, Optional, Union
+from typing import Callable, NamedTuple, Optional, Union
 
 from openpangu_sft.checkpoint.sharding import layout_of
 from openpangu_sft.recipe.schema import Recipe
@@ -17,42 +18,180 @@ from openpangu_sft.util.errors import UserError
 Value = Union[str, int, float, Path, bool, None]
 
 NPU_BACKEND = "nccl"
-"""As the published script names it; torch_npu's transfer_to_npu makes hccl of it."""
+"""As the published script names it; torch_npu's transfer_to_npu replaces it with hccl."""
 
 
 class Places(NamedTuple):
     """Where training reads and writes."""
 
     data: Path
-    """Prefix of the packed dataset; upstream writes its shuffle index beside it."""
+    """Prefix of the packed dataset; upstream writes its shuffle index next to it."""
     load: Path
     save: Path
     tensorboard: Optional[Path]
 
 
+SAME = {
+    "num-layers": "model.num_layers",
+    "hidden-size": "model.hidden_size",
+    "ffn-hidden-size": "model.ffn_hidden_size",
+    "num-attention-heads": "model.num_attention_heads",
+    "num-query-groups": "model.num_query_groups",
+    "kv-channels": "model.kv_channels",
+    "max-position-embeddings": "model.max_position_embeddings",
+    "rotary-base": "model.rotary_base",
+    "normalization": "model.normalization",
+    "norm-epsilon": "model.norm_epsilon",
+    "add-qkv-bias": "model.add_qkv_bias",
+    "add-dense-bias": "model.add_dense_bias",
+    "make-vocab-size-divisible-by": "parallel.make_vocab_size_divisible_by",
+    "tensor-model-parallel-size": "parallel.tensor",
+    "pipeline-model-parallel-size": "parallel.pipeline",
+    "context-parallel-size": "parallel.context",
+    "seq-length": "data.seq_length",
+    "micro-batch-size": "train.micro_batch_size",
+    "global-batch-size": "train.global_batch_size",
+    "train-iters": "train.iterations",
+    "lr": "train.lr",
+    "min-lr": "train.min_lr",
+    "lr-decay-style": "train.lr_decay_style",
+    "lr-warmup-iters": "train.lr_warmup_iterations",
+    "weight-decay": "train.weight_decay",
+    "clip-grad": "train.clip_grad",
+    "adam-beta1": "train.adam_beta1",
+    "adam-beta2": "train.adam_beta2",
+    "adam-eps": "train.adam_eps",
+    "seed": "train.seed",
+    "save-interval": "train.save_interval",
+}
+"""Flag and the recipe key whose value it takes as it is."""
+
+Compute = Callable[[Recipe, Places], Value]
+
+
+def _recomputed(key: str) -> Compute:
+    return lambda recipe, _: (
+        None if recipe.train.recompute.granularity == "none" else getattr(recipe.train.recompute, key)
+    )
+
+
+def _layer_list(recipe: Recipe, _: Places) -> Value:
+    layers = recipe.parallel.num_layer_list
+    # upstream refuses a list for a single stage
+    return ",".join(map(str, layers)) if layers and recipe.parallel.pipeline > 1 else None
+
+
+COMPUTED: dict[str, tuple[str, Compute]] = {
+    # training takes this number as it is, without rounding it up
+    "padded-vocab-size": ("model.vocab_size", lambda r, _: layout_of(r.model, r.parallel).padded_vocab_size),
+    "untie-embeddings-and-output-weights": (
+        "model.tie_word_embeddings",
+        lambda recipe, _: not recipe.model.tie_word_embeddings,
+    ),
+    "num-layer-list": ("parallel.num_layer_list", _layer_list),
+    "context-parallel-algo": (
+        "parallel.context (ulysses_cp_algo, which keeps attention within a sample)",
+        lambda recipe, _: "ulysses_cp_algo" if recipe.parallel.context > 1 else None,
+    ),
+    "sequence-parallel": ("parallel.tensor", lambda recipe, _: recipe.parallel.tensor > 1),
+    "bf16": ("train.precision", lambda recipe, _: recipe.train.precision == "bf16"),
+    "recompute-granularity": ("train.recompute.granularity", _recomputed("granularity")),
+    "recompute-method": ("train.recompute.method", _recomputed("method")),
+    "recompute-num-layers": ("train.recompute.num_layers", _recomputed("num_layers")),
+    "tokenizer-name-or-path": ("paths.hf", lambda recipe, _: recipe.path("hf")),
+    "data-path": ("paths.dataset", lambda _, places: places.data),
+    "load": ("paths.mcore", lambda _, places: places.load),
+    "save": ("paths.run", lambda _, places: places.save),
+    "tensorboard-dir": ("paths.run", lambda _, places: places.tensorboard),
+}
+"""Flag, the recipe key that decides its value, and the value."""
+
+FIXED: dict[str, dict[str, Value]] = {
+    "by openPangu's architecture": {
+        "use-mcore-models": True,
+        "transformer-impl": "local",
+        "group-query-attention": True,
+        "position-embedding-type": "rope",
+        "use-rotary-position-embeddings": True,
+        "swiglu": True,
+        "disable-bias-linear": True,
+        "init-method-std": 0.01,
+        "attention-dropout": 0.0,
+        "hidden-dropout": 0.0,
+        "expert-model-parallel-size": 1,
+    },
+    "by the packed dataset and its tokenizer": {
+        "stage": "sft",
+        "split": "100,0,0",
+        "is-instruction-dataset": True,
+        "reset-position-ids": True,
+        "tokenizer-type": "PretrainedFromHF",
+        "tokenizer-not-use-fast": True,
+    },
+    "as in the published script": {
+        "attention-softmax-in-fp32": True,
+        "no-masked-softmax-fusion": True,
+        "no-gradient-accumulation-fusion": True,
+        "use-flash-attn": True,
+        "use-fused-rmsnorm": True,
+        "use-fused-swiglu": True,
+        "use-fused-rotary-pos-emb": True,
+        "use-distributed-optimizer": True,
+        "overlap-grad-reduce": True,
+        "overlap-param-gather": True,
+        "accumulate-allreduce-grads-in-fp32": True,
+        "distributed-backend": NPU_BACKEND,
+        "distributed-timeout-minutes": 120,
+        "optimizer": "adam",
+        "override-opt_param-scheduler": True,
+        "loss-scale": 1.0,
+        "initial-loss-scale": 4096,
+        "log-interval": 1,
+        "eval-interval": 100,
+        "eval-iters": 0,
+        "manual-gc": True,
+        "manual-gc-interval": 100,
+    },
+    "so that SIGTERM saves a checkpoint": {"exit-signal-handler": True},
+}
+"""Flags that no recipe changes, by the reason for their value."""
+
+AT_BEGINNING = ("finetune", "no-load-optim", "no-load-rng")
+"""Only for a new run: a resumed one loads optimizer, schedule, random state and data order from its checkpoint."""
+
+HARMFUL = {
+    "use-checkpoint-args": "makes MindSpeed-LLM 1.0.0 crash",
+    "cp-attention-mask-type": "ring attention with a causal mask ignores sample boundaries",
+    "reset-attention-mask": "does nothing for these packs but to build a mask of seq_length x seq_length",
+    "eod-mask-loss": "does nothing in fine-tuning",
+    "variable-seq-lengths": "all packs have one length",
+    "use-dist-ckpt": "the checkpoint could not be exported",
+    "no-save-optim": "training could not resume from its checkpoints",
+}
+
+
 def training_flags(recipe: Recipe, places: Places, resumed: bool) -> list[str]:
-    """The command line of posttrain_gpt.py, the program left out.
+    """The command line of posttrain_gpt.py, without the program.
 
     Args:
-        recipe: a checked one.
-        places: directories, absolute.
-        resumed: whether `places.load` is a checkpoint of this run: optimizer, schedule, random state and data order
-            are then its own.
+        places: absolute paths.
+        resumed: whether `places.load` is a checkpoint of this run.
 
     Raises:
-        UserError: train.upstream_flags names what the recipe has a key for, or what trains wrongly.
+        UserError: train.upstream_flags contains a flag that the recipe sets, or that breaks training.
     """
-    sections = [_model(recipe), _parallel(recipe), _data(recipe, places), _schedule(recipe), _run(recipe, places)]
-    flags = {name: value for section in sections for name, value in section.items()}
+    require_free(recipe.train.upstream_flags)
+    flags: dict[str, Value] = {flag: reduce(getattr, key.split("."), recipe) for flag, key in SAME.items()}  # type: ignore[misc]
+    flags.update((flag, compute(recipe, places)) for flag, (_, compute) in COMPUTED.items())
+    for fixed in FIXED.values():
+        flags.update(fixed)
     if not resumed:
-        flags.update({"finetune": True, "no-load-optim": True, "no-load-rng": True})
-    more = recipe.train.upstream_flags
-    require_free(more, flags)
-    return [*as_arguments(flags), *more]
+        flags.update(dict.fromkeys(AT_BEGINNING, True))
+    return [*as_arguments(flags), *recipe.train.upstream_flags]
 
 
 def as_arguments(flags: dict[str, Value]) -> list[str]:
-    """True is a flag by itself, False and None are none; floats are written so that nothing of them is lost."""
+    """True is a flag without a value, False and None are no flag; floats are written in full precision."""
     arguments = []
     for name, value in flags.items():
         if value is None or value is False:
@@ -63,172 +202,27 @@ def as_arguments(flags: dict[str, Value]) -> list[str]:
     return arguments
 
 
-def _model(recipe: Recipe) -> dict[str, Value]:
-    model = recipe.model
-    return {
-        "use-mcore-models": True,
-        "transformer-impl": "local",
-        "num-layers": model.num_layers,
-        "hidden-size": model.hidden_size,
-        "ffn-hidden-size": model.ffn_hidden_size,
-        "num-attention-heads": model.num_attention_heads,
-        "group-query-attention": True,
-        "num-query-groups": model.num_query_groups,
-        "kv-channels": model.kv_channels,
-        "max-position-embeddings": model.max_position_embeddings,
-        # taken as it is: training does not round it up itself
-        "padded-vocab-size": layout_of(model, recipe.parallel).padded_vocab_size,
-        "make-vocab-size-divisible-by": recipe.parallel.make_vocab_size_divisible_by,
-        "position-embedding-type": "rope",
-        "use-rotary-position-embeddings": True,
-        "rotary-base": model.rotary_base,
-        "normalization": model.normalization,
-        "norm-epsilon": model.norm_epsilon,
-        "swiglu": True,
-        "disable-bias-linear": True,
-        "add-qkv-bias": model.add_qkv_bias,
-        "add-dense-bias": model.add_dense_bias,
-        "untie-embeddings-and-output-weights": not model.tie_word_embeddings,
-        "init-method-std": 0.01,
-        "attention-dropout": 0.0,
-        "hidden-dropout": 0.0,
-        "attention-softmax-in-fp32": True,
-        "no-masked-softmax-fusion": True,
-        "no-gradient-accumulation-fusion": True,
-        "use-flash-attn": True,
-        "use-fused-rmsnorm": True,
-        "use-fused-swiglu": True,
-        "use-fused-rotary-pos-emb": True,
-    }
-
-
-def _parallel(recipe: Recipe) -> dict[str, Value]:
-    parallel, layers = recipe.parallel, recipe.parallel.num_layer_list
-    return {
-        "tensor-model-parallel-size": parallel.tensor,
-        "pipeline-model-parallel-size": parallel.pipeline,
-        # upstream takes a list for one stage as a mistake
-        "num-layer-list": ",".join(map(str, layers)) if layers and parallel.pipeline > 1 else None,
-        "context-parallel-size": parallel.context,
-        "context-parallel-algo": "ulysses_cp_algo" if parallel.context > 1 else None,
-        "expert-model-parallel-size": 1,
-        "sequence-parallel": parallel.tensor > 1,
-        "use-distributed-optimizer": True,
-        "overlap-grad-reduce": True,
-        "overlap-param-gather": True,
-        "accumulate-allreduce-grads-in-fp32": True,
-        "distributed-backend": NPU_BACKEND,
-        "distributed-timeout-minutes": 120,
-    }
-
-
-def _data(recipe: Recipe, places: Places) -> dict[str, Value]:
-    return {
-        "data-path": places.data,
-        "split": "100,0,0",
-        "is-instruction-dataset": True,
-        "reset-position-ids": True,
-        "seq-length": recipe.data.seq_length,
-        "tokenizer-type": "PretrainedFromHF",
-        "tokenizer-name-or-path": recipe.path("hf"),
-        "tokenizer-not-use-fast": True,
-    }
-
-
-def _schedule(recipe: Recipe) -> dict[str, Value]:
-    train = recipe.train
-    return {
-        "stage": "sft",
-        "micro-batch-size": train.micro_batch_size,
-        "global-batch-size": train.global_batch_size,
-        "train-iters": train.iterations,
-        "optimizer": "adam",
-        "lr": train.lr,
-        "min-lr": train.min_lr,
-        "lr-decay-style": train.lr_decay_style,
-        "lr-warmup-iters": train.lr_warmup_iterations,
-        "override-opt_param-scheduler": True,
-        "weight-decay": train.weight_decay,
-        "clip-grad": train.clip_grad,
-        "adam-beta1": train.adam_beta1,
-        "adam-beta2": train.adam_beta2,
-        "adam-eps": train.adam_eps,
-        "seed": train.seed,
-        "bf16": train.precision == "bf16",
-        "loss-scale": 1.0,
-        "initial-loss-scale": 4096,
-        **_recompute(recipe),
-    }
-
-
-def _recompute(recipe: Recipe) -> dict[str, Value]:
-    recompute = recipe.train.recompute
-    if recompute.granularity == "none":
-        return {}
-    names = ("granularity", "method", "num_layers")
-    return {f"recompute-{name.replace('_', '-')}": getattr(recompute, name) for name in names}
-
-
-def _run(recipe: Recipe, places: Places) -> dict[str, Value]:
-    return {
-        "load": places.load,
-        "save": places.save,
-        "save-interval": recipe.train.save_interval,
-        "log-interval": 1,
-        "eval-interval": 100,
-        "eval-iters": 0,
-        "manual-gc": True,
-        "manual-gc-interval": 100,
-        "exit-signal-handler": True,
-        "tensorboard-dir": places.tensorboard,
-    }
-
-
-def require_free(more: Sequence[str], ours: dict[str, Value]) -> None:
-    """Refuses further flags that would change what the recipe says or what the data needs.
+def require_free(more: Sequence[str]) -> None:
+    """Refuses further flags that the recipe sets, or that break training.
 
     Raises:
-        UserError: names the flag, and what to use in its place.
+        UserError: names the flag, and the recipe key to use instead.
     """
+    keys = {**SAME, **{flag: key for flag, (key, _) in COMPUTED.items()}}
+    fixed = {flag: f"is fixed {reason}" for reason, flags in FIXED.items() for flag in flags}
+    fixed |= dict.fromkeys(AT_BEGINNING, "depends on whether a run begins or resumes")
+    fixed["exit-on-missing-checkpoint"] = "is not needed: a start without weights is refused"
     for number, word in enumerate(more):
         if not word.startswith("--"):
             continue
         name, _, value = word[2:].partition("=")
-        name = name.replace("_", "-") if name.replace("_", "-") in ours else name
+        dashed = name.replace("_", "-")
+        name = dashed if dashed in keys or dashed in fixed else name
         following = value or (more[number + 1] if number + 1 < len(more) else "")
         where = f"train.upstream_flags --{name}"
         if name == "cp-attention-mask-type" and following == "general":
             continue
-        if name in HARMFUL:
-            raise UserError(HARMFUL[name], where=where, remedy="leave it out")
-        if name in ours or name in CHOSEN:
-            raise UserError("is set by the recipe", where=where, remedy=f"set {KEYS.get(name, 'its key')} instead")
-
-
-CHOSEN = {"context-parallel-algo", "finetune", "no-load-optim", "no-load-rng", "exit-on-missing-checkpoint"}
-HARMFUL = {
-    "use-checkpoint-args": "makes MindSpeed-LLM 1.0.0 crash",
-    "cp-attention-mask-type": "ring attention with a causal mask ignores where a sample ends",
-    "reset-attention-mask": "does nothing for these packs but to build a mask of seq_length x seq_length",
-    "eod-mask-loss": "does nothing in fine-tuning",
-    "variable-seq-lengths": "packs have one length",
-    "use-dist-ckpt": "the checkpoint could not be exported",
-    "no-save-optim": "training could not go on from its checkpoints",
-}
-KEYS = {
-    "context-parallel-algo": "parallel.context (ulysses_cp_algo, the one that respects where a sample ends)",
-    "lr": "train.lr",
-    "min-lr": "train.min_lr",
-    "train-iters": "train.iterations",
-    "save-interval": "train.save_interval",
-    "micro-batch-size": "train.micro_batch_size",
-    "global-batch-size": "train.global_batch_size",
-    "seq-length": "data.seq_length",
-    "tensor-model-parallel-size": "parallel.tensor",
-    "pipeline-model-parallel-size": "parallel.pipeline",
-    "context-parallel-size": "parallel.context",
-    "load": "paths.mcore",
-    "save": "paths.run",
-    "data-path": "paths.dataset",
-    "seed": "train.seed",
-}
+        if name in keys:
+            raise UserError("is set by the recipe", where=where, remedy=f"set {keys[name]} instead")
+        if refusal := HARMFUL.get(name) or fixed.get(name):
+            raise UserError(refusal, where=where, remedy="leave it out")

@@ -1,4 +1,4 @@
-"""What MindSpeed-LLM's training prints: its iterations as numbers, and in words what went wrong. Pure."""
+"""Parses the output of MindSpeed-LLM's training: iterations, saved checkpoints, errors. Pure."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Iteration(NamedTuple):
 
 
 def iteration_of(line: str) -> Optional[Iteration]:
-    """The iteration that a line reports, if it does."""
+    """The iteration that a line reports, or None."""
     found = _ITERATION.search(line)
     if not found:
         return None
@@ -44,18 +44,18 @@ def iteration_of(line: str) -> Optional[Iteration]:
 
 
 def saved_iteration(line: str) -> Optional[int]:
-    """The iteration whose checkpoint a line reports as saved."""
+    """The iteration whose checkpoint a line reports as saved, or None."""
     found = _SAVED.search(line)
     return int(found[1]) if found else None
 
 
 def starts_without_checkpoint(line: str) -> bool:
-    """Whether upstream says that it has loaded nothing: it would train from random weights, with exit code 0."""
+    """Whether upstream reports that it loaded nothing: it would train from random weights and exit with code 0."""
     return bool(_NO_CHECKPOINT.search(line))
 
 
 def error_of(line: str) -> Optional[str]:
-    """The last line of a Python traceback, or of one of ours: what went wrong."""
+    """The error in the last line of a Python traceback, or in a message of ours, or None."""
     if line.startswith("openpangu-sft: "):
         return line[len("openpangu-sft: ") :].strip()
     found = _ERROR.search(line.strip())
@@ -65,13 +65,13 @@ def error_of(line: str) -> Optional[str]:
 
 
 class Losses:
-    """Notices what is not as the iterations before."""
+    """Warns of unusual iterations."""
 
     def __init__(self) -> None:
         self._recent: deque[float] = deque(maxlen=SPIKE_WINDOW)
 
     def warning(self, iteration: Iteration) -> Optional[str]:
-        """A loss that is no number, or far above those before: more than twice their median, and by more than 1."""
+        """A loss or norm that is not finite, or a loss above twice the median of the last ones and by more than 1."""
         loss, before = iteration.loss, list(self._recent)
         if not math.isfinite(loss) or not math.isfinite(iteration.grad_norm):
             return f"iteration {iteration.number}: loss {loss}, gradient norm {iteration.grad_norm}"

@@ -1,8 +1,8 @@
-"""Runs MindSpeed-LLM's posttrain_gpt.py under torchrun, watches what it prints, and hands signals on.
+"""Runs MindSpeed-LLM's posttrain_gpt.py under torchrun, reads its output and forwards signals.
 
-The whole output goes into a log file of the run, iterations into metrics.jsonl and the progress. A signal is handed to
-the training processes themselves, as SIGTERM, on which Megatron-LM saves a checkpoint and ends; torchrun would kill
-them after 30 seconds.
+The complete output goes to a log file of the run; iterations go to metrics.jsonl and the progress bar. A signal is
+forwarded to the training processes themselves as SIGTERM, on which Megatron-LM saves a checkpoint and exits; torchrun
+would kill them after 30 seconds.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
-from typing import IO, Optional
+from typing import IO, NamedTuple, Optional
 
 from openpangu_sft.artifacts.artifact import Manifest
-from openpangu_sft.checkpoint.sharding import parameter_count
+from openpangu_sft.model.flops import model_flops_utilisation
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.mindspeed import log
 from openpangu_sft.training.run import metrics
@@ -33,54 +33,62 @@ from openpangu_sft.util.signals import on_signals
 
 LOGS = "logs"
 STALLED_SECONDS = 300.0
-"""After which a step is said to take long; ten times the usual one where that is more."""
+"""A step is reported as slow after this time, or after ten times the usual one if that is longer."""
 
 
-class Command:
-    """What is started: program and arguments, the folder to start it in, and what its environment has beside ours."""
+class Command(NamedTuple):
+    """Program and arguments, the folder to start them in, and variables in addition to this process's environment."""
 
-    def __init__(self, arguments: Sequence[str], folder: Path, environment: dict[str, str]) -> None:
-        self.arguments, self.folder, self.environment = list(arguments), folder, environment
+    arguments: list[str]
+    folder: Path
+    environment: dict[str, str]
 
     def __str__(self) -> str:
-        """As a shell would take it."""
-        variables = [f"export {name}={shlex.quote(value)}" for name, value in self.environment.items()]
+        """The same as shell commands, one flag a line."""
+        lines = [f"export {name}={shlex.quote(value)}" for name, value in self.environment.items()]
         folder = shlex.quote(str(self.folder))
-        return "\n".join([*variables, f"mkdir -p {folder} && cd {folder}", shlex.join(self.arguments)])
+        words: list[list[str]] = [[]]
+        for word in self.arguments:
+            if word.startswith("--") or word.endswith(".py"):
+                words.append([])
+            words[-1].append(word)
+        return "\n".join([*lines, f"mkdir -p {folder} && cd {folder}", " \\\n    ".join(map(shlex.join, words))])
 
 
 class Training:
-    """One start of training, from the iteration that it goes on from to its end."""
+    """One start of training, from the iteration `done` to the end."""
 
     def __init__(self, recipe: Recipe, dataset: Manifest, done: int) -> None:
         self.recipe, self.run, self.iteration = recipe, recipe.path("run"), done
-        # the data's mean, as upstream does not say how much of a pack is padding
+        # the mean of the data: upstream does not report how much of a pack is padding
         self.tokens = round(recipe.train.global_batch_size * dataset.counts["tokens"] / dataset.counts["packs"])
         self.losses = log.Losses()
         self.errors: list[str] = []
         self.durations: list[float] = []
         self.saved = done
         self.without_checkpoint = False
+        # upstream prints iterations in the last process only
+        self.on_last_node = int(os.environ.get("NODE_RANK", "0")) == recipe.parallel.nodes - 1
 
     def start(self, command: Command) -> None:
         """Runs the command to its end.
 
         Raises:
-            Interrupted: a signal came, and training has saved and ended.
-            UserError: it failed; with what its log says, and the exit code.
+            Interrupted: a signal arrived, and training has saved and exited.
+            UserError: training failed; with the first error of its log and the exit code.
         """
         (self.run / LOGS).mkdir(exist_ok=True)
         command.folder.mkdir(exist_ok=True)
         node = f"-node{os.environ['NODE_RANK']}" if self.recipe.parallel.nodes > 1 else ""
         path = self.run / LOGS / time.strftime(f"%Y%m%d-%H%M%S{node}.log")
-        if _is_last_node(self.recipe):
+        if self.on_last_node:
             metrics.keep_until(self.run, self.iteration)
         else:
-            console.print(f"iterations are shown on the last machine; here: {path}", markup=False, soft_wrap=True)
+            console.print(f"iterations are shown on the last node; log: {path}", markup=False, soft_wrap=True)
         with path.open("w", encoding="utf-8") as file:
             file.write(f"{command}\n\n")
             file.flush()
-            # A session of its own: Ctrl-C on a terminal reaches this process alone, which hands it on once.
+            # A session of its own: Ctrl-C on a terminal reaches this process alone, which forwards it once.
             process = subprocess.Popen(
                 command.arguments,
                 cwd=command.folder,
@@ -92,25 +100,24 @@ class Training:
                 encoding="utf-8",
                 errors="replace",
                 start_new_session=True,
-                preexec_fn=_ended_with_its_parent,
+                preexec_fn=_end_with_parent,
             )
             try:
-                with _handed_on(process) as received:
+                with _forwarded_signals(process) as received:
                     self._watch(process, file)
                     code = process.wait()
             finally:
                 _kill_session(process)
-        if _is_last_node(self.recipe) and metrics.read_metrics(self.run):
+        if self.on_last_node and metrics.read_metrics(self.run):
             metrics.draw_curve(self.run)
         self._judge(code, received, path)
 
     def _watch(self, process: subprocess.Popen[str], file: IO[str]) -> None:
         assert process.stdout is not None
         lines: queue.Queue[Optional[str]] = queue.Queue()
-        reader = threading.Thread(target=_read, args=(process.stdout, lines), daemon=True)
-        reader.start()
+        threading.Thread(target=_read, args=(process.stdout, lines), daemon=True).start()
         last, said = time.monotonic(), False
-        with progress("training", self.recipe.train.iterations, self.iteration) as advance:
+        with progress("training (iterations)", self.recipe.train.iterations, self.iteration) as advance:
             while True:
                 try:
                     line = lines.get(timeout=5)
@@ -118,7 +125,7 @@ class Training:
                     waited = time.monotonic() - last
                     if not said and self.durations and waited > max(STALLED_SECONDS, 10 * median(self.durations)):
                         said = True
-                        console.print(f"no iteration for {waited:.0f} s: see {file.name}", markup=False)
+                        console.print(f"no iteration for {waited:.0f} s: see {file.name}", markup=False, soft_wrap=True)
                     continue
                 if line is None:
                     return
@@ -137,7 +144,7 @@ class Training:
                     self.errors.append(error)
 
     def _note(self, iteration: log.Iteration) -> str:
-        """Records an iteration; returns what stands behind the bar."""
+        """Records an iteration; returns the note for the progress bar."""
         self.iteration = iteration.number
         self.durations = [*self.durations[-49:], iteration.seconds]
         if warning := self.losses.warning(iteration):
@@ -154,39 +161,22 @@ class Training:
             raise UserError(
                 "MindSpeed-LLM did not load the checkpoint and would train from random weights",
                 where=path,
-                remedy="is it of this recipe's TP and PP? run make convert again, or begin a new run (paths.run)",
+                remedy="does it match the recipe's TP and PP? run make convert again, or start a new run (paths.run)",
             )
         if received and code == 0 and self.saved == self.iteration:
-            raise Interrupted(
-                received[0], f"after iteration {self.iteration}, which is saved: run make sft again to go on"
-            )
-        if received:
-            state = f"before all was saved: run make sft again to go on after iteration {self.saved}"
+            state = f"after iteration {self.iteration}, which is saved: run make sft again to resume"
             raise Interrupted(received[0], state)
+        if received:
+            state = f"before all was saved: run make sft again to resume after iteration {self.saved}"
+            raise Interrupted(received[0], state)
+        what = ""
         if code:
-            what = f": {self.errors[0]}" if self.errors else ""
-            exit_code = code if code > 0 else 128 - code
-            raise UserError(f"training ended with exit code {exit_code}{what}", where=path, remedy="see this log")
-        if self.iteration < self.recipe.train.iterations and _is_last_node(self.recipe):
-            raise UserError(
-                f"training ended after iteration {self.iteration} of {self.recipe.train.iterations}",
-                where=path,
-                remedy="see this log",
-            )
-
-
-def model_flops_utilisation(recipe: Recipe, tokens_per_second: float) -> float:
-    """Share of what the devices can do (MFU): 6 operations a parameter and token, forward and backward.
-
-    As in PaLM, appendix B, without the term for attention, whose length differs from segment to segment.
-    """
-    done = 6 * parameter_count(recipe.model) * tokens_per_second
-    return done / (recipe.parallel.world * recipe.train.device_tflops * 1e12)
-
-
-def _is_last_node(recipe: Recipe) -> bool:
-    """Upstream prints iterations on the last process alone."""
-    return int(os.environ.get("NODE_RANK", "0")) == recipe.parallel.nodes - 1
+            what = f"training ended with exit code {code if code > 0 else 128 - code}"
+            what += f": {self.errors[0]}" if self.errors else ""
+        elif self.iteration < self.recipe.train.iterations and self.on_last_node:
+            what = f"training ended after iteration {self.iteration} of {self.recipe.train.iterations}"
+        if what:
+            raise UserError(what, where=path, remedy="see this log")
 
 
 def _read(stream: IO[str], lines: queue.Queue[Optional[str]]) -> None:
@@ -196,11 +186,11 @@ def _read(stream: IO[str], lines: queue.Queue[Optional[str]]) -> None:
 
 
 @contextlib.contextmanager
-def _handed_on(process: subprocess.Popen[str]) -> Iterator[list[int]]:
-    """Hands SIGINT and SIGTERM to the training processes; the second one ends torchrun. Yields what has come."""
+def _forwarded_signals(process: subprocess.Popen[str]) -> Iterator[list[int]]:
+    """Forwards SIGINT and SIGTERM to the training processes; a second signal ends torchrun. Yields those received."""
     received: list[int] = []
 
-    def hand_on(number: int) -> None:
+    def forward(number: int) -> None:
         received.append(number)
         if len(received) == 1:
             console.print("stopping: training saves a checkpoint after this iteration (again: at once)", markup=False)
@@ -208,12 +198,12 @@ def _handed_on(process: subprocess.Popen[str]) -> Iterator[list[int]]:
         else:
             process.terminate()
 
-    with on_signals(hand_on):
+    with on_signals(forward):
         yield received
 
 
-def _ended_with_its_parent() -> None:
-    """Runs in the new process: if this one is killed, training must not go on by itself and hold the NPUs."""
+def _end_with_parent() -> None:
+    """Runs in the new process: if its parent is killed, training must not continue alone and occupy the NPUs."""
     pr_set_pdeathsig = 1  # prctl(2)
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
@@ -228,7 +218,7 @@ def _signal_workers(process: subprocess.Popen[str], number: int) -> None:
 
 
 def _kill_session(process: subprocess.Popen[str]) -> None:
-    """Leaves nothing behind, whatever has happened: a training process alone would hold its NPU."""
+    """Leaves no process running: a training process left alone would occupy its NPU."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -1,13 +1,12 @@
-"""What the mindspeed engine is made of: three repositories at their pinned commits, patched, side by side in a folder.
+"""The sources of the mindspeed engine: three repositories at pinned commits, patched, side by side in one folder.
 
-`patches/upstream.toml` says which. The commit decides: wherever it comes from, and whenever, the folder is the same to
-the last bit, modes and times included. Megatron-LM's package lies in MindSpeed-LLM's folder too, as that wants it, so
-`mindspeed` and `mindspeed-llm` on PYTHONPATH are all that is needed.
+`patches/upstream.toml` pins them. The folder depends on the commits and patches alone and is reproducible bit by bit,
+file modes and times included. Megatron-LM's package is copied into MindSpeed-LLM's folder as well, so that
+`mindspeed` and `mindspeed-llm` on PYTHONPATH are enough.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import subprocess
@@ -16,15 +15,14 @@ import sysconfig
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Callable, Optional
+from typing import Annotated, Any, Optional
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
-from rich.markup import escape
 
 from openpangu_sft.artifacts.artifact import MANIFEST, Manifest, parse_manifest, sha256_of, staged_directory
-from openpangu_sft.util.console import console
+from openpangu_sft.training.mindspeed.fetch import check_out
 from openpangu_sft.util.errors import UserError, first_complaint
-from openpangu_sft.util.git import GitFailed, apply_patch, fetch, git, nobody_there, require_git, without_password
+from openpangu_sft.util.git import GitFailed, apply_patch, require_git
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -32,25 +30,27 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[4]
+STAND_IN = ROOT / "src/npu_standin"
+"""torch_npu, apex and acl for machines without an NPU; on PYTHONPATH only where upstream runs without one."""
 PATCHES = ROOT / "patches"
 PINS = "upstream.toml"
 SOURCES = ROOT / ".sources"
 KIND = "sources"
 
 VARIABLES = {"megatron-lm": "MEGATRON_LM_URL", "mindspeed": "MINDSPEED_URL", "mindspeed-llm": "MINDSPEED_LLM_URL"}
-"""The repositories, and the environment variable that names another place for each."""
+"""The repositories, and the environment variable that replaces each one's URL and mirrors."""
 
 PACKAGE = "megatron"
-"""Megatron-LM's folder that MindSpeed-LLM wants in its own."""
+"""Megatron-LM's package, which MindSpeed-LLM expects in its own folder."""
 
-COMPILED = f"mindspeed-llm/{PACKAGE}/core/datasets/helpers.*.so"
-"""Megatron-LM's helper, which is compiled there before the first run."""
+HELPERS = f"mindspeed-llm/{PACKAGE}/core/datasets"
+"""Here Megatron-LM's helper is compiled before the first run."""
 
 Text = Annotated[str, StringConstraints(min_length=1)]
 
 
 class Pin(BaseModel):
-    """One repository of upstream.toml: where it is, which commit, and what is patched there, in this order."""
+    """One repository of upstream.toml; its patches are applied in their order."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -62,13 +62,10 @@ class Pin(BaseModel):
 
 
 def read_pins(patches: Path = PATCHES) -> dict[str, Pin]:
-    """Reads upstream.toml.
-
-    Args:
-        patches: the folder with it and with the patches that it names.
+    """Reads upstream.toml in the folder of the patches.
 
     Raises:
-        UserError: it is not there or not as it has to be, or a patch is missing.
+        UserError: the file is missing or invalid, or a patch is missing.
     """
     file = patches / PINS
     if not file.is_file():
@@ -76,16 +73,16 @@ def read_pins(patches: Path = PATCHES) -> dict[str, Pin]:
     try:
         content = tomllib.loads(file.read_text("utf-8"))
     except ValueError as error:
-        raise UserError(f"not TOML: {error}", where=file, remedy="mend it") from None
+        raise UserError(f"not TOML: {error}", where=file, remedy="fix it") from None
     if content.keys() != VARIABLES.keys():
         what = f"has {', '.join(content) or 'nothing'}, expected {', '.join(VARIABLES)}"
-        raise UserError(what, where=file, remedy="mend it")
+        raise UserError(what, where=file, remedy="fix it")
     pins = {}
     for name in VARIABLES:
         try:
             pins[name] = Pin.model_validate(content[name])
         except ValidationError as error:
-            raise UserError(first_complaint(error, name), where=file, remedy="mend it") from None
+            raise UserError(first_complaint(error, name), where=file, remedy="fix it") from None
         for patch in pins[name].patches:
             if not (patches / patch).is_file():
                 raise UserError("no such patch", where=patches / patch, remedy=f"see {name}.patches in {file}")
@@ -93,19 +90,13 @@ def read_pins(patches: Path = PATCHES) -> dict[str, Pin]:
 
 
 def make_sources(target: Path = SOURCES, patches: Path = PATCHES) -> tuple[Manifest, bool]:
-    """Fetches what upstream.toml pins and applies the patches, unless that has been done already.
-
-    A place in VARIABLES' environment variable is asked in the place of `url` and `mirrors`: nothing else is then.
-
-    Args:
-        target: the folder to put in place, whole or not at all.
-        patches: the folder with upstream.toml and the patches.
+    """Fetches what upstream.toml pins and applies the patches, unless `target` is up to date.
 
     Returns:
-        Its manifest, and whether it was made now.
+        The manifest of the sources, and whether they were made now.
 
     Raises:
-        UserError: a commit cannot be had, a patch does not fit, git is not installed, or the target has been changed.
+        UserError: a commit cannot be fetched, a patch does not apply, git is not installed, or `target` was changed.
     """
     if found := find_sources(target, patches):
         return found, False
@@ -115,10 +106,9 @@ def make_sources(target: Path = SOURCES, patches: Path = PATCHES) -> tuple[Manif
     with staged_directory(target, wanted) as staging:
         for name, pin in pins.items():
             with tempfile.TemporaryDirectory(dir=staging, prefix=".git-") as repository:
-                times[name] = _check_out(staging / name, Path(repository), name, pin)
+                times[name] = _check_out(staging / name, Path(repository), pin)
             for patch in pin.patches:
-                remedy = f"make the patch anew for commit {pin.commit}"
-                apply_patch(staging / name, patches / patch, name, remedy)
+                apply_patch(staging / name, patches / patch, name, f"rebase the patch onto commit {pin.commit}")
         _add_megatron(staging)
         _require_plain(staging)
         wanted.files = _described(staging)
@@ -126,35 +116,43 @@ def make_sources(target: Path = SOURCES, patches: Path = PATCHES) -> tuple[Manif
             files = sum(_owner(path) == name for path in wanted.files)
             wanted.counts[name] = {"files": files, "committed": seconds}
         _settle(staging, wanted)
-    _settle(target, wanted)  # the manifest, and the folder that it was put in, were written after all else
+    _settle(target, wanted)  # the manifest and the folder itself were written last
     return wanted, True
 
 
+def _check_out(folder: Path, repository: Path, pin: Pin) -> int:
+    variable = VARIABLES[folder.name]
+    urls = [os.environ[variable]] if os.environ.get(variable) else [pin.url, *pin.mirrors]
+    try:
+        return check_out(folder, repository, urls, pin.commit, pin.branch)
+    except GitFailed as failure:
+        remedy = f"check the network; or name a repository that has this commit: make sources {variable}=…"
+        raise UserError(f"{folder.name}, commit {pin.commit}: {failure}", remedy=remedy) from None
+
+
 def find_sources(target: Path = SOURCES, patches: Path = PATCHES) -> Optional[Manifest]:
-    """The manifest of what make_sources has put there, where that is what upstream.toml pins now, to the byte.
+    """The manifest of the sources in `target` if they are exactly what upstream.toml pins now, else None.
 
     Raises:
-        UserError: somebody has worked in there, and would lose it when it is made anew, now or later.
+        UserError: a file was changed or added by hand and would be lost.
     """
     wanted = wanted_manifest(patches)
     if not (target / MANIFEST).is_file():
         return None
     found = parse_manifest(target / MANIFEST, "remove this folder, and run make sources again")
     if found.kind != KIND:
-        return None  # staged_directory will not replace it, and says so
+        return None  # staged_directory refuses to replace it
     for cache in list(target.rglob("__pycache__")):
-        shutil.rmtree(cache)  # Python was run in there; nobody wrote these
-    for helper in target.glob(COMPILED):
+        shutil.rmtree(cache)  # left by Python, not by a user
+    for helper in target.glob(f"{HELPERS}/helpers.*.so"):
         helper.unlink()
     files = _described(target)
     for name, entry in files.items():
         if name not in found.files or entry["sha256"] != found.files[name]["sha256"]:
             what = "has been changed" if name in found.files else "was not made by make sources"
-            raise UserError(
-                f"{what}, and would be lost when the sources are made anew",
-                where=target / name,
-                remedy=f"keep it as a patch in {PATCHES.name}/, or not; remove {target}, and run make sources again",
-            )
+            remedy = f"keep it as a patch in {PATCHES.name}/, or not; remove {target}, and run make sources again"
+            what += ", and would be lost when the sources are made again"
+            raise UserError(what, where=target / name, remedy=remedy)
     same = (found.version, found.settings, found.inputs) == (wanted.version, wanted.settings, wanted.inputs)
     if not same or files.keys() != found.files.keys() or any(_empty_folders(target)):
         return None
@@ -163,7 +161,7 @@ def find_sources(target: Path = SOURCES, patches: Path = PATCHES) -> Optional[Ma
 
 
 def wanted_manifest(patches: Path) -> Manifest:
-    """What the manifest says before anything is fetched."""
+    """The manifest's pins and checksums of the patches, before anything is fetched."""
     pins = read_pins(patches)
     names = [patch for pin in pins.values() for patch in pin.patches]
     return Manifest(
@@ -173,69 +171,8 @@ def wanted_manifest(patches: Path) -> Manifest:
     )
 
 
-def _check_out(folder: Path, repository: Path, name: str, pin: Pin) -> int:
-    """Puts the pinned commit's files in a folder that is not there yet; returns when it was committed.
-
-    Raises:
-        UserError: the commit cannot be had.
-    """
-    folder.mkdir()
-    try:
-        git("init", "--quiet", "--bare", "--template=", str(repository), folder=folder)
-        _fetch(repository, name, pin)
-        git("checkout", "--quiet", "--force", "--detach", pin.commit, folder=folder, repository=repository)
-        if (head := git("rev-parse", "HEAD", folder=folder, repository=repository)) != pin.commit:
-            raise GitFailed(f"{pin.commit} is no commit, but a name for {head}")
-        return int(git("show", "--no-patch", "--format=%ct", "HEAD", folder=folder, repository=repository))
-    except GitFailed as failure:
-        raise UserError(f"{name}, commit {pin.commit}: {failure}", remedy=_elsewhere(name)) from None
-
-
-def _fetch(repository: Path, name: str, pin: Pin) -> None:
-    """Fetches a commit, and no more than that, from the first place that gives it.
-
-    Some servers give by its id only what a branch points to now: they are asked for the branch, when all others have
-    been asked for the commit.
-
-    Raises:
-        GitFailed: no place has it; with what each one said.
-    """
-    variable = os.environ.get(VARIABLES[name])
-    places = [variable] if variable else [pin.url, *pin.mirrors]
-    failures: dict[str, str] = {}
-    for by_id in (True, False):
-        wanted = ["--depth=1", pin.commit] if by_id else [f"refs/heads/{pin.branch}"]
-        for place in places:
-            if not by_id and nobody_there(failures[place]):
-                continue
-            what = pin.commit[:12] if by_id else f"branch {pin.branch}, to look for it there,"
-            console.print(f"{name}: fetching {what} from {without_password(place)}", markup=False, soft_wrap=True)
-            try:
-                with _status(name) as note:
-                    fetch(repository, place, *wanted, note=note)
-                git("cat-file", "-e", f"{pin.commit}^{{commit}}", folder=repository, repository=repository)
-                return
-            except GitFailed as failure:
-                failures[place] = str(failure) if by_id else f"{failures[place]}; branch {pin.branch}: {failure}"
-    raise GitFailed("; ".join(f"{without_password(place)}: {failure}" for place, failure in failures.items()))
-
-
-@contextlib.contextmanager
-def _status(name: str) -> Iterator[Callable[[str], object]]:
-    """Yields a function that shows on a terminal, and only there, what git says it is doing."""
-    if not console.is_terminal:
-        yield lambda line: None
-        return
-    with console.status(name) as status:
-        yield lambda line: status.update(f"{name}: {escape(line)}")
-
-
-def _elsewhere(name: str) -> str:
-    return f"check the network; or name a repository that has this commit: make sources {VARIABLES[name]}=…"
-
-
 def _add_megatron(sources: Path) -> None:
-    """Copies Megatron-LM's package to where MindSpeed-LLM's installation guide wants it."""
+    """Copies Megatron-LM's package into MindSpeed-LLM's folder, as MindSpeed-LLM's installation guide does."""
     package, place = sources / "megatron-lm" / PACKAGE, sources / "mindspeed-llm" / PACKAGE
     if not package.is_dir() or place.exists():
         what = "mindspeed-llm has one already" if place.exists() else "megatron-lm has none"
@@ -244,11 +181,11 @@ def _add_megatron(sources: Path) -> None:
 
 
 def _require_plain(sources: Path) -> None:
-    """Refuses symbolic links and submodules, which upstream does not have, as nothing here takes care of them."""
+    """Refuses symbolic links and submodules: upstream has none, and they are not supported here."""
     links = [path for path in sources.rglob("*") if path.is_symlink()]
     for path in [*links, *_empty_folders(sources)]:
         what = "is a symbolic link" if path.is_symlink() else "is an empty folder: a submodule?"
-        raise UserError(what, where=path.relative_to(sources), remedy="pin a commit without: none is taken care of")
+        raise UserError(what, where=path.relative_to(sources), remedy="pin a commit without: they are not supported")
 
 
 def _empty_folders(sources: Path) -> Iterator[Path]:
@@ -256,7 +193,7 @@ def _empty_folders(sources: Path) -> Iterator[Path]:
 
 
 def _described(sources: Path) -> dict[str, dict[str, Any]]:
-    """Size, sum and mode of every file but the manifest, by name; a symbolic link has no sum."""
+    """Size, sha256 and mode of every file but the manifest, by name; sha256 is empty for a symbolic link."""
     found = {}
     for path in sorted(sources.rglob("*")):
         name = path.relative_to(sources).as_posix()
@@ -269,34 +206,32 @@ def _described(sources: Path) -> dict[str, dict[str, Any]]:
 
 
 def _settle(sources: Path, manifest: Manifest) -> None:
-    """Gives every file and folder its mode, whatever the umask, and its commit's time, whatever time it is."""
+    """Sets mode and time of every file and folder: modes independent of the umask, times those of the commit."""
     times = {name: counts["committed"] for name, counts in manifest.counts.items()}
     for path in [*sources.rglob("*"), sources]:
         name = path.relative_to(sources).as_posix()
         entry = manifest.files.get(name, {"mode": "755" if path.is_dir() else "644"})
         mode, seconds = int(entry["mode"], 8), times.get(_owner(name), max(times.values()))
         found = path.stat()
-        if found.st_mode & 0o7777 != mode:  # not needlessly: another user may have made them
+        if found.st_mode & 0o7777 != mode:  # only if needed: another user may own it
             path.chmod(mode)
         if found.st_mtime_ns != seconds * 10**9:
             os.utime(path, (seconds, seconds))
 
 
 def _owner(name: str) -> str:
-    """Of which repository a file or folder is."""
+    """The repository that a file or folder comes from."""
     return "megatron-lm" if f"{name}/".startswith(f"mindspeed-llm/{PACKAGE}/") else name.split("/")[0]
 
 
-HELPERS = f"mindspeed-llm/{PACKAGE}/core/datasets"
-
-
 def require_ready(target: Path = SOURCES, patches: Path = PATCHES) -> Path:
-    """The sources, to be run: those that upstream.toml pins now, with Megatron-LM's helper compiled.
+    """Checks that the sources can run: as pinned in upstream.toml, with Megatron-LM's helper compiled.
 
-    Upstream compiles that when training begins, asking whatever python3-config is on PATH; the image has it compiled.
+    Upstream itself compiles the helper when training begins, with whatever python3-config is on PATH; the image
+    contains it compiled.
 
     Raises:
-        UserError: they are not there or of other pins, or there is no compiler.
+        UserError: the sources are missing or outdated, or there is no compiler.
     """
     require_pinned(target, patches)
     helper = compiled_helper(target)
@@ -306,11 +241,7 @@ def require_ready(target: Path = SOURCES, patches: Path = PATCHES) -> Path:
 
 
 def require_pinned(target: Path = SOURCES, patches: Path = PATCHES) -> None:
-    """Refuses sources that are not there, or of other pins and patches than upstream.toml's.
-
-    Raises:
-        UserError: says which of both.
-    """
+    """Raises `UserError` where the sources are missing, or made from other pins or patches than upstream.toml's."""
     if not (target / MANIFEST).is_file():
         raise UserError("the upstream sources are not there", where=target, remedy="run make sources")
     found, wanted = parse_manifest(target / MANIFEST, "run make sources"), wanted_manifest(patches)
@@ -319,7 +250,7 @@ def require_pinned(target: Path = SOURCES, patches: Path = PATCHES) -> None:
 
 
 def compiled_helper(target: Path) -> Path:
-    """Where Megatron-LM's helper is when it has been compiled for this Python."""
+    """The file of Megatron-LM's helper as compiled for this Python."""
     return target / HELPERS / f"helpers{sysconfig.get_config_var('EXT_SUFFIX')}"
 
 

@@ -1,4 +1,4 @@
-"""Stage sft with the mindspeed engine: checks this machine, prepares the run's directory and starts MindSpeed-LLM."""
+"""Stage sft with the mindspeed engine: checks the machine, prepares the run's directory and starts MindSpeed-LLM."""
 
 from __future__ import annotations
 
@@ -15,41 +15,40 @@ from openpangu_sft.dataset.index_file import PREFIX
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.mindspeed.flags import Places, training_flags
 from openpangu_sft.training.mindspeed.process import Command, Training
-from openpangu_sft.training.mindspeed.run_directory import checkpoint_bytes, link_data, newest_complete
-from openpangu_sft.training.mindspeed.sources import SOURCES, require_ready
+from openpangu_sft.training.mindspeed.run_directory import link_data, newest_complete
+from openpangu_sft.training.mindspeed.sources import ROOT, SOURCES, STAND_IN, require_ready
 from openpangu_sft.training.run.launch import torchrun_options, worker_environment
 from openpangu_sft.training.run.provenance import record_start
+from openpangu_sft.training.run.retention import bytes_at_start
 from openpangu_sft.util.ascend import VARIABLE, visible
 from openpangu_sft.util.console import console
 from openpangu_sft.util.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[3]
-STAND_IN = ROOT / "npu_standin"
 DEVICES = Path("/dev")
 INTERFACES = Path("/sys/class/net")
 
 WAIT_FOR_FIRST = 300.0
-"""Seconds that one machine of several waits for the first one to begin."""
+"""Seconds that a node waits for the first one to start."""
 
 ENVIRONMENT = {"CUDA_DEVICE_MAX_CONNECTIONS": "1", "HCCL_CONNECT_TIMEOUT": "1200"}
-"""As the published script sets it: Megatron-LM wants the first, and loading takes longer than HCCL's own 120 s."""
+"""As in the published script: Megatron-LM requires the first; loading takes longer than HCCL's default of 120 s."""
 
 
 class Start(NamedTuple):
-    """How training would be started."""
+    """How training is started."""
 
     command: Command
     done: int
-    """The iteration that it goes on from; 0 at the beginning."""
+    """The iteration that it resumes after; 0 for a new run."""
 
 
 def run_mindspeed(recipe: Recipe, manifest: Manifest, command_line: Sequence[str]) -> None:
-    """Trains; continues a run that was begun.
+    """Trains, or resumes a run.
 
     Args:
         recipe: with train.engine mindspeed.
         manifest: of the run; its inputs have been checked.
-        command_line: that repeats this call, to be noted in the run.
+        command_line: repeats this call; recorded in the run.
 
     Raises:
         UserError: this machine lacks something, or training failed.
@@ -60,97 +59,91 @@ def run_mindspeed(recipe: Recipe, manifest: Manifest, command_line: Sequence[str
     dataset = read_manifest(recipe.path("dataset"), "dataset", "run make merge")
     run.mkdir(parents=True, exist_ok=True)
     with only_one_run(_lock(recipe)):
-        kept = recipe.train.keep_checkpoints or max(1, recipe.train.iterations // recipe.train.save_interval)
-        require_room(run, checkpoint_bytes(recipe) * (min(kept, MOST_AT_FIRST) + 1))
+        require_room(run, bytes_at_start(recipe))
         first = os.environ.get("NODE_RANK", "0") == "0"
-        if first:
-            # First of all that is in there: another machine of this run may be looking whose directory it is.
-            if not (run / MANIFEST).is_file():
-                write_manifest(run, manifest)
-        else:
+        if not first:
             require_shared(run)
+        elif not (run / MANIFEST).is_file():
+            write_manifest(run, manifest)  # first of all: other nodes wait for it
         data = link_data(run, recipe.path("dataset"), dataset.digest)
         start = plan(recipe, sources, data, is_main=first)
         if start.done >= recipe.train.iterations:
-            console.print(f"this run has {start.done} iterations already: set train.iterations higher to go on")
+            console.print(f"this run has {start.done} iterations already: raise train.iterations to continue")
             return
         if start.done:
-            console.print(f"continuing after iteration {start.done}")
+            console.print(f"resuming after iteration {start.done}")
         if first:
             record_start(recipe, manifest, start.done, command_line, sources)
         Training(recipe, dataset, start.done).start(start.command)
 
 
 def require_shared(run: Path, seconds: float = WAIT_FOR_FIRST) -> None:
-    """Waits for what the first machine writes, and refuses a directory in which it does not appear.
+    """Waits for the manifest that the first node writes.
 
-    Checkpoints are written by the first machines alone. Without a shared disk the others would begin anew where the
-    first one goes on, and nobody would say so.
+    Checkpoints are written by the first nodes only. Without a shared disk the others would silently start a new run
+    where the first one resumes.
 
     Raises:
-        UserError: the first machine has not begun, or writes elsewhere.
+        UserError: the first node has not started, or writes elsewhere.
     """
     last = time.monotonic() + seconds
     while not (run / MANIFEST).is_file():
         if time.monotonic() > last:
             raise UserError(
-                f"the first machine has written nothing here for {seconds:.0f} s",
+                f"the first node has written nothing here for {seconds:.0f} s",
                 where=run,
-                remedy="start it too (NODE_RANK=0), with paths.run on a disk that all machines share",
+                remedy="start it too (NODE_RANK=0), with paths.run on a disk that all nodes share",
             )
         time.sleep(min(1, seconds / 10))
 
 
 def _lock(recipe: Recipe) -> Path:
-    """What is locked: the run, or with several machines each one's part in it, as they share the directory."""
+    """What is locked: the run; with several nodes, which share the run, each node's part of it."""
     run = recipe.path("run")
     return run if recipe.parallel.nodes == 1 else run.with_name(f"{run.name}-node{os.environ.get('NODE_RANK')}")
 
 
-MOST_AT_FIRST = 2
-"""Checkpoints that must have room before the start; a run of days may be given more disk on its way."""
-
-
 def plan(recipe: Recipe, sources: Path, data: Path, is_main: bool) -> Start:
-    """The command, and where training goes on; for `is_main` see retention.newest_whole."""
+    """The command, and the iteration that it resumes after; for `is_main` see retention.newest_whole."""
     run = recipe.path("run")
     done = newest_complete(recipe, is_main) or 0
     places = Places(data, run if done else recipe.path("mcore"), run, run / "tensorboard")
     flags = training_flags(recipe, places, resumed=bool(done))
     folder, environment = environment_of(recipe, sources)
-    # Not in upstream's own folder: CANN's compiler leaves its files (kernel_meta) where it was started.
-    work = run / "work"
-    return Start(Command([*torchrun(recipe), str(folder / "posttrain_gpt.py"), *flags], work, environment), done)
+    # Not in upstream's own folder: CANN's compiler leaves its files (kernel_meta) in the working directory.
+    return Start(
+        Command([*torchrun(recipe), str(folder / "posttrain_gpt.py"), *flags], run / "work", environment), done
+    )
 
 
 def dry_run(recipe: Recipe) -> str:
-    """Environment and command of a start, as a shell would take them; nothing is written, and no device is wanted."""
+    """Environment and command of a start as shell commands; writes nothing and needs no device."""
     data = recipe.path("run") / "data" / PREFIX
     return str(plan(recipe, SOURCES, data, is_main=False).command)
 
 
-def torchrun(recipe: Recipe) -> Sequence[str]:
-    """Its program and options, as upstream's scripts use it."""
+def torchrun(recipe: Recipe) -> list[str]:
+    """torchrun and its options, as in upstream's scripts."""
     return [sys.executable, "-m", "torch.distributed.run", *torchrun_options(recipe)]
 
 
 def environment_of(recipe: Recipe, sources: Path) -> tuple[Path, dict[str, str]]:
-    """Upstream's folder with its commands, and the environment that they want."""
-    paths = [sources / "mindspeed", sources / "mindspeed-llm", ROOT]
+    """Upstream's folder, which has its commands, and the environment that they need."""
+    paths = [sources / "mindspeed", sources / "mindspeed-llm", ROOT / "src"]
     if recipe.train.device == "cpu":
         paths.insert(0, STAND_IN)
     before = os.environ.get("PYTHONPATH")
     environment = {name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()}
     environment["PYTHONPATH"] = os.pathsep.join([*map(str, paths), *([before] if before else [])])
-    environment["PYTHONDONTWRITEBYTECODE"] = "1"  # the sources stay as they were made
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"  # the sources stay unchanged
     return sources / "mindspeed-llm", {**environment, **worker_environment(recipe)}
 
 
 def require_devices(recipe: Recipe, devices: Optional[Path] = None) -> None:
-    """Refuses to start with fewer NPUs than processes, be it that ASCEND_RT_VISIBLE_DEVICES hides the others.
+    """Refuses to start with fewer NPUs than processes, also where ASCEND_RT_VISIBLE_DEVICES hides some.
 
     Raises:
-        UserError: says how many there are.
+        UserError: says how many NPUs there are.
     """
     if recipe.train.device == "cpu":
         return
@@ -171,22 +164,22 @@ def require_devices(recipe: Recipe, devices: Optional[Path] = None) -> None:
 
 
 def require_network(environment: Mapping[str, str], interfaces: Optional[Path] = None) -> None:
-    """Refuses network interfaces that are none here: HCCL would wait for its timeout, and name something else.
+    """Refuses network interfaces that this machine does not have: HCCL would time out with a misleading message.
 
     Raises:
-        UserError: says which there are.
+        UserError: lists those that it has.
     """
     found = sorted(path.name for path in (interfaces or INTERFACES).iterdir() if path.is_dir())
     hccl, gloo = environment.get("HCCL_SOCKET_IFNAME", ""), environment.get("GLOO_SOCKET_IFNAME", "")
     wrong = [] if not hccl or _hccl_takes(hccl, found) else [("HCCL_SOCKET_IFNAME", hccl)]
-    if gloo:  # whole names, and it opens a connection on every one
+    if gloo:  # takes full names, and connects on each of them
         wrong += [("GLOO_SOCKET_IFNAME", name) for name in gloo.removesuffix(",").split(",") if name not in found]
     for variable, value in wrong:
         raise UserError(f"{value!r} is no network interface here", where=variable, remedy=f"one of {', '.join(found)}")
 
 
 def _hccl_takes(value: str, found: Sequence[str]) -> list[str]:
-    """The interfaces of which HCCL takes the first: prefixes of names, =names as they are, ^ for all others but these.
+    """The interfaces of which HCCL takes the first: by prefix, by full name after "=", all others after "^".
 
     As CANN 8.0 describes HCCL_SOCKET_IFNAME:
     https://www.hiascend.com/document/detail/zh/canncommercial/800/apiref/envvar/envref_07_0075.html

@@ -24,8 +24,8 @@ from openpangu_sft.model.batches import PackedDataset, micro_batches, training_o
 from openpangu_sft.model.llama import SEGMENTS, PackLoss, build_model
 from openpangu_sft.model.tensors import tensors_of
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.training.portable import state as checkpoints
 from openpangu_sft.training.portable.schedule import learning_rate, parameter_groups
+from openpangu_sft.training.portable.state import load_engine_state, newest_checkpoint, save
 from openpangu_sft.training.run import metrics
 from openpangu_sft.training.run.launch import worker_rank
 from openpangu_sft.training.run.provenance import record_start
@@ -36,14 +36,14 @@ from openpangu_sft.util.signals import on_signals
 
 
 def train(recipe: Recipe, manifest: Manifest, command_line: Sequence[str]) -> None:
-    """Trains from the newest checkpoint of the run, or from the converted one, to train.iterations.
+    """Trains from the newest checkpoint of the run, or else the converted one, to train.iterations.
 
     Args:
-        command_line: that repeats this call, to be noted in the run.
+        command_line: repeats this call; recorded in the run.
 
     Raises:
-        UserError: the loss is not finite, or the device is not there.
-        Interrupted: SIGINT or SIGTERM came; the run can be continued.
+        UserError: the loss is not finite, or the device does not exist.
+        Interrupted: SIGINT or SIGTERM arrived; the run can be resumed.
     """
     device = _device(recipe)
     with _other_processes_alive():
@@ -59,16 +59,13 @@ class _Training:
         self.directory = recipe.path("run")
         self.rank = distributed.get_rank() if distributed.is_initialized() else 0
         torch.manual_seed(recipe.train.seed)
-        newest = checkpoints.newest(self.directory, is_main=self.rank == 0)
-        self.iteration, self.loss = 0, math.nan
+        newest = newest_checkpoint(self.directory, is_main=self.rank == 0)
+        self.iteration, self.loss, state, source = 0, math.nan, {}, recipe.path("mcore")
         if newest:
-            self.iteration, source, found = newest
-            self.loss = found.counts["loss"]
-            state = checkpoints.load_engine_state(source)
-        else:
-            state = {}
-        begun = self.directory if newest else recipe.path("mcore")
-        tensors = state.get("weights") or tensors_of(open_mcore(begun, recipe.model).weights, recipe.model)
+            self.iteration, directory, found = newest
+            self.loss, source = found.counts["loss"], self.directory
+            state = load_engine_state(directory)
+        tensors = state.get("weights") or tensors_of(open_mcore(source, recipe.model).weights, recipe.model)
         weights = {name: tensor.float() for name, tensor in tensors.items()}  # bf16 runs under autocast
         self.model = build_model(recipe.path("hf"), weights, SEGMENTS, device).train()
         for layer in self.model.model.layers[: self._recomputed_layers()]:
@@ -93,24 +90,23 @@ class _Training:
         last = self.recipe.train.iterations
         if self.iteration >= last:
             if self.rank == 0:
-                console.print(f"this run has {self.iteration} iterations already: set train.iterations higher to go on")
+                console.print(f"this run has {self.iteration} iterations already: raise train.iterations to continue")
             return
         if self.rank == 0:
             record_start(self.recipe, self.manifest, self.iteration, command_line)
             metrics.keep_until(self.directory, self.iteration)
             if self.iteration:
-                console.print(f"continuing after iteration {self.iteration}")
+                console.print(f"resuming after iteration {self.iteration}")
         received: list[int] = []
-        with on_signals(received.append), self._progress(last) as advance:
+        with on_signals(received.append), self._progress() as advance:
             while self.iteration < last:
                 advance(1, self._step())
                 stop = self._any_process(received)
                 if stop or self.iteration % self.recipe.train.save_interval == 0 or self.iteration == last:
                     self._save()
                 if stop:
-                    raise Interrupted(
-                        stop, f"after iteration {self.iteration}, which is saved: run make sft again to go on"
-                    )
+                    state = f"after iteration {self.iteration}, which is saved: run make sft again to resume"
+                    raise Interrupted(stop, state)
 
     def _step(self) -> str:
         """One iteration; returns the note for the progress bar."""
@@ -120,20 +116,12 @@ class _Training:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        batches = micro_batches(
-            self.order,
-            self.iteration,
-            settings.global_batch_size,
-            settings.micro_batch_size,
-            self.rank,
-            self.recipe.parallel.data,
-        )
-        total = torch.zeros((), device=self.device)
-        tokens = 0
+        sizes, replicas = (settings.global_batch_size, settings.micro_batch_size), self.recipe.parallel.data
+        batches = micro_batches(self.order, self.iteration, *sizes, self.rank, replicas)
+        total, tokens, bf16 = torch.zeros((), device=self.device), 0, settings.precision == "bf16"
         for number, packs in enumerate(batches, 1):
             batch = self.dataset.batch(packs, self.device)
-            tokens += batch.tokens * self.recipe.parallel.data
-            bf16 = settings.precision == "bf16"
+            tokens += batch.tokens * replicas
             with self._synchronised(number == len(batches)):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
                     loss = self.pack_loss(batch)
@@ -141,7 +129,7 @@ class _Training:
             total += loss.detach() / len(batches)
         if distributed.is_initialized():
             distributed.all_reduce(total)
-            total /= self.recipe.parallel.data
+            total /= replicas
         self.loss = total.item()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_grad).item()
         if not math.isfinite(self.loss) or not math.isfinite(norm):
@@ -153,24 +141,14 @@ class _Training:
         self.optimizer.step()
         seconds = time.monotonic() - began
         if self.rank == 0:
-            metrics.append(
-                self.directory,
-                {
-                    "iteration": self.iteration,
-                    "loss": self.loss,
-                    "lr": rate,
-                    "grad_norm": norm,
-                    "tokens": tokens,
-                    "seconds": round(seconds, 4),
-                },
-            )
+            row = {"iteration": self.iteration, "loss": self.loss, "lr": rate}
+            row |= {"grad_norm": norm, "tokens": tokens, "seconds": round(seconds, 4)}
+            metrics.append(self.directory, row)
         return f"loss {self.loss:.4f}, {tokens / seconds:,.0f} tokens/s"
 
     def _save(self) -> None:
         if self.rank == 0:
-            checkpoints.save(
-                self.directory, self.recipe, self.manifest, self.model, self.optimizer, self.iteration, self.loss
-            )
+            save(self.directory, self.recipe, self.manifest, self.model, self.optimizer, self.iteration, self.loss)
             prune(self.directory, self.recipe.train.keep_checkpoints, self.iteration)
             metrics.draw_curve(self.directory)
         if distributed.is_initialized():
@@ -181,18 +159,18 @@ class _Training:
         return recompute.num_layers if recompute.granularity == "full" else 0
 
     def _synchronised(self, last: bool) -> contextlib.AbstractContextManager[None]:
-        """Gradients are averaged over the replicas once, behind the last micro batch."""
+        """Gradients are averaged over the replicas once, after the last micro batch."""
         if isinstance(self.pack_loss, DistributedDataParallel) and not last:
             return self.pack_loss.no_sync()
         return contextlib.nullcontext()
 
-    def _progress(self, last: int) -> contextlib.AbstractContextManager[Callable[[int, str], None]]:
+    def _progress(self) -> contextlib.AbstractContextManager[Callable[[int, str], None]]:
         if self.rank == 0:
-            return progress("training", last, self.iteration)
+            return progress("training (iterations)", self.recipe.train.iterations, self.iteration)
         return contextlib.nullcontext(lambda units, note: None)
 
     def _any_process(self, received: list[int]) -> int:
-        """The signal that any of the processes has received, so that all of them stop after the same iteration."""
+        """A signal that any process has received, or 0: all processes stop after the same iteration."""
         number = torch.tensor(max(received, default=0), device=self.device)
         if distributed.is_initialized():
             distributed.all_reduce(number, distributed.ReduceOp.MAX)
@@ -205,11 +183,9 @@ def _device(recipe: Recipe) -> torch.device:
         return torch.device("cpu")
     local_rank = int(os.environ["LOCAL_RANK"]) if worker_rank() else 0
     if local_rank >= torch.cuda.device_count():
-        raise UserError(
-            f"train.device = {wanted}: {torch.cuda.device_count()} CUDA devices, {recipe.parallel.devices_per_node} "
-            "wanted",
-            remedy="set train.device=cpu or lower parallel.devices_per_node",
-        )
+        what = f"train.device = {wanted}: {torch.cuda.device_count()} CUDA devices"
+        remedy = "set train.device=cpu or lower parallel.devices_per_node"
+        raise UserError(f"{what}, {recipe.parallel.devices_per_node} needed", remedy=remedy)
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
 
@@ -221,13 +197,12 @@ def _other_processes_alive() -> Iterator[None]:
     except RuntimeError as error:
         if not any(name in str(error) for name in ("gloo", "NCCL")):
             raise
-        raise UserError(
-            "another process of this run is gone or does not answer", remedy="see its message, then run make sft again"
-        ) from None
+        what = "another process of this run is gone or does not answer"
+        raise UserError(what, remedy="see its message, then run make sft again") from None
 
 
 def _join_processes(device: torch.device) -> None:
-    """Joins the other processes of the run, if there are any; the command line's end leaves them."""
+    """Joins the other processes of the run, if any; the process group ends with the command line."""
     if worker_rank() is not None:
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
         distributed.barrier()  # the first process has prepared the run's directory

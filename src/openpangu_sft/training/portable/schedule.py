@@ -11,7 +11,7 @@ from openpangu_sft.recipe.sections import Train
 
 
 def learning_rate(train: Train, iteration: int) -> float:
-    """The learning rate of an iteration, counted from 1.
+    """The learning rate of an iteration (from 1).
 
     Linear warm-up from 0, then half a cosine down to min_lr (megatron/core OptimizerParamScheduler.get_lr). Megatron
     steps the schedule after the optimizer: the first iteration of a warm-up runs at 0.

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: Megatron-core's layout, and beside the model what the portable engine needs to go on.
+"""Checkpoints of a run: Megatron-core's layout, plus the state that the portable engine needs to resume.
 
 run/latest_checkpointed_iteration.txt
 run/iter_0000080/manifest.json
@@ -30,7 +30,7 @@ from openpangu_sft.util.errors import UserError, naming
 
 ENGINE_FILE = "mp_rank_00/transformers_engine.pt"
 VERSIONS = {"openpangu-sft": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
-"""Of what has trained: for whoever asks later."""
+"""Recorded in every checkpoint."""
 
 
 def save(
@@ -42,7 +42,7 @@ def save(
     iteration: int,
     loss: float,
 ) -> None:
-    """Puts the checkpoint of an iteration in place, then names it the newest."""
+    """Writes the checkpoint of an iteration, then the tracker file."""
     manifest = Manifest(
         "checkpoint",
         settings=run_manifest.settings,
@@ -61,14 +61,14 @@ def save(
     write_tracker(run, iteration)
 
 
-def newest(run: Path, is_main: bool) -> Optional[tuple[int, Path, Manifest]]:
-    """Iteration, directory and manifest of the newest whole checkpoint of a run, or None before the first.
+def newest_checkpoint(run: Path, is_main: bool) -> Optional[tuple[int, Path, Manifest]]:
+    """Iteration, directory and manifest of the newest complete checkpoint of a run, or None before the first.
 
     Args:
         is_main: see retention.newest_whole.
 
     Raises:
-        UserError: there are checkpoints, and none is whole.
+        UserError: there are checkpoints, but none is complete.
     """
     found: dict[int, Manifest] = {}
 
@@ -82,14 +82,14 @@ def newest(run: Path, is_main: bool) -> Optional[tuple[int, Path, Manifest]]:
 
 
 def load_engine_state(directory: Path) -> dict[str, Any]:
-    """Reads what `save` put beside the model.
+    """Reads the engine's state of a checkpoint.
 
     Raises:
-        UserError: it is not there: the other engine wrote this checkpoint; or it is something else.
+        UserError: it is missing, as in a checkpoint of the other engine, or invalid.
     """
     path = directory / ENGINE_FILE
     if not path.is_file():
-        raise UserError("no state of the transformers engine", where=directory, remedy="begin a new run (paths.run)")
+        raise UserError("no state of the transformers engine", where=directory, remedy="start a new run (paths.run)")
     state = tensors_in(load_checkpoint_file(path))
     if not isinstance(state, dict) or "optimizer" not in state:
         raise UserError("holds no optimizer state", where=path, remedy="resume from an earlier checkpoint")
@@ -97,7 +97,7 @@ def load_engine_state(directory: Path) -> dict[str, Any]:
 
 
 def _save(content: object, path: Path) -> None:
-    """torch.save; a full disk is an OSError: torch makes a RuntimeError without errno of it."""
+    """torch.save; a full disk is an OSError: torch turns that into a RuntimeError without errno."""
     with naming(path):
         try:
             with path.open("wb") as stream:

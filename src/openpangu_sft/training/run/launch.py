@@ -1,4 +1,4 @@
-"""Several processes: this process becomes torchrun's agent, and each worker runs the same command line."""
+"""Several processes: this one becomes torchrun's agent, and every worker runs the same command line."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from openpangu_sft.util.errors import UserError
 
 
 def worker_rank() -> Optional[int]:
-    """Number of this process among all workers, or None where torchrun did not start it.
+    """Rank of this process, or None where torchrun did not start it.
 
-    Not from RANK alone: Kubernetes' training operators set it for a whole node.
+    RANK alone is not enough: Kubernetes' training operators set it for a whole node.
     """
     return int(os.environ["RANK"]) if "TORCHELASTIC_RUN_ID" in os.environ else None
 
 
 def launch(recipe: Recipe, command_line: Sequence[str]) -> NoReturn:
-    """Runs `openpangu_sft COMMAND_LINE` in parallel.devices_per_node processes; on several nodes, this node's share.
+    """Runs `openpangu_sft COMMAND_LINE` in parallel.devices_per_node processes on this node.
 
-    Ends the process: with 0, with the exit code of the first worker that failed, or with 128 + the signal that came.
-    Workers print their own messages.
+    Ends this process with 0, the exit code of the first worker that failed, or 128 + the signal received. Workers print
+    their own messages.
 
     Raises:
         UserError: several nodes, and MASTER_ADDR or NODE_RANK is not set.
@@ -35,38 +35,37 @@ def launch(recipe: Recipe, command_line: Sequence[str]) -> NoReturn:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    logging.disable(logging.ERROR)  # torchrun would report once more what its workers have said
+    logging.disable(logging.ERROR)  # torchrun would repeat what its workers have printed
     try:
         torchrun.run(torchrun.parse_args([*options, "-m", "openpangu_sft", *command_line]))  # type: ignore[no-untyped-call]
     except SignalException as stop:
         sys.exit(128 + stop.sigval)
     except ChildFailedError as error:
         code = error.get_first_failure()[1].exitcode
-        sys.exit(code if code > 0 else 128 - code)  # killed by a signal: -9 becomes 137, as a shell says it
+        sys.exit(code if code > 0 else 128 - code)  # killed by a signal: -9 becomes 137, as in a shell
     sys.exit(0)
 
 
 def worker_environment(recipe: Recipe) -> dict[str, str]:
-    """Threads of each process, and on a single machine the interface of gloo, unless the user has set them."""
+    """Threads per process, and on a single node gloo's interface, unless the user has set them."""
     threads = max(1, (os.cpu_count() or 1) // recipe.parallel.devices_per_node)
     wanted = {"OMP_NUM_THREADS": str(threads)} | ({"GLOO_SOCKET_IFNAME": "lo"} if recipe.parallel.nodes == 1 else {})
     return {name: os.environ.get(name, value) for name, value in wanted.items()}
 
 
 def torchrun_options(recipe: Recipe) -> list[str]:
-    """How many processes, and where those of all nodes meet.
+    """Number of processes, and the rendezvous of all nodes.
 
     Raises:
         UserError: several nodes, and MASTER_ADDR or NODE_RANK is not set.
     """
     sizes = [f"--nnodes={recipe.parallel.nodes}", f"--nproc_per_node={recipe.parallel.devices_per_node}"]
     if recipe.parallel.nodes == 1:
-        # Any free port, and loopback: the machine's own name, torchrun's default, need not resolve.
+        # Any free port on loopback: torchrun's default, the host name, may not resolve.
         return [*sizes, "--rdzv_backend=c10d", "--rdzv_endpoint=127.0.0.1:0", "--local_addr=127.0.0.1"]
     for name in ("MASTER_ADDR", "NODE_RANK"):
         if name not in os.environ:
-            raise UserError(
-                f"parallel.nodes = {recipe.parallel.nodes}, but {name} is not set", remedy="export it on every node"
-            )
+            what = f"parallel.nodes = {recipe.parallel.nodes}, but {name} is not set"
+            raise UserError(what, remedy="export it on every node")
     address, port = os.environ["MASTER_ADDR"], os.environ.get("MASTER_PORT", "6000")
     return [*sizes, f"--node_rank={os.environ['NODE_RANK']}", f"--master_addr={address}", f"--master_port={port}"]

@@ -1,4 +1,4 @@
-"""What training leaves to look at: one line per iteration in metrics.jsonl, and the loss curve as PNG."""
+"""Metrics of a run: one line per iteration in metrics.jsonl, and the loss curve loss.png."""
 
 from __future__ import annotations
 
@@ -15,15 +15,12 @@ METRICS, CURVE = "metrics.jsonl", "loss.png"
 
 
 class Row(BaseModel):
-    """An iteration. Figures of upstream's may be NaN.
+    """An iteration, from 1. With the mindspeed engine loss and norm may be NaN.
 
     Args:
-        iteration: from 1.
         loss: mean cross-entropy of trained tokens, in nats.
-        lr: learning rate.
-        grad_norm: before it is clipped.
+        grad_norm: before clipping.
         tokens: of all devices.
-        seconds: that it took.
     """
 
     iteration: Annotated[int, Field(ge=1, lt=2**53)]
@@ -44,7 +41,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def keep_until(run: Path, iteration: int) -> None:
-    """Drops what was logged after the iteration that training continues from."""
+    """Drops what was logged after the iteration that training resumes from."""
     kept = [row for row in read_metrics(run) if row["iteration"] <= iteration]
     write_durably(run / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
 
@@ -55,7 +52,7 @@ def append(run: Path, row: dict[str, Any]) -> None:
 
 
 def draw_curve(run: Path) -> Path:
-    """Draws loss and learning rate over iterations into loss.png."""
+    """Draws loss and learning rate over iterations into loss.png. The loss axis fits the data, not 0."""
     import matplotlib
 
     matplotlib.use("agg")  # no display
@@ -67,7 +64,6 @@ def draw_curve(run: Path) -> Path:
     loss_axis.plot(iterations, [row["loss"] for row in rows], color="tab:blue", linewidth=1.5)
     loss_axis.set(xlabel="iteration", title=f"{run.name}: loss per trained token")
     loss_axis.set_ylabel("loss", color="tab:blue")
-    loss_axis.set_ylim(bottom=0)
     loss_axis.grid(alpha=0.3)
     rate_axis = loss_axis.twinx()
     rate_axis.plot(iterations, [row["lr"] for row in rows], color="tab:orange", linewidth=1, linestyle="--")

@@ -1,7 +1,7 @@
-"""What a run was made with, for whoever asks later: the whole recipe, and a line for every start of training.
+"""What a run was made with: the whole recipe, and a line for every start of training.
 
-run/recipe.yaml     the recipe with its overrides: sft can be run from it again
-run/starts.jsonl    time, iteration, command, versions; added to each time that training goes on
+run/recipe.yaml     the recipe with its overrides; sft can be run with it again
+run/starts.jsonl    time, iteration, command, versions; a line is added whenever training resumes
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from openpangu_sft import __version__
 from openpangu_sft.artifacts.artifact import MANIFEST, Manifest, parse_manifest, write_manifest
 from openpangu_sft.artifacts.atomic import write_durably
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.util import ascend as ascend_files
+from openpangu_sft.util import ascend
 from openpangu_sft.util.errors import UserError
 from openpangu_sft.util.jsonl import add_line, read_lines
 
@@ -33,15 +33,14 @@ IMAGE = "OPENPANGU_SFT_IMAGE"
 
 
 class Start(BaseModel):
-    """Training begins, or goes on.
+    """Training begins or resumes.
 
     Args:
-        time: UTC, as ISO 8601 has it.
-        iteration: that it goes on from.
-        command: that started it.
-        versions: of this program, of packages, driver and CANN.
-        image: name and id; empty outside of one.
-        sources: commit and patches of each of upstream's repositories, for the engine that runs them.
+        time: UTC, in ISO 8601.
+        iteration: resumed after; 0 for a new run.
+        versions: of this program, packages, driver and CANN.
+        image: name and id; empty outside a container.
+        sources: commit and patches of each upstream repository; of the mindspeed engine only.
     """
 
     time: str
@@ -55,13 +54,12 @@ class Start(BaseModel):
 def record_start(
     recipe: Recipe, manifest: Manifest, iteration: int, command_line: Sequence[str], sources: Optional[Path] = None
 ) -> None:
-    """Notes that training begins, or goes on, in `paths.run`: the manifest, the recipe and a line about this start.
+    """Writes manifest and recipe to `paths.run`, and adds a line about this start.
 
     Args:
-        manifest: of the run.
-        iteration: that it goes on from.
+        iteration: resumed after; 0 for a new run.
         command_line: of openpangu-sft.
-        sources: where MindSpeed-LLM lies, for the engine that runs it; commits and patches are noted.
+        sources: MindSpeed-LLM's folder, for the mindspeed engine.
     """
     run = recipe.path("run")
     write_manifest(run, manifest)
@@ -81,7 +79,7 @@ def record_start(
 
 
 def read_starts(run: Path) -> list[dict[str, Any]]:
-    """All starts so far, each with the fields of `Start`; none for a run of version 0.4.0 or before.
+    """All starts so far, each with the fields of `Start`; none for a run of version 0.4.0 or earlier.
 
     Raises:
         UserError: a line is not a start.
@@ -90,18 +88,17 @@ def read_starts(run: Path) -> list[dict[str, Any]]:
 
 
 def versions() -> dict[str, str]:
-    """Of this program, Python, the packages that decide what comes out, and of driver and CANN where they are."""
+    """Versions of this program, Python, the packages that affect results, and driver and CANN if installed."""
     found = {"openpangu-sft": __version__, "Python": platform.python_version()}
     for package in PACKAGES:
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return {**found, **ascend_files.versions(os.environ)}
+    return {**found, **ascend.versions(os.environ)}
 
 
 def _commits(directory: Path) -> dict[str, str]:
-    """Commit and patches of each of upstream's repositories."""
     try:
         settings = parse_manifest(directory / MANIFEST, "").settings
     except (OSError, UserError):

@@ -1,4 +1,4 @@
-"""Which checkpoints of a run are there, which one training goes on from, and which ones stay."""
+"""The checkpoints of a run: their size, the one that training resumes from, and which ones are kept."""
 
 from __future__ import annotations
 
@@ -8,52 +8,74 @@ from typing import Callable, Optional
 
 from openpangu_sft.checkpoint.mcore import iteration_directory, write_tracker
 from openpangu_sft.checkpoint.mcore_reader import latest_iteration
+from openpangu_sft.checkpoint.sharding import layout_of, rank_parameter_count
 from openpangu_sft.recipe.model_config import TRACKER
+from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.console import console
 from openpangu_sft.util.errors import UserError
 
+MOST_AT_START = 2
+"""Checkpoints that must have room before training starts; disk may be added during a run of days."""
+
+
+def checkpoint_bytes(recipe: Recipe) -> int:
+    """Size of a checkpoint of the mindspeed engine: weights, and in the optimizer's file fp32 weights and two moments.
+
+    Summed over ranks: with pipeline parallelism the last stage writes tied embeddings again.
+    """
+    layout = layout_of(recipe.model, recipe.parallel)
+    parameters = sum(rank_parameter_count(recipe.model, layout, *rank) for rank in layout.ranks())
+    return parameters * ((2 if recipe.train.precision == "bf16" else 4) + 12)
+
+
+def bytes_at_start(recipe: Recipe) -> int:
+    """Disk that must be free before training starts: for the checkpoints to keep and the one being written."""
+    kept = recipe.train.keep_checkpoints or max(1, recipe.train.iterations // recipe.train.save_interval)
+    return checkpoint_bytes(recipe) * (min(kept, MOST_AT_START) + 1)
+
 
 def iterations(run: Path) -> list[int]:
-    """Of which there are directories, whole or not."""
+    """Iterations that have a checkpoint directory, complete or not."""
     names = (path.name[len("iter_") :] for path in run.glob("iter_*") if path.is_dir())
     return sorted(int(name) for name in names if name.isdigit())
 
 
 def newest_whole(run: Path, is_whole: Callable[[int], bool], is_main: bool) -> Optional[int]:
-    """The iteration that training goes on from, or None where it begins. The tracker file is put right.
+    """The iteration that training resumes from, or None for a new run. Corrects the tracker file.
 
-    What is newer than the tracker file says is half-written, or was left behind on purpose. Where there is no tracker
-    file, the first checkpoint was cut off while it was written, or somebody has lost the file.
+    Checkpoints newer than the tracker file says are incomplete, or were left out on purpose. Without a tracker file
+    either the first checkpoint was interrupted, or the file was lost.
 
     Args:
         is_whole: whether the checkpoint of an iteration has all its files.
-        is_main: whether this process is the one that says what it found and writes the file.
+        is_main: whether this process reports what it found and writes the tracker file.
 
     Raises:
-        UserError: there are checkpoints and none to go on from: beginning anew would write over them.
+        UserError: there are checkpoints but none is complete: a new run would overwrite them.
     """
     named = latest_iteration(run) if (run / TRACKER).is_file() else None
     there = iterations(run)
     for iteration in reversed(there):
         if (named is None or iteration <= named) and is_whole(iteration):
             if iteration != named and is_main:
-                lost = f"there is no {TRACKER} in {run}: going on from {iteration}"
-                cut_off = f"iteration {named} is not whole in {run}: going on from {iteration}"
-                console.print(lost if named is None else cut_off, markup=False, soft_wrap=True)
+                what = f"iteration {named} is not complete in" if named is not None else f"there is no {TRACKER} in"
+                console.print(f"{what} {run}: resuming from {iteration}", markup=False, soft_wrap=True)
                 write_tracker(run, iteration)
             return iteration
     if named or len(there) > 1:
-        raise UserError("no checkpoint here is whole", where=run, remedy="choose another paths.run, or remove this one")
+        raise UserError(
+            "no checkpoint here is complete", where=run, remedy="choose another paths.run, or remove this one"
+        )
     return None
 
 
 def prune(run: Path, keep: Optional[int], newest: int) -> None:
-    """Removes checkpoints but the `keep` newest ones up to `newest`, which is finished."""
+    """Removes all checkpoints up to `newest`, the last complete one, but the `keep` newest of them."""
     if keep is None:
         return
     finished = [iteration for iteration in iterations(run) if iteration <= newest]
     for iteration in finished[:-keep]:
         directory = iteration_directory(run, iteration)
-        doomed = directory.with_name(f".{directory.name}.removed")  # no half of it is ever taken for a checkpoint
+        doomed = directory.with_name(f".{directory.name}.removed")  # never taken for a checkpoint while half removed
         directory.rename(doomed)
         shutil.rmtree(doomed)

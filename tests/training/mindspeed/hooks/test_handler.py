@@ -51,8 +51,10 @@ def refused(arguments: Namespace, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def packed(directory: Path, prefix: str) -> dict[str, bytes]:
-    """The six files, by what stands behind the prefix, and nothing else but the lock."""
+    """The six files by their names after the prefix; nothing else but the lock is there."""
     files = {path.name: path for path in directory.iterdir() if path.suffix not in (".lock", ".json")}
+    if (directory / "manifest.json").is_file():  # made by a stage, which keeps roles too
+        del files[f"{prefix}_roles.bin"]
     assert all(name.startswith(f"{prefix}_packed_") for name in files)
     return {name[len(prefix) :]: path.read_bytes() for name, path in files.items()}
 
@@ -80,7 +82,7 @@ def test_a_bad_sample_leaves_what_was_there(recipe: Recipe, tmp_path: Path, caps
     before = packed(tmp_path / "out", "demo")
     write_samples(tmp_path / "bad.jsonl", [*samples(3), {"data": []}])
     line = refused(flags(recipe, tmp_path / "bad.jsonl", tmp_path / "out/demo"), capsys)
-    assert f'{tmp_path}/bad.jsonl:4: meta_prompt is missing: write "meta_prompt": [""] for none -> fix it' in line
+    assert f'{tmp_path}/bad.jsonl:4: meta_prompt is missing: write "meta_prompt": [""] for none -> ' in line
     assert "data.… are settings of make preprocess" in line
     assert packed(tmp_path / "out", "demo") == before
 
@@ -99,11 +101,11 @@ def test_an_empty_file_among_others_is_named(
 @pytest.mark.parametrize(
     ("others", "said"),
     [
-        ({"pack": False}, "--pack: without it every sample would be a row of its own"),
+        ({"pack": False}, "--pack: is missing"),
         ({"seq_length": None}, "--seq-length: is missing"),
         ({"seq_length": 4}, "--seq-length 4: Input should be greater than or equal to 8"),
         ({"workers": 0}, "--workers 0: "),
-        ({"append_eod": True}, "--append-eod: is nothing that PanguInstructionHandler does -> leave it out"),
+        ({"append_eod": True}, "--append-eod: is not supported by PanguInstructionHandler -> leave it out"),
         ({"n_subs": 2}, "--n-subs: "),
         ({"map_keys": {"a": "b"}}, "--map-keys: "),
         ({"input": "nowhere"}, "nowhere: no such directory"),

@@ -77,7 +77,7 @@ def test_the_published_handlers_dataset_is_refused(tmp_path: Path) -> None:
     PackedWriter(tmp_path, PREFIX, 1, SEQ_LENGTH).write(0, **{**rows, "attention_mask": mask})
     what = refusal(str(tmp_path / PREFIX))
     assert what.startswith(f"{tmp_path}/data_packed_attention_mask_document.bin: has no segment numbers")
-    assert "first row 0: holds token ids -> make it anew" in what
+    assert "first row 0: holds token ids -> make it again" in what
 
 
 def test_ones_everywhere_are_refused(tmp_path: Path) -> None:

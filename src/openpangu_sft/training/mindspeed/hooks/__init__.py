@@ -1,4 +1,4 @@
-"""What the patched MindSpeed-LLM calls, in its own processes: see patches/mindspeed-llm."""
+"""Called by the patched MindSpeed-LLM in its own processes; see patches/mindspeed-llm."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from openpangu_sft.util.errors import UserError, explain_os_error
 
 @contextlib.contextmanager
 def one_line() -> Iterator[None]:
-    """Ends the process with exit code 1 and one line on stderr where the user can mend something, as our stages do."""
+    """Prints a UserError or OSError as one line on stderr and ends the process with exit code 1, as our stages do."""
     try:
         yield
     except (UserError, OSError) as error:

@@ -1,4 +1,4 @@
-"""The handler of the published preprocessing command: the same bytes as stage preprocess makes of the same file.
+"""The handler of the published preprocessing command; it writes the same bytes as stage preprocess.
 
 Run as, in MindSpeed-LLM's folder: python preprocess_data.py --input samples/ --output-prefix dataset/data --pack
     --handler-name PanguInstructionHandler --tokenizer-type PretrainedFromHF --tokenizer-name-or-path hf/
@@ -36,16 +36,15 @@ FIXED = {
     "map_keys": None,
     "max_samples": None,
 }
-"""Flags of preprocess_data.py that this handler cannot follow, and the value each has when it is not given."""
+"""Flags of preprocess_data.py that this handler does not support, and their defaults."""
 
 
 class PanguInstructionHandler:
     """openPangu conversations to packs: one dataset of all samples files of the input.
 
     Args:
-        args: of preprocess_data.py.
-        raw_datasets: what `inputs` gave.
-        tokenizer, splitter: upstream's, which may be of the fast class; not used.
+        raw_datasets: the result of `inputs`.
+        tokenizer, splitter: not used: upstream's tokenizer may be of the fast class.
     """
 
     def __init__(self, args: Namespace, raw_datasets: list[Path], tokenizer: object, splitter: object) -> None:
@@ -57,18 +56,17 @@ class PanguInstructionHandler:
 
     @staticmethod
     def inputs(args: Namespace) -> list[Path]:
-        """The samples files, in the place of a loaded dataset, in which no line has a number any more."""
+        """The samples files, instead of a loaded dataset, which has lost its line numbers."""
         with one_line():
             _settings(args)
             return sample_files(Path(args.input))
 
     def serialize_to_disk(self, iteration_batch_size: int = 50) -> None:
-        """Writes the six files, or one line that says why not."""
+        """Writes the six files, or one line with the reason why not."""
         with one_line(), _own_settings_named():
             spans = [Span(file, 0, file.stat().st_size) for file in self._files]
-            tokenizer = open_tokenizer(
-                Path(self._args.tokenizer_name_or_path), True, spans
-            )  # upstream has run its code
+            # trusted: upstream has run its code already
+            tokenizer = open_tokenizer(Path(self._args.tokenizer_name_or_path), True, spans)
             with _in_place(self._directory, self._prefix) as staging, unchanged(self._files):
                 counts = write_shard(_settings(self._args), tokenizer, spans, staging, self._prefix)
         done = f"{counts['packed']:,} samples in {counts['packs']:,} packs: {self._args.output_prefix}_packed_…"
@@ -76,21 +74,21 @@ class PanguInstructionHandler:
 
 
 def _settings(args: Namespace) -> Data:
-    """The recipe's section that the flags stand for; what has no flag has its default.
+    """The recipe's data section that the flags stand for; the rest are defaults.
 
     Raises:
-        UserError: a flag is missing, or asks for what this handler does not do.
+        UserError: a flag is missing or not supported.
     """
     if not args.pack:
-        what = "without it every sample would be a row of its own, padded to the longest; training here takes packs"
+        what = "is missing: every sample would be a row of its own, but training takes packs"
         raise UserError(what, where="--pack", remedy="add --pack")
     if args.seq_length is None:
-        raise UserError("is missing", where="--seq-length", remedy="give what training has as --seq-length")
+        raise UserError("is missing", where="--seq-length", remedy="give the same value as in training")
     if args.output_prefix.endswith("/"):
-        raise UserError("is a directory", where=args.output_prefix, remedy="add what the files' names begin with")
+        raise UserError("is a directory", where=args.output_prefix, remedy="add the prefix of the file names")
     for name, value in FIXED.items():
         if getattr(args, name, value) != value:
-            what = "is nothing that PanguInstructionHandler does"
+            what = "is not supported by PanguInstructionHandler"
             raise UserError(what, where=f"--{name.replace('_', '-')}", remedy="leave it out")
     try:
         return Data(seq_length=args.seq_length, workers=args.workers, seed=args.seed)
@@ -102,7 +100,7 @@ def _settings(args: Namespace) -> Data:
 
 @contextlib.contextmanager
 def _own_settings_named() -> Iterator[None]:
-    """Messages name settings of the recipe, which the published command has no flags for."""
+    """Explains recipe settings in messages: the published command has no flags for them."""
     try:
         yield
     except UserError as error:
@@ -113,9 +111,9 @@ def _own_settings_named() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _in_place(directory: Path, prefix: str) -> Iterator[Path]:
-    """Gives a directory to fill; puts its files in place when the block ends without an error.
+    """Yields a staging directory; moves its files into place if the block succeeds.
 
-    Whoever is killed on the way leaves the earlier files, or at most a dataset without an index, which nobody reads.
+    If killed, the earlier files stay, or at most a dataset without an index, which cannot be read.
     """
     staging = directory / f".{prefix}_packed.staging"
     with naming(staging), only_one_run(directory / f"{prefix}_packed"):
@@ -123,15 +121,14 @@ def _in_place(directory: Path, prefix: str) -> Iterator[Path]:
         staging.mkdir()
         try:
             yield staging
-            for suffix in ("bin", "idx"):
-                for field in FIELDS:
-                    with field_path(staging, prefix, field, suffix).open("rb") as stream:
-                        os.fsync(stream.fileno())
-            for field in FIELDS:
-                field_path(directory, prefix, field, "idx").unlink(missing_ok=True)
-            for suffix in ("bin", "idx"):
-                for field in FIELDS:
-                    field_path(staging, prefix, field, suffix).replace(field_path(directory, prefix, field, suffix))
+            names = [field_path(Path(), prefix, field, suffix) for suffix in ("bin", "idx") for field in FIELDS]
+            for name in names:
+                with (staging / name).open("rb") as stream:
+                    os.fsync(stream.fileno())
+            for name in names[len(FIELDS) :]:
+                (directory / name).unlink(missing_ok=True)
+            for name in names:
+                (staging / name).replace(directory / name)
             sync_directory(directory)
         finally:
             shutil.rmtree(staging, ignore_errors=True)

@@ -1,6 +1,6 @@
-"""Where MindSpeed-LLM cuts attention: where the segment number in the packed attention_mask file changes.
+"""Resets attention in MindSpeed-LLM where the segment number in the packed attention_mask file changes.
 
-Upstream cuts where a position is 0, so positions that count from 0 in every segment are all that it needs. RoPE does
+Upstream resets attention where a position is 0, so positions that count from 0 in every segment are enough. RoPE does
 not use them (mindspeed_llm/core/models/common/embeddings/rotary_pos_embedding.py).
 """
 
@@ -13,20 +13,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from openpangu_sft.dataset.find import find_dataset
 from openpangu_sft.dataset.index_file import FIELDS, read_index, read_values
-from openpangu_sft.dataset.inspect import find_dataset
 from openpangu_sft.dataset.row_rules import PackedRules
-from openpangu_sft.model.batches import positions_within, segment_bounds
+from openpangu_sft.dataset.segments import misnumbered, positions_within, segment_bounds
 from openpangu_sft.training.mindspeed.hooks import one_line
 from openpangu_sft.util.errors import UserError
 
 CHECKED_ROWS = 1000
-"""Of a larger dataset as many rows are looked at before training, from all over it: less than a second."""
+"""Rows checked before training, spread over a larger dataset; takes less than a second."""
 
 RULES = ("unnumbered", "order", "gap")
-"""Those of PackedRules that say whether attention_mask holds segment numbers."""
+"""The rules of PackedRules for segment numbers."""
 
-REMEDY = "make it anew: make preprocess, or preprocess_data.py with --handler-name PanguInstructionHandler"
+REMEDY = "make it again: make preprocess, or preprocess_data.py with --handler-name PanguInstructionHandler"
 
 
 def positions(numbers: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
@@ -39,24 +39,21 @@ def positions(numbers: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
         int64 [seq_length].
 
     Raises:
-        ValueError: these are no segment numbers. Training draws rows that `require_segments` has not looked at.
+        ValueError: these are no segment numbers, in a row that `require_segments` has not checked.
     """
-    before = np.concatenate([[0], numbers[:-1]])
-    follows = (numbers == before) | (numbers == before + 1)
-    follows[1:] &= (before[1:] != 0) | (numbers[1:] == 0)
-    follows[1:] |= numbers[1:] == 0
-    follows[0] = numbers[0] == 1
-    if not follows.all():
-        column = int(np.argmin(follows))
-        found = f"{numbers[column]} at column {column}" + (f" after {before[column]}" if column else "")
+    wrong = np.logical_or(*misnumbered(numbers, np.arange(len(numbers)) == 0))
+    wrong[0] = numbers[0] != 1
+    if wrong.any():
+        column = int(np.argmax(wrong))
+        found = f"{numbers[column]} at column {column}" + (f" after {numbers[column - 1]}" if column else "")
         raise ValueError(f"a row's attention_mask has no segment numbers 1, 2, 3… and 0: {found} -> {REMEDY}")
     return positions_within(segment_bounds(numbers))
 
 
 def require_segments(data_prefix: str) -> None:
-    """Ends this process with one line where a dataset has no segment numbers, so that training does not begin.
+    """Ends this process with one line where a dataset has no segment numbers, before training begins.
 
-    One process of each machine looks; the others wait for it at upstream's next barrier, and end with it.
+    One process of each node checks; the others wait at upstream's next barrier and end with it.
 
     Args:
         data_prefix: --data-path, for instance …/data.
@@ -67,10 +64,10 @@ def require_segments(data_prefix: str) -> None:
 
 
 def check_segments(data_prefix: str) -> None:
-    """Looks at rows from all over a dataset, and at all of them where it is not large.
+    """Checks rows spread over a dataset, or all rows of a small one.
 
     Raises:
-        UserError: attention_mask holds something else: token ids or 1 everywhere, as other software writes it.
+        UserError: attention_mask holds something else: token ids, or 1 everywhere, as other software writes it.
     """
     place = find_dataset(Path(data_prefix))
     indexes = [read_index(place.file(name, "idx"), place.remedy) for name in FIELDS]
@@ -82,5 +79,5 @@ def check_segments(data_prefix: str) -> None:
     rules.finish()
     for rule in RULES:
         if rules.breaches[rule].rows:
-            what = f"has no segment numbers, so attention would not span whole samples: {rules.breaches[rule].first}"
+            what = f"has no segment numbers, so attention would not cover whole samples: {rules.breaches[rule].first}"
             raise UserError(what, where=place.file("attention_mask", "bin"), remedy=REMEDY)

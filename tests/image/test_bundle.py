@@ -1,4 +1,4 @@
-"""An image goes to a team without a network, or to a registry."""
+"""Offline bundles: saved, loaded and used without a network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from openpangu_sft import __version__
 
 @pytest.fixture(scope="module")
 def saved(engine: Engine, cpu_image: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The archive that make save has written."""
+    """The archive written by make save."""
     dist = tmp_path_factory.mktemp("dist")
     done = engine.make("save", "TARGET=cpu", DIST=str(dist), LEVEL="1")
     assert done.returncode == 0, done.stderr
@@ -39,7 +39,7 @@ def test_saved_removed_loaded_and_run(engine: Engine, saved: Path, user: SimpleN
     wanted |= {"sbom.json", "versions.json", "recipes", "scripts"}
     assert {path.name for path in folder.iterdir()} == wanted
 
-    engine("tag", CPU, "openpangu-test/kept")  # its layers would be built again otherwise
+    engine("tag", CPU, "openpangu-test/kept")  # otherwise its layers would be rebuilt
     try:
         engine("rmi", CPU)
         assert not engine.has(CPU)
@@ -54,14 +54,14 @@ def test_saved_removed_loaded_and_run(engine: Engine, saved: Path, user: SimpleN
             capture_output=True,
             text=True,
         )
-        assert "openpangu-sft: /cache/x/raw" in done.stderr  # it ran, and misses the data
+        assert "openpangu-sft: /cache/x/raw" in done.stderr  # it runs, and reports the missing data
     finally:
         if not engine.has(CPU):
             engine("tag", "openpangu-test/kept", CPU)
         engine("rmi", "openpangu-test/kept")
 
 
-def test_help_of_a_hand_over_names_its_targets(engine: Engine, saved: Path, place: Path) -> None:
+def test_help_of_a_bundle_names_its_targets(engine: Engine, saved: Path, place: Path) -> None:
     subprocess.run(["tar", "-xf", str(saved), "-C", str(place), "--exclude", "image.tar.gz"], check=True)
     done = engine.make(folder=place / saved.stem)
     assert done.returncode == 0
@@ -72,7 +72,7 @@ def test_help_of_a_hand_over_names_its_targets(engine: Engine, saved: Path, plac
     assert len(said.splitlines()) < 60
 
 
-def test_an_archive_that_is_not_whole_is_not_loaded(engine: Engine, saved: Path, place: Path) -> None:
+def test_a_damaged_archive_is_not_loaded(engine: Engine, saved: Path, place: Path) -> None:
     broken = place / saved.name
     shutil.copy(saved, broken)
     with broken.open("r+b") as file:
@@ -80,25 +80,23 @@ def test_an_archive_that_is_not_whole_is_not_loaded(engine: Engine, saved: Path,
         file.write(b"\0" * 8)
     done = engine.make("load", f"FROM={broken}")
     assert done.returncode != 0
-    assert f"{saved.name}.sha256 is not there -> take it along too" in done.stderr
+    assert f"{saved.name}.sha256 is missing -> copy it too" in done.stderr
     shutil.copy(f"{saved}.sha256", place)
     done = engine.make("load", f"FROM={broken}")
-    assert f"{broken} is not what its sum says -> copy it again" in done.stderr
+    assert f"{broken} does not match its sha256 sum -> copy it again" in done.stderr
     subprocess.run(["tar", "-xf", str(broken), "-C", str(place)], check=True)
     done = engine.make("load", f"FROM={place / saved.stem}")
-    assert "is not whole (see above) -> copy it again" in done.stderr
+    assert "is incomplete or damaged (see above) -> copy it again" in done.stderr
     assert "image.tar.gz" in done.stderr
     assert {path.name for path in place.iterdir()} == {saved.name, f"{saved.name}.sha256", saved.stem}
 
 
-def test_nothing_of_a_save_is_left_when_the_disk_is_full(
-    engine: Engine, cpu_image: SimpleNamespace, place: Path
-) -> None:
+def test_a_save_on_a_full_disk_leaves_no_files(engine: Engine, cpu_image: SimpleNamespace, place: Path) -> None:
     disk = place / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "none", str(disk)], capture_output=True)
     if mounted.returncode:
-        pytest.skip("no right to mount a small disk")
+        pytest.skip("no permission to mount a small disk")
     try:
         done = engine.make("save", "TARGET=cpu", DIST=str(disk), LEVEL="1")
         assert done.returncode != 0

@@ -1,17 +1,19 @@
-"""What a run does with its data, and what in it looks like a mistake; its checkpoints and their disk. Pure."""
+"""Estimates of a run: memory of its engine, work, epochs over a dataset, checkpoints on disk. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Optional
 
-from openpangu_sft.checkpoint.sharding import hf_shapes, layout_of, parameter_count
+from openpangu_sft.checkpoint.sharding import parameter_count
+from openpangu_sft.plan.memory import Memory
+from openpangu_sft.plan.mindspeed_memory import mindspeed_memory
+from openpangu_sft.plan.transformers_memory import transformers_memory
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.training.mindspeed.process import model_flops_utilisation
-from openpangu_sft.training.mindspeed.run_directory import checkpoint_bytes
+from openpangu_sft.training.run.retention import checkpoint_bytes
 
 MANY_EPOCHS = 10
-"""From here on a run is said to be long for fine-tuning. A matter of opinion; the run is not refused."""
+"""More epochs than this draw a warning: long for fine-tuning, but a matter of opinion."""
 
 
 class Course(NamedTuple):
@@ -19,8 +21,8 @@ class Course(NamedTuple):
 
     Args:
         iterations_per_epoch: not rounded: an iteration may take its last packs from the next epoch.
-        epochs: that all iterations make.
-        tokens: real ones, without padding, of all iterations.
+        epochs: in all iterations.
+        tokens: of all iterations, without padding.
         trained_tokens: those of them that are targets.
         unseen: packs that no iteration takes.
     """
@@ -38,8 +40,8 @@ class Disk(NamedTuple):
     Args:
         checkpoint: bytes of one.
         written: how many the run writes.
-        kept: how many are there at its end.
-        most: bytes of all that are there at once, while the last one is written.
+        kept: how many remain at its end.
+        most: bytes of all that exist at once, while the last one is written.
     """
 
     checkpoint: int
@@ -48,8 +50,13 @@ class Disk(NamedTuple):
     most: int
 
 
+def memory_of(recipe: Recipe) -> Memory:
+    """Memory of the fullest device of a run."""
+    return mindspeed_memory(recipe) if recipe.train.engine == "mindspeed" else transformers_memory(recipe)
+
+
 def course_of(recipe: Recipe, counts: dict[str, Any]) -> Course:
-    """How a recipe goes through a dataset with these counts (packs, tokens, trained_tokens)."""
+    """For a dataset with these counts: packs, tokens, trained_tokens."""
     packs, batch = counts["packs"], recipe.train.global_batch_size
     drawn = recipe.train.iterations * batch
     return Course(
@@ -62,7 +69,6 @@ def course_of(recipe: Recipe, counts: dict[str, Any]) -> Course:
 
 
 def disk_of(recipe: Recipe) -> Disk:
-    """Disk that a recipe's checkpoints take."""
     train = recipe.train
     written = -(-train.iterations // train.save_interval)  # the last iteration is saved in any case
     kept = min(train.keep_checkpoints or written, written)
@@ -78,7 +84,7 @@ def engine_checkpoint_bytes(recipe: Recipe) -> int:
 
 
 def warnings(recipe: Recipe, counts: dict[str, Any]) -> Iterator[str]:
-    """What a run does that was perhaps not meant."""
+    """What a run would do that was perhaps not meant."""
     train, course = recipe.train, course_of(recipe, counts)
     whole = max(1, round(course.iterations_per_epoch))
     if train.global_batch_size > counts["packs"]:
@@ -100,26 +106,10 @@ def warnings(recipe: Recipe, counts: dict[str, Any]) -> Iterator[str]:
         yield f"the warm-up, {train.lr_warmup_iterations} iterations, is longer than an epoch -> lower it"
 
 
-def work(recipe: Recipe) -> float:
-    """Operations of an iteration, relative to one that computes nothing twice.
-
-    6 a parameter and token, as model_flops_utilisation counts them: 2 in the forward pass, 4 in the backward pass. A
-    layer that is computed again takes its 2 once more; they are the first ones of each pipeline stage. Attention's own
-    part, which depends on the data, is left out.
+def tokens_per_iteration(recipe: Recipe, counts: Optional[dict[str, Any]]) -> float:
+    """Counted as the engine's tokens/s are: the portable engine counts padding, MindSpeed-LLM's log does not say where
+    it is, so the data's mean is taken. Without a dataset's counts packs are taken as full.
     """
-    recompute = recipe.train.recompute
-    again = recompute.num_layers if recompute.granularity == "full" else 0
-    layers = sum(min(again, stage) for stage in layout_of(recipe.model, recipe.parallel).stages)
-    return 1 + 2 * layers * layer_parameters(recipe) / (6 * parameter_count(recipe.model))
-
-
-def layer_parameters(recipe: Recipe) -> int:
-    """Parameters of one layer."""
-    one = recipe.model.model_copy(update={"num_layers": 1})
-    shapes = (shape for name, shape in hf_shapes(one).items() if name.startswith("model.layers."))
-    return sum(shape[0] * (shape[1] if len(shape) > 1 else 1) for shape in shapes)
-
-
-def highest_rate(recipe: Recipe) -> float:
-    """Tokens a second that no run can pass: train.device_tflops used in full by all devices (MFU 100 %)."""
-    return 1 / model_flops_utilisation(recipe, 1.0)
+    padded = counts is None or recipe.train.engine == "transformers"
+    mean = recipe.data.seq_length if padded or counts is None else counts["tokens"] / counts["packs"]
+    return recipe.train.global_batch_size * mean

@@ -1,4 +1,4 @@
-"""The held-out split: decided by the first question, complete, and never trained on."""
+"""The validation split: decided by the first question, complete, and never trained on."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from conftest import MakeRecipe, conversation, write_samples
 from openpangu_sft.artifacts.artifact import Manifest, read_manifest, require_settings
-from openpangu_sft.dataset.held_out import is_held_out
 from openpangu_sft.dataset.index_file import PREFIX, VALIDATION, field_path, read_rows
 from openpangu_sft.dataset.inspect import run_inspect
 from openpangu_sft.dataset.merge import run_merge
 from openpangu_sft.dataset.preprocess import run_preprocess
+from openpangu_sft.dataset.validation import is_validation
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.tokenizer.tokenizer import IGNORED, Tokenizer
 from openpangu_sft.util.errors import UserError
@@ -34,8 +34,8 @@ def sample(question: list[int], answer: list[int], system: Sequence[int] = ()) -
     return np.array([*(~token for token in before), *answer, *(~token for token in [START, 3, 5, START, 4]), 6])
 
 
-def held_out(marked: np.ndarray, share: float, seed: int) -> bool:
-    return is_held_out(marked.astype(np.int32), START, share, seed)
+def validation(marked: np.ndarray, share: float, seed: int) -> bool:
+    return is_validation(marked.astype(np.int32), START, share, seed)
 
 
 tokens = st.lists(st.integers(10, 2**17), min_size=1, max_size=6)
@@ -45,31 +45,31 @@ tokens = st.lists(st.integers(10, 2**17), min_size=1, max_size=6)
 def test_only_the_first_question_counts(
     question: list[int], one: list[int], other: list[int], system: list[int], share: float, seed: int
 ) -> None:
-    first = held_out(sample(question, one), share, seed)
-    assert held_out(sample(question, other), share, seed) == first
-    assert held_out(sample(question, one, system), share, seed) == first
-    assert held_out(sample(question, one, [*system, START, *other]), share, seed) == first, "two system prompts"
+    first = validation(sample(question, one), share, seed)
+    assert validation(sample(question, other), share, seed) == first
+    assert validation(sample(question, one, system), share, seed) == first
+    assert validation(sample(question, one, [*system, START, *other]), share, seed) == first, "two system prompts"
 
 
 @given(tokens, tokens, st.floats(0, 1), st.floats(0, 1), st.integers(0, 2**32 - 1))
-def test_a_larger_share_holds_out_the_same_and_more(
+def test_a_larger_share_takes_the_same_and_more(
     question: list[int], answer: list[int], one: float, other: float, seed: int
 ) -> None:
     less, more = sorted((one, other))
-    assert held_out(sample(question, answer), less, seed) <= held_out(sample(question, answer), more, seed)
+    assert validation(sample(question, answer), less, seed) <= validation(sample(question, answer), more, seed)
 
 
 @pytest.mark.parametrize("share", [0.01, 0.1, 0.5])
-def test_the_share_is_held_out_and_another_seed_holds_out_others(share: float) -> None:
+def test_the_share_is_kept_and_another_seed_chooses_others(share: float) -> None:
     samples = [sample([number], [1]) for number in range(10, 10_010)]
-    chosen = np.array([[held_out(one, share, seed) for one in samples] for seed in (1, 2)])
+    chosen = np.array([[validation(one, share, seed) for one in samples] for seed in (1, 2)])
     deviation = (share * (1 - share) / len(samples)) ** 0.5
     assert np.abs(chosen.mean(1) - share).max() < 5 * deviation
     assert abs((chosen[0] & chosen[1]).mean() - share**2) < 5 * deviation
 
 
-def test_nothing_is_held_out_without_a_share() -> None:
-    assert not any(held_out(sample([number], [1]), 0.0, 1) for number in range(10, 1010))
+def test_nothing_is_validation_without_a_share() -> None:
+    assert not any(validation(sample([number], [1]), 0.0, 1) for number in range(10, 1010))
 
 
 def numbered(name: str, count: int) -> list[dict[str, Any]]:
@@ -99,14 +99,14 @@ def questions(directory: Path, prefix: str, length: int = 128) -> list[tuple[int
 def test_every_sample_is_on_one_side_and_the_same_question_never_on_both(recipe: Recipe) -> None:
     run_preprocess(recipe)
     counts = run_merge(recipe).counts
-    trained, held_out = (questions(recipe.path("dataset"), prefix) for prefix in (PREFIX, VALIDATION))
-    assert (len(trained), len(held_out)) == (counts["packed"], counts["validation"]["packed"])
-    assert len(trained) + len(held_out) == counts["read"] == 90
-    assert held_out
-    assert not set(trained) & set(held_out)
-    assert len(set(trained) | set(held_out)) == 70
-    twice = [question for question in set(held_out) if held_out.count(question) == 2]
-    assert twice, "of the 20 questions that come in both files some are held out, and both times"
+    trained, validation = (questions(recipe.path("dataset"), prefix) for prefix in (PREFIX, VALIDATION))
+    assert (len(trained), len(validation)) == (counts["packed"], counts["validation"]["packed"])
+    assert len(trained) + len(validation) == counts["read"] == 90
+    assert validation
+    assert not set(trained) & set(validation)
+    assert len(set(trained) | set(validation)) == 70
+    twice = [question for question in set(validation) if validation.count(question) == 2]
+    assert twice, "of the 20 questions that come in both files some are validation questions, and both times"
 
 
 SYSTEMS = [[""], ["简短"], ["Answer briefly, with care. "], ["one", "two"], ["第 3 个"], [" "]]
@@ -157,7 +157,7 @@ def test_counts_are_those_of_the_files(recipe: Recipe) -> None:
         assert {name: counts[name] for name in found} == found
     report = run_inspect(recipe)
     assert not report.findings
-    assert report.figures["held out: segments"] == str(manifest.counts["validation"]["packed"])
+    assert report.figures["validation: segments"] == str(manifest.counts["validation"]["packed"])
 
 
 def test_parts_and_workers_hold_out_the_same(recipe: Recipe, make_recipe: MakeRecipe) -> None:
@@ -171,7 +171,7 @@ def test_parts_and_workers_hold_out_the_same(recipe: Recipe, make_recipe: MakeRe
     assert {prefix: set(questions(many.path("dataset"), prefix)) for prefix in one} == one
 
 
-def test_training_data_without_a_share_has_no_held_out_files(make_recipe: MakeRecipe) -> None:
+def test_training_data_without_a_share_has_no_validation_files(make_recipe: MakeRecipe) -> None:
     recipe = make_recipe()
     write_samples(recipe.path("samples") / "a.jsonl", numbered("a", 10))
     run_preprocess(recipe)
@@ -180,7 +180,7 @@ def test_training_data_without_a_share_has_no_held_out_files(make_recipe: MakeRe
     assert not list(recipe.path("dataset").glob(f"{VALIDATION}*"))
 
 
-def test_files_of_one_sample_may_be_held_out_as_a_whole(make_recipe: MakeRecipe) -> None:
+def test_files_of_one_sample_may_be_validation_as_a_whole(make_recipe: MakeRecipe) -> None:
     recipe = make_recipe("data.validation_share=0.5")
     for number, one in enumerate(numbered("single", 12)):
         write_samples(recipe.path("samples") / f"{number}.jsonl", [one])
@@ -199,7 +199,7 @@ def test_a_side_without_a_sample_is_refused_and_nothing_is_written(
     recipe = make_recipe(f"data.validation_share={share}")
     write_samples(recipe.path("samples") / "a.jsonl", numbered("a", 5))
     run_preprocess(recipe)
-    with pytest.raises(UserError, match=f"{word} of the 5 samples is held out"):
+    with pytest.raises(UserError, match=f"{word} of the 5 samples falls into the validation split"):
         run_merge(recipe)
     assert not recipe.path("dataset").exists()
 
@@ -213,7 +213,7 @@ def test_another_share_makes_the_shards_anew_and_refuses_the_old_ones(recipe: Re
     run_merge(other)
 
 
-def test_damage_in_what_is_held_out_is_found(recipe: Recipe) -> None:
+def test_damage_in_what_is_validation_is_found(recipe: Recipe) -> None:
     run_preprocess(recipe)
     run_merge(recipe)
     path = field_path(recipe.path("dataset"), VALIDATION, "labels", "bin")

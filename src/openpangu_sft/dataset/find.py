@@ -1,0 +1,102 @@
+"""Finds the packed dataset that a path means: a directory, a path prefix or one of its files."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+from openpangu_sft.artifacts.artifact import MANIFEST, Manifest, parse_manifest
+from openpangu_sft.dataset.index_file import FIELDS, PREFIX, VALIDATION, field_path
+from openpangu_sft.util.errors import UserError
+
+NAMES = re.compile(rf"(?P<prefix>.+)_packed_({'|'.join(FIELDS)})_document(\.(bin|idx))?", re.DOTALL)
+
+REMEDIES = {
+    "shard": "run make preprocess again",
+    "dataset": "run make preprocess and make merge again",
+    "": "preprocess the samples again with make preprocess, or copy the files again",
+}
+"""For a damaged dataset, by its kind; empty for one without a manifest."""
+
+
+@dataclass(frozen=True)
+class PackedFiles:
+    """The files of a packed dataset.
+
+    Args:
+        directory, prefix: its files are directory/{prefix}_packed_….
+        manifest: of the artifact that it is; None for a dataset that other software wrote.
+    """
+
+    directory: Path
+    prefix: str
+    manifest: Optional[Manifest] = None
+
+    def __str__(self) -> str:
+        return str(self.directory if self.manifest and self.prefix == PREFIX else self.directory / self.prefix)
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """What the manifest counts of this dataset; empty without one."""
+        counts = self.manifest.counts if self.manifest else {}
+        return counts.get(VALIDATION, {}) if self.prefix == VALIDATION else counts
+
+    @property
+    def validation(self) -> Optional[PackedFiles]:
+        """The validation split beside it."""
+        if self.prefix == PREFIX and self.counts.get(VALIDATION, {}).get("packs"):
+            return PackedFiles(self.directory, VALIDATION, self.manifest)
+        return None
+
+    @property
+    def remedy(self) -> str:
+        """For damage in its files."""
+        return REMEDIES[self.manifest.kind if self.manifest else ""]
+
+    def file(self, name: str, suffix: str) -> Path:
+        """The path of one of its six files."""
+        return field_path(self.directory, self.prefix, name, suffix)
+
+
+def find_dataset(path: Path) -> PackedFiles:
+    """Finds the one dataset that a path means.
+
+    Raises:
+        UserError: there is none, there are several, or the manifest is of something else.
+    """
+    inside = _prefixes(path) if path.is_dir() else []
+    if path.is_dir() and ((path / MANIFEST).is_file() or inside == [PREFIX]):
+        return PackedFiles(path, PREFIX, _manifest(path))
+    if len(inside) > 1:
+        raise UserError(
+            f"holds several datasets: {', '.join(inside)}", where=path, remedy=f"name one: {path / inside[0]}"
+        )
+    if inside:
+        return PackedFiles(path, inside[0])
+    match = NAMES.fullmatch(path.name)
+    prefix = match["prefix"] if match else path.name
+    if prefix in _prefixes(path.parent):
+        return PackedFiles(path.parent, prefix, _manifest(path.parent) if prefix in (PREFIX, VALIDATION) else None)
+    what = "no packed dataset here" if path.exists() else "no such dataset"
+    remedy = "give its directory, or its path up to _packed_input_ids_document.bin"
+    raise UserError(what, where=path, remedy=remedy)
+
+
+def _prefixes(directory: Path) -> list[str]:
+    """The prefixes of all datasets in a directory of which any file is there."""
+    if not directory.is_dir():
+        return []
+    matches = (NAMES.fullmatch(path.name) for path in directory.glob("*_packed_*_document.*"))
+    return sorted({match["prefix"] for match in matches if match})
+
+
+def _manifest(directory: Path) -> Optional[Manifest]:
+    if not (directory / MANIFEST).is_file():
+        return None
+    manifest = parse_manifest(directory / MANIFEST, REMEDIES["dataset"])
+    if manifest.kind not in ("dataset", "shard"):
+        remedy = "give a directory that make merge or make preprocess has left"
+        raise UserError(f"holds {manifest.kind}, expected dataset or shard", where=directory, remedy=remedy)
+    return manifest

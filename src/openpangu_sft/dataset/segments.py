@@ -1,0 +1,68 @@
+"""Segment numbers of packs: 1, 2, 3… for the samples of a row, 0 for its padding. Numpy only.
+
+They stand in the packed attention_mask files. Where the number changes a segment ends, and attention is cut.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Numbers = npt.NDArray[Any]
+Flags = npt.NDArray[np.bool_]
+Int64s = npt.NDArray[np.int64]
+
+
+def segment_runs(numbers: Numbers) -> tuple[Int64s, Int64s, Int64s]:
+    """The segments of packs in order, padding left out.
+
+    Args:
+        numbers: int [packs, seq_length].
+
+    Returns:
+        Three int64 [segments]: row, first column, past-the-last column.
+    """
+    starts = np.ones(numbers.shape, bool)
+    starts[:, 1:] = numbers[:, 1:] != numbers[:, :-1]
+    rows, begins = np.nonzero(starts)
+    lengths = np.diff(np.append(rows * numbers.shape[1] + begins, numbers.size))
+    real = numbers[rows, begins] != 0
+    return rows[real], begins[real], (begins + lengths)[real]
+
+
+def segment_bounds(numbers: Numbers) -> list[tuple[int, int]]:
+    """(begin, end) of each run of one number in a pack, int [seq_length]; padding is the last run."""
+    cuts = np.flatnonzero(np.diff(numbers)) + 1
+    edges = [0, *cuts.tolist(), len(numbers)]
+    return list(zip(edges[:-1], edges[1:]))
+
+
+def positions_within(bounds: list[tuple[int, int]]) -> Int64s:
+    """Position of every token in its segment, int64 [seq_length]."""
+    return np.concatenate([np.arange(end - begin) for begin, end in bounds])
+
+
+def misnumbered(numbers: Numbers, begins: Flags) -> tuple[Flags, Flags]:
+    """Where numbers do not count segments: 1 first, then the same or one more, and 0 to the end of the row.
+
+    Args:
+        numbers: int [tokens], of rows that follow each other.
+        begins: bool [tokens], where a row begins.
+
+    Returns:
+        Two bool [tokens]: a segment after padding; a number out of order.
+    """
+    before = numbers_before(numbers, begins)
+    padding = numbers == 0
+    gap = ~padding & ~begins & (before == 0)
+    order = ~padding & ~gap & (numbers != before) & (numbers != before + 1)
+    return gap, order
+
+
+def numbers_before(numbers: Numbers, begins: Flags) -> Numbers:
+    """The number of the token before each token; 0 where a row begins."""
+    before = np.roll(numbers, 1)
+    before[begins] = 0
+    return before

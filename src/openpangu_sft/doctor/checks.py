@@ -1,0 +1,139 @@
+"""All checks in the order shown, and their results as a table or JSON."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import Any, Callable
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from openpangu_sft import __version__
+from openpangu_sft.doctor import ascend, network, npus, packages, resources, tensors
+from openpangu_sft.doctor.finding import Finding, State, guarded, skipped
+from openpangu_sft.doctor.machine import IMAGE, Context
+from openpangu_sft.doctor.npu_smi import Chip
+from openpangu_sft.util.ascend import parse_info
+
+Check = Callable[[Context], Finding]
+
+
+def on_npus(check: Check, listed: bool = False) -> Check:
+    """Skips a check where training uses no NPUs or, if it needs npu-smi's list, where that is missing."""
+
+    def checked(context: Context) -> Finding:
+        if not context.wants_npus:
+            return skipped(context.no_npus)
+        return skipped("not known, see NPUs") if listed and context.npus.problem else check(context)
+
+    return checked
+
+
+CHECKS: dict[str, Check] = {
+    "image": packages.docker,
+    "NPUs": on_npus(npus.seen),
+    "NPU health": on_npus(npus.healthy, listed=True),
+    "NPUs free": on_npus(npus.free, listed=True),
+    "NPU memory": on_npus(npus.npu_memory),
+    "device files": on_npus(npus.device_files),
+    "driver": on_npus(ascend.driver),
+    "firmware": on_npus(ascend.firmware),
+    "CANN": on_npus(ascend.cann),
+    "Python": packages.python,
+    "packages": packages.packages,
+    "torch_npu": on_npus(packages.torch_npu),
+    "tensors": tensors.adds,
+    "patches": packages.sources,
+    "memory": resources.memory,
+    "shm": resources.shared_memory,
+    "disk": resources.disk,
+    "ulimits": resources.limits,
+    "clock": resources.clock,
+    "inputs": resources.inputs,
+    "checkpoint": resources.published,
+    "ports": network.ports,
+    "interfaces": network.interfaces,
+    "NPU links": on_npus(network.links),
+    "other nodes": network.nodes,
+}
+
+
+def run_checks(context: Context, begin: Callable[[str], object] = lambda name: None) -> list[Finding]:
+    """Calls `begin` with the name of each check before it runs."""
+    findings = []
+    for name, check in CHECKS.items():
+        begin(name)
+        findings.append(guarded(name, partial(check, context)))
+    return findings
+
+
+def where(context: Context) -> dict[str, str]:
+    """Header of the table."""
+    system = parse_info(context.machine.read("/etc/os-release")).get("pretty_name", "").strip('"')
+    return {
+        "where": _where(context),
+        "user": _user(),
+        "machine": platform.node(),
+        "system": f"{system or platform.system()}, kernel {platform.release()}, {platform.machine()}",
+        "recipe": f"train.engine={context.recipe.train.engine} train.device={context.recipe.train.device}, "
+        f"{context.recipe.parallel.nodes} x {context.recipe.parallel.devices_per_node} processes",
+    }
+
+
+def _where(context: Context) -> str:
+    if context.in_image:
+        try:
+            made: dict[str, Any] = json.loads(context.machine.read(f"{IMAGE}/versions.json") or "")
+            return f"in the image {packages.NAME}:{__version__}-{made['target']}, commit {str(made['commit'])[:12]}"
+        except (ValueError, KeyError, TypeError):
+            return f"in the image {packages.NAME}:{__version__}"
+    return "in a container that is not of this project's image" if context.in_container else "on the host"
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a uid without an entry in passwd
+        return "no name"
+
+
+STYLES = {State.OK: "green", State.WARNING: "yellow", State.FAILED: "bold red", State.SKIPPED: "dim"}
+
+
+def counts(findings: Sequence[Finding]) -> dict[str, int]:
+    return {state.value: sum(finding.state == state for finding in findings) for state in State}
+
+
+def print_table(console: Console, where: dict[str, str], findings: Sequence[Finding]) -> None:
+    """The remedy is below what was found, so that a narrow terminal has room for both."""
+    for name, value in where.items():
+        console.print(Text(f"{name + ':':9}{value}"), soft_wrap=True)
+    table = Table(show_lines=False)
+    table.add_column("check", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    table.add_column("found, and what to do", overflow="fold", ratio=1)
+    for finding in findings:
+        style = STYLES[finding.state]
+        cell = Text(finding.found, style="dim" if finding.state == State.SKIPPED else "")
+        if finding.expected:
+            cell.append(f"\nexpected: {finding.expected}")
+        if finding.remedy:
+            cell.append(f"\n-> {finding.remedy}", style="bold")
+        table.add_row(Text(finding.check), Text(finding.state.value, style=style), cell)
+    console.print(table)
+    console.print(", ".join(f"{count} {state}" for state, count in counts(findings).items()))
+
+
+def as_json(where: dict[str, str], findings: Sequence[Finding], chips: Sequence[Chip]) -> str:
+    checks = []
+    for finding in findings:
+        entry = {key: value for key, value in asdict(finding).items() if value}
+        checks.append({"check": entry.pop("check"), **entry, "state": finding.state.value})
+    content = {"where": where, "checks": checks, "npus": [asdict(chip) for chip in chips], "summary": counts(findings)}
+    return json.dumps(content, ensure_ascii=False, indent=1)
