@@ -11,7 +11,7 @@ import tracemalloc
 from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +29,7 @@ from openpangu_sft.dataset.roles import UNKNOWN
 from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.errors import UserError
+from refusals import refusal_of
 
 CODES = {"u1": 1, "i1": 2, "<i2": 3, "<i4": 4, "<i8": 5, "<f8": 6, "<f4": 7, "<u2": 8}
 Rows = dict[str, list[list[int]]]
@@ -214,27 +215,20 @@ def test_memory_does_not_grow_with_the_dataset(
 # Where nothing is to be inspected
 
 
-def refusal(recipe: Recipe, path: Optional[Path] = None) -> str:
-    with pytest.raises(UserError) as caught:
-        run_inspect(recipe, path)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
 GIVE = "give its directory, or its path up to _packed_input_ids_document.bin"
 
 
 def test_nothing_there(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    assert refusal(make_recipe()) == f"{tmp_path}/finetune_dataset/merged: no such dataset -> {GIVE}"
-    assert refusal(make_recipe(), tmp_path) == f"{tmp_path}: no packed dataset here -> {GIVE}"
-    assert refusal(make_recipe(), tmp_path / "x/y") == f"{tmp_path}/x/y: no such dataset -> {GIVE}"
+    assert refusal_of(run_inspect, make_recipe()) == f"{tmp_path}/finetune_dataset/merged: no such dataset -> {GIVE}"
+    assert refusal_of(run_inspect, make_recipe(), tmp_path) == f"{tmp_path}: no packed dataset here -> {GIVE}"
+    assert refusal_of(run_inspect, make_recipe(), tmp_path / "x/y") == f"{tmp_path}/x/y: no such dataset -> {GIVE}"
 
 
 def test_several_in_one_directory(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     write_dataset(tmp_path, sound_rows(), "one")
     write_dataset(tmp_path, sound_rows(), "two")
     expected = f"{tmp_path}: holds several datasets: one, two -> name one: {tmp_path}/one"
-    assert refusal(make_recipe(), tmp_path) == expected
+    assert refusal_of(run_inspect, make_recipe(), tmp_path) == expected
     assert foreign(make_recipe, tmp_path / "two") == []
 
 
@@ -245,7 +239,7 @@ def test_several_in_one_directory(make_recipe: MakeRecipe, tmp_path: Path) -> No
 def test_a_manifest_of_something_else(make_recipe: MakeRecipe, tmp_path: Path, content: str, said: str) -> None:
     write_dataset(tmp_path, sound_rows(), "data")
     (tmp_path / "manifest.json").write_text(content, "utf-8")
-    assert said in refusal(make_recipe(), tmp_path)
+    assert said in refusal_of(run_inspect, make_recipe(), tmp_path)
 
 
 # Damage to files and indexes

@@ -36,7 +36,7 @@ from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.tokenizer.template import sample_spans
 from openpangu_sft.tokenizer.tokenizer import Tokenizer
 from openpangu_sft.util.errors import UserError, explain_os_error
-from refusals import without_progress
+from refusals import refusal_of, without_progress
 
 
 def samples(count: int, start: int = 0) -> list[dict[str, Any]]:
@@ -93,13 +93,6 @@ def expected_segments(
             labels += ids if trained else [-100] * len(ids)
         found[tuple(input_ids), tuple(labels)] += 1
     return found
-
-
-def refusal(recipe: Recipe) -> str:
-    with pytest.raises(UserError) as caught:
-        run_preprocess(recipe)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 # --- what is in a shard ------------------------------------------------------------------------------------------
@@ -202,7 +195,7 @@ def test_what_is_no_shard_is_never_removed(make_recipe: MakeRecipe, tiny_hf: Pat
     (shards / "odd/manifest.json").write_text("[]", "utf-8")
     (shards / "b/notes.txt").write_text("mine", "utf-8")
     (recipe.path("samples") / "b.jsonl").unlink()
-    message = refusal(recipe)
+    message = refusal_of(run_preprocess, recipe)
     assert message.startswith(f"{shards / 'b/notes.txt'}: lies in the shard of a samples file that is gone")
     assert {path.name for path in shards.iterdir()} >= {"a", "b", "checkpoint", "odd"}
     (shards / "b/notes.txt").unlink()
@@ -265,7 +258,7 @@ def test_a_bad_sample_is_refused_by_line_and_nothing_is_left(
     write_samples(path, samples(4))
     with path.open("a", encoding="utf-8") as stream:
         stream.write("\n" + line + "\n" + json.dumps(conversation("", "")) + "\n")
-    message = refusal(recipe)
+    message = refusal_of(run_preprocess, recipe)
     assert message.startswith(f"{path}:6: ")
     assert reason in message
     assert message.endswith("-> fix it, or set data.on_bad_sample=skip")
@@ -279,7 +272,7 @@ def test_a_refusal_leaves_the_earlier_result(make_recipe: MakeRecipe) -> None:
     run_preprocess(recipe)
     before = tree(recipe.path("shards"))
     write_samples(path, [*samples(4), {}])
-    refusal(recipe)
+    refusal_of(run_preprocess, recipe)
     assert tree(recipe.path("shards")) == before
 
 
@@ -350,8 +343,8 @@ def test_the_longest_sample_fills_a_pack_and_one_token_more_is_too_long(make_rec
     length = len(next(iter(expected_segments(recipe, [record])))[0])
     write_samples(recipe.path("samples") / "a.jsonl", [record])
     run_preprocess(make_recipe(f"data.seq_length={length}"))
-    assert f"{length} tokens, above data.seq_length {length - 1}" in refusal(
-        make_recipe(f"data.seq_length={length - 1}")
+    assert f"{length} tokens, above data.seq_length {length - 1}" in refusal_of(
+        run_preprocess, make_recipe(f"data.seq_length={length - 1}")
     )
 
 
@@ -494,21 +487,23 @@ def link(path: Path) -> None:
 def test_nothing_to_read(make_recipe: MakeRecipe, prepare: Any, said: str) -> None:
     recipe = make_recipe()
     prepare(recipe.path("samples"))
-    assert refusal(recipe).startswith(said.format(at=recipe.path("samples")))
+    assert refusal_of(run_preprocess, recipe).startswith(said.format(at=recipe.path("samples")))
     assert tree(recipe.path("shards")) == {}
 
 
 def test_all_samples_rejected(make_recipe: MakeRecipe) -> None:
     recipe = make_recipe("data.on_bad_sample=skip")
     write_samples(recipe.path("samples") / "a.jsonl", [{}, {}])
-    assert "no sample is left to train on" in refusal(recipe)
+    assert "no sample is left to train on" in refusal_of(run_preprocess, recipe)
     assert tree(recipe.path("shards")) == {}
 
 
 def test_a_tokenizer_that_does_not_fit(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     write_samples(make_recipe().path("samples") / "a.jsonl", samples(3))
-    assert "the tokenizer has 1536 tokens, model.vocab_size is 64" in refusal(make_recipe("model.vocab_size=64"))
-    assert "nothing: no such directory" in refusal(make_recipe(f"paths.hf={tmp_path}/nothing"))
+    assert "the tokenizer has 1536 tokens, model.vocab_size is 64" in refusal_of(
+        run_preprocess, make_recipe("model.vocab_size=64")
+    )
+    assert "nothing: no such directory" in refusal_of(run_preprocess, make_recipe(f"paths.hf={tmp_path}/nothing"))
 
 
 # --- several processes -------------------------------------------------------------------------------------------

@@ -43,6 +43,7 @@ from openpangu_sft.tokenizer.tokenizer import Tokenizer
 from openpangu_sft.training.run.retention import prune
 from openpangu_sft.training.stage import run_sft
 from openpangu_sft.util.errors import UserError
+from refusals import refusal_of
 
 SETTINGS = ["data.validation_share=0.2", "chat.max_new_tokens=4", "train.iterations=6", "train.save_interval=3"]
 
@@ -207,14 +208,14 @@ def no_loss(recipe: Recipe, tensors: Any, title: str) -> float:
 def test_a_checkpoint_that_is_not_there_costs_no_result(recipe: Recipe, tmp_path: Path) -> None:
     run_evaluate(recipe, None, "all")
     before = (recipe.path("run") / EVALUATION).read_bytes()
-    assert "iteration 999 is not there" in refused(recipe, prompt_file(tmp_path), "999")
+    assert "iteration 999 is not there" in refusal_of(run_evaluate, recipe, prompt_file(tmp_path), "999")
     assert (recipe.path("run") / EVALUATION).read_bytes() == before
 
 
 def test_a_damaged_checkpoint_ends_the_evaluation_before_it_begins(recipe: Recipe) -> None:
     file = next(recipe.path("run").glob("iter_0000003/mp_rank_00/model_optim_rng.pt"))
     file.write_bytes(file.read_bytes()[:1000])
-    assert str(file) in refused(recipe, None, "all")
+    assert str(file) in refusal_of(run_evaluate, recipe, None, "all")
     assert written(recipe) == {}
 
 
@@ -263,7 +264,7 @@ def test_the_loss_is_written_before_the_answers_are_made(recipe: Recipe, monkeyp
 
     with monkeypatch.context() as patch:
         patch.setattr(Chat, "complete", complete)
-        assert refused(recipe) == "out of memory"
+        assert refusal_of(run_evaluate, recipe) == "out of memory"
     assert list(written(recipe)) == [0]
     loss, answers = written(recipe)[0]
     assert (loss, answers) == (pytest.approx(loss_alone(recipe, recipe.path("mcore")), rel=1e-5), 0)
@@ -276,7 +277,7 @@ def test_a_question_that_is_too_long_is_named_before_anything_is_computed(
 ) -> None:
     monkeypatch.setattr(stage, "validation_loss", no_loss)
     length = recipe.model.max_position_embeddings
-    message = refused(recipe, prompt_file(tmp_path, f"ok\n{'好' * length}\n"))
+    message = refusal_of(run_evaluate, recipe, prompt_file(tmp_path, f"ok\n{'好' * length}\n"))
     found = re.search(r"p\.txt:2: has ([\d,]+) tokens, and the model holds ([\d,]+), the answer's among", message)
     assert found, message
     assert int(found[1].replace(",", "")) >= length == int(found[2].replace(",", ""))
@@ -370,7 +371,7 @@ def test_an_iteration_that_is_asked_for_by_its_number_must_be_there(
         return real(recipe, tensors, title)
 
     monkeypatch.setattr(stage, "validation_loss", loss)
-    assert "iteration 3 is not there -> take another one: ITERATION=6" in refused(recipe, None, "3")
+    assert "iteration 3 is not there -> take another one: ITERATION=6" in refusal_of(run_evaluate, recipe, None, "3")
     assert list(written(recipe)) == [0]
 
 
@@ -399,13 +400,6 @@ def test_a_random_answer_can_be_repeated(make: Callable[..., Recipe]) -> None:
     assert run_evaluate(recipe).results[0].answers == first
 
 
-def refused(recipe: Recipe, *arguments: Any) -> str:
-    with pytest.raises(UserError) as caught:
-        run_evaluate(recipe, *arguments)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -430,19 +424,19 @@ def refused(recipe: Recipe, *arguments: Any) -> str:
 )
 def test_prompt_files_that_are_none(recipe: Recipe, tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
-    assert message in refused(recipe, tmp_path / name)
+    assert message in refusal_of(run_evaluate, recipe, tmp_path / name)
     assert not (recipe.path("run") / EVALUATION).exists()
 
 
 def test_what_cannot_be_evaluated(make: Callable[..., Recipe], tmp_path: Path) -> None:
     recipe = make()
-    assert "is a directory -> give a prompt file: PROMPTS=" in refused(recipe, tmp_path)
-    assert "no such file -> give a prompt file: PROMPTS=" in refused(recipe, tmp_path / "none.txt")
-    assert "ITERATION=best is neither a number nor all" in refused(recipe, None, "best")
-    assert "iteration 5 is not there -> take another one: ITERATION=6" in refused(recipe, None, "5")
-    assert "no such directory" in refused(make(f"paths.run={tmp_path / 'none'}"))
+    assert "is a directory -> give a prompt file: PROMPTS=" in refusal_of(run_evaluate, recipe, tmp_path)
+    assert "no such file -> give a prompt file: PROMPTS=" in refusal_of(run_evaluate, recipe, tmp_path / "none.txt")
+    assert "ITERATION=best is neither a number nor all" in refusal_of(run_evaluate, recipe, None, "best")
+    assert "iteration 5 is not there -> take another one: ITERATION=6" in refusal_of(run_evaluate, recipe, None, "5")
+    assert "no such directory" in refusal_of(run_evaluate, make(f"paths.run={tmp_path / 'none'}"))
     (recipe.path("run") / EVALUATION).write_text("{}", "utf-8")
-    assert "not an evaluation" in refused(recipe)
+    assert "not an evaluation" in refusal_of(run_evaluate, recipe)
 
 
 def test_a_run_of_another_dataset_or_base_is_refused(make: Callable[..., Recipe], tmp_path: Path) -> None:
@@ -452,9 +446,9 @@ def test_a_run_of_another_dataset_or_base_is_refused(make: Callable[..., Recipe]
     write_samples(recipe.path("samples") / "a.jsonl", [conversation(f"q {n}", "a") for n in range(30)])
     run_preprocess(recipe)
     run_merge(recipe)
-    assert "is not what this run was trained on" in refused(recipe)
+    assert "is not what this run was trained on" in refusal_of(run_evaluate, recipe)
     recipe = make(f"paths.mcore={tmp_path / 'mcore'}")
-    assert "no such directory" in refused(recipe)
+    assert "no such directory" in refusal_of(run_evaluate, recipe)
 
 
 def test_without_a_validation_split_prompts_are_needed(tmp_path: Path, trained: list[str]) -> None:
@@ -464,7 +458,7 @@ def test_without_a_validation_split_prompts_are_needed(tmp_path: Path, trained: 
     run_preprocess(recipe)
     run_merge(recipe)
     run_sft(recipe, [])
-    assert "there is no validation split (data.validation_share is 0)" in refused(recipe)
+    assert "there is no validation split (data.validation_share is 0)" in refusal_of(run_evaluate, recipe)
     prompts = tmp_path / "p.txt"
     prompts.write_text("hm", "utf-8")
     evaluation = run_evaluate(recipe, prompts)

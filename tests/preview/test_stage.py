@@ -6,7 +6,7 @@ import io
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ from openpangu_sft.preview.stage import Preview, run_preview
 from openpangu_sft.preview.terminal import show
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.tokenizer.tokenizer import IGNORED, Tokenizer
-from openpangu_sft.util.errors import UserError
+from refusals import refusal_of
 
 HOSTILE = '<script>document.documentElement.dataset.acted = "yes"</script><img src=x onerror="acted()">'
 ESCAPES = "\x1b[31mred\x1b[0m \x07 \u202eevil [bold]markup[/bold]"
@@ -94,13 +94,6 @@ def printed(preview: Preview, width: int = 80, colour: bool = False) -> str:
     system = "truecolor" if colour else None
     show(preview, Console(file=stream, width=width, highlight=False, force_terminal=colour, color_system=system))  # type: ignore[arg-type]
     return stream.getvalue()
-
-
-def refusal(recipe: Recipe, sample: Optional[int] = None, html: Optional[Path] = None) -> str:
-    with pytest.raises(UserError) as caught:
-        run_preview(recipe, sample, html=html)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 @pytest.mark.parametrize("block_tokens", [1, 400, 1 << 20])
@@ -224,14 +217,14 @@ def test_first_samples_or_a_chosen_one(recipe: Recipe) -> None:
 @pytest.mark.parametrize("sample", [0, -1, len(SAMPLES) + 1, 10**30])
 def test_no_such_sample(recipe: Recipe, sample: int) -> None:
     expected = f"{recipe.path('dataset')}: there is no sample {sample} -> choose one from 1 to {len(SAMPLES)}"
-    assert refusal(recipe, sample) == expected
+    assert refusal_of(run_preview, recipe, sample) == expected
 
 
 def test_nothing_to_show_or_another_recipe(recipe: Recipe, make_recipe: MakeRecipe) -> None:
-    assert refusal(make_recipe("paths.dataset=none")).endswith("-> run make merge")
-    assert "made with data.seq_length = 160, the recipe says 128" in refusal(make_recipe())
-    assert "holds shard, expected dataset" in refusal(
-        make_recipe("paths.dataset=finetune_dataset/shards/a", "paths.shards=s")
+    assert refusal_of(run_preview, make_recipe("paths.dataset=none")).endswith("-> run make merge")
+    assert "made with data.seq_length = 160, the recipe says 128" in refusal_of(run_preview, make_recipe())
+    assert "holds shard, expected dataset" in refusal_of(
+        run_preview, make_recipe("paths.dataset=finetune_dataset/shards/a", "paths.shards=s")
     )
 
 
@@ -241,7 +234,7 @@ def test_a_dataset_that_is_not_what_its_manifest_says(recipe: Recipe) -> None:
     labels[np.flatnonzero(labels != IGNORED)[0]] = IGNORED
     labels.flush()
     trained = read_manifest(recipe.path("dataset"), "dataset", "").counts["trained_tokens"]
-    assert f"holds trained_tokens {trained - 1}, its manifest says {trained}" in refusal(recipe)
+    assert f"holds trained_tokens {trained - 1}, its manifest says {trained}" in refusal_of(run_preview, recipe)
 
 
 def test_an_id_that_the_tokenizer_does_not_have(recipe: Recipe) -> None:
@@ -249,20 +242,22 @@ def test_an_id_that_the_tokenizer_does_not_have(recipe: Recipe) -> None:
     ids = np.memmap(path, "<i4", "r+")
     ids[2] = 999_999
     ids.flush()
-    assert "token id 999999 of the dataset is not in this tokenizer" in refusal(recipe)
+    assert "token id 999999 of the dataset is not in this tokenizer" in refusal_of(run_preview, recipe)
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "page", "there.html"])
 def test_the_page_replaces_nothing_but_a_page(recipe: Recipe, tmp_path: Path, name: str) -> None:
     (tmp_path / "notes.txt").write_text("mine", "utf-8")
     (tmp_path / "there.html").mkdir()
-    assert refusal(recipe, html=tmp_path / name).endswith("-> name another file with HTML=…")
+    assert refusal_of(run_preview, recipe, html=tmp_path / name).endswith("-> name another file with HTML=…")
     assert (tmp_path / "notes.txt").read_text("utf-8") == "mine"
 
 
-def test_no_page_in_an_artefact(recipe: Recipe) -> None:
+def test_no_page_in_an_artifact(recipe: Recipe) -> None:
     html = recipe.path("dataset") / "x/preview.html"
-    assert refusal(recipe, html=html).startswith(f"{html}: lies in {recipe.path('dataset')}, which a stage replaces")
+    assert refusal_of(run_preview, recipe, html=html).startswith(
+        f"{html}: lies in {recipe.path('dataset')}, which a stage replaces"
+    )
     assert not html.parent.exists()
 
 
@@ -270,7 +265,7 @@ def test_page_goes_into_the_cache_or_where_it_is_asked_for(recipe: Recipe, tmp_p
     assert run_preview(recipe)[1] == tmp_path / "preview.html"
     chosen = tmp_path / "new/folder/p.HTML"
     said = f"{chosen.parent}: there is no such directory for the page -> make it, or name another file with HTML=…"
-    assert refusal(recipe, html=chosen) == said
+    assert refusal_of(run_preview, recipe, html=chosen) == said
     assert not (tmp_path / "new").exists()
     chosen.parent.mkdir(parents=True)
     assert run_preview(recipe, html=chosen)[1] == chosen

@@ -33,7 +33,7 @@ from openpangu_sft.report.stage import run_report
 from openpangu_sft.training.run.metrics import METRICS, read_metrics
 from openpangu_sft.training.run.provenance import RECIPE, STARTS, read_starts, record_start
 from openpangu_sft.training.stage import run_sft
-from openpangu_sft.util.errors import UserError
+from refusals import refusal_of
 
 EVALUATED = ["data.validation_share=0.2", "chat.max_new_tokens=3"]
 
@@ -296,29 +296,24 @@ def test_the_same_run_gives_the_same_page(recipe: Recipe) -> None:
     assert run_report(recipe).read_bytes() == first
 
 
-def refused(*arguments: Any) -> str:
-    with pytest.raises(UserError) as caught:
-        run_report(*arguments)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
 def test_what_has_no_report(recipe: Recipe, tmp_path: Path) -> None:
     run = recipe.path("run")
-    assert "no such directory" in refused(recipe, tmp_path / "none")
-    assert "is the same run twice" in refused(recipe, None, run)
-    assert "there is no such directory for the page" in refused(recipe, None, None, tmp_path / "no/p.html")
+    assert "no such directory" in refusal_of(run_report, recipe, tmp_path / "none")
+    assert "is the same run twice" in refusal_of(run_report, recipe, None, run)
+    assert "there is no such directory for the page" in refusal_of(
+        run_report, recipe, None, None, tmp_path / "no/p.html"
+    )
     assert not (tmp_path / "no").exists()
-    assert "does not end in .html" in refused(recipe, None, None, tmp_path / "page")
+    assert "does not end in .html" in refusal_of(run_report, recipe, None, None, tmp_path / "page")
     nobody = Path("~nobody-here/run.html")
     for arguments in ((nobody,), (None, nobody), (None, None, nobody)):
-        assert "begins with an unknown home directory" in refused(recipe, *arguments)
+        assert "begins with an unknown home directory" in refusal_of(run_report, recipe, *arguments)
     inside = next(run.glob("iter_*")) / "page.html"
-    assert "which a stage replaces as a whole" in refused(recipe, None, None, inside)
+    assert "which a stage replaces as a whole" in refusal_of(run_report, recipe, None, None, inside)
     (run / EVALUATION).write_text("{", "utf-8")
-    assert "not an evaluation" in refused(recipe)
+    assert "not an evaluation" in refusal_of(run_report, recipe)
     (run / METRICS).unlink()
-    assert "no iteration yet" in refused(recipe)
+    assert "no iteration yet" in refusal_of(run_report, recipe)
     assert not (run / "report.html").exists()
 
 
@@ -353,14 +348,14 @@ def with_manifest(run: Path, part: str, name: str, value: object) -> None:
 )
 def test_a_manifest_that_is_damaged_is_named(recipe: Recipe, part: str, name: str, value: object) -> None:
     with_manifest(recipe.path("run"), part, name, value)
-    assert f"{MANIFEST}: {part}: {name} is {value}, expected a number from 1" in refused(recipe)
+    assert f"{MANIFEST}: {part}: {name} is {value}, expected a number from 1" in refusal_of(run_report, recipe)
 
 
 @pytest.mark.parametrize("line", ["[]", "{}", '"x"', "garbage", '{"time": 1}'])
 def test_a_line_of_starts_that_is_damaged_is_named(recipe: Recipe, line: str) -> None:
     with (recipe.path("run") / STARTS).open("a", encoding="utf-8") as stream:
         stream.write(f"{line}\n")
-    assert f"{STARTS}:3: " in refused(recipe)
+    assert f"{STARTS}:3: " in refusal_of(run_report, recipe)
 
 
 @pytest.mark.parametrize(("name", "value"), [("seconds", float("nan")), ("seconds", 0), ("loss", 1.7e308)])

@@ -80,8 +80,8 @@ def _question(source: str, sample: Sample, tokenizer: Tokenizer, room: int, wher
     for text in (*sample.meta_prompt, *(message.content for message in asked)):
         if token := tokenizer.control_token(text):
             raise UserError(f"holds the control token {token.group()}", where=where, remedy="take it out")
-    pieces = prompt_spans(sample.meta_prompt, tuple(asked), reply=True)
-    prompt = [number for piece in pieces for number in tokenizer.span_ids(piece)]
+    spans = prompt_spans(sample.meta_prompt, tuple(asked), reply=True)
+    prompt = [number for span in spans for number in tokenizer.span_ids(span)]
     if len(prompt) >= room:
         what = f"has {len(prompt):,} tokens, and the model holds {room:,}, the answer's among them"
         raise UserError(what, where=where, remedy="shorten it")
