@@ -111,7 +111,7 @@ def require_files(directory: Path, manifest: Manifest, remedy: str) -> None:
 
 
 def require_settings(directory: Path, made_with: Mapping[str, Any], wanted: Mapping[str, Any], remedy: str) -> None:
-    """Raises `UserError` where settings of an artifact differ from the recipe's: all such keys, with both values."""
+    """Raises `UserError` where an artifact was made with other settings than the recipe's: all keys and both values."""
     made_with = {**OLD_DEFAULTS, **made_with}
     differing = [
         f"{key} = {made_with.get(key, 'nothing')}, the recipe says {value}"
