@@ -71,8 +71,8 @@ PYPI_INDEX ?= https://pypi.org/simple
 ##=   for sources, image, image-diff, test-upstream: other repositories or folders to fetch from (patches/upstream.toml)
 ##= SIZE  for bench-data: MB of samples to preprocess (200)
 SIZE ?= 200
-##= DATA_DIR  for bench-data: real conversations to sample from (../shared/data)
-DATA_DIR ?= ../shared/data
+##= DATA_DIR  for bench-data: directory of the real conversations to sample from: docs/benchmarks.md
+DATA_DIR ?=
 ##= PYTEST_ADDOPTS  for test, test-random, test-image, test-upstream: options of pytest (-x)
 ##= LOCKFLAGS  for lock: --upgrade takes the newest version of everything
 

@@ -66,6 +66,8 @@ make_venv() {
     find_python
     [[ -e $stamp || -z $(ls -A -- "$VENV" 2>/dev/null) ]] ||
         die "$VENV was not made by this script and is left as it is -> remove it, or choose another directory with VENV="
+    [[ ! -L $VENV ]] || # what it points to may be used by another checkout
+        die "$VENV is a symbolic link and its target is left as it is -> remove the link, or set VENV= to the target"
     say "making $VENV with Python $version; the first time downloads 2.8 GB on x86-64 (torch with CUDA libraries), 0.2 GB on aarch64"
     mkdir -p -- "$VENV"
     : >"$stamp"

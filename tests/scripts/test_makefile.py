@@ -256,7 +256,7 @@ def test_a_bad_value_is_refused_where_it_is_used(make: Make) -> None:
 def test_bench_data_is_handed_size_and_place(make: Make) -> None:
     python = make.directory / "the venv/bin/python"
     (make.directory / "the venv/bin/openpangu-sft").rename(python)  # notes its arguments just as well
-    for arguments, size, place in ([], "200", "../shared/data"), (["SIZE=0.5", "DATA_DIR=my $x"], "0.5", "my $x"):
+    for arguments, size, place in ([], "200", ""), (["SIZE=0.5", "DATA_DIR=my $x"], "0.5", "my $x"):
         make.calls.unlink(missing_ok=True)
         assert make("bench-data", *arguments).returncode == 0
         assert make.called_with() == ["-m", "benchmarks.data", "--size", size, "--data-dir", place]

@@ -152,6 +152,17 @@ def test_leaves_a_directory_of_others_alone(checkout: Checkout) -> None:
     assert (checkout.venv / "thesis.tex").read_text() == "years of work"
 
 
+def test_a_link_to_an_environment_is_left_alone(checkout: Checkout) -> None:
+    other = checkout.root.with_name("other")
+    (other / "bin").mkdir(parents=True)
+    (other / checkout.stamp.name).touch()
+    checkout.venv.symlink_to(other)
+    code, words = checkout.run(PYTHON=sys.executable)
+    assert code == 1
+    assert f"{checkout.venv} is a symbolic link" in words
+    assert (other / "bin").is_dir()
+
+
 def test_index_out_of_reach(checkout: Checkout) -> None:
     code, words = checkout.run(PYTHON=sys.executable, PYPI_INDEX=NOBODY_THERE.replace("//", "//me:secret@"))
     assert code == 1
