@@ -1,4 +1,4 @@
-"""The pieces of a conversation, against the published handler's order of them, written anew from its description."""
+"""The spans of a conversation, compared with a reimplementation of the published handler's order."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from openpangu_sft.tokenizer.template import TextSpan, prompt_spans, sample_span
 NAMES = {"user": "用户", "tool": "工具"}
 
 
-def published_pieces(record: dict[str, Any]) -> list[tuple[str, bool, bool]]:
+def published_spans(record: dict[str, Any]) -> list[tuple[str, bool, bool]]:
     """(text, trained, with bos) of every text that the published handler gives to its tokenizer, in its order.
 
     All system prompts are one text and the only one with bos. A user's or tool's message is one text. An assistant's
@@ -44,7 +44,7 @@ TURN = st.tuples(st.text(max_size=5), st.lists(st.text(max_size=3), max_size=2),
 
 
 @given(st.lists(st.text(max_size=5), min_size=1, max_size=3), st.lists(TURN, min_size=1, max_size=3))
-def test_pieces_are_the_published_ones(prompts: list[str], turns: list[tuple[str, list[str], str]]) -> None:
+def test_spans_are_the_published_ones(prompts: list[str], turns: list[tuple[str, list[str], str]]) -> None:
     data = []
     for asked, results, answered in turns:
         data += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
@@ -52,7 +52,7 @@ def test_pieces_are_the_published_ones(prompts: list[str], turns: list[tuple[str
             data += [{"role": "tool", "content": result} for result in results]
             data += [{"role": "assistant", "content": answered * 2}]
     record = {"meta_prompt": prompts, "data": data}
-    assert [tuple(piece)[:3] for piece in sample_spans(parse_sample(record))] == published_pieces(record)
+    assert [tuple(piece)[:3] for piece in sample_spans(parse_sample(record))] == published_spans(record)
 
 
 @pytest.mark.parametrize("system", ["", "你是医生。"])

@@ -61,19 +61,19 @@ def prompt_spans(
         system[-1] += START + HEADERS["system"] + first
         system += others
         system[-1] += END
-    yield from _pieces(system, "system", trained=False, opens=True)
+    yield from _spans(system, "system", trained=False, opens=True)
     for message in messages:
         header, [*contents, last] = START + HEADERS[message.role], cut(message.content)
         if message.role == "assistant":
             yield TextSpan(header, trained=False, role=message.role)
-            yield from _pieces([*contents, last + END], message.role, trained=True)
+            yield from _spans([*contents, last + END], message.role, trained=True)
         else:
             first, *others = [*contents, last + END]
-            yield from _pieces([header + first, *others], message.role, trained=False)
+            yield from _spans([header + first, *others], message.role, trained=False)
     if reply:
         yield TextSpan(START + HEADERS["assistant"], trained=False, role="assistant")
 
 
-def _pieces(texts: list[str], role: str, trained: bool, opens: bool = False) -> Iterator[TextSpan]:
+def _spans(texts: list[str], role: str, trained: bool, opens: bool = False) -> Iterator[TextSpan]:
     for number, text in enumerate(texts):
         yield TextSpan(text, trained, opens and not number, role)
