@@ -1,4 +1,4 @@
-# The images of openpangu-sft. Built by `make image`; See docs/image.md for build arguments and offline builds.
+# The images of openpangu-sft. Built by `make image`; see docs/image.md for build arguments and offline builds.
 #
 #   npu   (default) the pinned Ascend stack with MindSpeed-LLM, for training on NPUs
 #   cpu   the portable engine and every other stage, on a standard Python base

@@ -82,14 +82,13 @@ DATA_DIR ?=
 ##=   address and port of the first machine (port 6000), and number of this one, from 0: docs/operations.md
 ##= HCCL_*, GLOO_SOCKET_IFNAME, TP_SOCKET_IFNAME, OMP_NUM_THREADS  passed on to training
 
-# Values are text and not Make: a $ in a prompt stays a $. Options of openpangu-sft reach it as OPENPANGU_RECIPE and so on.
+# Values are text and not Make: a $ in a prompt stays a $.
 options := RECIPE SET SHARD SAMPLE HTML RUN WITH DATASET PROMPT MODEL FROM ITERATION DTYPE FORM PROMPTS HF MCORE ONLY
 options += MEMORY TOKENS_PER_SECOND DRY_RUN JSON PEERS CLAIM
 $(foreach v,$(options) $(typed) VENV PYPI_INDEX SIZE DATA_DIR NNODES TARGET ARCH,$(eval override $v := $$(value $v)))
 ifneq ($(NNODES),)
 override SET += parallel.nodes=$(NNODES)
 endif
-$(foreach v,$(options),$(if $(value $v),$(eval export OPENPANGU_$v := $$($v))))
 export VENV PYPI_INDEX $(typed)
 
 quote = '$(subst ','\'',$1)'
@@ -130,8 +129,12 @@ kubernetes: ## print a Kubernetes (Volcano) job
 
 commands := demo doctor plan format preprocess merge convert sft export chat
 commands += preview inspect verify evaluate report curve smoke slurm kubernetes
+# What a command takes of the options, by the ##= lines, reaches it as OPENPANGU_RECIPE and so on.
+taken = $(filter RECIPE SET $(shell awk -v mode=taken -v target=$1 -f scripts/targets.awk Makefile),$(options))
+given = $(foreach v,$(call taken,$1),$(if $(value $v),$v))
+$(foreach t,$(filter $(commands),$(MAKECMDGOALS)),$(foreach v,$(call given,$t),$(eval $t: export OPENPANGU_$v := $$($v))))
 $(commands):
-	@scripts/run.sh openpangu-sft $@
+	@MAKE_OPTIONS='$(call given,$@)' scripts/run.sh openpangu-sft $@
 
 sources: env ## fetch MindSpeed-LLM and its dependencies, pinned and patched
 	@$(bin)openpangu-sft sources

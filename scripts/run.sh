@@ -7,7 +7,7 @@
 #   TARGET        which image: npu or cpu (npu on a host with NPUs)
 #   NPUS          which NPUs: 0,1,2,3 (all)
 #   CACHE         directory mounted at /cache (/cache)
-#   OPENPANGU_*   options of openpangu-sft, from the Makefile
+#   MAKE_OPTIONS  names of the options that the Makefile gives as OPENPANGU_RECIPE and so on: RECIPE SET
 #   DOCKER_FLAGS  more options for docker run: -v /models:/models:ro
 set -euo pipefail
 root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
@@ -73,10 +73,17 @@ mount() { # <absolute path>
     mounts+=("$path")
 }
 # Variables that a container needs: options, and what several machines and the libraries between them use.
-mapfile -t variables < <(compgen -e | grep -E '^(OPENPANGU_.*|MASTER_ADDR|MASTER_PORT|NNODES|NODE_RANK|OMP_NUM_THREADS|NO_COLOR|TERM|(GLOO|TP)_SOCKET_IFNAME|HCCL_.*)$' | grep -v '^OPENPANGU_SFT_')
-read -rd '' -a given <<<"${OPENPANGU_SET:-}" || true
-for variable in "${variables[@]}"; do
-    [[ $variable != OPENPANGU_* || $variable =~ _(SET|PROMPT)$ ]] || given+=("=${!variable}")
+read -ra options <<<"${MAKE_OPTIONS:-}"
+mapfile -t variables < <(compgen -e | grep -E '^(MASTER_ADDR|MASTER_PORT|NNODES|NODE_RANK|OMP_NUM_THREADS|NO_COLOR|TERM|(GLOO|TP)_SOCKET_IFNAME|HCCL_.*)$')
+given=()
+for option in "${options[@]}"; do
+    variable=OPENPANGU_$option
+    variables+=("$variable")
+    case $option in
+    SET) read -rd '' -a given <<<"$OPENPANGU_SET" || true ;;
+    PROMPT) ;;
+    *) given+=("=${!variable}") ;;
+    esac
 done
 for argument in "$@" "${given[@]}"; do
     [[ $argument != --prompt=* ]] || continue

@@ -1,4 +1,5 @@
-# Prints the targets and variables of the Makefile (mode=help, help-all), or checks a call of make (mode=check).
+# Prints the targets and variables of the Makefile (mode=help, help-all), or the variables that one target takes
+# (mode=taken), or checks a call of make (mode=check).
 #
 #   awk -v mode=help -v width=80 -f scripts/targets.awk Makefile
 #   awk -v mode=check -f scripts/targets.awk Makefile sft LR=1     targets, and variables with the first word of their value
@@ -24,7 +25,8 @@ BEGIN {
 
 END {
     for (i = 1; i <= entries; i++) if (is_variable[i]) note_takers(names[i], text[i])
-    if (mode != "check") help()
+    if (mode == "taken") { for (name in takers_of) if (index(", " takers_of[name] ", ", ", " target ", ")) print name }
+    else if (mode != "check") help()
     else if ((complaint = check()) != "") {
         print "openpangu-sft: " complaint | "cat >&2"
         exit 1

@@ -51,8 +51,8 @@ copy_out() ( # <image> <prefix> <file…>: files of /opt/openpangu, each to PREF
     for file in "${@:3}"; do "$docker" cp "$container:/opt/openpangu/$file" "$2${file##*/}" >/dev/null; done
 )
 require_arch() {
-    [[ ${ARCH:-amd64} == amd64 || ${ARCH:-arm64} == arm64 ]] || die "ARCH=$ARCH is neither amd64 nor arm64 -> take one of them"
+    [[ ${ARCH:-amd64} == amd64 || ${ARCH:-arm64} == arm64 ]] || die "ARCH=$ARCH is neither amd64 nor arm64 -> choose one of them"
 }
 require_target() {
-    [[ $1 == npu || $1 == cpu ]] || die "TARGET=$1 is neither npu nor cpu -> take one of them"
+    [[ $1 == npu || $1 == cpu ]] || die "TARGET=$1 is neither npu nor cpu -> choose one of them"
 }

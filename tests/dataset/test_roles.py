@@ -146,7 +146,7 @@ def test_a_shard_without_roles_is_not_mixed_in_silently(recipe: Recipe, capfd: p
     assert "run make preprocess and make merge again" in said
     assert after.digest == before.digest
     assert not list(recipe.path("dataset").glob("*_roles.bin"))
-    assert run_inspect(recipe).figures["turns"].startswith("unknown: made by an earlier version")
+    assert run_inspect(recipe).figures["turns"].startswith("unknown: this dataset records none")
     made = {shard.part.name: shard.made for shard in run_preprocess(recipe)}
     assert made == {"a": False, "b": True}
     assert "data_roles.bin" in run_merge(recipe).files
@@ -159,7 +159,7 @@ def test_questions_of_a_dataset_without_roles(recipe: Recipe, capfd: pytest.Capt
     capfd.readouterr()
     found = validation_questions(recipe, tokenizer)
     said = " ".join(capfd.readouterr().err.split())
-    assert said.startswith("roles of the validation samples are unknown: made by an earlier version")
+    assert said.startswith("roles of the validation samples are unknown: this dataset records none")
     assert [(each.prompt, each.reference) for each in found] == [(each.prompt, each.reference) for each in known]
     for question in found:
         [[role, text]] = question.turns
@@ -186,3 +186,8 @@ def test_inspect_counts_turns_and_finds_damage(recipe: Recipe) -> None:
     assert any("does not hold" in str(finding) for finding in run_inspect(recipe).findings)
     rows = np.prod(read_rows(recipe.path("dataset"), PREFIX, "labels", 256).shape) // 256
     assert f"does not hold {rows} rows of 256 roles" in refusal_of(read_roles, path.parent, PREFIX, rows, 256)
+
+
+@pytest.mark.parametrize("value", [0, 5, 128, 255])
+def test_a_value_that_is_no_role_is_refused(value: int) -> None:
+    assert f"a token's role is {value}" in refusal_of(role_of, value)

@@ -260,11 +260,11 @@ def test_whoever_is_killed_keeps_all_that_was_written(
 
 def test_the_loss_is_written_before_the_answers_are_made(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     def complete(self: Chat, prompt: list[int]) -> str:
-        raise UserError("out of memory")
+        raise UserError("out of memory", remedy="free some")
 
     with monkeypatch.context() as patch:
         patch.setattr(Chat, "complete", complete)
-        assert refusal_of(run_evaluate, recipe) == "out of memory"
+        assert refusal_of(run_evaluate, recipe) == "out of memory -> free some"
     assert list(written(recipe)) == [0]
     loss, answers = written(recipe)[0]
     assert (loss, answers) == (pytest.approx(loss_alone(recipe, recipe.path("mcore")), rel=1e-5), 0)

@@ -132,7 +132,7 @@ def test_it_says_which_checkpoint_is_asked(make_recipe: MakeRecipe, tiny_hf: Pat
     nothing = said(recipe, tmp_path / "nowhere")
     assert nothing == f"{export}: no such directory -> run make export, or give one with MODEL=…"
     run_convert(recipe)  # what training begins with is no result of it
-    base = f"model: {tiny_hf}, which is not trained: paths.export and paths.run hold no checkpoint"
+    base = f"model: {tiny_hf}, the base model: paths.export and paths.run hold no checkpoint"
     assert said(recipe, tiny_hf) == base
     make_run(recipe, 3)
     write_durably(run / MANIFEST, json.dumps(asdict(Manifest("run"))))  # as sft does when it begins

@@ -198,7 +198,7 @@ def test_roles_of_a_dataset_that_has_none(recipe: Recipe) -> None:
     assert {turn.role for turn in preview.segments[0].turns} == {"unknown role"}
     assert len(preview.segments[0].turns) >= 3
     for text in (printed(preview, 200), html.read_text("utf-8")):
-        assert "unknown: made by an earlier version" in text
+        assert "unknown: this dataset records none" in text
         assert "run make preprocess and make merge again" in text
 
 

@@ -113,8 +113,8 @@ def said_without_an_engine(folder: Path, script: str, **given: str) -> str:
             {"REGISTRY": "x", "COSIGN_KEY": "k"},
             "COSIGN_KEY is given and cosign is not installed -> install it",
         ),
-        ("build.sh", {"TARGET": "gpu"}, "TARGET=gpu is neither npu nor cpu -> take one of them"),
-        ("build.sh", {"ARCH": "x86"}, "ARCH=x86 is neither amd64 nor arm64 -> take one of them"),
+        ("build.sh", {"TARGET": "gpu"}, "TARGET=gpu is neither npu nor cpu -> choose one of them"),
+        ("build.sh", {"ARCH": "x86"}, "ARCH=x86 is neither amd64 nor arm64 -> choose one of them"),
     ],
 )
 def test_a_bad_value_is_reported_before_the_engine_is_asked(

@@ -178,6 +178,18 @@ def test_what_the_environment_holds_is_no_mistake(make: Make) -> None:
     assert make("sft", RECPE="x", SHARD="1/2", SIZE="3", EDITOR="vi").returncode == 0
 
 
+def test_a_command_gets_its_own_options_only(make: Make) -> None:
+    """Variables of the environment that other commands take are meant for something else."""
+    assert make("sft", "SET=train.lr=1", MODEL="/opt", JSON="1", HTML="/tmp", DRY_RUN="1").returncode == 0
+    assert make.called_with() == ["sft", "DRY_RUN=1", "SET=train.lr=1"]
+
+
+def test_a_shell_and_the_tests_get_no_options(make: Make) -> None:
+    (make.directory / "scripts/run.sh").write_text("#!/bin/sh\nenv | grep ^OPENPANGU_ >calls\n")
+    make("shell", "SET=train.lr=9", "RECIPE=x.yaml")
+    assert make.called_with() == []
+
+
 def test_make_within_make_is_not_asked_for_what_it_was_handed(make: Make) -> None:
     (make.directory / "outer.mk").write_text("all:\n\t@$(MAKE) sft\n")
     assert make("-f", "outer.mk", "SHARD=1/2").returncode == 0

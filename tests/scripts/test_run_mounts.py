@@ -99,7 +99,7 @@ def test_paths_in_variables_are_mounted(host: Host, tmp_path: Path) -> None:
         "OPENPANGU_PROMPT": "/etc/x",
     }
     given["OPENPANGU_SET"] = f" train.lr=1e-5  paths.hf={tmp_path}/hf\nparallel.nodes=4"
-    done = host.run("report", IMAGES=CPU, **given)
+    done = host.run("report", IMAGES=CPU, MAKE_OPTIONS="RUN HTML PROMPT SET", **given)
     assert done.returncode == 0, done.stderr
     assert {path for path, _ in host.mounts()[1:]} == {str(tmp_path / name) for name in ("other/run", "data", "hf")}
 

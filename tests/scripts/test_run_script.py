@@ -104,8 +104,15 @@ def test_only_options_and_what_steers_several_machines_are_passed_on(host: Host)
         "HCCL_CONNECT_TIMEOUT": "1200",
         "HCCL_IF_IP": "10.0.0.2",
     }
-    others = {"OPENPANGU_SFT_IMAGE": "x", "ASCEND_HOME_PATH": "/host/only", "PYTHONPATH": "/host/only", "SECRET": "x"}
-    host.run("sft", IMAGES=CPU, **environment, **others)
+    others = {
+        "OPENPANGU_SFT_IMAGE": "x",
+        "OPENPANGU_TOKEN": "x",
+        "OPENPANGU_HOME": "/opt",
+        "ASCEND_HOME_PATH": "/host/only",
+        "PYTHONPATH": "/host/only",
+        "SECRET": "x",
+    }
+    host.run("sft", IMAGES=CPU, MAKE_OPTIONS="PROMPT", **environment, **others)
     names = {value.split("=")[0] for value in host.given("--env")}
     assert names - {"TERM", "OMP_NUM_THREADS"} == {"HOST_UID", "HOST_GID", "OPENPANGU_SFT_IMAGE", *environment}
 

@@ -11,7 +11,7 @@ import click
 
 from openpangu_sft.cli.options import option, show, stage, without_torch
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.util.console import console, print_rows, print_table
+from openpangu_sft.util.console import console, print_rows, print_table, stdout
 from openpangu_sft.util.errors import UserError, explain_os_error
 
 FROM = option("--from", "source", type=Path, metavar="DIR", help="another checkpoint of any layout, or a run")
@@ -74,7 +74,7 @@ def verify_command(
     """Check that two checkpoints are the same model.
 
     Compares every tensor bit for bit, then the logits of two prompts: Hugging Face against megatron-core.
-    The last line of the output is PASS or FAIL.
+    The last line, on stdout, is PASS or FAIL.
 
     \b
     Example: openpangu-sft verify --mcore /cache/ckpts/pangu_model_mcore --tensors
@@ -91,16 +91,17 @@ def verify_command(
 
 @contextlib.contextmanager
 def _verdict(*checked: Path) -> Iterator[None]:
-    """Ends the output with PASS or FAIL; the error comes before FAIL. Without a checkpoint there is no verdict."""
+    """Prints PASS or FAIL on stdout, last; the error comes before FAIL. Without a checkpoint there is no verdict."""
     try:
         yield
     except (UserError, OSError) as error:
         if not all(path.is_dir() for path in checked):
             raise
         known = error if isinstance(error, UserError) else explain_os_error(error)
-        console.print(f"openpangu-sft: {known}\nFAIL", soft_wrap=True, markup=False)
+        console.print(f"openpangu-sft: {known}", soft_wrap=True, markup=False)
+        stdout().print("FAIL")
         raise click.exceptions.Exit(1) from None
-    console.print("PASS")
+    stdout().print("PASS")
 
 
 def _compare(recipe: Recipe, hf: Path, mcore: Path, iteration: Optional[int], only_tensors: bool) -> None:

@@ -108,6 +108,6 @@ def inspect_command(recipe: Recipe, dataset: Optional[Path]) -> None:
     print_table(f"packed dataset: {report.path}", report.figures)
     for finding in report.findings:
         console.print(str(finding), soft_wrap=True, markup=False)
-    console.print(report.verdict)
+    stdout().print(report.verdict)
     if report.findings:
         sys.exit(1)

@@ -78,7 +78,10 @@ def _explain(error: click.ClickException) -> str:
 def _named(parameter: click.Parameter) -> str:
     """An option, and the Make variable behind it."""
     option, variable = max(parameter.opts, key=len), parameter.envvar
-    return f"{option} (make: {variable[len(PREFIX) :]})" if isinstance(variable, str) else option
+    if not isinstance(variable, str):
+        return option
+    name = variable[len(PREFIX) :]  # ONLY is --manifest or --tensors
+    return f"{option} (make: {name})" if parameter.name != "only" else f"make: {name}"
 
 
 def _say(message: str, code: int) -> int:

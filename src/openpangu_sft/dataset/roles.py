@@ -20,7 +20,7 @@ ROLES = tuple(HEADERS)
 BEGINS = 128
 
 AGAIN = "run make preprocess and make merge again"
-UNKNOWN = f"unknown: made by an earlier version or by other software; {AGAIN} to see roles"
+UNKNOWN = f"unknown: this dataset records none; {AGAIN} to see roles"
 
 Roles = npt.NDArray[np.uint8]
 
@@ -45,7 +45,13 @@ def read_roles(directory: Path, prefix: str, rows: int, seq_length: int) -> Opti
 
 
 def role_of(value: int) -> str:
-    """The name of a token's role."""
+    """The name of a token's role.
+
+    Raises:
+        UserError: the value is none that preprocess writes.
+    """
+    if not 1 <= value % BEGINS <= len(ROLES):
+        raise UserError(f"a token's role is {value}, which preprocess never writes", remedy=AGAIN)
     return ROLES[value % BEGINS - 1]
 
 
