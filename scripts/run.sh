@@ -75,17 +75,17 @@ mount() { # <absolute path>
 # Variables that a container needs: options, and what several machines and the libraries between them use.
 read -ra options <<<"${MAKE_OPTIONS:-}"
 mapfile -t variables < <(compgen -e | grep -E '^(MASTER_ADDR|MASTER_PORT|NNODES|NODE_RANK|OMP_NUM_THREADS|NO_COLOR|TERM|(GLOO|TP)_SOCKET_IFNAME|HCCL_.*)$')
-given=()
+given=() sets=()
 for option in "${options[@]}"; do
     variable=OPENPANGU_$option
     variables+=("$variable")
     case $option in
-    SET) read -rd '' -a given <<<"$OPENPANGU_SET" || true ;;
+    SET) read -rd '' -a sets <<<"$OPENPANGU_SET" || true ;;
     PROMPT) ;;
     *) given+=("=${!variable}") ;;
     esac
 done
-for argument in "$@" "${given[@]}"; do
+for argument in "$@" "${given[@]}" "${sets[@]}"; do
     [[ $argument != --prompt=* ]] || continue
     path=${argument#--set=}
     [[ $path == [/.]* ]] || path=${path#*=}

@@ -81,7 +81,7 @@ def _named(parameter: click.Parameter) -> str:
     if not isinstance(variable, str):
         return option
     name = variable[len(PREFIX) :]  # ONLY is --manifest or --tensors
-    return f"{option} (make: {name})" if parameter.name != "only" else f"make: {name}"
+    return f"{option} (make: {name})" if parameter.name != "only" else name
 
 
 def _say(message: str, code: int) -> int:
