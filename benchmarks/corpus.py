@@ -6,22 +6,18 @@ import json
 import random
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from sentencepiece import SentencePieceProcessor
 
-from openpangu_sft.conversations import alpaca, sharegpt
 from openpangu_sft.conversations.conversation import Message, Sample
+from openpangu_sft.conversations.convert import Converter
 from openpangu_sft.conversations.readers import read_records
+from openpangu_sft.recipe.sections import Data
 from openpangu_sft.tokenizer.template import END
 from openpangu_sft.util.errors import UserError
 
-CONVERTERS = {
-    "alpaca_en_demo.json": alpaca.convert,
-    "alpaca_zh_demo.json": alpaca.convert,
-    "glaive_toolcall_zh_demo.json": sharegpt.convert,
-    "identity.json": alpaca.convert,
-}
+FILES = ("alpaca_en_demo.json", "alpaca_zh_demo.json", "glaive_toolcall_zh_demo.json", "identity.json")
 MODEL = "internlm_v7_sft.model"
 UNUSED = "<TOKENS_UNUSED_"
 CONTROL_TOKENS = [f"[unused{number}]" for number in range(34)]
@@ -51,7 +47,7 @@ class Drawn(NamedTuple):
 
 def require_data(directory: Path) -> None:
     """Raises `UserError` unless the conversations and the SentencePiece model are there."""
-    for name in (*CONVERTERS, MODEL):
+    for name in (*FILES, MODEL):
         if not (directory / name).is_file():
             remedy = "set DATA_DIR to a directory that contains it: see docs/benchmarks.md for its source"
             raise UserError("no such file", where=directory / name, remedy=remedy)
@@ -125,9 +121,10 @@ def _real_conversations(source: Path, seq_length: int) -> list[Drawn]:
     """The conversations that fit into a pack. All are valid, otherwise the converters would raise."""
     processor = SentencePieceProcessor(model_file=str(source / MODEL))
     known: list[Drawn] = []
-    for name, convert in CONVERTERS.items():
+    convert = Converter(Data(seq_length=seq_length, seed=1, workers=1))
+    for name in FILES:
         for raw in read_records(source / name):
-            sample = convert(cast("dict[str, Any]", raw.content))
+            sample = _plain(convert(raw.content))
             texts = texts_of(sample.to_json())
             tokens = sum(map(len, processor.encode(texts))) + MESSAGE_ROOM * len(texts)
             tokens += NUMBER_ROOM * sum(message.role == "user" for message in sample.data)
@@ -136,6 +133,12 @@ def _real_conversations(source: Path, seq_length: int) -> list[Drawn]:
     if not known:
         raise UserError(f"no conversation fits into {seq_length} tokens", where=source, remedy="raise --seq-length")
     return known
+
+
+def _plain(sample: Sample) -> Sample:
+    """The sample as version 0.5.0 writes it, which is measured on the same data: calls and tools are texts."""
+    messages = tuple(Message(message.role, message.calls or message.content) for message in sample.data)
+    return Sample(tuple(filter(None, (*sample.meta_prompt, sample.tools))) or ("",), messages)
 
 
 def _join(samples: list[Sample], asked: int) -> tuple[Sample, int]:

@@ -1,62 +1,117 @@
 """A sample, which is one conversation, and the rules that it has to meet: none is silently dropped or altered.
 
-Samples file (JSON lines, as in the published recipe):
-{"meta_prompt": ["…"], "data": [{"role": "user", "content": "…"}, …]}
+Samples file (JSON lines; meta_prompt, data, role and content as in the published recipe, the rest optional):
+{"meta_prompt": ["…"], "tools": "[…]", "data": [{"role": "user", "content": "…"},
+ {"role": "assistant", "thinking": "…", "content": "…", "calls": "[{\"name\":…,\"arguments\":{…}}]", "weight": 0}, …]}
 """
 
 from __future__ import annotations
 
 import re
 import reprlib
-from dataclasses import dataclass
-from typing import Any
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Optional
 
-ROLES = ("system", "user", "assistant", "tool")
+from openpangu_sft.conversations.calls import calls_text, split_answer, tools_text
+from openpangu_sft.conversations.fields import kind_of, optional_text
+from openpangu_sft.conversations.keys import BadSample, Keys
+
+ROLES = ("system", "user", "assistant", "tool", "function")
 MESSAGE_ROLES = ROLES[1:]
 """System prompts are no messages of a sample: they have a field of their own."""
 
+_RESULTS = ("tool", "function")
 # Roles that may follow a role; None is the beginning of the conversation.
-_MAY_FOLLOW: dict[str | None, tuple[str, ...]] = {
+_MAY_FOLLOW: dict[Optional[str], tuple[str, ...]] = {
     None: ("user",),
     "user": ("assistant",),
-    "assistant": ("user", "tool"),
-    "tool": ("tool", "assistant"),
+    "assistant": ("user", *_RESULTS),
+    "tool": (*_RESULTS, "assistant"),
+    "function": (*_RESULTS, "assistant"),
 }
-
-
-class BadSample(Exception):
-    """A sample that must not be trained on as it is; the text says why, and the remedy."""
+_RECORD = frozenset(("meta_prompt", "data", "tools"))
+_PLAIN = frozenset(("role", "content"))
+_MESSAGE = _PLAIN | {"thinking", "calls", "weight"}
 
 
 @dataclass(frozen=True)
 class Message:
-    """One message; its role is one of `MESSAGE_ROLES`."""
+    """One message.
+
+    Args:
+        role: one of `MESSAGE_ROLES`.
+        content: its text.
+        thinking, calls: of an assistant: its reasoning, None for none, and its calls as the JSON text of a list of
+            {"name", "arguments"}, empty for none.
+        trained: of an assistant: whether it is trained on, or only read.
+    """
 
     role: str
     content: str
+    thinking: Optional[str] = None
+    calls: str = ""
+    trained: bool = True
+
+    def to_json(self) -> dict[str, Any]:
+        """The message in a samples file."""
+        found: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.thinking is not None:
+            found["thinking"] = self.thinking
+        if self.calls:
+            found["calls"] = self.calls
+        return found if self.trained else {**found, "weight": 0}
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One conversation: at least one system prompt (an empty text for none), then messages, the assistant's last."""
+    """One conversation: at least one system prompt (an empty text for none), then messages, the assistant's last.
+
+    Args:
+        tools: tool definitions as the JSON text of a list, empty for none.
+    """
 
     meta_prompt: tuple[str, ...]
     data: tuple[Message, ...]
+    tools: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The record of a samples file."""
-        messages = [{"role": message.role, "content": message.content} for message in self.data]
-        return {"meta_prompt": list(self.meta_prompt), "data": messages}
+        found: dict[str, Any] = {"meta_prompt": list(self.meta_prompt)}
+        if self.tools:
+            found["tools"] = self.tools
+        return {**found, "data": [message.to_json() for message in self.data]}
 
 
-def parse_sample(record: object) -> Sample:
+class Rules:
+    """How samples are read, and what was done to them on the way.
+
+    Args:
+        ignored: data.ignore_keys.
+        lenient: data.turns is lenient: an order of turns that the template could render is accepted or repaired.
+
+    Attributes:
+        keys: the rule for keys, with its counts.
+        changes: how often turns were repaired, by what was done.
+    """
+
+    def __init__(self, ignored: Collection[str] = (), lenient: bool = False) -> None:
+        self.keys, self.lenient = Keys(ignored), lenient
+        self.changes: Counter[str] = Counter()
+
+
+def parse_sample(record: object, rules: Optional[Rules] = None) -> Sample:
     """The sample in one record of a samples file; raises `BadSample` for the first rule that it breaks."""
+    rules = rules or Rules()
     if not isinstance(record, dict):
         raise BadSample(f"is {kind_of(record)}, not an object with meta_prompt and data")
+    known = rules.keys.known("", record, _RECORD)
     for key in ("meta_prompt", "data"):
-        if key not in record:
+        if key not in known:
             raise BadSample(f"{key} is missing" + (': write "meta_prompt": [""] for none' if key != "data" else ""))
-    return Sample(_meta_prompt(record["meta_prompt"]), _messages(record["data"]))
+    messages = _messages(known["data"], rules)
+    return Sample(_meta_prompt(known["meta_prompt"]), messages, tools_text(known.get("tools")))
 
 
 def reason_class(reason: str) -> str:
@@ -78,34 +133,100 @@ def _meta_prompt(value: object) -> tuple[str, ...]:
     return tuple(prompts)
 
 
-def _messages(value: object) -> tuple[Message, ...]:
+def _messages(value: object, rules: Rules) -> tuple[Message, ...]:
     if not isinstance(value, list):
         raise BadSample(f"data is {kind_of(value)}, not a list of messages")
     messages: list[Message] = []
     for number, entry in enumerate(value, 1):
-        if not isinstance(entry, dict):
-            raise BadSample(f"message {number} is {kind_of(entry)}, not an object with role and content")
-        for key in ("role", "content"):
-            if not isinstance(entry.get(key), str):
-                found = kind_of(entry[key]) if key in entry else "missing"
-                raise BadSample(f"{key} of message {number} is {found}, not a text")
-        role = entry["role"]
-        _require_characters(f"content of message {number}", entry["content"])
-        if role == "system":
-            raise BadSample(f"message {number} has role system: move its content into meta_prompt")
-        if role not in MESSAGE_ROLES:
-            raise BadSample(f"message {number} has unknown role {reprlib.repr(role)}: use {', '.join(MESSAGE_ROLES)}")
+        message = _message(entry, number, rules.keys)
         before = messages[-1].role if messages else None
-        if role not in _MAY_FOLLOW[before]:
+        if message.role in _MAY_FOLLOW[before]:
+            messages.append(message)
+        elif not (rules.lenient and _repaired(messages, message, rules.changes)):
             place = f"follows {before}" if before else "comes first"
-            expected = " or ".join(_MAY_FOLLOW[before])
-            raise BadSample(f"message {number} ({role}) {place}: expected {expected}")
-        messages.append(Message(role, entry["content"]))
+            remedy = "" if rules.lenient or message.role in _RESULTS else "; data.turns=lenient accepts it"
+            raise BadSample(
+                f"message {number} ({message.role}) {place}: expected {' or '.join(_MAY_FOLLOW[before])}{remedy}"
+            )
+    while rules.lenient and messages and messages[-1].role != "assistant":
+        messages.pop()
+        rules.changes["messages after the last answer dropped"] += 1
     if not messages:
-        raise BadSample("data has no messages")
+        raise BadSample("data has no messages" if not value else "there is no assistant message")
     if messages[-1].role != "assistant":
-        raise BadSample(f"the last message is the {messages[-1].role}'s: a sample must end with an assistant message")
+        what = f"the last message is the {messages[-1].role}'s: a sample must end with an assistant message"
+        raise BadSample(f"{what}; data.turns=lenient drops what follows the last one")
+    if not any(message.trained for message in messages if message.role == "assistant"):
+        raise BadSample("nothing to train on: every answer has weight 0")
     return tuple(messages)
+
+
+def _repaired(messages: list[Message], message: Message, changes: Counter[str]) -> bool:
+    """Adds a message that comes first or speaks twice as the template can render it; False where it cannot."""
+    if not messages:
+        if message.role == "assistant":
+            messages.append(message)
+            changes["conversations that begin with the assistant kept"] += 1
+        return bool(messages)
+    last = messages[-1]
+    if (message.role, message.trained) != (last.role, last.trained) or last.calls or message.thinking is not None:
+        return False
+    content = "\n".join(filter(None, (last.content, message.content)))
+    messages[-1] = replace(last, content=content, calls=message.calls)
+    changes[f"messages of one {last.role} in a row joined"] += 1
+    return True
+
+
+def _message(entry: object, number: int, keys: Keys) -> Message:
+    if not isinstance(entry, dict):
+        raise BadSample(f"message {number} is {kind_of(entry)}, not an object with role and content")
+    found = keys.known(f"message {number}", entry, _MESSAGE)
+    for key in ("role", "content"):
+        if not isinstance(found.get(key), str):
+            wrong = kind_of(found[key]) if key in found else "missing"
+            raise BadSample(f"{key} of message {number} is {wrong}, not a text")
+    role, content = found["role"], found["content"]
+    _require_characters(f"content of message {number}", content)
+    if role == "system":
+        raise BadSample(f"message {number} has role system: move its content into meta_prompt")
+    if role not in MESSAGE_ROLES:
+        raise BadSample(f"message {number} has unknown role {reprlib.repr(role)}: use {', '.join(MESSAGE_ROLES)}")
+    if role == "assistant":
+        return _answer(found, content, number)
+    if found.keys() > _PLAIN:
+        extra = min(found.keys() - _PLAIN)
+        raise BadSample(f"message {number} ({role}) has {extra}: only an assistant's message may")
+    if role == "user" and not content.strip():
+        raise BadSample(f"message {number} (user) is empty")
+    return Message(role, content)
+
+
+def _answer(found: Mapping[str, Any], content: str, number: int) -> Message:
+    thinking, calls = optional_text(found, "thinking", f"message {number}"), ""
+    trained = is_trained(found.get("weight"), f"weight of message {number}")
+    try:
+        if thinking is None and not found.get("calls"):
+            thinking, content, calls = split_answer(content)
+        else:
+            calls = calls_text(found.get("calls"))
+    except BadSample as error:
+        raise BadSample(f"message {number}: {error}") from None
+    for name, text in (("thinking", thinking or ""), ("calls", calls)):
+        _require_characters(f"{name} of message {number}", text)
+    if not content.strip() and not calls:
+        raise BadSample(f"message {number} (assistant) is empty: there is nothing to train on but its end")
+    return Message("assistant", content, thinking, calls, trained)
+
+
+def is_trained(value: object, name: str) -> bool:
+    """Whether a message is trained on: weight, loss and the like are 0 or 1; missing is 1.
+
+    Raises:
+        BadSample: anything else; `name` says which.
+    """
+    if value is None or (isinstance(value, (bool, int, float)) and value in (0, 1)):
+        return value is None or bool(value)
+    raise BadSample(f"{name} is {reprlib.repr(value)}: tokens are trained on or not, so write 0 or 1")
 
 
 def _require_characters(name: str, text: str) -> None:
@@ -114,10 +235,3 @@ def _require_characters(name: str, text: str) -> None:
     except UnicodeEncodeError as error:  # JSON can escape it; UTF-8 and tokenizers cannot represent it
         half = text[error.start]
         raise BadSample(f"{name} holds half a character: {half!a}, a surrogate without its pair") from None
-
-
-def kind_of(value: object) -> str:
-    """The JSON type of a value, for messages; the Python type of what JSON does not have (from parquet)."""
-    names = {dict: "an object", list: "a list", str: "a text", bool: "a boolean", type(None): "null"}
-    names.update({int: "a number", float: "a number"})
-    return names.get(type(value), f"a {type(value).__name__}")

@@ -1,43 +1,60 @@
-"""What the formats share: strict JSON, optional fields, and tools as a system prompt."""
+"""Strict JSON that keeps what it reads: numbers as they are written, no duplicate keys; and fields of records."""
 
 from __future__ import annotations
 
 import json
 import math
-import reprlib
-from collections.abc import Collection, Mapping
-from typing import Any, NoReturn
+from collections.abc import Mapping
+from typing import Any, NoReturn, Optional
 
-from openpangu_sft.conversations.conversation import BadSample, Sample, kind_of, parse_sample
+from openpangu_sft.conversations.keys import BadSample
 
 
-class NotFinite(ValueError):
-    """A number that JSON does not know: NaN, Infinity, or one too large for a float."""
+class NotStrict(ValueError):
+    """JSON that Python would accept with a loss: NaN, a number too large for a float, or a key given twice."""
+
+
+class Number(float):
+    """A number with a point or an exponent, and its text: 1.50 stays 1.50."""
+
+    text: str
 
 
 def _refuse_constant(text: str) -> NoReturn:
-    raise NotFinite(f"number that JSON does not know: {text}")
+    raise NotStrict(f"number that JSON does not know: {text}")
 
 
-def _finite_float(text: str) -> float:
-    value = float(text)
+def _number(text: str) -> Number:
+    value = Number(text)
     if math.isinf(value):  # 1e999: Python would take it for infinity
         _refuse_constant(text if len(text) <= 20 else text[:20] + "…")
+    value.text = text
     return value
 
 
-JSON = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite_float)
-"""Accepts what RFC 8259 allows, not Python's NaN and Infinity. Of a duplicate key the last value counts."""
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [key for key, _ in pairs]
+        twice = next(key for number, key in enumerate(names) if key in names[:number])
+        raise NotStrict(f"has the key {ascii(twice)[:80]} twice: keep one of them")
+    return found
 
 
-def parse_json(text: str) -> Any:
+JSON = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_number, object_pairs_hook=_object)
+"""Accepts what RFC 8259 allows, not Python's NaN and Infinity, and no duplicate keys."""
+
+WITH_DUPLICATES = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_number)
+
+
+def parse_json(text: str, decoder: json.JSONDecoder = JSON) -> Any:
     """Decodes one JSON value; raises `BadSample` with the position of an error."""
     try:
-        return JSON.decode(text)
+        return decoder.decode(text)
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if "\n" in text.strip() else ""
         raise BadSample(f"not valid JSON: {error.msg} ({line}column {error.colno})") from None
-    except NotFinite as error:
+    except NotStrict as error:
         raise BadSample(str(error)) from None
     except (ValueError, RecursionError) as error:
         raise BadSample(too_much(error)) from None
@@ -49,13 +66,48 @@ def too_much(error: Exception) -> str:
 
 
 def compact_json(value: object) -> str:
-    """JSON without spaces and escaped letters; raises `BadSample` for what JSON does not have (NaN, bytes, dates)."""
+    """JSON without spaces and escaped letters, its numbers as they were read.
+
+    Raises:
+        BadSample: it holds what JSON does not have: NaN, bytes, dates.
+    """
     try:
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        return _compact(value)
     except (TypeError, ValueError) as error:
         raise BadSample(f"has no JSON form: {error}") from None
     except RecursionError as error:
         raise BadSample(too_much(error)) from None
+
+
+def _compact(value: object) -> str:
+    if isinstance(value, Number):
+        return value.text
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{_compact(str(key))}:{_compact(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(map(_compact, value)) + "]"
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def json_or(value: object, name: str, decoder: json.JSONDecoder = JSON) -> Any:
+    """The value, read from JSON where it is a text.
+
+    Raises:
+        BadSample: the text is not JSON; `name` says whose.
+    """
+    if not isinstance(value, str):
+        return value
+    try:
+        return parse_json(value, decoder)
+    except BadSample as error:
+        raise BadSample(f"{name} is a text that cannot be read: {error}") from None
+
+
+def kind_of(value: object) -> str:
+    """The JSON type of a value, for messages; the Python type of what JSON does not have (from parquet)."""
+    names = {dict: "an object", list: "a list", str: "a text", bool: "a boolean", type(None): "null"}
+    names.update({int: "a number", float: "a number", Number: "a number"})
+    return names.get(type(value), f"a {type(value).__name__}")
 
 
 def keys_of(record: Mapping[Any, Any]) -> str:
@@ -64,86 +116,16 @@ def keys_of(record: Mapping[Any, Any]) -> str:
     return ", ".join(names[:10] + (["…"] if len(names) > 10 else [])) or "none"
 
 
-def optional_text(record: Mapping[str, Any], key: str) -> str | None:
-    """The text under a key, None where it is missing or null (as in parquet); raises `BadSample` for anything else."""
-    value = record.get(key)
-    if value is not None and not isinstance(value, str):
-        raise BadSample(f"{key} is {kind_of(value)}, not a text")
-    return value
-
-
-def required_list(record: Mapping[str, Any], key: str) -> list[Any]:
-    """The list under a key; raises `BadSample` where it is missing, no list, or empty."""
-    value = record.get(key)
-    if not isinstance(value, list):
-        raise BadSample(f"{key} is {kind_of(value) if key in record else 'missing'}, not a list")
-    if not value:
-        raise BadSample(f"{key} is empty")
-    return value
-
-
-def turn_role(turn: object, name: str, key: str, content: str, known: Collection[str]) -> str:
-    """The role of a turn, under `key`; `name` of the turn and its key `content` are for messages.
-
-    Raises:
-        BadSample: the turn is no object, or its role is no text or unknown.
-    """
-    if not isinstance(turn, dict):
-        raise BadSample(f"{name} is {kind_of(turn)}, not an object with {key} and {content}")
-    role = turn_text(turn, name, key)
-    if role not in known:
-        raise BadSample(f"{name} has an unknown role: {reprlib.repr(role)}, known: {', '.join(known)}")
-    return role
-
-
-def turn_text(turn: Mapping[str, Any], name: str, key: str) -> str:
-    """The text under a key of a turn; raises `BadSample` where it is missing or no text."""
-    text = turn.get(key)
-    if not isinstance(text, str):
-        found = kind_of(text) if key in turn else f"missing, keys found are {keys_of(turn)}"
-        raise BadSample(f"{name} has no text in {key}: {found}")
-    return text
-
-
-def tools_prompt(record: Mapping[str, Any], key: str = "tools") -> list[str]:
-    """At most one system prompt: the list of tools as compact JSON, nothing around it.
-
-    openPangu's published recipe has no wording for tools, so none is invented here. Accepts the list itself and a text
-    of it as JSON. At inference the tools have to be given in the same form.
-
-    Raises:
-        BadSample: neither a list of objects nor a text of one.
-    """
-    value = record.get(key)
-    if isinstance(value, str):
-        if not value.strip():
-            return []
-        try:
-            value = parse_json(value)
-        except BadSample as error:
-            raise BadSample(f"{key} is a text that cannot be read: {error}") from None
-    if value is None or value == []:
-        return []
-    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
-        found = "a list of something else" if isinstance(value, list) else kind_of(value)
-        raise BadSample(f"{key} is {found}, not a list of tool objects")
-    return [compact_json(value)]
-
-
-def make_sample(prompts: list[str], messages: list[dict[str, Any]], raw_number: int = 1) -> Sample:
-    """A sample that meets the rules of `parse_sample`.
+def optional_text(record: Mapping[str, Any], key: str, name: str = "") -> Optional[str]:
+    """The text under a key, None where it is missing or null (as in parquet).
 
     Args:
-        prompts: system prompts; none becomes one empty prompt, as in chat.
-        messages: objects with role and content.
-        raw_number: number of the first message in the raw record, from 1. After system turns it differs from the number
-            in the reason, which then says so.
+        name: of the record in messages, e.g. "message 2".
 
     Raises:
-        BadSample: a rule is broken.
+        BadSample: it is anything else.
     """
-    try:
-        return parse_sample({"meta_prompt": prompts or [""], "data": messages})
-    except BadSample as error:
-        counted = f" (counted from turn {raw_number} on, after the system prompt)" if raw_number > 1 else ""
-        raise BadSample(f"{error}{counted}") from None
+    value = record.get(key)
+    if value is not None and not isinstance(value, str):
+        raise BadSample(f"{key}{f' of {name}' if name else ''} is {kind_of(value)}, not a text")
+    return value

@@ -10,15 +10,17 @@ import json
 import reprlib
 from collections import Counter
 from pathlib import Path
-from typing import Any, BinaryIO, Callable
+from typing import Any, BinaryIO
 
 from rich.markup import escape
 
 from openpangu_sft.artifacts.artifact import Manifest, sha256_of, staged_directory, sum_counts
 from openpangu_sft.artifacts.checks import require_apart
-from openpangu_sft.conversations import alpaca, openai, sharegpt
-from openpangu_sft.conversations.conversation import BadSample, Sample, kind_of, parse_sample, reason_class
-from openpangu_sft.conversations.fields import compact_json, keys_of
+from openpangu_sft.conversations.conversation import Sample, reason_class
+from openpangu_sft.conversations.convert import Converter
+from openpangu_sft.conversations.fields import compact_json
+from openpangu_sft.conversations.keys import BadSample
+from openpangu_sft.conversations.preference import LeftOut
 from openpangu_sft.conversations.readers import RawRecord, raw_files, read_records
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.console import byte_progress
@@ -27,23 +29,18 @@ from openpangu_sft.util.errors import UserError
 REJECTS = "rejects"
 """Subdirectory for rejects: every file beside the samples is read by preprocess."""
 
-CONVERTERS: dict[str, Callable[[dict[str, Any]], Sample]] = {
-    "samples": parse_sample,
-    "alpaca": alpaca.convert,
-    "sharegpt": sharegpt.convert,
-    "openai": openai.convert,
-}
-KEY_OF = {"samples": "meta_prompt", "alpaca": "instruction", "sharegpt": "conversations", "openai": "messages"}
-"""The key by which a record's format is recognised where data.source_format is auto."""
-
 RECORDS_PER_STEP = 200
+
+SETTINGS = ("source_format", "on_bad_sample", "ignore_keys", "turns", "preference", "columns")
+"""Keys of the recipe's section data that shape samples."""
 
 
 def run_format(recipe: Recipe) -> Manifest:
     """Converts the raw conversations in `paths.raw` into samples in `paths.samples`, one samples file per raw file.
 
     Returns:
-        The manifest of the samples. `counts` has read, written, rejected, the same per file, and rejections by reason.
+        The manifest of the samples. `counts` has read, written, rejected, the same per file, rejections by reason,
+        keys that were left out, and changes to turns.
 
     Raises:
         UserError: nothing to read, a bad record (unless data.on_bad_sample is skip), or only bad records. An earlier
@@ -51,9 +48,7 @@ def run_format(recipe: Recipe) -> Manifest:
     """
     raw, target = recipe.path("raw"), recipe.path("samples")
     require_apart("paths.raw", raw, "paths.samples", target)
-    data = recipe.data
-    settings = {"data.source_format": data.source_format, "data.on_bad_sample": data.on_bad_sample}
-    manifest = Manifest("samples", settings=settings)
+    manifest = Manifest("samples", settings={f"data.{key}": getattr(recipe.data, key) for key in SETTINGS})
     outputs = _outputs(raw_files(raw))
     with staged_directory(target, manifest) as staging:
         _fill(staging, outputs, recipe, manifest)
@@ -64,33 +59,10 @@ def run_format(recipe: Recipe) -> Manifest:
     return manifest
 
 
-def convert_record(record: object, source_format: str) -> Sample:
-    """Converts one record, any JSON value, of a raw file.
-
-    Args:
-        source_format: a key of `CONVERTERS`, or "auto" to recognise it by the record's keys.
-
-    Raises:
-        BadSample: it cannot be converted.
-    """
-    if not isinstance(record, dict):
-        raise BadSample(f"is {kind_of(record)}, not an object")
-    return CONVERTERS[_detect(record) if source_format == "auto" else source_format](record)
-
-
-def _detect(record: dict[str, Any]) -> str:
-    found = [name for name, key in KEY_OF.items() if record.get(key) is not None]
-    if len(found) > 1:
-        raise BadSample(f"fits more than one format: {', '.join(found)}; set data.source_format to the right one")
-    if not found:
-        known = ", ".join(f"{name} ({key})" for name, key in KEY_OF.items())
-        raise BadSample(f"unknown format: keys found are {keys_of(record)}; formats known are {known}")
-    return found[0]
-
-
 def _fill(staging: Path, outputs: dict[str, Path], recipe: Recipe, manifest: Manifest) -> None:
     """Writes the samples of all files and fills in the manifest."""
     reasons: Counter[str] = Counter()
+    converter = Converter(recipe.data)
     per_file: dict[str, dict[str, int]] = {}
     sizes = {name: path.stat().st_size for name, path in outputs.items()}
     with byte_progress("format", sum(sizes.values())) as advance:
@@ -100,7 +72,7 @@ def _fill(staging: Path, outputs: dict[str, Path], recipe: Recipe, manifest: Man
             with _Output(staging, name) as output:
                 done = 0
                 for record in read_records(path):
-                    reason = _convert_into(output, record, path, recipe)
+                    reason = _convert_into(output, record, path, converter, recipe)
                     if reason:
                         reasons[reason_class(reason)] += 1
                     read = output.written + output.rejected
@@ -112,18 +84,24 @@ def _fill(staging: Path, outputs: dict[str, Path], recipe: Recipe, manifest: Man
             if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
                 raise UserError("changed while it was read", where=path, remedy="run the stage again")
             per_file[path.name] = {"read": read, "written": output.written, "rejected": output.rejected}
+    if converter.unseen:
+        what = f"no record has the column {min(converter.unseen)}"
+        raise UserError(what, where="data.columns", remedy="check its name against a record")
     totals = sum_counts(list(per_file.values()))
-    manifest.counts = {**totals, "reasons": dict(sorted(reasons.items())), "files": per_file}
+    rules = converter.rules
+    notes = {"reasons": reasons, "ignored_keys": rules.keys.counts, "changes": rules.changes}
+    manifest.counts = {**totals, **{name: dict(sorted(counted.items())) for name, counted in notes.items()}}
+    manifest.counts["files"] = per_file
 
 
-def _convert_into(output: _Output, raw: RawRecord, path: Path, recipe: Recipe) -> str:
+def _convert_into(output: _Output, raw: RawRecord, path: Path, convert: Converter, recipe: Recipe) -> str:
     """Writes one record as a sample or as a reject, or refuses it; returns the reason of a reject."""
     try:
         if raw.unreadable:
             raise BadSample(raw.unreadable)
-        output.sample(convert_record(raw.content, recipe.data.source_format))
+        output.sample(convert(raw.content))
     except BadSample as error:
-        if recipe.data.on_bad_sample == "refuse":
+        if recipe.data.on_bad_sample == "refuse" and not isinstance(error, LeftOut):
             remedy = "fix it, or set data.on_bad_sample=skip to leave such records out"
             raise UserError(str(error), where=f"{path}{raw.place}", remedy=remedy) from None
         output.reject(raw, path, str(error))

@@ -15,8 +15,8 @@ from typing import Any, Callable, Optional
 import pyarrow
 from pyarrow import parquet
 
-from openpangu_sft.conversations.conversation import BadSample
-from openpangu_sft.conversations.fields import JSON, NotFinite, parse_json, too_much
+from openpangu_sft.conversations.fields import JSON, NotStrict, parse_json, too_much
+from openpangu_sft.conversations.keys import BadSample
 from openpangu_sft.util.errors import UserError
 
 UTF8_BOM = b"\xef\xbb\xbf"
@@ -170,7 +170,7 @@ def _element(path: Path, text: str, began: int, index: int) -> tuple[dict[str, A
         try:
             content, end = JSON.raw_decode(text, began)
             return {"content": content}, end
-        except NotFinite as error:  # Python's own decoder accepts it, so the next record can be found
+        except NotStrict as error:  # Python's own decoder accepts it, so the next record can be found
             end = _LENIENT.raw_decode(text, began)[1]
             return {"unreadable": str(error), "text": text[began:end]}, end
     except json.JSONDecodeError as error:

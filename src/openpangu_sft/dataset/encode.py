@@ -14,7 +14,8 @@ from typing import NamedTuple, Union
 import numpy as np
 import numpy.typing as npt
 
-from openpangu_sft.conversations.conversation import BadSample, Sample
+from openpangu_sft.conversations.conversation import Sample
+from openpangu_sft.conversations.keys import BadSample
 from openpangu_sft.dataset.roles import BEGINS, ROLES, Roles
 from openpangu_sft.recipe.sections import Data
 from openpangu_sft.tokenizer.template import END, START, TextSpan, sample_spans, whole

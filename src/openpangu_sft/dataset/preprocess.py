@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 from openpangu_sft.artifacts.artifact import MANIFEST, Manifest, read_manifest, staged_directory
-from openpangu_sft.conversations.conversation import BadSample, parse_sample
+from openpangu_sft.conversations.conversation import parse_sample
+from openpangu_sft.conversations.keys import BadSample
 from openpangu_sft.conversations.readers import READERS
 from openpangu_sft.dataset.index_file import PREFIX
 from openpangu_sft.dataset.roles import roles_path

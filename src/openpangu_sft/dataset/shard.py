@@ -19,7 +19,8 @@ import numpy.typing as npt
 from rich.markup import escape
 
 from openpangu_sft.artifacts.artifact import sum_counts
-from openpangu_sft.conversations.conversation import BadSample, Sample, parse_sample, reason_class
+from openpangu_sft.conversations.conversation import Sample, parse_sample, reason_class
+from openpangu_sft.conversations.keys import BadSample
 from openpangu_sft.conversations.readers import RawRecord
 from openpangu_sft.dataset.encode import Encoded, Limits, TooLong, encode_samples, input_ids_of, labels_of
 from openpangu_sft.dataset.index_file import PREFIX, VALIDATION, Ids, PackedWriter

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from openpangu_sft.conversations.conversation import BadSample, Message, Sample
-from openpangu_sft.conversations.format import convert_record
+from openpangu_sft.conversations.conversation import Message, Sample
+from openpangu_sft.conversations.convert import Converter
+from openpangu_sft.conversations.keys import BadSample
 from openpangu_sft.conversations.readers import READERS, read_records
 from openpangu_sft.dataset.index_file import FIELDS, VALIDATION, read_rows
 from openpangu_sft.dataset.roles import BEGINS, UNKNOWN, Roles, read_roles, role_of
@@ -66,11 +67,12 @@ def _lines(path: Path) -> Iterator[tuple[str, Sample]]:
 
 
 def _conversations(path: Path, recipe: Recipe) -> Iterator[tuple[str, Sample]]:
+    convert = Converter(recipe.data)
     for record in read_records(path):
         try:
             if record.unreadable:
                 raise BadSample(record.unreadable)
-            yield record.place, convert_record(record.content, recipe.data.source_format)
+            yield record.place, convert(record.content)
         except BadSample as error:
             raise UserError(str(error), where=f"{path}{record.place}", remedy="fix it") from None
 

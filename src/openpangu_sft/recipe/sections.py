@@ -142,11 +142,39 @@ class Tokenizer(Section):
     """Run the Python code of openPangu's tokenizer, which comes with its weights."""
 
 
+Column = Literal[
+    "messages", "role", "content", "prompt", "input", "response", "system", "history", "tools", "chosen", "rejected"
+]
+"""What a column can be named for."""
+
+TOOL_PROMPT = """\
+The tools you can call are described in JSON inside <tools></tools>:
+<tools>
+{{ tools | tojson }}
+</tools>
+To call tools, answer with a JSON list of objects with function name and arguments inside [unused11][unused12]:
+[unused11][{"name": <function name>, "arguments": <JSON object>}][unused12]"""
+
+
 class Data(Section):
     """Conversion, tokenization and packing."""
 
     source_format: Literal["auto", "alpaca", "sharegpt", "openai", "samples"] = "auto"
     """Format of the raw conversations; auto detects it from the keys of each record."""
+    columns: dict[Column, str] = {}
+    """Names of your columns: {prompt: ask, response: reply}, or {messages: talk, role: speaker, content: utterance}."""
+    ignore_keys: list[str] = []
+    """Keys of records, messages and parts to leave out; a key that is neither known nor harmless is refused."""
+    turns: Literal["strict", "lenient"] = "strict"
+    """Turns out of order: invalid, or joined, kept, moved or dropped as the template allows, and counted."""
+    preference: Literal["refuse", "chosen"] = "refuse"
+    """Preference data (DPO, KTO): invalid, or only its chosen side is used."""
+    thinking: Literal["last", "all", "drop"] = "last"
+    """Thinking: one sample per thinking answer, without earlier thinking; in every answer; or left out."""
+    train_on: Literal["all", "last"] = "all"
+    """Answers that are trained: all, or only the last of each conversation; those with weight 0 never are."""
+    tool_prompt: str = TOOL_PROMPT
+    """Jinja template of the system prompt for tools; `tools` is the list of their definitions."""
     seq_length: int = Field(ge=8)
     """Sequence length: tokens per pack, for both preprocess and sft."""
     on_bad_sample: Literal["refuse", "skip"] = "refuse"

@@ -1,0 +1,142 @@
+"""Tool calls, tool definitions and thinking as text: what is trained, and how it is recognised in answers.
+
+Source of the format: the tool and reasoning parsers that openPangu's vendor publishes for vLLM: an answer is thinking
+between [unused16] and [unused17], text, then one JSON list of {"name", "arguments"} between [unused11] and [unused12].
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple, Optional
+
+from openpangu_sft.conversations.fields import WITH_DUPLICATES, compact_json, json_or, kind_of, parse_json
+from openpangu_sft.conversations.keys import BadSample
+
+THINKING = ("[unused16]", "[unused17]")
+CALLS = ("[unused11]", "[unused12]")
+
+_TAGS = re.compile("|".join(map(re.escape, (*THINKING, *CALLS))))
+_ANSWER = re.compile(
+    r"(?:\[unused16\](?P<thinking>.*?)\[unused17\])?(?P<text>.*?)(?:\[unused11\](?P<calls>.*?)\[unused12\])?", re.DOTALL
+)
+_THINK = re.compile(r"\s*<think>(?P<thinking>.*?)</think>\s*(?P<text>.*)", re.DOTALL)
+_TOOL_CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
+
+
+class Answer(NamedTuple):
+    """The parts of an assistant's message: thinking, None for none; text; calls as JSON text, empty for none."""
+
+    thinking: Optional[str]
+    text: str
+    calls: str
+
+
+def split_answer(content: str) -> Answer:
+    """The parts of an answer that is written in the model's own tokens; all of it is text where it is not."""
+    found = _ANSWER.fullmatch(content) if "[unused1" in content else None
+    if found and (found["thinking"] is not None or found["calls"] is not None):
+        parts = Answer(found["thinking"], found["text"], found["calls"] or "")
+        if not any(_TAGS.search(part or "") for part in parts):
+            try:
+                return parts._replace(calls=calls_text(parts.calls) if found["calls"] is not None else "")
+            except BadSample:  # no list of calls: text, to which data.control_tokens applies
+                pass
+    return Answer(None, content, "")
+
+
+def split_tags(content: str) -> Answer:
+    """The parts of an answer that is written with <think> (DeepSeek-R1, Qwen3) and <tool_call> (Hermes) tags.
+
+    Blanks around thinking and between the parts go, as those models' templates render them; empty thinking is none.
+
+    Raises:
+        BadSample: a call that cannot be read.
+    """
+    thinking, text, calls = None, content, list[str]()
+    if "</think>" in content and (found := _THINK.fullmatch(content)):
+        thinking, text = found["thinking"].strip() or None, found["text"]
+    if "<tool_call>" in text:
+        text, _, rest = text.partition("<tool_call>")
+        calls = _TOOL_CALL.findall("<tool_call>" + rest)
+        if not calls or _TOOL_CALL.sub("", "<tool_call>" + rest).strip():
+            raise BadSample("has <tool_call> that is not closed, or text after it: put the text before the calls")
+        text = text.rstrip()
+    return Answer(thinking, text, joined_calls([call_text(parse_json(call)) for call in calls]))
+
+
+def call_text(call: object) -> str:
+    """One call as JSON text: {"name":…,"arguments":{…}}.
+
+    Args:
+        call: an object with name and arguments (or parameters: an object, the JSON text of one, which is kept as it
+            is, or nothing); or one that holds it under "function".
+
+    Raises:
+        BadSample: it names no function, or its arguments are no object.
+    """
+    if isinstance(call, dict) and isinstance(call.get("function"), dict):
+        call = call["function"]
+    if not isinstance(call, dict) or not isinstance(call.get("name"), str) or not call["name"]:
+        raise BadSample("a call names no function: expected name and arguments")
+    arguments = next((call[key] for key in ("arguments", "parameters", "input", "args") if key in call), None)
+    text = arguments.strip() if isinstance(arguments, str) else arguments
+    if text in (None, "", "null"):
+        text = "{}"
+    parsed = _arguments(call["name"], text) if isinstance(text, str) else text
+    if not isinstance(parsed, dict):
+        raise BadSample(f"arguments of the call of {call['name']!r} is no object: {kind_of(parsed)}")
+    text = text if isinstance(text, str) else compact_json(parsed)
+    return f'{{"name":{compact_json(call["name"])},"arguments":{text}}}'
+
+
+def _arguments(name: str, text: str) -> object:
+    try:
+        return parse_json(text, WITH_DUPLICATES)  # the text is kept: the model sees what the tool saw
+    except BadSample as error:
+        raise BadSample(f"arguments of the call of {name!r} cannot be read: {error}") from None
+
+
+def joined_calls(calls: Sequence[str]) -> str:
+    """One JSON list of calls; empty where there are none."""
+    return f"[{','.join(calls)}]" if calls else ""
+
+
+def calls_text(value: object) -> str:
+    """The JSON text of a list of calls; a text of one is kept as it is.
+
+    Raises:
+        BadSample: neither a list of calls nor the JSON text of one.
+    """
+    if value in (None, "", []):
+        return ""
+    calls = json_or(value, "calls", WITH_DUPLICATES)
+    if not isinstance(calls, list) or not calls:
+        raise BadSample(f"calls is {kind_of(calls) if calls != [] else 'an empty list'}, not a list of calls")
+    texts = list(map(call_text, calls))
+    return value if isinstance(value, str) else joined_calls(texts)
+
+
+def join_call_lists(first: str, second: str) -> str:
+    """The calls of two messages in one list."""
+    return f"{first[:-1]},{second[1:]}" if first and second else first or second
+
+
+def tools_text(value: object, name: str = "tools") -> str:
+    """Tool definitions as the JSON text of a list; empty where there are none.
+
+    Args:
+        value: a list of objects, a mapping of names to them, or the JSON text of either.
+
+    Raises:
+        BadSample: anything else.
+    """
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return ""
+    tools = json_or(value, name)
+    if isinstance(tools, dict):
+        tools = [tools] if "name" in tools or "function" in tools else list(tools.values())
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        found = "a list of something else" if isinstance(tools, list) else kind_of(tools)
+        raise BadSample(f"{name} is {found}, not a list of tool objects")
+    return compact_json(tools) if tools else ""

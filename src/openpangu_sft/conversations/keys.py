@@ -1,0 +1,68 @@
+"""Keys of raw data: understood, harmless, or refused by name, so that none that changes a sample's meaning vanishes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from typing import Any
+
+_HARMLESS = """_id annotator author cache_control categories category conv_id conversation_hash conversation_id
+    conversation_index conversation_name create_time created created_at creator data_source dataset dataset_name date
+    datetime dialog_id dialogue_id difficulty domain end_time finish_reason generator hash id ids idx index key lang
+    language license meta metadata message_id model model_name name num_turns object origin prompt_id qid question_id
+    reasoning_language recipient row_id sample_id service_tier session_id source sources split start_time status
+    stop_reason stop_sequence subject subset system_fingerprint tag tags task task_id task_name task_type time
+    timestamp title tokens tool_call_id tool_use_id topic turn type update_time url usage user_id uuid version"""
+HARMLESS = frozenset(_HARMLESS.split())
+"""Keys that describe a sample or where it comes from."""
+
+MEDIA = frozenset(("audio", "audios", "file", "files", "image", "image_url", "images", "video", "videos"))
+
+
+class BadSample(Exception):
+    """A sample that must not be trained on as it is; the text says why, and the remedy."""
+
+
+class Keys:
+    """The rule for keys, and what it met.
+
+    Args:
+        ignored: data.ignore_keys: left out wherever they occur, even if their meaning is known.
+
+    Attributes:
+        counts: how often each key was left out: harmless ones and those of `ignored`.
+    """
+
+    def __init__(self, ignored: Collection[str] = ()) -> None:
+        self._ignored = frozenset(ignored)
+        self.counts: Counter[str] = Counter()
+
+    def known(self, name: str, record: Mapping[str, Any], known: Collection[str]) -> Mapping[str, Any]:
+        """The record without keys that are left out.
+
+        Args:
+            name: of the record in messages, e.g. "message 2"; empty for a whole record.
+            known: keys whose meaning the caller deals with.
+
+        Raises:
+            BadSample: a key that is neither known nor harmless holds something.
+        """
+        if not self._ignored and record.keys() <= known:  # type: ignore[operator]
+            return record
+        kept = {}
+        for key, value in record.items():
+            if key in self._ignored or (key not in known and key in HARMLESS):
+                self.counts[key] += 1
+            elif key in known:
+                kept[key] = value
+            elif value not in (None, "", [], {}):
+                raise BadSample(_unknown(name, key))
+        return kept
+
+
+def _unknown(name: str, key: object) -> str:
+    text = repr(key).strip("'")[:80]
+    where = f" of {name}" if name else ""
+    if key in MEDIA:
+        return f"key {text}{where}: images, audio, video and files cannot be trained, the model reads text only"
+    return f"unknown key {text}{where}: if it does not change what is to be learnt, set data.ignore_keys=[{text}]"
