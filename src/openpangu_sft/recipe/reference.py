@@ -58,13 +58,19 @@ def _values(field: FieldInfo) -> str:
     if get_origin(kind) is Union:  # Optional
         (kind,) = (each for each in get_args(kind) if each is not type(None))
     if get_origin(kind) is Literal:
-        return ", ".join(f"`{choice}`" for choice in get_args(kind))
+        return _choices(kind)
     if get_origin(kind) is list:
         return f"a list of {_KINDS[get_args(kind)[0]]}s"
+    if get_origin(kind) is dict:
+        return f"a mapping of {_choices(get_args(kind)[0])} to {_KINDS[get_args(kind)[1]]}"
     limits = [
         f"{sign} {getattr(limit, name)}" for limit in field.metadata for name, sign in _SIGNS if hasattr(limit, name)
     ]
     return " ".join([_KINDS[kind], ", ".join(limits)]).strip()
+
+
+def _choices(kind: Any) -> str:
+    return ", ".join(f"`{choice}`" for choice in get_args(kind))
 
 
 _KINDS: dict[Any, str] = {str: "text", int: "integer", float: "number", bool: "`true`, `false`"}

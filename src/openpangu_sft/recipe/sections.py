@@ -147,15 +147,6 @@ Column = Literal[
 ]
 """What a column can be named for."""
 
-TOOL_PROMPT = """\
-The tools you can call are described in JSON inside <tools></tools>:
-<tools>
-{{ tools | tojson }}
-</tools>
-To call tools, answer with a JSON list of objects with function name and arguments inside [unused11][unused12]:
-[unused11][{"name": <function name>, "arguments": <JSON object>}][unused12]"""
-
-
 class Data(Section):
     """Conversion, tokenization and packing."""
 
@@ -173,8 +164,8 @@ class Data(Section):
     """Thinking: one sample per thinking answer, without earlier thinking; in every answer; or left out."""
     train_on: Literal["all", "last"] = "all"
     """Answers that are trained: all, or only the last of each conversation; those with weight 0 never are."""
-    tool_prompt: str = TOOL_PROMPT
-    """Jinja template of the system prompt for tools; `tools` is the list of their definitions."""
+    tool_prompt: Optional[str] = None
+    """Jinja template of the system prompt for tools, with `tools`, the list of their definitions; see data.md."""
     seq_length: int = Field(ge=8)
     """Sequence length: tokens per pack, for both preprocess and sft."""
     on_bad_sample: Literal["refuse", "skip"] = "refuse"
