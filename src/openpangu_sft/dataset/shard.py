@@ -208,7 +208,7 @@ def _write(
     chosen = lengths[samples]
     plan = plan_packs(chosen, data.seq_length, data.seed)
     plan = Plan(samples[plan.order].astype(np.int32), plan.bounds)
-    writer = PackedWriter(staging, prefix, len(plan), data.seq_length, with_roles=True)
+    writer = PackedWriter(staging, prefix, len(plan), data.seq_length)
     step = max(1, VALUES_AT_ONCE // data.seq_length)
     blocks = [range(begin, min(begin + step, len(plan))) for begin in range(0, len(plan), step)]
     write_rows = _RowWriter(data.seq_length, pad_id, spool, lengths, plan, writer)
