@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from conftest import MakeRecipe, conversation, write_samples
 from openpangu_sft.conversations.conversation import BadSample, Message, Sample, parse_sample
-from openpangu_sft.dataset.encode import Encoded, Limits, TooLong, encode_samples, input_ids_of, labels_of
+from openpangu_sft.dataset.encode import Encoded, TooLong, encode_samples, input_ids_of, labels_of
 from openpangu_sft.dataset.preprocess import run_preprocess
+from openpangu_sft.recipe.sections import Data
 from openpangu_sft.tokenizer.template import sample_spans
 from openpangu_sft.tokenizer.tokenizer import IGNORED, Tokenizer
 from openpangu_sft.util.errors import UserError
@@ -30,7 +31,9 @@ def tokenizer(tiny_hf: Path) -> Tokenizer:
 def encode(
     tokenizer: Tokenizer, sample: Any, seq_length: int = 999, control: str = "refuse", long: str = "refuse"
 ) -> Any:
-    [outcome] = encode_samples([sample], tokenizer, Limits(seq_length, control, long))
+    [outcome] = encode_samples(
+        [sample], tokenizer, Data(seed=1, workers=1, seq_length=seq_length, control_tokens=control, too_long=long)
+    )
     return outcome
 
 
@@ -43,11 +46,11 @@ def test_marked_tokens() -> None:
 def test_a_batch_keeps_its_order_and_passes_bad_ones_on(tokenizer: Tokenizer) -> None:
     bad = BadSample("broken")
     samples = [parse_sample(conversation(f"问{number}", "答" * number)) for number in range(1, 4)]
-    outcomes = encode_samples([samples[0], bad, *samples[1:]], tokenizer, Limits(999, "refuse", "refuse"))
+    outcomes = encode_samples([samples[0], bad, *samples[1:]], tokenizer, Data(seed=1, workers=1, seq_length=999))
     assert outcomes[1] is bad
     alone = [encode(tokenizer, sample) for sample in samples]
     assert [outcomes[place].marked.tolist() for place in (0, 2, 3)] == [each.marked.tolist() for each in alone]
-    assert encode_samples([], tokenizer, Limits(999, "refuse", "refuse")) == []
+    assert encode_samples([], tokenizer, Data(seed=1, workers=1, seq_length=999)) == []
 
 
 TURN = st.tuples(st.integers(0, 12), st.integers(0, 12), st.booleans())

@@ -346,12 +346,12 @@ def test_a_boundary_of_documents_too_many(make_recipe: MakeRecipe, tmp_path: Pat
     assert "5 document boundaries, expected 4: every row is a document" in said
 
 
-@pytest.mark.parametrize("index_rows", [1, 2, 5])
+@pytest.mark.parametrize("at_most", [1, 2, 5])
 @pytest.mark.parametrize("row", range(7))
-def test_an_index_is_checked_across_its_blocks(
-    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, index_rows: int, row: int
+def test_any_row_of_an_index_is_checked(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_most: int, row: int
 ) -> None:
-    monkeypatch.setattr(index_file, "INDEX_ROWS", index_rows)
+    monkeypatch.setattr(index_file, "ROWS_AT_MOST", at_most)
     sound = sound_rows()
     prefix = write_dataset(tmp_path, {field: (sound[field] * 3)[:7] for field in FIELDS})
     assert foreign(make_recipe, prefix) == []

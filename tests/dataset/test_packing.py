@@ -115,9 +115,3 @@ def test_samples_of_one_length_are_dealt_at_random() -> None:
 
 def test_no_samples_no_packs() -> None:
     assert plain(plan_packs([], 8, 0)) == []
-
-
-@pytest.mark.parametrize("lengths", [[0], [9], [3, -1], [8, 9, 1]])
-def test_lengths_that_cannot_be(lengths: list[int]) -> None:
-    with pytest.raises(ValueError, match=r"lengths must lie in 1\.\.8"):
-        plan_packs(lengths, 8, 0)

@@ -17,7 +17,7 @@ from conftest import MakeRecipe, conversation, write_samples
 from openpangu_sft.artifacts.artifact import MANIFEST, read_manifest
 from openpangu_sft.conversations.conversation import parse_sample
 from openpangu_sft.dataset import statistics
-from openpangu_sft.dataset.encode import Limits, encode_samples, input_ids_of, labels_of
+from openpangu_sft.dataset.encode import encode_samples, input_ids_of, labels_of
 from openpangu_sft.dataset.index_file import PREFIX, field_path
 from openpangu_sft.dataset.merge import run_merge
 from openpangu_sft.dataset.preprocess import run_preprocess
@@ -29,6 +29,7 @@ from openpangu_sft.preview.segments import SegmentReader, Token
 from openpangu_sft.preview.stage import Preview, run_preview
 from openpangu_sft.preview.terminal import show
 from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.recipe.sections import Data
 from openpangu_sft.tokenizer.tokenizer import IGNORED, Tokenizer
 from refusals import refusal_of
 
@@ -80,7 +81,7 @@ class Row(NamedTuple):
 def encoded(tokenizer: Tokenizer) -> list[Row]:
     """The samples, each one alone."""
     parsed = [parse_sample(sample) for sample in SAMPLES]
-    outcomes = encode_samples(parsed, tokenizer, Limits(160, "refuse", "refuse"))
+    outcomes = encode_samples(parsed, tokenizer, Data(seed=1, workers=1, seq_length=160))
     return [Row(input_ids_of(outcome.marked), labels_of(outcome.marked)) for outcome in outcomes]  # type: ignore[union-attr]
 
 

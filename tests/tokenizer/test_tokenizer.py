@@ -20,7 +20,8 @@ from transformers import AddedToken, AutoTokenizer, dynamic_module_utils
 
 from conftest import SHARED, conversation, example_texts
 from openpangu_sft.conversations.conversation import BadSample, Message, Sample, parse_sample
-from openpangu_sft.dataset.encode import Encoded, Limits, encode_samples, input_ids_of, labels_of
+from openpangu_sft.dataset.encode import Encoded, encode_samples, input_ids_of, labels_of
+from openpangu_sft.recipe.sections import Data
 from openpangu_sft.tokenizer.template import TextSpan, prompt_spans
 from openpangu_sft.tokenizer.tokenizer import IGNORED, Tokenizer, tokenizer_digest
 from openpangu_sft.util.errors import UserError
@@ -232,7 +233,9 @@ def test_only_answers_and_their_ends_are_trained(pangu_files: Path) -> None:
 
 
 def encode(tokenizer: Tokenizer, sample: Sample, control_tokens: str = "refuse") -> Any:
-    [outcome] = encode_samples([sample], tokenizer, Limits(999, control_tokens, "refuse"))
+    [outcome] = encode_samples(
+        [sample], tokenizer, Data(seed=1, workers=1, seq_length=999, control_tokens=control_tokens)
+    )
     return outcome
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate, chain
 from typing import NamedTuple, Union
 
@@ -18,7 +17,7 @@ from openpangu_sft.conversations.conversation import Sample
 from openpangu_sft.conversations.keys import BadSample
 from openpangu_sft.dataset.roles import BEGINS, ROLES, Roles
 from openpangu_sft.recipe.sections import Data
-from openpangu_sft.tokenizer.template import END, START, TextSpan, sample_spans, whole
+from openpangu_sft.tokenizer.template import END, START, TextSpan, sample_spans
 from openpangu_sft.tokenizer.tokenizer import IGNORED, Tokenizer
 
 Marked = npt.NDArray[np.int32]
@@ -34,20 +33,6 @@ def labels_of(marked: Marked) -> npt.NDArray[np.int32]:
     return np.where(marked < 0, np.int32(IGNORED), marked)
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What to do with unfit samples: see the recipe's section data."""
-
-    seq_length: int
-    control_tokens: str
-    too_long: str
-
-    @classmethod
-    def of(cls, data: Data) -> Limits:
-        """The limits in a recipe's section data."""
-        return cls(data.seq_length, data.control_tokens, data.too_long)
-
-
 class TooLong(BadSample):
     """A sample with more tokens than a pack."""
 
@@ -61,15 +46,18 @@ class Encoded(NamedTuple):
 
 
 def encode_samples(
-    samples: Sequence[Union[Sample, BadSample]], tokenizer: Tokenizer, limits: Limits
+    samples: Sequence[Union[Sample, BadSample]], tokenizer: Tokenizer, data: Data
 ) -> list[Union[Encoded, BadSample]]:
     """Encodes a batch of samples; bad ones are passed on.
+
+    Args:
+        data: seq_length, control_tokens and too_long are used.
 
     Returns:
         For each sample its tokens, or why it has none: a control token in its content, or longer than a pack.
     """
     batch: list[Union[list[TextSpan], BadSample]] = [
-        sample if isinstance(sample, BadSample) else _spans(sample, tokenizer, limits) for sample in samples
+        sample if isinstance(sample, BadSample) else _spans(sample, tokenizer, data) for sample in samples
     ]
     tokens = _Tokens([span for entry in batch if not isinstance(entry, BadSample) for span in entry], tokenizer)
     outcomes: list[Union[Encoded, BadSample]] = []
@@ -78,15 +66,15 @@ def encode_samples(
         if isinstance(entry, BadSample):
             outcomes.append(entry)
         else:
-            outcomes.append(_outcome(tokens, range(first, first + len(entry)), limits))
+            outcomes.append(_outcome(tokens, range(first, first + len(entry)), data))
             first += len(entry)
     return outcomes
 
 
-def _spans(sample: Sample, tokenizer: Tokenizer, limits: Limits) -> Union[list[TextSpan], BadSample]:
-    if limits.control_tokens == "escape":
+def _spans(sample: Sample, tokenizer: Tokenizer, data: Data) -> Union[list[TextSpan], BadSample]:
+    if data.control_tokens == "escape":
         return list(sample_spans(sample, lambda content: _inside_control_tokens(content, tokenizer)))
-    if limits.control_tokens == "refuse":
+    if data.control_tokens == "refuse":
         texts = [("meta_prompt", text) for text in sample.meta_prompt]
         texts += [(f"message {number}", message.content) for number, message in enumerate(sample.data, 1)]
         for name, text in texts:
@@ -95,7 +83,7 @@ def _spans(sample: Sample, tokenizer: Tokenizer, limits: Limits) -> Union[list[T
                     f"{name} holds the control token {found.group()}, which could forge a turn: take it out, or set "
                     "data.control_tokens=escape"
                 )
-    return list(sample_spans(sample, whole))
+    return list(sample_spans(sample))
 
 
 def _inside_control_tokens(content: str, tokenizer: Tokenizer) -> list[str]:
@@ -131,36 +119,34 @@ class _Tokens:
 
     def forged(self, spans: range) -> str:
         """A control token that no span contains but the tokenizer made, for instance of full-width letters."""
-        frame = sum(self.spans[number].text.count(START) + self.spans[number].text.count(END) for number in spans)
-        frame += len(self._tokenizer.opening)
-        begin, end = self.ends[spans.start], self.ends[spans.stop]
-        if self._control[end] - self._control[begin] == frame:
-            return ""
-        values = input_ids_of(self.marked[begin:end])
         expected = Counter(self._tokenizer.opening)
         for token, number in ((START, self._tokenizer.start_id), (END, self._tokenizer.end_id)):
-            expected[number] = sum(self.spans[span].text.count(token) for span in spans)
+            expected[number] += sum(self.spans[span].text.count(token) for span in spans)
+        begin, end = self.ends[spans.start], self.ends[spans.stop]
+        if self._control[end] - self._control[begin] == sum(expected.values()):
+            return ""
+        values = input_ids_of(self.marked[begin:end])
         found = Counter(values[self._tokenizer.is_control[values]].tolist()) - expected
         return str(self._tokenizer.hf.convert_ids_to_tokens(next(found.elements())))
 
 
-def _outcome(tokens: _Tokens, spans: range, limits: Limits) -> Union[Encoded, BadSample]:
+def _outcome(tokens: _Tokens, spans: range, data: Data) -> Union[Encoded, BadSample]:
     begin, kept = tokens.ends[spans.start], spans
     count = tokens.ends[spans.stop] - begin
-    if count > limits.seq_length:
-        if limits.too_long != "truncate":
-            what = f"{count} tokens, above data.seq_length {limits.seq_length}: shorten it, or set data.too_long"
+    if count > data.seq_length:
+        if data.too_long != "truncate":
+            what = f"{count} tokens, above data.seq_length {data.seq_length}: shorten it, or set data.too_long"
             return TooLong(what)
         answers = [
             number + 1 for number in spans if tokens.spans[number].trained and tokens.spans[number].text.endswith(END)
         ]
-        fitting = [stop for stop in answers if tokens.ends[stop] - begin <= limits.seq_length]
+        fitting = [stop for stop in answers if tokens.ends[stop] - begin <= data.seq_length]
         if not fitting:
             count = tokens.ends[answers[0]] - begin
-            what = f"{count} tokens to the end of its first answer, above data.seq_length {limits.seq_length}"
+            what = f"{count} tokens to the end of its first answer, above data.seq_length {data.seq_length}"
             return TooLong(f"{what}: shorten it")
         kept = range(spans.start, fitting[-1])
-    if limits.control_tokens != "allow" and (token := tokens.forged(kept)):
+    if data.control_tokens != "allow" and (token := tokens.forged(kept)):
         return BadSample(f"the tokenizer makes {token} of some text in it, which could forge a turn: take it out")
     inside = slice(begin, tokens.ends[kept.stop])
     return Encoded(tokens.marked[inside], tokens.roles[inside], truncated=kept != spans)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from openpangu_sft.dataset.roles import roles_path
+from openpangu_sft.dataset.roles import AGAIN, roles_path
 from openpangu_sft.util.errors import UserError
 
 MAGIC = b"MMIDIDX\x00\x00"
@@ -32,13 +32,11 @@ Ids = npt.NDArray[np.int32]
 
 FIELDS = ("input_ids", "attention_mask", "labels")
 
-REMEDY = "run make preprocess and make merge again"
-
 INTEGERS = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
 """numpy's name of each type code of Megatron's; 6 and 7 are float64 and float32."""
 
-INDEX_ROWS = 1 << 20
-"""Rows of an index in a block."""
+ROWS_AT_MOST = 1 << 16
+"""In a block of rows that are read together."""
 
 
 def field_path(directory: Path, prefix: str, field: str, suffix: str) -> Path:
@@ -46,9 +44,10 @@ def field_path(directory: Path, prefix: str, field: str, suffix: str) -> Path:
     return directory / f"{prefix}_packed_{field}_document.{suffix}"
 
 
-def write_index(path: Path, rows: int, seq_length: int) -> None:
-    """Writes the `.idx` of a file of `rows` sequences of `seq_length` int32 values each."""
-    path.write_bytes(index_bytes(rows, seq_length))
+def write_indexes(directory: Path, prefix: str, rows: int, seq_length: int) -> None:
+    """Writes the `.idx` of every field."""
+    for field in FIELDS:
+        field_path(directory, prefix, field, "idx").write_bytes(index_bytes(rows, seq_length))
 
 
 def index_bytes(rows: int, seq_length: int) -> bytes:
@@ -90,7 +89,7 @@ class Index:
 
     def values(self) -> int:
         """Number of values in all rows."""
-        return sum(int(self.lengths[begin:end].sum(dtype=np.int64)) for begin, end in index_blocks(self.rows))
+        return int(self.lengths.sum(dtype=np.int64))
 
 
 def read_index(path: Path, remedy: str) -> Index:
@@ -133,7 +132,7 @@ def read_rows(directory: Path, prefix: str, field: str, seq_length: int) -> Ids:
     Raises:
         UserError: not such a file, or rows of another length.
     """
-    index = read_index(field_path(directory, prefix, field, "idx"), REMEDY)
+    index = read_index(field_path(directory, prefix, field, "idx"), AGAIN)
     wrong = index.lengths[index.lengths != seq_length]
     if index.dtype != np.int32:
         what = f"has values of type {index.dtype.name}, expected int32"
@@ -145,28 +144,18 @@ def read_rows(directory: Path, prefix: str, field: str, seq_length: int) -> Ids:
         what = "is damaged"
     elif index.data.stat().st_size != 4 * index.rows * seq_length:
         what = f"does not hold {index.rows} rows of {seq_length} tokens"
-        raise UserError(what, where=index.data, remedy=REMEDY)
+        raise UserError(what, where=index.data, remedy=AGAIN)
     else:
         return np.memmap(index.data, "<i4", "r", shape=(index.rows, seq_length))
-    raise UserError(what, where=index.path, remedy=REMEDY)
-
-
-def index_blocks(entries: int) -> Iterator[tuple[int, int]]:
-    """(begin, end) of the blocks of an index."""
-    for begin in range(0, entries, INDEX_ROWS):
-        yield begin, min(begin + INDEX_ROWS, entries)
+    raise UserError(what, where=index.path, remedy=AGAIN)
 
 
 def row_blocks(index: Index, values: int) -> Iterator[tuple[int, int]]:
     """(begin, end) of blocks of rows with at most so many values together; a longer row is a block of its own."""
     begin = 0
     while begin < index.rows:
-        limit = int(index.offsets[begin]) + values * index.dtype.itemsize
-        later = index.offsets[begin : begin + INDEX_ROWS]
-        end = begin + int(np.searchsorted(later, limit, "right")) - 1  # the last of them may reach past the limit
-        if begin + len(later) == index.rows and limit >= int(later[-1]) + int(index.lengths[-1]) * index.dtype.itemsize:
-            end = index.rows
-        end = max(end, begin + 1)
+        upto = np.cumsum(index.lengths[begin : begin + ROWS_AT_MOST], dtype=np.int64)
+        end = begin + max(1, int(np.searchsorted(upto, values, "right")))
         yield begin, end
         begin = end
 
@@ -185,23 +174,20 @@ def read_values(index: Index, begin: int, end: int) -> npt.NDArray[Any]:
 
 
 class PackedWriter:
-    """The six files of a packed dataset. Rows may be written in any order, and by several processes at once.
+    """The six files of a packed dataset, and its roles. Several processes may write rows, in any order.
 
     `attention_mask` holds segment numbers 1, 2, 3… and 0 for padding, as later MindSpeed-LLM versions do with
     --neat-pack: where a segment ends must be known, and openPangu's eos ends every message, not every sample.
 
     Args:
         rows: how many there will be.
-        with_roles: also write the file of roles.py.
     """
 
-    def __init__(self, directory: Path, prefix: str, rows: int, seq_length: int, with_roles: bool = False) -> None:
+    def __init__(self, directory: Path, prefix: str, rows: int, seq_length: int) -> None:
         self._seq_length = seq_length
+        write_indexes(directory, prefix, rows, seq_length)
         self._files = {field: (field_path(directory, prefix, field, "bin"), "<i4") for field in FIELDS}
-        for field in FIELDS:
-            write_index(field_path(directory, prefix, field, "idx"), rows, seq_length)
-        if with_roles:
-            self._files["roles"] = roles_path(directory, prefix), "u1"
+        self._files["roles"] = roles_path(directory, prefix), "u1"
         for path, dtype in self._files.values():
             with path.open("wb") as stream:
                 stream.truncate(rows * seq_length * np.dtype(dtype).itemsize)
@@ -211,9 +197,10 @@ class PackedWriter:
 
         Args:
             first_row: the number of the first one.
-            fields: [rows, seq_length] each: input_ids, attention_mask and labels (int32), and roles (uint8) if wanted.
+            fields: [rows, seq_length] each: input_ids, attention_mask and labels (int32), and roles (uint8).
         """
-        for field, (path, dtype) in self._files.items():
+        for field, values in fields.items():
+            path, dtype = self._files[field]
             with path.open("r+b") as stream:
                 stream.seek(first_row * self._seq_length * np.dtype(dtype).itemsize)
-                stream.write(np.ascontiguousarray(fields[field], dtype).data)
+                stream.write(np.ascontiguousarray(values, dtype).data)

@@ -6,12 +6,9 @@ from typing import Callable, Optional
 
 import numpy as np
 
-from openpangu_sft.dataset.index_file import Index, index_blocks
+from openpangu_sft.dataset.index_file import Index
 from openpangu_sft.dataset.segments import Flags
 from openpangu_sft.util.errors import UserError
-
-Test = Callable[[int, int], Flags]
-"""Which of the entries begin..end - 1 of an index are wrong."""
 
 
 def entry_findings(index: Index, remedy: str) -> tuple[list[UserError], bool]:
@@ -20,41 +17,30 @@ def entry_findings(index: Index, remedy: str) -> tuple[list[UserError], bool]:
     Returns:
         What is wrong, and whether the rows can be read all the same.
     """
-    rows, itemsize = index.rows, index.dtype.itemsize
-
-    def misplaced(begin: int, end: int) -> Flags:
-        # Each row against the one before it, so that one wrong length is not counted with all rows after it.
-        expected = np.zeros(end - begin, np.int64)
-        if end - begin > 1 or begin:
-            first = max(begin - 1, 0)
-            after = index.offsets[first : end - 1] + index.lengths[first : end - 1].astype(np.int64) * itemsize
-            expected[len(expected) - len(after) :] = after
-        return np.not_equal(index.offsets[begin:end], expected)
-
+    rows, lengths, offsets, documents = index.rows, index.lengths, index.offsets, index.documents
     if not rows:
         return [UserError("holds no rows", where=index.path, remedy=remedy)], False
+    # Each row against the one before it, so that one wrong length is not counted with all rows after it.
+    follows = np.append(0, offsets[:-1] + lengths[:-1].astype(np.int64) * index.dtype.itemsize)
     layout = [
+        rows_where(lengths < 0, rows, lambda row: f"length {lengths[row]}"),
         rows_where(
-            lambda begin, end: np.less(index.lengths[begin:end], 0), rows, lambda row: f"length {index.lengths[row]}"
-        ),
-        rows_where(
-            misplaced, rows, lambda row: f"byte offset {index.offsets[row]} does not follow from the row before it"
+            offsets != follows, rows, lambda row: f"byte offset {offsets[row]} does not follow from the row before it"
         ),
     ]
     wrong = list(filter(None, layout))
     readable = not wrong
-    if len(index.documents) != rows + 1:
-        wrong.append(f"{len(index.documents)} document boundaries, expected {rows + 1}: every row is a document")
+    if len(documents) != rows + 1:
+        wrong.append(f"{len(documents)} document boundaries, expected {rows + 1}: every row is a document")
     elif found := rows_where(
-        lambda begin, end: np.not_equal(index.documents[begin:end], np.arange(begin, end)),
+        documents != np.arange(rows + 1),
         rows,
-        lambda row: f"document boundary {index.documents[row]}, expected {row}: every row is a document",
-        entries=rows + 1,
+        lambda row: f"document boundary {documents[row]}, expected {row}: every row is a document",
     ):
         wrong.append(found)
     findings = [UserError(what, where=index.path, remedy=remedy) for what in wrong]
     if readable:
-        size, expected = index.data.stat().st_size, index.values() * itemsize
+        size, expected = index.data.stat().st_size, index.values() * index.dtype.itemsize
         if size != expected:
             state = "is cut short" if size < expected else "is longer than its index says"
             findings.append(UserError(f"{state}: {size} bytes, expected {expected}", where=index.data, remedy=remedy))
@@ -67,7 +53,7 @@ def unlike_rows(one: Index, other: Index) -> Optional[str]:
     if one.rows != other.rows:
         return f"{other.rows} rows, but {one.path.name} has {one.rows}"
     return rows_where(
-        lambda begin, end: np.not_equal(one.lengths[begin:end], other.lengths[begin:end]),
+        one.lengths != other.lengths,
         one.rows,
         lambda row: f"{other.lengths[row]} tokens, but {one.lengths[row]} in {one.path.name}",
     )
@@ -78,18 +64,13 @@ def of_rows(count: int, total: int) -> str:
     return f"{count:,} of {total:,} rows"
 
 
-def rows_where(test: Test, rows: int, describe: Callable[[int], str], entries: int = 0) -> Optional[str]:
-    """Counts the entries for which a test is true and describes the first; None where there is no such entry.
+def rows_where(wrong: Flags, rows: int, describe: Callable[[int], str]) -> Optional[str]:
+    """Counts the entries of an index that are wrong and describes the first; None where there is none.
 
     Args:
+        wrong: bool [entries]; document boundaries are one more than rows.
         rows: how many rows the index has.
         describe: what is wrong with an entry.
-        entries: how many there are, if not as many as rows.
     """
-    count, first = 0, -1
-    for begin, end in index_blocks(entries or rows):
-        found = test(begin, end)
-        if found.any():
-            first = begin + int(found.argmax()) if first < 0 else first
-            count += int(found.sum())
-    return f"{of_rows(count, rows)}, first row {first}: {describe(first)}" if count else None
+    found = np.flatnonzero(wrong)
+    return f"{of_rows(found.size, rows)}, first row {found[0]}: {describe(found[0])}" if found.size else None

@@ -15,7 +15,7 @@ from rich.markup import escape
 from openpangu_sft.artifacts.artifact import MANIFEST, Manifest
 from openpangu_sft.artifacts.checks import absolute, wrong_files
 from openpangu_sft.dataset.find import PackedFiles, find_dataset
-from openpangu_sft.dataset.index_file import FIELDS, Index, index_blocks, read_index, read_values, row_blocks
+from openpangu_sft.dataset.index_file import FIELDS, Index, read_index, read_values, row_blocks
 from openpangu_sft.dataset.index_rules import entry_findings, of_rows, rows_where, unlike_rows
 from openpangu_sft.dataset.roles import ROLES, UNKNOWN, count_turns, read_roles
 from openpangu_sft.dataset.row_rules import PackedRules
@@ -149,8 +149,7 @@ class _Split:
         manifest = self._files.manifest
         expected = manifest.settings.get("data.seq_length") if manifest else self._recipe.data.seq_length
         says = "the manifest" if manifest else "the recipe"
-        blocks = [index.lengths[begin:end] for begin, end in index_blocks(index.rows)]
-        shortest, longest = min(int(block.min()) for block in blocks), max(int(block.max()) for block in blocks)
+        shortest, longest = int(index.lengths.min()), int(index.lengths.max())
         if shortest == longest:
             self._figures["seq_length"] = f"{shortest:,}"
             if shortest != expected:
@@ -159,12 +158,8 @@ class _Split:
             return
         self._figures["seq_length"] = f"{shortest:,} to {longest:,}"
         what = f"tokens, {says} has data.seq_length = {expected}; all rows must have the same length"
-        wanted = expected if isinstance(expected, int) else -1
-        if found := rows_where(
-            lambda begin, end: np.not_equal(index.lengths[begin:end], wanted),
-            index.rows,
-            lambda row: f"{index.lengths[row]} {what}",
-        ):
+        wrong = index.lengths != (expected if isinstance(expected, int) else -1)
+        if found := rows_where(wrong, index.rows, lambda row: f"{index.lengths[row]} {what}"):
             self._add(found, index.path)
 
     def _check_rows(self, indexes: dict[str, Index]) -> None:

@@ -6,15 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from openpangu_sft.artifacts.artifact import (
-    Manifest,
-    read_manifest,
-    require_settings,
-    staged_directory,
-    sum_counts,
-)
+from openpangu_sft.artifacts.artifact import Manifest, read_manifest, require_settings, staged_directory, sum_counts
 from openpangu_sft.artifacts.checks import require_apart
-from openpangu_sft.dataset.index_file import FIELDS, PREFIX, VALIDATION, field_path, write_index
+from openpangu_sft.dataset.index_file import FIELDS, PREFIX, VALIDATION, field_path, write_indexes
 from openpangu_sft.dataset.preprocess import data_settings, require_tokenizer, sample_files, shard_directories
 from openpangu_sft.dataset.roles import AGAIN, roles_path
 from openpangu_sft.dataset.spans import Part, parts_of, sha256_of_span
@@ -57,8 +51,7 @@ def run_merge(recipe: Recipe) -> Manifest:
     with staged_directory(target, manifest) as staging:
         for prefix, rows in packs.items():
             _join(list(shards), staging, prefix, with_roles=not without)
-            for field in FIELDS:
-                write_index(field_path(staging, prefix, field, "idx"), rows, recipe.data.seq_length)
+            write_indexes(staging, prefix, rows, recipe.data.seq_length)
     return manifest
 
 

@@ -39,8 +39,6 @@ class Plan:
         return len(self.bounds) - 1
 
     def __getitem__(self, pack: int) -> Ints:
-        if not 0 <= pack < len(self):
-            raise IndexError(pack)
         return self.order[self.bounds[pack] : self.bounds[pack + 1]]
 
 
@@ -51,15 +49,10 @@ def plan_packs(lengths: npt.ArrayLike, seq_length: int, seed: int) -> Plan:
         lengths: tokens of each sample, 1 to seq_length.
         seq_length: tokens of a pack.
         seed: of all shuffling.
-
-    Raises:
-        ValueError: a length is outside 1 to seq_length.
     """
     sizes = np.asarray(lengths, np.int32)
     if sizes.size == 0:
         return Plan(np.empty(0, np.int32), np.zeros(1, np.int64))
-    if sizes.min() < 1 or sizes.max() > seq_length:
-        raise ValueError(f"lengths must lie in 1..{seq_length}, found {sizes.min()}..{sizes.max()}")
     random = np.random.RandomState(seed)  # the one generator whose numbers never change with numpy's version
     shuffled = random.permutation(np.arange(sizes.size, dtype=np.int32))
     stock = BinPacker(sizes[shuffled], seq_length)
@@ -113,16 +106,14 @@ class BinPacker:
         fitting = np.cumsum(occurring > 0)
         self._by_length = np.argsort(sizes, kind="stable").astype(np.int32)
         place_in_group = np.empty(sizes.size, np.int32)
-        place_in_group[self._by_length] = np.arange(sizes.size, dtype=np.int32) - np.repeat(
-            first.astype(np.int32), counts
-        )
+        before = np.repeat(first.astype(np.int32), counts)
+        place_in_group[self._by_length] = np.arange(sizes.size, dtype=np.int32) - before
         # arrays and not lists: ten million Python integers would take most of a gigabyte
         self._group = array("i", (fitting - 1).astype(np.int32)[sizes].tobytes())
         self._place = array("i", place_in_group.tobytes())
         self._sizes, self._first, self._counts = distinct.tolist(), first.tolist(), counts.tolist()
-        self._fitting = (
-            fitting.tolist()
-        )  # by room: how many of the lengths fit, so that the longest is the last of them
+        # by room: how many of the lengths fit, so that the longest is the last of them
+        self._fitting = fitting.tolist()
 
     def pack(self, reserve: int) -> tuple[Ints, Ints]:
         """Puts all samples into packs.

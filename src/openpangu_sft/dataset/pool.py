@@ -11,7 +11,6 @@ import gc
 import multiprocessing
 import signal
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
 from typing import Any, Callable, TypeVar, cast
@@ -49,8 +48,8 @@ def ordered_map(
         for connection in cast("list[Connection]", wait(list(busy))):
             with _alive(processes[connection]):
                 result = connection.recv()
-            if isinstance(result, _Raised):
-                raise result.error
+            if isinstance(result, (UserError, OSError)):
+                raise result
             done[busy.pop(connection)] = result
 
     try:
@@ -81,13 +80,6 @@ def ordered_map(
             connection.close()
 
 
-@dataclass(frozen=True)
-class _Raised:
-    """An error on its way from a worker."""
-
-    error: Exception
-
-
 def _start(function: Callable[[Any], Any], workers: int, processes: dict[Connection, ForkProcess]) -> None:
     context = multiprocessing.get_context("fork")
     # Ctrl-C reaches the whole process group; workers start with it blocked, and this process ends them
@@ -115,11 +107,8 @@ def _work(function: Callable[[Any], Any], connection: Connection, inherited: lis
             result: Any
             try:
                 result = function(item)
-            except (
-                UserError,
-                OSError,
-            ) as error:  # any other is ours, and its traceback is printed
-                result = _Raised(error)
+            except (UserError, OSError) as error:  # any other is ours, and its traceback is printed
+                result = error
             connection.send(result)
 
 

@@ -47,13 +47,19 @@ class Block:
     mask: Values
     labels: Values
 
-    def row_of(self, positions: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
-        """Index in `starts` of the row of each position."""
-        return np.searchsorted(self.starts, positions, "right") - 1
+    @property
+    def ends(self) -> npt.NDArray[np.int64]:
+        """int64 [rows], where each row ends."""
+        return np.append(self.starts[1:], len(self.mask))
+
+    def any(self, flags: Flags) -> Flags:
+        """bool [rows], whether a row has a flag, from bool [tokens]."""
+        found: Flags = np.logical_or.reduceat(flags, self.starts)
+        return found
 
     def spread(self, per_row: Values) -> Values:
         """One value for each token from one for each row."""
-        return np.repeat(per_row, np.diff(self.starts, append=len(self.mask)))
+        return np.repeat(per_row, self.ends - self.starts)
 
 
 class PackedRules:
@@ -73,8 +79,8 @@ class PackedRules:
         self.rows = self.tokens = self.trained = self.segments = self.longest = 0
         self.numbered = 0
         """Rows that have segment numbers, or at least no token ids in their place."""
-        self._ones = self._mixed = self._padding_of_ones = self._highest = 0
-        self._first_mixed = -1
+        self._ones = self._padding_of_ones = self._highest = 0
+        self._mixed = Breach("attention_mask")
         self.breaches = {
             "vocabulary": Breach("input_ids"),
             "label": Breach("labels"),
@@ -110,7 +116,9 @@ class PackedRules:
             trained & (labels != input_ids),
             lambda at: f"label {labels[at]} is neither the token id there ({input_ids[at]}) nor {IGNORED}",
         )
-        self._count_targets(block, trained)
+        target = trained.copy()
+        target[starts] = False  # the first column is no target: no token before it predicts it
+        _note_rows(self.breaches["no_target"], block, ~block.any(target), ": no trained token")
         self._count_segments(block, trained)
 
     def finish(self) -> None:
@@ -120,22 +128,11 @@ class PackedRules:
         if self._ones == self.numbered:
             self.tokens -= self._padding_of_ones
             self.breaches["unnumbered"] = Breach("attention_mask", self._ones, "holds 1 everywhere")
-        elif self._mixed:
-            said = f"first row {self._first_mixed}: holds 1 throughout, though the row's first token comes again"
-            self.breaches["unnumbered"] = Breach("attention_mask", self._mixed, said)
+        elif self._mixed.rows:
+            self.breaches["unnumbered"] = self._mixed
         else:
             return
         self.numbered = self.segments = self.longest = 0
-
-    def _count_targets(self, block: Block, trained: Flags) -> None:
-        """The first column is no target: no token before it predicts it."""
-        target = trained.copy()
-        target[block.starts] = False
-        without = np.flatnonzero(~np.logical_or.reduceat(target, block.starts))
-        breach = self.breaches["no_target"]
-        if without.size and not breach.rows:
-            breach.first = f"first row {block.first_row + block.numbers[without[0]]}: no trained token"
-        breach.rows += without.size
 
     def _count_segments(self, block: Block, trained: Flags) -> None:
         mask = block.mask
@@ -145,16 +142,16 @@ class PackedRules:
         padding = mask == 0
         gap, order = misnumbered(mask, begins)
 
-        broken = np.logical_or.reduceat(gap | order, block.starts)
-        ones = np.logical_and.reduceat(mask == 1, block.starts)
+        broken = block.any(gap | order)
+        ones = ~block.any(mask != 1)
         unnumbered = np.zeros(len(block.starts), bool)
         if broken.any() or ones.any():
             ends = _content_ends(block, trained)
             unnumbered = broken & _holds_ids(block, ends)
             self._ones += int(ones.sum())
-            self._padding_of_ones += int((_row_ends(block) - ends)[ones].sum())
+            self._padding_of_ones += int((block.ends - ends)[ones].sum())
             self.tokens += int((ends - block.starts)[unnumbered].sum())
-            self._note_unnumbered(block, unnumbered)
+            _note_rows(self.breaches["unnumbered"], block, unnumbered, ": holds token ids")
         numbered = block.spread(~unnumbered)
         self.numbered += int((~unnumbered).sum())
         padding &= numbered
@@ -162,7 +159,7 @@ class PackedRules:
         self._note("gap", block, gap & numbered, lambda at: f"segment number {mask[at]} after padding (0)")
         self._note("order", block, order & numbered, lambda at: _out_of_order(mask[at], before[at], begins[at]))
         self._note("trained_padding", block, padding & trained, lambda _: "padding is trained")
-        last_ids = block.spread(block.input_ids[_row_ends(block) - 1])
+        last_ids = block.spread(block.input_ids[block.ends - 1])
         self._note(
             "padding",
             block,
@@ -183,41 +180,31 @@ class PackedRules:
         """Rows of one segment in which the first token, bos, comes again: several samples under one number."""
         first_ids = block.spread(block.input_ids[block.starts])
         again = (block.input_ids == first_ids) & ~begins & ~padding
-        rows = np.flatnonzero(np.logical_or.reduceat(again, block.starts))
-        if rows.size and not self._mixed:
-            self._first_mixed = int(block.first_row + block.numbers[rows[0]])
-        self._mixed += rows.size
-
-    def _note_unnumbered(self, block: Block, rows: Flags) -> None:
-        breach = self.breaches["unnumbered"]
-        if rows.any() and not breach.rows:
-            breach.first = f"first row {block.first_row + block.numbers[rows.argmax()]}: holds token ids"
-        breach.rows += int(rows.sum())
+        what = ": holds 1 throughout, though the row's first token comes again"
+        _note_rows(self._mixed, block, block.any(again), what)
 
     def _note(self, rule: str, block: Block, wrong: Flags, describe: Callable[[Any], str]) -> None:
         """Counts the rows with a wrong token; describes the first one, given its position in the block."""
-        positions = np.flatnonzero(wrong)
-        if not positions.size:
-            return
-        rows, breach = block.row_of(positions), self.breaches[rule]
-        if not breach.rows:
-            row, column = block.first_row + block.numbers[rows[0]], positions[0] - block.starts[rows[0]]
-            breach.first = f"first row {row}, column {column}: {describe(positions[0])}"
-        breach.rows += 1 + int(np.count_nonzero(np.diff(rows)))
+        if wrong.any():
+            rows, first = block.any(wrong), int(wrong.argmax())
+            column = first - block.starts[rows.argmax()]
+            _note_rows(self.breaches[rule], block, rows, f", column {column}: {describe(first)}")
 
 
-def _row_ends(block: Block) -> npt.NDArray[np.int64]:
-    """int64 [rows], where each row ends."""
-    return np.append(block.starts[1:], len(block.mask))
+def _note_rows(breach: Breach, block: Block, wrong: Flags, what: str) -> None:
+    """Counts wrong rows, bool [rows]; `what` is about the first of them."""
+    if wrong.any() and not breach.rows:
+        breach.first = f"first row {block.first_row + block.numbers[wrong.argmax()]}{what}"
+    breach.rows += int(wrong.sum())
 
 
 def _content_ends(block: Block, trained: Flags) -> npt.NDArray[np.int64]:
     """int64 [rows], where the padding of each row begins if `attention_mask` does not say: its last id, untrained."""
-    last_ids = block.spread(block.input_ids[_row_ends(block) - 1])
+    last = block.ends - 1
+    last_ids = block.spread(block.input_ids[last])
     places = np.arange(1, len(block.mask) + 1)
     content = np.where((block.input_ids != last_ids) | trained, places, 0)
     ends: npt.NDArray[np.int64] = np.maximum(np.maximum.reduceat(content, block.starts), block.starts)
-    last = _row_ends(block) - 1
     # one such token with its own id in attention_mask is content: a full row ends untrained
     return np.where((ends == last) & (block.mask[last] == block.input_ids[last]), last + 1, ends)
 

@@ -9,10 +9,9 @@ import contextlib
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, NamedTuple, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +21,7 @@ from openpangu_sft.artifacts.artifact import sum_counts
 from openpangu_sft.conversations.conversation import Sample, parse_sample, reason_class
 from openpangu_sft.conversations.keys import BadSample
 from openpangu_sft.conversations.readers import RawRecord
-from openpangu_sft.dataset.encode import Encoded, Limits, TooLong, encode_samples, input_ids_of, labels_of
+from openpangu_sft.dataset.encode import Encoded, TooLong, encode_samples, input_ids_of, labels_of
 from openpangu_sft.dataset.index_file import PREFIX, VALIDATION, Ids, PackedWriter
 from openpangu_sft.dataset.packing import Plan, plan_packs
 from openpangu_sft.dataset.pool import ordered_map
@@ -39,8 +38,7 @@ VALUES_AT_ONCE = 1 << 20
 """Tokens that a process writes at once."""
 
 
-@dataclass
-class Refused:
+class Refused(NamedTuple):
     """A sample that is left out: line in the span, reason, the record or its text, and whether it is dropped."""
 
     line: int
@@ -49,23 +47,22 @@ class Refused:
     dropped: bool
 
 
-@dataclass
-class SpanResult:
+class SpanResult(NamedTuple):
     """What became of the lines of a span.
 
     Args:
         run: the samples that are encoded.
         trained: int64 [samples], tokens of each that are targets.
         validation: bool [samples].
+        truncated: number of samples.
     """
 
-    span: Span
     lines: int
     run: TokenRun
     trained: npt.NDArray[np.int64]
     validation: npt.NDArray[np.bool_]
-    truncated: int = 0
-    refused: list[Refused] = field(default_factory=list)
+    truncated: int
+    refused: list[Refused]
 
 
 def write_shard(
@@ -111,11 +108,11 @@ def _encode(
     first_line = -1
     spans = spans_of(span, data.workers)
     workers = min(data.workers, len(spans)) or 1
-    encode = _EncodeSpan(tokenizer, data, spool)
+    encode = partial(_encode_span, tokenizer, data, spool)
     with contextlib.ExitStack() as stack:
         advance = stack.enter_context(byte_progress(f"encoding {escape(span.file.name)}", span.end - span.begin))
         results = stack.enter_context(contextlib.closing(ordered_map(encode, spans, workers)))
-        for result in results:
+        for result, part in zip(results, spans):
             if result.refused:
                 if first_line < 0:  # the file is read through for it, once
                     first_line = lines_before(span)
@@ -126,11 +123,11 @@ def _encode(
             spool.add(result.run)
             validation.append(result.validation)
             dropped = sum(refused.dropped for refused in result.refused)
-            counts.update(lines=result.lines, rejected=len(result.refused) - dropped, dropped=dropped)
-            counts.update(truncated=result.truncated)
+            rejected = len(result.refused) - dropped
+            counts.update(lines=result.lines, rejected=rejected, dropped=dropped, truncated=result.truncated)
             for counter, chosen in ((counts, ~result.validation), (validation_counts, result.validation)):
                 counter.update(packed=int(chosen.sum()), trained_tokens=int(result.trained[chosen].sum()))
-            advance(result.span.end - result.span.begin, "")
+            advance(part.end - part.begin, "")
     read = counts["packed"] + validation_counts["packed"] + counts["rejected"] + counts["dropped"]
     if not read:
         raise UserError("holds no records", where=span.file, remedy="fill it, or move it away")
@@ -154,31 +151,23 @@ def _note(refused: Refused, file: Path, line: int, data: Data, stream: Any) -> N
     stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
 
-class _EncodeSpan:
+def _encode_span(tokenizer: Tokenizer, data: Data, spool: Spool, span: Span) -> SpanResult:
     """Encodes the samples of a span into the spool's file of the process that it is called in."""
-
-    def __init__(self, tokenizer: Tokenizer, data: Data, spool: Spool) -> None:
-        self._tokenizer, self._limits, self._spool = tokenizer, Limits.of(data), spool
-        self._share, self._seed = data.validation_share, data.seed
-
-    def __call__(self, span: Span) -> SpanResult:
-        reader = SpanReader(span)
-        records = list(reader)
-        outcomes = encode_samples([_sample(raw) for raw in records], self._tokenizer, self._limits)
-        encoded = [outcome for outcome in outcomes if isinstance(outcome, Encoded)]
-        trained = np.array([np.count_nonzero(sample.marked >= 0) for sample in encoded], np.int64)
-        validation = np.zeros(len(encoded), np.bool_)
-        if self._share:
-            start_id = self._tokenizer.start_id
-            validation[:] = [is_validation(sample.marked, start_id, self._share, self._seed) for sample in encoded]
-        result = SpanResult(span, reader.lines, self._spool.write(encoded), trained, validation)
-        result.truncated = sum(outcome.truncated for outcome in encoded)
-        for raw, outcome in zip(records, outcomes):
-            if isinstance(outcome, BadSample):
-                dropped = isinstance(outcome, TooLong) and self._limits.too_long == "drop"
-                line = int(raw.place[1:])
-                result.refused.append(Refused(line, str(outcome), raw.text or raw.content, dropped))
-        return result
+    reader = SpanReader(span)
+    records = list(reader)
+    outcomes = encode_samples([_sample(raw) for raw in records], tokenizer, data)
+    encoded = [outcome for outcome in outcomes if isinstance(outcome, Encoded)]
+    trained = np.array([np.count_nonzero(sample.marked >= 0) for sample in encoded], np.int64)
+    validation = np.zeros(len(encoded), np.bool_)
+    if share := data.validation_share:
+        validation[:] = [is_validation(sample.marked, tokenizer.start_id, share, data.seed) for sample in encoded]
+    refused = []
+    for raw, outcome in zip(records, outcomes):
+        if isinstance(outcome, BadSample):
+            dropped = isinstance(outcome, TooLong) and data.too_long == "drop"
+            refused.append(Refused(int(raw.place[1:]), str(outcome), raw.text or raw.content, dropped))
+    truncated = sum(sample.truncated for sample in encoded)
+    return SpanResult(reader.lines, spool.write(encoded), trained, validation, truncated, refused)
 
 
 def _sample(raw: RawRecord) -> Union[Sample, BadSample]:
@@ -209,38 +198,26 @@ def _write(
     chosen = lengths[samples]
     plan = plan_packs(chosen, data.seq_length, data.seed)
     plan = Plan(samples[plan.order].astype(np.int32), plan.bounds)
-    writer = PackedWriter(staging, prefix, len(plan), data.seq_length, with_roles=True)
+    writer = PackedWriter(staging, prefix, len(plan), data.seq_length)
+
+    def write_rows(rows: range) -> range:
+        """Writes the samples of some packs, read from the spool, then padding."""
+        marked = np.full((len(rows), data.seq_length), ~pad_id, np.int32)
+        numbers, roles = np.zeros_like(marked), np.zeros(marked.shape, np.uint8)
+        for row, pack in enumerate(rows):
+            begin, packed = 0, plan[pack]
+            for number, (sample, length) in enumerate(zip(packed.tolist(), lengths[packed].tolist()), 1):
+                inside = slice(begin, begin := begin + length)
+                spool.read(sample, marked[row, inside], roles[row, inside])
+                numbers[row, inside] = number
+        ids, labels = input_ids_of(marked), labels_of(marked)
+        writer.write(rows.start, input_ids=ids, attention_mask=numbers, labels=labels, roles=roles)
+        return rows
+
     step = max(1, VALUES_AT_ONCE // data.seq_length)
     blocks = [range(begin, min(begin + step, len(plan))) for begin in range(0, len(plan), step)]
-    write_rows = _RowWriter(data.seq_length, pad_id, spool, lengths, plan, writer)
     written = ordered_map(write_rows, blocks, min(data.workers, len(blocks)) or 1)
     with progress(title, len(plan)) as advance, contextlib.closing(written):
         for block in written:
             advance(len(block), "")
     return {"packs": len(plan), "tokens": int(chosen.sum(dtype=np.int64))}
-
-
-@dataclass(frozen=True)
-class _RowWriter:
-    """Writes rows: the samples of their packs from the spool, then padding."""
-
-    seq_length: int
-    pad_id: int
-    spool: Spool
-    lengths: Ids
-    plan: Plan
-    writer: PackedWriter
-
-    def __call__(self, rows: range) -> range:
-        marked = np.full((len(rows), self.seq_length), ~self.pad_id, np.int32)
-        numbers, roles = np.zeros_like(marked), np.zeros(marked.shape, np.uint8)
-        for row, pack in enumerate(rows):
-            begin = 0
-            samples = self.plan[pack]
-            for number, (sample, length) in enumerate(zip(samples.tolist(), self.lengths[samples].tolist()), 1):
-                inside = slice(begin, begin := begin + length)
-                self.spool.read(sample, marked[row, inside], roles[row, inside])
-                numbers[row, inside] = number
-        ids, labels = input_ids_of(marked), labels_of(marked)
-        self.writer.write(rows.start, input_ids=ids, attention_mask=numbers, labels=labels, roles=roles)
-        return rows

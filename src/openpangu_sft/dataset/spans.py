@@ -119,23 +119,25 @@ class SpanReader:
 
 def lines_before(span: Span) -> int:
     """How many lines of the file begin before the span."""
-    with span.file.open("rb") as stream:
-        left, lines = span.begin, 0
-        while left and (block := stream.read(min(left, BLOCK))):
-            lines += block.count(b"\n")
-            left -= len(block)
-    return lines
+    return sum(block.count(b"\n") for block in _blocks(Span(span.file, 0, span.begin)))
 
 
 def sha256_of_span(span: Span) -> str:
     """sha256 of a span's bytes, as hexadecimal."""
-    digest, left = hashlib.sha256(), span.end - span.begin
+    digest = hashlib.sha256()
+    for block in _blocks(span):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _blocks(span: Span) -> Iterator[bytes]:
+    """The bytes of a span, some at a time; fewer where the file is shorter by now."""
     with span.file.open("rb") as stream:
         stream.seek(span.begin)
+        left = span.end - span.begin
         while left and (block := stream.read(min(left, BLOCK))):
-            digest.update(block)
+            yield block
             left -= len(block)
-    return digest.hexdigest()
 
 
 def _line_begin(file: Path, place: int, end: Optional[int] = None) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 
 from openpangu_sft.artifacts.artifact import read_manifest
 from openpangu_sft.conversations.conversation import Sample, parse_sample
-from openpangu_sft.dataset.encode import Encoded, Limits, encode_samples
+from openpangu_sft.dataset.encode import Encoded, encode_samples
 from openpangu_sft.dataset.preprocess import sample_files
 from openpangu_sft.dataset.validation import is_validation
 from openpangu_sft.evaluate.record import read_evaluation
@@ -124,7 +124,7 @@ def _first_plain_question(file: Path, recipe: Recipe, tokenizer: Tokenizer) -> S
     data = recipe.data
     for sample in (parse_sample(json.loads(line)) for line in file.read_text("utf-8").splitlines()):
         if len(sample.data) == 2 and sample.meta_prompt == ("",):
-            (encoded,) = encode_samples([sample], tokenizer, Limits.of(data))
+            (encoded,) = encode_samples([sample], tokenizer, data)
             if isinstance(encoded, Encoded) and not is_validation(
                 encoded.marked, tokenizer.start_id, data.validation_share, data.seed
             ):
