@@ -30,7 +30,13 @@ ROLES_SUFFIX = "_roles.bin"
 """Of files that explain a dataset's tokens and are no part of what is trained on: outside its digest."""
 
 FLUSHED_AT_ONCE = 4
-OLD_DEFAULTS = {"data.validation_share": 0.0}
+OLD_DEFAULTS = {
+    "data.validation_share": 0.0,
+    "data.turns": "strict",
+    "data.thinking": "last",
+    "data.train_on": "all",
+    "data.tool_prompt": None,
+}
 """Settings that manifests of earlier versions lack, with the values that these versions used."""
 
 

@@ -6,7 +6,8 @@ Marked tokens: int32 [tokens]; id for a token that is trained on, ~id (below 0) 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import accumulate, chain
 from typing import NamedTuple, Union
 
@@ -17,8 +18,9 @@ from openpangu_sft.conversations.conversation import Sample
 from openpangu_sft.conversations.keys import BadSample
 from openpangu_sft.dataset.roles import BEGINS, ROLES, Roles
 from openpangu_sft.recipe.sections import Data
-from openpangu_sft.tokenizer.template import END, START, TextSpan, sample_spans
+from openpangu_sft.tokenizer.template import END, START, Cut, TextSpan, sample_spans, whole
 from openpangu_sft.tokenizer.tokenizer import IGNORED, Tokenizer
+from openpangu_sft.tokenizer.tool_prompt import ToolPrompt
 
 Marked = npt.NDArray[np.int32]
 
@@ -51,13 +53,14 @@ def encode_samples(
     """Encodes a batch of samples; bad ones are passed on.
 
     Args:
-        data: seq_length, control_tokens and too_long are used.
+        data: seq_length, control_tokens, too_long and tool_prompt are used.
 
     Returns:
         For each sample its tokens, or why it has none: a control token in its content, or longer than a pack.
     """
+    tool_prompt = ToolPrompt(data.tool_prompt)
     batch: list[Union[list[TextSpan], BadSample]] = [
-        sample if isinstance(sample, BadSample) else _spans(sample, tokenizer, data) for sample in samples
+        sample if isinstance(sample, BadSample) else _spans(sample, tokenizer, tool_prompt, data) for sample in samples
     ]
     tokens = _Tokens([span for entry in batch if not isinstance(entry, BadSample) for span in entry], tokenizer)
     outcomes: list[Union[Encoded, BadSample]] = []
@@ -71,22 +74,38 @@ def encode_samples(
     return outcomes
 
 
-def _spans(sample: Sample, tokenizer: Tokenizer, data: Data) -> Union[list[TextSpan], BadSample]:
+def _spans(
+    sample: Sample, tokenizer: Tokenizer, tool_prompt: ToolPrompt, data: Data
+) -> Union[list[TextSpan], BadSample]:
+    cut: Cut = whole
     if data.control_tokens == "escape":
-        return list(sample_spans(sample, lambda content: _inside_control_tokens(content, tokenizer)))
-    if data.control_tokens == "refuse":
-        texts = [("meta_prompt", text) for text in sample.meta_prompt]
-        texts += [(f"message {number}", message.content) for number, message in enumerate(sample.data, 1)]
-        for name, text in texts:
+        cut = partial(_inside_control_tokens, tokenizer)
+    elif data.control_tokens == "refuse":
+        for name, text in _texts(sample):
             if found := tokenizer.control_token(text):
                 return BadSample(
                     f"{name} holds the control token {found.group()}, which could forge a turn: take it out, or set "
                     "data.control_tokens=escape"
                 )
-    return list(sample_spans(sample))
+    try:
+        return list(sample_spans(sample, cut, tool_prompt(sample.tools, cut)))
+    except BadSample as error:
+        return error
 
 
-def _inside_control_tokens(content: str, tokenizer: Tokenizer) -> list[str]:
+def _texts(sample: Sample) -> Iterator[tuple[str, str]]:
+    """All texts of a sample that its author wrote, with their names."""
+    for prompt in sample.meta_prompt:
+        yield "meta_prompt", prompt
+    yield "tools", sample.tools
+    for number, message in enumerate(sample.data, 1):
+        yield f"message {number}", message.content
+        if message.thinking or message.calls:
+            yield f"thinking of message {number}", message.thinking or ""
+            yield f"a call in message {number}", message.calls
+
+
+def _inside_control_tokens(tokenizer: Tokenizer, content: str) -> list[str]:
     """Cuts a content inside each of its control tokens, which leaves ordinary characters."""
     parts, begin = [], 0
     while found := tokenizer.control_token(content, begin):
@@ -119,15 +138,18 @@ class _Tokens:
 
     def forged(self, spans: range) -> str:
         """A control token that no span contains but the tokenizer made, for instance of full-width letters."""
-        expected = Counter(self._tokenizer.opening)
-        for token, number in ((START, self._tokenizer.start_id), (END, self._tokenizer.end_id)):
-            expected[number] += sum(self.spans[span].text.count(token) for span in spans)
         begin, end = self.ends[spans.start], self.ends[spans.stop]
-        if self._control[end] - self._control[begin] == sum(expected.values()):
+        found = self._control[end] - self._control[begin]
+        frame = sum(self.spans[span].text.count(START) + self.spans[span].text.count(END) for span in spans)
+        if found == frame + len(self._tokenizer.opening):  # nothing but turns
+            return ""
+        expected = Counter(self._tokenizer.opening)
+        expected.update(token for span in spans for token in self._tokenizer.control_ids(self.spans[span].text))
+        if found == sum(expected.values()):
             return ""
         values = input_ids_of(self.marked[begin:end])
-        found = Counter(values[self._tokenizer.is_control[values]].tolist()) - expected
-        return str(self._tokenizer.hf.convert_ids_to_tokens(next(found.elements())))
+        made = Counter(values[self._tokenizer.is_control[values]].tolist()) - expected
+        return str(self._tokenizer.hf.convert_ids_to_tokens(next(made.elements())))
 
 
 def _outcome(tokens: _Tokens, spans: range, data: Data) -> Union[Encoded, BadSample]:

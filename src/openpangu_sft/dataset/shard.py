@@ -18,7 +18,7 @@ import numpy.typing as npt
 from rich.markup import escape
 
 from openpangu_sft.artifacts.artifact import sum_counts
-from openpangu_sft.conversations.conversation import Sample, parse_sample, reason_class
+from openpangu_sft.conversations.conversation import Rules, Sample, parse_sample, reason_class
 from openpangu_sft.conversations.keys import BadSample
 from openpangu_sft.conversations.readers import RawRecord
 from openpangu_sft.dataset.encode import Encoded, TooLong, encode_samples, input_ids_of, labels_of
@@ -28,6 +28,7 @@ from openpangu_sft.dataset.pool import ordered_map
 from openpangu_sft.dataset.spans import Span, SpanReader, lines_before, spans_of
 from openpangu_sft.dataset.spool import Spool, TokenRun
 from openpangu_sft.dataset.validation import is_validation
+from openpangu_sft.dataset.views import training_views
 from openpangu_sft.recipe.sections import Data
 from openpangu_sft.tokenizer.tokenizer import Tokenizer
 from openpangu_sft.util.console import byte_progress, progress
@@ -63,6 +64,8 @@ class SpanResult(NamedTuple):
     validation: npt.NDArray[np.bool_]
     truncated: int
     refused: list[Refused]
+    ignored_keys: Counter[str]
+    changes: Counter[str]
 
 
 def write_shard(
@@ -76,8 +79,8 @@ def write_shard(
         prefix: of the files' names.
 
     Returns:
-        Counts for its manifest; read = packed + rejected + dropped. With data.validation_share also those of the
-        validation split, under the name validation, which then are part of the sum.
+        Counts for its manifest; read = packed + rejected + dropped, less the samples added for thinking. With
+        data.validation_share also those of the validation split, under the name validation, which then are part of it.
 
     Raises:
         UserError: a bad sample (unless data.on_bad_sample is skip), a span without a record, or no sample is left.
@@ -103,7 +106,7 @@ def _encode(
     """Encodes the lines of a span into the spool; returns counts, and which of the samples are for validation."""
     counts: Counter[str] = Counter()
     validation_counts: Counter[str] = Counter()
-    reasons: Counter[str] = Counter()
+    notes: dict[str, Counter[str]] = {name: Counter() for name in ("reasons", "ignored_keys", "changes")}
     validation = [np.empty(0, np.bool_)]
     first_line = -1
     spans = spans_of(span, data.workers)
@@ -119,7 +122,9 @@ def _encode(
                 with naming(rejects), rejects.open("a", encoding="utf-8", errors="backslashreplace") as stream:
                     for refused in result.refused:
                         _note(refused, span.file, first_line + counts["lines"] + refused.line, data, stream)
-                        reasons[reason_class(refused.reason)] += 1
+                        notes["reasons"][reason_class(refused.reason)] += 1
+            notes["ignored_keys"].update(result.ignored_keys)
+            notes["changes"].update(result.changes)
             spool.add(result.run)
             validation.append(result.validation)
             dropped = sum(refused.dropped for refused in result.refused)
@@ -128,11 +133,14 @@ def _encode(
             for counter, chosen in ((counts, ~result.validation), (validation_counts, result.validation)):
                 counter.update(packed=int(chosen.sum()), trained_tokens=int(result.trained[chosen].sum()))
             advance(part.end - part.begin, "")
-    read = counts["packed"] + validation_counts["packed"] + counts["rejected"] + counts["dropped"]
+    notes["changes"] = +notes["changes"]
+    added = notes["changes"]["samples added for answers with thinking"]
+    read = counts["packed"] + validation_counts["packed"] + counts["rejected"] + counts["dropped"] - added
     if not read:
         raise UserError("holds no records", where=span.file, remedy="fill it, or move it away")
     names = ("packed", "rejected", "dropped", "truncated", "trained_tokens")
-    found = {"read": read, **{name: counts[name] for name in names}, "reasons": dict(sorted(reasons.items()))}
+    found: dict[str, Any] = {"read": read, **{name: counts[name] for name in names}}
+    found.update({name: dict(sorted(counted.items())) for name, counted in notes.items()})
     if data.validation_share:
         found["validation"] = {name: validation_counts[name] for name in ("packed", "trained_tokens")}
     return found, np.concatenate(validation)
@@ -153,28 +161,42 @@ def _note(refused: Refused, file: Path, line: int, data: Data, stream: Any) -> N
 
 def _encode_span(tokenizer: Tokenizer, data: Data, spool: Spool, span: Span) -> SpanResult:
     """Encodes the samples of a span into the spool's file of the process that it is called in."""
-    reader = SpanReader(span)
-    records = list(reader)
-    outcomes = encode_samples([_sample(raw) for raw in records], tokenizer, data)
+    reader, rules = SpanReader(span), Rules(data.ignore_keys, data.turns == "lenient")
+    records, samples = list[RawRecord](), list[Union[Sample, BadSample]]()
+    changes = rules.changes
+    for raw in reader:
+        views = _views(raw, data, rules)
+        records += [raw] * len(views)
+        samples += views
+        changes["samples added for answers with thinking"] += len(views) - 1
+    outcomes = encode_samples(samples, tokenizer, data)
     encoded = [outcome for outcome in outcomes if isinstance(outcome, Encoded)]
     trained = np.array([np.count_nonzero(sample.marked >= 0) for sample in encoded], np.int64)
     validation = np.zeros(len(encoded), np.bool_)
     if share := data.validation_share:
-        validation[:] = [is_validation(sample.marked, tokenizer.start_id, share, data.seed) for sample in encoded]
+        validation[:] = [is_validation(sample, share, data.seed) for sample in encoded]
     refused = []
     for raw, outcome in zip(records, outcomes):
         if isinstance(outcome, BadSample):
             dropped = isinstance(outcome, TooLong) and data.too_long == "drop"
             refused.append(Refused(int(raw.place[1:]), str(outcome), raw.text or raw.content, dropped))
     truncated = sum(sample.truncated for sample in encoded)
-    return SpanResult(reader.lines, spool.write(encoded), trained, validation, truncated, refused)
+    run = spool.write(encoded)
+    return SpanResult(reader.lines, run, trained, validation, truncated, refused, rules.keys.counts, changes)
 
 
-def _sample(raw: RawRecord) -> Union[Sample, BadSample]:
+def _views(raw: RawRecord, data: Data, rules: Rules) -> Sequence[Union[Sample, BadSample]]:
+    """The samples of one line, or the one reason why there is none."""
     try:
-        return BadSample(raw.unreadable) if raw.unreadable else parse_sample(raw.content)
+        if raw.unreadable:
+            raise BadSample(raw.unreadable)
+        sample = parse_sample(raw.content, rules)
+        views = training_views(sample, data)
     except BadSample as error:
-        return error
+        return [error]
+    if data.thinking == "drop":
+        rules.changes["thinking of answers left out"] += sum(message.thinking is not None for message in sample.data)
+    return views
 
 
 def _write(

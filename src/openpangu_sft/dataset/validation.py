@@ -11,23 +11,26 @@ from hashlib import blake2b
 
 import numpy as np
 
-from openpangu_sft.dataset.encode import Marked
+from openpangu_sft.dataset.encode import Encoded
+from openpangu_sft.dataset.roles import BEGINS, ROLES
 
 BITS = 64
 
 
-def is_validation(marked: Marked, start_id: int, share: float, seed: int) -> bool:
+def is_validation(sample: Encoded, share: float, seed: int) -> bool:
     """Whether a sample belongs to the validation split.
 
     Args:
-        marked: int32 [tokens]. The first user turn counts, which is encoded by itself: the same question has the same
-            tokens after every system prompt.
-        start_id: the token that begins a turn.
+        sample: its first user turn counts, which is encoded by itself: the same question has the same tokens after
+            every system prompt. A conversation without one counts as a whole.
         share: of the distinct first questions, 0 to 1. A hash decides, so the share of a few samples may differ.
         seed: data.seed; another seed chooses other samples.
     """
-    answer = int(np.argmax(marked >= 0))
-    question, _ = np.flatnonzero(marked[:answer] == ~start_id)[-2:]  # the other is the assistant's header
+    begins = np.flatnonzero(sample.roles >= BEGINS)
+    asked = int(np.argmax(sample.roles[begins] == BEGINS + ROLES.index("user") + 1))
+    question = sample.marked
+    if sample.roles[begins[asked]] == BEGINS + ROLES.index("user") + 1:
+        question = question[begins[asked] : begins[asked + 1]]  # an answer follows
     key = seed.to_bytes(8, "little")
-    digest = blake2b(marked[question:answer].astype("<i4").tobytes(), digest_size=BITS // 8, key=key).digest()
+    digest = blake2b(question.astype("<i4").tobytes(), digest_size=BITS // 8, key=key).digest()
     return bool(int.from_bytes(digest, "little") < share * 2**BITS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from openpangu_sft.evaluate.record import Question
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.tokenizer.template import HEADERS, prompt_spans
 from openpangu_sft.tokenizer.tokenizer import IGNORED, Tokenizer
+from openpangu_sft.tokenizer.tool_prompt import ToolPrompt
 from openpangu_sft.util.console import console
 from openpangu_sft.util.errors import UserError, printable
 
@@ -47,9 +49,9 @@ def questions_in(path: Path, recipe: Recipe, tokenizer: Tokenizer) -> list[Quest
         known = ", ".join([".txt", *READERS])
         raise UserError(f"unknown kind of file {path.suffix or '(no suffix)'}", where=path, remedy=f"known: {known}")
     read = _lines(path) if path.suffix.lower() == ".txt" else _conversations(path, recipe)
-    room = recipe.model.max_position_embeddings
     found = [
-        _question(f"{printable(path.name)}{place}", sample, tokenizer, room, f"{path}{place}") for place, sample in read
+        _question(f"{printable(path.name)}{place}", sample, recipe, tokenizer, f"{path}{place}")
+        for place, sample in read
     ]
     if not found:
         raise UserError("holds no questions", where=path, remedy="write one on each line")
@@ -77,19 +79,21 @@ def _conversations(path: Path, recipe: Recipe) -> Iterator[tuple[str, Sample]]:
             raise UserError(str(error), where=f"{path}{record.place}", remedy="fix it") from None
 
 
-def _question(source: str, sample: Sample, tokenizer: Tokenizer, room: int, where: str) -> Question:
-    *asked, answer = sample.data
-    for text in (*sample.meta_prompt, *(message.content for message in asked)):
+def _question(source: str, sample: Sample, recipe: Recipe, tokenizer: Tokenizer, where: str) -> Question:
+    """The question that ends with a sample's last answer; a served model does not see its earlier thinking."""
+    asked, answer = [replace(message, thinking=None) for message in sample.data[:-1]], sample.data[-1]
+    for text in (*sample.meta_prompt, sample.tools, *(part for each in asked for part in (each.content, each.calls))):
         if token := tokenizer.control_token(text):
             raise UserError(f"holds the control token {token.group()}", where=where, remedy="take it out")
-    spans = prompt_spans(sample.meta_prompt, tuple(asked), reply=True)
-    prompt = [number for span in spans for number in tokenizer.span_ids(span)]
+    tools = ToolPrompt(recipe.data.tool_prompt)(sample.tools)
+    spans = prompt_spans(sample.meta_prompt, asked, reply=True, tool_prompt=tools)
+    prompt, room = tokenizer.prompt_ids(spans), recipe.model.max_position_embeddings
     if len(prompt) >= room:
         what = f"has {len(prompt):,} tokens, and the model holds {room:,}, the answer's among them"
         raise UserError(what, where=where, remedy="shorten it")
-    turns = [["system", text] for text in sample.meta_prompt if text]
-    turns += [[message.role, message.content] for message in asked]
-    return Question(source, turns, answer.content, prompt)
+    turns = [["system", text] for text in (*sample.meta_prompt, *tools) if text]
+    turns += [[message.role, message.content + message.calls] for message in asked]
+    return Question(source, turns, answer.content + answer.calls, prompt)
 
 
 def validation_questions(recipe: Recipe, tokenizer: Tokenizer) -> list[Question]:

@@ -66,8 +66,7 @@ class Chat:
         for text in (system, *(message.content for message in messages)):
             if token := self.tokenizer.control_token(text):
                 raise UserError(f"the message holds the control token {token.group()}", remedy="take it out")
-        spans = list(prompt_spans((system,), messages, reply=True))
-        return self.complete([token for span in spans for token in self.tokenizer.span_ids(span)])
+        return self.complete(self.tokenizer.prompt_ids(prompt_spans((system,), messages, reply=True)))
 
     def complete(self, prompt: list[int]) -> str:
         """The answer to a prompt of token ids that ends with the assistant's header.

@@ -147,6 +147,7 @@ Column = Literal[
 ]
 """What a column can be named for."""
 
+
 class Data(Section):
     """Conversion, tokenization and packing."""
 

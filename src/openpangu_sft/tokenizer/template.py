@@ -2,8 +2,9 @@
 
     <s>[unused9]系统：…[unused10][unused9]用户：…[unused10][unused9]助手：…[unused10]
 
-The spans are those that the published handler gives to the tokenizer one by one. Their borders matter: a tokenizer may
-encode a text differently from its two halves.
+An answer is [unused16]thinking[unused17]text[unused11][{"name":…,"arguments":…}][unused12], of which only the text has
+to be there. The spans are those that the published handler gives to the tokenizer one by one. Their borders matter: a
+tokenizer may encode a text differently from its two halves.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Callable, NamedTuple
 
+from openpangu_sft.conversations.calls import CALLS, THINKING
 from openpangu_sft.conversations.conversation import Message, Sample
 
 START, END = "[unused9]", "[unused10]"
-HEADERS = {"system": "系统：", "user": "用户：", "assistant": "助手：", "tool": "工具："}
+HEADERS = {"system": "系统：", "user": "用户：", "assistant": "助手：", "tool": "工具：", "function": "方法："}
 
-TEMPLATE_DIGEST = hashlib.sha256(repr((START, END, sorted(HEADERS.items()))).encode()).hexdigest()
-"""Recorded in manifests: data made with another template is refused."""
+_SINCE_THE_FIRST_VERSION = sorted(item for item in HEADERS.items() if item[0] != "function")
+TEMPLATE_DIGEST = hashlib.sha256(repr((START, END, _SINCE_THE_FIRST_VERSION)).encode()).hexdigest()
+"""Recorded in manifests: data made with another template is refused. What was added since changes no older data."""
 
 
 class TextSpan(NamedTuple):
@@ -46,32 +49,53 @@ def whole(content: str) -> Sequence[str]:
     return (content,)
 
 
-def sample_spans(sample: Sample, cut: Cut = whole) -> Iterator[TextSpan]:
-    """The spans of a whole sample: only the assistants' contents, each with its end token, are trained."""
-    yield from prompt_spans(sample.meta_prompt, sample.data, cut=cut)
-
-
 def prompt_spans(
-    meta_prompt: tuple[str, ...], messages: tuple[Message, ...], reply: bool = False, cut: Cut = whole
+    meta_prompt: Sequence[str],
+    messages: Sequence[Message],
+    reply: bool = False,
+    cut: Cut = whole,
+    tool_prompt: Sequence[str] = (),
 ) -> Iterator[TextSpan]:
-    """The spans of system prompts and messages; with `reply`, the assistant's header last, for generation."""
-    system = [""]
-    for prompt in meta_prompt:
-        first, *others = cut(prompt)
-        system[-1] += START + HEADERS["system"] + first
-        system += others
-        system[-1] += END
-    yield from _spans(system, "system", trained=False, opens=True)
+    """The spans of system prompts and messages: only the assistants' contents, each with its end token, are trained.
+
+    Args:
+        reply: the assistant's header comes last, for generation.
+        tool_prompt: a system prompt in parts that are cut already, after the others.
+    """
+    prompts = [*map(cut, meta_prompt), *([tool_prompt] if tool_prompt else [])]
+    pieces = [piece for prompt in prompts for piece in ((START + HEADERS["system"],), prompt, (END,))]
+    yield from _spans(_joined(pieces), "system", trained=False, opens=True)
     for message in messages:
-        header, [*contents, last] = START + HEADERS[message.role], cut(message.content)
+        header = (START + HEADERS[message.role],)
         if message.role == "assistant":
-            yield TextSpan(header, trained=False, role=message.role)
-            yield from _spans([*contents, last + END], message.role, trained=True)
+            yield TextSpan(header[0], trained=False, role=message.role)
+            yield from _spans(_joined([*_answer(message, cut), (END,)]), message.role, message.trained)
         else:
-            first, *others = [*contents, last + END]
-            yield from _spans([header + first, *others], message.role, trained=False)
+            yield from _spans(_joined([header, cut(message.content), (END,)]), message.role, trained=False)
     if reply:
         yield TextSpan(START + HEADERS["assistant"], trained=False, role="assistant")
+
+
+def sample_spans(sample: Sample, cut: Cut = whole, tool_prompt: Sequence[str] = ()) -> Iterator[TextSpan]:
+    """The spans of a whole sample; see `prompt_spans`."""
+    return prompt_spans(sample.meta_prompt, sample.data, cut=cut, tool_prompt=tool_prompt)
+
+
+def _answer(message: Message, cut: Cut) -> Iterator[Sequence[str]]:
+    if message.thinking is not None:
+        yield from (THINKING[:1], cut(message.thinking), THINKING[1:])
+    yield cut(message.content)
+    if message.calls:
+        yield from (CALLS[:1], cut(message.calls), CALLS[1:])
+
+
+def _joined(pieces: Sequence[Sequence[str]]) -> list[str]:
+    """Texts that are cut only inside of pieces: the last part of a piece and the first of the next are one text."""
+    texts = [""]
+    for first, *others in pieces:
+        texts[-1] += first
+        texts += others
+    return texts
 
 
 def _spans(texts: list[str], role: str, trained: bool, opens: bool = False) -> Iterator[TextSpan]:

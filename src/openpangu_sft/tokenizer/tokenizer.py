@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Optional
@@ -79,10 +79,19 @@ class Tokenizer:
                 return self._control.search(text, begin)
         return None
 
+    def control_ids(self, text: str) -> list[int]:
+        """The ids of the control tokens that a text spells, in their order."""
+        found: list[int] = self.hf.convert_tokens_to_ids(self._control.findall(text))
+        return found
+
     def span_ids(self, span: TextSpan) -> list[int]:
         """Token ids of one span, encoded by itself."""
         ids: list[int] = self.hf.encode(span.text, add_special_tokens=span.opens)
         return ids
+
+    def prompt_ids(self, spans: Iterable[TextSpan]) -> list[int]:
+        """Token ids of spans one after another."""
+        return [number for span in spans for number in self.span_ids(span)]
 
     def encode(self, spans: Sequence[TextSpan]) -> list[list[int]]:
         """Token ids of each span, encoded by itself; by SentencePiece directly after a successful `go_direct`."""
