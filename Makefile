@@ -43,6 +43,8 @@ PYPI_INDEX ?= https://pypi.org/simple
 ##= WITH  for report: directory of a second run to compare with
 ##= DATASET  for inspect: a directory or a path prefix (the recipe's dataset)
 ##= PROMPT  for chat: one question to answer
+##= SYSTEM  for chat: system prompt
+##= TOOLS  for chat: a JSON file of tool definitions
 ##= MODEL  for chat: another checkpoint (paths.export, else paths.run, else paths.hf)
 ##= FROM  for convert, export: another checkpoint of any layout, or a run (paths.hf; paths.run)
 ##= FROM  for load: an archive of make save (this folder)
@@ -83,7 +85,7 @@ DATA_DIR ?=
 ##= HCCL_*, GLOO_SOCKET_IFNAME, TP_SOCKET_IFNAME, OMP_NUM_THREADS  passed on to training
 
 # Values are text and not Make: a $ in a prompt stays a $.
-options := RECIPE SET SHARD SAMPLE HTML RUN WITH DATASET PROMPT MODEL FROM ITERATION DTYPE FORM PROMPTS HF MCORE ONLY
+options := RECIPE SET SHARD SAMPLE HTML RUN WITH DATASET PROMPT SYSTEM TOOLS MODEL FROM ITERATION DTYPE FORM PROMPTS HF MCORE ONLY
 options += MEMORY TOKENS_PER_SECOND DRY_RUN JSON PEERS CLAIM
 $(foreach v,$(options) $(typed) VENV PYPI_INDEX SIZE DATA_DIR NNODES TARGET ARCH,$(eval override $v := $$(value $v)))
 ifneq ($(NNODES),)

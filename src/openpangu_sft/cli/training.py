@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Optional
 
-import click
-
 from openpangu_sft.cli.options import option, recipe_arguments, stage
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.run.launch import worker_rank
@@ -56,32 +54,42 @@ def curve_command(recipe: Recipe) -> None:
 
 @stage("chat")
 @option("-p", "--prompt", help="one question; by default, a dialogue")
-@click.option("--system", default="", help="system prompt")
+@option("--system", default="", help="system prompt")
+@option("--tools", type=Path, metavar="FILE", help="definitions of tools, a JSON list")
 @option(
     "-m", "--model", type=Path, help="Hugging Face or mcore  [default: paths.export, else paths.run, else paths.hf]"
 )
-def chat_command(recipe: Recipe, prompt: Optional[str], system: str, model: Optional[Path]) -> None:
+def chat_command(
+    recipe: Recipe, prompt: Optional[str], system: str, tools: Optional[Path], model: Optional[Path]
+) -> None:
     """Chat with a checkpoint.
+
+    Thinking goes to stderr, the answer and its tool calls to stdout.
 
     \b
     Example: openpangu-sft chat --model /cache/ckpts/pangu_model --prompt 你好
     """
-    from openpangu_sft.conversations.conversation import Message
+    from openpangu_sft.cli.answers import AnswerPrinter, read_tools
     from openpangu_sft.model.chat import Chat, converse, default_checkpoint
 
+    definitions = read_tools(tools) if tools else ""
     checkpoint = model.absolute() if model else default_checkpoint(recipe)
     talker = Chat(recipe, checkpoint)
     note = f", iteration {talker.iteration}" if talker.iteration is not None else ""
     if not model and checkpoint == recipe.path("hf"):
         note = ", the base model: paths.export and paths.run hold no checkpoint"
     print(printable(f"model: {checkpoint}{note}"), file=sys.stderr, flush=True)
-    if prompt is not None:
-        print(talker.reply((Message("user", prompt),), system))
-        return
-    if sys.stdin.isatty():
+    if prompt is None and sys.stdin.isatty():
         console.print("Empty line: new conversation. Ctrl-D: quit.")
-    for answer in converse(talker, _typed_lines(), system):
-        print(answer, flush=True)
+    printer = AnswerPrinter()
+    lines = iter([prompt]) if prompt is not None else _typed_lines()
+    for answer in converse(talker, lines, system, definitions, printer):
+        if not isinstance(answer, UserError):
+            printer.end(answer)
+        elif prompt is not None:
+            raise answer
+        else:
+            console.print(str(answer), markup=False, soft_wrap=True)
 
 
 @stage("demo", default_recipe="recipes/demo.yaml")

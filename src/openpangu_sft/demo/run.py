@@ -116,7 +116,7 @@ def _ask(recipe: Recipe) -> tuple[list[tuple[Sample, str]], float]:
     began = time.monotonic()
     chat = Chat(recipe, recipe.path("export"))
     samples = [_first_plain_question(file, recipe, chat.tokenizer) for file in sample_files(recipe.path("samples"))]
-    return [(sample, chat.reply(sample.data[:1])) for sample in samples], time.monotonic() - began
+    return [(sample, chat.reply(sample.data[:1]).text) for sample in samples], time.monotonic() - began
 
 
 def _first_plain_question(file: Path, recipe: Recipe, tokenizer: Tokenizer) -> Sample:

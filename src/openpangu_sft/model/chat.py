@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Callable, Optional, Union
 
 import torch
+from transformers.generation.streamers import BaseStreamer
 
 from openpangu_sft.artifacts.artifact import MANIFEST, parse_manifest
 from openpangu_sft.checkpoint.hf import open_hf
 from openpangu_sft.checkpoint.mcore_reader import open_mcore
+from openpangu_sft.conversations.calls import Answer, split_answer
 from openpangu_sft.conversations.conversation import Message
 from openpangu_sft.model.device import inference_device
 from openpangu_sft.model.llama import build_model
@@ -19,7 +22,10 @@ from openpangu_sft.recipe.model_config import CONFIG, TRACKER, model_of, not_hf,
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.tokenizer.template import HEADERS, START, TextSpan, prompt_spans
 from openpangu_sft.tokenizer.tokenizer import Tokenizer
+from openpangu_sft.tokenizer.tool_prompt import ToolPrompt
 from openpangu_sft.util.errors import UserError
+
+OnText = Callable[[str], None]
 
 
 class Chat:
@@ -54,22 +60,31 @@ class Chat:
             remedy = "run make export, or give one with MODEL=…"
             raise not_hf(checkpoint, UserError(what, where=checkpoint, remedy=remedy))
         self.recipe, self.context = recipe, model.max_position_embeddings
+        self.tool_prompt = ToolPrompt(recipe.data.tool_prompt)
         self.tokenizer = Tokenizer(files, recipe.tokenizer.trust_remote_code)
         self.model = build_model(files, tensors, "eager", inference_device(recipe)).eval()
 
-    def reply(self, messages: tuple[Message, ...], system: str = "") -> str:
+    def reply(
+        self, messages: Sequence[Message], system: str = "", tools: str = "", on_text: Optional[OnText] = None
+    ) -> Answer:
         """The assistant's next message.
+
+        Args:
+            messages: without thinking, as a served model sees them.
+            tools: definitions as the JSON text of a list.
+            on_text: called with the text of each token as it comes; a control token comes alone.
 
         Raises:
             UserError: a message holds a control token, or is longer than the model's context.
         """
-        for text in (system, *(message.content for message in messages)):
+        for text in (system, tools, *(part for message in messages for part in (message.content, message.calls))):
             if token := self.tokenizer.control_token(text):
                 raise UserError(f"the message holds the control token {token.group()}", remedy="take it out")
-        return self.complete(self.tokenizer.prompt_ids(prompt_spans((system,), messages, reply=True)))
+        spans = prompt_spans((system,), messages, reply=True, tool_prompt=self.tool_prompt(tools))
+        return split_answer(self.complete(self.tokenizer.prompt_ids(spans), on_text))
 
-    def complete(self, prompt: list[int]) -> str:
-        """The answer to a prompt of token ids that ends with the assistant's header.
+    def complete(self, prompt: list[int], on_text: Optional[OnText] = None) -> str:
+        """The answer to a prompt of token ids that ends with the assistant's header, with its control tokens.
 
         Raises:
             UserError: the prompt is longer than the model's context.
@@ -89,6 +104,7 @@ class Chat:
                 max_new_tokens=min(settings.max_new_tokens, room),
                 eos_token_id=self.tokenizer.end_id,
                 pad_token_id=self.tokenizer.pad_id,
+                streamer=_Stream(self.tokenizer, on_text) if on_text else None,
                 **sampling,
             )
         answer = output[0, len(prompt) :].tolist()
@@ -98,16 +114,44 @@ class Chat:
         return self.tokenizer.decode_reply(header, answer)
 
 
-def converse(chat: Chat, lines: Iterator[str], system: str = "") -> Iterator[str]:
-    """Answers line after line in one conversation; an empty line starts a new one."""
+class _Stream(BaseStreamer):
+    """Hands on the text of each token that is generated; see `Chat.reply`."""
+
+    def __init__(self, tokenizer: Tokenizer, on_text: OnText) -> None:
+        self._tokens: deque[int] = deque()
+        self._texts = tokenizer.texts(iter(self._tokens.popleft, tokenizer.end_id))
+        self._on_text, self._in_prompt = on_text, True
+
+    def put(self, value: torch.Tensor) -> None:
+        """Called by `generate`, first with the prompt, then with each token."""
+        if not self._in_prompt:
+            self._tokens.extend(value.flatten().tolist())
+            self._on_text(next(self._texts, ""))
+        self._in_prompt = False
+
+    def end(self) -> None:
+        """Called by `generate` after the last token."""
+
+
+def converse(
+    chat: Chat, lines: Iterator[str], system: str = "", tools: str = "", on_text: Optional[OnText] = None
+) -> Iterator[Union[Answer, UserError]]:
+    """Answers line after line in one conversation; an empty line starts a new one.
+
+    A line that cannot be answered gives the error, and the conversation goes on without it.
+    """
     history: tuple[Message, ...] = ()
     for line in lines:
         if not line.strip():
             history = ()
             continue
         asked = (*history, Message("user", line.strip()))
-        answer = chat.reply(asked, system)
-        history = (*asked, Message("assistant", answer))
+        try:
+            answer = chat.reply(asked, system, tools, on_text)
+        except UserError as error:
+            yield error
+            continue
+        history = (*asked, Message("assistant", answer.text, calls=answer.calls))
         yield answer
 
 

@@ -96,7 +96,7 @@ class SegmentReader:
     def tokens(self, input_ids: Ids, labels: Ids) -> list[Token]:
         """Tokens for people, from int32 [tokens] each."""
         numbers = input_ids.tolist()
-        texts = self._tokenizer.token_texts(numbers)
+        texts = list(self._tokenizer.texts(numbers))
         return [
             Token(number, _shown(text), label != IGNORED, number in self._added)
             for number, text, label in zip(numbers, texts, labels.tolist())

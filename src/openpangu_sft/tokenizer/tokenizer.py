@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Optional
@@ -154,14 +154,14 @@ class Tokenizer:
                 text += self._decode([*header, *stretch])[len(before) :]
         return text
 
-    def token_texts(self, ids: Sequence[int]) -> list[str]:
+    def texts(self, ids: Iterable[int]) -> Iterator[str]:
         """What each token adds to the text; nothing where it ends inside a character, which its last token adds.
 
         Raises:
             UserError: an id is not in this tokenizer.
         """
         start: list[int] = self.hf.encode("a", add_special_tokens=False)  # see decode_reply
-        texts, context, pending = [], start, list[int]()
+        context, pending = start, list[int]()
         for number in ids:
             if number not in self._added and not 0 <= number < len(self.hf):
                 what = f"token id {number} of the dataset is not in this tokenizer"
@@ -169,15 +169,14 @@ class Tokenizer:
             pending.append(number)
             text = self._added.get(number) or self._decode([*context, *pending])[len(self._decode(context)) :]
             if text.endswith(UNDECODED) and len(pending) < CHARACTER_BYTES:
-                texts.append("")
+                yield ""
                 continue
-            texts.append(text)
+            yield text
             context, pending = start if number in self._added or text.endswith(UNDECODED) else pending, []
-        return texts
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of tokens, control tokens included."""
-        return "".join(self.token_texts(ids))
+        return "".join(self.texts(ids))
 
     def _decode(self, ids: Sequence[int]) -> str:
         # a clean-up would take the space out of " ." or " n't" wherever the model wrote one

@@ -1,0 +1,58 @@
+"""Answers on the screen as they are generated, and tools from a file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from openpangu_sft.conversations.calls import CALLS, THINKING, Answer, tools_text
+from openpangu_sft.conversations.keys import BadSample
+from openpangu_sft.util.errors import UserError
+
+
+class AnswerPrinter:
+    """Prints an answer token by token: thinking to stderr, text and calls to stdout."""
+
+    def __init__(self) -> None:
+        self._part, self._calls = "", ""
+
+    def __call__(self, text: str) -> None:
+        """Takes the text of the next token."""
+        if text in (*THINKING, *CALLS):
+            if text == THINKING[0]:
+                print("thinking: ", end="", file=sys.stderr, flush=True)
+            elif text == THINKING[1]:
+                print(file=sys.stderr, flush=True)
+            self._part = text
+        elif self._part == CALLS[0]:
+            self._calls += text
+        else:
+            print(text, end="", file=sys.stderr if self._part == THINKING[0] else sys.stdout, flush=True)
+
+    def end(self, answer: Answer) -> None:
+        """Ends the line and prints the calls, one on a line, or what the model wrote in their place."""
+        if self._part == THINKING[0]:  # cut off by chat.max_new_tokens
+            print(file=sys.stderr)
+        if answer.text or not self._calls:
+            print(flush=True)
+        for call in json.loads(answer.calls or "[]"):
+            arguments = call.get("arguments", call.get("parameters"))
+            print(f"call: {call['name']} {json.dumps(arguments, ensure_ascii=False)}", flush=True)
+        if self._calls and not answer.calls:
+            print(f"no valid call: {self._calls}", flush=True)
+        self._part, self._calls = "", ""
+
+
+def read_tools(path: Path) -> str:
+    """Tool definitions in a file, as the JSON text of a list.
+
+    Raises:
+        UserError: it cannot be read, or holds something else.
+    """
+    try:
+        return tools_text(path.read_text("utf-8-sig"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot be read: {error}", where=path, remedy="give a JSON file of tools") from None
+    except BadSample as error:
+        raise UserError(str(error), where=path, remedy="write a JSON list of tool definitions") from None
