@@ -51,9 +51,9 @@ def report_command(recipe: Recipe, run: Optional[Path], other: Optional[Path], h
 def _show(evaluation: Evaluation, run: Path) -> None:
     """Prints the loss of each checkpoint, then every question with the first and the last answer."""
     console = stdout()
-    if held_out := evaluation.held_out:
+    if validation := evaluation.held_out:
         print_rows(
-            f"{held_out['packed']:,} validation samples, {held_out['trained_tokens']:,} trained tokens",
+            f"{validation['packed']:,} validation samples, {validation['trained_tokens']:,} trained tokens",
             ("checkpoint", "loss", "perplexity"),
             [(_name(result), *_loss(result.loss)) for result in evaluation.results],
             console,
