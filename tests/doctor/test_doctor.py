@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from conftest import ROOT, TINY
 from doctor_machines import ON_NPUS, FakeMachine, checks, recorded, sets, states
 from openpangu_sft.artifacts.artifact import MANIFEST
-from openpangu_sft.doctor.checks import CHECKS
+from openpangu_sft.doctor.checks import CHECKS, print_findings
+from openpangu_sft.doctor.finding import Finding, State
 from openpangu_sft.training.mindspeed.sources import SOURCES
 
 NPU_RUN = sets(*TINY, *ON_NPUS, "train.device=auto")
@@ -101,21 +103,35 @@ def test_the_table(fake: FakeMachine, tmp_path: Path) -> None:
     finished = fake.doctor(*NPU_RUN, *sets(f"paths.cache={tmp_path}/cache"), COLUMNS="120")
     assert finished.returncode == 1
     assert finished.stdout.startswith("where:   on the host\nuser:    ")
-    row = finished.stdout[finished.stdout.index("│ NPU health") :].splitlines()[:3]
-    assert [line.split("│")[3].strip() for line in row[:2]] == ["NPU 5: Alarm", "expected: OK"]
-    assert row[0].split("│")[2].strip() == "failed"
-    assert "-> see npu-smi info -t health -i 5; take others: export ASCEND_RT_VISIBLE_DEVICES=0,1,2,3" in row[2]
+    lines = finished.stdout.splitlines()
+    (first,) = [number for number, line in enumerate(lines) if line.startswith("NPU health")]
+    indent = lines[first].index("NPU 5")
+    assert lines[first].split() == ["NPU", "health", "failed", "NPU", "5:", "Alarm"]
+    assert lines[first + 1] == " " * indent + "expected: OK"
+    remedy = "-> see npu-smi info -t health -i 5; take others: export ASCEND_RT_VISIBLE_DEVICES=0,1,2,3"
+    assert lines[first + 2].startswith(" " * indent + remedy)
     assert finished.stderr == ""
 
 
 def test_a_narrow_terminal_loses_nothing(fake: FakeMachine, tmp_path: Path) -> None:
     finished = fake.doctor(*NPU_RUN, *sets(f"paths.cache={tmp_path}/cache"), COLUMNS="50")
-    table = [line for line in finished.stdout.splitlines() if line.startswith("│")]
-    assert max(map(len, table)) <= 50
-    assert {name for name in CHECKS if any(line.startswith(f"│ {name} ") for line in table)} == set(CHECKS)
-    text = " ".join(line.split("│")[3].strip() for line in table)
-    assert "8 x 910B1; NPU 0, 1, 2, 3, 4, 5, 6, 7 will be used" in text
-    assert "…" not in text
+    lines = finished.stdout.splitlines()
+    assert [name for name in CHECKS if not any(line.startswith(f"{name} ") for line in lines)] == []
+    assert "8 x 910B1; NPU 0, 1, 2, 3, 4, 5, 6, 7 will be used" in " ".join(finished.stdout.split())
+    assert "…" not in finished.stdout
+
+
+def test_words_are_wrapped_and_a_long_path_stays_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    path = f"/cache/{'a' * 60}/{'b' * 60}"
+    finding = Finding(State.FAILED, f"{path}: cannot be written\n{path} neither", "", "several words " * 20, "disk")
+    print_findings(Console(width=80), {"where": path}, [finding])
+    shown = capsys.readouterr().out
+    assert [line.strip() for line in shown.splitlines() if "/cache/" in line] == [
+        f"where:   {path}",
+        f"disk          failed   {path}:",
+        path,
+    ]
+    assert max(len(line) for line in shown.splitlines() if path not in line) <= 80
 
 
 def test_a_torch_that_does_not_import(fake: FakeMachine, tmp_path: Path) -> None:

@@ -327,6 +327,14 @@ def test_reasons_of_rejections_where_the_manifest_has_them(recipe: Recipe, token
     assert "\\x1b[31m&lt;b&gt;: 1,200, too long: 1" in html.read_text("utf-8")
 
 
+def test_a_long_reason_is_not_broken_on_a_narrow_terminal(recipe: Recipe) -> None:
+    path, reason = recipe.path("dataset") / MANIFEST, f"/cache/{'a' * 60}/{'b' * 60}"
+    content = json.loads(path.read_text("utf-8"))
+    content["counts"]["rejected_by_reason"] = {reason: 1}
+    path.write_text(json.dumps(content), "utf-8")
+    assert f"{reason}:" in printed(run_preview(recipe)[0], 80)
+
+
 @pytest.mark.parametrize("longest", [1, 2, 15, 16, 17, 99, 100, 101, 4096, 32768])
 def test_bars_cover_all_lengths_with_round_edges(recipe: Recipe, tokenizer: Tokenizer, longest: int) -> None:
     rows = Rows(recipe.path("dataset"), 160)

@@ -75,8 +75,9 @@ def test_a_path_stays_in_one_piece_in_a_table(capsys: pytest.CaptureFixture[str]
     narrow = Console(width=60)
     print_table(f"run: {PATH}", {"written": PATH, "told": "several words " * 20}, narrow)
     print_rows("files", ("file", "bytes"), [(PATH, "1")], narrow)
+    print_rows("beside words", (), [("two words", "1", f"{PATH}: 1"), ("three words", "1", "others")], narrow)
     shown = capsys.readouterr().out
-    assert shown.count(PATH) == 3
+    assert shown.count(PATH) == 4
     assert f"run: {PATH}\n" in shown
     assert max(map(len, shown.splitlines())) < len(PATH) + 30  # words are wrapped all the same
 
@@ -84,3 +85,11 @@ def test_a_path_stays_in_one_piece_in_a_table(capsys: pytest.CaptureFixture[str]
 def test_a_table_that_fits_is_no_wider_than_the_console(capsys: pytest.CaptureFixture[str]) -> None:
     print_table("run", {"path": "/cache/run", "told": "several words " * 20}, Console(width=60))
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 60
+
+
+def test_brackets_in_a_path_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table("run: /data/[old]", {"path": "/data/[old]/run", "other": "/data/[/old]/:smile:"}, Console(width=80))
+    shown = capsys.readouterr().out
+    assert "run: /data/[old]\n" in shown
+    assert "│ /data/[old]/run " in shown
+    assert "│ /data/[/old]/:smile: " in shown

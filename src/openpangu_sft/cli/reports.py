@@ -51,9 +51,9 @@ def report_command(recipe: Recipe, run: Optional[Path], other: Optional[Path], h
 def _show(evaluation: Evaluation, run: Path) -> None:
     """Prints the loss of each checkpoint, then every question with the first and the last answer."""
     console = stdout()
-    if held_out := evaluation.held_out:
+    if validation := evaluation.held_out:
         print_rows(
-            f"{held_out['packed']:,} validation samples, {held_out['trained_tokens']:,} trained tokens",
+            f"{validation['packed']:,} validation samples, {validation['trained_tokens']:,} trained tokens",
             ("checkpoint", "loss", "perplexity"),
             [(_name(result), *_loss(result.loss)) for result in evaluation.results],
             console,
@@ -63,7 +63,7 @@ def _show(evaluation: Evaluation, run: Path) -> None:
     for number, question in enumerate(evaluation.questions):
         lines = [*question.turns, *([("reference", question.reference)] if question.reference else [])]
         lines += [(_name(result), result.answers[number]) for result in ends]
-        console.print(f"\n{question.source}", style="bold", markup=False)
+        console.print(f"\n{question.source}", style="bold", markup=False, soft_wrap=True)
         for name, text in lines:
             console.print(f"{name}: {_readable(text) or '(nothing)'}", markup=False, soft_wrap=True)
     console.print(f"\nfull results: {printable(str(run / EVALUATION))}", markup=False, soft_wrap=True)
@@ -141,7 +141,7 @@ def doctor_command(context: click.Context, recipe: Recipe, as_text: bool, peers:
     \b
     Example: openpangu-sft doctor --recipe recipes/demo.yaml --json
     """
-    from openpangu_sft.doctor.checks import as_json, print_table, run_checks, where
+    from openpangu_sft.doctor.checks import as_json, print_findings, run_checks, where
     from openpangu_sft.doctor.finding import State
     from openpangu_sft.doctor.machine import Context, Machine
     from openpangu_sft.doctor.network import split_peer
@@ -158,5 +158,5 @@ def doctor_command(context: click.Context, recipe: Recipe, as_text: bool, peers:
     if as_text:
         print(as_json(where(subject), findings, subject.npus.listing.chips if subject.wants_npus else ()))
     else:
-        print_table(stdout(), where(subject), findings)
+        print_findings(stdout(), where(subject), findings)
     context.exit(int(any(finding.state == State.FAILED for finding in findings)))

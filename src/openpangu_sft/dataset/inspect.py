@@ -21,7 +21,7 @@ from openpangu_sft.dataset.roles import ROLES, UNKNOWN, count_turns, read_roles
 from openpangu_sft.dataset.row_rules import PackedRules
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.console import progress
-from openpangu_sft.util.errors import UserError
+from openpangu_sft.util.errors import UserError, printable
 
 BLOCK_TOKENS = 1 << 20
 """Tokens of each field that are in memory together, or one row if it is longer."""
@@ -68,7 +68,7 @@ def run_inspect(recipe: Recipe, dataset: Optional[Path] = None) -> Report:
     files = find_dataset(absolute(dataset) if dataset else recipe.path("dataset"))
     report = Report(str(files), {"made by": "other software: there is no manifest"})
     if files.manifest:
-        made_by = f"openpangu-sft {escape(str(files.manifest.version))} ({files.manifest.kind})"
+        made_by = f"openpangu-sft {printable(str(files.manifest.version))} ({files.manifest.kind})"
         report.figures["made by"] = made_by
     report.findings += _Split(recipe, files, report.figures).inspect()
     if files.validation:

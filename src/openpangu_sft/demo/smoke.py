@@ -189,12 +189,12 @@ class Smoke:
             check=False,
         )
         if done.returncode:
-            console.print(done.stdout[-4000:], markup=False)
+            console.print(done.stdout[-4000:], markup=False, soft_wrap=True)
             raise UserError(f"ended with exit code {done.returncode}", where=" ".join(command[:4]), remedy="see above")
 
     def _note(self, what: str, found: str, began: float) -> None:
         self.rows.append((what, found, f"{time.monotonic() - began:.1f}"))
-        console.print(f"{what}: {found}", markup=False)
+        console.print(f"{what}: {found}", markup=False, soft_wrap=True)
 
 
 MARK = ".made-by-smoke"

@@ -5,13 +5,13 @@ from __future__ import annotations
 import getpass
 import json
 import platform
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any, Callable
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from openpangu_sft import __version__
@@ -110,23 +110,24 @@ def counts(findings: Sequence[Finding]) -> dict[str, int]:
     return {state.value: sum(finding.state == state for finding in findings) for state in State}
 
 
-def print_table(console: Console, where: dict[str, str], findings: Sequence[Finding]) -> None:
-    """The remedy is below what was found, so that a narrow terminal has room for both."""
+def print_findings(console: Console, where: dict[str, str], findings: Sequence[Finding]) -> None:
+    """Columns without a frame: lines are wrapped between words, and a path longer than the console stays whole."""
     for name, value in where.items():
         console.print(Text(f"{name + ':':9}{value}"), soft_wrap=True)
-    table = Table(show_lines=False)
-    table.add_column("check", no_wrap=True)
-    table.add_column("state", no_wrap=True)
-    table.add_column("found, and what to do", overflow="fold", ratio=1)
+    console.print()
+    names, states = max(map(len, CHECKS)), max(len(state.value) for state in State)
     for finding in findings:
-        style = STYLES[finding.state]
-        cell = Text(finding.found, style="dim" if finding.state == State.SKIPPED else "")
-        if finding.expected:
-            cell.append(f"\nexpected: {finding.expected}")
-        if finding.remedy:
-            cell.append(f"\n-> {finding.remedy}", style="bold")
-        table.add_row(Text(finding.check), Text(finding.state.value, style=style), cell)
-    console.print(table)
+        state = finding.state
+        left = Text.assemble(f"{finding.check:{names}}  ", (f"{state.value:{states}}", STYLES[state]), "  ")
+        details = [(line, "dim" if state == State.SKIPPED else "") for line in finding.found.splitlines()]
+        details += [(f"expected: {finding.expected}", "")] * bool(finding.expected)
+        details += [(f"-> {finding.remedy}", "bold")] * bool(finding.remedy)
+        width = max(console.width - len(left), 1)
+        for detail, style in details:
+            for line in textwrap.wrap(detail, width, break_long_words=False, break_on_hyphens=False):
+                console.print(left + Text(line, style), soft_wrap=True)
+                left = Text(" " * len(left))
+    console.print()
     console.print(", ".join(f"{count} {state}" for state, count in counts(findings).items()))
 
 

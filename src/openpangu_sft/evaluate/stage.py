@@ -100,8 +100,8 @@ def _dataset(recipe: Recipe, run: Manifest) -> Manifest:
 
 def _prepare(recipe: Recipe, dataset: Manifest, prompts: Optional[Path]) -> Evaluation:
     tokenizer = Tokenizer(recipe.path("hf"), recipe.tokenizer.trust_remote_code)
-    held_out = dataset.counts.get(VALIDATION, {})
-    if not held_out and prompts is None:
+    validation = dataset.counts.get(VALIDATION, {})
+    if not validation and prompts is None:
         raise UserError(
             "there is no validation split (data.validation_share is 0), and no prompts are given",
             where=recipe.path("dataset"),
@@ -115,7 +115,7 @@ def _prepare(recipe: Recipe, dataset: Manifest, prompts: Optional[Path]) -> Eval
         inputs["prompts"] = sha256_of(prompts)
     settings: dict[str, Any] = {f"chat.{key}": value for key, value in recipe.chat.model_dump().items()}
     settings["train.precision"] = recipe.train.precision
-    return Evaluation(inputs, settings, held_out, questions)
+    return Evaluation(inputs, settings, validation, questions)
 
 
 def _resumed(earlier: Optional[Evaluation], now: Evaluation) -> Evaluation:

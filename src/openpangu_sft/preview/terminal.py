@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from openpangu_sft.preview.figures import Figures, Histogram
+from openpangu_sft.preview.figures import Histogram
 from openpangu_sft.preview.segments import NEWLINE, PART, SPACE, Segment, Token, Turn
 from openpangu_sft.preview.stage import Preview
+from openpangu_sft.util.console import print_rows
 from openpangu_sft.util.errors import printable
 
 INDENT = 4
@@ -29,8 +29,12 @@ def show(preview: Preview, console: Console) -> None:
         console.print()
         _show_segment(segment, console)
     console.print()
-    console.print(Text(f"dataset: {printable(str(preview.dataset))}", "bold"), soft_wrap=True)
-    _show_figures(preview.figures, console)
+    figures = preview.figures
+    values = max(len(figure.value) for figure in figures.single)
+    rows = [(figure.name, figure.value.rjust(values), figure.note) for figure in figures.single]
+    print_rows(f"dataset: {printable(str(preview.dataset))}", (), rows, console)
+    for histogram in (figures.lengths, figures.fill, figures.roles):
+        _show_histogram(histogram, console)
 
 
 def _show_segment(segment: Segment, console: Console) -> None:
@@ -78,18 +82,6 @@ def _show_line(tokens: list[Token], console: Console) -> None:
 
 def _width(token: Token) -> int:
     return max(cell_len(token.text), len(str(token.number)))
-
-
-def _show_figures(figures: Figures, console: Console) -> None:
-    table = Table(show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
-    table.add_column(overflow="fold")
-    for figure in figures.single:
-        table.add_row(Text(figure.name), Text(figure.value), Text(figure.note))
-    console.print(table)
-    for histogram in (figures.lengths, figures.fill, figures.roles):
-        _show_histogram(histogram, console)
 
 
 def _show_histogram(histogram: Histogram, console: Console) -> None:

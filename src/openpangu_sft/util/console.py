@@ -11,9 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Callable
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 console = Console(stderr=True, highlight=False)
 
@@ -83,11 +85,17 @@ def print_table(title: str, rows: Mapping[str, str], to: Console = console) -> N
 
 
 def print_rows(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], to: Console = console) -> None:
-    """A table, with a head unless it is empty; wider than the console where a word is, so that no path is broken."""
+    """A table, with a head unless it is empty; wider than the console where a word is, so that no path is broken.
+
+    Only the widest column is wrapped: rich narrows columns to less than their longest word, which it then cuts.
+    """
     to.print(title, style="bold", soft_wrap=True, markup=False)
     table = Table(*head, show_header=bool(head))
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # as text: a path may have brackets, which are markup in a str
+    widths = [max(map(cell_len, column)) for column in zip(*filter(None, [head, *rows]))]
+    for number, column in enumerate(table.columns):
+        column.width = None if number == widths.index(max(widths)) else widths[number]
     least = to.measure(table, options=to.options.update(max_width=sys.maxsize)).minimum
     table.width = least if least > to.width else None
     to.print(table, soft_wrap=True)
