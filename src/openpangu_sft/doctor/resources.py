@@ -20,13 +20,10 @@ from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.run.retention import bytes_at_start
 from openpangu_sft.util.errors import UserError
 
-SMALL_SHM = 1 << 30
-"""Docker's default is 64 MB; the real need was not measured."""
-FEW_FILES = 4096
-"""The usual soft limit is 1024. Each process opens the dataset, libraries and a connection to every other one."""
+SMALL_SHM = 1 << 30  # Docker's default is 64 MB; the real need was not measured
+FEW_FILES = 4096  # the usual soft limit is 1024; a process opens the dataset, libraries and a connection to each other
 WRITTEN = ("samples", "shards", "dataset", "mcore", "run", "export")
-STAGED = ("samples", "dataset", "mcore", "export")
-"""Those that are made beside their target and renamed, see artifact.staged_directory."""
+STAGED = ("samples", "dataset", "mcore", "export")  # made beside their target and renamed: artifact.staged_directory
 OWN_LAYER = ("overlay", "aufs")
 HIERARCHIES = (
     ("/sys/fs/cgroup", "", "memory.max", "memory.current"),
@@ -36,8 +33,7 @@ HIERARCHIES = (
 CODE = Path(__file__).parents[1]
 CLOCK_SECONDS = 5.0
 DAY = 86400.0
-OPTIMIZER_BYTES = 12
-"""Per parameter: its fp32 value and Adam's two moments, as in checkpoint_bytes."""
+OPTIMIZER_BYTES = 12  # per parameter: its fp32 value and Adam's two moments, as in checkpoint_bytes
 LOCAL = ("ext4", "ext3", "xfs", "btrfs", "overlay", "aufs", "tmpfs", "zfs")
 
 
@@ -170,9 +166,7 @@ def _refusals(name: str, path: Path) -> Iterator[UserError]:
 
 def _existing(path: Path) -> Path:
     """The deepest existing ancestor."""
-    while not path.exists():
-        path = path.parent
-    return path
+    return next(place for place in (path, *path.parents) if place.exists())
 
 
 def clock(context: Context) -> Finding:
@@ -183,17 +177,12 @@ def clock(context: Context) -> Finding:
     if now < newest - DAY:
         made = time.strftime("%Y-%m-%d", time.localtime(newest))
         return failed(f"{shown}, and this code's files are of {made}", "set the clock", "a time after that")
-    program = context.machine.program("timedatectl")
-    ran = (
-        context.machine.run(program, "show", "-p", "NTPSynchronized", "--value", seconds=CLOCK_SECONDS)
-        if program
-        else None
-    )
-    answer = ran.text.strip() if ran and not ran.problem else ""
+    program = context.machine.program("timedatectl") or "timedatectl"
+    ran = context.machine.run(program, "show", "-p", "NTPSynchronized", "--value", seconds=CLOCK_SECONDS)
+    answer = "" if ran.problem else ran.text.strip()
     if answer == "no" and context.recipe.parallel.nodes > 1:
-        return warning(
-            f"{shown}, not kept by NTP", "timedatectl set-ntp true, on every machine", "the same time everywhere"
-        )
+        remedy = "timedatectl set-ntp true, on every machine"
+        return warning(f"{shown}, not kept by NTP", remedy, "the same time everywhere")
     kept = {"yes": "kept by NTP", "no": "not kept by NTP"}.get(answer, "NTP state not known here")
     return ok(f"{shown}; {kept}")
 
