@@ -52,12 +52,13 @@ def _decisive(recipe: Recipe) -> dict[str, Any]:
     """Settings that the speed of a run depends on, by key."""
     content = recipe.model_dump()
     train = content["train"]
-    names = ("engine", "device", "precision", "micro_batch_size", "global_batch_size", "upstream_flags")
     sections = {
-        "train": {name: train[name] for name in names},
+        "train": {name: train[name] for name in ("engine", "device", "precision")},
         "model": content["model"],
         "parallel": content["parallel"],
         "data": {"seq_length": recipe.data.seq_length},
         "train.recompute": train["recompute"],
     }
-    return {f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()}
+    found = {f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()}
+    rest = ("micro_batch_size", "global_batch_size", "upstream_flags")
+    return {**found, **{f"train.{name}": train[name] for name in rest}}
