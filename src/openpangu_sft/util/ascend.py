@@ -44,10 +44,7 @@ def _text(file: Path) -> Optional[str]:
 def versions(environment: Mapping[str, str], root: Path = Path("/")) -> dict[str, str]:
     """Versions of the driver and CANN, as far as their files exist below `root`."""
     driver, home = root / f"{ASCEND}/driver/version.info".lstrip("/"), toolkit_home(environment)
-    texts = {
-        "Ascend driver": _text(driver),
-        "CANN": install_info(root / home.lstrip("/")) if home else None,
-    }
+    texts = {"Ascend driver": _text(driver), "CANN": install_info(root / home.lstrip("/")) if home else None}
     found = {name: parse_info(text).get("version", "") for name, text in texts.items()}
     return {name: version for name, version in found.items() if version}
 
@@ -55,7 +52,7 @@ def versions(environment: Mapping[str, str], root: Path = Path("/")) -> dict[str
 def visible(environment: Mapping[str, str], count: int) -> list[int]:
     """Indices of the NPUs that a process sees, of `count`; the process itself numbers them from 0.
 
-    None where the numbers do not ascend or the variable is set but empty.
+    Empty where the numbers do not ascend or the variable is set but empty.
     """
     text = environment.get(VARIABLE)
     if text is None:

@@ -120,8 +120,7 @@ def without_password(text: str) -> str:
 def apply_patch(folder: Path, patch: Path, to: str, remedy: str) -> None:
     """Applies a patch in git's format to the files in a folder, completely or not at all.
 
-    Raises:
-        UserError: it does not apply to this version (`to`); names the patch and, in git's words, file and line.
+    Raises `UserError` where it does not apply to this version (`to`): the patch, and in git's words file and line.
     """
     try:
         git("apply", str(patch.resolve()), folder=folder)
