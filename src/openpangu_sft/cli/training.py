@@ -16,14 +16,10 @@ from openpangu_sft.util.console import console, print_table
 from openpangu_sft.util.errors import UserError, printable
 
 
-@stage("sft")
+@stage("sft", "--set train.lr=1e-5 --set train.iterations=1000")
 @option("--dry-run", is_flag=True, help="only print the environment and command (engine mindspeed)")
 def sft_command(recipe: Recipe, dry_run: bool) -> None:
-    """Fine-tune; rerun to resume.
-
-    \b
-    Example: openpangu-sft sft --set train.lr=1e-5 --set train.iterations=1000
-    """
+    """Fine-tune; rerun to resume."""
     from openpangu_sft.training.stage import run_sft
 
     if dry_run:
@@ -39,13 +35,9 @@ def sft_command(recipe: Recipe, dry_run: bool) -> None:
         _show_run(recipe)
 
 
-@stage("curve")
+@stage("curve", "--set paths.run=/cache/sft_outputs")
 def curve_command(recipe: Recipe) -> None:
-    """Redraw loss.png of a run, also while it trains.
-
-    \b
-    Example: openpangu-sft curve --set paths.run=/cache/sft_outputs
-    """
+    """Redraw loss.png of a run, also while it trains."""
     from openpangu_sft.training.run.metrics import draw_curve, read_metrics
 
     run = recipe.path("run")
@@ -54,18 +46,14 @@ def curve_command(recipe: Recipe) -> None:
     print(draw_curve(run))
 
 
-@stage("chat")
+@stage("chat", "--model /cache/ckpts/pangu_model --prompt 你好")
 @option("-p", "--prompt", help="one question; by default, a dialogue")
 @click.option("--system", default="", help="system prompt")
 @option(
     "-m", "--model", type=Path, help="Hugging Face or mcore  [default: paths.export, else paths.run, else paths.hf]"
 )
 def chat_command(recipe: Recipe, prompt: Optional[str], system: str, model: Optional[Path]) -> None:
-    """Chat with a checkpoint.
-
-    \b
-    Example: openpangu-sft chat --model /cache/ckpts/pangu_model --prompt 你好
-    """
+    """Chat with a checkpoint."""
     from openpangu_sft.conversations.conversation import Message
     from openpangu_sft.model.chat import Chat, converse, default_checkpoint
 
@@ -84,13 +72,9 @@ def chat_command(recipe: Recipe, prompt: Optional[str], system: str, model: Opti
         print(answer, flush=True)
 
 
-@stage("demo", default_recipe="recipes/demo.yaml")
+@stage("demo", "--set paths.cache=/tmp/demo", default_recipe="recipes/demo.yaml")
 def demo_command(recipe: Recipe) -> None:
-    """Run every stage with a small model.
-
-    \b
-    Example: openpangu-sft demo --set paths.cache=/tmp/demo
-    """
+    """Run every stage with a small model."""
     from openpangu_sft.demo.run import run_demo
 
     run_demo(recipe, recipe_arguments())
