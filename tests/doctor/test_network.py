@@ -75,10 +75,10 @@ def test_ports_of_a_machine_without_ipv6(
 ) -> None:
     real = socket.socket
 
-    def without(family: int = socket.AF_INET) -> socket.socket:
+    def without(family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM) -> socket.socket:
         if family == socket.AF_INET6:
             raise OSError(number, "no IPv6")
-        return real(family)
+        return real(family, kind)
 
     monkeypatch.setattr(socket, "socket", without)
     assert network.ports(context()).state == State.OK

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, Callable
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from openpangu_sft import __version__
@@ -114,18 +114,15 @@ def print_table(console: Console, where: dict[str, str], findings: Sequence[Find
     """The remedy is below what was found, so that a narrow terminal has room for both."""
     for name, value in where.items():
         console.print(Text(f"{name + ':':9}{value}"), soft_wrap=True)
-    table = Table(show_lines=False)
-    table.add_column("check", no_wrap=True)
-    table.add_column("state", no_wrap=True)
-    table.add_column("found, and what to do", overflow="fold", ratio=1)
+    last = Column("found, and what to do", overflow="fold", ratio=1)
+    table = Table(Column("check", no_wrap=True), Column("state", no_wrap=True), last)
     for finding in findings:
-        style = STYLES[finding.state]
         cell = Text(finding.found, style="dim" if finding.state == State.SKIPPED else "")
         if finding.expected:
             cell.append(f"\nexpected: {finding.expected}")
         if finding.remedy:
             cell.append(f"\n-> {finding.remedy}", style="bold")
-        table.add_row(Text(finding.check), Text(finding.state.value, style=style), cell)
+        table.add_row(Text(finding.check), Text(finding.state.value, style=STYLES[finding.state]), cell)
     console.print(table)
     console.print(", ".join(f"{count} {state}" for state, count in counts(findings).items()))
 

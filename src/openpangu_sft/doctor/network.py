@@ -77,17 +77,13 @@ def _is_free(port: int) -> bool:
 
 def _can_listen(port: int, address: str = "", family: int = socket.AF_INET) -> bool:
     """Whether this user can listen on a port that no other process has; raises `OSError` for a foreign address."""
-    with socket.socket(family) as server:
-        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        try:
-            server.bind((address, port))
-        except OSError as error:
-            if error.errno in (errno.EADDRINUSE, errno.EACCES):
-                return False
-            raise
-    return True
+    try:
+        with socket.create_server((address, port), family=family):
+            return True
+    except OSError as error:
+        if error.errno in (errno.EADDRINUSE, errno.EACCES):
+            return False
+        raise
 
 
 def interfaces(context: Context) -> Finding:

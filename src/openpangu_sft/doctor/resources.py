@@ -84,8 +84,7 @@ def disk(context: Context) -> Finding:
     """Free space by disk, and write permission, for every path that the recipe writes to."""
     recipe, needed = context.recipe, disk_bytes(context.recipe)
     mounts = context.machine.read("/proc/self/mountinfo") or ""
-    closed = [refusal for name in WRITTEN for refusal in _refusals(name, recipe.path(name))]
-    if closed:
+    if closed := [refusal for name in WRITTEN for refusal in _refusals(name, recipe.path(name))]:
         remedy = "; ".join(dict.fromkeys(refusal.remedy for refusal in closed))
         return failed("\n".join(f"{refusal.where} {refusal.what}" for refusal in closed), remedy)
     disks: dict[int, list[str]] = {}
@@ -114,8 +113,9 @@ def disk(context: Context) -> Finding:
 
 
 def limits(context: Context) -> Finding:
-    """ulimit: size of a file, and number of open files."""
-    largest = largest_file(context.recipe)
+    """ulimit: size of a file, the largest of which is the optimizer's of one rank, and number of open files."""
+    parallel, parameters = context.recipe.parallel, parameter_count(context.recipe.model)
+    largest = parameters * OPTIMIZER_BYTES // (parallel.tensor * parallel.pipeline)
     size, files = resource.getrlimit(resource.RLIMIT_FSIZE)[0], resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if size != resource.RLIM_INFINITY and size < largest:
         return failed(f"files up to {gb(size)} (ulimit -f)", "ulimit -f unlimited", gb(largest))
@@ -206,11 +206,6 @@ def memory_bytes(recipe: Recipe) -> int:
         return parameters * each * parallel.devices_per_node
     split = parallel.tensor * parallel.pipeline
     return weight_bytes(recipe) * parallel.devices_per_node // split + parameters * OPTIMIZER_BYTES
-
-
-def largest_file(recipe: Recipe) -> int:
-    """The optimizer's file of one model-parallel rank."""
-    return parameter_count(recipe.model) * OPTIMIZER_BYTES // (recipe.parallel.tensor * recipe.parallel.pipeline)
 
 
 def disk_bytes(recipe: Recipe) -> dict[str, int]:

@@ -22,7 +22,7 @@ class Report(NamedTuple):
     parameters: int
     memory: Memory
     work: float
-    gibs: Sequence[float]  # memory of the devices that are asked for
+    gibs: Sequence[float]  # memory in GiB of each device that is asked for
     changes: list[Change]
     counts: Optional[dict[str, Any]]  # of the dataset; None without one, and so is `course`
     course: Optional[Course]
@@ -49,12 +49,8 @@ class Report(NamedTuple):
 def make_report(recipe: Recipe, gibs: Sequence[float], tokens_per_second: Optional[float] = None) -> Report:
     """Reads the dataset's manifest, the run's metrics and recipe, and nothing else.
 
-    Args:
-        gibs: memory of the devices that are asked for, in GiB.
-        tokens_per_second: of the whole run; None takes what a run with these settings in paths.run has measured.
-
-    Raises:
-        UserError: the dataset is incomplete.
+    Without tokens/s of the whole run those are taken that a run with these settings in paths.run has measured.
+    Raises `UserError` where the dataset is incomplete.
     """
     directory = recipe.path("dataset")
     counts, found = None, []

@@ -69,22 +69,19 @@ def git(*arguments: str, folder: Path, repository: Optional[Path] = None) -> str
     return done.stdout.decode(errors="replace").strip()
 
 
-def fetch(repository: Path, url: str, *wanted: str, note: Callable[[str], object] = lambda line: None) -> None:
-    """Fetches into a bare repository.
+def fetch(repository: Path, url: str, ref: str, *options: str, note: Callable[[str], object]) -> None:
+    """Fetches a ref into a bare repository.
 
     Args:
         url: anything that git accepts, or a folder relative to the current one.
-        wanted: refs and options.
         note: called with each line of git's progress.
 
     Raises:
         GitFailed: it exits with an error.
     """
     source, local = _source(url)
-    options = [word for word in wanted if word.startswith("--")]
-    refs = [word for word in wanted if not word.startswith("--")]
     process = subprocess.Popen(
-        ["git", *_FETCH, *local, *options, "--", source, *refs],
+        ["git", *_FETCH, *local, *options, "--", source, ref],
         cwd=repository,
         env={**_environment(_REACHES_OUT), "GIT_DIR": str(repository), "GIT_TERMINAL_PROMPT": "0"},
         stdin=subprocess.DEVNULL,
