@@ -73,11 +73,8 @@ def files_digest(files: Iterable[Path], known: Mapping[Path, str] = MappingProxy
 def read_manifest(directory: Path, kind: str, remedy: str) -> Manifest:
     """Reads the manifest of a complete artifact and checks the sizes of its files.
 
-    Args:
-        remedy: for an artifact that is missing or damaged, for instance "run make convert".
-
-    Raises:
-        UserError: it is missing or of another kind, or a file is missing or cut short.
+    Raises `UserError` where it is missing or of another kind, or a file is missing or cut short; the remedy, such as
+    "run make convert", is for one that is missing or damaged.
     """
     path = directory / MANIFEST
     if not directory.exists() and _retired(directory).exists():

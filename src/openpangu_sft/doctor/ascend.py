@@ -28,7 +28,6 @@ LIBRARIES = {
     "libascend_hal.so": f"{ASCEND}/driver/lib64, with common and driver in it",
 }
 """Libraries that torch_npu needs to be imported, and what puts them on LD_LIBRARY_PATH."""
-LDCONFIG_SECONDS = 10.0
 
 INSTALL = f"install the HDK {DRIVER} (firmware, then driver) on the host, and reboot"
 
@@ -106,7 +105,7 @@ def _known_to_loader(machine: Machine, library: str) -> list[str]:
     read (ascend_driver_so.conf, mode 0440), but anyone may read the cache.
     """
     tool = machine.program("ldconfig", "/sbin", "/usr/sbin")
-    listed = machine.run(tool, "-p", seconds=LDCONFIG_SECONDS).text if tool else ""
+    listed = machine.run(tool, "-p", seconds=10).text if tool else ""
     return re.findall(rf"^\s*{re.escape(library)} \(.*\) => (\S+)$", listed, re.MULTILINE)
 
 

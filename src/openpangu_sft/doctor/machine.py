@@ -19,7 +19,7 @@ from typing import NamedTuple, Optional
 from openpangu_sft.doctor.npu_smi import Chip, Listing, parse_info, reason
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.run.provenance import IMAGE as IN_CONTAINER_OF_MAKE
-from openpangu_sft.util.ascend import VARIABLE, visible
+from openpangu_sft.util.ascend import VARIABLE, text_of, visible
 
 KILLED_SECONDS = 2.0  # wait for a killed program: one that the driver holds does not end
 NPU_SMI_SECONDS = 20.0  # a healthy one answers in a second or two
@@ -46,10 +46,7 @@ class Machine:
 
     def read(self, name: str) -> Optional[str]:
         """A file's text; None where it cannot be read."""
-        try:
-            return self.path(name).read_text("utf-8", errors="replace")
-        except OSError:
-            return None
+        return text_of(self.path(name))
 
     def program(self, name: str, *elsewhere: str) -> Optional[str]:
         """Path of a program, on PATH or in one of the other folders."""

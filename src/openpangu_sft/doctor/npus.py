@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import grp
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -140,11 +139,10 @@ def _described(file: Path) -> str:
 
 
 def _group(file: Path) -> str:
-    number = file.stat().st_gid
     try:
-        return grp.getgrgid(number).gr_name
-    except KeyError:
-        return str(number)
+        return file.group()
+    except KeyError:  # a number without an entry in /etc/group
+        return str(file.stat().st_gid)
 
 
 def npu_memory(context: Context) -> Finding:

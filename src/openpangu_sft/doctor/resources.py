@@ -31,7 +31,6 @@ HIERARCHIES = (
 )
 """Control groups v2, and v1 for memory: mount, controller, files of limit and use. See cgroups(7)."""
 CODE = Path(__file__).parents[1]
-CLOCK_SECONDS = 5.0
 DAY = 86400.0
 OPTIMIZER_BYTES = 12  # per parameter: its fp32 value and Adam's two moments, as in checkpoint_bytes
 LOCAL = ("ext4", "ext3", "xfs", "btrfs", "overlay", "aufs", "tmpfs", "zfs")
@@ -178,7 +177,7 @@ def clock(context: Context) -> Finding:
         made = time.strftime("%Y-%m-%d", time.localtime(newest))
         return failed(f"{shown}, and this code's files are of {made}", "set the clock", "a time after that")
     program = context.machine.program("timedatectl") or "timedatectl"
-    ran = context.machine.run(program, "show", "-p", "NTPSynchronized", "--value", seconds=CLOCK_SECONDS)
+    ran = context.machine.run(program, "show", "-p", "NTPSynchronized", "--value", seconds=5)
     answer = "" if ran.problem else ran.text.strip()
     if answer == "no" and context.recipe.parallel.nodes > 1:
         remedy = "timedatectl set-ntp true, on every machine"
