@@ -94,7 +94,8 @@ def interfaces(context: Context) -> Finding:
     require_network(environment, folder)
     names = ("HCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
     told = [f"{name}={environment[name]}" for name in names if name in environment]
-    return ok("; ".join([", ".join(sorted(path.name for path in folder.iterdir())), *told]))
+    found = sorted(path.name for path in folder.iterdir() if path.is_dir())  # bonding_masters is a file
+    return ok("; ".join([", ".join(found), *told]))
 
 
 def links(context: Context) -> Finding:
