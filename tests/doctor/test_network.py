@@ -75,10 +75,10 @@ def test_ports_of_a_machine_without_ipv6(
 ) -> None:
     real = socket.socket
 
-    def without(family: int = socket.AF_INET) -> socket.socket:
+    def without(family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM) -> socket.socket:
         if family == socket.AF_INET6:
             raise OSError(number, "no IPv6")
-        return real(family)
+        return real(family, kind)
 
     monkeypatch.setattr(socket, "socket", without)
     assert network.ports(context()).state == State.OK
@@ -95,6 +95,7 @@ def test_ports_that_the_system_gives_to_others(fake: FakeMachine, context: MakeC
 
 def test_interfaces(fake: FakeMachine, context: MakeContext) -> None:
     fake.write("/sys/class/net/eth0/mtu")
+    fake.write("/sys/class/net/bonding_masters")
     assert network.interfaces(context()).found == "eth0"
     wrong = guarded("interfaces", lambda: network.interfaces(context(HCCL_SOCKET_IFNAME="eth7")))
     assert (wrong.state, wrong.remedy) == (State.FAILED, "one of eth0")

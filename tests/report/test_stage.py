@@ -29,7 +29,7 @@ from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.report.charts import MOST_POINTS, charts_of, thinned
 from openpangu_sft.report.run import Run, read_run
-from openpangu_sft.report.stage import run_report
+from openpangu_sft.report.stage import _names, run_report
 from openpangu_sft.training.run.metrics import METRICS, read_metrics
 from openpangu_sft.training.run.provenance import RECIPE, STARTS, read_starts, record_start
 from openpangu_sft.training.stage import run_sft
@@ -219,6 +219,10 @@ def test_two_runs_whose_paths_differ_far_from_the_end(recipe: Recipe, other: Pat
     page = page_of(run_report(recipe, *places))
     assert page.texts.count("answer of the other") == questions
     assert page.texts.count("b/experiment/run, iteration 6") == questions
+
+
+def test_a_path_that_is_the_end_of_another() -> None:
+    assert _names([Path("/a/run"), Path("/x/a/run")]) == ["a/run", "x/a/run"]
 
 
 def test_versions_that_have_changed_between_two_starts(recipe: Recipe) -> None:

@@ -28,7 +28,6 @@ from openpangu_sft.util.errors import UserError, naming
 MANIFEST = "manifest.json"
 ROLES_SUFFIX = "_roles.bin"
 """Of files that explain a dataset's tokens and are no part of what is trained on: outside its digest."""
-
 FLUSHED_AT_ONCE = 4
 OLD_DEFAULTS = {
     "data.validation_share": 0.0,
@@ -44,18 +43,13 @@ OLD_DEFAULTS = {
 class Manifest:
     """What made an artifact. Holds no time and no host name, so that equal inputs give equal bytes.
 
-    Args:
-        kind: samples, shard, dataset, mcore, run, hf or sources.
-        settings: the recipe's settings that affect the content, by dotted key.
-        inputs: sha256 of every input, by name.
-        counts: figures for the next stage and the user.
-        files: bytes and sha256 of every file, by path below the artifact; filled in when it is put in place.
+    `files` has bytes and sha256 of every file by its path below the artifact, and is filled in when it is put in place.
     """
 
-    kind: str
-    settings: dict[str, Any] = field(default_factory=dict)
-    inputs: dict[str, str] = field(default_factory=dict)
-    counts: dict[str, Any] = field(default_factory=dict)
+    kind: str  # samples, shard, dataset, mcore, run, hf or sources
+    settings: dict[str, Any] = field(default_factory=dict)  # those of the recipe that affect the content, by dotted key
+    inputs: dict[str, str] = field(default_factory=dict)  # sha256 of every input, by name
+    counts: dict[str, Any] = field(default_factory=dict)  # figures for the next stage and the user
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     version: str = __version__
 
@@ -63,8 +57,7 @@ class Manifest:
     def digest(self) -> str:
         """sha256 over the checksums of all files but roles: what the next stage records as its input."""
         sums = {name: entry["sha256"] for name, entry in sorted(self.files.items()) if not name.endswith(ROLES_SUFFIX)}
-        text = json.dumps(sums)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
 
 
 def sha256_of(path: Path, advance: Callable[[int, str], object] = lambda units, note: None) -> str:
@@ -86,11 +79,8 @@ def files_digest(files: Iterable[Path], known: Mapping[Path, str] = MappingProxy
 def read_manifest(directory: Path, kind: str, remedy: str) -> Manifest:
     """Reads the manifest of a complete artifact and checks the sizes of its files.
 
-    Args:
-        remedy: for an artifact that is missing or damaged, for instance "run make convert".
-
-    Raises:
-        UserError: it is missing or of another kind, or a file is missing or cut short.
+    Raises `UserError` where it is missing or of another kind, or a file is missing or cut short; the remedy, such as
+    "run make convert", is for one that is missing or damaged.
     """
     path = directory / MANIFEST
     if not directory.exists() and _retired(directory).exists():
@@ -147,9 +137,7 @@ def staged_directory(target: Path, manifest: Manifest) -> Iterator[Path]:
 
     The manifest may be filled in inside the block, also with entries of files whose checksums are known. Only an
     artifact of the same kind is ever replaced: a mistyped path costs no file of the user's.
-
-    Raises:
-        UserError: the target is something else, or another process is writing it.
+    Raises `UserError` where the target is something else, or another process is writing it.
     """
     with naming(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -246,22 +234,19 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
 def only_one_run(target: Path) -> Iterator[None]:
     """Holds the lock of an output directory, which the kernel releases when the process dies.
 
-    Raises:
-        UserError: another process holds it, or the file system has no locks.
+    Raises `UserError` where another process holds it, or the file system has no locks.
     """
     lock = FileLock(str(target.parent / f".{target.name}.lock"))
     try:
-        lock.acquire(timeout=0)
+        held = lock.acquire(timeout=0)
     except Timeout:
         remedy = "wait for it or choose another path"
         raise UserError("another run is writing here", where=target, remedy=remedy) from None
     except NotImplementedError:  # for instance Lustre mounted without flock
         remedy = "mount it with them or use another"
         raise UserError("this file system has no locks (flock)", where=target.parent, remedy=remedy) from None
-    try:
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 def _files_below(directory: Path) -> list[str]:

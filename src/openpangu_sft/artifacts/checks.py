@@ -53,7 +53,6 @@ def page_place(given: Optional[Path], default: Path, inside: Optional[Path] = No
 
     Args:
         given: by the user; its directory must exist.
-        default: where none is given.
         inside: a run, the only artifact that may hold a page, as no stage replaces it.
 
     Raises:
@@ -76,8 +75,7 @@ def page_place(given: Optional[Path], default: Path, inside: Optional[Path] = No
 def wrong_files(directory: Path, manifest: Manifest, remedy: str, known: Collection[str] = ()) -> list[UserError]:
     """Findings on files of an artifact that are missing or differ from its manifest in size or checksum.
 
-    Args:
-        known: names of files whose absence has been reported already.
+    The absence of `known` files, which are named as in the manifest, has been reported already.
     """
     present = {name: directory / name for name in manifest.files if (directory / name).is_file()}
     missing = sorted(set(manifest.files) - set(present) - set(known))

@@ -18,11 +18,10 @@ FROM = option("--from", "source", type=Path, metavar="DIR", help="another checkp
 ITERATION = option("--iteration", type=click.IntRange(0), metavar="N", help="of a run  [default: the newest]")
 DTYPE = option("--dtype", type=click.Choice(["fp32", "bf16", "fp16"]), help="of the result  [default: unchanged]")
 ONLY = click.Choice(["tensors", "manifest"])
-
 LOGITS = ("in", "prompt", "tokens", "logit", "difference", "same", "check")
 
 
-@stage("convert")
+@stage("convert", "--set parallel.tensor=2 --set parallel.pipeline=2")
 @FROM
 @ITERATION
 @DTYPE
@@ -30,16 +29,13 @@ def convert_command(recipe: Recipe, source: Optional[Path], iteration: Optional[
     """Convert a checkpoint to Megatron-core.
 
     From Hugging Face in paths.hf, or from any other, to the recipe's TP and PP.
-
-    \b
-    Example: openpangu-sft convert --set parallel.tensor=2 --set parallel.pipeline=2
     """
     from openpangu_sft.checkpoint.convert import run_convert
 
     show("mcore checkpoint", recipe.path("mcore"), run_convert(recipe, source, iteration, dtype))
 
 
-@stage("export")
+@stage("export", "--iteration 400 --form openpangu")
 @FROM
 @ITERATION
 @DTYPE
@@ -50,9 +46,6 @@ def export_command(
     """Export the run's newest checkpoint to Hugging Face.
 
     llama loads with stock transformers and vLLM; openpangu has the original's configuration and remote code.
-
-    \b
-    Example: openpangu-sft export --iteration 400 --form openpangu
     """
     without_torch()
     from openpangu_sft.checkpoint.export import run_export
@@ -60,7 +53,7 @@ def export_command(
     show("Hugging Face checkpoint", recipe.path("export"), run_export(recipe, source, iteration, form, dtype))
 
 
-@stage("verify")
+@stage("verify", "--mcore /cache/ckpts/pangu_model_mcore --tensors")
 @option("--hf", type=Path, metavar="DIR", help="Hugging Face checkpoint  [default: paths.hf]")
 @option("--mcore", type=Path, metavar="DIR", help="Megatron-core checkpoint or run  [default: paths.mcore]")
 @ITERATION
@@ -75,9 +68,6 @@ def verify_command(
 
     Compares every tensor bit for bit, then the logits of two prompts: Hugging Face against megatron-core.
     The last line, on stdout, is PASS or FAIL.
-
-    \b
-    Example: openpangu-sft verify --mcore /cache/ckpts/pangu_model_mcore --tensors
     """
     hf, mcore = hf or recipe.path("hf"), mcore or recipe.path("mcore")
     with _verdict(mcore if only == "manifest" else hf, mcore):
@@ -137,6 +127,5 @@ def _compare(recipe: Recipe, hf: Path, mcore: Path, iteration: Optional[int], on
     )
     if failed := [row for row in rows if not row.passed]:
         what = f"gives other logits than {hf} in {failed[0].precision}, {failed[0].prompt} prompt"
-        raise UserError(
-            what, where=mcore, remedy="see the table; compare the versions of transformers and megatron-core"
-        )
+        remedy = "see the table; compare the versions of transformers and megatron-core"
+        raise UserError(what, where=mcore, remedy=remedy)

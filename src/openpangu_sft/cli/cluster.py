@@ -37,14 +37,10 @@ def sources_command() -> None:
         console.print("unchanged, not made again")
 
 
-@stage("slurm")
+@stage("slurm", "--set parallel.nodes=4 > sft.sbatch")
 @click.pass_context
 def slurm_command(context: click.Context, recipe: Recipe) -> None:
-    """Print a Slurm script for parallel.nodes machines.
-
-    \b
-    Example: openpangu-sft slurm --set parallel.nodes=4 > sft.sbatch
-    """
+    """Print a Slurm script for parallel.nodes machines."""
     from openpangu_sft.training.mindspeed.cluster import slurm
 
     command = ["make", "sft", f"RECIPE={context.params['recipe_file'].absolute()}"]
@@ -62,15 +58,11 @@ def _object_name(context: click.Context, parameter: click.Parameter, value: str)
     return value
 
 
-@stage("kubernetes")
+@stage("kubernetes", "--claim pangu --set parallel.nodes=4 > sft.yaml")
 @option("--claim", required=True, callback=_object_name, help="PersistentVolumeClaim mounted at /cache in every pod")
 @click.option("--image", help="image that the cluster can pull  [default: this version's npu image]")
 def kubernetes_command(recipe: Recipe, claim: str, image: Optional[str]) -> None:
-    """Print a Kubernetes (Volcano) job for parallel.nodes machines.
-
-    \b
-    Example: openpangu-sft kubernetes --claim pangu --set parallel.nodes=4 > sft.yaml
-    """
+    """Print a Kubernetes (Volcano) job for parallel.nodes machines."""
     from openpangu_sft.training.mindspeed.cluster import volcano
 
     given = {"image": image} if image else {}

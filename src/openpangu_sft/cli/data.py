@@ -17,26 +17,18 @@ from openpangu_sft.util.errors import printable
 SHARDS_ON_A_SCREEN = 12
 
 
-@stage("format")
+@stage("format", "--set paths.raw=/data/raw --set data.on_bad_sample=skip")
 def format_command(recipe: Recipe) -> None:
-    """Convert raw conversations to samples.
-
-    \b
-    Example: openpangu-sft format --set paths.raw=/data/raw --set data.on_bad_sample=skip
-    """
+    """Convert raw conversations to samples."""
     from openpangu_sft.conversations.format import run_format
 
     show("samples", recipe.path("samples"), run_format(recipe))
 
 
-@stage("preprocess")
+@stage("preprocess", "--shard 3/16")
 @option("--shard", metavar="K/N", help="process part K of N of the inputs, to spread them over machines")
 def preprocess_command(recipe: Recipe, shard: Optional[str]) -> None:
-    """Tokenize and pack samples, one shard per file.
-
-    \b
-    Example: openpangu-sft preprocess --shard 3/16
-    """
+    """Tokenize and pack samples, one shard per file."""
     without_torch()
     from openpangu_sft.dataset.preprocess import run_preprocess
     from openpangu_sft.dataset.spans import parse_part
@@ -57,13 +49,9 @@ def preprocess_command(recipe: Recipe, shard: Optional[str]) -> None:
     show("shards", recipe.path("shards"), total, recipe)
 
 
-@stage("merge")
+@stage("merge", "--set paths.shards=/data/shards")
 def merge_command(recipe: Recipe) -> None:
-    """Join all shards into the dataset for training.
-
-    \b
-    Example: openpangu-sft merge --set paths.shards=/data/shards
-    """
+    """Join all shards into the dataset for training."""
     from openpangu_sft.dataset.merge import run_merge
 
     counts = run_merge(recipe).counts
@@ -73,16 +61,12 @@ def merge_command(recipe: Recipe) -> None:
     console.print(f"dataset: {recipe.path('dataset')}: {packs}", soft_wrap=True, markup=False)
 
 
-@stage("preview")
+@stage("preview", "--sample 42 --html sample42.html")
 @option("--sample", type=int, metavar="N", help="show sample N, counted from 1 in the order of the packs")
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="samples  [default: 3; with --sample: 1]")
 @option("--html", type=Path, metavar="FILE", help="output page  [default: preview.html in paths.cache]")
 def preview_command(recipe: Recipe, sample: Optional[int], count: Optional[int], html: Optional[Path]) -> None:
-    """Show what training will see, token by token.
-
-    \b
-    Example: openpangu-sft preview --sample 42 --html sample42.html
-    """
+    """Show what training will see, token by token."""
     without_torch()
     from openpangu_sft.preview.stage import run_preview
     from openpangu_sft.preview.terminal import show as show_preview
@@ -92,15 +76,12 @@ def preview_command(recipe: Recipe, sample: Optional[int], count: Optional[int],
     console.print(f"page: {printable(str(page))}", soft_wrap=True, markup=False)
 
 
-@stage("inspect")
+@stage("inspect", "/cache/finetune_dataset/shards/demo")
 @click.argument("dataset", required=False, type=Path, envvar=exported("DATASET"))
 def inspect_command(recipe: Recipe, dataset: Optional[Path]) -> None:
     """Check a packed dataset, also MindSpeed-LLM's.
 
     DATASET is a directory or a path prefix; by default paths.dataset of the recipe.
-
-    \b
-    Example: openpangu-sft inspect /cache/finetune_dataset/shards/demo
     """
     from openpangu_sft.dataset.inspect import run_inspect
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import inspect
 import os
 from pathlib import Path
 from typing import Any, Callable, Optional
@@ -67,18 +68,20 @@ def option(*names: str, variable: str = "", **settings: Any) -> Callable[[Callab
 
 
 def stage(
-    name: str, default_recipe: str = "recipes/openpangu-1b.yaml"
+    name: str, example: str, default_recipe: str = "recipes/openpangu-1b.yaml"
 ) -> Callable[[Callable[..., None]], click.Command]:
-    """Declares a command that is given its `Recipe`, from --recipe and --set."""
+    """Declares a command that is given its `Recipe`, from --recipe and --set; `example` has arguments for its help."""
 
     def declare(function: Callable[..., None]) -> click.Command:
+        help_text = f"{inspect.getdoc(function)}\n\n\b\nExample: openpangu-sft {name} {example}"
+
         @option("-r", "--recipe", "recipe_file", type=Path, default=default_recipe, show_default=True, help="YAML file")
         @option("-s", "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="override a key; repeatable")
         @functools.wraps(function)
         def command(recipe_file: Path, overrides: tuple[str, ...], **given: Any) -> None:
             function(load_recipe(recipe_file, overrides), **given)
 
-        return app.command(name)(command)
+        return app.command(name, help=help_text)(command)
 
     return declare
 

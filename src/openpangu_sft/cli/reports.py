@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 from pathlib import Path
-from typing import Optional
+from typing import Callable, Optional
 
 import click
 
@@ -17,21 +18,17 @@ from openpangu_sft.util.console import console, print_rows, stdout
 from openpangu_sft.util.errors import printable
 
 
-@stage("evaluate")
+@stage("evaluate", "--iteration all --prompts prompts.txt")
 @option("--prompts", type=Path, metavar="FILE", help="questions, one per line in a .txt, or conversations")
 @option("--iteration", metavar="N", help="of the run, or all  [default: the newest]")
 def evaluate_command(recipe: Recipe, prompts: Optional[Path], iteration: Optional[str]) -> None:
-    """Validation loss and answers, before and after training.
-
-    \b
-    Example: openpangu-sft evaluate --iteration all --prompts prompts.txt
-    """
+    """Validation loss and answers, before and after training."""
     from openpangu_sft.evaluate.stage import run_evaluate
 
     _show(run_evaluate(recipe, prompts, iteration), recipe.path("run"))
 
 
-@stage("report")
+@stage("report", "--run /cache/sft_outputs --with /cache/sft_lower_lr")
 @option("--run", type=Path, metavar="DIRECTORY", help="a run  [default: paths.run]")
 @option("--with", "other", type=Path, metavar="DIRECTORY", help="a second run to compare with")
 @option("--html", type=Path, metavar="FILE", help="output page  [default: report.html in the run]")
@@ -39,9 +36,6 @@ def report_command(recipe: Recipe, run: Optional[Path], other: Optional[Path], h
     """Write an HTML report of a run, or compare two.
 
     Curves, data, answers and provenance.
-
-    \b
-    Example: openpangu-sft report --run /cache/sft_outputs --with /cache/sft_lower_lr
     """
     from openpangu_sft.report.stage import run_report
 
@@ -59,7 +53,7 @@ def _show(evaluation: Evaluation, run: Path) -> None:
             console,
         )
     answered = evaluation.answered
-    ends = answered[:: max(1, len(answered) - 1)][:2]  # the base model and the newest checkpoint
+    ends = answered[:: max(1, len(answered) - 1)]  # the base model and the newest checkpoint
     for number, question in enumerate(evaluation.questions):
         lines = [*question.turns, *([("reference", question.reference)] if question.reference else [])]
         lines += [(_name(result), result.answers[number]) for result in ends]
@@ -86,38 +80,27 @@ def _readable(text: str) -> str:
     return "\n".join(printable(line) for line in text.split("\n"))
 
 
-MEMORY = (32.0, 64.0)
-"""GiB of the current NPUs."""
+MEMORY = (32.0, 64.0)  # GiB of the current NPUs
 
 
-class Number(click.ParamType):
-    """A number in a range; NaN is in none."""
+def _between(least: float, most: float) -> Callable[[str], float]:
+    """The type of an option: a number in a range; NaN is in none."""
 
-    name = "number"
+    def number(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            if least <= float(text) <= most:
+                return float(text)
+        raise click.BadParameter(f"{text!r} is not a number from {least:g} to {most:g}")
 
-    def __init__(self, least: float, most: float) -> None:
-        self.least, self.most = least, most
-
-    def convert(self, value: str, param: Optional[click.Parameter], ctx: Optional[click.Context]) -> float:
-        try:
-            number = float(value)
-        except ValueError:
-            number = math.nan
-        if not self.least <= number <= self.most:
-            self.fail(f"{value!r} is not a number from {self.least:g} to {self.most:g}", param, ctx)
-        return number
+    return number
 
 
-@stage("plan")
-@option("--memory", type=Number(0.1, 1e5), help="GiB per device  [default: 32 and 64]")
-@option("--tokens-per-second", type=Number(0.001, 1e12), help="of the whole run  [default: measured so far]")
+@stage("plan", "--memory 64 --set train.recompute.granularity=none")
+@option("--memory", type=_between(0.1, 1e5), help="GiB per device  [default: 32 and 64]")
+@option("--tokens-per-second", type=_between(0.001, 1e12), help="of the whole run  [default: measured so far]")
 @option("--json", "as_text", is_flag=True, help="print all figures as JSON, sizes in bytes")
 def plan_command(recipe: Recipe, memory: Optional[float], tokens_per_second: Optional[float], as_text: bool) -> None:
-    """Estimate memory, disk and time before a run.
-
-    \b
-    Example: openpangu-sft plan --memory 64 --set train.recompute.granularity=none
-    """
+    """Estimate memory, disk and time before a run."""
     from openpangu_sft.plan.report import as_json, make_report
     from openpangu_sft.plan.show import show_report
 
@@ -128,7 +111,7 @@ def plan_command(recipe: Recipe, memory: Optional[float], tokens_per_second: Opt
         show_report(report, stdout())
 
 
-@stage("doctor")
+@stage("doctor", "--recipe recipes/demo.yaml --json")
 @option("--json", "as_text", is_flag=True, help="print one JSON object")
 @option("--peer", "peers", variable="PEERS", multiple=True, metavar="HOST[:PORT]", help="machine to reach; repeatable")
 @click.pass_context
@@ -137,9 +120,6 @@ def doctor_command(context: click.Context, recipe: Recipe, as_text: bool, peers:
 
     Each problem comes with a remedy. The exit code is 1 if a check failed, 0 with warnings. Changes nothing (checksums
     of a checkpoint with checklist.chk are cached in paths.cache).
-
-    \b
-    Example: openpangu-sft doctor --recipe recipes/demo.yaml --json
     """
     from openpangu_sft.doctor.checks import as_json, print_findings, run_checks, where
     from openpangu_sft.doctor.finding import State
@@ -150,11 +130,8 @@ def doctor_command(context: click.Context, recipe: Recipe, as_text: bool, peers:
         split_peer(peer)  # typos are reported before any check runs
     machine = Machine(Path(os.environ.get("HOST_ROOT") or "/"))
     subject = Context(recipe, machine, peers)
-    if console.is_terminal:
-        with console.status("") as status:
-            findings = run_checks(subject, lambda name: status.update(f"checking: {name}"))
-    else:
-        findings = run_checks(subject)
+    with console.status("") as status:  # shown on a terminal only
+        findings = run_checks(subject, lambda name: status.update(f"checking: {name}"))
     if as_text:
         print(as_json(where(subject), findings, subject.npus.listing.chips if subject.wants_npus else ()))
     else:

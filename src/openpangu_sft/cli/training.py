@@ -14,14 +14,10 @@ from openpangu_sft.util.console import console, print_table
 from openpangu_sft.util.errors import UserError, printable
 
 
-@stage("sft")
+@stage("sft", "--set train.lr=1e-5 --set train.iterations=1000")
 @option("--dry-run", is_flag=True, help="only print the environment and command (engine mindspeed)")
 def sft_command(recipe: Recipe, dry_run: bool) -> None:
-    """Fine-tune; rerun to resume.
-
-    \b
-    Example: openpangu-sft sft --set train.lr=1e-5 --set train.iterations=1000
-    """
+    """Fine-tune; rerun to resume."""
     from openpangu_sft.training.stage import run_sft
 
     if dry_run:
@@ -37,13 +33,9 @@ def sft_command(recipe: Recipe, dry_run: bool) -> None:
         _show_run(recipe)
 
 
-@stage("curve")
+@stage("curve", "--set paths.run=/cache/sft_outputs")
 def curve_command(recipe: Recipe) -> None:
-    """Redraw loss.png of a run, also while it trains.
-
-    \b
-    Example: openpangu-sft curve --set paths.run=/cache/sft_outputs
-    """
+    """Redraw loss.png of a run, also while it trains."""
     from openpangu_sft.training.run.metrics import draw_curve, read_metrics
 
     run = recipe.path("run")
@@ -52,7 +44,7 @@ def curve_command(recipe: Recipe) -> None:
     print(draw_curve(run))
 
 
-@stage("chat")
+@stage("chat", "--model /cache/ckpts/pangu_model --prompt 你好")
 @option("-p", "--prompt", help="one question; by default, a dialogue")
 @option("--system", default="", help="system prompt")
 @option("--tools", type=Path, metavar="FILE", help="definitions of tools, a JSON list")
@@ -65,9 +57,6 @@ def chat_command(
     """Chat with a checkpoint.
 
     Thinking goes to stderr, the answer and its tool calls to stdout.
-
-    \b
-    Example: openpangu-sft chat --model /cache/ckpts/pangu_model --prompt 你好
     """
     from openpangu_sft.cli.answers import AnswerPrinter, read_tools
     from openpangu_sft.model.chat import Chat, converse, default_checkpoint
@@ -92,13 +81,9 @@ def chat_command(
             console.print(str(answer), markup=False, soft_wrap=True)
 
 
-@stage("demo", default_recipe="recipes/demo.yaml")
+@stage("demo", "--set paths.cache=/tmp/demo", default_recipe="recipes/demo.yaml")
 def demo_command(recipe: Recipe) -> None:
-    """Run every stage with a small model.
-
-    \b
-    Example: openpangu-sft demo --set paths.cache=/tmp/demo
-    """
+    """Run every stage with a small model."""
     from openpangu_sft.demo.run import run_demo
 
     run_demo(recipe, recipe_arguments())

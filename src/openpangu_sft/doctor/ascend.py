@@ -18,21 +18,16 @@ from openpangu_sft.doctor.machine import Context, Machine
 from openpangu_sft.doctor.npu_smi import parse_fields
 from openpangu_sft.util.ascend import ASCEND, install_info, parse_info, toolkit_home
 
-CANN = "8.0.RC3"
-"""What torch_npu 2.1.0.post8 pairs with."""
-DRIVER = "24.1.RC3"
-"""The Ascend HDK of CANN 8.0.RC3."""
-FIRMWARE = "7.5.0.1.129"
-"""The firmware of that HDK."""
-CANN_SERIES = "V100R001C19"
-"""CANN 8.0.RC3 in the driver's file."""
+CANN = "8.0.RC3"  # what torch_npu 2.1.0.post8 pairs with
+DRIVER = "24.1.RC3"  # the Ascend HDK of CANN 8.0.RC3
+FIRMWARE = "7.5.0.1.129"  # of that HDK
+CANN_SERIES = "V100R001C19"  # CANN 8.0.RC3 in the driver's file
 TOOLKIT = f"{ASCEND}/ascend-toolkit"
 LIBRARIES = {
     "libhccl.so": "CANN's set_env.sh",
     "libascend_hal.so": f"{ASCEND}/driver/lib64, with common and driver in it",
 }
 """Libraries that torch_npu needs to be imported, and what puts them on LD_LIBRARY_PATH."""
-LDCONFIG_SECONDS = 10.0
 
 INSTALL = f"install the HDK {DRIVER} (firmware, then driver) on the host, and reboot"
 
@@ -57,12 +52,10 @@ def firmware(context: Context) -> Finding:
         found.setdefault(key, []).append(str(npu))
         if ran.problem:  # it would hang again for each
             break
-    if not found:
-        if not installed:
-            return skipped("not known, see NPUs")
-        found[installed, ""] = []
-    judged = [judge_firmware(*key, _driver_info(context)) for key in found]
-    worst = max(judged, key=lambda one: [State.OK, State.WARNING, State.FAILED].index(one.state))
+    if not found and not installed:
+        return skipped("not known, see NPUs")
+    judged = [judge_firmware(*key, _driver_info(context)) for key in found or [(installed, "")]]
+    worst = max(judged, key=lambda one: list(State).index(one.state))
     if len(found) > 1 and worst.state == State.OK:
         each = "\n".join(f"NPU {', '.join(npus)}: {version}" for (version, _), npus in found.items())
         return warning(each, "install one firmware on all of them", "one firmware")
@@ -112,7 +105,7 @@ def _known_to_loader(machine: Machine, library: str) -> list[str]:
     read (ascend_driver_so.conf, mode 0440), but anyone may read the cache.
     """
     tool = machine.program("ldconfig", "/sbin", "/usr/sbin")
-    listed = machine.run(tool, "-p", seconds=LDCONFIG_SECONDS).text if tool else ""
+    listed = machine.run(tool, "-p", seconds=10).text if tool else ""
     return re.findall(rf"^\s*{re.escape(library)} \(.*\) => (\S+)$", listed, re.MULTILINE)
 
 
@@ -144,33 +137,25 @@ def judge_driver(driver: dict[str, str], cann: dict[str, str], seen: str = "") -
         return warning("not known: neither driver/version.info nor npu-smi says it", INSTALL, DRIVER)
     if in_series(version, DRIVER):
         return ok(version)
-    served = serves(driver)
-    if version_key(version) < version_key(DRIVER):
-        return _judge_older(version, served, takes(cann, driver))
+    served, taken = serves(driver), takes(cann, driver)
+    if version_key(version) < version_key(DRIVER):  # then either of the two files has to name the other side
+        if taken or served:
+            by = "CANN's own file takes it" if taken else f"its version.info names {CANN_SERIES}"
+            found = f"{version}, older than the one that Huawei pairs with CANN {CANN}; {by}"
+            return warning(found, f"try it; if it fails, {INSTALL}", DRIVER)
+        if served is None or taken is None:
+            return warning(f"{version}, older; the files here do not say whether CANN takes it", INSTALL, DRIVER)
+        found = f"{version}, older; neither its version.info nor CANN's own file names the other"
+        return failed(found, INSTALL, DRIVER)
     if served:
         return ok(f"{version}, newer; its version.info names {CANN_SERIES}, which is CANN {CANN}")
     said = "does not say whether" if served is None else "does not say that"
     return warning(f"{version}, newer; its version.info {said} it serves CANN {CANN}", INSTALL, DRIVER)
 
 
-def _judge_older(version: str, served: Optional[bool], taken: Optional[bool]) -> Finding:
-    """A driver older than Huawei's pairing: either of the two files has to name the other side."""
-    if taken or served:
-        by = "CANN's own file takes it" if taken else f"its version.info names {CANN_SERIES}"
-        remedy = f"try it; if it fails, {INSTALL}"
-        return warning(f"{version}, older than the one that Huawei pairs with CANN {CANN}; {by}", remedy, DRIVER)
-    if served is None or taken is None:
-        return warning(f"{version}, older; the files here do not say whether CANN takes it", INSTALL, DRIVER)
-    return failed(f"{version}, older; neither its version.info nor CANN's own file names the other", INSTALL, DRIVER)
-
-
 def judge_firmware(version: str, compatibility: str, driver: dict[str, str]) -> Finding:
-    """The firmware against its driver and the HDK.
-
-    Args:
-        version: 7.5.0.1.129, from npu-smi or firmware/version.info.
-        compatibility: of driver and firmware by npu-smi: OK, NOK, UNKNOWN, NOT SUPPORT, or empty.
-        driver: fields of its version.info; may be empty.
+    """The firmware against the HDK and its driver, whose fields may be empty. npu-smi has said whether these two are
+    compatible: OK, NOK, UNKNOWN, NOT SUPPORT, or nothing.
     """
     if not re.match(r"[0-9]", version):
         remedy = "see npu-smi info -t board -i 0 on the host, as root"

@@ -132,9 +132,6 @@ def print_findings(console: Console, where: dict[str, str], findings: Sequence[F
 
 
 def as_json(where: dict[str, str], findings: Sequence[Finding], chips: Sequence[Chip]) -> str:
-    checks = []
-    for finding in findings:
-        entry = {key: value for key, value in asdict(finding).items() if value}
-        checks.append({"check": entry.pop("check"), **entry, "state": finding.state.value})
+    checks = [{"check": one.check, **{key: value for key, value in asdict(one).items() if value}} for one in findings]
     content = {"where": where, "checks": checks, "npus": [asdict(chip) for chip in chips], "summary": counts(findings)}
     return json.dumps(content, ensure_ascii=False, indent=1)

@@ -13,29 +13,20 @@ class State(str, enum.Enum):
     """Only FAILED makes the exit code 1."""
 
     OK = "ok"
-    WARNING = "warning"
-    """Training may run; this cannot be decided from here."""
+    WARNING = "warning"  # training may run; this cannot be decided from here
     FAILED = "failed"
-    SKIPPED = "skipped"
-    """Not applicable, or blocked by a failed check."""
+    SKIPPED = "skipped"  # not applicable, or blocked by a failed check
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One row of the table.
-
-    Args:
-        found: what is there; several lines where there are several things.
-        expected: what the recipe needs, unless `found` says it.
-        remedy: what to do, as an imperative.
-        check: its name, set by `guarded`.
-    """
+    """One row of the table."""
 
     state: State
-    found: str
-    expected: str = ""
-    remedy: str = ""
-    check: str = ""
+    found: str  # what is there; several lines where there are several things
+    expected: str = ""  # what the recipe needs, unless `found` says it
+    remedy: str = ""  # what to do, as an imperative
+    check: str = ""  # its name, set by `guarded`
 
 
 def ok(found: str) -> Finding:

@@ -23,11 +23,9 @@ def control_groups(cgroup: Optional[str], controller: str) -> list[str]:
         controller: `memory` for that hierarchy of v1; empty for v2, which has one for all.
     """
     group = PurePosixPath("/")
-    for line in (cgroup or "").splitlines():
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if path.startswith("/") and controller in controllers.split(","):
-            group = PurePosixPath("/" + path.lstrip("/"))
+    for controllers, path in re.findall(r"^[^:\n]*:([^:\n]*):/+(.*)$", cgroup or "", re.MULTILINE):
+        if controller in controllers.split(","):
+            group = PurePosixPath("/", path)
     if ".." in group.parts:
         group = PurePosixPath("/")
     return [str(each) for each in (group, *group.parents)]

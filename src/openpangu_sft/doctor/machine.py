@@ -19,14 +19,11 @@ from typing import NamedTuple, Optional
 from openpangu_sft.doctor.npu_smi import Chip, Listing, parse_info, reason
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.run.provenance import IMAGE as IN_CONTAINER_OF_MAKE
-from openpangu_sft.util.ascend import VARIABLE, visible
+from openpangu_sft.util.ascend import VARIABLE, text_of, visible
 
-KILLED_SECONDS = 2.0
-"""Wait for a killed program: one that the driver holds does not end."""
-NPU_SMI_SECONDS = 20.0
-"""A healthy one answers in a second or two."""
-IMAGE = "/opt/openpangu"
-"""Where the project's image has what it adds to its base."""
+KILLED_SECONDS = 2.0  # wait for a killed program: one that the driver holds does not end
+NPU_SMI_SECONDS = 20.0  # a healthy one answers in a second or two
+IMAGE = "/opt/openpangu"  # where the project's image has what it adds to its base
 
 
 class Ran(NamedTuple):
@@ -49,10 +46,7 @@ class Machine:
 
     def read(self, name: str) -> Optional[str]:
         """A file's text; None where it cannot be read."""
-        try:
-            return self.path(name).read_text("utf-8", errors="replace")
-        except OSError:
-            return None
+        return text_of(self.path(name))
 
     def program(self, name: str, *elsewhere: str) -> Optional[str]:
         """Path of a program, on PATH or in one of the other folders."""
@@ -84,7 +78,7 @@ class Machine:
             raise
         code = process.returncode
         if code < 0:
-            return Ran(text, f"ended by {_signal_name(-code)}")
+            return Ran(text, f"ended by {signal.Signals(-code).name}")
         return Ran(text, f"exit code {code}" if code else "")
 
 
@@ -98,13 +92,6 @@ def _kill(process: subprocess.Popen[str]) -> str:
     return "killed"
 
 
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
-
-
 class Answer(NamedTuple):
     """What npu-smi lists, or why it lists nothing and the remedy."""
 
@@ -115,17 +102,11 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True)
 class Context:
-    """A recipe on a machine.
-
-    Args:
-        recipe: what is needed.
-        machine: what is there.
-        peers: other machines to reach, as host or host:port.
-    """
+    """A recipe on a machine."""
 
     recipe: Recipe
     machine: Machine
-    peers: tuple[str, ...] = ()
+    peers: tuple[str, ...] = ()  # other machines to reach, as host or host:port
 
     @property
     def wants_npus(self) -> bool:
@@ -157,19 +138,17 @@ class Context:
 
     @cached_property
     def npus(self) -> Answer:
-        nothing = Listing("", (), None)
         if not self.npu_smi:
             remedy = "install the Ascend driver on the host; a container gets npu-smi from it (make does so)"
-            return Answer(nothing, "npu-smi is not installed", remedy)
-        ran = self.machine.run(self.npu_smi, "info", seconds=NPU_SMI_SECONDS)
+            return Answer(Listing(), "npu-smi is not installed", remedy)
+        ran = self.ask_npu_smi("info")
         listing = parse_info(ran.text)
         if listing.chips:
             return Answer(listing)
-        if ran.problem and not ran.text.strip():
-            remedy = "a card or the driver hangs: as root, see dmesg; reboot the host"
-            return Answer(nothing, f"npu-smi info: {ran.problem}", remedy)
         said, remedy = reason(ran.text)
-        return Answer(nothing, f"npu-smi info: {said}", remedy)
+        if ran.problem and not ran.text.strip():
+            said, remedy = ran.problem, "a card or the driver hangs: as root, see dmesg; reboot the host"
+        return Answer(Listing(), f"npu-smi info: {said}", remedy)
 
     @cached_property
     def visible(self) -> tuple[Chip, ...]:
@@ -196,7 +175,4 @@ class Context:
         return f"export {VARIABLE}={','.join(str(self.npus.listing.chips.index(chip)) for chip in chips)}"
 
     def ask_npu_smi(self, *arguments: str) -> Ran:
-        """Not after it has failed once."""
-        if self.npus.problem:
-            return Ran("", self.npus.problem)
         return self.machine.run(self.npu_smi, *arguments, seconds=NPU_SMI_SECONDS)

@@ -7,7 +7,6 @@ import ipaddress
 import os
 import re
 import socket
-from collections.abc import Mapping
 from typing import Optional
 
 from openpangu_sft.doctor.finding import Finding, failed, ok, skipped, warning
@@ -18,11 +17,10 @@ from openpangu_sft.training.mindspeed.start import require_network
 from openpangu_sft.util.errors import UserError
 
 SECONDS = 3.0
-MASTER_PORT = 6000
-"""Default of MASTER_PORT, as in training/run/launch.py."""
-SSH = 22
+MASTER_PORT = "6000"  # default of the variable, as in training/run/launch.py
+SSH = "22"
 PORTS = range(1, 1 << 16)
-HCCL_BASE, HCCL_COUNT = 60000, 16
+HCCL_BASE, HCCL_COUNT = "60000", 16
 HCCL_BASES = range(1024, 65521)
 """HCCL's ports of a host by default, and the range of HCCL_IF_BASE_PORT. Source: CANN 8.0's documentation,
 https://www.hiascend.com/document/detail/en/canncommercial/800/apiref/envvar/envref_07_0074.html"""
@@ -34,8 +32,8 @@ def ports(context: Context) -> Finding:
     recipe, environment = context.recipe, context.machine.environment
     wanted: dict[int, str] = {}
     if recipe.parallel.nodes > 1 and environment.get("NODE_RANK", "0") == "0":
-        wanted[_port(environment, "MASTER_PORT", MASTER_PORT)] = "MASTER_PORT"
-    base = _port(environment, "HCCL_IF_BASE_PORT", HCCL_BASE, HCCL_BASES)
+        wanted[_port(environment.get("MASTER_PORT") or MASTER_PORT, "MASTER_PORT")] = "MASTER_PORT"
+    base = _port(environment.get("HCCL_IF_BASE_PORT") or HCCL_BASE, "HCCL_IF_BASE_PORT", HCCL_BASES)
     hccl = range(base, base + HCCL_COUNT) if context.wants_npus and recipe.parallel.world > 1 else range(0)
     wanted.update(dict.fromkeys(hccl, "HCCL"))
     if not wanted:
@@ -50,28 +48,16 @@ def ports(context: Context) -> Finding:
         return ok(f"free: {shown}")
     shown = ", ".join(filter(None, [shown, f"{hccl[0]}-{hccl[-1]} (HCCL)"]))
     read = context.machine.read
-    given_out = port_ranges(read("/proc/sys/net/ipv4/ip_local_port_range"))
-    reserved = port_ranges(read("/proc/sys/net/ipv4/ip_local_reserved_ports"))
-    if any(_in(port, given_out) and not _in(port, reserved) for port in hccl):
+    given_out = set().union(*port_ranges(read("/proc/sys/net/ipv4/ip_local_port_range")))
+    reserved = set().union(*port_ranges(read("/proc/sys/net/ipv4/ip_local_reserved_ports")))
+    if not given_out.intersection(hccl) <= reserved:
         remedy = f"on the host: sysctl -w net.ipv4.ip_local_reserved_ports={hccl[0]}-{hccl[-1]}"
         return warning(f"free now: {shown}; the system may give HCCL's to others", remedy, "reserved ports")
     return ok(f"free: {shown}")
 
 
-def _in(port: int, ranges: list[range]) -> bool:
-    return any(port in one for one in ranges)
-
-
-def _port(environment: Mapping[str, str], name: str, default: int, allowed: range = PORTS) -> int:
-    """A variable's port.
-
-    Raises:
-        UserError: it is not an allowed port.
-    """
-    return _port_number(environment.get(name) or str(default), name, allowed)
-
-
-def _port_number(value: str, where: str, allowed: range = PORTS) -> int:
+def _port(value: str, where: str, allowed: range = PORTS) -> int:
+    """Raises `UserError` unless the value is an allowed port."""
     if not re.fullmatch(r"[0-9]{1,5}", value) or int(value) not in allowed:
         raise UserError(f"{value!r} is no port", where=where, remedy=f"a number from {allowed[0]} to {allowed[-1]}")
     return int(value)
@@ -90,37 +76,26 @@ def _is_free(port: int) -> bool:
 
 
 def _can_listen(port: int, address: str = "", family: int = socket.AF_INET) -> bool:
-    """Whether this user can listen on a port that no other process has.
-
-    Raises:
-        OSError: the address is not one of this machine's.
-    """
-    with socket.socket(family) as server:
-        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        try:
-            server.bind((address, port))
-        except OSError as error:
-            if error.errno in (errno.EADDRINUSE, errno.EACCES):
-                return False
-            raise
-    return True
+    """Whether this user can listen on a port that no other process has; raises `OSError` for a foreign address."""
+    try:
+        with socket.create_server((address, port), family=family):
+            return True
+    except OSError as error:
+        if error.errno in (errno.EADDRINUSE, errno.EACCES):
+            return False
+        raise
 
 
 def interfaces(context: Context) -> Finding:
-    """The interfaces that HCCL and gloo are told to use.
-
-    Raises:
-        UserError: one does not exist.
-    """
+    """The interfaces that HCCL and gloo are told to use; raises `UserError` where one does not exist."""
     if context.recipe.parallel.world == 1:
         return skipped("not needed: one process")
     environment, folder = context.machine.environment, context.machine.path("/sys/class/net")
     require_network(environment, folder)
     names = ("HCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
     told = [f"{name}={environment[name]}" for name in names if name in environment]
-    return ok("; ".join([", ".join(sorted(path.name for path in folder.iterdir())), *told]))
+    found = sorted(path.name for path in folder.iterdir() if path.is_dir())  # bonding_masters is a file
+    return ok("; ".join([", ".join(found), *told]))
 
 
 def links(context: Context) -> Finding:
@@ -163,7 +138,7 @@ def nodes(context: Context) -> Finding:
         remedy = "export it on every machine, see docs/operations.md"
         return failed(f"{' and '.join(unset)} not set", remedy, f"{count} machines")
     address, rank = environment["MASTER_ADDR"], environment["NODE_RANK"]
-    port = _port(environment, "MASTER_PORT", MASTER_PORT)
+    port = _port(environment.get("MASTER_PORT") or MASTER_PORT, "MASTER_PORT")
     shown = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
     if rank not in map(str, range(count)):
         return failed(f"NODE_RANK={rank}", "number the machines from 0", f"0 to {count - 1}")
@@ -182,11 +157,7 @@ def nodes(context: Context) -> Finding:
 
 
 def split_peer(peer: str) -> tuple[str, int]:
-    """Parses host, host:port, an IPv6 address or [address]:port; SSH's port is the default.
-
-    Raises:
-        UserError: it is none of these.
-    """
+    """Parses host, host:port, an IPv6 address or [address]:port, by default SSH's; raises `UserError` for others."""
     named = re.fullmatch(r"([^\s:\[\]]+)(?::([0-9]+))?", peer)
     match = named or re.fullmatch(r"\[(.+)\](?::([0-9]+))?", peer)
     host, port = match.groups() if match else (peer, None)
@@ -196,7 +167,7 @@ def split_peer(peer: str) -> tuple[str, int]:
     except ValueError:
         remedy = "write node2, node2:22 or [2001:db8::2]:22"
         raise UserError(f"{peer!r} is no host or host:port", where="--peer", remedy=remedy) from None
-    return host, _port_number(port or str(SSH), f"--peer {peer}")
+    return host, _port(port or SSH, f"--peer {peer}")
 
 
 def reach(host: str, port: int) -> str:

@@ -17,32 +17,19 @@ _PAIR = re.compile(r"(\d{1,12})\s*/\s*(\d{1,12})")
 
 @dataclass(frozen=True)
 class Chip:
-    """Two rows of the first table. A 910B card has one chip; other cards may have two.
+    """Two rows of the first table. A 910B card has one chip; other cards may have two."""
 
-    Args:
-        npu: number of the card (NPU ID).
-        name: 910B1, 310P3…
-        health: OK, Warning, Alarm, Critical or UNKNOWN (missing or not started).
-        power: watts.
-        temperature: degrees Celsius.
-        chip: number on its card.
-        bus: PCI address.
-        aicore: utilization in percent.
-        used, total: memory in MB, of the HBM where there is one.
-        phy: column Phy-ID or Device; None for the 910B, whose table has none.
-    """
-
-    npu: int
-    name: str
-    health: str
-    power: Optional[float] = None
-    temperature: Optional[int] = None
-    chip: int = 0
-    bus: str = ""
-    aicore: Optional[int] = None
-    used: Optional[int] = None
-    total: Optional[int] = None
-    phy: Optional[int] = None
+    npu: int  # number of the card (NPU ID)
+    name: str  # 910B1, 310P3…
+    health: str  # OK, Warning, Alarm, Critical or UNKNOWN (missing or not started)
+    power: Optional[float] = None  # watts
+    temperature: Optional[int] = None  # degrees Celsius
+    chip: int = 0  # number on its card
+    bus: str = ""  # PCI address
+    aicore: Optional[int] = None  # utilization in percent
+    used: Optional[int] = None  # MB, of the HBM where there is one
+    total: Optional[int] = None  # likewise
+    phy: Optional[int] = None  # column Phy-ID or Device; None for the 910B, whose table has none
 
     @property
     def device(self) -> int:
@@ -63,15 +50,11 @@ class Process:
 
 @dataclass(frozen=True)
 class Listing:
-    """`npu-smi info`: the driver's version and both tables.
+    """`npu-smi info`: the driver's version and both tables."""
 
-    Args:
-        processes: None where the second table is missing.
-    """
-
-    driver: str
-    chips: tuple[Chip, ...]
-    processes: Optional[tuple[Process, ...]]
+    driver: str = ""
+    chips: tuple[Chip, ...] = ()
+    processes: Optional[tuple[Process, ...]] = None  # None where the second table is missing
 
     def name(self, one: Union[Chip, Process]) -> str:
         """NPU 3, or NPU 3 chip 1 where cards have several."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import grp
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -16,14 +15,11 @@ from openpangu_sft.plan.estimate import memory_of
 from openpangu_sft.plan.memory import GIB
 from openpangu_sft.plan.what_if import first_that_fits, single_changes
 from openpangu_sft.recipe.rules import complaints
-from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.ascend import VARIABLE
 
 FEW = "give the container more of them (NPUS=), or lower parallel.devices_per_node"
-IDLE_MB = 8192
-"""Memory in use on an idle NPU is below this: 2.8 to 4.5 GB in all recordings of tests/npu_smi."""
-CONTROL = ("davinci_manager", "devmm_svm", "hisi_hdc")
-"""Device files shared by all NPUs."""
+IDLE_MB = 8192  # memory in use on an idle NPU is below this: 2.8 to 4.5 GB in all recordings of tests/npu_smi
+CONTROL = ("davinci_manager", "devmm_svm", "hisi_hdc")  # device files shared by all NPUs
 
 
 def seen(context: Context) -> Finding:
@@ -92,17 +88,12 @@ def _others(context: Context) -> str:
     fit = [chip for chip in listing.chips if chip.health in ("OK", "Warning") and (chip.used or 0) <= IDLE_MB]
     fit = [chip for chip in fit if _place(chip) not in held]
     wanted = recipe.parallel.devices_per_node
-    count = next((count for count in range(min(len(fit), wanted), 0, -1) if _goes(recipe, count)), 0)
-    if not count:
-        return ""
-    fewer = f" with SET=parallel.devices_per_node={count}" if count < wanted else ""
-    return f"take others: {context.choice(fit[:count])}{fewer}"
-
-
-def _goes(recipe: Recipe, count: int) -> bool:
-    """Whether the recipe's rules accept so many processes."""
-    parallel = recipe.parallel.model_copy(update={"devices_per_node": count})
-    return not complaints(recipe.model_copy(update={"parallel": parallel}))
+    for count in range(min(len(fit), wanted), 0, -1):
+        parallel = recipe.parallel.model_copy(update={"devices_per_node": count})
+        if not complaints(recipe.model_copy(update={"parallel": parallel})):
+            fewer = f" with SET=parallel.devices_per_node={count}" if count < wanted else ""
+            return f"take others: {context.choice(fit[:count])}{fewer}"
+    return ""
 
 
 def numbers(context: Context, chips: Sequence[Chip]) -> str:
@@ -148,11 +139,10 @@ def _described(file: Path) -> str:
 
 
 def _group(file: Path) -> str:
-    number = file.stat().st_gid
     try:
-        return grp.getgrgid(number).gr_name
-    except KeyError:
-        return str(number)
+        return file.group()
+    except KeyError:  # a number without an entry in /etc/group
+        return str(file.stat().st_gid)
 
 
 def npu_memory(context: Context) -> Finding:

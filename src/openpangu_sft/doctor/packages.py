@@ -7,6 +7,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Iterator
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-NAME = "openpangu-sft"
-"""The image's, as in scripts/image/names.sh."""
-DOCKER_SECONDS = 15.0
-NAMED = ("torch", "transformers", "numpy")
-"""Packages whose versions are always shown."""
+NAME = "openpangu-sft"  # the image's, as in scripts/image/names.sh
+NAMED = ("torch", "transformers", "numpy")  # packages whose versions are always shown
 TORCH_NPU = "torch-npu"
 INSTALL = "make setup on a host; in a container take the image as it is"
 
@@ -95,11 +93,7 @@ def _fits(requirement: Requirement, version: str) -> bool:
 
 
 def sources(context: Context, target: Path = SOURCES, patches: Path = PATCHES) -> Finding:
-    """MindSpeed-LLM and its dependencies, for the mindspeed engine.
-
-    Raises:
-        UserError: they are missing, or of other pins.
-    """
+    """MindSpeed-LLM and its dependencies, for the mindspeed engine; raises `UserError` unless they are as pinned."""
     if context.recipe.train.engine != "mindspeed":
         return skipped(f"not needed: train.engine={context.recipe.train.engine}")
     require_pinned(target, patches)
@@ -127,21 +121,18 @@ def docker(context: Context) -> Finding:
     if context.in_image:
         return skipped("not needed: this is the image")
     target = "npu" if context.wants_npus else "cpu"
+    image, get = f"{NAME}:{__version__}-{target}", f"make image TARGET={target}, or make load of an offline bundle"
+    remedy = f"start one, then {get}; without it everything must be installed here"
     client = context.machine.program(context.machine.environment.get("DOCKER") or "docker")
-    remedy = f"make image TARGET={target}, or make load of an offline bundle"
-    ran = (
-        context.machine.run(client, "version", "--format", "{{.Server.Version}}", seconds=DOCKER_SECONDS)
-        if client
-        else None
-    )
-    if client is None or ran is None or ran.problem:
-        found = "docker is not installed" if client is None else "no Docker engine answers"
-        if not context.wants_npus:
-            return skipped(f"not needed: {found}, so stages run in Python's environment")
-        return warning(found, f"start one, then {remedy}; without it everything must be installed here")
-    image = f"{NAME}:{__version__}-{target}"
-    if context.machine.run(client, "image", "inspect", image, seconds=DOCKER_SECONDS).problem:
-        if not context.wants_npus:
-            return skipped(f"not needed: the engine has no {image}, so stages run in Python's environment")
-        return warning(f"the engine has no {image}", remedy)
-    return ok(f"{image}, engine {ran.text.strip()}")
+    ask = partial(context.machine.run, client or "docker", seconds=15)
+    if client is None:
+        found = "docker is not installed"
+    elif (ran := ask("version", "--format", "{{.Server.Version}}")).problem:
+        found = "no Docker engine answers"
+    elif ask("image", "inspect", image).problem:
+        found, remedy = f"the engine has no {image}", get
+    else:
+        return ok(f"{image}, engine {ran.text.strip()}")
+    if not context.wants_npus:
+        return skipped(f"not needed: {found}, so stages run in Python's environment")
+    return warning(found, remedy)

@@ -20,13 +20,10 @@ from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.run.retention import bytes_at_start
 from openpangu_sft.util.errors import UserError
 
-SMALL_SHM = 1 << 30
-"""Docker's default is 64 MB; the real need was not measured."""
-FEW_FILES = 4096
-"""The usual soft limit is 1024. Each process opens the dataset, libraries and a connection to every other one."""
+SMALL_SHM = 1 << 30  # Docker's default is 64 MB; the real need was not measured
+FEW_FILES = 4096  # the usual soft limit is 1024; a process opens the dataset, libraries and a connection to each other
 WRITTEN = ("samples", "shards", "dataset", "mcore", "run", "export")
-STAGED = ("samples", "dataset", "mcore", "export")
-"""Those that are made beside their target and renamed, see artifact.staged_directory."""
+STAGED = ("samples", "dataset", "mcore", "export")  # made beside their target and renamed: artifact.staged_directory
 OWN_LAYER = ("overlay", "aufs")
 HIERARCHIES = (
     ("/sys/fs/cgroup", "", "memory.max", "memory.current"),
@@ -34,10 +31,8 @@ HIERARCHIES = (
 )
 """Control groups v2, and v1 for memory: mount, controller, files of limit and use. See cgroups(7)."""
 CODE = Path(__file__).parents[1]
-CLOCK_SECONDS = 5.0
 DAY = 86400.0
-OPTIMIZER_BYTES = 12
-"""Per parameter: its fp32 value and Adam's two moments, as in checkpoint_bytes."""
+OPTIMIZER_BYTES = 12  # per parameter: its fp32 value and Adam's two moments, as in checkpoint_bytes
 LOCAL = ("ext4", "ext3", "xfs", "btrfs", "overlay", "aufs", "tmpfs", "zfs")
 
 
@@ -88,8 +83,7 @@ def disk(context: Context) -> Finding:
     """Free space by disk, and write permission, for every path that the recipe writes to."""
     recipe, needed = context.recipe, disk_bytes(context.recipe)
     mounts = context.machine.read("/proc/self/mountinfo") or ""
-    closed = [refusal for name in WRITTEN for refusal in _refusals(name, recipe.path(name))]
-    if closed:
+    if closed := [refusal for name in WRITTEN for refusal in _refusals(name, recipe.path(name))]:
         remedy = "; ".join(dict.fromkeys(refusal.remedy for refusal in closed))
         return failed("\n".join(f"{refusal.where} {refusal.what}" for refusal in closed), remedy)
     disks: dict[int, list[str]] = {}
@@ -118,8 +112,9 @@ def disk(context: Context) -> Finding:
 
 
 def limits(context: Context) -> Finding:
-    """ulimit: size of a file, and number of open files."""
-    largest = largest_file(context.recipe)
+    """ulimit: size of a file, the largest of which is the optimizer's of one rank, and number of open files."""
+    parallel, parameters = context.recipe.parallel, parameter_count(context.recipe.model)
+    largest = parameters * OPTIMIZER_BYTES // (parallel.tensor * parallel.pipeline)
     size, files = resource.getrlimit(resource.RLIMIT_FSIZE)[0], resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if size != resource.RLIM_INFINITY and size < largest:
         return failed(f"files up to {gb(size)} (ulimit -f)", "ulimit -f unlimited", gb(largest))
@@ -170,9 +165,7 @@ def _refusals(name: str, path: Path) -> Iterator[UserError]:
 
 def _existing(path: Path) -> Path:
     """The deepest existing ancestor."""
-    while not path.exists():
-        path = path.parent
-    return path
+    return next(place for place in (path, *path.parents) if place.exists())
 
 
 def clock(context: Context) -> Finding:
@@ -183,17 +176,12 @@ def clock(context: Context) -> Finding:
     if now < newest - DAY:
         made = time.strftime("%Y-%m-%d", time.localtime(newest))
         return failed(f"{shown}, and this code's files are of {made}", "set the clock", "a time after that")
-    program = context.machine.program("timedatectl")
-    ran = (
-        context.machine.run(program, "show", "-p", "NTPSynchronized", "--value", seconds=CLOCK_SECONDS)
-        if program
-        else None
-    )
-    answer = ran.text.strip() if ran and not ran.problem else ""
+    program = context.machine.program("timedatectl") or "timedatectl"
+    ran = context.machine.run(program, "show", "-p", "NTPSynchronized", "--value", seconds=5)
+    answer = "" if ran.problem else ran.text.strip()
     if answer == "no" and context.recipe.parallel.nodes > 1:
-        return warning(
-            f"{shown}, not kept by NTP", "timedatectl set-ntp true, on every machine", "the same time everywhere"
-        )
+        remedy = "timedatectl set-ntp true, on every machine"
+        return warning(f"{shown}, not kept by NTP", remedy, "the same time everywhere")
     kept = {"yes": "kept by NTP", "no": "not kept by NTP"}.get(answer, "NTP state not known here")
     return ok(f"{shown}; {kept}")
 
@@ -217,11 +205,6 @@ def memory_bytes(recipe: Recipe) -> int:
         return parameters * each * parallel.devices_per_node
     split = parallel.tensor * parallel.pipeline
     return weight_bytes(recipe) * parallel.devices_per_node // split + parameters * OPTIMIZER_BYTES
-
-
-def largest_file(recipe: Recipe) -> int:
-    """The optimizer's file of one model-parallel rank."""
-    return parameter_count(recipe.model) * OPTIMIZER_BYTES // (recipe.parallel.tensor * recipe.parallel.pipeline)
 
 
 def disk_bytes(recipe: Recipe) -> dict[str, int]:

@@ -47,14 +47,12 @@ def judge(ran: Ran, kind: str, count: int) -> Finding:
 
 
 def _result(text: str) -> Optional[dict[str, Any]]:
-    for line in reversed(text.splitlines()):
-        if line.startswith(MARK):
-            try:
-                content = json.loads(line[len(MARK) :])
-            except ValueError:
-                return None
-            return content if isinstance(content, dict) else None
-    return None
+    line = next((line for line in reversed(text.splitlines()) if line.startswith(MARK)), MARK)
+    try:
+        content = json.loads(line[len(MARK) :])
+    except ValueError:
+        return None
+    return content if isinstance(content, dict) else None
 
 
 _CUDA = re.compile(r"CUDA|NVIDIA|\blib(cu|nv|nccl)[a-zA-Z]*[-0-9]*\.so", re.IGNORECASE)

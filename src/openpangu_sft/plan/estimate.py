@@ -12,42 +12,26 @@ from openpangu_sft.plan.transformers_memory import transformers_memory
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.run.retention import checkpoint_bytes
 
-MANY_EPOCHS = 10
-"""More epochs than this draw a warning: long for fine-tuning, but a matter of opinion."""
+MANY_EPOCHS = 10  # more draw a warning: long for fine-tuning, but a matter of opinion
 
 
 class Course(NamedTuple):
-    """How a run goes through a dataset.
+    """How a run goes through a dataset."""
 
-    Args:
-        iterations_per_epoch: not rounded: an iteration may take its last packs from the next epoch.
-        epochs: in all iterations.
-        tokens: of all iterations, without padding.
-        trained_tokens: those of them that are targets.
-        unseen: packs that no iteration takes.
-    """
-
-    iterations_per_epoch: float
-    epochs: float
-    tokens: float
-    trained_tokens: float
-    unseen: int
+    iterations_per_epoch: float  # not rounded: an iteration may take its last packs from the next epoch
+    epochs: float  # in all iterations
+    tokens: float  # of all iterations, without padding
+    trained_tokens: float  # those of them that are targets
+    unseen: int  # packs that no iteration takes
 
 
 class Disk(NamedTuple):
-    """Checkpoints of a run.
+    """Checkpoints of a run."""
 
-    Args:
-        checkpoint: bytes of one.
-        written: how many the run writes.
-        kept: how many remain at its end.
-        most: bytes of all that exist at once, while the last one is written.
-    """
-
-    checkpoint: int
-    written: int
-    kept: int
-    most: int
+    checkpoint: int  # bytes of one
+    written: int  # how many the run writes
+    kept: int  # how many remain at its end
+    most: int  # bytes of all that exist at once, while the last one is written
 
 
 def memory_of(recipe: Recipe) -> Memory:
@@ -59,13 +43,8 @@ def course_of(recipe: Recipe, counts: dict[str, Any]) -> Course:
     """For a dataset with these counts: packs, tokens, trained_tokens."""
     packs, batch = counts["packs"], recipe.train.global_batch_size
     drawn = recipe.train.iterations * batch
-    return Course(
-        packs / batch,
-        drawn / packs,
-        drawn * counts["tokens"] / packs,
-        drawn * counts["trained_tokens"] / packs,
-        max(packs - drawn, 0),
-    )
+    tokens, trained = (drawn * counts[name] / packs for name in ("tokens", "trained_tokens"))
+    return Course(packs / batch, drawn / packs, tokens, trained, max(packs - drawn, 0))
 
 
 def disk_of(recipe: Recipe) -> Disk:
@@ -110,6 +89,6 @@ def tokens_per_iteration(recipe: Recipe, counts: Optional[dict[str, Any]]) -> fl
     """Counted as the engine's tokens/s are: the portable engine counts padding, MindSpeed-LLM's log does not say where
     it is, so the data's mean is taken. Without a dataset's counts packs are taken as full.
     """
-    padded = counts is None or recipe.train.engine == "transformers"
-    mean = recipe.data.seq_length if padded or counts is None else counts["tokens"] / counts["packs"]
+    mindspeed = recipe.train.engine == "mindspeed"
+    mean = counts["tokens"] / counts["packs"] if counts and mindspeed else recipe.data.seq_length
     return recipe.train.global_batch_size * mean

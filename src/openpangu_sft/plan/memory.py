@@ -32,19 +32,12 @@ class Phase(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """Memory of the fullest device of a run.
+    """Memory of the fullest device of a run."""
 
-    Args:
-        static: held from the first iteration to the last.
-        phases: each iteration passes through all of them; the largest decides.
-        outside: held by other libraries beside torch's tensors, as far as it is documented.
-        stage: pipeline stage of that device, from 0.
-    """
-
-    static: tuple[Part, ...]
-    phases: tuple[Phase, ...]
-    outside: tuple[Part, ...]
-    stage: int = 0
+    static: tuple[Part, ...]  # held from the first iteration to the last
+    phases: tuple[Phase, ...]  # each iteration passes through all of them; the largest decides
+    outside: tuple[Part, ...]  # held by other libraries beside torch's tensors, as far as it is documented
+    stage: int = 0  # pipeline stage of that device
 
     @property
     def fullest(self) -> Phase:

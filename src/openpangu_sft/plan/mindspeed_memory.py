@@ -14,23 +14,17 @@ from openpangu_sft.plan.memory import Memory, Part, Phase, kept_by_layers, logit
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.errors import UserError
 
-MASK = 2048 * 2048
-"""Bytes of each layer's mask for npu_fusion_attention in layout TND (flash_attention_forward)."""
-
+MASK = 2048 * 2048  # bytes of each layer's mask for npu_fusion_attention in layout TND (flash_attention_forward)
 HELD = 3384 << 20
 """Bytes in use on an NPU before any process starts: the most that npu-smi shows for an idle one with 64 GB in the
 recordings of tests/npu_smi; others have 2824 MB and more. docs/plan.md compares with torch_npu."""
-STATISTICS = 8
-"""npu_fusion_attention keeps maximum and sum of every row eight times, in fp32 (its documentation)."""
+STATISTICS = 8  # npu_fusion_attention keeps maximum and sum of every row so many times, in fp32 (its documentation)
 
 
 def buffer_mib() -> int:
-    """HCCL_BUFFSIZE in MiB, 200 unless it is set.
+    """HCCL_BUFFSIZE in MiB, 200 unless it is set; raises `UserError` for a value that HCCL does not take.
 
     HCCL multiplies it by 1024 x 1024 (externalinput_pub.h, HCCL_CCL_COMM_FIXED_CALC_BUFFER_SIZE).
-
-    Raises:
-        UserError: HCCL does not take it.
     """
     given = os.environ.get("HCCL_BUFFSIZE", "200")
     if not (given.isascii() and given.isdigit() and int(given)):
@@ -73,19 +67,15 @@ def communicators(recipe: Recipe) -> int:
 
 
 def _stage(recipe: Recipe, layout: Layout, stage: int) -> Memory:
-    parameters, element = rank_parameters(recipe, stage), shape_of(recipe).element
-    state = 12 if recipe.train.precision == "bf16" else 8
-    masks = layout.stages[stage] * MASK
+    parameters, element, layers = rank_parameters(recipe, stage), shape_of(recipe).element, layout.stages[stage]
+    state, what = (12, "fp32 weights and Adam's two moments") if element == 2 else (8, "Adam's two moments")
+    replicas = shards(recipe)
+    optimizer = -(-parameters // replicas) * state
     static = [
         Part("weights", parameters * element, f"{parameters:,} x {element} bytes"),
         Part("gradients", parameters * 4, "x 4: accumulated in fp32"),
-        Part(
-            "optimizer state",
-            -(-parameters // shards(recipe)) * state,
-            f"x {state} / {shards(recipe)} (DP x CP): "
-            + ("fp32 weights and Adam's two moments" if state == 12 else "Adam's two moments"),
-        ),
-        Part("attention masks", masks, f"{layout.stages[stage]} layers x 2048 x 2048 bytes"),
+        Part("optimizer state", optimizer, f"x {state} / {replicas} (DP x CP): {what}"),
+        Part("attention masks", layers * MASK, f"{layers} layers x 2048 x 2048 bytes"),
     ]
     if recipe.parallel.tensor > 1:
         gathered = layer_input(recipe) * recipe.parallel.tensor
@@ -113,11 +103,10 @@ def _loss(recipe: Recipe, layout: Layout, stage: int) -> Phase:
 def _backward(recipe: Recipe, layout: Layout, stage: int) -> Phase:
     """In the backward pass of the layer with most live tensors."""
     parts = [_kept(recipe, layout, stage)]
-    gradients = layer_gradients(recipe)
     if recomputed_layers(recipe, layout.stages[stage]) == layout.stages[stage]:
         again = layer_activations(recipe) - layer_input(recipe)
         parts.append(Part("one layer again", again, "what it keeps, computed from its input"))
-    parts.append(Part("gradients in a layer", gradients, "at npu_swiglu, where they are widest"))
+    parts.append(Part("gradients in a layer", layer_gradients(recipe), "at npu_swiglu, where they are widest"))
     if _waits(recipe, layout):
         parts.append(Part("output layer's gradient", _vocabulary(recipe, layout), "waits for the embedding's"))
     return Phase("backward", tuple(parts))
@@ -156,19 +145,12 @@ def _final(recipe: Recipe) -> Part:
 
 
 class Shape(NamedTuple):
-    """Sizes of a layer on one device.
+    """Sizes of a layer on one device."""
 
-    Args:
-        tokens: of a micro batch, in this device's part of the sequence.
-        positions: of one pack, likewise.
-        element: bytes of a weight and of an activation.
-        tensor: tensor parallel size, with sequence parallelism (flags.py).
-    """
-
-    tokens: int
-    positions: int
-    element: int
-    tensor: int
+    tokens: int  # of a micro batch, in this device's part of the sequence
+    positions: int  # of one pack, likewise
+    element: int  # bytes of a weight and of an activation
+    tensor: int  # tensor parallel size, with sequence parallelism (flags.py)
 
 
 def shape_of(recipe: Recipe) -> Shape:

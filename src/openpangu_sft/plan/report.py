@@ -5,18 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Optional
 
-from openpangu_sft.artifacts.artifact import MANIFEST, Manifest, read_manifest
+from openpangu_sft.artifacts.artifact import MANIFEST, read_manifest
 from openpangu_sft.checkpoint.sharding import parameter_count
 from openpangu_sft.model.flops import highest_rate, work
-from openpangu_sft.plan.estimate import (
-    Course,
-    Disk,
-    course_of,
-    disk_of,
-    memory_of,
-    tokens_per_iteration,
-    warnings,
-)
+from openpangu_sft.plan.estimate import Course, Disk, course_of, disk_of, memory_of, tokens_per_iteration, warnings
 from openpangu_sft.plan.memory import Memory, Part
 from openpangu_sft.plan.speed import Speed, speed_of
 from openpangu_sft.plan.what_if import Change, single_changes
@@ -24,24 +16,18 @@ from openpangu_sft.recipe.schema import Recipe
 
 
 class Report(NamedTuple):
-    """All that is known of a run before it begins.
-
-    Args:
-        gibs: memory of the devices that are asked for, in GiB.
-        counts: of the dataset; None without one, and so is `course`.
-        tokens: of an iteration, as the engine counts them.
-    """
+    """All that is known of a run before it begins."""
 
     recipe: Recipe
     parameters: int
     memory: Memory
     work: float
-    gibs: Sequence[float]
+    gibs: Sequence[float]  # memory in GiB of each device that is asked for
     changes: list[Change]
-    counts: Optional[dict[str, Any]]
+    counts: Optional[dict[str, Any]]  # of the dataset; None without one, and so is `course`
     course: Optional[Course]
     warnings: list[str]
-    tokens: float
+    tokens: float  # of an iteration, as the engine counts them
     speed: Speed
     highest_rate: float
     disk: Disk
@@ -63,19 +49,17 @@ class Report(NamedTuple):
 def make_report(recipe: Recipe, gibs: Sequence[float], tokens_per_second: Optional[float] = None) -> Report:
     """Reads the dataset's manifest, the run's metrics and recipe, and nothing else.
 
-    Args:
-        recipe: a checked one.
-        gibs: memory of the devices that are asked for, in GiB.
-        tokens_per_second: of the whole run; None takes what a run with these settings in paths.run has measured.
-
-    Raises:
-        UserError: the dataset is incomplete.
+    Without tokens/s of the whole run those are taken that a run with these settings in paths.run has measured.
+    Raises `UserError` where the dataset is incomplete.
     """
     directory = recipe.path("dataset")
-    dataset = None
+    counts, found = None, []
     if (directory / MANIFEST).is_file():
         dataset = read_manifest(directory, "dataset", "run make preprocess and make merge again")
-    counts = dataset.counts if dataset else None
+        counts, made, wanted = dataset.counts, dataset.settings.get("data.seq_length"), recipe.data.seq_length
+        if made != wanted:
+            found.append(f"the dataset has packs of {made} tokens, data.seq_length is {wanted} -> make merge")
+        found += warnings(recipe, counts)
     return Report(
         recipe,
         parameter_count(recipe.model),
@@ -85,20 +69,12 @@ def make_report(recipe: Recipe, gibs: Sequence[float], tokens_per_second: Option
         single_changes(recipe),
         counts,
         course_of(recipe, counts) if counts else None,
-        _warnings(recipe, dataset) if dataset else [],
+        found,
         tokens_per_iteration(recipe, counts),
         speed_of(recipe, tokens_per_second),
         highest_rate(recipe),
         disk_of(recipe),
     )
-
-
-def _warnings(recipe: Recipe, dataset: Manifest) -> list[str]:
-    found = list(warnings(recipe, dataset.counts))
-    made, wanted = dataset.settings.get("data.seq_length"), recipe.data.seq_length
-    if made != wanted:
-        found.insert(0, f"the dataset has packs of {made} tokens, data.seq_length is {wanted} -> make merge")
-    return found
 
 
 def as_json(report: Report) -> dict[str, Any]:
@@ -119,13 +95,8 @@ def as_json(report: Report) -> dict[str, Any]:
         },
         "work": report.work,
         "changes": [
-            {
-                "set": list(change.settings),
-                "needed": change.memory.needed,
-                "work": change.work,
-                "converts": change.converts,
-            }
-            for change in report.changes
+            {"set": list(one.settings), "needed": one.memory.needed, "work": one.work, "converts": one.converts}
+            for one in report.changes
         ],
         "dataset": report.counts,
         "course": report.course._asdict() if report.course else None,

@@ -16,8 +16,6 @@ NOT_COUNTED = {
     "transformers": "Not counted: CUDA's context, workspaces of operators, fragmentation in torch's allocator; 1/10 of "
     "a device is left for them. Compared with torch's allocations on a CPU, not yet with a GPU.",
 }
-
-
 NO_SINGLE_CHANGE = "no single change below does; combine them, take more devices, or a shorter data.seq_length"
 
 
@@ -31,8 +29,7 @@ def show_report(report: Report, to: Console) -> None:
 
 
 def _memory(report: Report, to: Console) -> None:
-    memory, recipe = report.memory, report.recipe
-    parallel = recipe.parallel
+    memory, recipe, parallel = report.memory, report.recipe, report.recipe.parallel
     device = "NPU" if recipe.train.engine == "mindspeed" else "process"
     title = f"{recipe.train.engine}, {report.parameters:,} parameters, {parallel.world} x {device}: DP {parallel.data}"
     if recipe.train.engine == "mindspeed":
@@ -58,10 +55,8 @@ def _memory(report: Report, to: Console) -> None:
             _say(to, f"  to fit: {advice}")
     if recipe.train.engine == "transformers" and report.counts:
         trained = report.counts["trained_tokens"] / report.counts["packs"] * recipe.train.micro_batch_size
-        _say(
-            to,
-            f"Logits of as many targets as a pack has on average: {_gib(logits_bytes(recipe, round(trained)))} GiB.",
-        )
+        size = logits_bytes(recipe, round(trained))
+        _say(to, f"Logits of as many targets as a pack has on average: {_gib(size)} GiB.")
     _say(to, NOT_COUNTED[recipe.train.engine])
 
 
@@ -79,17 +74,15 @@ def _changes(report: Report, to: Console) -> None:
 
 
 def _data(report: Report, to: Console) -> None:
-    recipe, disk = report.recipe, report.disk
-    train = recipe.train
+    recipe, train, disk = report.recipe, report.recipe.train, report.disk
     rows = {
         "iterations": f"{train.iterations:,}, {train.lr_warmup_iterations / train.iterations:.0%} of them warm-up",
         "packs seen": f"{train.iterations * train.global_batch_size:,}, {train.global_batch_size:,} per iteration",
     }
     if report.course and report.counts:
         counts, course = report.counts, report.course
-        rows["dataset"] = (
-            f"{counts['packs']:,} packs, {counts['tokens']:,} tokens, {counts['trained_tokens']:,} trained"
-        )
+        tokens = f"{counts['tokens']:,} tokens, {counts['trained_tokens']:,} trained"
+        rows["dataset"] = f"{counts['packs']:,} packs, {tokens}"
         rows["epochs"] = f"{course.epochs:,.2f}, one in {course.iterations_per_epoch:,.1f} iterations"
         rows["tokens seen"] = f"{course.tokens:,.0f}, {course.trained_tokens:,.0f} trained"
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,30 +13,19 @@ import numpy.typing as npt
 
 from openpangu_sft.report.run import Run
 
-MOST_POINTS = 2000
-"""In a curve; of a longer run the mean of neighbours is drawn."""
-
-COLOURS = ("#3f7fe0", "#e0762a")
-"""Of the first run and of the second."""
-
-QUIET = "#7a8494"
-"""Axes and text: 3.8 to 1 on white, 4.2 to 1 on the page's dark."""
+MOST_POINTS = 2000  # in a curve; of a longer run the mean of neighbours is drawn
+COLOURS = ("#3f7fe0", "#e0762a")  # of the first run and of the second
+QUIET = "#7a8494"  # axes and text: 3.8 to 1 on white, 4.2 to 1 on the page's dark
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a chart.
-
-    Args:
-        iterations: int64 [points].
-        values: float64 [points].
-        marks: (iteration, value) of single points, drawn as dots: validation loss.
-    """
+    """One line of a chart."""
 
     colour: str
-    iterations: npt.NDArray[np.int64]
-    values: npt.NDArray[np.float64]
-    marks: Sequence[tuple[int, float]] = field(default=())
+    iterations: npt.NDArray[np.int64]  # [points]
+    values: npt.NDArray[np.float64]  # [points]
+    marks: Sequence[tuple[int, float]] = ()  # (iteration, value) of single points, drawn as dots: validation loss
 
 
 def charts_of(runs: Sequence[Run]) -> list[tuple[str, str]]:

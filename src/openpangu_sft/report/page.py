@@ -14,7 +14,8 @@ from markupsafe import Markup
 from openpangu_sft.evaluate.record import Question, Result
 from openpangu_sft.report.charts import COLOURS, charts_of
 from openpangu_sft.report.run import Run
-from openpangu_sft.util.html import render_page
+from openpangu_sft.training.run.provenance import RECIPE
+from openpangu_sft.util.html import render_page, share
 
 TEMPLATE = Path(__file__).with_name("page.html")
 
@@ -30,16 +31,6 @@ class Row:
     def differs(self) -> bool:
         """Whether the values of the runs differ."""
         return len(set(self.values)) > 1
-
-
-@dataclass(frozen=True)
-class Answers:
-    """A question, its reference answer, and (checkpoint, answer) of each that was asked."""
-
-    source: str
-    turns: list[list[str]]
-    reference: str
-    given: list[tuple[str, str]]
 
 
 def render_report(runs: Sequence[Run]) -> str:
@@ -65,14 +56,15 @@ def _loss(run: Run) -> str:
 
 
 def _validation_loss(run: Run) -> str:
-    losses = [loss for _, loss in run.validation_losses]
+    losses = [f"{loss:.4f}" for _, loss in run.validation_losses]
     if not losses:
         return "not evaluated" if run.validation else "no validation split"
-    return " → ".join(f"{loss:.4f}" for loss in (losses[0], losses[-1])[: len(losses)])
+    return " → ".join(losses[:: max(1, len(losses) - 1)])  # the first and the last
 
 
 def _duration(run: Run) -> str:
-    minutes, seconds = divmod(round(run.seconds), 60)
+    total = sum(row["seconds"] for row in run.metrics if math.isfinite(row["seconds"]))
+    minutes, seconds = divmod(round(total), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s"
 
@@ -80,7 +72,7 @@ def _duration(run: Run) -> str:
 _Figures = dict[str, Callable[[Run], str]]
 
 _TILES: _Figures = {
-    "iterations": lambda run: f"{run.metrics[-1]['iteration']:,} of {run.planned:,}",
+    "iterations": lambda run: f"{run.metrics[-1]['iteration']:,} of {run.manifest.settings['train.iterations']:,}",
     "loss": _loss,
     "validation loss": _validation_loss,
     "tokens/s (median)": lambda run: f"{run.median_speed:,.0f}",
@@ -91,18 +83,14 @@ _DATA: _Figures = {
     "samples": lambda run: f"{run.manifest.counts['packed']:,}",
     "packs": lambda run: f"{run.manifest.counts['packs']:,}",
     "tokens, without padding": lambda run: f"{run.manifest.counts['tokens']:,}",
-    "packing efficiency": lambda run: _share(
+    "packing efficiency": lambda run: share(
         run.manifest.counts["tokens"], run.manifest.counts["packs"] * run.manifest.settings["data.seq_length"]
     ),
     "trained tokens": lambda run: f"{run.manifest.counts['trained_tokens']:,}",
-    "trained share of tokens": lambda run: _share(run.manifest.counts["trained_tokens"], run.manifest.counts["tokens"]),
+    "trained share of tokens": lambda run: share(run.manifest.counts["trained_tokens"], run.manifest.counts["tokens"]),
     "epochs": lambda run: f"{run.epochs:.2f}",
     "validation samples": lambda run: f"{run.validation.get('packed', 0):,}",
 }
-
-
-def _share(part: int, whole: int) -> str:
-    return f"{part / max(whole, 1):.1%}"
 
 
 def _validation(runs: Sequence[Run]) -> list[Row]:
@@ -120,8 +108,8 @@ def _nats(loss: Optional[float]) -> str:
     return f"{loss:.4f} (perplexity {math.exp(loss):,.2f})" if loss < 50 else f"{loss:.4f}"
 
 
-def _answers(runs: Sequence[Run]) -> list[Answers]:
-    """The questions of the first run that has any, with the answers of all runs that were asked the same."""
+def _answers(runs: Sequence[Run]) -> list[tuple[Question, dict[str, str]]]:
+    """The questions of the first run that has any, each with the answers of all runs that were asked it."""
     asked = next((run.evaluation.questions for run in runs if run.evaluation and run.evaluation.answered), [])
     found = []
     for question in asked:
@@ -132,7 +120,7 @@ def _answers(runs: Sequence[Run]) -> list[Answers]:
             who = f"iteration {iteration:,}" if iteration else "before training"
             alone = len(runs) == 1 or (not iteration and len(before) == 1)
             lines[who if alone else f"{run.name}, {who}"] = answer
-        found.append(Answers(question.source, question.turns, question.reference, list(lines.items())))
+        found.append((question, lines))
     return found
 
 
@@ -171,10 +159,7 @@ def _software(run: Run) -> dict[str, str]:
 
 def _commands(run: Run) -> list[str]:
     """The command of each start, and the one that repeats the run."""
-    found = [
-        f"{start['time']}  from iteration {start['iteration']:,}:  {shlex.join(start['command'])}"
-        for start in run.starts
-    ]
-    if run.recipe:
-        found.append(f"to repeat it:  make sft RECIPE={shlex.quote(str(run.recipe))} SET=paths.run=…")
+    found = [f"{one['time']}  from iteration {one['iteration']:,}:  {shlex.join(one['command'])}" for one in run.starts]
+    if (recipe := run.path / RECIPE).is_file():
+        found.append(f"to repeat it:  make sft RECIPE={shlex.quote(str(recipe))} SET=paths.run=…")
     return found

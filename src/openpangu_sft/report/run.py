@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,33 +13,26 @@ from openpangu_sft.artifacts.artifact import MANIFEST, Manifest, read_manifest
 from openpangu_sft.dataset.index_file import VALIDATION
 from openpangu_sft.evaluate.record import Evaluation, read_evaluation
 from openpangu_sft.training.run.metrics import read_metrics
-from openpangu_sft.training.run.provenance import RECIPE, read_starts
+from openpangu_sft.training.run.provenance import read_starts
 from openpangu_sft.util.errors import UserError
+
+SIZES = {
+    "settings": ("train.iterations", "train.global_batch_size", "data.seq_length"),
+    "counts": ("packed", "packs", "tokens", "trained_tokens"),
+}
+"""What a run's manifest must have, by section: numbers from 1."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run.
+    """A run."""
 
-    Args:
-        name: on the page.
-        metrics: of each iteration: iteration, loss, lr, grad_norm, tokens, seconds.
-        starts: see training/run/provenance.py; empty for a run of version 0.4.0 or before.
-        evaluation: None before make evaluate.
-    """
-
-    name: str
+    name: str  # on the page
     path: Path
     manifest: Manifest
-    metrics: list[dict[str, Any]]
-    starts: list[dict[str, Any]]
-    evaluation: Optional[Evaluation]
-
-    @property
-    def recipe(self) -> Optional[Path]:
-        """The full recipe in it."""
-        path = self.path / RECIPE
-        return path if path.is_file() else None
+    metrics: list[dict[str, Any]]  # of each iteration: iteration, loss, lr, grad_norm, tokens, seconds
+    starts: list[dict[str, Any]]  # see training/run/provenance.py; empty for a run of version 0.4.0 or before
+    evaluation: Optional[Evaluation]  # None before make evaluate
 
     @cached_property
     def speed(self) -> list[float]:
@@ -52,16 +44,6 @@ class Run:
         """Tokens/s; the first iteration, which warms up, does not count if there are more."""
         known = [speed for speed in self.speed[1:] or self.speed if math.isfinite(speed)]
         return median(known) if known else math.nan
-
-    @property
-    def seconds(self) -> float:
-        """Time in iterations."""
-        return float(sum(row["seconds"] for row in self.metrics if math.isfinite(row["seconds"])))
-
-    @property
-    def planned(self) -> int:
-        """Iterations in the recipe."""
-        return int(self.manifest.settings["train.iterations"])
 
     @property
     def epochs(self) -> float:
@@ -89,30 +71,18 @@ class Run:
 
 
 def read_run(path: Path, name: str = "") -> Run:
-    """Reads a run.
+    """Reads a run, which is called by the name of its directory by default.
 
-    Args:
-        name: what it is to be called; default: the name of its directory.
-
-    Raises:
-        UserError: there is none, it has no iteration yet, or a file of it is damaged.
+    Raises `UserError` where there is none, it has no iteration yet, or a file of it is damaged.
     """
     manifest = read_manifest(path, "run", "give the directory of a run, paths.run of its recipe")
     metrics = read_metrics(path)
     if not metrics:
         raise UserError("no iteration yet", where=path, remedy="run make sft, or check paths.run")
-    _require_sizes(
-        path / MANIFEST,
-        manifest.settings,
-        "settings",
-        ("train.iterations", "train.global_batch_size", "data.seq_length"),
-    )
-    _require_sizes(path / MANIFEST, manifest.counts, "counts", ("packed", "packs", "tokens", "trained_tokens"))
+    for part, keys in SIZES.items():
+        values = getattr(manifest, part)
+        for key in keys:
+            if not isinstance(values.get(key), int) or values[key] < 1:
+                what = f"{part}: {key} is {values.get(key, 'missing')}, expected a number from 1"
+                raise UserError(what, where=path / MANIFEST, remedy="is it a run of this project?")
     return Run(name or path.name, path, manifest, metrics, read_starts(path), read_evaluation(path))
-
-
-def _require_sizes(path: Path, values: Mapping[str, Any], part: str, names: Sequence[str]) -> None:
-    for name in names:
-        if not isinstance(values.get(name), int) or values[name] < 1:
-            what = f"{part}: {name} is {values.get(name, 'missing')}, expected a number from 1"
-            raise UserError(what, where=path, remedy="is it a run of this project?")

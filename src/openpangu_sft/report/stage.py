@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Optional
 
@@ -29,11 +30,9 @@ def run_report(
     Raises:
         UserError: a run is missing, has no iteration yet or is damaged; or the page must not be written there.
     """
-    places = [absolute(run or recipe.path("run"))]
-    if other:
-        places.append(absolute(other))
-        if places[0].resolve() == places[1].resolve():
-            raise UserError("is the same run twice", where=other, remedy="name another one with WITH=…")
+    places = [absolute(run or recipe.path("run")), *([absolute(other)] if other else [])]
+    if other and places[0].resolve() == places[1].resolve():
+        raise UserError("is the same run twice", where=other, remedy="name another one with WITH=…")
     runs = [read_run(place, name) for place, name in zip(places, _names(places))]
     page = page_place(html, places[0] / (COMPARISON if other else PAGE), inside=places[0])
     write_durably(page, render_report(runs))
@@ -41,9 +40,6 @@ def run_report(
 
 
 def _names(places: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that differ."""
-    for parts in range(1, max(len(place.parts) for place in places)):
-        names = ["/".join(place.parts[-parts:]) for place in places]
-        if len(set(names)) == len(names):
-            return names
-    return [str(place) for place in places]
+    """The shortest ends of the absolute paths that differ."""
+    ends = (["/".join(place.parts[1:][-length:]) for place in places] for length in count(1))
+    return next(names for names in ends if len(set(names)) == len(names))

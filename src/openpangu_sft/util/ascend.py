@@ -30,11 +30,11 @@ def toolkit_home(environment: Mapping[str, str]) -> str:
 
 def install_info(home: Path) -> Optional[str]:
     """The text of ascend_toolkit_install.info, which lies in a folder named by the machine, such as aarch64-linux."""
-    return next((_text(file) for file in sorted(home.glob("*-linux/ascend_toolkit_install.info"))), None)
+    return next((text_of(file) for file in sorted(home.glob("*-linux/ascend_toolkit_install.info"))), None)
 
 
-def _text(file: Path) -> Optional[str]:
-    """None where the file is missing or not readable by this user."""
+def text_of(file: Path) -> Optional[str]:
+    """A file's text; None where the file is missing or not readable by this user."""
     try:
         return file.read_text("utf-8", errors="replace")
     except OSError:
@@ -44,10 +44,7 @@ def _text(file: Path) -> Optional[str]:
 def versions(environment: Mapping[str, str], root: Path = Path("/")) -> dict[str, str]:
     """Versions of the driver and CANN, as far as their files exist below `root`."""
     driver, home = root / f"{ASCEND}/driver/version.info".lstrip("/"), toolkit_home(environment)
-    texts = {
-        "Ascend driver": _text(driver),
-        "CANN": install_info(root / home.lstrip("/")) if home else None,
-    }
+    texts = {"Ascend driver": text_of(driver), "CANN": install_info(root / home.lstrip("/")) if home else None}
     found = {name: parse_info(text).get("version", "") for name, text in texts.items()}
     return {name: version for name, version in found.items() if version}
 
@@ -55,7 +52,7 @@ def versions(environment: Mapping[str, str], root: Path = Path("/")) -> dict[str
 def visible(environment: Mapping[str, str], count: int) -> list[int]:
     """Indices of the NPUs that a process sees, of `count`; the process itself numbers them from 0.
 
-    None where the numbers do not ascend or the variable is set but empty.
+    Empty where the numbers do not ascend or the variable is set but empty.
     """
     text = environment.get(VARIABLE)
     if text is None:

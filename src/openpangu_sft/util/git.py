@@ -50,41 +50,31 @@ def require_git(purpose: str) -> None:
 def git(*arguments: str, folder: Path, repository: Optional[Path] = None) -> str:
     """Runs git in a folder with no configuration but the repository's; returns its output, stripped.
 
-    Args:
-        repository: a bare one whose work tree the folder is; without it git sees no repository.
-
-    Raises:
-        GitFailed: it exits with an error.
+    `repository` is a bare one whose work tree the folder is; without it git sees no repository.
+    Raises `GitFailed` where git exits with an error.
     """
     environment = {**_environment(), **_SILENT_CONFIG, "GIT_DEFAULT_HASH": "sha1"}
     # Without GIT_DIR it would find a clone further up, and `apply` would silently skip all files.
     environment["GIT_DIR"] = str(repository or os.devnull)
     if repository:
         environment["GIT_WORK_TREE"] = str(folder)
-    done = subprocess.run(
-        ["git", *arguments], cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False
-    )
+    command = ["git", *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True)
     if done.returncode:
         raise GitFailed(_one_line(done.stderr.decode(errors="replace").splitlines()))
     return done.stdout.decode(errors="replace").strip()
 
 
-def fetch(repository: Path, url: str, *wanted: str, note: Callable[[str], object] = lambda line: None) -> None:
-    """Fetches into a bare repository.
+def fetch(repository: Path, url: str, ref: str, *options: str, note: Callable[[str], object]) -> None:
+    """Fetches a ref into a bare repository; raises `GitFailed` where git exits with an error.
 
     Args:
         url: anything that git accepts, or a folder relative to the current one.
-        wanted: refs and options.
         note: called with each line of git's progress.
-
-    Raises:
-        GitFailed: it exits with an error.
     """
     source, local = _source(url)
-    options = [word for word in wanted if word.startswith("--")]
-    refs = [word for word in wanted if not word.startswith("--")]
     process = subprocess.Popen(
-        ["git", *_FETCH, *local, *options, "--", source, *refs],
+        ["git", *_FETCH, *local, *options, "--", source, ref],
         cwd=repository,
         env={**_environment(_REACHES_OUT), "GIT_DIR": str(repository), "GIT_TERMINAL_PROMPT": "0"},
         stdin=subprocess.DEVNULL,
@@ -120,8 +110,7 @@ def without_password(text: str) -> str:
 def apply_patch(folder: Path, patch: Path, to: str, remedy: str) -> None:
     """Applies a patch in git's format to the files in a folder, completely or not at all.
 
-    Raises:
-        UserError: it does not apply to this version (`to`); names the patch and, in git's words, file and line.
+    Raises `UserError` where it does not apply to this version (`to`): the patch, and in git's words file and line.
     """
     try:
         git("apply", str(patch.resolve()), folder=folder)

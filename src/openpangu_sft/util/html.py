@@ -21,9 +21,9 @@ def render_page(template: Path, **values: object) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(printable=printable, thousands="{:,}".format, share=_share)
+    environment.filters.update(printable=printable, thousands="{:,}".format, share=share)
     return environment.get_template(template.name).render(values)
 
 
-def _share(part: int, whole: int, places: int = 1) -> str:
+def share(part: int, whole: int, places: int = 1) -> str:
     return f"{part / max(whole, 1):.{places}%}"

@@ -20,8 +20,7 @@ from openpangu_sft.util.errors import UserError, first_complaint, naming
 def read_lines(path: Path, kind: type[BaseModel]) -> list[dict[str, Any]]:
     """All complete lines, each with the fields of `kind`; none where there is no file.
 
-    Raises:
-        UserError: a line is not of that kind.
+    Raises `UserError` for the first line that is not of that kind.
     """
     if not path.is_file():
         return []

@@ -36,7 +36,7 @@ def _fetch(repository: Path, name: str, urls: Sequence[str], commit: str, branch
     """
     failures: dict[str, str] = {}
     for by_id in (True, False):
-        wanted = ["--depth=1", commit] if by_id else [f"refs/heads/{branch}"]
+        wanted = [commit, "--depth=1"] if by_id else [f"refs/heads/{branch}"]
         what = commit[:12] if by_id else f"branch {branch}, to look for it there,"
         for url in urls:
             if not by_id and nobody_there(failures[url]):
