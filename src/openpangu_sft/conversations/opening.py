@@ -21,6 +21,8 @@ LONGEST_LINE = 1 << 28
 """Bytes or characters of a line: more is no record, but the work of a decompression bomb."""
 
 UTF8 = "utf-8"
+BOM = "\ufeff"
+"""The byte order mark, which may precede a text."""
 LOST = re.compile("[\udc80-\udcff]")
 """A byte that could not be decoded, in Python's error handler surrogateescape."""
 
@@ -110,6 +112,15 @@ def is_utf8(encoding: str) -> bool:
 def text_of(stream: io.BufferedReader, encoding: str, newline: str) -> io.TextIOWrapper:
     """The text of a stream; `LOST` matches bytes that cannot be decoded, where the encoding lets decoding go on."""
     return io.TextIOWrapper(stream, encoding, errors="surrogateescape", newline=newline)
+
+
+def text_lines(stream: io.BufferedReader, path: Path, encoding: str, newline: str = "\n") -> Iterator[str]:
+    """The lines of the text of a stream, without a byte order mark; see `text_of` and `lines_of`."""
+    lines = lines_of(text_of(stream, encoding, newline), path)
+    for first in lines:
+        yield first.removeprefix(BOM)
+        break
+    yield from lines
 
 
 def lost(text: str, encoding: str) -> str:

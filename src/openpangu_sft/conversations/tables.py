@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow
 from pyarrow import ipc, parquet
 
-from openpangu_sft.conversations.opening import LONGEST_LINE, UTF8, lines_of, lost, open_raw, text_of
-from openpangu_sft.conversations.readers import BOM, RawRecord
+from openpangu_sft.conversations.opening import LONGEST_LINE, UTF8, lost, open_raw, text_lines
+from openpangu_sft.conversations.readers import RawRecord
 from openpangu_sft.util.errors import UserError
 
 ROWS_AT_ONCE = 256
@@ -28,7 +28,7 @@ def read_csv(path: Path, encoding: str = UTF8) -> Iterator[RawRecord]:
     """
     csv.field_size_limit(LONGEST_LINE)
     with open_raw(path, encoding) as (stream, position):
-        rows = csv.reader(lines_of(text_of(stream, encoding, ""), path), strict=True)
+        rows = csv.reader(text_lines(stream, path, encoding, newline=""), strict=True)
         number = 1
         try:
             names: list[str] = []
@@ -44,7 +44,7 @@ def read_csv(path: Path, encoding: str = UTF8) -> Iterator[RawRecord]:
 
 
 def _header(path: Path, cells: list[str], encoding: str) -> list[str]:
-    names = [cells[0].removeprefix(BOM), *cells[1:]]
+    names = list(cells)
     if names[0] == "" and len(names) > 1:
         names[0] = "index"  # pandas writes its index without a name; the key is known to be harmless
     what = lost("".join(names), encoding)
