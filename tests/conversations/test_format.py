@@ -300,8 +300,8 @@ def test_a_file_that_changes_meanwhile_is_refused(tmp_path: Path, monkeypatch: p
     raw = put(tmp_path, "a.jsonl", GOOD)
     original = format_stage.read_records
 
-    def read_and_append(path: Path) -> Iterator[Any]:
-        yield from original(path)
+    def read_and_append(path: Path, encoding: str) -> Iterator[Any]:
+        yield from original(path, encoding)
         with raw.open("a") as stream:
             stream.write(json.dumps(GOOD) + "\n")
 

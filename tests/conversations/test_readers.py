@@ -18,8 +18,9 @@ from pyarrow import parquet
 
 from openpangu_sft.conversations import alpaca, openai, sharegpt
 from openpangu_sft.conversations.conversation import BadSample, Message, Sample
+from openpangu_sft.conversations.files import raw_files, read_records
 from openpangu_sft.conversations.format import convert_record, reason_class
-from openpangu_sft.conversations.readers import RawRecord, raw_files, read_records
+from openpangu_sft.conversations.readers import RawRecord
 from openpangu_sft.util.errors import UserError
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -493,8 +494,9 @@ def test_a_constant_in_an_array_spoils_only_its_record(tmp_path: Path) -> None:
         ('[{"a": 1}]\n[2]', r"a\.json:2: .*something follows the array \(column 1\)"),
         ("[", r"in record \[0\]: the file ends inside it"),
         ("[" * 100_000, r"a\.json\[0\]: nested too deeply"),
+        ('{"data": [{"a": 1}]}', r"one object with the records under \"data\", not an array -> .*jq '\.\[\"data\"\]'"),
         ('{"data": [1]}', r"is not an array of records -> put the records into one list"),
-        ('{"a": 1}\n{"a": 2}\n', r"holds JSON lines, not an array -> rename it to a\.jsonl"),
+        ('{\n"a": 1}\n{\n"a": 2}\n', r"holds objects one after another, not an array -> .*jq -c \. OLD\.json"),
         ('"text"', r"is not an array of records"),
         ("hello", r"a\.json:1: .*expecting an array of records"),
         (b'[\n\n"\xff"]', r"a\.json:3: not UTF-8: byte 0xff"),
@@ -634,7 +636,7 @@ def test_files_come_sorted_and_hidden_ones_are_left_out(tmp_path: Path) -> None:
     assert names(tmp_path / "b.jsonl") == ["b.jsonl"]
 
 
-@pytest.mark.parametrize("name", ["a.csv", "README", "a.jsonl.gz", "a.txt"])
+@pytest.mark.parametrize("name", ["a.tsv", "NOTES", "a.parquet.gz", "a.txt"])
 def test_a_file_of_another_kind_is_not_passed_over(tmp_path: Path, name: str) -> None:
     (tmp_path / "b.jsonl").touch()
     (tmp_path / name).touch()
@@ -642,7 +644,7 @@ def test_a_file_of_another_kind_is_not_passed_over(tmp_path: Path, name: str) ->
         with pytest.raises(UserError) as caught:
             raw_files(path)
         assert caught.value.where == tmp_path / name
-        assert ".jsonl, .json, .parquet" in str(caught.value)
+        assert caught.value.remedy
 
 
 def test_what_is_no_file_is_not_passed_over(tmp_path: Path) -> None:
@@ -659,7 +661,7 @@ def test_what_is_no_file_is_not_passed_over(tmp_path: Path) -> None:
         raw_files(tmp_path)
     (tmp_path / "a.jsonl").unlink()
     (tmp_path / "a.jsonl").mkdir()
-    with pytest.raises(UserError, match="is a directory"):
+    with pytest.raises(UserError, match="holds no raw conversations"):
         raw_files(tmp_path)
 
 

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from conftest import ROOT, SHARED, TINY, example_texts
 from openpangu_sft.conversations.conversation import Message
-from openpangu_sft.conversations.readers import read_records
+from openpangu_sft.conversations.files import read_records
 from openpangu_sft.demo.base_model import CONTROL_TOKENS, make_base_model
 from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.tokenizer.template import HEADERS, prompt_spans

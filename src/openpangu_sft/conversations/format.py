@@ -19,9 +19,10 @@ from openpangu_sft.artifacts.checks import require_apart
 from openpangu_sft.conversations.conversation import Sample, reason_class
 from openpangu_sft.conversations.convert import Converter
 from openpangu_sft.conversations.fields import compact_json
+from openpangu_sft.conversations.files import RawFile, raw_files, read_records
 from openpangu_sft.conversations.keys import BadSample
 from openpangu_sft.conversations.preference import LeftOut
-from openpangu_sft.conversations.readers import RawRecord, raw_files, read_records
+from openpangu_sft.conversations.readers import RawRecord
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.console import byte_progress
 from openpangu_sft.util.errors import UserError
@@ -31,7 +32,7 @@ REJECTS = "rejects"
 
 RECORDS_PER_STEP = 200
 
-SETTINGS = ("source_format", "on_bad_sample", "ignore_keys", "turns", "preference", "columns")
+SETTINGS = ("source_format", "encoding", "on_bad_sample", "ignore_keys", "turns", "preference", "columns")
 """Keys of the recipe's section data that shape samples."""
 
 
@@ -59,31 +60,32 @@ def run_format(recipe: Recipe) -> Manifest:
     return manifest
 
 
-def _fill(staging: Path, outputs: dict[str, Path], recipe: Recipe, manifest: Manifest) -> None:
+def _fill(staging: Path, outputs: dict[str, RawFile], recipe: Recipe, manifest: Manifest) -> None:
     """Writes the samples of all files and fills in the manifest."""
     reasons: Counter[str] = Counter()
     converter = Converter(recipe.data)
     per_file: dict[str, dict[str, int]] = {}
-    sizes = {name: path.stat().st_size for name, path in outputs.items()}
+    sizes = {name: file.path.stat().st_size for name, file in outputs.items()}
     with byte_progress("format", sum(sizes.values())) as advance:
-        for name, path in outputs.items():
+        for name, file in outputs.items():
+            path = file.path
             before = path.stat()
-            manifest.inputs[path.name] = sha256_of(path)
+            manifest.inputs[file.name] = sha256_of(path)
             with _Output(staging, name) as output:
                 done = 0
-                for record in read_records(path):
-                    reason = _convert_into(output, record, path, converter, recipe)
+                for record in read_records(path, recipe.data.encoding):
+                    reason = _convert_into(output, record, file, converter, recipe)
                     if reason:
                         reasons[reason_class(reason)] += 1
                     read = output.written + output.rejected
                     if read % RECORDS_PER_STEP == 0:
-                        advance(record.position - done, escape(path.name))
+                        advance(record.position - done, escape(file.name))
                         done = record.position
-                advance(sizes[name] - done, escape(path.name))
+                advance(sizes[name] - done, escape(file.name))
             after = path.stat()
             if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
                 raise UserError("changed while it was read", where=path, remedy="run the stage again")
-            per_file[path.name] = {"read": read, "written": output.written, "rejected": output.rejected}
+            per_file[file.name] = {"read": read, "written": output.written, "rejected": output.rejected}
     if converter.unseen:
         what = f"no record has the column {min(converter.unseen)}"
         raise UserError(what, where="data.columns", remedy="check its name against a record")
@@ -94,7 +96,7 @@ def _fill(staging: Path, outputs: dict[str, Path], recipe: Recipe, manifest: Man
     manifest.counts["files"] = per_file
 
 
-def _convert_into(output: _Output, raw: RawRecord, path: Path, convert: Converter, recipe: Recipe) -> str:
+def _convert_into(output: _Output, raw: RawRecord, file: RawFile, convert: Converter, recipe: Recipe) -> str:
     """Writes one record as a sample or as a reject, or refuses it; returns the reason of a reject."""
     try:
         if raw.unreadable:
@@ -103,8 +105,8 @@ def _convert_into(output: _Output, raw: RawRecord, path: Path, convert: Converte
     except BadSample as error:
         if recipe.data.on_bad_sample == "refuse" and not isinstance(error, LeftOut):
             remedy = "fix it, or set data.on_bad_sample=skip to leave such records out"
-            raise UserError(str(error), where=f"{path}{raw.place}", remedy=remedy) from None
-        output.reject(raw, path, str(error))
+            raise UserError(str(error), where=f"{file.path}{raw.place}", remedy=remedy) from None
+        output.reject(raw, file, str(error))
         return str(error)
     return ""
 
@@ -122,9 +124,9 @@ class _Output(contextlib.ExitStack):
         self._write(".", json.dumps(sample.to_json(), ensure_ascii=False).encode())
         self.written += 1
 
-    def reject(self, raw: RawRecord, path: Path, reason: str) -> None:
+    def reject(self, raw: RawRecord, file: RawFile, reason: str) -> None:
         """Writes file, place, reason and the record, or its text where it could not be read."""
-        entry: dict[str, Any] = {"file": path.name, "place": raw.place.lstrip(":"), "reason": reason}
+        entry: dict[str, Any] = {"file": file.name, "place": raw.place.lstrip(":"), "reason": reason}
         key, value = ("text", raw.text) if raw.unreadable else ("record", raw.content)
         try:
             line = compact_json({**entry, key: value})
@@ -140,13 +142,12 @@ class _Output(contextlib.ExitStack):
         self._streams[below].write(line + b"\n")
 
 
-def _outputs(files: list[Path]) -> dict[str, Path]:
+def _outputs(files: list[RawFile]) -> dict[str, RawFile]:
     """Raw files by the name of their samples file, which no two may share."""
-    outputs: dict[str, Path] = {}
+    outputs: dict[str, RawFile] = {}
     for file in files:
-        name = f"{file.stem}.jsonl"
-        if name in outputs:
-            what = f"{outputs[name].name} and {file.name} would both become {name}"
-            raise UserError(what, where=file.parent, remedy="rename one of them")
-        outputs[name] = file
+        other = outputs.setdefault(file.samples, file)
+        if other is not file:
+            what = f"{other.name} and {file.name} would both become {file.samples}"
+            raise UserError(what, where=file.path.parent, remedy="rename one of them")
     return outputs

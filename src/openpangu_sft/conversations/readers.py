@@ -1,4 +1,4 @@
-"""Reads records from JSON lines, JSON arrays and parquet, each with its place in the file.
+"""Reads records from JSON lines and JSON arrays, each with its place in the file.
 
 An unreadable record is reported as one, and reading continues after it; a file that is broken as a whole is an error.
 """
@@ -10,20 +10,30 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Optional
-
-import pyarrow
-from pyarrow import parquet
+from typing import Any, Optional
 
 from openpangu_sft.conversations.fields import JSON, NotStrict, parse_json, too_much
 from openpangu_sft.conversations.keys import BadSample
+from openpangu_sft.conversations.opening import (
+    BOM,
+    COMPRESSED,
+    UTF8,
+    is_utf8,
+    lines_of,
+    lost,
+    open_raw,
+    text_lines,
+    text_of,
+)
 from openpangu_sft.util.errors import UserError
 
 UTF8_BOM = b"\xef\xbb\xbf"
-ROWS_AT_ONCE = 256
+LARGEST_ARRAY = 1 << 32
+"""Bytes of a JSON array in a compressed file, which is read as a whole."""
 
 _BLANK = re.compile(r"[ \t\r\n]*")
-_NOT_UTF8 = re.compile("[\udc80-\udcff]")  # such bytes of a file name in Python; no manifest can hold them
+_INDENTED = re.compile(rb'(?:\xef\xbb\xbf)?\s*([\[{])[ \t]*\r?\n\s+["{]')
+_FIRST_LINE = 1 << 24  # characters that are looked at to tell JSON lines from an array
 _LENIENT = json.JSONDecoder()
 
 
@@ -33,7 +43,7 @@ class RawRecord:
 
     Args:
         place: suffix of the file's name: ":12" (line, from 1), "[3]" (index, from 0) or ":row 5" (from 0).
-        position: bytes of the file read so far, for the progress bar; an estimate except for JSON lines.
+        position: bytes of the file read so far, for the progress bar; an estimate except for plain JSON lines in UTF-8.
         content: any JSON value.
         unreadable: why there is no content, else empty.
         text: the record as in the file where there is no content.
@@ -46,54 +56,28 @@ class RawRecord:
     text: str = ""
 
 
-def raw_files(path: Path) -> list[Path]:
-    """The files to read: `path` itself, or all files in it but hidden ones, sorted by name.
+def read_lines(path: Path, encoding: str = UTF8) -> Iterator[RawRecord]:
+    """JSON lines: a value per line; accepts blank lines, CRLF and a byte order mark. One line is in memory.
 
     Raises:
-        UserError: nothing is there, or an entry cannot be read: none is silently skipped.
+        UserError: it begins with a value over several lines, or has a line that is too long.
     """
-    known = ", ".join(READERS)
-    if not path.exists():
-        raise UserError(
-            "no raw conversations here", where=path, remedy=f"put files there ({known}) or set paths.raw to yours"
-        )
-    inside = sorted(path.iterdir(), key=lambda entry: entry.name) if path.is_dir() else [path]
-    files = [entry for entry in inside if not entry.name.startswith(".")]
-    if not files:
-        raise UserError("holds no raw conversations", where=path, remedy=f"put files there: {known}")
-    for file in files:
-        if _NOT_UTF8.search(file.name):
-            raise UserError(f"holds a file whose name is not UTF-8: {file.name!a}", where=path, remedy="rename it")
-        if file.is_dir():
-            raise UserError("is a directory: only files are read", where=file, remedy="move its files up, or it away")
-        if not file.is_file():
-            raise UserError("is not a regular file, or is a broken link", where=file, remedy="move it away")
-        if file.suffix.lower() not in READERS:
-            raise UserError(
-                f"unknown kind of file {file.suffix or '(no suffix)'}",
-                where=file,
-                remedy=f"known are {known}: convert it, or move it away",
-            )
-    return files
-
-
-def read_records(path: Path) -> Iterator[RawRecord]:
-    """The records of one file in their order; raises `UserError` where it is broken as a whole or holds none."""
-    record = None
-    for record in READERS[path.suffix.lower()](path):
-        yield record
-    if record is None:
-        raise UserError("holds no records", where=path, remedy="fill it, or move it away")
-
-
-def read_lines(path: Path) -> Iterator[RawRecord]:
-    """JSON lines: a value per line in UTF-8; accepts blank lines, CRLF and a byte order mark. One line is in memory."""
-    position = 0
-    with path.open("rb") as stream:
-        for number, line in enumerate(stream, 1):
-            position += len(line)
-            if record := record_of_line(line, number, position, first=number == 1):
-                yield record
+    with open_raw(path, encoding) as (stream, position):
+        if found := _INDENTED.match(stream.peek(1)):
+            what = f"holds {'an array' if found[1] == b'[' else 'objects'} over several lines, not one on each line"
+            step = "name it .json" if found[1] == b"[" else "write each on one line: jq -c . OLD.jsonl > NEW.jsonl"
+            raise UserError(what, where=path, remedy=step)
+        if is_utf8(encoding):
+            for number, line in enumerate(lines_of(stream, path), 1):
+                if record := record_of_line(line, number, position(), first=number == 1):
+                    yield record
+            return
+        for number, text in enumerate(text_lines(stream, path, encoding), 1):
+            if reason := lost(text, encoding):
+                shown = text.encode(errors="surrogateescape").decode(errors="backslashreplace").rstrip("\r\n")
+                yield RawRecord(f":{number}", position(), unreadable=reason, text=shown)
+            elif text.strip(" \t\r\n"):
+                yield _record_of_text(text, f":{number}", position())
 
 
 def record_of_line(line: bytes, number: int, position: int, first: bool) -> Optional[RawRecord]:
@@ -117,8 +101,10 @@ def record_of_line(line: bytes, number: int, position: int, first: bool) -> Opti
         return RawRecord(
             place, position, unreadable=reason, text=line.decode("utf-8", "backslashreplace").rstrip("\r\n")
         )
-    if not line.strip():
-        return None
+    return _record_of_text(text, place, position) if line.strip() else None
+
+
+def _record_of_text(text: str, place: str, position: int) -> RawRecord:
     try:
         return RawRecord(place, position, parse_json(text))
     except BadSample as error:
@@ -130,19 +116,47 @@ def record_of_line(line: bytes, number: int, position: int, first: bool) -> Opti
     return RawRecord(place, position, unreadable=reason, text=text.rstrip("\r\n"))
 
 
-def read_array(path: Path) -> Iterator[RawRecord]:
-    """A JSON array in UTF-8, with or without a byte order mark. The file's text and one record are in memory.
+def read_json(path: Path, encoding: str = UTF8) -> Iterator[RawRecord]:
+    """A JSON array, or JSON lines by another name; see `read_lines`. Of an array the text and one record are in memory.
 
     Raises:
-        UserError: not UTF-8, no array, or a syntax error, after which the next record cannot be found.
+        UserError: not in this encoding, no array, or a syntax error, after which the next record cannot be found.
     """
-    raw = path.read_bytes().removeprefix(UTF8_BOM)
+    return read_lines(path, encoding) if _has_lines(path, encoding) else _read_array(path, encoding)
+
+
+def _has_lines(path: Path, encoding: str) -> bool:
+    """Whether the first line is an object, and another object begins on the next one."""
+    with open_raw(path, encoding) as (stream, _), text_of(stream, encoding, "\n") as text:
+        try:
+            first = text.readline(_FIRST_LINE).removeprefix(BOM)
+            while first and not first.strip():
+                first = text.readline(_FIRST_LINE)
+            if not (first.startswith("{") and first.rstrip().endswith("}")):
+                return False
+            following = next(filter(str.strip, iter(lambda: text.readline(_FIRST_LINE), "")), "")
+        except UnicodeError:  # reported where the file is read
+            return False
+    return following.startswith("{")
+
+
+def _text(path: Path, encoding: str) -> str:
+    with open_raw(path, encoding) as (stream, _):
+        raw = stream.read(LARGEST_ARRAY + 1 if path.suffix.lower() in COMPRESSED else -1)
+    if len(raw) > LARGEST_ARRAY and path.suffix.lower() in COMPRESSED:
+        what = f"holds more than {LARGEST_ARRAY >> 20} MB, too much for one array"
+        raise UserError(what, where=path, remedy="write JSON lines into a .jsonl file: jq -c .[]")
     try:
-        text = raw.decode("utf-8")
+        return raw.decode(encoding).removeprefix(BOM)
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        what = f"not UTF-8: byte 0x{raw[error.start]:02x}"
-        raise UserError(what, where=f"{path}:{line}", remedy="save the file as UTF-8") from None
+        what = f"not {encoding.upper()}: byte 0x{raw[error.start]:02x}"
+        remedy = "save the file as UTF-8, or set data.encoding to the file's encoding"
+        raise UserError(what, where=f"{path}:{line}", remedy=remedy) from None
+
+
+def _read_array(path: Path, encoding: str) -> Iterator[RawRecord]:
+    text, size = _text(path, encoding), path.stat().st_size
     position = _skip_blank(text, 0)
     if position == len(text):
         return
@@ -153,7 +167,7 @@ def read_array(path: Path) -> Iterator[RawRecord]:
     end = begin
     while mark != "]":
         record, end = _element(path, text, begin, index)
-        yield RawRecord(f"[{index}]", len(raw) * end // len(text), **record)
+        yield RawRecord(f"[{index}]", size * end // len(text), **record)
         end = _skip_blank(text, end)
         mark = text[end : end + 1]
         if mark not in (",", "]"):
@@ -189,54 +203,29 @@ def _broken(path: Path, text: str, position: int, reason: str) -> UserError:
 
 def _no_array(path: Path, text: str, position: int) -> UserError:
     try:
-        end = _LENIENT.raw_decode(text, position)[1]
+        content, end = _LENIENT.raw_decode(text, position)
     except (ValueError, RecursionError):
         return _broken(path, text, position, "expecting an array of records, [ first")
     if text[position] == "{" and text[_skip_blank(text, end) :].startswith("{"):
-        return UserError("holds JSON lines, not an array", where=path, remedy=f"rename it to {path.stem}.jsonl")
-    return UserError("is not an array of records", where=path, remedy="put the records into one list: [{…}, {…}]")
+        what = "holds objects one after another, not an array"
+        remedy = "write each on one line: jq -c . OLD.json > NEW.jsonl"
+    elif key := _wrapper(content):
+        quoted = json.dumps(key)[:80]
+        what = f"is one object with the records under {quoted}, not an array"
+        remedy = f"keep only that list: jq '.[{quoted}]' OLD.json > NEW.json"
+    else:
+        what, remedy = "is not an array of records", "put the records into one list: [{…}, {…}]"
+    return UserError(what, where=path, remedy=remedy)
+
+
+def _wrapper(content: object) -> str:
+    """The key of a list of objects that are no messages, else empty."""
+    for key, value in content.items() if isinstance(content, dict) else ():
+        if isinstance(value, list) and value and isinstance(value[0], dict) and not value[0].keys() & {"role", "from"}:
+            return str(key)
+    return ""
 
 
 def _skip_blank(text: str, position: int) -> int:
     match = _BLANK.match(text, position)
     return match.end() if match else position
-
-
-def read_parquet(path: Path) -> Iterator[RawRecord]:
-    """Parquet: a record per row. A batch of rows is in memory.
-
-    Parquet stores every field of a structure in every row, null where there was none: nulls are removed at every depth.
-
-    Raises:
-        UserError: not parquet, or damaged.
-    """
-    size = path.stat().st_size
-    try:
-        with parquet.ParquetFile(path) as file:
-            total, row = max(file.metadata.num_rows, 1), 0
-            for batch in file.iter_batches(batch_size=ROWS_AT_ONCE):
-                for index in range(batch.num_rows):
-                    yield _row(batch.slice(index, 1), f":row {row}", size * (row + 1) // total)
-                    row += 1
-    except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: column names that are not UTF-8
-        raise UserError(f"not readable as parquet: {error}", where=path, remedy="write it again") from None
-
-
-def _row(one: Any, place: str, position: int) -> RawRecord:
-    try:
-        return RawRecord(place, position, _without_null(one.to_pylist()[0]))
-    except (ValueError, OverflowError) as error:  # parquet checks neither that texts are UTF-8 nor the range of dates
-        return RawRecord(place, position, unreadable=f"not readable: {error}", text=f"columns: {one.schema.names}")
-
-
-def _without_null(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_null(item) for key, item in value.items() if item is not None}
-    return [_without_null(item) for item in value] if isinstance(value, list) else value
-
-
-READERS: dict[str, Callable[[Path], Iterator[RawRecord]]] = {
-    ".jsonl": read_lines,
-    ".json": read_array,
-    ".parquet": read_parquet,
-}

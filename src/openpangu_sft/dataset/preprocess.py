@@ -15,8 +15,8 @@ from typing import Any, NamedTuple, Optional
 
 from openpangu_sft.artifacts.artifact import MANIFEST, Manifest, read_manifest, staged_directory
 from openpangu_sft.conversations.conversation import parse_sample
+from openpangu_sft.conversations.files import suffix_of
 from openpangu_sft.conversations.keys import BadSample
-from openpangu_sft.conversations.readers import READERS
 from openpangu_sft.dataset.index_file import PREFIX
 from openpangu_sft.dataset.roles import roles_path
 from openpangu_sft.dataset.shard import write_shard
@@ -148,7 +148,7 @@ def sample_files(path: Path) -> list[Path]:
     if (path / MANIFEST).is_file():
         read_manifest(path, "samples", "run make format again")
     inside = [entry for entry in path.iterdir() if entry.name != MANIFEST] if path.is_dir() else [path]
-    known = [entry for entry in inside if entry.suffix.lower() in READERS and not entry.name.startswith(".")]
+    known = [entry for entry in inside if suffix_of(entry) and not entry.name.startswith(".")]
     for entry in known:
         if entry.suffix != SUFFIX:
             raise UserError(f"is not a {SUFFIX} file", where=entry, remedy="run make format on it, or move it away")

@@ -11,8 +11,8 @@ import numpy as np
 
 from openpangu_sft.conversations.conversation import Message, Sample
 from openpangu_sft.conversations.convert import Converter
+from openpangu_sft.conversations.files import SUFFIXES, read_records, suffix_of
 from openpangu_sft.conversations.keys import BadSample
-from openpangu_sft.conversations.readers import READERS, read_records
 from openpangu_sft.dataset.index_file import FIELDS, VALIDATION, read_rows
 from openpangu_sft.dataset.roles import BEGINS, UNKNOWN, Roles, read_roles, role_of
 from openpangu_sft.dataset.segments import segment_runs
@@ -45,8 +45,8 @@ def questions_in(path: Path, recipe: Recipe, tokenizer: Tokenizer) -> list[Quest
         raise UserError("is a directory", where=path, remedy="give a prompt file: PROMPTS=…")
     if not path.is_file():
         raise UserError("no such file", where=path, remedy="give a prompt file: PROMPTS=…")
-    if path.suffix.lower() != ".txt" and path.suffix.lower() not in READERS:
-        known = ", ".join([".txt", *READERS])
+    if path.suffix.lower() != ".txt" and not suffix_of(path):
+        known = ", ".join([".txt", *SUFFIXES])
         raise UserError(f"unknown kind of file {path.suffix or '(no suffix)'}", where=path, remedy=f"known: {known}")
     read = _lines(path) if path.suffix.lower() == ".txt" else _conversations(path, recipe)
     found = [
@@ -70,7 +70,7 @@ def _lines(path: Path) -> Iterator[tuple[str, Sample]]:
 
 def _conversations(path: Path, recipe: Recipe) -> Iterator[tuple[str, Sample]]:
     convert = Converter(recipe.data)
-    for record in read_records(path):
+    for record in read_records(path, recipe.data.encoding):
         try:
             if record.unreadable:
                 raise BadSample(record.unreadable)

@@ -42,7 +42,7 @@ class Paths(Section):
     cache: str = "/cache"
     """Base of the relative paths below."""
     raw: str = "raw"
-    """Raw conversations: a directory of .json, .jsonl and .parquet files, or one file."""
+    """Raw conversations: a directory of .json, .jsonl, .csv, .parquet and .arrow files, or one file."""
     samples: str = "dataset"
     """Samples, written by format and read by preprocess; or your own .jsonl samples."""
     shards: str = "finetune_dataset/shards"
@@ -153,6 +153,8 @@ class Data(Section):
 
     source_format: Literal["auto", "alpaca", "sharegpt", "openai", "samples"] = "auto"
     """Format of the raw conversations; auto detects it from the keys of each record."""
+    encoding: str = "utf-8"
+    """Encoding of raw .json, .jsonl and .csv files, as Python names it: gb18030, utf-16."""
     columns: dict[Column, str] = {}
     """Names of your columns: {prompt: ask, response: reply}, or {messages: talk, role: speaker, content: utterance}."""
     ignore_keys: list[str] = []
@@ -181,6 +183,16 @@ class Data(Section):
     """Seed of the order of samples and packs in a shard, and of the validation split."""
     workers: int = Positive
     """Worker processes for tokenization."""
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, value: str) -> str:
+        try:
+            "a".encode(value)
+        except (LookupError, ValueError):  # ValueError: a NUL in the name
+            key = "data.encoding"
+            raise Conflict(f"{key} {value!r} is no text encoding", "use utf-8, gb18030 or utf-16", key) from None
+        return value
 
 
 class Recompute(Section):

@@ -1,0 +1,167 @@
+"""Which raw files there are, and the reader of each: one file, or directories as the Hugging Face hub lays them out."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Callable
+
+from openpangu_sft.conversations.opening import COMPRESSED, LOST, UTF8
+from openpangu_sft.conversations.readers import RawRecord, read_json, read_lines
+from openpangu_sft.conversations.tables import read_arrow, read_csv, read_parquet
+from openpangu_sft.util.console import console
+from openpangu_sft.util.errors import UserError, printable
+
+READERS: dict[str, Callable[[Path, str], Iterator[RawRecord]]] = {
+    ".jsonl": read_lines,
+    ".json": read_json,
+    ".csv": read_csv,
+    ".parquet": read_parquet,
+    ".arrow": read_arrow,
+}
+_TEXTS = (".jsonl", ".json", ".csv")
+SUFFIXES = (*READERS, *(text + packed for text in _TEXTS for packed in COMPRESSED))
+"""Ends of the names of raw files."""
+_KNOWN = f"{', '.join(READERS)}; {', '.join(_TEXTS)} also with {' or '.join(COMPRESSED)}"
+
+_ABOUT = ("readme", "license", "licence")
+_CACHE = re.compile(r"cache-.*\.arrow$")  # the results of `map` that `datasets` keeps beside its data
+_METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+_LARGEST_METADATA = 1 << 24
+_LLAMA_FACTORY = {"file_name", "hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name"}
+_SPLITS = re.compile(r"(?:^|[/_.-])(train|validation|valid|val|dev|test|eval)(?=[/_.-])")
+_UNPACK = "unpack it, and put what is in it there"
+_REMEDIES = {
+    ".txt": "plain text has no roles: write each conversation as a JSON object on a line of a .jsonl file",
+    ".xlsx": "save it as CSV (UTF-8)",
+    ".xls": "save it as CSV (UTF-8)",
+    **dict.fromkeys((".zip", ".tar", ".tgz", ".bz2", ".xz", ".7z", ".rar", *COMPRESSED), _UNPACK),
+}
+
+
+@dataclass(frozen=True)
+class RawFile:
+    """A raw file; `name` is its path below paths.raw, with slashes, or its own name if paths.raw is a file."""
+
+    path: Path
+    name: str
+
+    @property
+    def samples(self) -> str:
+        """Name of its samples file: data-train-0.jsonl of data/train-0.parquet."""
+        return self.name[: -len(suffix_of(self.path))].replace("/", "-") + ".jsonl"
+
+
+def suffix_of(path: Path) -> str:
+    """The end of a raw file's name, in lower case: .jsonl, .csv.gz; empty for another kind of file."""
+    return max((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), key=len, default="")
+
+
+def raw_files(path: Path) -> list[RawFile]:
+    """The files to read: `path` itself, or all files below it, sorted; what is passed over is printed.
+
+    Raises:
+        UserError: nothing is there, or an entry cannot be read: none is silently skipped.
+    """
+    if not path.exists():
+        raise UserError(
+            "no raw conversations here", where=path, remedy=f"put files there ({_KNOWN}) or set paths.raw to yours"
+        )
+    if not path.is_dir():
+        _require_named(path)
+        _require_readable(path)
+        return [RawFile(path, path.name)]
+    passed: list[str] = []
+    files = sorted(_below(path, "", (), passed), key=lambda file: PurePosixPath(file.name).parts)
+    if passed:
+        _print(f"passed over: {', '.join(sorted(passed))}")
+    if not files:
+        raise UserError("holds no raw conversations", where=path, remedy=f"put files there: {_KNOWN}")
+    splits = sorted({split for file in files for split in _SPLITS.findall(file.name.lower())})
+    if len(splits) > 1:
+        _print(
+            f"all splits become samples: {', '.join(splits)}; for one of them give its files a directory of their own"
+        )
+    return files
+
+
+def _print(text: str) -> None:
+    console.print(printable(text), markup=False, soft_wrap=True)
+
+
+def _below(directory: Path, prefix: str, above: tuple[Path, ...], passed: list[str]) -> Iterator[RawFile]:
+    """The files in a directory and those in it, in no order; names passed over go to `passed`."""
+    above = (*above, directory.resolve())
+    for entry in directory.iterdir():
+        name = prefix + entry.name
+        _require_named(entry)
+        if _is_about(entry):
+            passed.append(name)
+        elif entry.is_dir():
+            if entry.resolve() in above:
+                raise UserError("is a link to a directory that it lies in", where=entry, remedy="remove it")
+            yield from _below(entry, f"{name}/", above, passed)
+        else:
+            _require_readable(entry)
+            yield RawFile(entry, name)
+
+
+def _is_about(entry: Path) -> bool:
+    """Whether this is not data, but hidden, a cache, or describes the data."""
+    name = entry.name.lower()
+    if name.startswith(".") or not entry.is_file():
+        return name.startswith(".")
+    if name in _METADATA:
+        return _is_metadata(entry)
+    return bool(_CACHE.match(name)) or (name.startswith(_ABOUT) and not suffix_of(entry))
+
+
+def _is_metadata(file: Path) -> bool:
+    """Whether this is one JSON object, so no records; raises `UserError` if it is LLaMA-Factory's list of data sets."""
+    if file.stat().st_size > _LARGEST_METADATA:
+        return False
+    try:
+        content = json.loads(file.read_bytes())
+    except (ValueError, RecursionError):
+        return False
+    if not isinstance(content, dict):
+        return False
+    if any(isinstance(value, dict) and value.keys() & _LLAMA_FACTORY for value in content.values()):
+        remedy = "move it away; name columns in data.columns, and set data.preference=chosen for a ranking data set"
+        raise UserError("is LLaMA-Factory's description of data sets, which is not used", where=file, remedy=remedy)
+    return True
+
+
+def _require_named(entry: Path) -> None:
+    """A manifest can hold only names in UTF-8."""
+    if LOST.search(entry.name):
+        what = f"holds a file whose name is not UTF-8: {entry.name!a}"
+        raise UserError(what, where=entry.parent, remedy="rename it")
+
+
+def _require_readable(file: Path) -> None:
+    if not file.is_file():
+        raise UserError("is not a regular file, or is a broken link", where=file, remedy="move it away")
+    if not suffix_of(file):
+        suffix = file.suffix.lower()
+        remedy = _REMEDIES.get(suffix, f"known are {_KNOWN}: convert it, or move it away")
+        raise UserError(f"unknown kind of file {suffix or '(no suffix)'}", where=file, remedy=remedy)
+
+
+def read_records(path: Path, encoding: str = UTF8) -> Iterator[RawRecord]:
+    """The records of one file in their order.
+
+    Args:
+        encoding: of JSON and CSV files, as in data.encoding.
+
+    Raises:
+        UserError: it is broken as a whole or holds no records.
+    """
+    record, kind = None, f".{suffix_of(path).split('.')[1]}"
+    for record in READERS[kind](path, encoding):
+        yield record
+    if record is None:
+        raise UserError("holds no records", where=path, remedy="fill it, or move it away")

@@ -1,0 +1,157 @@
+"""Reads records from tables: CSV, parquet and Arrow. A row is a record; an empty cell is an absent field."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+from pyarrow import ipc, parquet
+
+from openpangu_sft.conversations.opening import LONGEST_LINE, UTF8, lost, open_raw, text_lines
+from openpangu_sft.conversations.readers import RawRecord
+from openpangu_sft.util.errors import UserError
+
+ROWS_AT_ONCE = 256
+
+_ARROW_FILE = b"ARROW1"  # the first bytes of Arrow's file format; its stream format has none
+
+
+def read_csv(path: Path, encoding: str = UTF8) -> Iterator[RawRecord]:
+    """CSV (RFC 4180) with a header: every cell is a text. One row is in memory.
+
+    Raises:
+        UserError: no usable header, or broken quotes, after which the next row cannot be found.
+    """
+    csv.field_size_limit(LONGEST_LINE)
+    with open_raw(path, encoding) as (stream, position):
+        rows = csv.reader(text_lines(stream, path, encoding, newline=""), strict=True)
+        number = 1
+        try:
+            names: list[str] = []
+            for cells in rows:
+                if not names:
+                    names = _header(path, cells, encoding) if cells else []
+                elif cells:
+                    yield _csv_record(cells, names, f":{number}", position(), encoding)
+                number = rows.line_num + 1
+        except csv.Error as error:
+            remedy = "put quotes around cells with quotes or line ends, and double the quotes inside"
+            raise UserError(f"not valid CSV: {error}", where=f"{path}:{number}", remedy=remedy) from None
+
+
+def _header(path: Path, cells: list[str], encoding: str) -> list[str]:
+    names = list(cells)
+    if names[0] == "" and len(names) > 1:
+        names[0] = "index"  # pandas writes its index without a name; the key is known to be harmless
+    what = lost("".join(names), encoding)
+    if len(names) == 1 and (mark := next(filter(names[0].count, ";\t"), "")):
+        what = f"columns are separated by {mark!r}, not by commas"
+    elif "" in names:
+        what = f"column {names.index('') + 1} has no name"
+    elif len(set(names)) < len(names):
+        what = f"has the column {Counter(names).most_common(1)[0][0]!r} twice"
+    if what:
+        raise UserError(what, where=f"{path}:1", remedy="correct the header, or write the file again")
+    return names
+
+
+def _csv_record(cells: list[str], names: list[str], place: str, position: int, encoding: str) -> RawRecord:
+    reason = lost("".join(cells), encoding)
+    if len(cells) != len(names):
+        reason = f"{len(cells)} cells, and the header has {len(names)}"
+    if reason:
+        text = repr(cells).encode(errors="surrogateescape").decode(errors="backslashreplace")
+        return RawRecord(place, position, unreadable=reason, text=text)
+    return RawRecord(place, position, {name: cell for name, cell in zip(names, cells) if cell})
+
+
+def read_parquet(path: Path, encoding: str = UTF8) -> Iterator[RawRecord]:
+    """Parquet. A batch of rows is in memory.
+
+    Parquet stores every field of a structure in every row, null where there was none: nulls are removed at every depth.
+
+    Raises:
+        UserError: not parquet, or damaged.
+    """
+    size = path.stat().st_size
+    try:
+        with parquet.ParquetFile(path) as file:
+            total, row = max(file.metadata.num_rows, 1), 0
+            for batch in file.iter_batches(batch_size=ROWS_AT_ONCE):
+                yield from _rows(path, batch, row, size * (row + batch.num_rows) // total)
+                row += batch.num_rows
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: column names that are not UTF-8
+        raise UserError(f"not readable as parquet: {error}", where=path, remedy="write it again") from None
+
+
+def read_arrow(path: Path, encoding: str = UTF8) -> Iterator[RawRecord]:
+    """Arrow's file or stream format, as `datasets.save_to_disk` writes it; nulls as in parquet. The file is mapped.
+
+    Raises:
+        UserError: neither of them, or damaged.
+    """
+    size, row = path.stat().st_size, 0
+    try:
+        with pyarrow.memory_map(str(path)) as source:
+            is_file = source.read(len(_ARROW_FILE)) == _ARROW_FILE
+            source.seek(0)
+            for batch, position in _file_batches(source, size) if is_file else _stream_batches(source):
+                yield from _rows(path, batch, row, position)
+                row += batch.num_rows
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise UserError(f"not readable as Arrow: {error}", where=path, remedy="write it again") from None
+
+
+def _file_batches(source: Any, size: int) -> Iterator[tuple[Any, int]]:
+    file = ipc.open_file(source)
+    for number in range(file.num_record_batches):
+        yield file.get_batch(number), size * (number + 1) // file.num_record_batches
+
+
+def _stream_batches(source: Any) -> Iterator[tuple[Any, int]]:
+    for batch in ipc.open_stream(source):
+        yield batch, source.tell()
+
+
+def _rows(path: Path, batch: Any, first: int, position: int) -> Iterator[RawRecord]:
+    """The records of a batch whose first row has this number; one row that cannot be read spoils no other."""
+    names = batch.schema.names
+    if len(set(names)) < len(names):
+        what = f"has the column {Counter(names).most_common(1)[0][0]!r} twice"
+        raise UserError(what, where=path, remedy="keep one of them")
+    for begin in range(0, batch.num_rows, ROWS_AT_ONCE):
+        part = batch.slice(begin, ROWS_AT_ONCE)
+        try:
+            contents = _contents(part)
+        except _UNREADABLE:
+            for index in range(part.num_rows):
+                yield _row(part.slice(index, 1), f":row {first + begin + index}", position)
+        else:
+            for index, content in enumerate(contents):
+                yield RawRecord(f":row {first + begin + index}", position, content)
+
+
+_UNREADABLE = (pyarrow.ArrowException, ValueError, OverflowError, KeyError)
+"""Texts that are not UTF-8, dates out of range, a key of a map given twice."""
+
+
+def _row(one: Any, place: str, position: int) -> RawRecord:
+    try:
+        return RawRecord(place, position, _contents(one)[0])
+    except _UNREADABLE as error:
+        return RawRecord(place, position, unreadable=f"not readable: {error}", text=f"columns: {one.schema.names}")
+
+
+def _contents(rows: Any) -> list[Any]:
+    rows.validate(full=True)  # damaged offsets would be read from anywhere in memory
+    return [_without_null(row) for row in rows.to_pylist(maps_as_pydicts="strict")]
+
+
+def _without_null(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_null(item) for key, item in value.items() if item is not None}
+    return [_without_null(item) for item in value] if isinstance(value, list) else value
