@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Optional
 
 from openpangu_sft.conversations import chat, columns, preference
 from openpangu_sft.conversations.calls import tools_text
@@ -30,14 +30,17 @@ _BLOBS = ("chat", "text", "dialog", "dialogue", "transcript")
 class Converter:
     """Converts records; see the recipe's section data.
 
+    Args:
+        rules: how turns and keys are read, shared by the converters of several sources.
+
     Attributes:
-        rules: what was ignored and changed so far.
+        rules: with what was ignored and changed so far.
         unseen: columns of data.columns that no record had so far.
     """
 
-    def __init__(self, data: Data) -> None:
+    def __init__(self, data: Data, rules: Optional[Rules] = None) -> None:
         self._data = data
-        self.rules = Rules(data.ignore_keys, data.turns == "lenient")
+        self.rules = rules or Rules(data.ignore_keys, data.turns == "lenient")
         self.unseen = {theirs for ours, theirs in data.columns.items() if ours not in _IN_TURNS}
 
     def __call__(self, record: object) -> Sample:

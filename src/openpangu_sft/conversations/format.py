@@ -6,7 +6,6 @@ Every record is written, or rejected with its reason: read = written + rejected 
 from __future__ import annotations
 
 import contextlib
-import json
 import reprlib
 from collections import Counter
 from pathlib import Path
@@ -16,13 +15,13 @@ from rich.markup import escape
 
 from openpangu_sft.artifacts.artifact import Manifest, sha256_of, staged_directory, sum_counts
 from openpangu_sft.artifacts.checks import require_apart
-from openpangu_sft.conversations.conversation import Sample, reason_class
-from openpangu_sft.conversations.convert import Converter
+from openpangu_sft.conversations.conversation import Rules, reason_class
 from openpangu_sft.conversations.fields import compact_json
-from openpangu_sft.conversations.files import RawFile, raw_files, read_records
+from openpangu_sft.conversations.files import read_records
 from openpangu_sft.conversations.keys import BadSample
 from openpangu_sft.conversations.preference import LeftOut
 from openpangu_sft.conversations.readers import RawRecord
+from openpangu_sft.conversations.sources import Input, Mixer, directory_of, inputs_of
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.console import byte_progress
 from openpangu_sft.util.errors import UserError
@@ -32,81 +31,94 @@ REJECTS = "rejects"
 
 RECORDS_PER_STEP = 200
 
-SETTINGS = ("source_format", "encoding", "on_bad_sample", "ignore_keys", "turns", "preference", "columns")
+MIXED = ("duplicates", "added", "left_out")
+
+SETTINGS = {
+    *("source_format", "sources", "columns", "encoding", "on_bad_sample"),
+    *("ignore_keys", "turns", "preference", "deduplicate"),
+}
 """Keys of the recipe's section data that shape samples."""
 
 
 def run_format(recipe: Recipe) -> Manifest:
-    """Converts the raw conversations in `paths.raw` into samples in `paths.samples`, one samples file per raw file.
+    """Converts raw conversations into samples in `paths.samples`, one samples file per raw file.
 
     Returns:
-        The manifest of the samples. `counts` has read, written, rejected, the same per file, rejections by reason,
-        keys that were left out, and changes to turns.
+        The manifest of the samples. `counts` has read, written, rejected and duplicates, and with data.sources what
+        weights have added and left out; the same per file; rejections by reason, keys that were left out, and changes
+        to turns. read + added = written + rejected + left_out, and + duplicates if these are dropped.
 
     Raises:
         UserError: nothing to read, a bad record (unless data.on_bad_sample is skip), or only bad records. An earlier
             result in `paths.samples` is kept then.
     """
-    raw, target = recipe.path("raw"), recipe.path("samples")
-    require_apart("paths.raw", raw, "paths.samples", target)
-    manifest = Manifest("samples", settings={f"data.{key}": getattr(recipe.data, key) for key in SETTINGS})
-    outputs = _outputs(raw_files(raw))
+    data, target = recipe.data, recipe.path("samples")
+    rules = Rules(data.ignore_keys, data.turns == "lenient")
+    for number, source in enumerate(data.sources):
+        require_apart(f"data.sources[{number}]", directory_of(recipe, source), "paths.samples", target)
+    if not data.sources:
+        require_apart("paths.raw", recipe.path("raw"), "paths.samples", target)
+    settings = {f"data.{key}": value for key, value in data.model_dump(include=SETTINGS).items()}
+    manifest = Manifest("samples", settings=settings)
+    inputs = inputs_of(recipe, rules)
     with staged_directory(target, manifest) as staging:
-        _fill(staging, outputs, recipe, manifest)
+        _fill(staging, inputs, recipe, manifest)
+        notes = {"ignored_keys": rules.keys.counts, "changes": rules.changes}
+        manifest.counts.update({name: dict(sorted(counted.items())) for name, counted in notes.items()})
         if not manifest.counts["written"]:
-            reason, times = Counter(manifest.counts["reasons"]).most_common(1)[0]
-            what = f"none of the {manifest.counts['read']} records is a sample; {times} x {reason}"
-            raise UserError(what, where=raw, remedy="set data.on_bad_sample=refuse to see where it begins")
+            reasons = Counter(manifest.counts["reasons"]).most_common(1) or [("left out by the weights of sources", 0)]
+            what = f"none of the {manifest.counts['read']} records is a sample; {reasons[0][1]} x {reasons[0][0]}"
+            where = inputs[0].file.path.parent
+            raise UserError(what, where=where, remedy="set data.on_bad_sample=refuse to see where it begins")
     return manifest
 
 
-def _fill(staging: Path, outputs: dict[str, RawFile], recipe: Recipe, manifest: Manifest) -> None:
+def _fill(staging: Path, inputs: list[Input], recipe: Recipe, manifest: Manifest) -> None:
     """Writes the samples of all files and fills in the manifest."""
     reasons: Counter[str] = Counter()
-    converter = Converter(recipe.data)
+    mixer = Mixer(recipe.data)
     per_file: dict[str, dict[str, int]] = {}
-    sizes = {name: file.path.stat().st_size for name, file in outputs.items()}
-    with byte_progress("format", sum(sizes.values())) as advance:
-        for name, file in outputs.items():
-            path = file.path
-            before = path.stat()
-            manifest.inputs[file.name] = sha256_of(path)
-            with _Output(staging, name) as output:
-                done = 0
-                for record in read_records(path, recipe.data.encoding):
-                    reason = _convert_into(output, record, file, converter, recipe)
+    with byte_progress("format", sum(item.file.path.stat().st_size for item in inputs)) as advance:
+        for item in inputs:
+            path, name = item.file.path, escape(item.name)
+            before, mixer.counts = path.stat(), Counter()
+            manifest.inputs[item.name] = sha256_of(path)
+            with _Output(staging, item) as output:
+                done = read = 0
+                for read, record in enumerate(read_records(path, recipe.data.encoding), 1):
+                    reason = _convert_into(output, record, item, mixer, recipe)
                     if reason:
                         reasons[reason_class(reason)] += 1
-                    read = output.written + output.rejected
                     if read % RECORDS_PER_STEP == 0:
-                        advance(record.position - done, escape(file.name))
+                        advance(record.position - done, name)
                         done = record.position
-                advance(sizes[name] - done, escape(file.name))
+                advance(before.st_size - done, name)
             after = path.stat()
             if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
                 raise UserError("changed while it was read", where=path, remedy="run the stage again")
-            per_file[file.name] = {"read": read, "written": output.written, "rejected": output.rejected}
-    if converter.unseen:
-        what = f"no record has the column {min(converter.unseen)}"
-        raise UserError(what, where="data.columns", remedy="check its name against a record")
+            per_file[item.name] = {"read": read, "written": output.written, "rejected": output.rejected}
+            for key in MIXED if recipe.data.sources else MIXED[:1]:
+                per_file[item.name][key] = mixer.counts[key]
+    for number, convert in enumerate(dict.fromkeys(item.convert for item in inputs)):
+        if convert.unseen:
+            key = f"data.sources[{number}].columns" if recipe.data.sources else "data.columns"
+            what = f"no record has the column {min(convert.unseen)}"
+            raise UserError(what, where=key, remedy="check its name against a record")
     totals = sum_counts(list(per_file.values()))
-    rules = converter.rules
-    notes = {"reasons": reasons, "ignored_keys": rules.keys.counts, "changes": rules.changes}
-    manifest.counts = {**totals, **{name: dict(sorted(counted.items())) for name, counted in notes.items()}}
-    manifest.counts["files"] = per_file
+    manifest.counts = {**totals, "reasons": dict(sorted(reasons.items())), "files": per_file}
 
 
-def _convert_into(output: _Output, raw: RawRecord, file: RawFile, convert: Converter, recipe: Recipe) -> str:
+def _convert_into(output: _Output, raw: RawRecord, item: Input, mixer: Mixer, recipe: Recipe) -> str:
     """Writes one record as a sample or as a reject, or refuses it; returns the reason of a reject."""
     try:
         if raw.unreadable:
             raise BadSample(raw.unreadable)
-        output.sample(convert(raw.content))
+        output.samples(mixer.lines(item.convert(raw.content), item.source, f"{item.name}{raw.place}"))
     except BadSample as error:
         if recipe.data.on_bad_sample == "refuse" and not isinstance(error, LeftOut):
             remedy = "fix it, or set data.on_bad_sample=skip to leave such records out"
-            raise UserError(str(error), where=f"{file.path}{raw.place}", remedy=remedy) from None
-        output.reject(raw, file, str(error))
+            raise UserError(str(error), where=f"{item.file.path}{raw.place}", remedy=remedy) from None
+        output.reject(raw, str(error))
         return str(error)
     return ""
 
@@ -114,19 +126,20 @@ def _convert_into(output: _Output, raw: RawRecord, file: RawFile, convert: Conve
 class _Output(contextlib.ExitStack):
     """The samples file and the rejects file of one raw file, each created with its first line."""
 
-    def __init__(self, directory: Path, name: str) -> None:
+    def __init__(self, directory: Path, item: Input) -> None:
         super().__init__()
-        self._directory, self._name = directory, name
+        self._directory, self._item = directory, item
         self._streams: dict[str, BinaryIO] = {}
         self.written = self.rejected = 0
 
-    def sample(self, sample: Sample) -> None:
-        self._write(".", json.dumps(sample.to_json(), ensure_ascii=False).encode())
-        self.written += 1
+    def samples(self, lines: list[bytes]) -> None:
+        for line in lines:
+            self._write(".", line)
+        self.written += len(lines)
 
-    def reject(self, raw: RawRecord, file: RawFile, reason: str) -> None:
+    def reject(self, raw: RawRecord, reason: str) -> None:
         """Writes file, place, reason and the record, or its text where it could not be read."""
-        entry: dict[str, Any] = {"file": file.name, "place": raw.place.lstrip(":"), "reason": reason}
+        entry: dict[str, Any] = {"file": self._item.name, "place": raw.place.lstrip(":"), "reason": reason}
         key, value = ("text", raw.text) if raw.unreadable else ("record", raw.content)
         try:
             line = compact_json({**entry, key: value})
@@ -138,16 +151,5 @@ class _Output(contextlib.ExitStack):
     def _write(self, below: str, line: bytes) -> None:
         if below not in self._streams:
             (self._directory / below).mkdir(exist_ok=True)
-            self._streams[below] = self.enter_context((self._directory / below / self._name).open("wb"))
+            self._streams[below] = self.enter_context((self._directory / below / self._item.samples).open("wb"))
         self._streams[below].write(line + b"\n")
-
-
-def _outputs(files: list[RawFile]) -> dict[str, RawFile]:
-    """Raw files by the name of their samples file, which no two may share."""
-    outputs: dict[str, RawFile] = {}
-    for file in files:
-        other = outputs.setdefault(file.samples, file)
-        if other is not file:
-            what = f"{other.name} and {file.name} would both become {file.samples}"
-            raise UserError(what, where=file.path.parent, remedy="rename one of them")
-    return outputs

@@ -60,7 +60,8 @@ def _values(field: FieldInfo) -> str:
     if get_origin(kind) is Literal:
         return _choices(kind)
     if get_origin(kind) is list:
-        return f"a list of {_KINDS[get_args(kind)[0]]}s"
+        (item,) = get_args(kind)
+        return f"a list of {', '.join(item.model_fields)}" if item not in _KINDS else f"a list of {_KINDS[item]}s"
     if get_origin(kind) is dict:
         return f"a mapping of {_choices(get_args(kind)[0])} to {_KINDS[get_args(kind)[1]]}"
     limits = [

@@ -148,13 +148,35 @@ Column = Literal[
 """What a column can be named for."""
 
 
+Format = Literal["auto", "alpaca", "sharegpt", "openai", "samples"]
+
+
+class Source(Section):
+    """One source of raw conversations among several."""
+
+    path: str
+    """Raw conversations, as paths.raw."""
+    format: Format = "auto"
+    """As data.source_format."""
+    columns: dict[Column, str] = {}
+    """As data.columns."""
+    weight: float = Field(default=1.0, gt=0, le=1000)
+    """How often each conversation is used: 2 is twice, 0.5 is a half of them, chosen by data.seed."""
+    system: Optional[str] = None
+    """System prompt of conversations that have none."""
+
+
 class Data(Section):
     """Conversion, tokenization and packing."""
 
-    source_format: Literal["auto", "alpaca", "sharegpt", "openai", "samples"] = "auto"
+    source_format: Format = "auto"
     """Format of the raw conversations; auto detects it from the keys of each record."""
     encoding: str = "utf-8"
     """Encoding of raw .json, .jsonl and .csv files, as Python names it: gb18030, utf-16."""
+    sources: list[Source] = []
+    """Several sources in the place of paths.raw, source_format and columns, mixed by weight."""
+    deduplicate: Literal["no", "exact"] = "no"
+    """Conversations that occur twice, which are counted always: kept, or dropped but for the first."""
     columns: dict[Column, str] = {}
     """Names of your columns: {prompt: ask, response: reply}, or {messages: talk, role: speaker, content: utterance}."""
     ignore_keys: list[str] = []

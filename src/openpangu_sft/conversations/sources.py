@@ -1,0 +1,96 @@
+"""Where raw conversations come from, and how often each is used: paths.raw, or data.sources mixed by weight."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from pathlib import Path
+
+from openpangu_sft.conversations.conversation import Rules, Sample
+from openpangu_sft.conversations.convert import Converter
+from openpangu_sft.conversations.files import RawFile, raw_files
+from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.recipe.sections import Data, Source
+from openpangu_sft.util.errors import UserError
+
+
+@dataclass(frozen=True)
+class Input:
+    """A raw file with the settings of its source.
+
+    Args:
+        name: in manifests; with several sources it begins with the number of its own, from 1.
+        samples: name of its samples file.
+    """
+
+    file: RawFile
+    name: str
+    samples: str
+    source: Source
+    convert: Converter
+
+
+def inputs_of(recipe: Recipe, rules: Rules) -> list[Input]:
+    """All raw files in the order of their sources.
+
+    Raises:
+        UserError: a source has none, or two files would become the same samples file.
+    """
+    data = recipe.data
+    sources = data.sources or [Source(path=recipe.paths.raw, format=data.source_format, columns=data.columns)]
+    inputs: dict[str, Input] = {}
+    for number, source in enumerate(sources, 1):
+        convert = Converter(data.model_copy(update={"source_format": source.format, "columns": source.columns}), rules)
+        prefix = f"{number}-" if data.sources else ""
+        for file in raw_files(directory_of(recipe, source)):
+            new = Input(file, prefix + file.name, prefix + file.samples, source, convert)
+            other = inputs.setdefault(new.samples, new)
+            if other is not new:
+                what = f"{other.name} and {new.name} would both become {new.samples}"
+                raise UserError(what, where=file.path.parent, remedy="rename one of them")
+    return list(inputs.values())
+
+
+def directory_of(recipe: Recipe, source: Source) -> Path:
+    """The absolute path of a source; as those in `paths`, it may be relative to paths.cache."""
+    return Path(recipe.paths.cache).expanduser().absolute() / Path(source.path).expanduser()
+
+
+class Mixer:
+    """Decides how often each sample is written; memory grows by some 70 bytes for each.
+
+    Attributes:
+        counts: duplicates; samples added and left out by weight.
+    """
+
+    def __init__(self, data: Data) -> None:
+        self._data = data
+        self._seen: set[bytes] = set()
+        self.counts: Counter[str] = Counter()
+
+    def lines(self, sample: Sample, source: Source, place: str) -> list[bytes]:
+        """The lines of a samples file for one sample: none, one, or several that are equal.
+
+        Args:
+            place: of its record, which decides with data.seed about a fraction of a weight.
+        """
+        if source.system and not any(sample.meta_prompt):
+            sample = replace(sample, meta_prompt=(source.system,))
+        line = json.dumps(sample.to_json(), ensure_ascii=False).encode()
+        digest = blake2b(line, digest_size=16).digest()
+        if digest in self._seen:
+            self.counts["duplicates"] += 1
+            if self._data.deduplicate == "exact":
+                return []
+        self._seen.add(digest)
+        times = int(source.weight) + (_draw(f"{self._data.seed} {place}") < source.weight % 1)
+        self.counts["added"] += max(times - 1, 0)
+        self.counts["left_out"] += not times
+        return [line] * times
+
+
+def _draw(text: str) -> float:
+    """A number from 0 to 1 that depends on the text alone."""
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little") / 2**64
