@@ -17,7 +17,7 @@ from pyarrow import parquet
 
 from openpangu_sft.conversations.conversation import BadSample
 from openpangu_sft.conversations.fields import JSON, NotFinite, parse_json, too_much
-from openpangu_sft.util.errors import UserError
+from openpangu_sft.util.errors import UserError, read_utf8
 
 UTF8_BOM = b"\xef\xbb\xbf"
 ROWS_AT_ONCE = 256
@@ -136,13 +136,7 @@ def read_array(path: Path) -> Iterator[RawRecord]:
     Raises:
         UserError: not UTF-8, no array, or a syntax error, after which the next record cannot be found.
     """
-    raw = path.read_bytes().removeprefix(UTF8_BOM)
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        what = f"not UTF-8: byte 0x{raw[error.start]:02x}"
-        raise UserError(what, where=f"{path}:{line}", remedy="save the file as UTF-8") from None
+    text, size = read_utf8(path), path.stat().st_size
     position = _skip_blank(text, 0)
     if position == len(text):
         return
@@ -153,7 +147,7 @@ def read_array(path: Path) -> Iterator[RawRecord]:
     end = begin
     while mark != "]":
         record, end = _element(path, text, begin, index)
-        yield RawRecord(f"[{index}]", len(raw) * end // len(text), **record)
+        yield RawRecord(f"[{index}]", size * end // len(text), **record)
         end = _skip_blank(text, end)
         mark = text[end : end + 1]
         if mark not in (",", "]"):
