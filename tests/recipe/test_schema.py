@@ -436,7 +436,7 @@ RULES: list[tuple[tuple[str, ...], str]] = [
     ),
     (
         ("train.recompute.num_layers=27",),
-        "train.recompute.num_layers 27 is above model.num_layers 26 -> lower it",
+        "train.recompute.num_layers 27 is above model.num_layers 26 -> lower train.recompute.num_layers",
     ),
     (
         ("train.recompute.num_layers=0",),

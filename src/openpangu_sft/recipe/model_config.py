@@ -74,7 +74,7 @@ def model_of(config: Mapping[str, Any], path: Path) -> Model:
         raise UserError(what, where=path, remedy="check paths.hf")
     unusual = [key for key, usual in _USUAL.items() if config.get(key, usual[0]) not in usual]
     complaints = [f"{key} is {config[key]!r}, openPangu-Embedded has {_USUAL[key][0]!r}" for key in unusual]
-    if complaint := next(iter(complaints), rope_complaint(config)):
+    if complaint := next(iter(complaints), _rope_complaint(config)):
         raise UserError(complaint, where=path, remedy="check paths.hf")
     config = as_version_4(config)
     try:
@@ -92,7 +92,7 @@ def model_of(config: Mapping[str, Any], path: Path) -> Model:
     except ValidationError as error:
         detail = error.errors(include_url=False)[0]
         if not detail["loc"]:  # our own rule, with its remedy for a recipe
-            raise UserError(str(detail["ctx"]["error"]).split(" -> ")[0], where=path, remedy=PUBLISHED) from None
+            raise UserError(detail["ctx"]["error"].what, where=path, remedy=PUBLISHED) from None
         what = f"{_KEYS[str(detail['loc'][0])]} = {detail['input']!r}: {detail['msg']}"
         raise UserError(what, where=path, remedy=PUBLISHED) from None
     except (TypeError, ZeroDivisionError):
@@ -133,26 +133,15 @@ def pangu_config(model: Model, eos_id: int, dtype: str) -> dict[str, Any]:
     return {
         "architectures": ["PanguEmbeddedForCausalLM"],
         "model_type": PANGU,
-        "bias": model.add_qkv_bias,
         "attention_dropout": 0.0,
         "bos_token_id": 1,
         "eos_token_id": eos_id,
         "pad_token_id": 0,
         "hidden_act": "silu",
-        "hidden_size": model.hidden_size,
         "initializer_range": 0.02,
-        "intermediate_size": model.ffn_hidden_size,
-        "max_position_embeddings": model.max_position_embeddings,
-        "num_attention_heads": model.num_attention_heads,
-        "num_hidden_layers": model.num_layers,
-        "num_key_value_heads": model.num_query_groups,
-        "head_dim": model.kv_channels,
-        "rms_norm_eps": model.norm_epsilon,
-        "rope_theta": model.rotary_base,
-        "tie_word_embeddings": model.tie_word_embeddings,
         "torch_dtype": dtype,
         "use_cache": True,
-        "vocab_size": model.vocab_size,
+        **{name: getattr(model, key) for key, name in _KEYS.items()},
     }
 
 
@@ -163,16 +152,13 @@ def llama_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     own = {"architectures", "auto_map", "bias", "model_type", "attention_bias", "mlp_bias", "transformers_version"}
     config = as_version_4(config)
-    bias = _has_bias(config)
-    kept = {key: value for key, value in config.items() if key not in own}
-    tied = bool(config.get("tie_word_embeddings", False))  # written out: no default to rely on
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        **kept,
-        "attention_bias": bool(bias),
+        **{key: value for key, value in config.items() if key not in own},
+        "attention_bias": bool(_has_bias(config)),
         "mlp_bias": False,
-        "tie_word_embeddings": tied,
+        "tie_word_embeddings": bool(config.get("tie_word_embeddings", False)),  # written out: no default to rely on
     }
 
 
@@ -208,7 +194,7 @@ def read_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def rope_complaint(config: Mapping[str, Any]) -> str:
+def _rope_complaint(config: Mapping[str, Any]) -> str:
     """Where the rotary embedding is not openPangu-Embedded's, the reason; else empty."""
     for key in _ROPE:
         if config.get(key) is not None and not _is_default(config[key]):
@@ -219,7 +205,7 @@ def rope_complaint(config: Mapping[str, Any]) -> str:
 
 
 def as_version_4(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration with the keys of transformers 4, in their order; it must be without a `rope_complaint`."""
+    """The configuration with the keys of transformers 4, in their order; it must be without a `_rope_complaint`."""
     written = dict(config)
     for key in _ROPE:
         given = written.get(key)

@@ -253,17 +253,6 @@ class Train(Section):
     """Extra arguments for MindSpeed-LLM (engine mindspeed): [--log-throughput]."""
     recompute: Recompute = Recompute()
 
-    @model_validator(mode="after")
-    def _schedule_fits(self) -> Train:
-        if self.min_lr > self.lr:
-            what = f"train.min_lr {self.min_lr} is above train.lr {self.lr}"
-            raise Conflict(what, "lower train.min_lr", "train.min_lr", "train.lr")
-        if self.lr_warmup_iterations >= self.iterations:
-            keys = ("train.lr_warmup_iterations", "train.iterations")
-            what = f"{keys[0]} {self.lr_warmup_iterations} leaves nothing of {keys[1]} {self.iterations}"
-            raise Conflict(what, "lower the warm-up", *keys)
-        return self
-
 
 class Chat(Section):
     """Text generation."""
