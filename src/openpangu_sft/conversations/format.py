@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, Callable
 from rich.markup import escape
 
 from openpangu_sft.artifacts.artifact import Manifest, sha256_of, staged_directory, sum_counts
+from openpangu_sft.artifacts.changes import stamps_of, unchanged
 from openpangu_sft.artifacts.checks import require_apart
 from openpangu_sft.conversations import alpaca, openai, sharegpt
 from openpangu_sft.conversations.conversation import BadSample, Sample, kind_of, parse_sample, reason_class
@@ -95,9 +96,8 @@ def _fill(staging: Path, outputs: dict[str, Path], recipe: Recipe, manifest: Man
     sizes = {name: path.stat().st_size for name, path in outputs.items()}
     with byte_progress("format", sum(sizes.values())) as advance:
         for name, path in outputs.items():
-            before = path.stat()
-            manifest.inputs[path.name] = sha256_of(path)
-            with _Output(staging, name) as output:
+            with unchanged(stamps_of([path])), _Output(staging, name) as output:
+                manifest.inputs[path.name] = sha256_of(path)
                 done = 0
                 for record in read_records(path):
                     reason = _convert_into(output, record, path, recipe)
@@ -108,9 +108,6 @@ def _fill(staging: Path, outputs: dict[str, Path], recipe: Recipe, manifest: Man
                         advance(record.position - done, escape(path.name))
                         done = record.position
                 advance(sizes[name] - done, escape(path.name))
-            after = path.stat()
-            if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-                raise UserError("changed while it was read", where=path, remedy="run the stage again")
             per_file[path.name] = {"read": read, "written": output.written, "rejected": output.rejected}
     totals = sum_counts(list(per_file.values()))
     manifest.counts = {**totals, "reasons": dict(sorted(reasons.items())), "files": per_file}
