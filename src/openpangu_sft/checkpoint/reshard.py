@@ -41,8 +41,7 @@ class Resharder:
 
     def read(self, block: Block) -> Array:
         """Values of a block, after any dtype cast."""
-        array = self.weights.read(block)
-        return array if self.dtype is None or self.dtype == array.dtype else convert_dtype(array, self.dtype)[0]
+        return convert_dtype(self.weights.read(block), self.dtype)[0]
 
     def _stored(self, name: str, shape: Shape, blocks: Sequence[Block]) -> Stored:
         dtypes = {block.name: self.weights.dtype(block.name) for block in blocks}
@@ -57,13 +56,10 @@ class Resharder:
             counts = block not in self._counted and not block.padding
             self._counted.add(block)
             for chunk in self.weights.chunks(block):
-                if self.dtype is None or self.dtype == chunk.dtype:
-                    yield chunk
-                else:
-                    converted, stats = convert_dtype(chunk, self.dtype)
-                    if counts:
-                        self.cast += stats
-                    yield converted
+                converted, stats = convert_dtype(chunk, self.dtype)
+                if counts:
+                    self.cast += stats
+                yield converted
 
 
 def differences(resharder: Resharder, written: Weights, advance: Advance = nothing) -> Iterator[str]:

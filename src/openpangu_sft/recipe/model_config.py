@@ -194,6 +194,11 @@ def read_object(path: Path) -> dict[str, Any]:
     return content
 
 
+def write_object(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON object as transformers does: indented by two, in UTF-8."""
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", "utf-8")
+
+
 def _rope_complaint(config: Mapping[str, Any]) -> str:
     """Where the rotary embedding is not openPangu-Embedded's, the reason; else empty."""
     for key in _ROPE:

@@ -158,10 +158,9 @@ def run_together(commands: list[list[str]], scratch: Path) -> None:
     try:
         for command, output in zip(commands, outputs):
             with output.open("wb") as stream:
-                started = subprocess.Popen(
-                    command, stdin=subprocess.PIPE, stdout=stream, stderr=stream, env=environment
+                processes.append(
+                    subprocess.Popen(command, stdin=subprocess.PIPE, stdout=stream, stderr=stream, env=environment)
                 )
-                processes.append(started)
         codes = _wait(processes)
     finally:
         for process in processes:
