@@ -14,11 +14,7 @@ _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, all present.
-
-    Raises:
-        UserError: none, or a shard is missing, or only `.bin` files.
-    """
+    """The safetensors files of a checkpoint; `UserError` for none, a missing shard, or only `.bin` files."""
     index, single = directory / INDEX, directory / WEIGHTS
     if index.is_file() and single.is_file():
         raise UserError(f"there are two sets of weights, {WEIGHTS} and {INDEX}", where=directory, remedy="remove one")

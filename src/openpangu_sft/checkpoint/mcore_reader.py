@@ -196,10 +196,8 @@ def _sizes(contents: Contents, found: Mapping[tuple[int, int], Path]) -> tuple[i
 def _layout(contents: Contents, model: Model, directory: Path) -> Layout:
     """The layout, from what the ranks hold; it is checked, and so are the model's sizes that no shape shows."""
     tensor, pipeline = (max(sizes) + 1 for sizes in zip(*contents))
-    stages = []
-    for pp in range(pipeline):
-        layers = map(_LAYER.match, map(str, contents[0, pp]["model"]))
-        stages.append(len({match[1] for match in layers if match}))
+    names = [map(str, contents[0, pp]["model"]) for pp in range(pipeline)]
+    stages = [len({match[1] for match in map(_LAYER.match, stage) if match}) for stage in names]
     embedding = contents[0, 0]["model"].get(_EMBEDDING)
     rows = len(embedding) * tensor if isinstance(embedding, np.ndarray) and embedding.ndim == 2 else 0
     layout = Layout(tensor, tuple(stages), rows)
@@ -227,5 +225,5 @@ def _differences(layout: Layout, args: object, model: Model) -> Iterator[str]:
 
 def _another(root: Path, but: Path) -> str:
     """The remedy where an iteration cannot be used."""
-    numbers = [int(path.name[5:]) for path in root.glob("iter_*") if path != but and path.name[5:].isdigit()]
+    numbers = [int(path.name[5:]) for path in root.glob("iter_*") if path != but and path.name[5:].isdecimal()]
     return f"take another one: ITERATION={max(numbers)}" if numbers else "there is no other one here: make it again"

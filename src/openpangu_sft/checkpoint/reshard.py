@@ -27,11 +27,7 @@ class Resharder:
         self._counted: set[Block] = set()
 
     def mcore(self, layout: Layout, tp: int, pp: int) -> dict[str, Stored]:
-        """The tensors of one Megatron-core rank.
-
-        Raises:
-            UserError: tensors that Megatron-core joins have different dtypes.
-        """
+        """The tensors of a Megatron-core rank; `UserError` if one would join tensors of different dtypes."""
         tensors = mcore_tensors(self.model, layout, tp, pp)
         return {tensor.name: self._stored(tensor.name, tensor.shape, tensor.blocks) for tensor in tensors}
 
@@ -81,11 +77,7 @@ def differences(resharder: Resharder, written: Weights, advance: Advance = nothi
 
 
 def require_equal(resharder: Resharder, written: Weights, where: object, advance: Advance = nothing) -> None:
-    """Compares a checkpoint, read back after writing, with its source.
-
-    Raises:
-        UserError: names the first element that differs.
-    """
+    """Compares a checkpoint, read back, with its source; `UserError` names the first element that differs."""
     for found in differences(resharder, written, advance):
         raise UserError(f"differs from its source: {found}", where=where, remedy="check disk and memory")
 

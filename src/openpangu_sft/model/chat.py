@@ -58,11 +58,7 @@ class Chat:
         self.model = build_model(files, tensors, "eager", inference_device(recipe)).eval()
 
     def reply(self, messages: tuple[Message, ...], system: str = "") -> str:
-        """The assistant's next message.
-
-        Raises:
-            UserError: a message holds a control token, or is longer than the model's context.
-        """
+        """The next message; `UserError` if one holds a control token, or they are longer than the context."""
         for text in (system, *(message.content for message in messages)):
             if token := self.tokenizer.control_token(text):
                 raise UserError(f"the message holds the control token {token.group()}", remedy="take it out")
@@ -70,11 +66,7 @@ class Chat:
         return self.complete([token for span in spans for token in self.tokenizer.span_ids(span)])
 
     def complete(self, prompt: list[int]) -> str:
-        """The answer to a prompt of token ids that ends with the assistant's header.
-
-        Raises:
-            UserError: the prompt is longer than the model's context.
-        """
+        """The answer to token ids that end with the assistant's header; `UserError` if they fill the context."""
         room = self.context - len(prompt)
         if room <= 0:
             raise UserError(f"the conversation has {len(prompt)} tokens, more than the model can hold")

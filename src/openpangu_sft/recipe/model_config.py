@@ -51,11 +51,7 @@ _ROPE = ("rope_parameters", "rope_scaling")
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """Reads config.json.
-
-    Raises:
-        UserError: there is none, or it is not an object.
-    """
+    """Reads config.json; `UserError` if there is none, or it is no object."""
     path = directory / CONFIG
     if not path.is_file():
         what = "no Hugging Face checkpoint here (config.json)"
@@ -64,11 +60,7 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def model_of(config: Mapping[str, Any], path: Path) -> Model:
-    """Sizes of the model that a config.json describes, in openPangu's own form or re-aliased as Llama.
-
-    Raises:
-        UserError: a key is missing, or another architecture.
-    """
+    """Sizes in a config.json of openPangu's form or Llama's; `UserError` for a missing key or another architecture."""
     if config.get("model_type") not in (PANGU, "llama"):
         what = f"model_type {config.get('model_type')!r} is not openPangu-Embedded"
         raise UserError(what, where=path, remedy="check paths.hf")
@@ -180,11 +172,7 @@ def not_hf(directory: Path, otherwise: UserError) -> UserError:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Reads a JSON object.
-
-    Raises:
-        UserError: it is not one.
-    """
+    """Reads a JSON object; `UserError` if it is none."""
     try:
         content = json.loads(path.read_text("utf-8-sig"))
     except (ValueError, RecursionError) as error:
