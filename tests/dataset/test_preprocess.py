@@ -27,7 +27,7 @@ from conftest import PATIENCE, ROOT, TINY, MakeRecipe, SmallDisk, conversation, 
 from openpangu_sft import __version__
 from openpangu_sft.artifacts.artifact import read_manifest
 from openpangu_sft.conversations.conversation import parse_sample
-from openpangu_sft.dataset import pool, shard, spans
+from openpangu_sft.dataset import pool, preprocess, shard, spans
 from openpangu_sft.dataset.index_file import FIELDS, read_rows
 from openpangu_sft.dataset.merge import run_merge
 from openpangu_sft.dataset.pool import ordered_map
@@ -371,6 +371,22 @@ def test_what_has_not_changed_is_not_made_again(make_recipe: MakeRecipe) -> None
     for overrides in (["data.seed=7"], ["data.seq_length=256"], ["data.too_long=drop"], ["data.control_tokens=escape"]):
         assert [made for _, _, made in run_preprocess(make_recipe(*overrides))] == [True, True], overrides
         assert [made for _, _, made in run_preprocess(make_recipe(*overrides))] == [False, False], overrides
+
+
+def test_a_file_that_changes_after_its_sum_was_taken(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = make_recipe()
+    path = recipe.path("samples") / "a.jsonl"
+    write_samples(path, samples(5))
+    sum_of = preprocess.sha256_of_span
+
+    def sum_and_change(span: spans.Span) -> str:
+        digest = sum_of(span)
+        write_samples(path, samples(6))
+        return digest
+
+    monkeypatch.setattr(preprocess, "sha256_of_span", sum_and_change)
+    assert refusal_of(run_preprocess, recipe).startswith(f"{path}: changed while it was read")
+    assert not (recipe.path("shards") / "a").exists()
 
 
 @pytest.mark.parametrize("what", ["template", "tokenizer", "version"])

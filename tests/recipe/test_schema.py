@@ -245,6 +245,7 @@ def test_a_section_that_is_none(tmp_path: Path) -> None:
         (b"chat: " + b"[" * 5000, "not valid YAML: nested too deeply"),
         ("# 说明\nmodel: 模型\n".encode("gb18030"), ":1: not UTF-8: byte 0xc3 -> save the file as UTF-8"),
         (b"chat: 1\nmodel: \xff\n", ":2: not UTF-8: byte 0xff"),
+        (b"\xef\xbb\xbfchat: 1\nmodel: \xff\n", ":2: not UTF-8: byte 0xff"),
         (b"model: \x00\n", "not valid YAML: unacceptable character #x0000"),
     ],
 )
@@ -435,7 +436,7 @@ RULES: list[tuple[tuple[str, ...], str]] = [
     ),
     (
         ("train.recompute.num_layers=27",),
-        "train.recompute.num_layers 27 is above model.num_layers 26 -> lower it",
+        "train.recompute.num_layers 27 is above model.num_layers 26 -> lower train.recompute.num_layers",
     ),
     (
         ("train.recompute.num_layers=0",),

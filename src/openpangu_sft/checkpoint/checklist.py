@@ -14,7 +14,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from pydantic import TypeAdapter
 
 from openpangu_sft.artifacts.artifact import sha256_of
 from openpangu_sft.artifacts.atomic import write_durably
@@ -29,6 +31,7 @@ from openpangu_sft.util.errors import UserError
 CHECKLIST = "checklist.chk"
 REMEMBERED = ".sha256.json"
 """In `paths.cache`: by absolute path, [size in bytes, mtime in ns, ctime in ns, sha256]. ctime cannot be set back."""
+_MEMORY = TypeAdapter(dict[str, tuple[int, int, int, str]])
 SUMMED_AT_ONCE = 4
 
 _LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](?:\./)?(.+)")
@@ -95,26 +98,25 @@ def _sums(files: Sequence[Path], memory: Path, bar: bool) -> dict[Path, str]:
     known = _remembered(memory)
     stamps = {path: _stamp(path) for path in files}
     keys = {path: os.path.realpath(path) for path in files}
-    new = [path for path in files if known.get(keys[path], [])[:-1] != stamps[path]]
+    new = [path for path in files if known.get(keys[path], ())[:-1] != stamps[path]]
     size = sum(stamps[path][0] for path in new)
     shown: AbstractContextManager[Advance] = byte_progress("sha256", size) if bar else contextlib.nullcontext(nothing)
     with shown as advance, ThreadPoolExecutor(SUMMED_AT_ONCE) as pool:
         for path, digest in zip(new, pool.map(lambda path: sha256_of(path, advance), new)):
-            known[keys[path]] = [*stamps[path], digest]
+            known[keys[path]] = (*stamps[path], digest)
     if new:
         with contextlib.suppress(OSError):  # then they are read again next time
             write_durably(memory, json.dumps(known, indent=1) + "\n")
     return {path: known[keys[path]][-1] for path in files}
 
 
-def _remembered(path: Path) -> dict[str, list[Any]]:
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        content = json.loads(path.read_text("utf-8"))
-        entries = content.items() if isinstance(content, dict) else ()
-        return {name: entry for name, entry in entries if isinstance(entry, list) and type((entry or [0])[-1]) is str}
-    return {}
+def _remembered(path: Path) -> dict[str, tuple[int, int, int, str]]:
+    try:
+        return _MEMORY.validate_json(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
 
 
-def _stamp(path: Path) -> list[int]:
+def _stamp(path: Path) -> tuple[int, int, int]:
     found = path.stat()
-    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns

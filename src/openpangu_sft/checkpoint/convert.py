@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Optional
 
 from openpangu_sft.artifacts.artifact import Manifest, staged_directory
+from openpangu_sft.artifacts.changes import unchanged
 from openpangu_sft.artifacts.checks import require_apart, require_room
 from openpangu_sft.checkpoint.files.arrays import DTYPES
 from openpangu_sft.checkpoint.mcore import FIRST, iteration_directory, rank_file, write_rank, write_tracker
@@ -42,7 +43,7 @@ def run_convert(
     manifest = Manifest("mcore", settings=mcore_settings(recipe))
     with (
         staged_directory(target, manifest) as staging,
-        checkpoint.unchanged(),
+        unchanged(checkpoint.stamps),
         ThreadPoolExecutor(1) as pool,
         byte_progress("convert", 2 * size) as advance,
     ):

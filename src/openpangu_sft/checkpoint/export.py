@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Optional
 
 from openpangu_sft.artifacts.artifact import Manifest, sha256_of, staged_directory
+from openpangu_sft.artifacts.changes import unchanged
 from openpangu_sft.artifacts.checks import require_apart, require_room
 from openpangu_sft.checkpoint.files.arrays import DTYPES
 from openpangu_sft.checkpoint.files.safetensors import write_safetensors
@@ -63,7 +64,7 @@ def run_export(
         manifest.counts["iteration"] = checkpoint.iteration
     dtype_name = str(tensors["model.embed_tokens.weight"].dtype)
     manifest.counts.update(parameters=parameter_count(model), dtype=dtype_name, form=form)
-    with staged_directory(target, manifest) as staging, checkpoint.unchanged(), ThreadPoolExecutor(1) as pool:
+    with staged_directory(target, manifest) as staging, unchanged(checkpoint.stamps), ThreadPoolExecutor(1) as pool:
         require_room(target, size)
         write_config(staging, config, base, form, dtype_name)
         write_companions(staging, base, form)

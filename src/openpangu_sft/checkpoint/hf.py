@@ -32,11 +32,7 @@ _WRAPPERS = {
 
 
 def require_model(directory: Path, model: Model) -> dict[str, Any]:
-    """Reads config.json, with the keys that transformers 4.53.2 reads, and checks it against the recipe.
-
-    Raises:
-        UserError: names all keys that differ, with both values.
-    """
+    """Reads config.json with transformers 4.53.2's keys; `UserError` names those that differ from the recipe's."""
     config = read_config(directory)
     require_stated(model.model_dump(), config, directory / CONFIG)
     return as_version_4(config)

@@ -6,13 +6,12 @@ openpangu  the original's configuration and Python files; loads where the origin
 
 from __future__ import annotations
 
-import json
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional
 
-from openpangu_sft.recipe.model_config import CONFIG, PANGU, llama_config, read_object
+from openpangu_sft.recipe.model_config import CONFIG, PANGU, llama_config, read_object, write_object
 from openpangu_sft.tokenizer.template import END
 from openpangu_sft.tokenizer.tokenizer import Tokenizer, load_hf, tokenizer_files
 from openpangu_sft.util.console import console
@@ -47,7 +46,7 @@ def write_config(directory: Path, config: Mapping[str, Any], base: Path, form: s
         raise UserError(what, where=base / CONFIG, remedy="export with FORM=llama, or give the original as paths.hf")
     written = {**(llama_config(config) if form == LLAMA else config), "torch_dtype": dtype}
     written.pop("dtype", None)  # transformers 5's name for it
-    _write_json(directory / CONFIG, _with_right_eos(written, base, CONFIG))
+    write_object(directory / CONFIG, _with_right_eos(written, base, CONFIG))
 
 
 def write_companions(directory: Path, base: Path, form: str) -> None:
@@ -72,7 +71,7 @@ def write_companions(directory: Path, base: Path, form: str) -> None:
     if (base / _GENERATION_CONFIG).is_file():
         config = read_object(base / _GENERATION_CONFIG)
         if (right := _with_right_eos(config, base, _GENERATION_CONFIG)) != config:
-            _write_json(directory / _GENERATION_CONFIG, right)
+            write_object(directory / _GENERATION_CONFIG, right)
 
 
 def _with_right_eos(config: Mapping[str, Any], base: Path, name: str) -> Mapping[str, Any]:
@@ -114,7 +113,7 @@ def make_tokenizer_stock(directory: Path, base: Path, trust_remote_code: bool) -
     if type(own.hf).__module__.startswith("transformers."):
         stock = own
         if config != read_object(path):
-            _write_json(path, config)
+            write_object(path, config)
     else:
         try:
             stock = _alias(directory, config)
@@ -132,10 +131,10 @@ def make_tokenizer_stock(directory: Path, base: Path, trust_remote_code: bool) -
 def _alias(directory: Path, config: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer as Llama's class, with a space before a text if SentencePiece puts one there."""
     alias = {**config, "tokenizer_class": "LlamaTokenizer", "legacy": True, "add_prefix_space": False}
-    _write_json(directory / _TOKENIZER_CONFIG, alias)
+    write_object(directory / _TOKENIZER_CONFIG, alias)
     stock = Tokenizer(directory, trust_remote_code=False)
     if stock.hf.sp_model.encode("a", out_type=str)[0].startswith("▁"):
-        _write_json(directory / _TOKENIZER_CONFIG, {**alias, "add_prefix_space": True})
+        write_object(directory / _TOKENIZER_CONFIG, {**alias, "add_prefix_space": True})
         stock = Tokenizer(directory, trust_remote_code=False)
     return stock
 
@@ -158,7 +157,3 @@ def _modules(path: Path) -> set[str]:
     classes = named.values() if isinstance(named, dict) else [named]
     flat = [name for entry in classes for name in (entry if isinstance(entry, list) else [entry])]
     return {f"{name.split('--')[-1].split('.')[0]}.py" for name in flat if isinstance(name, str)}
-
-
-def _write_json(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", "utf-8")

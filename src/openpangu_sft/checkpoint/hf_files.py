@@ -14,11 +14,7 @@ _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, all present.
-
-    Raises:
-        UserError: none, or a shard is missing, or only `.bin` files.
-    """
+    """The safetensors files of a checkpoint; `UserError` for none, a missing shard, or only `.bin` files."""
     index, single = directory / INDEX, directory / WEIGHTS
     if index.is_file() and single.is_file():
         raise UserError(f"there are two sets of weights, {WEIGHTS} and {INDEX}", where=directory, remedy="remove one")
@@ -26,15 +22,11 @@ def weight_files(directory: Path) -> list[Path]:
         shards = read_object(index).get("weight_map")
         if not isinstance(shards, dict) or not shards or not all(_is_file_name(name) for name in shards.values()):
             raise UserError("weight_map names no files", where=index, remedy=AGAIN)
-        names = sorted(set(shards.values()))
-        for name in names:
-            if not (directory / name).is_file():
-                raise UserError("shard is missing", where=directory / name, remedy="download the checkpoint again")
-        return [_not_a_pointer(directory / name) for name in names]
+        return [_present(directory / name) for name in sorted(set(shards.values()))]
     if single.is_file():
-        return [_not_a_pointer(single)]
+        return [_present(single)]
     if shards := sorted(path.name for path in directory.glob("*.safetensors") if _SHARD.fullmatch(path.name)):
-        return [_not_a_pointer(directory / name) for name in _without_index(directory, shards)]
+        return [_present(directory / name) for name in _without_index(directory, shards)]
     if list(directory.glob("pytorch_model*.bin")):
         what = "only .bin weights, which transformers 4.53.2 refuses to load with torch 2.1"
         raise UserError(what, where=directory, remedy="take the safetensors files")
@@ -54,7 +46,9 @@ def _without_index(directory: Path, shards: list[str]) -> list[str]:
     return shards
 
 
-def _not_a_pointer(path: Path) -> Path:
+def _present(path: Path) -> Path:
+    if not path.is_file():
+        raise UserError("shard is missing", where=path, remedy="download the checkpoint again")
     with path.open("rb") as stream:
         if stream.read(24) == b"version https://git-lfs.":
             raise UserError("is only a Git LFS pointer", where=path, remedy="get the file itself (git lfs pull)")

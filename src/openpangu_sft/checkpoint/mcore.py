@@ -3,7 +3,7 @@
 latest_checkpointed_iteration.txt
 iter_0000001/mp_rank_TT/model_optim_rng.pt        TT: tensor rank; args, checkpoint_version, iteration, model
 iter_0000001/mp_rank_TT_PPP/model_optim_rng.pt    with pipeline stages (megatron/training/checkpointing.py)
-iter_0000001/mp_rank_*/distrib_optim.pt           training writes it first; not read here
+iter_0000001/mp_rank_*/distrib_optim.pt           training writes it first (--use-distributed-optimizer); not read here
 release/mp_rank_*                                 instead of an iteration, where the first file says release
 """
 

@@ -21,6 +21,9 @@ from openpangu_sft.recipe.model_config import CONFIG, TRACKER
 from openpangu_sft.recipe.sections import Model
 from openpangu_sft.util.errors import UserError
 
+Contents = Mapping[tuple[int, int], Mapping[str, Any]]
+"""What the ranks' files hold, by (tensor rank, pipeline rank)."""
+
 _RANK = re.compile(r"mp_rank_(\d{2})(?:_(\d{3}))?")
 _RECIPE = "was it made with the model of this recipe?"
 _EMBEDDING = "embedding.word_embeddings.weight"
@@ -133,8 +136,8 @@ def _manifest(root: Path, directory: Path, remedy: str) -> Optional[Manifest]:
     return None
 
 
-def _read_ranks(directory: Path, remedy: str) -> dict[tuple[int, int], Mapping[str, Any]]:
-    """The content of every rank's file, by (tensor rank, pipeline rank); the ranks are complete."""
+def _read_ranks(directory: Path, remedy: str) -> Contents:
+    """The content of every rank's file; the ranks are complete."""
     if (directory / "metadata.json").is_file():
         what = "is in Megatron's distributed format (--use-dist-ckpt)"
         raise UserError(what, where=directory, remedy="save it without that flag")
@@ -159,10 +162,9 @@ def _read_ranks(directory: Path, remedy: str) -> dict[tuple[int, int], Mapping[s
 def _read_rank(path: Path, remedy: str) -> Mapping[str, Any]:
     file, optimizer = path / MODEL_FILE, path / OPTIMIZER_FILE
     for part in (file, optimizer) if optimizer.exists() else (file,):
-        if not part.is_file():
-            raise UserError("is half-written: this file is missing", where=part, remedy=remedy)
-        if not is_whole(part):
-            raise UserError("is half-written: this file has no end", where=part, remedy=remedy)
+        if not part.is_file() or not is_whole(part):
+            state = "has no end" if part.is_file() else "is missing"
+            raise UserError(f"is half-written: this file {state}", where=part, remedy=remedy)
     loaded = load_checkpoint_file(file)
     content: Mapping[str, Any] = loaded if isinstance(loaded, dict) else {}
     if isinstance(content.get("model0"), dict):
@@ -173,9 +175,7 @@ def _read_rank(path: Path, remedy: str) -> Mapping[str, Any]:
     return content
 
 
-def _sizes(
-    contents: Mapping[tuple[int, int], Mapping[str, Any]], found: Mapping[tuple[int, int], Path]
-) -> tuple[int, int]:
+def _sizes(contents: Contents, found: Mapping[tuple[int, int], Path]) -> tuple[int, int]:
     """TP and PP: of the saved arguments, or else of the ranks that are there."""
     seen = max(tp for tp, _ in found) + 1, max(pp for _, pp in found) + 1
     sizes = set()
@@ -193,13 +193,11 @@ def _sizes(
     return tensor, pipeline
 
 
-def _layout(contents: Mapping[tuple[int, int], Mapping[str, Any]], model: Model, directory: Path) -> Layout:
+def _layout(contents: Contents, model: Model, directory: Path) -> Layout:
     """The layout, from what the ranks hold; it is checked, and so are the model's sizes that no shape shows."""
     tensor, pipeline = (max(sizes) + 1 for sizes in zip(*contents))
-    stages = []
-    for pp in range(pipeline):
-        layers = map(_LAYER.match, map(str, contents[0, pp]["model"]))
-        stages.append(len({match[1] for match in layers if match}))
+    names = [map(str, contents[0, pp]["model"]) for pp in range(pipeline)]
+    stages = [len({match[1] for match in map(_LAYER.match, stage) if match}) for stage in names]
     embedding = contents[0, 0]["model"].get(_EMBEDDING)
     rows = len(embedding) * tensor if isinstance(embedding, np.ndarray) and embedding.ndim == 2 else 0
     layout = Layout(tensor, tuple(stages), rows)
@@ -227,6 +225,5 @@ def _differences(layout: Layout, args: object, model: Model) -> Iterator[str]:
 
 def _another(root: Path, but: Path) -> str:
     """The remedy where an iteration cannot be used."""
-    others = [path.name for path in root.glob("iter_*") if path != but]
-    numbers = sorted(int(name[5:]) for name in others if name[5:].isdigit())
-    return f"take another one: ITERATION={numbers[-1]}" if numbers else "there is no other one here: make it again"
+    numbers = [int(path.name[5:]) for path in root.glob("iter_*") if path != but and path.name[5:].isdecimal()]
+    return f"take another one: ITERATION={max(numbers)}" if numbers else "there is no other one here: make it again"

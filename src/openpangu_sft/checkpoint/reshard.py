@@ -27,11 +27,7 @@ class Resharder:
         self._counted: set[Block] = set()
 
     def mcore(self, layout: Layout, tp: int, pp: int) -> dict[str, Stored]:
-        """The tensors of one Megatron-core rank.
-
-        Raises:
-            UserError: tensors that Megatron-core joins have different dtypes.
-        """
+        """The tensors of a Megatron-core rank; `UserError` if one would join tensors of different dtypes."""
         tensors = mcore_tensors(self.model, layout, tp, pp)
         return {tensor.name: self._stored(tensor.name, tensor.shape, tensor.blocks) for tensor in tensors}
 
@@ -41,8 +37,7 @@ class Resharder:
 
     def read(self, block: Block) -> Array:
         """Values of a block, after any dtype cast."""
-        array = self.weights.read(block)
-        return array if self.dtype is None or self.dtype == array.dtype else convert_dtype(array, self.dtype)[0]
+        return convert_dtype(self.weights.read(block), self.dtype)[0]
 
     def _stored(self, name: str, shape: Shape, blocks: Sequence[Block]) -> Stored:
         dtypes = {block.name: self.weights.dtype(block.name) for block in blocks}
@@ -57,13 +52,10 @@ class Resharder:
             counts = block not in self._counted and not block.padding
             self._counted.add(block)
             for chunk in self.weights.chunks(block):
-                if self.dtype is None or self.dtype == chunk.dtype:
-                    yield chunk
-                else:
-                    converted, stats = convert_dtype(chunk, self.dtype)
-                    if counts:
-                        self.cast += stats
-                    yield converted
+                converted, stats = convert_dtype(chunk, self.dtype)
+                if counts:
+                    self.cast += stats
+                yield converted
 
 
 def differences(resharder: Resharder, written: Weights, advance: Advance = nothing) -> Iterator[str]:
@@ -85,11 +77,7 @@ def differences(resharder: Resharder, written: Weights, advance: Advance = nothi
 
 
 def require_equal(resharder: Resharder, written: Weights, where: object, advance: Advance = nothing) -> None:
-    """Compares a checkpoint, read back after writing, with its source.
-
-    Raises:
-        UserError: names the first element that differs.
-    """
+    """Compares a checkpoint, read back, with its source; `UserError` names the first element that differs."""
     for found in differences(resharder, written, advance):
         raise UserError(f"differs from its source: {found}", where=where, remedy="check disk and memory")
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Callable, NamedTuple, Optional
 
 from openpangu_sft.artifacts.artifact import Manifest, files_digest, sha256_of
+from openpangu_sft.artifacts.changes import Stamp, stamps_of
 from openpangu_sft.checkpoint.checklist import check_published
 from openpangu_sft.checkpoint.hf import open_hf, require_model
 from openpangu_sft.checkpoint.hf_files import weight_files
@@ -21,8 +21,6 @@ from openpangu_sft.tokenizer.tokenizer import tokenizer_files
 from openpangu_sft.util.console import console
 from openpangu_sft.util.errors import UserError
 
-Stamp = tuple[int, int, int, int]
-
 
 class CheckpointSource(NamedTuple):
     """An open checkpoint.
@@ -31,7 +29,8 @@ class CheckpointSource(NamedTuple):
         manifest: None where another tool made it.
         iteration: of a Megatron-core checkpoint; None for a Hugging Face one.
         digests: computes the sha256 of its parts, by name; takes as long as reading it.
-        stamps: of its files, from before they were opened.
+        stamps: of its files, from before they were opened; the weights are views of mapped files. (Where one is
+            truncated, the kernel may end the process with SIGBUS; Python cannot prevent that.)
     """
 
     weights: Weights
@@ -39,28 +38,6 @@ class CheckpointSource(NamedTuple):
     iteration: Optional[int]
     digests: Callable[[], dict[str, str]]
     stamps: Mapping[Path, Optional[Stamp]]
-
-    @contextlib.contextmanager
-    def unchanged(self) -> Iterator[None]:
-        """Raises at the end of the block if a file has changed: the result may mix old and new values.
-
-        The weights are views of mapped files. (Where a file is truncated, the kernel may end the process with SIGBUS;
-        Python cannot prevent that.)
-
-        Raises:
-            UserError: names the file that changed.
-        """
-        try:
-            yield
-        except (UserError, OSError):
-            self._require_unchanged()  # then this is the cause
-            raise
-        self._require_unchanged()
-
-    def _require_unchanged(self) -> None:
-        for path, before in self.stamps.items():
-            if _stamp(path) != before:
-                raise UserError("changed while it was read", where=path, remedy="run the stage again when it is whole")
 
     def base(self, name: str) -> Optional[str]:
         """sha256 of the `weights`, `config` or `tokenizer` that training began with, where that is known."""
@@ -83,7 +60,7 @@ def open_checkpoint(
     if not path.is_dir():
         raise UserError("no such directory", where=path, remedy=remedy)
     if (path / TRACKER).is_file():
-        before = {file: _stamp(file) for file in path.glob(f"*/mp_rank_*/{MODEL_FILE}")}
+        before = stamps_of(path.glob(f"*/mp_rank_*/{MODEL_FILE}"))
         opened = open_mcore(path, recipe.model, iteration, remedy)
         stamps = {file: before.get(file) for file in opened.files}
         made_by = opened.manifest
@@ -97,7 +74,7 @@ def open_checkpoint(
     if not (path / CONFIG).is_file():
         what = f"neither a Hugging Face checkpoint ({CONFIG}) nor a Megatron-core one ({TRACKER})"
         raise not_hf(path, UserError(what, where=path, remedy=remedy))
-    stamps = {file: _stamp(file) for file in (*weight_files(path), path / CONFIG, *tokenizer_files(path))}
+    stamps = stamps_of([*weight_files(path), path / CONFIG, *tokenizer_files(path)])
     require_model(path, recipe.model)
     weights, published = open_hf(path, recipe.model), check_published(recipe, path)
     if published.files:
@@ -112,12 +89,3 @@ def hf_digests(directory: Path, known: Mapping[Path, str] = MappingProxyType({})
         "config": sha256_of(directory / CONFIG),
         "tokenizer": files_digest(tokenizer_files(directory)),
     }
-
-
-def _stamp(path: Path) -> Optional[Stamp]:
-    """Changes once a file has been written to or replaced."""
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns

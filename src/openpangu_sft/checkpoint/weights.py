@@ -90,11 +90,7 @@ def weights_of_arrays(arrays: Mapping[str, Array], where: object = None) -> Weig
 
 
 def require_tensors(found: Mapping[str, Array], expected: Mapping[str, Shape], where: object, remedy: str) -> None:
-    """Requires exactly the tensors of the model.
-
-    Raises:
-        UserError: names the first tensor that is missing, unexpected, of another shape or quantized.
-    """
+    """`UserError` names the first tensor that is missing, unexpected, of another shape than expected, or quantized."""
     for name, shape in expected.items():
         if name not in found:
             raise UserError(f"tensor {name} is missing", where=where, remedy=remedy)

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 from rich.markup import escape
 
 from openpangu_sft.artifacts.artifact import Manifest, sha256_of, staged_directory, sum_counts
+from openpangu_sft.artifacts.changes import stamps_of, unchanged
 from openpangu_sft.artifacts.checks import require_apart
 from openpangu_sft.conversations.conversation import Rules, reason_class
 from openpangu_sft.conversations.fields import compact_json
@@ -80,10 +81,9 @@ def _fill(staging: Path, inputs: list[Input], recipe: Recipe, manifest: Manifest
     per_file: dict[str, dict[str, int]] = {}
     with byte_progress("format", sum(item.file.path.stat().st_size for item in inputs)) as advance:
         for item in inputs:
-            path, name = item.file.path, escape(item.name)
-            before, mixer.counts = path.stat(), Counter()
-            manifest.inputs[item.name] = sha256_of(path)
-            with _Output(staging, item) as output:
+            path, name, mixer.counts = item.file.path, escape(item.name), Counter()
+            with unchanged(stamps_of([path])), _Output(staging, item) as output:
+                manifest.inputs[item.name] = sha256_of(path)
                 done = read = 0
                 for read, record in enumerate(read_records(path, recipe.data.encoding), 1):
                     reason = _convert_into(output, record, item, mixer, recipe)
@@ -92,10 +92,7 @@ def _fill(staging: Path, inputs: list[Input], recipe: Recipe, manifest: Manifest
                     if read % RECORDS_PER_STEP == 0:
                         advance(record.position - done, name)
                         done = record.position
-                advance(before.st_size - done, name)
-            after = path.stat()
-            if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-                raise UserError("changed while it was read", where=path, remedy="run the stage again")
+                advance(path.stat().st_size - done, name)
             per_file[item.name] = {"read": read, "written": output.written, "rejected": output.rejected}
             for key in MIXED if recipe.data.sources else MIXED[:1]:
                 per_file[item.name][key] = mixer.counts[key]

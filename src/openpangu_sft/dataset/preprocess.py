@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 from openpangu_sft.artifacts.artifact import MANIFEST, Manifest, read_manifest, staged_directory
+from openpangu_sft.artifacts.changes import stamps_of, unchanged
 from openpangu_sft.conversations.conversation import parse_sample
 from openpangu_sft.conversations.files import suffix_of
 from openpangu_sft.conversations.keys import BadSample
@@ -61,12 +62,13 @@ def run_preprocess(recipe: Recipe, number: int = 1, parts: int = 1) -> list[Shar
     tokenizer: Optional[Tokenizer] = None
     shards = []
     for part in mine:
+        before = stamps_of([part.span.file])  # before its sum is taken
         manifest = _describe(recipe, part)
         if found := _unchanged(recipe, part, manifest):
             shards.append(Shard(part, found, made=False))
             continue
         tokenizer = tokenizer or _open_tokenizer(recipe, [part.span for part in mine])
-        with staged_directory(recipe.path("shards") / part.name, manifest) as staging, unchanged([part.span.file]):
+        with staged_directory(recipe.path("shards") / part.name, manifest) as staging, unchanged(before):
             manifest.counts = write_shard(recipe.data, tokenizer, [part.span], staging)
         shards.append(Shard(part, manifest, made=True))
     if number == 1:
@@ -90,17 +92,6 @@ def _unchanged(recipe: Recipe, part: Part, wanted: Manifest) -> Optional[Manifes
         return None
     same = (found.settings, found.inputs, found.version) == (wanted.settings, wanted.inputs, wanted.version)
     return found if same and roles_path(Path(), PREFIX).name in found.files else None
-
-
-@contextlib.contextmanager
-def unchanged(files: Sequence[Path]) -> Iterator[None]:
-    """Raises `UserError` if a file changes during the block, which reads it."""
-    before = [file.stat() for file in files]
-    yield
-    for file, earlier in zip(files, before):
-        later = file.stat()
-        if (earlier.st_size, earlier.st_mtime_ns) != (later.st_size, later.st_mtime_ns):
-            raise UserError("changed while it was read", where=file, remedy="run the stage again")
 
 
 def _open_tokenizer(recipe: Recipe, spans: Sequence[Span]) -> Tokenizer:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from openpangu_sft.checkpoint.hf_files import WEIGHTS
 from openpangu_sft.checkpoint.reshard import Resharder
 from openpangu_sft.model.llama import tensors_of_model
 from openpangu_sft.model.tensors import weights_of
-from openpangu_sft.recipe.model_config import CONFIG, llama_config, pangu_config
+from openpangu_sft.recipe.model_config import CONFIG, llama_config, pangu_config, write_object
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.tokenizer.template import END, HEADERS, START
 
@@ -47,8 +46,8 @@ def make_base_model(recipe: Recipe, texts: Iterable[str]) -> Manifest:
         model = LlamaForCausalLM(LlamaConfig(**llama_config(config)))
         resharder = Resharder(weights_of(tensors_of_model(model, torch.float32)), recipe.model)
         write_safetensors(resharder.hf(), staging / WEIGHTS)
-        _write_json(staging / CONFIG, config)
-        _write_json(staging / "generation_config.json", {"bos_token_id": 1, "eos_token_id": end_id, "pad_token_id": 0})
+        write_object(staging / CONFIG, config)
+        write_object(staging / "generation_config.json", {"bos_token_id": 1, "eos_token_id": end_id, "pad_token_id": 0})
     return manifest
 
 
@@ -102,11 +101,7 @@ def _write_tokenizer(directory: Path, texts: Iterable[str], vocab_size: int) -> 
         "legacy": True,
         "spaces_between_special_tokens": False,
     }
-    _write_json(directory / "tokenizer_config.json", config)
-    _write_json(directory / "special_tokens_map.json", names)
+    write_object(directory / "tokenizer_config.json", config)
+    write_object(directory / "special_tokens_map.json", names)
     end_id: int = processor.piece_to_id(END)
     return end_id
-
-
-def _write_json(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", "utf-8")

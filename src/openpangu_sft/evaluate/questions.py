@@ -22,7 +22,7 @@ from openpangu_sft.tokenizer.template import HEADERS, prompt_spans
 from openpangu_sft.tokenizer.tokenizer import IGNORED, Tokenizer
 from openpangu_sft.tokenizer.tool_prompt import ToolPrompt
 from openpangu_sft.util.console import console
-from openpangu_sft.util.errors import UserError, printable
+from openpangu_sft.util.errors import UserError, printable, read_utf8
 
 ASKED = 4
 """Validation samples that are asked without a prompt file."""
@@ -59,11 +59,7 @@ def questions_in(path: Path, recipe: Recipe, tokenizer: Tokenizer) -> list[Quest
 
 
 def _lines(path: Path) -> Iterator[tuple[str, Sample]]:
-    try:
-        text = path.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"not UTF-8: byte {error.start + 1}", where=path, remedy="save it as UTF-8") from None
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(read_utf8(path).splitlines(), 1):
         if line.strip():
             yield f":{number}", Sample(("",), (Message("user", line.strip()), Message("assistant", "")))
 

@@ -16,7 +16,7 @@ from ruamel.yaml.nodes import MappingNode
 from openpangu_sft.recipe.model_config import CONFIG, model_of, read_config, require_stated
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.recipe.sections import Conflict, Model, Paths, UnknownModel
-from openpangu_sft.util.errors import UserError
+from openpangu_sft.util.errors import UserError, read_utf8
 
 ROOT = Path(__file__).parents[3]
 SYNONYMS = ROOT / "recipes/synonyms.txt"
@@ -37,21 +37,13 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
         path = ROOT / path
     if not path.is_file():
         raise UserError("no such recipe file", where=path, remedy="give one with RECIPE=…")
-    raw = path.read_bytes()
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        what = f"not UTF-8: byte 0x{raw[error.start]:02x}"
-        raise UserError(what, where=f"{path}:{line}", remedy="save the file as UTF-8") from None
+    text = read_utf8(path)
     try:
         content = _parse(text)
-    except MarkedYAMLError as error:
-        line_number = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        what = f"not valid YAML: {error.problem or error.context}"
-        raise UserError(what, where=f"{path}{line_number}", remedy="fix it") from None
     except Exception as error:  # ruamel's constructors pass on errors of int(), float(), date() and chr()
-        raise UserError(f"not valid YAML: {_one_line(error)}", where=path, remedy="fix it") from None
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else path
+        raise UserError(f"not valid YAML: {_one_line(error)}", where=where, remedy="fix it") from None
     if not isinstance(content, dict):
         raise UserError("holds no settings", where=path, remedy="start from recipes/openpangu-1b.yaml")
     given = [_apply(content, override) for override in overrides]

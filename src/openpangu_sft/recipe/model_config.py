@@ -51,11 +51,7 @@ _ROPE = ("rope_parameters", "rope_scaling")
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """Reads config.json.
-
-    Raises:
-        UserError: there is none, or it is not an object.
-    """
+    """Reads config.json; `UserError` if there is none, or it is no object."""
     path = directory / CONFIG
     if not path.is_file():
         what = "no Hugging Face checkpoint here (config.json)"
@@ -64,17 +60,13 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def model_of(config: Mapping[str, Any], path: Path) -> Model:
-    """Sizes of the model that a config.json describes, in openPangu's own form or re-aliased as Llama.
-
-    Raises:
-        UserError: a key is missing, or another architecture.
-    """
+    """Sizes in a config.json of openPangu's form or Llama's; `UserError` for a missing key or another architecture."""
     if config.get("model_type") not in (PANGU, "llama"):
         what = f"model_type {config.get('model_type')!r} is not openPangu-Embedded"
         raise UserError(what, where=path, remedy="check paths.hf")
     unusual = [key for key, usual in _USUAL.items() if config.get(key, usual[0]) not in usual]
     complaints = [f"{key} is {config[key]!r}, openPangu-Embedded has {_USUAL[key][0]!r}" for key in unusual]
-    if complaint := next(iter(complaints), rope_complaint(config)):
+    if complaint := next(iter(complaints), _rope_complaint(config)):
         raise UserError(complaint, where=path, remedy="check paths.hf")
     config = as_version_4(config)
     try:
@@ -92,7 +84,7 @@ def model_of(config: Mapping[str, Any], path: Path) -> Model:
     except ValidationError as error:
         detail = error.errors(include_url=False)[0]
         if not detail["loc"]:  # our own rule, with its remedy for a recipe
-            raise UserError(str(detail["ctx"]["error"]).split(" -> ")[0], where=path, remedy=PUBLISHED) from None
+            raise UserError(detail["ctx"]["error"].what, where=path, remedy=PUBLISHED) from None
         what = f"{_KEYS[str(detail['loc'][0])]} = {detail['input']!r}: {detail['msg']}"
         raise UserError(what, where=path, remedy=PUBLISHED) from None
     except (TypeError, ZeroDivisionError):
@@ -133,26 +125,15 @@ def pangu_config(model: Model, eos_id: int, dtype: str) -> dict[str, Any]:
     return {
         "architectures": ["PanguEmbeddedForCausalLM"],
         "model_type": PANGU,
-        "bias": model.add_qkv_bias,
         "attention_dropout": 0.0,
         "bos_token_id": 1,
         "eos_token_id": eos_id,
         "pad_token_id": 0,
         "hidden_act": "silu",
-        "hidden_size": model.hidden_size,
         "initializer_range": 0.02,
-        "intermediate_size": model.ffn_hidden_size,
-        "max_position_embeddings": model.max_position_embeddings,
-        "num_attention_heads": model.num_attention_heads,
-        "num_hidden_layers": model.num_layers,
-        "num_key_value_heads": model.num_query_groups,
-        "head_dim": model.kv_channels,
-        "rms_norm_eps": model.norm_epsilon,
-        "rope_theta": model.rotary_base,
-        "tie_word_embeddings": model.tie_word_embeddings,
         "torch_dtype": dtype,
         "use_cache": True,
-        "vocab_size": model.vocab_size,
+        **{name: getattr(model, key) for key, name in _KEYS.items()},
     }
 
 
@@ -163,16 +144,13 @@ def llama_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     own = {"architectures", "auto_map", "bias", "model_type", "attention_bias", "mlp_bias", "transformers_version"}
     config = as_version_4(config)
-    bias = _has_bias(config)
-    kept = {key: value for key, value in config.items() if key not in own}
-    tied = bool(config.get("tie_word_embeddings", False))  # written out: no default to rely on
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        **kept,
-        "attention_bias": bool(bias),
+        **{key: value for key, value in config.items() if key not in own},
+        "attention_bias": bool(_has_bias(config)),
         "mlp_bias": False,
-        "tie_word_embeddings": tied,
+        "tie_word_embeddings": bool(config.get("tie_word_embeddings", False)),  # written out: no default to rely on
     }
 
 
@@ -194,11 +172,7 @@ def not_hf(directory: Path, otherwise: UserError) -> UserError:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Reads a JSON object.
-
-    Raises:
-        UserError: it is not one.
-    """
+    """Reads a JSON object; `UserError` if it is none."""
     try:
         content = json.loads(path.read_text("utf-8-sig"))
     except (ValueError, RecursionError) as error:
@@ -208,7 +182,12 @@ def read_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def rope_complaint(config: Mapping[str, Any]) -> str:
+def write_object(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON object as transformers does: indented by two, in UTF-8."""
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", "utf-8")
+
+
+def _rope_complaint(config: Mapping[str, Any]) -> str:
     """Where the rotary embedding is not openPangu-Embedded's, the reason; else empty."""
     for key in _ROPE:
         if config.get(key) is not None and not _is_default(config[key]):
@@ -219,7 +198,7 @@ def rope_complaint(config: Mapping[str, Any]) -> str:
 
 
 def as_version_4(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration with the keys of transformers 4, in their order; it must be without a `rope_complaint`."""
+    """The configuration with the keys of transformers 4, in their order; it must be without a `_rope_complaint`."""
     written = dict(config)
     for key in _ROPE:
         given = written.get(key)

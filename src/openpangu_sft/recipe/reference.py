@@ -20,8 +20,6 @@ Every key of a recipe, generated from the code. Any of them can be overridden:
 `make sft SET="train.lr=1e-5 data.workers=8"`, or `openpangu-sft sft --set train.lr=1e-5`. A key without a default has
 to be in the file; [recipes/openpangu-1b.yaml](../recipes/openpangu-1b.yaml) is a complete example.
 """
-_OF_THE_CHECKPOINT = "config.json"
-"""Default of the model's sizes."""
 
 
 def reference() -> str:
@@ -40,7 +38,8 @@ def _rows(prefix: str, section: Any) -> Iterator[tuple[str, str, str, str]]:
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from _rows(key, field.annotation)
         else:
-            default = _OF_THE_CHECKPOINT if section is Model and field.is_required() else _default(field)
+            of_the_checkpoint = section is Model and field.is_required()
+            default = "config.json" if of_the_checkpoint else _default(field)
             yield f"`{key}`", _values(field), default, field.description or ""
 
 

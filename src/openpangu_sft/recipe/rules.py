@@ -1,4 +1,4 @@
-"""Settings of different sections that cannot work together."""
+"""Settings that cannot work together."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ REPLICAS = "parallel.data"
 
 
 def complaints(recipe: Sections) -> list[Conflict]:
-    """The conflicts between sections, most basic first."""
+    """The conflicts, most basic first."""
     with suppress(SizesUnknown):  # without a checkpoint the sizes are checked later
         return [*_sizes(recipe), *_others(recipe)]
     return [*_others(recipe)]
@@ -28,38 +28,39 @@ def complaints(recipe: Sections) -> list[Conflict]:
 
 def _sizes(recipe: Sections) -> Iterator[Conflict]:
     """Conflicts with the model's sizes."""
-    model, data, recompute = recipe.model, recipe.data, recipe.train.recompute
     for size in ("model.num_query_groups", "model.ffn_hidden_size"):
         yield from _indivisible(recipe, (size,), ("parallel.tensor",))
     yield from _stages(recipe)
     yield from _indivisible(recipe, ("model.num_attention_heads",), ("parallel.tensor", "parallel.context"))
-    if data.seq_length > model.max_position_embeddings:
-        key, limit = "data.seq_length", "model.max_position_embeddings"
-        what = f"{key} {data.seq_length} is above {limit} {model.max_position_embeddings}"
-        yield Conflict(what, f"lower {key}", key, limit)
-    if recompute.num_layers > model.num_layers:
-        key, limit = "train.recompute.num_layers", "model.num_layers"
-        yield Conflict(f"{key} {recompute.num_layers} is above {limit} {model.num_layers}", "lower it", key, limit)
+    yield from _above(recipe, "data.seq_length", "model.max_position_embeddings")
+    yield from _above(recipe, "train.recompute.num_layers", "model.num_layers")
 
 
 def _others(recipe: Sections) -> Iterator[Conflict]:
     parallel, train = recipe.parallel, recipe.train
+    yield from _above(recipe, "train.min_lr", "train.lr")
+    if train.lr_warmup_iterations >= train.iterations:
+        keys = ("train.lr_warmup_iterations", "train.iterations")
+        what = f"{keys[0]} {train.lr_warmup_iterations} leaves nothing of {keys[1]} {train.iterations}"
+        yield Conflict(what, "lower the warm-up", *keys)
     yield from _indivisible(recipe, WORLD, SPLIT)
     yield from _indivisible(recipe, ("data.seq_length",), ("parallel.context",))
     yield from _indivisible(recipe, ("train.global_batch_size",), ("train.micro_batch_size", REPLICAS))
     if train.recompute.granularity == "full" and not train.recompute.num_layers:
         granularity, layers = "train.recompute.granularity", "train.recompute.num_layers"
-        yield Conflict(
-            f"{granularity} full with {layers} 0 recomputes nothing",
-            f"set {layers} to the number of layers, or {granularity}=none",
-            granularity,
-            layers,
-        )
+        remedy = f"set {layers} to the number of layers, or {granularity}=none"
+        yield Conflict(f"{granularity} full with {layers} 0 recomputes nothing", remedy, granularity, layers)
     if train.engine == "transformers" and parallel.world != parallel.data:
         sizes = ", ".join(f"{key} {attrgetter(key)(recipe)}" for key in SPLIT)
         what = f"{sizes}: train.engine transformers is data parallel only"
         yield Conflict(what, "set all three to 1", *SPLIT, "train.engine")
     yield from _overlap(recipe.paths)
+
+
+def _above(recipe: Sections, key: str, limit: str) -> Iterator[Conflict]:
+    value, most = attrgetter(key, limit)(recipe)
+    if value > most:
+        yield Conflict(f"{key} {value} is above {limit} {most}", f"lower {key}", key, limit)
 
 
 def _indivisible(recipe: Sections, keys: tuple[str, ...], divisors: tuple[str, ...]) -> Iterator[Conflict]:

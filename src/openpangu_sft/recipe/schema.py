@@ -6,9 +6,8 @@ Any key can be overridden on the command line: `--set train.lr=1e-5`.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from pydantic import field_validator, model_validator
+from pydantic import model_validator
 
 from openpangu_sft.recipe.rules import complaints
 from openpangu_sft.recipe.sections import Sections
@@ -16,11 +15,6 @@ from openpangu_sft.recipe.sections import Sections
 
 class Recipe(Sections):
     """Every setting of a run."""
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_empty_section(cls, value: Any) -> Any:
-        return {} if value is None else value
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Recipe:

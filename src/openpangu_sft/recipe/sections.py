@@ -35,6 +35,11 @@ class Section(BaseModel):
         extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_default(cls, value: Any) -> Any:
+        return {} if value is None else value
+
 
 class Paths(Section):
     """Where each stage reads and writes. Relative paths are below `cache`."""
@@ -301,22 +306,6 @@ class Train(Section):
     upstream_flags: list[str] = []
     """Extra arguments for MindSpeed-LLM (engine mindspeed): [--log-throughput]."""
     recompute: Recompute = Recompute()
-
-    @field_validator("recompute", mode="before")
-    @classmethod
-    def _no_empty_section(cls, value: Any) -> Any:
-        return {} if value is None else value
-
-    @model_validator(mode="after")
-    def _schedule_fits(self) -> Train:
-        if self.min_lr > self.lr:
-            what = f"train.min_lr {self.min_lr} is above train.lr {self.lr}"
-            raise Conflict(what, "lower train.min_lr", "train.min_lr", "train.lr")
-        if self.lr_warmup_iterations >= self.iterations:
-            keys = ("train.lr_warmup_iterations", "train.iterations")
-            what = f"{keys[0]} {self.lr_warmup_iterations} leaves nothing of {keys[1]} {self.iterations}"
-            raise Conflict(what, "lower the warm-up", *keys)
-        return self
 
 
 class Chat(Section):

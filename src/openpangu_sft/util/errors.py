@@ -7,6 +7,7 @@ import errno
 import signal
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -48,6 +49,16 @@ class SizesUnknown(UserError):
 def printable(text: str) -> str:
     """A text from a file with control characters escaped, so that no terminal or browser acts on them."""
     return "".join(mark if mark.isprintable() else repr(mark)[1:-1] for mark in text)
+
+
+def read_utf8(path: Path) -> str:
+    """The text of a file, without a byte order mark; raises `UserError` with the line that is not UTF-8."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1  # `object` is without the byte order mark, like `start`
+        what = f"not UTF-8: byte 0x{error.object[error.start]:02x}"
+        raise UserError(what, where=f"{path}:{line}", remedy="save the file as UTF-8") from None
 
 
 def first_complaint(error: ValidationError, *within: str) -> str:

@@ -37,11 +37,7 @@ _WHEELS = "run make sources, which works everywhere; PyPI has wheels for CPython
 
 
 def copy_core(folder: Path) -> None:
-    """Copies the Python files of the installed megatron-core into a folder, as `megatron/core`.
-
-    Raises:
-        UserError: megatron-core 0.6.0 is not installed.
-    """
+    """Copies the installed megatron-core to a folder, as `megatron/core`; `UserError` if there is none or not 0.6.0."""
     try:
         installed = metadata.distribution("megatron-core")
     except metadata.PackageNotFoundError:
@@ -49,10 +45,8 @@ def copy_core(folder: Path) -> None:
     if installed.version != VERSION:
         what = f"megatron-core is {installed.version}, the patches are for {VERSION}"
         raise UserError(what, remedy="run make setup again")
-    for entry in installed.files or []:
-        if entry.parts[:2] == ("megatron", "core") and entry.suffix == ".py":
-            (folder / entry).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(str(entry.locate()), folder / entry)
+    without = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(str(installed.locate_file("megatron/core")), folder / "megatron/core", ignore=without)
 
 
 def find_core(scratch: Path) -> Path:
@@ -158,10 +152,9 @@ def run_together(commands: list[list[str]], scratch: Path) -> None:
     try:
         for command, output in zip(commands, outputs):
             with output.open("wb") as stream:
-                started = subprocess.Popen(
-                    command, stdin=subprocess.PIPE, stdout=stream, stderr=stream, env=environment
+                processes.append(
+                    subprocess.Popen(command, stdin=subprocess.PIPE, stdout=stream, stderr=stream, env=environment)
                 )
-                processes.append(started)
         codes = _wait(processes)
     finally:
         for process in processes:

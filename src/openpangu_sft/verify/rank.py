@@ -65,11 +65,7 @@ def read_rank(path: Path, tensor: int, pipeline: int) -> tuple[Arguments, dict[s
 
 
 def require_same(given: Arguments) -> None:
-    """Compares the arguments of all ranks: with different sizes they would deadlock.
-
-    Raises:
-        UserError: names the first that differs.
-    """
+    """Different sizes would deadlock: `UserError` names the first argument that differs between ranks."""
     all_given: list[Arguments] = [{}] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(all_given, given)
     for name, value in all_given[0].items():

@@ -81,8 +81,10 @@ class CastStats(NamedTuple):
         return CastStats(*(mine + its for mine, its in zip(self, other)))
 
 
-def convert_dtype(array: Array, dtype: DType) -> tuple[Array, CastStats]:
-    """Rounds to nearest even, and counts the elements that it changes."""
+def convert_dtype(array: Array, dtype: Optional[DType]) -> tuple[Array, CastStats]:
+    """Rounds to nearest even, and counts the elements that it changes; keeps an array of this dtype, or where None."""
+    if dtype is None or dtype == array.dtype:
+        return array, CastStats()
     with np.errstate(over="ignore", invalid="ignore"):
         converted = array.astype(dtype)
         back = converted.astype(array.dtype)

@@ -164,14 +164,6 @@ def _tensor(record: Inert) -> Array:
     return np.lib.stride_tricks.as_strided(values[offset:], size, steps)
 
 
-def _parameter(record: Inert) -> Array:
-    """torch._utils._rebuild_parameter: only its tensor is kept."""
-    data = (record.args or (None,))[0]
-    if not isinstance(data, np.ndarray):
-        raise UnpicklingError("a parameter without a tensor")
-    return data
-
-
 def _numbers(shape: Any, dtype: Any, data: Any, order: Literal["C", "F"] = "C") -> Array:
     """A numpy array of exactly the given bytes."""
     if not isinstance(dtype, np.dtype) or type(data) is not bytes or not _sizes(shape):
@@ -203,10 +195,7 @@ def _dtype(record: Inert) -> DType:
 
 def _namespace(record: Inert) -> Namespace:
     _arguments(record)
-    made = Namespace()
-    if type(record.state) is dict:
-        vars(made).update(record.state)
-    return made
+    return Namespace(**record.state) if type(record.state) is dict else Namespace()
 
 
 def _encode(record: Inert) -> bytes:
@@ -252,6 +241,6 @@ _MAKERS: dict[str, Callable[[Inert], Any]] = {
     "torch.Size": lambda record: _arguments(record, tuple)[0],
     "torch.device": _itself,
     "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter": lambda record: _arguments(record, np.ndarray, bool, dict)[0],
 }
 """Names that are called, and the value of the call. Classes of Megatron and MindSpeed stay records."""

@@ -27,11 +27,7 @@ _ALIGNMENT = 8
 
 
 def map_safetensors(path: Path, remedy: str) -> dict[str, Array]:
-    """Maps the tensors of a file into memory; values are read on use.
-
-    Raises:
-        UserError: damaged, or a tensor is quantized.
-    """
+    """Maps the tensors of a file, to be read on use; `UserError` if it is damaged or a tensor is quantized."""
     try:
         with safe_open(str(path), "np"):  # checks the header against the file: no gaps, no overlaps, nothing beyond
             pass

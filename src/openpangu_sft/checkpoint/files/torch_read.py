@@ -14,7 +14,6 @@ import pickletools
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -131,13 +130,6 @@ def _records(path: Path, content: Array) -> dict[str, Array]:
     return {name[len(root) + 1 :]: data for name, data in found.items() if name.startswith(f"{root}/")}
 
 
-def _load(records: Mapping[str, Array], size: int) -> Any:
-    pickled = records["data.pkl"]
-    if len(pickled) > _LARGEST:
-        raise pickle.UnpicklingError("its pickle is larger than any checkpoint's")
-    return Builder(records, size).build(_Unpickler(io.BytesIO(pickled.tobytes())).load())
-
-
 def is_whole(path: Path) -> bool:
     """Whether a file is complete: torch.save writes the list of records last."""
     with path.open("rb") as stream:
@@ -163,10 +155,12 @@ def load_checkpoint_file(path: Path) -> Any:
                 content = np.frombuffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
             records = _records(path, content)
             if "byteorder" in records and records["byteorder"][:8].tobytes() != b"little":
-                raise UserError(
-                    "was written on a big-endian machine", where=path, remedy="write it on a little-endian one"
-                )
-            return _load(records, len(content))
+                what, remedy = "was written on a big-endian machine", "write it on a little-endian one"
+                raise UserError(what, where=path, remedy=remedy)
+            pickled = records["data.pkl"]
+            if len(pickled) > _LARGEST:
+                raise pickle.UnpicklingError("its pickle is larger than any checkpoint's")
+            return Builder(records, len(content)).build(_Unpickler(io.BytesIO(pickled.tobytes())).load())
     except Refused as error:
         what = f"asks for {error} on loading, which no checkpoint needs"
         raise UserError(what, where=path, remedy="do not use this file") from None

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from io import BytesIO
 from math import prod
 from pathlib import Path
-from typing import IO, Any, ClassVar, NamedTuple, cast
+from typing import IO, Any, ClassVar, cast
 
 import numpy as np
 
@@ -53,11 +53,8 @@ class _Global:
         """Required by pickle of a function, never called."""
 
 
-class _StorageOf(NamedTuple):
-    """The storage of a tensor, and its number in the file."""
-
-    tensor: Stored
-    key: int
+class _Storage(tuple[Any, ...]):
+    """torch's reference to a storage: ("storage", its class, its number in the file, device, elements)."""
 
 
 _PythonPickler: Any = pickle._Pickler
@@ -72,20 +69,17 @@ class _Pickler(_PythonPickler):  # type: ignore[misc]
         super().__init__(stream, _PROTOCOL)
         self.tensors: list[Stored] = []
         self._rebuild = _Global("_rebuild_tensor_v2", "torch._utils")
-        names = {dtype: name for name, dtype in STORAGES.items()}
-        self._storages = {dtype: _Global(name) for dtype, name in names.items()}
+        self._storages = {dtype: _Global(name) for name, dtype in STORAGES.items()}
         self._dtypes = {dtype: _Global(name) for name, dtype in NAMED_DTYPES.items()}
 
     def persistent_id(self, value: object) -> Any:
-        """torch's reference to a storage."""
-        if not isinstance(value, _StorageOf):
-            return None
-        dtype, size = value.tensor.dtype, value.tensor.nbytes // value.tensor.dtype.itemsize
-        return "storage", self._storages[dtype], str(value.key), "cpu", size
+        """Called for every object; None where it is not pickled by reference."""
+        return tuple(value) if isinstance(value, _Storage) else None
 
     def save_tensor(self, tensor: Stored) -> None:
         """A tensor with a storage of its own, contiguous."""
-        storage = _StorageOf(tensor, len(self.tensors))
+        number = str(len(self.tensors))
+        storage = _Storage(("storage", self._storages[tensor.dtype], number, "cpu", prod(tensor.shape)))
         self.tensors.append(tensor)
         strides = tuple(prod(tensor.shape[axis + 1 :]) for axis in range(len(tensor.shape)))
         arguments: tuple[Any, ...] = (storage, 0, tensor.shape, strides, False, OrderedDict())

@@ -7,7 +7,6 @@ import os
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Callable, Optional, Union
 
 import numpy as np
@@ -48,11 +47,9 @@ class OutputFile:
     def __enter__(self) -> OutputFile:
         return self
 
-    def __exit__(
-        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
-    ) -> None:
+    def __exit__(self, kind: Optional[type[BaseException]], *_: object) -> None:
         try:
-            if error is None:
+            if kind is None:
                 os.fsync(self._stream.fileno())
                 for future in (*self._pending, *filter(None, [self._flush])):
                     future.result()

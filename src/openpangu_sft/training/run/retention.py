@@ -37,7 +37,7 @@ def bytes_at_start(recipe: Recipe) -> int:
 def iterations(run: Path) -> list[int]:
     """Iterations that have a checkpoint directory, complete or not."""
     names = (path.name[len("iter_") :] for path in run.glob("iter_*") if path.is_dir())
-    return sorted(int(name) for name in names if name.isdigit())
+    return sorted(int(name) for name in names if name.isdecimal())
 
 
 def newest_whole(run: Path, is_whole: Callable[[int], bool], is_main: bool) -> Optional[int]:

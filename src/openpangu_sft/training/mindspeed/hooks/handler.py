@@ -18,8 +18,9 @@ from pydantic import ValidationError
 
 from openpangu_sft.artifacts.artifact import only_one_run
 from openpangu_sft.artifacts.atomic import sync_directory
+from openpangu_sft.artifacts.changes import stamps_of, unchanged
 from openpangu_sft.dataset.index_file import FIELDS, field_path
-from openpangu_sft.dataset.preprocess import open_tokenizer, sample_files, unchanged
+from openpangu_sft.dataset.preprocess import open_tokenizer, sample_files
 from openpangu_sft.dataset.shard import write_shard
 from openpangu_sft.dataset.spans import Span
 from openpangu_sft.recipe.sections import Data
@@ -67,7 +68,7 @@ class PanguInstructionHandler:
             spans = [Span(file, 0, file.stat().st_size) for file in self._files]
             # trusted: upstream has run its code already
             tokenizer = open_tokenizer(Path(self._args.tokenizer_name_or_path), True, spans)
-            with _in_place(self._directory, self._prefix) as staging, unchanged(self._files):
+            with _in_place(self._directory, self._prefix) as staging, unchanged(stamps_of(self._files)):
                 counts = write_shard(_settings(self._args), tokenizer, spans, staging, self._prefix)
         done = f"{counts['packed']:,} samples in {counts['packs']:,} packs: {self._args.output_prefix}_packed_…"
         console.print(done, markup=False, soft_wrap=True)
