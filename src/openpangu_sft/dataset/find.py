@@ -71,9 +71,8 @@ def find_dataset(path: Path) -> PackedFiles:
     if path.is_dir() and ((path / MANIFEST).is_file() or inside == [PREFIX]):
         return PackedFiles(path, PREFIX, _manifest(path))
     if len(inside) > 1:
-        raise UserError(
-            f"holds several datasets: {', '.join(inside)}", where=path, remedy=f"name one: {path / inside[0]}"
-        )
+        what = f"holds several datasets: {', '.join(inside)}"
+        raise UserError(what, where=path, remedy=f"name one: {path / inside[0]}")
     if inside:
         return PackedFiles(path, inside[0])
     match = NAMES.fullmatch(path.name)

@@ -19,7 +19,7 @@ from openpangu_sft.conversations.readers import READERS
 from openpangu_sft.dataset.index_file import PREFIX
 from openpangu_sft.dataset.roles import roles_path
 from openpangu_sft.dataset.shard import write_shard
-from openpangu_sft.dataset.spans import Part, Span, SpanReader, parts_of, sha256_of_span
+from openpangu_sft.dataset.spans import Part, Span, parts_of, read_span, sha256_of_span
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.tokenizer.template import TEMPLATE_DIGEST, TextSpan, sample_spans
 from openpangu_sft.tokenizer.tokenizer import Tokenizer, tokenizer_digest
@@ -118,7 +118,7 @@ def _spans_to_compare(spans: Sequence[Span]) -> Iterator[TextSpan]:
     for place in (total * number // PLACES for number in range(PLACES)):
         for file, begin, end in spans:
             if place < end - begin:
-                for raw in islice(SpanReader(Span(file, begin + place, end)), SAMPLES_PER_PLACE):
+                for raw in islice(filter(None, read_span(Span(file, begin + place, end))), SAMPLES_PER_PLACE):
                     with contextlib.suppress(BadSample):  # reported when it is encoded
                         yield from sample_spans(parse_sample(raw.content))
                 break

@@ -24,7 +24,7 @@ from openpangu_sft.dataset.encode import Encoded, TooLong, encode_samples, input
 from openpangu_sft.dataset.index_file import PREFIX, VALIDATION, Ids, PackedWriter
 from openpangu_sft.dataset.packing import Plan, plan_packs
 from openpangu_sft.dataset.pool import ordered_map
-from openpangu_sft.dataset.spans import Span, SpanReader, lines_before, spans_of
+from openpangu_sft.dataset.spans import Span, lines_before, read_span, spans_of
 from openpangu_sft.dataset.spool import Spool, TokenRun
 from openpangu_sft.dataset.validation import is_validation
 from openpangu_sft.recipe.sections import Data
@@ -152,8 +152,8 @@ def _note(refused: Refused, file: Path, line: int, data: Data, stream: Any) -> N
 
 def _encode_span(tokenizer: Tokenizer, data: Data, spool: Spool, span: Span) -> SpanResult:
     """Encodes the samples of a span into the spool's file of the process that it is called in."""
-    reader = SpanReader(span)
-    records = list(reader)
+    lines = list(read_span(span))
+    records = list(filter(None, lines))
     outcomes = encode_samples([_sample(raw) for raw in records], tokenizer, data)
     encoded = [outcome for outcome in outcomes if isinstance(outcome, Encoded)]
     trained = np.array([np.count_nonzero(sample.marked >= 0) for sample in encoded], np.int64)
@@ -166,7 +166,7 @@ def _encode_span(tokenizer: Tokenizer, data: Data, spool: Spool, span: Span) -> 
             dropped = isinstance(outcome, TooLong) and data.too_long == "drop"
             refused.append(Refused(int(raw.place[1:]), str(outcome), raw.text or raw.content, dropped))
     truncated = sum(sample.truncated for sample in encoded)
-    return SpanResult(reader.lines, spool.write(encoded), trained, validation, truncated, refused)
+    return SpanResult(len(lines), spool.write(encoded), trained, validation, truncated, refused)
 
 
 def _sample(raw: RawRecord) -> Union[Sample, BadSample]:

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from openpangu_sft.preview.figures import Figures, Histogram
+from openpangu_sft.preview.figures import Histogram
 from openpangu_sft.preview.segments import NEWLINE, PART, SPACE, Segment, Token, Turn
 from openpangu_sft.preview.stage import Preview
 from openpangu_sft.util.errors import printable
@@ -30,15 +30,22 @@ def show(preview: Preview, console: Console) -> None:
         _show_segment(segment, console)
     console.print()
     console.print(Text(f"dataset: {printable(str(preview.dataset))}", "bold"), soft_wrap=True)
-    _show_figures(preview.figures, console)
+    figures = preview.figures
+    table = Table(show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column(overflow="fold")
+    for figure in figures.single:
+        table.add_row(*map(Text, figure))
+    console.print(table)
+    for histogram in (figures.lengths, figures.fill, figures.roles):
+        _show_histogram(histogram, console)
 
 
 def _show_segment(segment: Segment, console: Console) -> None:
-    where = (
-        f"pack {segment.pack:,}, segment {segment.position:,}, from token {segment.offset:,}; {segment.length:,} tokens"
-    )
-    share = f"{segment.trained:,} trained ({segment.trained / segment.length:.1%})"
-    console.print(Text.assemble((f"sample {segment.sample:,}", "bold"), f"  {where}, {share}"))
+    where = f"pack {segment.pack:,}, segment {segment.position:,}, from token {segment.offset:,}"
+    share = f"{segment.length:,} tokens, {segment.trained:,} trained ({segment.trained / segment.length:.1%})"
+    console.print(Text.assemble((f"sample {segment.sample:,}", "bold"), f"  {where}; {share}"))
     for turn in segment.turns:
         _show_turn(turn, console)
 
@@ -78,18 +85,6 @@ def _show_line(tokens: list[Token], console: Console) -> None:
 
 def _width(token: Token) -> int:
     return max(cell_len(token.text), len(str(token.number)))
-
-
-def _show_figures(figures: Figures, console: Console) -> None:
-    table = Table(show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
-    table.add_column(overflow="fold")
-    for figure in figures.single:
-        table.add_row(Text(figure.name), Text(figure.value), Text(figure.note))
-    console.print(table)
-    for histogram in (figures.lengths, figures.fill, figures.roles):
-        _show_histogram(histogram, console)
 
 
 def _show_histogram(histogram: Histogram, console: Console) -> None:

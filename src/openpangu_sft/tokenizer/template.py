@@ -41,18 +41,17 @@ Cut = Callable[[str], Sequence[str]]
 """Cuts a content into parts that are encoded by themselves, so that no token spans two of them; one part at least."""
 
 
-def whole(content: str) -> Sequence[str]:
-    """Cuts nowhere."""
+def _whole(content: str) -> Sequence[str]:
     return (content,)
 
 
-def sample_spans(sample: Sample, cut: Cut = whole) -> Iterator[TextSpan]:
+def sample_spans(sample: Sample, cut: Cut = _whole) -> Iterator[TextSpan]:
     """The spans of a whole sample: only the assistants' contents, each with its end token, are trained."""
-    yield from prompt_spans(sample.meta_prompt, sample.data, cut=cut)
+    return prompt_spans(sample.meta_prompt, sample.data, cut=cut)
 
 
 def prompt_spans(
-    meta_prompt: tuple[str, ...], messages: tuple[Message, ...], reply: bool = False, cut: Cut = whole
+    meta_prompt: tuple[str, ...], messages: tuple[Message, ...], reply: bool = False, cut: Cut = _whole
 ) -> Iterator[TextSpan]:
     """The spans of system prompts and messages; with `reply`, the assistant's header last, for generation."""
     system = [""]
@@ -63,13 +62,14 @@ def prompt_spans(
         system[-1] += END
     yield from _spans(system, "system", trained=False, opens=True)
     for message in messages:
-        header, [*contents, last] = START + HEADERS[message.role], cut(message.content)
-        if message.role == "assistant":
+        header, texts = START + HEADERS[message.role], [*cut(message.content)]
+        texts[-1] += END
+        trained = message.role == "assistant"
+        if trained:
             yield TextSpan(header, trained=False, role=message.role)
-            yield from _spans([*contents, last + END], message.role, trained=True)
         else:
-            first, *others = [*contents, last + END]
-            yield from _spans([header + first, *others], message.role, trained=False)
+            texts[0] = header + texts[0]
+        yield from _spans(texts, message.role, trained)
     if reply:
         yield TextSpan(START + HEADERS["assistant"], trained=False, role="assistant")
 
