@@ -91,9 +91,8 @@ class Rows:
     """The three fields of a packed dataset, and its roles where it has them, mapped into memory."""
 
     def __init__(self, directory: Path, seq_length: int, prefix: str = PREFIX) -> None:
-        self.input_ids, self.segments, self.labels = (
-            read_rows(directory, prefix, field, seq_length) for field in FIELDS
-        )
+        fields = (read_rows(directory, prefix, field, seq_length) for field in FIELDS)
+        self.input_ids, self.segments, self.labels = fields
         self.roles = read_roles(directory, prefix, len(self), seq_length)
         self.seq_length = seq_length
         self.block = max(1, BLOCK_TOKENS // seq_length)
