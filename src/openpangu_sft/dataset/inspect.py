@@ -1,6 +1,6 @@
 """Inspects a packed dataset, ours or MindSpeed-LLM's: what it holds, and what is wrong with it.
 
-Nothing is written. The files are read once, block by block, so memory does not grow with the dataset.
+Nothing is written. The files are read once, block by block: memory grows by some bytes per row, not per token.
 """
 
 from __future__ import annotations
