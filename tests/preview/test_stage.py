@@ -117,9 +117,7 @@ def test_numbers_are_those_of_a_count_by_hand(
     assert found.turns == roles
     assert found.lengths.counts.tolist() == [lengths.count(value) for value in range(161)]
     assert found.fill.counts.tolist() == [fill.count(value) for value in range(161)]
-    assert (found.lengths.minimum, found.lengths.maximum) == (lengths[0], lengths[-1])
-    assert found.lengths.median == lengths[(len(lengths) - 1) // 2]
-    assert found.lengths.mean == pytest.approx(np.mean(lengths))
+    assert found.lengths.quantiles == (lengths[0], lengths[(len(lengths) - 1) // 2], lengths[-1])
     assert len(found.samples_before) == -(-len(rows) // rows.block)
 
 
@@ -320,10 +318,10 @@ def test_terminal_acts_on_nothing_that_a_sample_holds(recipe: Recipe) -> None:
 def test_reasons_of_rejections_where_the_manifest_has_them(recipe: Recipe, tokenizer: Tokenizer) -> None:
     path = recipe.path("dataset") / MANIFEST
     content = json.loads(path.read_text("utf-8"))
-    content["counts"]["rejected_by_reason"] = {"too long": 1, "\x1b[31m<b>": 1200}
+    content["counts"]["reasons"] = {"too long": 1, "\x1b[31m<b>": 1200}
     path.write_text(json.dumps(content), "utf-8")
     preview, html = run_preview(recipe)
-    assert "rejected by reason │ 1,201 │ \\x1b[31m<b>: 1,200, too long: 1" in " ".join(printed(preview, 120).split())
+    assert "reasons │ 1,201 │ \\x1b[31m<b>: 1,200, too long: 1" in " ".join(printed(preview, 120).split())
     assert "\\x1b[31m&lt;b&gt;: 1,200, too long: 1" in html.read_text("utf-8")
 
 
@@ -345,7 +343,7 @@ def test_bars_cover_all_lengths_with_round_edges(recipe: Recipe, tokenizer: Toke
         160, len(rows), 1, Distribution(counts), measured.fill, measured.turns, measured.samples_before
     )
     lengths = figures_of(changed, read_manifest(recipe.path("dataset"), "dataset", "")).lengths
-    assert lengths.total == longest
+    assert sum(bar.count for bar in lengths.bars) == longest
     assert len(lengths.bars) <= 16
     first = [int(bar.label.split("–")[0].replace(",", "")) for bar in lengths.bars]
     widths = set(np.diff(first).tolist())

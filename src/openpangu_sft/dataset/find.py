@@ -9,13 +9,14 @@ from typing import Any, Optional
 
 from openpangu_sft.artifacts.artifact import MANIFEST, Manifest, parse_manifest
 from openpangu_sft.dataset.index_file import FIELDS, PREFIX, VALIDATION, field_path
+from openpangu_sft.dataset.roles import AGAIN
 from openpangu_sft.util.errors import UserError
 
 NAMES = re.compile(rf"(?P<prefix>.+)_packed_({'|'.join(FIELDS)})_document(\.(bin|idx))?", re.DOTALL)
 
 REMEDIES = {
     "shard": "run make preprocess again",
-    "dataset": "run make preprocess and make merge again",
+    "dataset": AGAIN,
     "": "preprocess the samples again with make preprocess, or copy the files again",
 }
 """For a damaged dataset, by its kind; empty for one without a manifest."""
@@ -70,9 +71,8 @@ def find_dataset(path: Path) -> PackedFiles:
     if path.is_dir() and ((path / MANIFEST).is_file() or inside == [PREFIX]):
         return PackedFiles(path, PREFIX, _manifest(path))
     if len(inside) > 1:
-        raise UserError(
-            f"holds several datasets: {', '.join(inside)}", where=path, remedy=f"name one: {path / inside[0]}"
-        )
+        what = f"holds several datasets: {', '.join(inside)}"
+        raise UserError(what, where=path, remedy=f"name one: {path / inside[0]}")
     if inside:
         return PackedFiles(path, inside[0])
     match = NAMES.fullmatch(path.name)

@@ -1,6 +1,6 @@
 """Inspects a packed dataset, ours or MindSpeed-LLM's: what it holds, and what is wrong with it.
 
-Nothing is written. The files are read once, block by block, so memory does not grow with the dataset.
+Nothing is written. The files are read once, block by block: memory grows by some bytes per row, not per token.
 """
 
 from __future__ import annotations
@@ -66,10 +66,10 @@ def run_inspect(recipe: Recipe, dataset: Optional[Path] = None) -> Report:
         UserError: there is no dataset, there are several, or the manifest is of something else.
     """
     files = find_dataset(absolute(dataset) if dataset else recipe.path("dataset"))
-    report = Report(str(files), {"made by": "other software: there is no manifest"})
+    made_by = "other software: there is no manifest"
     if files.manifest:
         made_by = f"openpangu-sft {printable(str(files.manifest.version))} ({files.manifest.kind})"
-        report.figures["made by"] = made_by
+    report = Report(str(files), {"made by": made_by})
     report.findings += _Split(recipe, files, report.figures).inspect()
     if files.validation:
         figures: dict[str, str] = {}
@@ -206,13 +206,12 @@ class _Split:
         return ", ".join(f"{count:,} {role}" for role, count in zip(ROLES, counts))
 
     def _check_counts(self, rules: PackedRules) -> None:
-        found = {
-            "packs": (rules.rows, "rows"),
-            "tokens": (rules.tokens, "tokens"),
-            "trained_tokens": (rules.trained, "trained tokens"),
-            "packed": (rules.segments, "segments"),
-        }
-        for key, (count, noun) in found.items():
+        for key, count, noun in (
+            ("packs", rules.rows, "rows"),
+            ("tokens", rules.tokens, "tokens"),
+            ("trained_tokens", rules.trained, "trained tokens"),
+            ("packed", rules.segments, "segments"),
+        ):
             if self._files.counts.get(key) != count:
                 what = f"says {key} = {self._files.counts.get(key)}, found {count} {noun}"
                 self._add(what, self._files.directory / MANIFEST)

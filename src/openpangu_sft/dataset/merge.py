@@ -9,7 +9,7 @@ from typing import Any
 from openpangu_sft.artifacts.artifact import Manifest, read_manifest, require_settings, staged_directory, sum_counts
 from openpangu_sft.artifacts.checks import require_apart
 from openpangu_sft.dataset.index_file import FIELDS, PREFIX, VALIDATION, field_path, write_indexes
-from openpangu_sft.dataset.preprocess import data_settings, require_tokenizer, sample_files, shard_directories
+from openpangu_sft.dataset.preprocess import data_settings, sample_files, shard_directories
 from openpangu_sft.dataset.roles import AGAIN, roles_path
 from openpangu_sft.dataset.spans import Part, parts_of, sha256_of_span
 from openpangu_sft.recipe.schema import Recipe
@@ -29,12 +29,10 @@ def run_merge(recipe: Recipe) -> Manifest:
     """
     source, target = recipe.path("shards"), recipe.path("dataset")
     require_apart("paths.shards", source, "paths.dataset", target)
-    require_tokenizer(recipe)
     settings = data_settings(recipe)
     files = sample_files(recipe.path("samples"))
     parts = parts_of(files, _divided_into(source))
-    left_over = {path.name for path in shard_directories(source)} - {part.name for part in parts}
-    if left_over:
+    if left_over := {path.name for path in shard_directories(source)} - {part.name for part in parts}:
         remedy = "remove it, or run make preprocess again"
         raise UserError("belongs to no samples file as they are now", where=source / min(left_over), remedy=remedy)
     shards = {source / part.name: _shard_of(part, source / part.name, settings) for part in parts}

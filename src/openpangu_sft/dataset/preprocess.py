@@ -21,7 +21,7 @@ from openpangu_sft.conversations.keys import BadSample
 from openpangu_sft.dataset.index_file import PREFIX
 from openpangu_sft.dataset.roles import roles_path
 from openpangu_sft.dataset.shard import write_shard
-from openpangu_sft.dataset.spans import Part, Span, SpanReader, parts_of, sha256_of_span
+from openpangu_sft.dataset.spans import Part, Span, parts_of, read_span, sha256_of_span
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.tokenizer.template import TEMPLATE_DIGEST, TextSpan, sample_spans
 from openpangu_sft.tokenizer.tokenizer import Tokenizer, tokenizer_digest
@@ -56,15 +56,15 @@ def run_preprocess(recipe: Recipe, number: int = 1, parts: int = 1) -> list[Shar
         UserError: nothing to read, a bad sample (unless data.on_bad_sample is skip), or no sample is left.
     """
     files = sample_files(recipe.path("samples"))
-    require_tokenizer(recipe)
+    settings = data_settings(recipe)
     all_parts = parts_of(files, parts)
     mine = [part for part in all_parts if parts == 1 or part.part == f"{number}/{parts}"]
     tokenizer: Optional[Tokenizer] = None
     shards = []
     for part in mine:
         before = stamps_of([part.span.file])  # before its sum is taken
-        manifest = _describe(recipe, part)
-        if found := _unchanged(recipe, part, manifest):
+        manifest = Manifest("shard", {**settings, "shard": part.part}, {part.source: sha256_of_span(part.span)})
+        if found := _unchanged(recipe.path("shards") / part.name, manifest):
             shards.append(Shard(part, found, made=False))
             continue
         tokenizer = tokenizer or _open_tokenizer(recipe, [part.span for part in mine])
@@ -78,16 +78,10 @@ def run_preprocess(recipe: Recipe, number: int = 1, parts: int = 1) -> list[Shar
     return shards
 
 
-def _describe(recipe: Recipe, part: Part) -> Manifest:
-    """The manifest of a shard before it is made."""
-    settings = {**data_settings(recipe), "shard": part.part}
-    return Manifest("shard", settings, {part.source: sha256_of_span(part.span)})
-
-
-def _unchanged(recipe: Recipe, part: Part, wanted: Manifest) -> Optional[Manifest]:
+def _unchanged(directory: Path, wanted: Manifest) -> Optional[Manifest]:
     """The manifest of an existing shard that would be made the same again; those of 0.5.0 have no roles."""
     try:
-        found = read_manifest(recipe.path("shards") / part.name, "shard", "")
+        found = read_manifest(directory, "shard", "")
     except UserError:
         return None
     same = (found.settings, found.inputs, found.version) == (wanted.settings, wanted.inputs, wanted.version)
@@ -108,8 +102,7 @@ def _open_tokenizer(recipe: Recipe, spans: Sequence[Span]) -> Tokenizer:
 def open_tokenizer(directory: Path, trust_remote_code: bool, spans: Sequence[Span]) -> Tokenizer:
     """Loads a tokenizer, which uses SentencePiece directly where some of the samples get the same ids."""
     tokenizer = Tokenizer(directory, trust_remote_code)
-    reason = tokenizer.go_direct(list(_spans_to_compare(spans)))
-    if reason:
+    if reason := tokenizer.go_direct(list(_spans_to_compare(spans))):
         console.print(f"tokenizer: its class is used, which is slower: {reason}", markup=False, soft_wrap=True)
     return tokenizer
 
@@ -120,7 +113,7 @@ def _spans_to_compare(spans: Sequence[Span]) -> Iterator[TextSpan]:
     for place in (total * number // PLACES for number in range(PLACES)):
         for file, begin, end in spans:
             if place < end - begin:
-                for raw in islice(SpanReader(Span(file, begin + place, end)), SAMPLES_PER_PLACE):
+                for raw in islice(filter(None, read_span(Span(file, begin + place, end))), SAMPLES_PER_PLACE):
                     with contextlib.suppress(BadSample):  # reported when it is encoded
                         texts = sample_spans(parse_sample(raw.content))
                         yield from (text._replace(text=text.text[:COMPARED]) for text in texts)
@@ -157,30 +150,19 @@ def sample_files(path: Path) -> list[Path]:
 def shard_directories(directory: Path) -> list[Path]:
     """The shards in a directory, sorted by name; nothing else is listed."""
     found: list[Path] = []
-    for path in sorted(manifest.parent for manifest in directory.glob(f"*/{MANIFEST}")):
+    for path in sorted(manifest.parent for manifest in directory.glob(f"[!.]*/{MANIFEST}")):
         with contextlib.suppress(UserError):
             read_manifest(path, "shard", "")
             found.append(path)
-    return [path for path in found if not path.name.startswith(".")]
+    return found
 
 
 def data_settings(recipe: Recipe) -> dict[str, Any]:
     """The settings that shape tokens and packs: recorded by preprocess, required by merge and sft."""
-    return {
-        "data.seq_length": recipe.data.seq_length,
-        "data.seed": recipe.data.seed,
-        **{f"data.{key}": getattr(recipe.data, key) for key in ("on_bad_sample", "control_tokens", "too_long")},
-        **{f"data.{key}": getattr(recipe.data, key) for key in ("turns", "thinking", "train_on", "tool_prompt")},
-        "data.validation_share": recipe.data.validation_share,
-        "template": TEMPLATE_DIGEST,
-        "tokenizer": tokenizer_digest(recipe.path("hf")),
-    }
-
-
-def require_tokenizer(recipe: Recipe) -> None:
-    """Raises `UserError` unless the directory of the Hugging Face checkpoint is there."""
-    if not recipe.path("hf").is_dir():
-        raise UserError("no such directory", where=recipe.path("hf"), remedy="put the Hugging Face checkpoint there")
+    keys = ("seq_length", "seed", "on_bad_sample", "control_tokens", "too_long", "validation_share")
+    shaping = ("turns", "thinking", "train_on", "tool_prompt")
+    data = {f"data.{key}": getattr(recipe.data, key) for key in (*keys, *shaping)}
+    return {**data, "template": TEMPLATE_DIGEST, "tokenizer": tokenizer_digest(recipe.path("hf"))}
 
 
 def _remove_shard(path: Path) -> None:

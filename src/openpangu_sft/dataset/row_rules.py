@@ -34,13 +34,11 @@ class Block:
     """Some rows of a dataset.
 
     Args:
-        first_row: number of the first row in the dataset.
         starts: int64 [rows], where each row begins in the arrays; no row is empty.
-        numbers: int64 [rows], each row's number, counted from first_row.
+        numbers: int64 [rows], each row's number in the dataset.
         input_ids, mask, labels: [tokens].
     """
 
-    first_row: int
     starts: npt.NDArray[np.int64]
     numbers: npt.NDArray[np.int64]
     input_ids: Values
@@ -101,7 +99,7 @@ class PackedRules:
         if not numbers.size:
             return
         starts = (np.cumsum(lengths, dtype=np.int64) - lengths)[numbers]
-        block = Block(first_row, starts, numbers, input_ids, mask, labels)
+        block = Block(starts, first_row + numbers, input_ids, mask, labels)
         trained = labels != IGNORED
         self.trained += int(trained.sum())
         self._note(
@@ -194,7 +192,7 @@ class PackedRules:
 def _note_rows(breach: Breach, block: Block, wrong: Flags, what: str) -> None:
     """Counts wrong rows, bool [rows]; `what` is about the first of them."""
     if wrong.any() and not breach.rows:
-        breach.first = f"first row {block.first_row + block.numbers[wrong.argmax()]}{what}"
+        breach.first = f"first row {block.numbers[wrong.argmax()]}{what}"
     breach.rows += int(wrong.sum())
 
 

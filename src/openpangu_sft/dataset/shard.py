@@ -25,7 +25,7 @@ from openpangu_sft.dataset.encode import Encoded, TooLong, encode_samples, input
 from openpangu_sft.dataset.index_file import PREFIX, VALIDATION, Ids, PackedWriter
 from openpangu_sft.dataset.packing import Plan, plan_packs
 from openpangu_sft.dataset.pool import ordered_map
-from openpangu_sft.dataset.spans import Span, SpanReader, lines_before, spans_of
+from openpangu_sft.dataset.spans import Span, lines_before, read_span, spans_of
 from openpangu_sft.dataset.spool import Spool, TokenRun
 from openpangu_sft.dataset.validation import is_validation
 from openpangu_sft.dataset.views import training_views
@@ -35,6 +35,7 @@ from openpangu_sft.util.console import byte_progress, progress
 from openpangu_sft.util.errors import UserError, naming
 
 REJECTS = "rejects.jsonl"
+ADDED = "samples added for answers with thinking"
 VALUES_AT_ONCE = 1 << 20
 """Tokens that a process writes at once."""
 
@@ -134,7 +135,7 @@ def _encode(
                 counter.update(packed=int(chosen.sum()), trained_tokens=int(result.trained[chosen].sum()))
             advance(part.end - part.begin, "")
     notes["changes"] = +notes["changes"]
-    added = notes["changes"]["samples added for answers with thinking"]
+    added = notes["changes"][ADDED]
     read = counts["packed"] + validation_counts["packed"] + counts["rejected"] + counts["dropped"] - added
     if not read:
         raise UserError("holds no records", where=span.file, remedy="fill it, or move it away")
@@ -161,14 +162,14 @@ def _note(refused: Refused, file: Path, line: int, data: Data, stream: Any) -> N
 
 def _encode_span(tokenizer: Tokenizer, data: Data, spool: Spool, span: Span) -> SpanResult:
     """Encodes the samples of a span into the spool's file of the process that it is called in."""
-    reader, rules = SpanReader(span), Rules(data.ignore_keys, data.turns == "lenient")
+    rules = Rules(data.ignore_keys, data.turns == "lenient")
     records, samples = list[RawRecord](), list[Union[Sample, BadSample]]()
-    changes = rules.changes
-    for raw in reader:
-        views = _views(raw, data, rules)
-        records += [raw] * len(views)
-        samples += views
-        changes["samples added for answers with thinking"] += len(views) - 1
+    for raw in (lines := list(read_span(span))):
+        if raw:
+            views = _views(raw, data, rules)
+            records += [raw] * len(views)
+            samples += views
+            rules.changes[ADDED] += len(views) - 1
     outcomes = encode_samples(samples, tokenizer, data)
     encoded = [outcome for outcome in outcomes if isinstance(outcome, Encoded)]
     trained = np.array([np.count_nonzero(sample.marked >= 0) for sample in encoded], np.int64)
@@ -182,7 +183,7 @@ def _encode_span(tokenizer: Tokenizer, data: Data, spool: Spool, span: Span) -> 
             refused.append(Refused(int(raw.place[1:]), str(outcome), raw.text or raw.content, dropped))
     truncated = sum(sample.truncated for sample in encoded)
     run = spool.write(encoded)
-    return SpanResult(reader.lines, run, trained, validation, truncated, refused, rules.keys.counts, changes)
+    return SpanResult(len(lines), run, trained, validation, truncated, refused, rules.keys.counts, rules.changes)
 
 
 def _views(raw: RawRecord, data: Data, rules: Rules) -> Sequence[Union[Sample, BadSample]]:

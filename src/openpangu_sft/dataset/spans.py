@@ -94,27 +94,16 @@ def spans_of(span: Span, workers: int) -> list[Span]:
     return [Span(span.file, begin, min(begin + step, span.end)) for begin in range(span.begin, span.end, step)]
 
 
-class SpanReader:
-    """Iterates over the records of a span; their places are lines counted from 1 at its begin.
-
-    Attributes:
-        lines: how many lines were read, blank ones included.
-    """
-
-    def __init__(self, span: Span) -> None:
-        self._span = span
-        self.lines = 0
-
-    def __iter__(self) -> Iterator[RawRecord]:
-        file, begin, end = self._span
-        position = _line_begin(file, begin, end)
-        with file.open("rb") as stream:
-            stream.seek(position)
-            while position < end and (line := stream.readline()):
-                self.lines += 1
-                position += len(line)
-                if record := record_of_line(line, self.lines, position, first=position == len(line)):
-                    yield record
+def read_span(span: Span) -> Iterator[Optional[RawRecord]]:
+    """The record of each line of a span, None for a blank one; places are lines counted from 1 at its begin."""
+    file, begin, end = span
+    position, number = _line_begin(file, begin, end), 0
+    with file.open("rb") as stream:
+        stream.seek(position)
+        while position < end and (line := stream.readline()):
+            number += 1
+            position += len(line)
+            yield record_of_line(line, number, position, first=position == len(line))
 
 
 def lines_before(span: Span) -> int:

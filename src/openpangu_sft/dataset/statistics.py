@@ -42,24 +42,11 @@ class Distribution:
         return int(self.counts @ np.arange(len(self.counts)))
 
     @property
-    def mean(self) -> float:
-        """Arithmetic mean."""
-        return self.sum / self.total
-
-    @property
-    def minimum(self) -> int:
-        """The smallest number."""
-        return int(np.flatnonzero(self.counts)[0])
-
-    @property
-    def median(self) -> int:
-        """The lower median."""
-        return int(np.searchsorted(self.counts.cumsum(), (self.total + 1) // 2))
-
-    @property
-    def maximum(self) -> int:
-        """The largest number."""
-        return int(np.flatnonzero(self.counts)[-1])
+    def quantiles(self) -> tuple[int, int, int]:
+        """The smallest number, the lower median and the largest number."""
+        ranks = (1, (self.total + 1) // 2, self.total)
+        smallest, median, largest = np.searchsorted(self.counts.cumsum(), ranks).tolist()
+        return smallest, median, largest
 
     def between(self, edges: list[int]) -> list[int]:
         """How many numbers lie above each edge and not above the next."""
@@ -103,12 +90,10 @@ class Statistics:
 class Rows:
     """The three fields of a packed dataset, and its roles where it has them, mapped into memory."""
 
-    def __init__(self, directory: Path, seq_length: int) -> None:
-        fields = {field: read_rows(directory, PREFIX, field, seq_length) for field in FIELDS}
-        self.input_ids, self.segments, self.labels = (
-            fields[field] for field in ("input_ids", "attention_mask", "labels")
-        )
-        self.roles = read_roles(directory, PREFIX, len(self), seq_length)
+    def __init__(self, directory: Path, seq_length: int, prefix: str = PREFIX) -> None:
+        fields = (read_rows(directory, prefix, field, seq_length) for field in FIELDS)
+        self.input_ids, self.segments, self.labels = fields
+        self.roles = read_roles(directory, prefix, len(self), seq_length)
         self.seq_length = seq_length
         self.block = max(1, BLOCK_TOKENS // seq_length)
 

@@ -13,9 +13,10 @@ from openpangu_sft.conversations.conversation import Message, Sample
 from openpangu_sft.conversations.convert import Converter
 from openpangu_sft.conversations.files import SUFFIXES, read_records, suffix_of
 from openpangu_sft.conversations.keys import BadSample
-from openpangu_sft.dataset.index_file import FIELDS, VALIDATION, read_rows
-from openpangu_sft.dataset.roles import BEGINS, UNKNOWN, Roles, read_roles, role_of
+from openpangu_sft.dataset.index_file import VALIDATION
+from openpangu_sft.dataset.roles import BEGINS, UNKNOWN, Roles, role_of
 from openpangu_sft.dataset.segments import segment_runs
+from openpangu_sft.dataset.statistics import Rows
 from openpangu_sft.evaluate.record import Question
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.tokenizer.template import HEADERS, prompt_spans
@@ -41,10 +42,9 @@ def questions_in(path: Path, recipe: Recipe, tokenizer: Tokenizer) -> list[Quest
     Raises:
         UserError: it cannot be read, holds none, or one is no question or leaves no room for an answer.
     """
-    if path.is_dir():
-        raise UserError("is a directory", where=path, remedy="give a prompt file: PROMPTS=…")
     if not path.is_file():
-        raise UserError("no such file", where=path, remedy="give a prompt file: PROMPTS=…")
+        what = "is a directory" if path.is_dir() else "no such file"
+        raise UserError(what, where=path, remedy="give a prompt file: PROMPTS=…")
     if path.suffix.lower() != ".txt" and not suffix_of(path):
         known = ", ".join([".txt", *SUFFIXES])
         raise UserError(f"unknown kind of file {path.suffix or '(no suffix)'}", where=path, remedy=f"known: {known}")
@@ -98,26 +98,24 @@ def validation_questions(recipe: Recipe, tokenizer: Tokenizer) -> list[Question]
 
 
 def _validation(recipe: Recipe, tokenizer: Tokenizer) -> Iterator[Question]:
-    directory, length = recipe.path("dataset"), recipe.data.seq_length
-    input_ids, numbers, labels = (read_rows(directory, VALIDATION, field, length) for field in FIELDS)
-    roles = read_roles(directory, VALIDATION, *input_ids.shape)
-    if roles is None:
+    rows = Rows(recipe.path("dataset"), recipe.data.seq_length, VALIDATION)
+    if rows.roles is None:
         console.print(f"roles of the validation samples are {UNKNOWN}", soft_wrap=True)
     segments = (
         (row, slice(begin, end))
-        for row in range(len(numbers))
-        for _, begin, end in zip(*segment_runs(numbers[row : row + 1]))
+        for row in range(len(rows))
+        for _, begin, end in zip(*segment_runs(rows.segments[row : row + 1]))
     )
     for sample, (row, inside) in enumerate(segments, 1):
-        ids = input_ids[row, inside].tolist()
-        trained = np.flatnonzero(labels[row, inside] != IGNORED)
+        ids = rows.input_ids[row, inside].tolist()
+        trained = np.flatnonzero(rows.labels[row, inside] != IGNORED)
         begin = int(trained[np.flatnonzero(np.diff(trained, prepend=-1) > 1)[-1]])  # of the last answer
         if begin > LONGEST:
             continue
         prompt, answer = ids[:begin], ids[begin : trained[-1] + 1]
         turns = [["prompt", tokenizer.decode(prompt)]]
-        if roles is not None:
-            turns = _turns(prompt, roles[row, inside][:begin], tokenizer)
+        if rows.roles is not None:
+            turns = _turns(prompt, rows.roles[row, inside][:begin], tokenizer)
         header = prompt[len(prompt) - prompt[::-1].index(tokenizer.start_id) - 1 :]
         reference = tokenizer.decode_reply(header, _without_end(answer, tokenizer))
         yield Question(f"validation sample {sample}", turns, reference, prompt)

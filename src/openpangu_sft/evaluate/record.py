@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -81,11 +80,6 @@ class Evaluation:
         """Adds a result, or replaces that of its iteration."""
         others = [other for other in self.results if other.iteration != result.iteration]
         self.results = sorted([*others, result], key=lambda one: one.iteration)
-
-
-def find_result(results: Sequence[Result], iteration: int, files: list[list[Any]]) -> Optional[Result]:
-    """The result of a checkpoint that is still the same."""
-    return next((result for result in results if result.iteration == iteration and result.files == files), None)
 
 
 def read_evaluation(run: Path) -> Optional[Evaluation]:

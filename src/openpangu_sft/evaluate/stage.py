@@ -17,14 +17,7 @@ from openpangu_sft.dataset.index_file import VALIDATION
 from openpangu_sft.dataset.preprocess import data_settings
 from openpangu_sft.evaluate.loss import validation_loss
 from openpangu_sft.evaluate.questions import questions_in, validation_questions
-from openpangu_sft.evaluate.record import (
-    EVALUATION,
-    Evaluation,
-    Result,
-    find_result,
-    read_evaluation,
-    write_evaluation,
-)
+from openpangu_sft.evaluate.record import EVALUATION, Evaluation, Result, read_evaluation, write_evaluation
 from openpangu_sft.model.chat import Chat
 from openpangu_sft.model.tensors import tensors_of
 from openpangu_sft.recipe.schema import Recipe
@@ -62,8 +55,7 @@ def run_evaluate(recipe: Recipe, prompts: Optional[Path] = None, wanted: Optiona
         evaluation = _resumed(read_evaluation(run), evaluation)
         open_mcore(mcore, recipe.model)
         found = []
-        numbers = _iterations(run, wanted, newest)
-        for number in numbers:  # all are checked before the first evaluation, which takes long
+        for number in _iterations(run, wanted, newest):  # all are checked before the first evaluation, which takes long
             with _may_be_gone(run, number, wanted):
                 open_mcore(run, recipe.model, number)
                 found.append(number)
@@ -91,9 +83,7 @@ def _dataset(recipe: Recipe, run: Manifest) -> Manifest:
     dataset = read_manifest(directory, "dataset", AGAIN)
     require_settings(directory, dataset.settings, data_settings(recipe), AGAIN)
     if dataset.digest != run.inputs["dataset"]:
-        what = (
-            "is not what this run was trained on: what is in the validation split here may have been trained on there"
-        )
+        what = "is not what this run was trained on: that may include the validation split here"
         raise UserError(what, where=directory, remedy="check paths.dataset and paths.run")
     return dataset
 
@@ -124,13 +114,10 @@ def _resumed(earlier: Optional[Evaluation], now: Evaluation) -> Evaluation:
         return now
     if (earlier.inputs, earlier.settings, earlier.questions) == (now.inputs, now.settings, now.questions):
         return earlier
-    if _loss_depends_on(earlier) == _loss_depends_on(now):
+    old, new = ((one.inputs.get("dataset"), one.settings.get("train.precision")) for one in (earlier, now))
+    if old == new:  # what the loss depends on
         now.results = [replace(result, answers=[]) for result in earlier.results if result.loss is not None]
     return now
-
-
-def _loss_depends_on(evaluation: Evaluation) -> tuple[Any, ...]:
-    return evaluation.inputs.get("dataset"), evaluation.settings.get("train.precision")
 
 
 def _iterations(run: Path, wanted: Optional[str], newest: int) -> list[int]:
@@ -148,7 +135,7 @@ def _evaluate(recipe: Recipe, evaluation: Evaluation, number: int, root: Path, i
     run = recipe.path("run")
     opened = open_mcore(root, recipe.model, iteration)
     files = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in opened.files]
-    result = find_result(evaluation.results, number, files)
+    result = next((one for one in evaluation.results if (one.iteration, one.files) == (number, files)), None)
     if result is None:
         loss = None
         if evaluation.held_out:

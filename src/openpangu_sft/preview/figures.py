@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from itertools import count, starmap
+from typing import Any, NamedTuple
 
 from openpangu_sft.artifacts.artifact import Manifest
 from openpangu_sft.dataset.index_file import VALIDATION
@@ -15,8 +16,7 @@ BARS = 16
 """Most bars in a histogram."""
 
 
-@dataclass(frozen=True)
-class Figure:
+class Figure(NamedTuple):
     """One number, and what explains it."""
 
     name: str
@@ -53,14 +53,8 @@ class Histogram:
         """The largest count."""
         return max(bar.count for bar in self.bars)
 
-    @property
-    def total(self) -> int:
-        """All counts together."""
-        return sum(bar.count for bar in self.bars)
 
-
-@dataclass(frozen=True)
-class Figures:
+class Figures(NamedTuple):
     """All numbers: single ones, the two histograms, turns by role."""
 
     single: list[Figure]
@@ -71,30 +65,20 @@ class Figures:
 
 def figures_of(statistics: Statistics, manifest: Manifest) -> Figures:
     """Numbers in words: the dataset's own, and what its manifest says was read and rejected."""
-    room = statistics.packs * statistics.seq_length
-    padding, tokens, trained = room - statistics.tokens, statistics.tokens, statistics.trained_tokens
+    samples, packs, room = statistics.samples, statistics.packs, statistics.packs * statistics.seq_length
+    tokens, trained = statistics.tokens, statistics.trained_tokens
     single = [
-        Figure("samples", f"{statistics.samples:,}", _reading(manifest.counts)),
-        Figure("packs", f"{statistics.packs:,}", f"{statistics.seq_length:,} tokens each"),
-        Figure("tokens", f"{tokens:,}", f"and {padding:,} padding"),
+        Figure("samples", f"{samples:,}", _reading(manifest.counts)),
+        Figure("packs", f"{packs:,}", f"{statistics.seq_length:,} tokens each"),
+        Figure("tokens", f"{tokens:,}", f"and {room - tokens:,} padding"),
         Figure("trained tokens", f"{trained:,}", f"{trained / tokens:.1%} of the tokens"),
-        Figure(
-            "packing efficiency",
-            f"{tokens / room:.1%}",
-            f"{statistics.samples / statistics.packs:.1f} samples per pack",
-        ),
+        Figure("packing efficiency", f"{tokens / room:.1%}", f"{samples / packs:.1f} samples per pack"),
     ]
     if validation := manifest.counts.get(VALIDATION):
         note = f"samples kept out of training: {validation['packs']:,} packs, {validation['tokens']:,} tokens"
         single.append(Figure("validation", f"{validation['packed']:,}", note))
-    single += [
-        Figure(printable(name.replace("_", " ")), f"{sum(reasons.values()):,}", _listed(reasons))
-        for name, reasons in manifest.counts.items()
-        if name != VALIDATION
-        and isinstance(reasons, dict)
-        and reasons
-        and all(isinstance(count, int) for count in reasons.values())
-    ]
+    if reasons := manifest.counts.get("reasons"):
+        single.append(Figure("reasons", f"{sum(reasons.values()):,}", _listed(reasons)))
     return Figures(single, _lengths(statistics.lengths), _fill(statistics), _roles(statistics.turns))
 
 
@@ -110,41 +94,33 @@ def _listed(reasons: dict[str, int]) -> str:
 
 
 def _lengths(lengths: Distribution) -> Histogram:
-    width = _round_width(lengths.maximum)
-    edges = list(range(0, lengths.maximum + width, width))
-    bars = [
-        Bar(f"{edge + 1:,}–{edge + width:,}" if width > 1 else f"{edge + 1:,}", count)
-        for edge, count in zip(edges, lengths.between(edges))
-    ]
-    note = (
-        f"shortest {lengths.minimum:,}, median {lengths.median:,}, mean {lengths.mean:,.1f}, "
-        f"longest {lengths.maximum:,}"
-    )
+    shortest, median, longest = lengths.quantiles
+    width = _round_width(longest)
+    edges = list(range(0, longest + width, width))
+    labels = [f"{edge + 1:,}–{edge + width:,}" if width > 1 else f"{edge + 1:,}" for edge in edges]
+    bars = list(map(Bar, labels, lengths.between(edges)))
+    mean = lengths.sum / lengths.total
+    note = f"shortest {shortest:,}, median {median:,}, mean {mean:,.1f}, longest {longest:,}"
     ticks = ("0", f"{edges[-1] / 2:,.1f}".replace(".0", ""), f"{edges[-1]:,}")
     return Histogram("Sample length", "tokens in a sample", "samples", bars, ticks, note)
 
 
 def _round_width(span: int) -> int:
     """The smallest of 1, 2, 5, 10, 20… that gives at most `BARS` bars."""
-    width, factors = 1, (2, 2.5, 2)
-    step = 0
-    while -(-span // width) > BARS:
-        width = int(width * factors[step % 3])
-        step += 1
-    return width
+    widths = (int(digit * 10**power) for power in count() for digit in (1, 2, 5))
+    return next(width for width in widths if span <= BARS * width)
 
 
 def _fill(statistics: Statistics) -> Histogram:
     fill, whole = statistics.fill, statistics.seq_length
     edges = [round(whole * tenth / 10) for tenth in range(11)]
-    bars = [Bar(f"{10 * tenth}–{10 * tenth + 10}%", count) for tenth, count in enumerate(fill.between(edges))]
-    least, middle, most = (value / whole for value in (fill.minimum, fill.median, fill.maximum))
+    bars = [Bar(f"{10 * tenth}–{10 * tenth + 10}%", packs) for tenth, packs in enumerate(fill.between(edges))]
+    least, middle, most = (value / whole for value in fill.quantiles)
     note = f"emptiest {least:.1%}, median {middle:.1%}, fullest {most:.1%}"
-    return Histogram(
-        "Packing efficiency", "share of a pack that is not padding", "packs", bars, ("0%", "50%", "100%"), note
-    )
+    across, ticks = "share of a pack that is not padding", ("0%", "50%", "100%")
+    return Histogram("Packing efficiency", across, "packs", bars, ticks, note)
 
 
 def _roles(turns: dict[str, int]) -> Histogram:
-    bars = [Bar(role, count) for role, count in turns.items()]
+    bars = list(starmap(Bar, turns.items()))
     return Histogram("Turns by role", "role", "turns", bars, note="" if turns else UNKNOWN)

@@ -9,13 +9,13 @@ from typing import Optional
 from openpangu_sft.artifacts.artifact import Manifest, read_manifest, require_settings
 from openpangu_sft.artifacts.atomic import write_durably
 from openpangu_sft.artifacts.checks import page_place
+from openpangu_sft.dataset.preprocess import data_settings
 from openpangu_sft.dataset.roles import AGAIN
 from openpangu_sft.dataset.statistics import Rows, Statistics, measure
 from openpangu_sft.preview.figures import Figures, figures_of
 from openpangu_sft.preview.segments import Segment, SegmentReader
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.tokenizer.template import TEMPLATE_DIGEST
-from openpangu_sft.tokenizer.tokenizer import Tokenizer, tokenizer_digest
+from openpangu_sft.tokenizer.tokenizer import Tokenizer
 from openpangu_sft.util.errors import UserError, naming
 from openpangu_sft.util.html import render_page
 
@@ -54,12 +54,9 @@ def run_preview(
     directory = recipe.path("dataset")
     manifest = read_manifest(directory, "dataset", "run make merge")
     tokenizer = Tokenizer(recipe.path("hf"), recipe.tokenizer.trust_remote_code)
-    settings = {
-        "data.seq_length": recipe.data.seq_length,
-        "template": TEMPLATE_DIGEST,
-        "tokenizer": tokenizer_digest(recipe.path("hf")),
-    }
-    require_settings(directory, manifest.settings, settings, AGAIN)
+    settings = data_settings(recipe)
+    needed = {key: settings[key] for key in ("data.seq_length", "template", "tokenizer")}
+    require_settings(directory, manifest.settings, needed, AGAIN)
     first = 1 if sample is None else sample
     samples = manifest.counts["packed"]
     if not 1 <= first <= samples:

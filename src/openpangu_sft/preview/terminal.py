@@ -38,11 +38,9 @@ def show(preview: Preview, console: Console) -> None:
 
 
 def _show_segment(segment: Segment, console: Console) -> None:
-    where = (
-        f"pack {segment.pack:,}, segment {segment.position:,}, from token {segment.offset:,}; {segment.length:,} tokens"
-    )
-    share = f"{segment.trained:,} trained ({segment.trained / segment.length:.1%})"
-    console.print(Text.assemble((f"sample {segment.sample:,}", "bold"), f"  {where}, {share}"))
+    where = f"pack {segment.pack:,}, segment {segment.position:,}, from token {segment.offset:,}"
+    share = f"{segment.length:,} tokens, {segment.trained:,} trained ({segment.trained / segment.length:.1%})"
+    console.print(Text.assemble((f"sample {segment.sample:,}", "bold"), f"  {where}; {share}"))
     for turn in segment.turns:
         _show_turn(turn, console)
 

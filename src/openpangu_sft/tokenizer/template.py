@@ -45,8 +45,12 @@ Cut = Callable[[str], Sequence[str]]
 
 
 def whole(content: str) -> Sequence[str]:
-    """Cuts nowhere."""
     return (content,)
+
+
+def sample_spans(sample: Sample, cut: Cut = whole, tool_prompt: Sequence[str] = ()) -> Iterator[TextSpan]:
+    """The spans of a whole sample; see `prompt_spans`."""
+    return prompt_spans(sample.meta_prompt, sample.data, cut=cut, tool_prompt=tool_prompt)
 
 
 def prompt_spans(
@@ -74,11 +78,6 @@ def prompt_spans(
             yield from _spans(_joined([header, cut(message.content), (END,)]), message.role, trained=False)
     if reply:
         yield TextSpan(START + HEADERS["assistant"], trained=False, role="assistant")
-
-
-def sample_spans(sample: Sample, cut: Cut = whole, tool_prompt: Sequence[str] = ()) -> Iterator[TextSpan]:
-    """The spans of a whole sample; see `prompt_spans`."""
-    return prompt_spans(sample.meta_prompt, sample.data, cut=cut, tool_prompt=tool_prompt)
 
 
 def _answer(message: Message, cut: Cut) -> Iterator[Sequence[str]]:

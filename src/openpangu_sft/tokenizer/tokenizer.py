@@ -185,34 +185,16 @@ class Tokenizer:
 
 def _odd_texts() -> list[str]:
     """Texts that tokenizer classes are known to encode differently from SentencePiece."""
-    inner = [
-        "",
-        " ",
-        "a",
-        " a",
-        "a ",
-        "  a  b",
-        "\n\n a",
-        "\t",
-        "▁a",
-        "▁",
-        "好",
-        " 好a",
-        "A.b,c",
-        "1 234",
-        "\u3000",
-        "\0",
-    ]
-    inner += ["é", "e\u0301", "\U0001f600", "ﬁ①", "\u200b", "<0x41>", "[unused", "]"]
+    inner = ["", " ", "a", " a", "a ", "  a  b", "\n\n a", "\t", "▁a", "▁", "好", " 好a", "A.b,c", "1 234"]
+    inner += ["\u3000", "\0", "é", "e\u0301", "\U0001f600", "ﬁ①", "\u200b", "<0x41>", "[unused", "]"]
     inner += ["a" * 300, " " * 300, f"a{END} b {START}c"]
     return [before + text + after for text in inner for before, after in (("", ""), (START + HEADERS["user"], END))]
 
 
 def tokenizer_files(directory: Path) -> list[Path]:
     """The tokenizer's files in a checkpoint directory, remote code included."""
-    return [directory / name for name in FILES if (directory / name).is_file()] + sorted(
-        directory.glob("tokenization_*.py")
-    )
+    found = [directory / name for name in FILES if (directory / name).is_file()]
+    return found + sorted(directory.glob("tokenization_*.py"))
 
 
 def tokenizer_digest(directory: Path) -> str:
@@ -226,6 +208,8 @@ def tokenizer_digest(directory: Path) -> str:
 
 
 def _require_tokenizer(directory: Path) -> None:
+    if not directory.is_dir():
+        raise UserError("no such directory", where=directory, remedy="put the Hugging Face checkpoint there")
     if not (directory / "tokenizer_config.json").is_file():
         raise UserError("no tokenizer here (tokenizer_config.json)", where=directory, remedy="check paths.hf")
 
