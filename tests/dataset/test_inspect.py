@@ -610,7 +610,7 @@ def test_files_that_a_manifest_lists(recipe: Recipe) -> None:
 
     edit_manifest(recipe, edit)
     report = run_inspect(recipe)
-    assert report.figures["made by"] == "openpangu-sft \\[/] (dataset)"
+    assert report.figures["made by"] == "openpangu-sft [/] (dataset)"
     said = [line.split(" -> ")[0] for line in findings(report)]
     size = (directory / LABELS_INDEX).stat().st_size
     assert said == [

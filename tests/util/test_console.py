@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from openpangu_sft.util import console as module
-from openpangu_sft.util.console import print_rows, print_table, progress
+from openpangu_sft.util.console import print_rows, print_table, progress, say
 
 
 def test_a_log_gets_plain_lines_with_position_note_and_eta(
@@ -84,3 +84,12 @@ def test_a_path_stays_in_one_piece_in_a_table(capsys: pytest.CaptureFixture[str]
 def test_a_table_that_fits_is_no_wider_than_the_console(capsys: pytest.CaptureFixture[str]) -> None:
     print_table("run", {"path": "/cache/run", "told": "several words " * 20}, Console(width=60))
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 60
+
+
+def test_brackets_and_colons_of_paths_and_answers_stay(capsys: pytest.CaptureFixture[str]) -> None:
+    text = "[/x] [bold] :car:"
+    say(text)
+    print_table(text, {"run": text})
+    with progress(text, 1) as advance:
+        advance(1, "")
+    assert capsys.readouterr().err.count(text) == 3

@@ -12,8 +12,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, BinaryIO, Callable
 
-from rich.markup import escape
-
 from openpangu_sft.artifacts.artifact import Manifest, sha256_of, staged_directory, sum_counts
 from openpangu_sft.artifacts.checks import require_apart
 from openpangu_sft.conversations import alpaca, openai, sharegpt
@@ -105,9 +103,9 @@ def _fill(staging: Path, outputs: dict[str, Path], recipe: Recipe, manifest: Man
                         reasons[reason_class(reason)] += 1
                     read = output.written + output.rejected
                     if read % RECORDS_PER_STEP == 0:
-                        advance(record.position - done, escape(path.name))
+                        advance(record.position - done, path.name)
                         done = record.position
-                advance(sizes[name] - done, escape(path.name))
+                advance(sizes[name] - done, path.name)
             after = path.stat()
             if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
                 raise UserError("changed while it was read", where=path, remedy="run the stage again")

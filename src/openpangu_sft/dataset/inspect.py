@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Optional
 
 import numpy as np
-from rich.markup import escape
 
 from openpangu_sft.artifacts.artifact import MANIFEST, Manifest
 from openpangu_sft.artifacts.checks import absolute, wrong_files
@@ -68,7 +67,7 @@ def run_inspect(recipe: Recipe, dataset: Optional[Path] = None) -> Report:
     files = find_dataset(absolute(dataset) if dataset else recipe.path("dataset"))
     report = Report(str(files), {"made by": "other software: there is no manifest"})
     if files.manifest:
-        made_by = f"openpangu-sft {escape(str(files.manifest.version))} ({files.manifest.kind})"
+        made_by = f"openpangu-sft {files.manifest.version} ({files.manifest.kind})"
         report.figures["made by"] = made_by
     report.findings += _Split(recipe, files, report.figures).inspect()
     if files.validation:
@@ -171,7 +170,7 @@ class _Split:
         """Reads all rows, and tells which rules they break."""
         index, files = indexes["input_ids"], self._files
         rules = PackedRules(self._recipe.model.vocab_size, trusted=files.manifest is not None)
-        with progress(f"checking {escape(files.directory.name)} (packs)", index.rows) as advance:
+        with progress(f"checking {files.directory.name} (packs)", index.rows) as advance:
             for begin, end in row_blocks(index, BLOCK_TOKENS):
                 input_ids, mask, labels = (read_values(indexes[name], begin, end) for name in FIELDS)
                 rules.add(begin, index.lengths[begin:end], input_ids, mask, labels)

@@ -9,13 +9,15 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Callable
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-console = Console(stderr=True, highlight=False)
+_console = partial(Console, markup=False, emoji=False, highlight=False)  # [x] and :x: may be in a path or an answer
+console = _console(stderr=True)
 
 MB = 1_000_000
 SECONDS_BETWEEN_LINES = 10.0
@@ -32,7 +34,8 @@ def progress(what: str, total: int, done: int = 0) -> Iterator[Callable[[int, st
         A function to call with (units done since the last call, a note to show).
     """
     if console.is_terminal:
-        columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+        text, note = (TextColumn(f"{{task.{field}}}", markup=False) for field in ("description", "fields[note]"))
+        columns = (text, BarColumn(), MofNCompleteColumn(), note)
         with Progress(*columns, "ETA", TimeRemainingColumn(), console=console, transient=True) as bar:
             task = bar.add_task(what, total=total, completed=done, note="")
 
@@ -70,11 +73,16 @@ def byte_progress(what: str, total: int) -> Iterator[Callable[[int, str], None]]
         yield advance_bytes
 
 
+def say(text: str) -> None:
+    """Prints to stderr without wrapping: no path is broken."""
+    console.print(text, soft_wrap=True)
+
+
 def stdout() -> Console:
     """The console for what a command was asked for; characters that the locale does not have are escaped."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-    return Console(highlight=False)
+    return _console()
 
 
 def print_table(title: str, rows: Mapping[str, str], to: Console = console) -> None:
@@ -84,7 +92,7 @@ def print_table(title: str, rows: Mapping[str, str], to: Console = console) -> N
 
 def print_rows(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], to: Console = console) -> None:
     """A table, with a head unless it is empty; wider than the console where a word is, so that no path is broken."""
-    to.print(title, style="bold", soft_wrap=True, markup=False)
+    to.print(title, style="bold", soft_wrap=True)
     table = Table(*head, show_header=bool(head))
     for row in rows:
         table.add_row(*row)
