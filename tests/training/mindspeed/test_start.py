@@ -15,7 +15,8 @@ from openpangu_sft.checkpoint.mcore import iteration_directory, rank_file
 from openpangu_sft.recipe.model_config import TRACKER
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.mindspeed import run_directory, start
-from openpangu_sft.training.mindspeed.start import environment_of, require_devices, require_network, torchrun
+from openpangu_sft.training.mindspeed.start import environment_of, require_devices, require_network
+from openpangu_sft.training.run.launch import torchrun_options
 from openpangu_sft.training.run.retention import iterations, prune
 from openpangu_sft.util.errors import UserError
 from refusals import refusal_of
@@ -181,10 +182,10 @@ def test_several_machines_meet_where_they_are_told(make_recipe: MakeRecipe, monk
     recipe = make_recipe("train.engine=mindspeed", "parallel.nodes=2")
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     with pytest.raises(UserError, match="MASTER_ADDR is not set"):
-        torchrun(recipe)
+        torchrun_options(recipe)
     monkeypatch.setenv("MASTER_ADDR", "10.0.0.1")
     monkeypatch.setenv("NODE_RANK", "1")
-    options = torchrun(recipe)
+    options = torchrun_options(recipe)
     assert {"--nnodes=2", "--node_rank=1", "--master_addr=10.0.0.1", "--master_port=6000"} <= set(options)
 
 
@@ -193,7 +194,7 @@ def test_one_machine_meets_at_loopback(
 ) -> None:
     """Its own name, which torchrun and gloo take otherwise, may be known to no resolver: they wait for ever."""
     recipe = make_recipe("train.engine=mindspeed")
-    assert {"--rdzv_endpoint=127.0.0.1:0", "--local_addr=127.0.0.1"} <= set(torchrun(recipe))
+    assert {"--rdzv_endpoint=127.0.0.1:0", "--local_addr=127.0.0.1"} <= set(torchrun_options(recipe))
     for given, wanted in (None, "lo"), ("eth0", "eth0"):
         monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
         if given:

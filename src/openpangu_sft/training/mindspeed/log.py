@@ -6,9 +6,11 @@ import math
 import re
 from collections import deque
 from statistics import median
-from typing import NamedTuple, Optional
+from typing import Optional
 
-_ITERATION = re.compile(r"iteration\s+(\d+)/\s*(\d+) \|")
+from openpangu_sft.training.run.metrics import Row
+
+_ITERATION = re.compile(r"iteration\s+([1-9]\d{0,11})/\s*\d+ \|")
 _FIELDS = {
     "seconds": re.compile(r"elapsed time per iteration \(ms\): ([\d.]+)"),
     "lr": re.compile(r"learning rate: (\S+)"),
@@ -22,25 +24,17 @@ _NO_CHECKPOINT = re.compile(r"could not (find the metadata file|load the checkpo
 SPIKE_WINDOW = 20
 
 
-class Iteration(NamedTuple):
-    """One line of upstream's training_log (megatron/training/training.py)."""
+def iteration_of(line: str, tokens: int) -> Optional[Row]:
+    """The iteration of so many tokens that a line of upstream's training_log reports, or None.
 
-    number: int
-    loss: float
-    """Per trained token; NaN where every micro batch was skipped."""
-    lr: float
-    grad_norm: float
-    seconds: float
-
-
-def iteration_of(line: str) -> Optional[Iteration]:
-    """The iteration that a line reports, or None."""
+    Format of megatron/training/training.py. The loss is NaN where every micro batch was skipped.
+    """
     found = _ITERATION.search(line)
     if not found:
         return None
     values = {name: _number(pattern.search(line)) for name, pattern in _FIELDS.items()}
-    seconds = values["seconds"] / 1000
-    return Iteration(int(found[1]), values["loss"], values["lr"], values["grad_norm"], seconds)
+    values["seconds"] /= 1000
+    return Row(iteration=int(found[1]), tokens=tokens, **values)
 
 
 def saved_iteration(line: str) -> Optional[int]:
@@ -70,17 +64,17 @@ class Losses:
     def __init__(self) -> None:
         self._recent: deque[float] = deque(maxlen=SPIKE_WINDOW)
 
-    def warning(self, iteration: Iteration) -> Optional[str]:
+    def warning(self, row: Row) -> Optional[str]:
         """A loss or norm that is not finite, or a loss above twice the median of the last ones and by more than 1."""
-        loss, before = iteration.loss, list(self._recent)
-        if not math.isfinite(loss) or not math.isfinite(iteration.grad_norm):
-            return f"iteration {iteration.number}: loss {loss}, gradient norm {iteration.grad_norm}"
+        loss, before = row.loss, list(self._recent)
+        if not math.isfinite(loss) or not math.isfinite(row.grad_norm):
+            return f"iteration {row.iteration}: loss {loss}, gradient norm {row.grad_norm}"
         self._recent.append(loss)
         if len(before) < SPIKE_WINDOW // 2:
             return None
         usual = median(before)
         if loss > 2 * usual and loss > usual + 1:
-            return f"iteration {iteration.number}: loss {loss:.3f} after {usual:.3f} (median of {len(before)})"
+            return f"iteration {row.iteration}: loss {loss:.3f} after {usual:.3f} (median of {len(before)})"
         return None
 
 

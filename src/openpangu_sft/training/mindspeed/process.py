@@ -27,7 +27,7 @@ from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.mindspeed import log
 from openpangu_sft.training.run import metrics
 from openpangu_sft.training.run.retention import prune
-from openpangu_sft.util.console import console, progress
+from openpangu_sft.util.console import console, progress, say
 from openpangu_sft.util.errors import Interrupted, UserError
 from openpangu_sft.util.signals import on_signals
 
@@ -84,7 +84,7 @@ class Training:
         if self.on_last_node:
             metrics.keep_until(self.run, self.iteration)
         else:
-            console.print(f"iterations are shown on the last node; log: {path}", markup=False, soft_wrap=True)
+            say(f"iterations are shown on the last node; log: {path}")
         with path.open("w", encoding="utf-8") as file:
             file.write(f"{command}\n\n")
             file.flush()
@@ -125,15 +125,15 @@ class Training:
                     waited = time.monotonic() - last
                     if not said and self.durations and waited > max(STALLED_SECONDS, 10 * median(self.durations)):
                         said = True
-                        console.print(f"no iteration for {waited:.0f} s: see {file.name}", markup=False, soft_wrap=True)
+                        say(f"no iteration for {waited:.0f} s: see {file.name}")
                     continue
                 if line is None:
                     return
                 file.write(line)
                 file.flush()
-                if iteration := log.iteration_of(line):
+                if row := log.iteration_of(line, self.tokens):
                     last, said = time.monotonic(), False
-                    advance(1, self._note(iteration))
+                    advance(1, self._note(row))
                 elif (saved := log.saved_iteration(line)) is not None:
                     self.saved = saved
                     prune(self.run, self.recipe.train.keep_checkpoints, saved)
@@ -143,18 +143,14 @@ class Training:
                 elif error := log.error_of(line):
                     self.errors.append(error)
 
-    def _note(self, iteration: log.Iteration) -> str:
+    def _note(self, row: metrics.Row) -> str:
         """Records an iteration; returns the note for the progress bar."""
-        self.iteration = iteration.number
-        self.durations = [*self.durations[-49:], iteration.seconds]
-        if warning := self.losses.warning(iteration):
-            console.print(warning, style="yellow", markup=False)
-        row = {"iteration": iteration.number, "loss": iteration.loss, "lr": iteration.lr}
-        row |= {"grad_norm": iteration.grad_norm, "tokens": self.tokens, "seconds": round(iteration.seconds, 4)}
+        self.iteration = row.iteration
+        self.durations = [*self.durations[-49:], row.seconds]
+        if warning := self.losses.warning(row):
+            console.print(warning, style="yellow")
         metrics.append(self.run, row)
-        rate = self.tokens / iteration.seconds
-        share = model_flops_utilisation(self.recipe, rate)
-        return f"loss {iteration.loss:.4f}, {rate:,.0f} tokens/s, MFU {share:.1%}"
+        return f"{row}, MFU {model_flops_utilisation(self.recipe, row.tokens / row.seconds):.1%}"
 
     def _judge(self, code: int, received: list[int], path: Path) -> None:
         if self.without_checkpoint:
@@ -163,11 +159,10 @@ class Training:
                 where=path,
                 remedy="does it match the recipe's TP and PP? run make convert again, or start a new run (paths.run)",
             )
-        if received and code == 0 and self.saved == self.iteration:
-            state = f"after iteration {self.iteration}, which is saved: run make sft again to resume"
-            raise Interrupted(received[0], state)
         if received:
             state = f"before all was saved: run make sft again to resume after iteration {self.saved}"
+            if code == 0 and self.saved == self.iteration:
+                state = f"after iteration {self.iteration}, which is saved: run make sft again to resume"
             raise Interrupted(received[0], state)
         what = ""
         if code:
@@ -193,7 +188,7 @@ def _forwarded_signals(process: subprocess.Popen[str]) -> Iterator[list[int]]:
     def forward(number: int) -> None:
         received.append(number)
         if len(received) == 1:
-            console.print("stopping: training saves a checkpoint after this iteration (again: at once)", markup=False)
+            say("stopping: training saves a checkpoint after this iteration (again: at once)")
             _signal_workers(process, signal.SIGTERM)
         else:
             process.terminate()

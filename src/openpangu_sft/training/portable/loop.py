@@ -139,12 +139,11 @@ class _Training:
                 remedy="lower train.lr, or look at the packs of this iteration",
             )
         self.optimizer.step()
-        seconds = time.monotonic() - began
+        figures = {"loss": self.loss, "lr": rate, "grad_norm": norm, "seconds": time.monotonic() - began}
+        row = metrics.Row(iteration=self.iteration, tokens=tokens, **figures)
         if self.rank == 0:
-            row = {"iteration": self.iteration, "loss": self.loss, "lr": rate}
-            row |= {"grad_norm": norm, "tokens": tokens, "seconds": round(seconds, 4)}
             metrics.append(self.directory, row)
-        return f"loss {self.loss:.4f}, {tokens / seconds:,.0f} tokens/s"
+        return str(row)
 
     def _save(self) -> None:
         if self.rank == 0:

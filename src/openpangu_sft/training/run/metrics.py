@@ -30,6 +30,9 @@ class Row(BaseModel):
     tokens: Annotated[int, Field(ge=0, lt=2**53)]
     seconds: float
 
+    def __str__(self) -> str:
+        return f"loss {self.loss:.4f}, {self.tokens / self.seconds:,.0f} tokens/s"
+
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """All iterations so far, each with the fields of `Row`.
@@ -46,9 +49,9 @@ def keep_until(run: Path, iteration: int) -> None:
     write_durably(run / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
 
 
-def append(run: Path, row: dict[str, Any]) -> None:
-    """Adds an iteration, with the fields of `Row`."""
-    add_line(run / METRICS, row)
+def append(run: Path, row: Row) -> None:
+    """Adds an iteration."""
+    add_line(run / METRICS, {**row.model_dump(), "seconds": round(row.seconds, 4)})
 
 
 def draw_curve(run: Path) -> Path:
