@@ -50,10 +50,10 @@ def printable(text: str) -> str:
     return "".join(mark if mark.isprintable() else repr(mark)[1:-1] for mark in text)
 
 
-def first_complaint(error: ValidationError, *within: str) -> str:
-    """The first error of a validation, after its key below the keys in `within`."""
+def first_complaint(error: ValidationError) -> str:
+    """The first error of a validation, after its key."""
     detail = error.errors(include_url=False)[0]
-    key = ".".join(map(str, (*within, *detail["loc"])))
+    key = ".".join(map(str, detail["loc"]))
     return f"{key}: {detail['msg']}" if key else detail["msg"]
 
 
