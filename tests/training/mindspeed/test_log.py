@@ -8,13 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openpangu_sft.training.mindspeed.log import (
-    Losses,
-    error_of,
-    iteration_of,
-    saved_iteration,
-    starts_without_checkpoint,
-)
+from openpangu_sft.training.mindspeed.log import NO_CHECKPOINT, SAVED, error_of, iteration_of, warning
 from openpangu_sft.training.run.metrics import Row
 
 LINE = (
@@ -53,8 +47,10 @@ def test_any_other_line_is_none(text: str) -> None:
 
 
 def test_saved() -> None:
-    assert saved_iteration("  successfully saved checkpoint at iteration      12 to /cache/run\n") == 12
-    assert saved_iteration("saving checkpoint at iteration      12 to /cache/run in torch format\n") is None
+    found = SAVED.search("  successfully saved checkpoint at iteration      12 to /cache/run\n")
+    assert found
+    assert found[1] == "12"
+    assert not SAVED.search("saving checkpoint at iteration      12 to /cache/run in torch format\n")
 
 
 @pytest.mark.parametrize(
@@ -66,11 +62,11 @@ def test_saved() -> None:
     ],
 )
 def test_a_start_from_random_weights(line: str) -> None:
-    assert starts_without_checkpoint(line)
+    assert NO_CHECKPOINT.search(line)
 
 
 def test_a_start_from_a_checkpoint() -> None:
-    assert not starts_without_checkpoint("  successfully loaded checkpoint from /x at iteration 0")
+    assert not NO_CHECKPOINT.search("  successfully loaded checkpoint from /x at iteration 0")
 
 
 @pytest.mark.parametrize(
@@ -92,8 +88,8 @@ def test_errors(line: str, error: str) -> None:
 
 
 def losses(*values: float) -> list[str]:
-    watch = Losses()
-    said = (watch.warning(row(number, loss)) for number, loss in enumerate(values, 1))
+    rows = [row(number, loss) for number, loss in enumerate(values, 1)]
+    said = (warning(each, rows[:at]) for at, each in enumerate(rows))
     return [text for text in said if text]
 
 

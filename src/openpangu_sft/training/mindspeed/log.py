@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections import deque
+from collections.abc import Sequence
 from statistics import median
 from typing import Optional
 
@@ -17,9 +17,11 @@ _FIELDS = {
     "loss": re.compile(r"lm loss: (\S+)"),
     "grad_norm": re.compile(r"grad norm: (\S+)"),
 }
-_SAVED = re.compile(r"successfully saved checkpoint at iteration\s+(\d+)")
 _ERROR = re.compile(r"^(?:\[rank\d+\]:\s*)?([A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)): (.+)")
-_NO_CHECKPOINT = re.compile(r"could not (find the metadata file|load the checkpoint)|will not load any checkpoints")
+
+SAVED = re.compile(r"successfully saved checkpoint at iteration\s+(\d+)")
+NO_CHECKPOINT = re.compile(r"could not (find the metadata file|load the checkpoint)|will not load any checkpoints")
+"""Nothing was loaded: upstream would train from random weights and exit with code 0."""
 
 SPIKE_WINDOW = 20
 
@@ -37,17 +39,6 @@ def iteration_of(line: str, tokens: int) -> Optional[Row]:
     return Row(iteration=int(found[1]), tokens=tokens, **values)
 
 
-def saved_iteration(line: str) -> Optional[int]:
-    """The iteration whose checkpoint a line reports as saved, or None."""
-    found = _SAVED.search(line)
-    return int(found[1]) if found else None
-
-
-def starts_without_checkpoint(line: str) -> bool:
-    """Whether upstream reports that it loaded nothing: it would train from random weights and exit with code 0."""
-    return bool(_NO_CHECKPOINT.search(line))
-
-
 def error_of(line: str) -> Optional[str]:
     """The error in the last line of a Python traceback, or in a message of ours, or None."""
     if line.startswith("openpangu-sft: "):
@@ -58,24 +49,15 @@ def error_of(line: str) -> Optional[str]:
     return f"{found[1]}: {found[2]}"
 
 
-class Losses:
-    """Warns of unusual iterations."""
-
-    def __init__(self) -> None:
-        self._recent: deque[float] = deque(maxlen=SPIKE_WINDOW)
-
-    def warning(self, row: Row) -> Optional[str]:
-        """A loss or norm that is not finite, or a loss above twice the median of the last ones and by more than 1."""
-        loss, before = row.loss, list(self._recent)
-        if not math.isfinite(loss) or not math.isfinite(row.grad_norm):
-            return f"iteration {row.iteration}: loss {loss}, gradient norm {row.grad_norm}"
-        self._recent.append(loss)
-        if len(before) < SPIKE_WINDOW // 2:
-            return None
-        usual = median(before)
-        if loss > 2 * usual and loss > usual + 1:
-            return f"iteration {row.iteration}: loss {loss:.3f} after {usual:.3f} (median of {len(before)})"
-        return None
+def warning(row: Row, before: Sequence[Row]) -> Optional[str]:
+    """A loss or norm that is not finite, or a loss above twice the median of the last ones and by more than 1."""
+    if not math.isfinite(row.loss) or not math.isfinite(row.grad_norm):
+        return f"iteration {row.iteration}: loss {row.loss}, gradient norm {row.grad_norm}"
+    losses = [earlier.loss for earlier in before if math.isfinite(earlier.loss)][-SPIKE_WINDOW:]
+    usual = median(losses) if len(losses) >= SPIKE_WINDOW // 2 else math.inf
+    if row.loss > max(2 * usual, usual + 1):
+        return f"iteration {row.iteration}: loss {row.loss:.3f} after {usual:.3f} (median of {len(losses)})"
+    return None
 
 
 def _number(found: Optional[re.Match[str]]) -> float:
