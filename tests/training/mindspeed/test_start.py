@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import threading
 import zipfile
 from pathlib import Path
@@ -67,12 +68,17 @@ def test_without_the_tracker_file_the_newest_that_is_whole(recipe: Recipe, capsy
     assert tracker(recipe).read_text() == "10"
 
 
-def test_a_file_that_is_cut_off_is_not_whole(recipe: Recipe) -> None:
+SPANS_DISKS = struct.pack("<4sLQL", b"PK\x06\x07", 0, 0, 2) + b"PK\x05\x06" + bytes(18)
+"""The end of a zip archive of two disks, which zipfile refuses with an exception."""
+
+
+@pytest.mark.parametrize("harm", ["cut off", "of two disks"])
+def test_a_file_that_is_damaged_is_not_whole(recipe: Recipe, harm: str) -> None:
     for iteration in (5, 10):
         checkpoint(recipe, iteration)
     tracker(recipe).write_text("10")
     file = next(iteration_directory(recipe.path("run"), 10).rglob("distrib_optim.pt"))
-    file.write_bytes(file.read_bytes()[:-100])
+    file.write_bytes(file.read_bytes()[:-100] if harm == "cut off" else SPANS_DISKS)
     assert run_directory.newest_complete(recipe, True) == 5
 
 

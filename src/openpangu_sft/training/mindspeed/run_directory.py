@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import zipfile
 from pathlib import Path
 from typing import Optional
 
+from openpangu_sft.checkpoint.files.torch_read import is_whole
 from openpangu_sft.checkpoint.mcore import iteration_directory, rank_file
 from openpangu_sft.checkpoint.sharding import layout_of
 from openpangu_sft.dataset.index_file import PREFIX
@@ -36,15 +36,12 @@ def link_data(run: Path, dataset: Path, digest: str) -> Path:
 
 
 def newest_complete(recipe: Recipe, is_main: bool) -> Optional[int]:
-    """The newest iteration of the run with all files of all ranks; see retention.newest_whole.
-
-    A file is complete if it is a zip archive: torch.save writes the archive's directory last.
-    """
+    """The newest iteration of the run with all files of all ranks; see retention.newest_whole."""
     run, layout = recipe.path("run"), layout_of(recipe.model, recipe.parallel)
 
     def is_complete(iteration: int) -> bool:
         models = [iteration_directory(run, iteration) / rank_file(*rank, layout.pipeline) for rank in layout.ranks()]
         files = [*models, *(model.with_name(OPTIMIZER) for model in models)]
-        return all(file.is_file() and zipfile.is_zipfile(file) for file in files)
+        return all(file.is_file() and is_whole(file) for file in files)
 
     return newest_whole(run, is_complete, is_main)
