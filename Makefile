@@ -8,10 +8,10 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 # Unknown targets and variables are refused before anything runs. scripts/targets.awk reads from this file which exist:
 # a line with ## is a target, one with ##= a variable; “for a, b:” limits it to these targets. “##@+” is in help-all only.
 typed := $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $v))),$v))
+quote = '$(subst ','\'',$1)'
 ifeq ($(MAKELEVEL),0) # a make within make passes on variables that the user did not type here
 ifneq ($(MAKECMDGOALS)$(typed),)
-quoted = '$(subst ','\'',$1)'
-words := $(foreach g,$(MAKECMDGOALS),$(call quoted,$g)) $(foreach v,$(typed),$(call quoted,$v=$(firstword $(value $v))))
+words := $(foreach g,$(MAKECMDGOALS),$(call quote,$g)) $(foreach v,$(typed),$(call quote,$v=$(firstword $(value $v))))
 ifneq ($(shell awk -v mode=check -f scripts/targets.awk Makefile $(words) || echo wrong),)
 $(error nothing was done)
 endif
@@ -93,7 +93,6 @@ override SET += parallel.nodes=$(NNODES)
 endif
 export VENV PYPI_INDEX $(typed)
 
-quote = '$(subst ','\'',$1)'
 bin = $(call quote,$(VENV)/bin/)
 
 ##@ Start here

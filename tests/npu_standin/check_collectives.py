@@ -223,12 +223,8 @@ def asynchronous_callers_get_a_work_that_is_done(rank: int) -> None:
         dist.reduce_scatter_tensor(mine, output, async_op=True),
         dist.all_to_all_single(mine, mine.clone(), async_op=True),
     ):
-        assert work.is_completed()
-        assert work.is_success()
-        assert work.exception() is None
         assert work.wait() is True
         assert work.wait(timedelta(seconds=1)) is True
-    assert dist.all_reduce(mine, async_op=True).get_future().wait()[0] is mine
 
 
 @check

@@ -170,15 +170,12 @@ def test_mindspeeds_operators_are_not_compiled() -> None:
 
 def test_torchair_is_there_for_imports() -> None:
     from torchair import ge, register_fx_node_ge_converter
-    from torchair.ge_concrete_graph.fx2ge_converter import declare_supported
-    from torchair.ge_concrete_graph.ge_graph import Tensor, get_default_ge_graph
+    from torchair.ge import Tensor
 
-    function = register_fx_node_ge_converter(None)(len)
-    assert declare_supported([])(function) is len
+    assert register_fx_node_ge_converter(None)(len) is len
     assert isinstance(Tensor, type)
-    for unsupported in (ge.custom_op, get_default_ge_graph):
-        with pytest.raises(NotImplementedError, match=r"torchair\.ge"):
-            unsupported("x")
+    with pytest.raises(NotImplementedError, match=r"torchair\.ge\.custom_op"):
+        ge.custom_op("x")
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def measure(recipe: Recipe, sources: Path, folder: Path) -> list[dict[str, Any]]
     run = recipe.path("run")
     run.mkdir()
     dataset = read_manifest(recipe.path("dataset"), "dataset", "")
-    command = plan(recipe, sources, link_data(run, recipe.path("dataset"), dataset.digest), is_main=True).command
+    command = plan(recipe, sources, link_data(run, recipe.path("dataset"), dataset.digest), is_main=True)[0]
     program = next(place for place, word in enumerate(command.arguments) if word.endswith("posttrain_gpt.py"))
     folder.mkdir()
     arguments = [*command.arguments]

@@ -10,7 +10,7 @@ from openpangu_sft.artifacts.artifact import Manifest
 from openpangu_sft.plan.report import make_report
 from openpangu_sft.plan.speed import speed_of
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.training.run.metrics import append
+from openpangu_sft.training.run.metrics import Row, append
 from openpangu_sft.training.run.provenance import RECIPE, record_start
 from plan.test_estimate import published
 
@@ -21,7 +21,7 @@ def log(run: Path, *seconds: float, after: int = 0) -> None:
     """Iterations of the published batch that took so long."""
     for number, each in enumerate(seconds, after + 1):
         figures = {"loss": 1.0, "lr": 1e-5, "grad_norm": 1.0, "tokens": ITERATION, "seconds": each}
-        append(run, {"iteration": number, **figures})
+        append(run, Row(iteration=number, **figures))
 
 
 @pytest.fixture

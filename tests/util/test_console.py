@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from openpangu_sft.util import console as module
-from openpangu_sft.util.console import print_rows, print_table, progress
+from openpangu_sft.util.console import print_rows, print_table, progress, say
 
 
 def test_a_log_gets_plain_lines_with_position_note_and_eta(
@@ -93,3 +93,12 @@ def test_brackets_in_a_path_are_no_markup(capsys: pytest.CaptureFixture[str]) ->
     assert "run: /data/[old]\n" in shown
     assert "│ /data/[old]/run " in shown
     assert "│ /data/[/old]/:smile: " in shown
+
+
+def test_brackets_and_colons_of_paths_and_answers_stay(capsys: pytest.CaptureFixture[str]) -> None:
+    text = "[/x] [bold] :car:"
+    say(text)
+    print_table(text, {"run": text})
+    with progress(text, 1) as advance:
+        advance(1, "")
+    assert capsys.readouterr().err.count(text) == 3

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from . import _companions, _devices, npu, profiler, utils
+from . import _companions, _devices, npu
 from ._attention import npu_fusion_attention
 from ._collectives import register_hccl
 from ._operators import npu_apply_adam_w, npu_rms_norm, npu_rotary_mul, npu_scaled_masked_softmax, npu_swiglu
@@ -22,8 +22,6 @@ __all__ = [
     "npu_rotary_mul",
     "npu_scaled_masked_softmax",
     "npu_swiglu",
-    "profiler",
-    "utils",
 ]
 
 __version__ = "2.1.0.post8+standin"

@@ -15,6 +15,8 @@ from ._trace import trace
 STATISTICS = 8
 """The NPU repeats each row's maximum and sum this many times."""
 
+NO_DROPOUT = (torch.empty(0), 0, 0, 0)
+
 Attention = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int, int, int]
 
 
@@ -76,9 +78,9 @@ def npu_fusion_attention(
     require(inner_precise in (0, 1, 2), f"inner_precise {inner_precise}")
     trace(
         layout=input_layout,
-        query=list(query.shape),
-        key=list(key.shape),
-        atten_mask=None if atten_mask is None else list(atten_mask.shape),
+        query=query.shape,
+        key=key.shape,
+        atten_mask=None if atten_mask is None else atten_mask.shape,
         sparse_mode=sparse_mode,
         pre_tockens=pre_tockens,
         next_tockens=next_tockens,
@@ -86,28 +88,32 @@ def npu_fusion_attention(
         actual_seq_kvlen=actual_seq_kvlen,
     )
     size = check_tensors(query, key, value, head_num, input_layout)
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        shape = q.shape[0], q.shape[1], q.shape[2], k.shape[2]
+        where = allowed(shape, atten_mask, sparse_mode, pre_tockens, next_tockens)
+        return _attend(q, k, v, where, scale)
+
     if input_layout != "TND":
         lengths = actual_seq_qlen, actual_seq_kvlen
         require(lengths == (None, None), f"actual_seq_qlen and actual_seq_kvlen with layout {input_layout}")
         q, k, v = (heads_first(x, input_layout, size) for x in (query, key, value))
-        where = allowed(_scores_shape(q, k), atten_mask, sparse_mode, pre_tockens, next_tockens)
-        result, maximum, total = _attend(q, k, v, where, scale)
-        return _outputs(layout_again(result, input_layout), maximum, total)
+        result, maximum, total = attend(q, k, v)
+        return layout_again(result, input_layout), maximum, total, *NO_DROPOUT
     if atten_mask is not None and sparse_mode in (FULL, ALL):
         raise NotImplementedError(f"atten_mask in sparse_mode {sparse_mode} with layout TND")
     outputs = []
     for rows, columns in segments(query, key, actual_seq_qlen, actual_seq_kvlen):
         q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (query[rows], key[columns], value[columns]))
-        where = allowed(_scores_shape(q, k), atten_mask, sparse_mode, pre_tockens, next_tockens)
-        outputs.append([x[0].transpose(0, 1) for x in _attend(q, k, v, where, scale)])
+        outputs.append([x[0].transpose(0, 1) for x in attend(q, k, v)])
     result, maximum, total = (torch.cat(parts) for parts in zip(*outputs))
-    return _outputs(result, maximum, total)
+    return result, maximum, total, *NO_DROPOUT
 
 
 def _attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, where: Optional[torch.Tensor], scale: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """q [b, n, sq, d], k and v with fewer heads, to the result, and maximum and sum of each row, [b, n, sq, 1]."""
+    """q [b, n, sq, d], k and v with fewer heads, to the result, and maximum and sum of each row, [b, n, sq, 8]."""
     each = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(each, 1), v.repeat_interleave(each, 1)
     scores = q.float() @ k.float().transpose(-1, -2) * scale
@@ -117,13 +123,5 @@ def _attend(
     p = torch.exp(scores - maximum)
     total = p.sum(-1, keepdim=True)
     result = p / torch.where(total == 0, torch.ones_like(total), total) @ v.float()
-    return result.to(q.dtype), maximum, total.detach()
-
-
-def _scores_shape(q: torch.Tensor, k: torch.Tensor) -> tuple[int, int, int, int]:
-    return q.shape[0], q.shape[1], q.shape[2], k.shape[2]
-
-
-def _outputs(result: torch.Tensor, maximum: torch.Tensor, total: torch.Tensor) -> Attention:
-    maximum, total = (x.repeat_interleave(STATISTICS, -1) for x in (maximum, total))
-    return result, maximum, total, torch.empty(0), 0, 0, 0
+    maximum, total = (x.repeat_interleave(STATISTICS, -1) for x in (maximum, total.detach()))
+    return result.to(q.dtype), maximum, total

@@ -1,11 +1,11 @@
-"""Parts of torch_npu or CANN that torch lacks: torchair's modules, compiled operators, the gradient scaler."""
+"""Parts of torch_npu or CANN that torch lacks: small modules, torchair, compiled operators, the gradient scaler."""
 
 from __future__ import annotations
 
 import functools
 import importlib.machinery
+import importlib.util
 import sys
-import types
 from collections.abc import Callable, Sequence
 from typing import Any, Union
 
@@ -20,8 +20,13 @@ MINDSPEED_OPERATORS = "/mindspeed/ops/"
 
 
 def install() -> None:
-    if "torchair" not in sys.modules:
-        _install_torchair()
+    _module("torch_npu.profiler")  # for --profile
+    _module("torch_npu.utils")  # register_asd_hook, which detects silent data corruption with NPU_ASD_ENABLE
+    _module("torch_npu.utils.collect_env", get_cann_version=lambda: "8.0.RC3")  # pairs with torch_npu 2.1.0.post8
+    _module("torch_npu.utils.flops_count")  # for MindSpeed's search for a parallel layout
+    # mindspeed/op_builder/*.py registers operators with a graph compiler when it is imported
+    _module("torchair", register_fx_node_ge_converter=lambda *_: lambda function: function)
+    _module("torchair.ge", **{name: type(name, (), {}) for name in ("Tensor", "TensorSpec", "DataType")})
     replace(torch.utils.cpp_extension, load=_without_mindspeed(torch.utils.cpp_extension.load))
     replace(torch, _amp_foreach_non_finite_check_and_unscale_=unscale)
 
@@ -55,33 +60,11 @@ def _without_mindspeed(load: Callable[..., Any]) -> Callable[..., Any]:
     return loading
 
 
-def _install_torchair() -> None:
-    """Modules that mindspeed/op_builder/*.py imports at the top, to register operators with a graph compiler."""
-
-    def converter(*_: Any, **__: Any) -> Callable[[Any], Any]:
-        return lambda function: function
-
-    annotations = {name: type(name, (), {}) for name in ("Tensor", "TensorSpec", "DataType")}
-    graph = ("get_default_ge_graph", "next_unique_name", "compat_as_bytes", "get_invalid_desc")
-    _module("torchair", register_fx_node_ge_converter=converter)
-    _module("torchair.ge", custom_op=Unsupported("torchair.ge.custom_op"), **annotations)
-    _module("torchair.ge_concrete_graph")
-    _module("torchair.ge_concrete_graph.ge_apis")
-    _module(
-        "torchair.ge_concrete_graph.fx2ge_converter",
-        declare_supported=converter,
-        register_fx_node_ge_converter=converter,
-    )
-    unsupported = {name: Unsupported(f"torchair.ge_concrete_graph.ge_graph.{name}") for name in graph}
-    _module("torchair.ge_concrete_graph.ge_graph", **annotations, **unsupported)
-
-
 def _module(name: str, **attributes: Any) -> None:
-    module = types.ModuleType(name)
-    module.__spec__ = importlib.machinery.ModuleSpec(name, None)
-    module.__path__ = []
-    replace(module, **attributes)
+    """A module whose other attributes are refused when they are called."""
+    module = importlib.util.module_from_spec(importlib.machinery.ModuleSpec(name, None, is_package=True))
+    replace(module, __getattr__=Unsupported(name).__getattr__, **attributes)
     sys.modules[name] = module
     parent, _, child = name.rpartition(".")
     if parent:
-        setattr(sys.modules[parent], child, module)
+        replace(sys.modules[parent], **{child: module})

@@ -47,9 +47,10 @@ def allowed(
         require(sparse_mode == FULL, f"sparse_mode {sparse_mode} without atten_mask: the NPU would mask nothing")
         return None
     require(mask.dtype in (torch.bool, torch.uint8), f"atten_mask is {mask.dtype}, not bool or uint8")
-    _, _, sq, sk = shape
+    b, _, sq, sk = shape
     if sparse_mode in (FULL, ALL):
-        _require_full(mask, shape)
+        shapes = [(sq, sk), (1, 1, sq, sk), (b, 1, sq, sk), shape]
+        require(mask.shape in shapes, f"atten_mask of shape {list(mask.shape)} for b, n, sq, sk of {list(shape)}")
         permitted = ~mask.bool()
         if sparse_mode == FULL and (pre_tockens, next_tockens) != (UNLIMITED, UNLIMITED):
             band = _band(sq, sk, pre_tockens, next_tockens, corner=0)
@@ -64,12 +65,6 @@ def allowed(
         return _band(sq, sk, UNLIMITED, 0, corner=sk - sq)
     require(pre_tockens + next_tockens >= 0, f"pre_tockens {pre_tockens} and next_tockens {next_tockens} do not meet")
     return _band(sq, sk, pre_tockens, next_tockens, corner=sk - sq)
-
-
-def _require_full(mask: torch.Tensor, shape: tuple[int, int, int, int]) -> None:
-    b, n, sq, sk = shape
-    shapes = [(sq, sk), (1, 1, sq, sk), (b, 1, sq, sk), (b, n, sq, sk)]
-    require(tuple(mask.shape) in shapes, f"atten_mask of shape {list(mask.shape)} for b, n, sq, sk of {list(shape)}")
 
 
 def _band(sq: int, sk: int, pre_tockens: int, next_tockens: int, corner: int) -> torch.Tensor:

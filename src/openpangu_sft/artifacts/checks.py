@@ -8,8 +8,6 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Optional
 
-from rich.markup import escape
-
 from openpangu_sft.artifacts.artifact import MANIFEST, Manifest, sha256_of
 from openpangu_sft.util.console import byte_progress
 from openpangu_sft.util.errors import UserError
@@ -81,7 +79,7 @@ def wrong_files(directory: Path, manifest: Manifest, remedy: str, known: Collect
     missing = sorted(set(manifest.files) - set(present) - set(known))
     findings = [UserError("is missing", where=directory / name, remedy=remedy) for name in missing]
     total = sum(path.stat().st_size for path in present.values())
-    with byte_progress(f"sha256 of {escape(directory.name)}", total) as advance:
+    with byte_progress(f"sha256 of {directory.name}", total) as advance:
         for name, path in present.items():
             size, entry = path.stat().st_size, manifest.files[name]
             if size != entry["bytes"]:

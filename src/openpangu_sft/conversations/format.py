@@ -11,8 +11,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rich.markup import escape
-
 from openpangu_sft.artifacts.artifact import Manifest, sha256_of, staged_directory, sum_counts
 from openpangu_sft.artifacts.changes import stamps_of, unchanged
 from openpangu_sft.artifacts.checks import require_apart
@@ -81,7 +79,7 @@ def _fill(staging: Path, inputs: list[Input], recipe: Recipe, manifest: Manifest
     per_file: dict[str, dict[str, int]] = {}
     with byte_progress("format", sum(item.file.path.stat().st_size for item in inputs)) as advance:
         for item in inputs:
-            path, name, mixer.counts = item.file.path, escape(item.name), Counter()
+            path, name, mixer.counts = item.file.path, item.name, Counter()
             with unchanged(stamps_of([path])), _Output(staging, item) as output:
                 manifest.inputs[item.name] = sha256_of(path)
                 done = read = 0

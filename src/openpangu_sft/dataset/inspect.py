@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Optional
 
 import numpy as np
-from rich.markup import escape
 
 from openpangu_sft.artifacts.artifact import MANIFEST, Manifest
 from openpangu_sft.artifacts.checks import absolute, wrong_files
@@ -166,7 +165,7 @@ class _Split:
         """Reads all rows, and tells which rules they break."""
         index, files = indexes["input_ids"], self._files
         rules = PackedRules(self._recipe.model.vocab_size, trusted=files.manifest is not None)
-        with progress(f"checking {escape(files.directory.name)} (packs)", index.rows) as advance:
+        with progress(f"checking {files.directory.name} (packs)", index.rows) as advance:
             for begin, end in row_blocks(index, BLOCK_TOKENS):
                 input_ids, mask, labels = (read_values(indexes[name], begin, end) for name in FIELDS)
                 rules.add(begin, index.lengths[begin:end], input_ids, mask, labels)

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple, Union
 
 import numpy as np
 import numpy.typing as npt
-from rich.markup import escape
 
 from openpangu_sft.artifacts.artifact import sum_counts
 from openpangu_sft.conversations.conversation import Rules, Sample, parse_sample, reason_class
@@ -93,7 +92,7 @@ def write_shard(
         named = spans[0].file if len(spans) == 1 else spans[0].file.parent
         if not lengths.size:
             raise UserError("no sample is left to train on", where=named, remedy="check the data")
-        title = f"writing {escape(named.name)} (packs)"
+        title = f"writing {named.name} (packs)"
         write = partial(_write, title, data, tokenizer.pad_id, spool, lengths, staging)
         counts.update(write(prefix, np.flatnonzero(~validation)))
         if data.validation_share:
@@ -114,7 +113,7 @@ def _encode(
     workers = min(data.workers, len(spans)) or 1
     encode = partial(_encode_span, tokenizer, data, spool)
     with contextlib.ExitStack() as stack:
-        advance = stack.enter_context(byte_progress(f"encoding {escape(span.file.name)}", span.end - span.begin))
+        advance = stack.enter_context(byte_progress(f"encoding {span.file.name}", span.end - span.begin))
         results = stack.enter_context(contextlib.closing(ordered_map(encode, spans, workers)))
         for result, part in zip(results, spans):
             if result.refused:

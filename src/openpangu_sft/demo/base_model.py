@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import sentencepiece
@@ -51,16 +51,12 @@ def make_base_model(recipe: Recipe, texts: Iterable[str]) -> Manifest:
     return manifest
 
 
-def texts_of(value: object) -> Iterator[str]:
+def texts_of(value: object) -> list[str]:
     """All texts inside a JSON value."""
     if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for inner in value.values():
-            yield from texts_of(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from texts_of(inner)
+        return [value]
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [text for inner in inside for text in texts_of(inner)]
 
 
 def _write_tokenizer(directory: Path, texts: Iterable[str], vocab_size: int) -> int:

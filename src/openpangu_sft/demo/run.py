@@ -8,12 +8,13 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 from openpangu_sft.artifacts.artifact import read_manifest
 from openpangu_sft.conversations.conversation import Sample, parse_sample
+from openpangu_sft.conversations.files import raw_files, read_records
 from openpangu_sft.dataset.encode import Encoded, encode_samples
 from openpangu_sft.dataset.preprocess import sample_files
 from openpangu_sft.dataset.validation import is_validation
@@ -22,23 +23,11 @@ from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.report.stage import PAGE
 from openpangu_sft.tokenizer.tokenizer import Tokenizer
 from openpangu_sft.training.run.metrics import CURVE, read_metrics
-from openpangu_sft.util.console import console, print_rows
+from openpangu_sft.util.console import console, print_rows, say
 from openpangu_sft.util.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
 EXAMPLES = ROOT / "examples"
-
-STAGES = {
-    "format": "samples",
-    "preprocess": "shards",
-    "merge": "dataset",
-    "convert": "mcore",
-    "sft": "run",
-    "evaluate": "run",
-    "report": "run",
-    "export": "export",
-}
-"""The stages in order, and the path that each writes."""
 
 
 def run_demo(recipe: Recipe, arguments: Sequence[str]) -> None:
@@ -50,18 +39,17 @@ def run_demo(recipe: Recipe, arguments: Sequence[str]) -> None:
     began = time.monotonic()
     prepare(recipe)
     rows = [["(prepare)", f"{time.monotonic() - began:.1f}", "small random model"]]
-    for stage in STAGES:
+    for stage, result_of in STAGES.items():
         seconds = _run(stage, arguments)
-        rows.append([stage, f"{seconds:.1f}", _made(recipe, stage)])
+        rows.append([stage, f"{seconds:.1f}", result_of(recipe)])
     answers, seconds = _ask(recipe)
     rows.append(["chat", f"{seconds:.1f}", f"{len(answers)} answers, below"])
     print_rows("make demo", ("stage", "seconds", "result"), rows)
-    known = read_manifest(recipe.path("dataset"), "dataset", "").counts["packed"]
-    say(f"validation loss may rise: the demo memorises {known} conversations")
-    run = recipe.path("run")
-    made = {"dataset": recipe.path("dataset"), "loss curve": run / CURVE, "report": run / PAGE}
-    for name, path in {**made, "checkpoint": recipe.path("export")}.items():
-        say(f"{name}: {_short(path)}")
+    say(f"validation loss may rise: the demo memorises {_counts(recipe, 'dataset')['packed']} conversations")
+    run, dataset, export = (recipe.path(name) for name in ("run", "dataset", "export"))
+    made = {"dataset": dataset, "loss curve": run / CURVE, "report": run / PAGE, "checkpoint": export}
+    for name, path in made.items():
+        say(f"{name}: {min(str(path), os.path.relpath(path), key=len)}")
     for sample, answer in answers:
         question, trained = (message.content for message in sample.data)
         say(f"\nasked:    {question}\ntrained:  {trained}\nanswered: {answer}")
@@ -71,11 +59,6 @@ def run_demo(recipe: Recipe, arguments: Sequence[str]) -> None:
     say(f"\nall stages in {time.monotonic() - began:.0f} s")
 
 
-def say(text: str) -> None:
-    """Prints to stderr as it is: no line is wrapped, no path broken."""
-    print(text, file=sys.stderr)
-
-
 def prepare(recipe: Recipe) -> None:
     from openpangu_sft.demo.base_model import make_base_model, texts_of  # imports torch
 
@@ -83,20 +66,12 @@ def prepare(recipe: Recipe) -> None:
     if run.is_dir():
         read_manifest(run, "run", "choose another paths.cache")  # refuses to remove anything else
         shutil.rmtree(run)
-    files = sorted(path for path in EXAMPLES.iterdir() if path.suffix in (".json", ".jsonl"))
     recipe.path("raw").mkdir(parents=True, exist_ok=True)
-    for file in files:
-        shutil.copyfile(file, recipe.path("raw") / file.name)
-    texts = [text for file in files for record in _records(file) for text in texts_of(record)]
+    texts: list[str] = []
+    for file in raw_files(EXAMPLES):
+        shutil.copyfile(file.path, recipe.path("raw") / file.name)
+        texts += [text for record in read_records(file.path) for text in texts_of(record.content)]
     make_base_model(recipe, texts)
-
-
-def _records(file: Path) -> Iterator[object]:
-    text = file.read_text("utf-8")
-    if file.suffix == ".json":
-        yield json.loads(text)
-    else:
-        yield from map(json.loads, text.splitlines())
 
 
 def _run(stage: str, arguments: Sequence[str]) -> float:
@@ -130,30 +105,29 @@ def _first_plain_question(file: Path, recipe: Recipe, tokenizer: Tokenizer) -> S
     raise UserError("no sample here is a question with its answer", where=file, remedy="lower data.validation_share")
 
 
-def _short(path: Path) -> str:
-    """The path relative to the working directory, if that is shorter."""
-    return min(str(path), os.path.relpath(path), key=len)
+def _counts(recipe: Recipe, kind: str) -> dict[str, Any]:
+    return read_manifest(recipe.path(kind), kind, "").counts
 
 
-def _made(recipe: Recipe, stage: str) -> str:
-    """The result of a stage, in a few words."""
+def _losses(recipe: Recipe) -> str:
+    rows = read_metrics(recipe.path("run"))
+    return f"{len(rows)} iterations, loss {rows[0]['loss']:.3f} -> {rows[-1]['loss']:.3f}"
 
-    def counts(kind: str) -> dict[str, Any]:
-        return read_manifest(recipe.path(STAGES[stage]), kind, "").counts
 
-    if stage == "format":
-        return f"{counts('samples')['written']} samples"
-    if stage == "preprocess":
-        return f"{len(sample_files(recipe.path('samples')))} shards"
-    if stage == "merge":
-        return f"{counts('dataset')['packs']} packs, {counts('dataset')['tokens']:,} tokens"
-    if stage == "convert":
-        return f"{counts('mcore')['parameters']:,} parameters"
-    if stage == "sft":
-        rows = read_metrics(recipe.path("run"))
-        return f"{len(rows)} iterations, loss {rows[0]['loss']:.3f} -> {rows[-1]['loss']:.3f}"
-    if stage == "evaluate":
-        evaluation = read_evaluation(recipe.path("run"))
-        losses = [result.loss for result in evaluation.results] if evaluation else []
-        return f"validation loss {' -> '.join(f'{loss:.3f}' for loss in losses if loss is not None)}"
-    return PAGE if stage == "report" else "Hugging Face checkpoint"
+def _validation_losses(recipe: Recipe) -> str:
+    evaluation = read_evaluation(recipe.path("run"))
+    losses = [result.loss for result in evaluation.results] if evaluation else []
+    return f"validation loss {' -> '.join(f'{loss:.3f}' for loss in losses if loss is not None)}"
+
+
+STAGES: dict[str, Callable[[Recipe], str]] = {
+    "format": lambda recipe: f"{_counts(recipe, 'samples')['written']} samples",
+    "preprocess": lambda recipe: f"{len(sample_files(recipe.path('samples')))} shards",
+    "merge": lambda recipe: "{packs} packs, {tokens:,} tokens".format(**_counts(recipe, "dataset")),
+    "convert": lambda recipe: f"{_counts(recipe, 'mcore')['parameters']:,} parameters",
+    "sft": _losses,
+    "evaluate": _validation_losses,
+    "report": lambda recipe: PAGE,
+    "export": lambda recipe: "Hugging Face checkpoint",
+}
+"""The stages in order, and the result of each in a few words."""

@@ -29,7 +29,7 @@ from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.mindspeed.sources import require_ready
 from openpangu_sft.training.mindspeed.start import environment_of
 from openpangu_sft.training.run.metrics import read_metrics
-from openpangu_sft.util.console import console, print_rows
+from openpangu_sft.util.console import print_rows, say
 from openpangu_sft.util.errors import UserError
 
 FIRST, LAST = 1e-5, 1e-4
@@ -60,18 +60,18 @@ class Smoke:
 
     def __init__(self, cache: Path) -> None:
         self.cache, self.sources = cache, require_ready()
+        self.began = self.noted = time.monotonic()
         self.rows: list[tuple[str, str, str]] = []
 
     def run(self) -> None:
         """Raises `UserError` where the two sides differ, or a step fails."""
-        began = time.monotonic()
         empty(self.cache)
         self._data()
         self._conversion()
         self._training()
         self._untied()
         print_rows("make smoke", ("what", "found", "seconds"), self.rows)
-        console.print(f"all in {time.monotonic() - began:.0f} s, on the stand-in: it says nothing about NPUs' numerics")
+        say(f"all in {time.monotonic() - self.began:.0f} s, on the stand-in: it says nothing about NPUs' numerics")
 
     def recipe(self, *overrides: str) -> Recipe:
         return load_recipe(RECIPE, [f"paths.cache={self.cache}", *overrides])
@@ -80,7 +80,7 @@ class Smoke:
         prepare(self.recipe())
         for stage in ("format", "preprocess", "merge"):
             self._stage(stage)
-        recipe, began = self.recipe(), time.monotonic()
+        recipe = self.recipe()
         theirs = self.cache / "upstream"
         theirs.mkdir()
         for file in sorted(recipe.path("samples").glob("*.jsonl")):
@@ -88,18 +88,17 @@ class Smoke:
             self._upstream("preprocess_data.py", *published_preprocess(recipe, file, theirs / "merged" / file.stem))
             ours = recipe.path("shards") / file.stem
             require_same_dataset(ours, PREFIX, theirs / "merged", file.stem)
-        self._note("preprocess: their bytes, our bytes", "the same", began)
-        began = time.monotonic()
+        self._note("preprocess: their bytes, our bytes", "the same")
         keys = [f"packed_{field}_document" for field in FIELDS]
         command = ["--input", str(theirs / "merged"), "--output-prefix", str(theirs / PREFIX)]
         self._upstream("preprocess_data.py", *command, "--merge-group-keys", *keys)
         require_same_dataset(recipe.path("dataset"), PREFIX, theirs, PREFIX)
-        self._note("merge: their bytes, our bytes", "the same", began)
+        self._note("merge: their bytes, our bytes", "the same")
 
     def _conversion(self, *settings: str) -> None:
         """Converts `paths.hf` both ways and compares what was made."""
         self._stage("convert", *settings)
-        recipe, began = self.recipe(*settings), time.monotonic()
+        recipe = self.recipe(*settings)
         ours = recipe.path("mcore")
         hf, theirs = (self.cache / "upstream" / name / ours.relative_to(self.cache) for name in ("hf", "mcore"))
         shutil.copytree(recipe.path("hf"), hf)
@@ -107,18 +106,17 @@ class Smoke:
         (hf / CONFIG).write_text(json.dumps(llama_config(read_config(hf))), "utf-8")
         self._upstream("convert_ckpt.py", *published_convert(recipe, hf, theirs))
         count, tensor = require_same_weights(recipe, ours, theirs), recipe.parallel.tensor
-        self._note(f"convert, TP {tensor}: their tensors, our tensors", f"all {count} the same, bit by bit", began)
+        self._note(f"convert, TP {tensor}: their tensors, our tensors", f"all {count} the same, bit by bit")
 
     def _training(self) -> None:
         references = {}
         for packs in ("1", "2"):  # the loss is a mean of the micro batches' means, so it depends on their size
-            began, name = time.monotonic(), f"reference-{packs}"
-            size = f"train.micro_batch_size={packs}"
+            name, size = f"reference-{packs}", f"train.micro_batch_size={packs}"
             self._stage("sft", "train.engine=transformers", size, f"paths.run={name}")
             references[size] = losses(self.cache / name)
-            self._note(f"Hugging Face, sample by sample, micro batches of {packs}", _shown(references[size]), began)
+            self._note(f"Hugging Face, sample by sample, micro batches of {packs}", _shown(references[size]))
         for way, settings in WAYS.items():
-            began, run = time.monotonic(), way.replace(" ", "-")
+            run = way.replace(" ", "-")
             reference = references[settings[0] if settings and settings[0] in references else ONE_PACK]
             cut = [setting for setting in settings if setting.startswith(("parallel.tensor", "parallel.pipeline"))]
             mcore = f"{run}-mcore" if cut else "whole-mcore"
@@ -126,36 +124,33 @@ class Smoke:
             if not (self.cache / mcore).exists():
                 self._stage("convert", *settings, *MINDSPEED, *places)
             self._stage("sft", *settings, *MINDSPEED, *places)
-            found = losses(self.cache / run)
-            difference = require_close(way, found, reference)
-            self._note(f"training: {way}", f"{_shown(found)}, at most {difference:.0e} off", began)
-        began = time.monotonic()
+            self._compare(f"training: {way}", run, reference)
         self._resume(references[ONE_PACK])
-        self._note("resume: 3 iterations, then 2 more", "as without interruption", began)
-        began = time.monotonic()
+        self._note("resume: 3 iterations, then 2 more", "as without interruption")
         self._stage("export", *MINDSPEED, "paths.run=one-process")
-        self._note("export: back to Hugging Face", "done", began)
-        console.print(f"export: {self.recipe().path('export')}", markup=False, soft_wrap=True)
+        self._note("export: back to Hugging Face", "done")
+        say(f"export: {self.recipe().path('export')}")
 
     def _untied(self) -> None:
         """A model like the 7B, from convert to chat."""
-        began, whole = time.monotonic(), [*UNTIED, "paths.mcore=untied/whole", "paths.run=untied/reference"]
+        whole = [*UNTIED, "paths.mcore=untied/whole", "paths.run=untied/reference"]
         prepare(self.recipe(*whole))
         self._stage("convert", *whole)
         self._stage("sft", *whole)
         reference = losses(self.cache / "untied/reference")
-        self._note("untied: Hugging Face, sample by sample", _shown(reference), began)
+        self._note("untied: Hugging Face, sample by sample", _shown(reference))
         settings = [*UNTIED, *TP4_CP2, *MINDSPEED, "paths.mcore=untied/mcore", "paths.run=untied/run"]
         self._conversion(*settings)
-        began = time.monotonic()
         self._stage("sft", *settings)
-        found = losses(self.cache / "untied/run")
-        difference = require_close("untied", found, reference)
-        self._note("untied: training, TP 4 x CP 2", f"{_shown(found)}, at most {difference:.0e} off", began)
-        began = time.monotonic()
+        self._compare("untied: training, TP 4 x CP 2", "untied/run", reference)
         self._stage("export", *settings)
         self._stage("chat", *settings, prompt="你好")
-        self._note("untied: export, chat", "done", began)
+        self._note("untied: export, chat", "done")
+
+    def _compare(self, what: str, run: str, reference: Sequence[float]) -> None:
+        found = losses(self.cache / run)
+        difference = require_close(what, found, reference)
+        self._note(what, f"{_shown(found)}, at most {difference:.0e} off")
 
     def _resume(self, reference: Sequence[float]) -> None:
         """Resumes the run of one process from its first checkpoint."""
@@ -189,12 +184,15 @@ class Smoke:
             check=False,
         )
         if done.returncode:
-            console.print(done.stdout[-4000:], markup=False, soft_wrap=True)
+            say(done.stdout[-4000:])
             raise UserError(f"ended with exit code {done.returncode}", where=" ".join(command[:4]), remedy="see above")
 
-    def _note(self, what: str, found: str, began: float) -> None:
-        self.rows.append((what, found, f"{time.monotonic() - began:.1f}"))
-        console.print(f"{what}: {found}", markup=False, soft_wrap=True)
+    def _note(self, what: str, found: str) -> None:
+        """A row, with the seconds since the row before."""
+        now = time.monotonic()
+        self.rows.append((what, found, f"{now - self.noted:.1f}"))
+        self.noted = now
+        say(f"{what}: {found}")
 
 
 MARK = ".made-by-smoke"

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Callable
 
 from rich.cells import cell_len
@@ -17,7 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-console = Console(stderr=True, highlight=False)
+_console = partial(Console, markup=False, emoji=False, highlight=False)  # [x] and :x: may be in a path or an answer
+console = _console(stderr=True)
 
 MB = 1_000_000
 SECONDS_BETWEEN_LINES = 10.0
@@ -34,7 +36,8 @@ def progress(what: str, total: int, done: int = 0) -> Iterator[Callable[[int, st
         A function to call with (units done since the last call, a note to show).
     """
     if console.is_terminal:
-        columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+        text, note = (TextColumn(f"{{task.{field}}}", markup=False) for field in ("description", "fields[note]"))
+        columns = (text, BarColumn(), MofNCompleteColumn(), note)
         with Progress(*columns, "ETA", TimeRemainingColumn(), console=console, transient=True) as bar:
             task = bar.add_task(what, total=total, completed=done, note="")
 
@@ -72,11 +75,16 @@ def byte_progress(what: str, total: int) -> Iterator[Callable[[int, str], None]]
         yield advance_bytes
 
 
+def say(text: str) -> None:
+    """Prints to stderr without wrapping: no path is broken."""
+    console.print(text, soft_wrap=True)
+
+
 def stdout() -> Console:
     """The console for what a command was asked for; characters that the locale does not have are escaped."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-    return Console(highlight=False)
+    return _console()
 
 
 def print_table(title: str, rows: Mapping[str, str], to: Console = console) -> None:
@@ -89,7 +97,7 @@ def print_rows(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], t
 
     Only the widest column is wrapped: rich narrows columns to less than their longest word, which it then cuts.
     """
-    to.print(title, style="bold", soft_wrap=True, markup=False)
+    to.print(title, style="bold", soft_wrap=True)
     table = Table(*head, show_header=bool(head))
     for row in rows:
         table.add_row(*map(Text, row))  # as text: a path may have brackets, which are markup in a str

@@ -61,10 +61,10 @@ def read_utf8(path: Path) -> str:
         raise UserError(what, where=f"{path}:{line}", remedy="save the file as UTF-8") from None
 
 
-def first_complaint(error: ValidationError, *within: str) -> str:
-    """The first error of a validation, after its key below the keys in `within`."""
+def first_complaint(error: ValidationError) -> str:
+    """The first error of a validation, after its key."""
     detail = error.errors(include_url=False)[0]
-    key = ".".join(map(str, (*within, *detail["loc"])))
+    key = ".".join(map(str, detail["loc"]))
     return f"{key}: {detail['msg']}" if key else detail["msg"]
 
 

@@ -12,7 +12,7 @@ from conftest import ROOT, MakeRecipe
 from openpangu_sft.cli.main import app
 from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.training.mindspeed.flags import Places, as_arguments, training_flags
+from openpangu_sft.training.mindspeed.flags import as_arguments, training_flags
 from openpangu_sft.util.errors import UserError
 from refusals import refusal_of
 
@@ -58,17 +58,12 @@ def parsed(words: list[str]) -> dict[str, str]:
     return flags
 
 
-def places(recipe: Recipe) -> Places:
-    run = recipe.path("run")
-    return Places(run / "data/data", recipe.path("mcore"), run, run / "tensorboard")
-
-
 def published(name: str = "openpangu-1b") -> Recipe:
     return load_recipe(ROOT / f"recipes/{name}.yaml")
 
 
 def flags_of(recipe: Recipe, resumed: bool = False) -> dict[str, str]:
-    return parsed(training_flags(recipe, places(recipe), resumed))
+    return parsed(training_flags(recipe, recipe.path("run") / "data/data", resumed))
 
 
 def test_the_published_recipe_gives_the_published_flags() -> None:
@@ -137,7 +132,7 @@ def test_settings(make_recipe: MakeRecipe, settings: list[str], wanted: dict[str
 def test_further_flags_stand_behind_ours(make_recipe: MakeRecipe) -> None:
     more = ["--log-throughput", "--num-workers", "4"]
     recipe = make_recipe("train.engine=mindspeed", "train.upstream_flags=[--log-throughput, --num-workers, '4']")
-    assert training_flags(recipe, places(recipe), resumed=False)[-3:] == more
+    assert training_flags(recipe, recipe.path("dataset"), resumed=False)[-3:] == more
 
 
 @pytest.mark.parametrize(
@@ -164,7 +159,7 @@ def test_further_flags_stand_behind_ours(make_recipe: MakeRecipe) -> None:
 )
 def test_flags_that_are_refused(make_recipe: MakeRecipe, flag: str, complaint: str) -> None:
     recipe = make_recipe("train.engine=mindspeed", f"train.upstream_flags=[{flag}]")
-    assert refusal_of(training_flags, recipe, places(recipe), resumed=False) == complaint
+    assert refusal_of(training_flags, recipe, recipe.path("dataset"), resumed=False) == complaint
 
 
 def test_values_are_written_in_full() -> None:

@@ -8,14 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openpangu_sft.training.mindspeed.log import (
-    Iteration,
-    Losses,
-    error_of,
-    iteration_of,
-    saved_iteration,
-    starts_without_checkpoint,
-)
+from openpangu_sft.training.mindspeed.log import NO_CHECKPOINT, SAVED, error_of, iteration_of, warning
+from openpangu_sft.training.run.metrics import Row
 
 LINE = (
     " [2026-11-25 18:31:01] iteration       12/      60 | consumed samples:           48 | elapsed time per iteration "
@@ -24,26 +18,39 @@ LINE = (
 )
 
 
+def row(iteration: int, loss: float, **others: float) -> Row:
+    return Row(
+        **{"iteration": iteration, "loss": loss, "lr": 1e-5, "grad_norm": 1, "tokens": 1, "seconds": 1, **others}
+    )
+
+
 def test_an_iteration() -> None:
-    assert iteration_of(LINE) == Iteration(12, 5.590752, 1e-4, 1.683, 0.7155)
+    assert iteration_of(LINE, 100) == row(12, 5.590752, lr=1e-4, grad_norm=1.683, tokens=100, seconds=0.7155)
 
 
 def test_an_iteration_without_a_loss() -> None:
     cut = LINE.replace("lm loss: 5.590752E+00 | ", "")
-    found = iteration_of(cut)
+    found = iteration_of(cut, 1)
     assert found is not None
     assert math.isnan(found.loss)
+
+
+@pytest.mark.parametrize("number", ["0", "1234567890123", "x"])
+def test_a_number_that_is_no_iteration(number: str) -> None:
+    assert iteration_of(LINE.replace("12/", f"{number}/"), 1) is None
 
 
 @given(st.text())
 def test_any_other_line_is_none(text: str) -> None:
     if "iteration" not in text:
-        assert iteration_of(text) is None
+        assert iteration_of(text, 1) is None
 
 
 def test_saved() -> None:
-    assert saved_iteration("  successfully saved checkpoint at iteration      12 to /cache/run\n") == 12
-    assert saved_iteration("saving checkpoint at iteration      12 to /cache/run in torch format\n") is None
+    found = SAVED.search("  successfully saved checkpoint at iteration      12 to /cache/run\n")
+    assert found
+    assert found[1] == "12"
+    assert not SAVED.search("saving checkpoint at iteration      12 to /cache/run in torch format\n")
 
 
 @pytest.mark.parametrize(
@@ -55,11 +62,11 @@ def test_saved() -> None:
     ],
 )
 def test_a_start_from_random_weights(line: str) -> None:
-    assert starts_without_checkpoint(line)
+    assert NO_CHECKPOINT.search(line)
 
 
 def test_a_start_from_a_checkpoint() -> None:
-    assert not starts_without_checkpoint("  successfully loaded checkpoint from /x at iteration 0")
+    assert not NO_CHECKPOINT.search("  successfully loaded checkpoint from /x at iteration 0")
 
 
 @pytest.mark.parametrize(
@@ -81,8 +88,8 @@ def test_errors(line: str, error: str) -> None:
 
 
 def losses(*values: float) -> list[str]:
-    watch = Losses()
-    said = (watch.warning(Iteration(number, loss, 1e-5, 1.0, 1.0)) for number, loss in enumerate(values, 1))
+    rows = [row(number, loss) for number, loss in enumerate(values, 1)]
+    said = (warning(each, rows[:at]) for at, each in enumerate(rows))
     return [text for text in said if text]
 
 

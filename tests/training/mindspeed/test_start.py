@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import threading
 import zipfile
 from pathlib import Path
@@ -15,7 +16,8 @@ from openpangu_sft.checkpoint.mcore import iteration_directory, rank_file
 from openpangu_sft.recipe.model_config import TRACKER
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.mindspeed import run_directory, start
-from openpangu_sft.training.mindspeed.start import environment_of, require_devices, require_network, torchrun
+from openpangu_sft.training.mindspeed.start import environment_of, require_devices, require_network
+from openpangu_sft.training.run.launch import torchrun_options
 from openpangu_sft.training.run.retention import iterations, prune
 from openpangu_sft.util.errors import UserError
 from refusals import refusal_of
@@ -66,12 +68,17 @@ def test_without_the_tracker_file_the_newest_that_is_whole(recipe: Recipe, capsy
     assert tracker(recipe).read_text() == "10"
 
 
-def test_a_file_that_is_cut_off_is_not_whole(recipe: Recipe) -> None:
+SPANS_DISKS = struct.pack("<4sLQL", b"PK\x06\x07", 0, 0, 2) + b"PK\x05\x06" + bytes(18)
+"""The end of a zip archive of two disks, which zipfile refuses with an exception."""
+
+
+@pytest.mark.parametrize("harm", ["cut off", "of two disks"])
+def test_a_file_that_is_damaged_is_not_whole(recipe: Recipe, harm: str) -> None:
     for iteration in (5, 10):
         checkpoint(recipe, iteration)
     tracker(recipe).write_text("10")
     file = next(iteration_directory(recipe.path("run"), 10).rglob("distrib_optim.pt"))
-    file.write_bytes(file.read_bytes()[:-100])
+    file.write_bytes(file.read_bytes()[:-100] if harm == "cut off" else SPANS_DISKS)
     assert run_directory.newest_complete(recipe, True) == 5
 
 
@@ -181,10 +188,10 @@ def test_several_machines_meet_where_they_are_told(make_recipe: MakeRecipe, monk
     recipe = make_recipe("train.engine=mindspeed", "parallel.nodes=2")
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     with pytest.raises(UserError, match="MASTER_ADDR is not set"):
-        torchrun(recipe)
+        torchrun_options(recipe)
     monkeypatch.setenv("MASTER_ADDR", "10.0.0.1")
     monkeypatch.setenv("NODE_RANK", "1")
-    options = torchrun(recipe)
+    options = torchrun_options(recipe)
     assert {"--nnodes=2", "--node_rank=1", "--master_addr=10.0.0.1", "--master_port=6000"} <= set(options)
 
 
@@ -193,7 +200,7 @@ def test_one_machine_meets_at_loopback(
 ) -> None:
     """Its own name, which torchrun and gloo take otherwise, may be known to no resolver: they wait for ever."""
     recipe = make_recipe("train.engine=mindspeed")
-    assert {"--rdzv_endpoint=127.0.0.1:0", "--local_addr=127.0.0.1"} <= set(torchrun(recipe))
+    assert {"--rdzv_endpoint=127.0.0.1:0", "--local_addr=127.0.0.1"} <= set(torchrun_options(recipe))
     for given, wanted in (None, "lo"), ("eth0", "eth0"):
         monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
         if given:

@@ -10,7 +10,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from openpangu_sft.training.run.metrics import append, draw_curve, keep_until, read_metrics
+from openpangu_sft.training.run.metrics import Row, append, draw_curve, keep_until, read_metrics
 from openpangu_sft.util.errors import UserError
 
 
@@ -21,7 +21,7 @@ def row(iteration: int) -> dict[str, float]:
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     for iteration in range(1, 6):
-        append(tmp_path, row(iteration))
+        append(tmp_path, Row(**row(iteration)))
     return tmp_path
 
 
@@ -40,7 +40,7 @@ def test_continuing_drops_what_came_after_the_checkpoint(run: Path) -> None:
     with (run / "metrics.jsonl").open("a") as stream:
         stream.write('{"iteration": 6, "lo')
     keep_until(run, 3)
-    append(run, row(4))
+    append(run, Row(**row(4)))
     assert [entry["iteration"] for entry in read_metrics(run)] == [1, 2, 3, 4]
 
 
@@ -70,10 +70,10 @@ def test_a_line_that_is_no_iteration_is_named_and_nothing_is_lost(run: Path, lin
 def test_a_line_that_is_cut_off_goes_before_another_is_added(run: Path) -> None:
     path = run / "metrics.jsonl"
     path.write_bytes(path.read_bytes()[:-20])
-    append(run, row(6))
+    append(run, Row(**row(6)))
     assert [entry["iteration"] for entry in read_metrics(run)] == [1, 2, 3, 4, 6]
     path.write_bytes(b'{"iter')
-    append(run, row(1))
+    append(run, Row(**row(1)))
     assert read_metrics(run) == [row(1)]
 
 
@@ -88,7 +88,7 @@ def test_the_curve_is_a_picture_with_both_lines(run: Path) -> None:
 
 def test_the_loss_axis_fits_the_losses(tmp_path: Path) -> None:
     for iteration in range(1, 6):
-        append(tmp_path, {**row(iteration), "loss": 10 + iteration / 100})
+        append(tmp_path, Row(**{**row(iteration), "loss": 10 + iteration / 100}))
     inside = matplotlib.image.imread(draw_curve(tmp_path))[:, 150:-150, :3] * 255  # without the blue label
     rows, _ = np.nonzero(np.abs(inside - (31, 119, 180)).max(axis=2) < 8)
     assert np.ptp(rows) > 300

@@ -26,16 +26,8 @@ NAME = "Ascend910B-CPU-standin"
 MEMORY = 64 << 30
 """An Ascend 910B's. Upstream divides by it; it is not a limit."""
 
-FloatTensor = torch.FloatTensor
-DoubleTensor = torch.DoubleTensor
-HalfTensor = torch.HalfTensor
-BFloat16Tensor = torch.BFloat16Tensor
-LongTensor = torch.LongTensor
-IntTensor = torch.IntTensor
-ShortTensor = torch.ShortTensor
-CharTensor = torch.CharTensor
-ByteTensor = torch.ByteTensor
-BoolTensor = torch.BoolTensor
+_KINDS = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
+globals().update({f"{kind}Tensor": getattr(torch, f"{kind}Tensor") for kind in _KINDS})
 
 # another allocator is plugged in with --memory-fragmentation and --adaptive-recompute-device-swap
 memory = Unsupported("torch_npu.npu.memory")
@@ -94,18 +86,15 @@ def get_device_properties(device: DeviceLike = None) -> Any:
     return SimpleNamespace(name=NAME, total_memory=MEMORY, multi_processor_count=1, major=9, minor=0)
 
 
-class device(contextlib.AbstractContextManager[None]):
-    """torch.npu.device: makes a device current within a block."""
-
-    def __init__(self, device: DeviceLike) -> None:
-        self._inside = _index(device)
-
-    def __enter__(self) -> None:
-        self._outside = current_device()
-        set_device(self._inside)
-
-    def __exit__(self, *_: object) -> None:
-        set_device(self._outside)
+@contextlib.contextmanager
+def device(device: DeviceLike) -> Iterator[None]:
+    """Makes a device current within a block."""
+    outside = current_device()
+    set_device(device)
+    try:
+        yield
+    finally:
+        set_device(outside)
 
 
 class Stream:
@@ -180,10 +169,6 @@ def manual_seed(seed: int) -> None:
 
 
 manual_seed_all = manual_seed
-
-
-def seed() -> int:
-    return torch.default_generator.seed()
 
 
 def initial_seed() -> int:

@@ -67,31 +67,32 @@ def volcano(recipe: Recipe, claim: str, image: str = f"openpangu-sft:{__version_
     """
     name, parallel = "openpangu-sft", recipe.parallel
     npus = {"huawei.com/Ascend910": parallel.devices_per_node}
+    first = {"MASTER_ADDR": f"{name}-node-0.{name}", "MASTER_PORT": str(PORT)}
+    volumes: dict[str, tuple[str, dict[str, Any]]] = {
+        "cache": ("/cache", {"persistentVolumeClaim": {"claimName": claim}}),
+        "recipe": ("/recipe", {"configMap": {"name": f"{name}-recipe"}}),
+        "shm": ("/dev/shm", {"emptyDir": {"medium": "Memory"}}),
+    }
     start = "NODE_RANK=$VC_TASK_INDEX exec openpangu-sft sft --recipe /recipe/recipe.yaml"
     container: dict[str, Any] = {
         "name": "sft",
         "image": image,
         "args": ["bash", "-c", start],  # run by the image's entrypoint, which sources CANN's environment
-        "env": [
-            {"name": "MASTER_ADDR", "value": f"{name}-node-0.{name}"},
-            {"name": "MASTER_PORT", "value": str(PORT)},
-        ],
+        "env": [{"name": key, "value": value} for key, value in first.items()],
         "resources": {"limits": npus, "requests": dict(npus)},
-        "volumeMounts": [
-            {"name": "cache", "mountPath": "/cache"},
-            {"name": "recipe", "mountPath": "/recipe"},
-            {"name": "shm", "mountPath": "/dev/shm"},
-        ],
+        "volumeMounts": [{"name": volume, "mountPath": path} for volume, (path, _) in volumes.items()],
     }
     pod = {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": GRACE_SECONDS,
         "containers": [container],
-        "volumes": [
-            {"name": "cache", "persistentVolumeClaim": {"claimName": claim}},
-            {"name": "recipe", "configMap": {"name": f"{name}-recipe"}},
-            {"name": "shm", "emptyDir": {"medium": "Memory"}},
-        ],
+        "volumes": [{"name": volume, **source} for volume, (_, source) in volumes.items()],
+    }
+    task = {
+        "name": "node",
+        "replicas": parallel.nodes,
+        "policies": [{"event": "TaskCompleted", "action": "CompleteJob"}],
+        "template": {"spec": pod},
     }
     job = {
         "apiVersion": "batch.volcano.sh/v1alpha1",
@@ -103,14 +104,7 @@ def volcano(recipe: Recipe, claim: str, image: str = f"openpangu-sft:{__version_
             "maxRetry": 3,
             "plugins": {"env": [], "svc": ["--publish-not-ready-addresses=true"]},
             "policies": [{"event": event, "action": "RestartJob"} for event in ("PodEvicted", "PodFailed")],
-            "tasks": [
-                {
-                    "name": "node",
-                    "replicas": parallel.nodes,
-                    "policies": [{"event": "TaskCompleted", "action": "CompleteJob"}],
-                    "template": {"spec": pod},
-                }
-            ],
+            "tasks": [task],
         },
     }
     config = {

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Callable
 
-from rich.markup import escape
-
-from openpangu_sft.util.console import console
+from openpangu_sft.util.console import console, say
 from openpangu_sft.util.git import GitFailed, fetch, git, nobody_there, without_password
 
 
@@ -19,16 +16,20 @@ def check_out(folder: Path, repository: Path, urls: Sequence[str], commit: str, 
     Raises:
         GitFailed: the commit is at none of the URLs; with what each server said.
     """
+    name = folder.name
     folder.mkdir()
     git("init", "--quiet", "--bare", "--template=", str(repository), folder=folder)
-    _fetch(repository, folder.name, urls, commit, branch)
+    with console.status(name) as status:  # on a terminal only
+        _fetch(repository, name, urls, commit, branch, lambda line: status.update(f"{name}: {line}"))
     git("checkout", "--quiet", "--force", "--detach", commit, folder=folder, repository=repository)
     if (head := git("rev-parse", "HEAD", folder=folder, repository=repository)) != commit:
         raise GitFailed(f"{commit} is no commit, but a name for {head}")
     return int(git("show", "--no-patch", "--format=%ct", "HEAD", folder=folder, repository=repository))
 
 
-def _fetch(repository: Path, name: str, urls: Sequence[str], commit: str, branch: str) -> None:
+def _fetch(
+    repository: Path, name: str, urls: Sequence[str], commit: str, branch: str, note: Callable[[str], object]
+) -> None:
     """Fetches the commit alone, by its id, from the first URL that has it.
 
     Some servers serve by id only the tip of a branch: after all URLs have been asked for the commit, they are asked
@@ -41,22 +42,11 @@ def _fetch(repository: Path, name: str, urls: Sequence[str], commit: str, branch
         for url in urls:
             if not by_id and nobody_there(failures[url]):
                 continue
-            console.print(f"{name}: fetching {what} from {without_password(url)}", markup=False, soft_wrap=True)
+            say(f"{name}: fetching {what} from {without_password(url)}")
             try:
-                with _status(name) as note:
-                    fetch(repository, url, *wanted, note=note)
+                fetch(repository, url, *wanted, note=note)
                 git("cat-file", "-e", f"{commit}^{{commit}}", folder=repository, repository=repository)
                 return
             except GitFailed as failure:
                 failures[url] = str(failure) if by_id else f"{failures[url]}; branch {branch}: {failure}"
     raise GitFailed("; ".join(f"{without_password(url)}: {failure}" for url, failure in failures.items()))
-
-
-@contextlib.contextmanager
-def _status(name: str) -> Iterator[Callable[[str], object]]:
-    """Yields a function that shows git's progress, on a terminal only."""
-    if not console.is_terminal:
-        yield lambda line: None
-        return
-    with console.status(name) as status:
-        yield lambda line: status.update(f"{name}: {escape(line)}")

@@ -1,35 +1,21 @@
 """The arguments of MindSpeed-LLM's posttrain_gpt.py that a recipe stands for. Pure.
 
-One table says where each flag comes from: a recipe key as it is (SAME), computed from one (COMPUTED), or fixed with its
-reason (FIXED). Every flag of the published script is here; docs/sft.md lists what is changed, added or left out.
+One table says where each flag comes from: a recipe key as it is (SAME), computed from one (_computed), or fixed with
+its reason (FIXED). Every flag of the published script is here; docs/sft.md lists what is changed, added or left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from pathlib import Path
-from typing import Callable, NamedTuple, Optional, Union
+from typing import Union
 
 from openpangu_sft.checkpoint.sharding import layout_of
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.errors import UserError
 
 Value = Union[str, int, float, Path, bool, None]
-
-NPU_BACKEND = "nccl"
-"""As the published script names it; torch_npu's transfer_to_npu replaces it with hccl."""
-
-
-class Places(NamedTuple):
-    """Where training reads and writes."""
-
-    data: Path
-    """Prefix of the packed dataset; upstream writes its shuffle index next to it."""
-    load: Path
-    save: Path
-    tensorboard: Optional[Path]
-
 
 SAME = {
     "num-layers": "model.num_layers",
@@ -66,46 +52,6 @@ SAME = {
 }
 """Flag and the recipe key whose value it takes as it is."""
 
-Compute = Callable[[Recipe, Places], Value]
-
-
-def _recomputed(key: str) -> Compute:
-    return lambda recipe, _: (
-        None if recipe.train.recompute.granularity == "none" else getattr(recipe.train.recompute, key)
-    )
-
-
-def _layer_list(recipe: Recipe, _: Places) -> Value:
-    layers = recipe.parallel.num_layer_list
-    # upstream refuses a list for a single stage
-    return ",".join(map(str, layers)) if layers and recipe.parallel.pipeline > 1 else None
-
-
-COMPUTED: dict[str, tuple[str, Compute]] = {
-    # training takes this number as it is, without rounding it up
-    "padded-vocab-size": ("model.vocab_size", lambda r, _: layout_of(r.model, r.parallel).padded_vocab_size),
-    "untie-embeddings-and-output-weights": (
-        "model.tie_word_embeddings",
-        lambda recipe, _: not recipe.model.tie_word_embeddings,
-    ),
-    "num-layer-list": ("parallel.num_layer_list", _layer_list),
-    "context-parallel-algo": (
-        "parallel.context (ulysses_cp_algo, which keeps attention within a sample)",
-        lambda recipe, _: "ulysses_cp_algo" if recipe.parallel.context > 1 else None,
-    ),
-    "sequence-parallel": ("parallel.tensor", lambda recipe, _: recipe.parallel.tensor > 1),
-    "bf16": ("train.precision", lambda recipe, _: recipe.train.precision == "bf16"),
-    "recompute-granularity": ("train.recompute.granularity", _recomputed("granularity")),
-    "recompute-method": ("train.recompute.method", _recomputed("method")),
-    "recompute-num-layers": ("train.recompute.num_layers", _recomputed("num_layers")),
-    "tokenizer-name-or-path": ("paths.hf", lambda recipe, _: recipe.path("hf")),
-    "data-path": ("paths.dataset", lambda _, places: places.data),
-    "load": ("paths.mcore", lambda _, places: places.load),
-    "save": ("paths.run", lambda _, places: places.save),
-    "tensorboard-dir": ("paths.run", lambda _, places: places.tensorboard),
-}
-"""Flag, the recipe key that decides its value, and the value."""
-
 FIXED: dict[str, dict[str, Value]] = {
     "by openPangu's architecture": {
         "use-mcore-models": True,
@@ -140,7 +86,7 @@ FIXED: dict[str, dict[str, Value]] = {
         "overlap-grad-reduce": True,
         "overlap-param-gather": True,
         "accumulate-allreduce-grads-in-fp32": True,
-        "distributed-backend": NPU_BACKEND,
+        "distributed-backend": "nccl",  # torch_npu's transfer_to_npu replaces it with hccl
         "distributed-timeout-minutes": 120,
         "optimizer": "adam",
         "override-opt_param-scheduler": True,
@@ -170,24 +116,51 @@ HARMFUL = {
 }
 
 
-def training_flags(recipe: Recipe, places: Places, resumed: bool) -> list[str]:
+def training_flags(recipe: Recipe, data: Path, resumed: bool) -> list[str]:
     """The command line of posttrain_gpt.py, without the program.
 
     Args:
-        places: absolute paths.
-        resumed: whether `places.load` is a checkpoint of this run.
+        data: absolute prefix of the packed dataset; upstream writes its shuffle index next to it.
+        resumed: whether training continues from a checkpoint of this run.
 
     Raises:
         UserError: train.upstream_flags contains a flag that the recipe sets, or that breaks training.
     """
-    require_free(recipe.train.upstream_flags)
+    computed = _computed(recipe, data, resumed)
+    _require_free(recipe.train.upstream_flags, {**SAME, **{flag: key for flag, (key, _) in computed.items()}})
     flags: dict[str, Value] = {flag: reduce(getattr, key.split("."), recipe) for flag, key in SAME.items()}  # type: ignore[misc]
-    flags.update((flag, compute(recipe, places)) for flag, (_, compute) in COMPUTED.items())
+    flags.update((flag, value) for flag, (_, value) in computed.items())
     for fixed in FIXED.values():
         flags.update(fixed)
     if not resumed:
         flags.update(dict.fromkeys(AT_BEGINNING, True))
     return [*as_arguments(flags), *recipe.train.upstream_flags]
+
+
+def _computed(recipe: Recipe, data: Path, resumed: bool) -> dict[str, tuple[str, Value]]:
+    """Flag, the recipe key that decides its value, and the value."""
+    model, parallel, train, run = recipe.model, recipe.parallel, recipe.train, recipe.path("run")
+    ulysses = "parallel.context (ulysses_cp_algo, which keeps attention within a sample)"
+    # upstream refuses a list for a single stage
+    layers = ",".join(map(str, parallel.num_layer_list or ())) if parallel.pipeline > 1 else None
+    recompute = train.recompute.model_dump() if train.recompute.granularity != "none" else {}
+    return {
+        # training takes this number as it is, without rounding it up
+        "padded-vocab-size": ("model.vocab_size", layout_of(model, parallel).padded_vocab_size),
+        "untie-embeddings-and-output-weights": ("model.tie_word_embeddings", not model.tie_word_embeddings),
+        "num-layer-list": ("parallel.num_layer_list", layers or None),
+        "context-parallel-algo": (ulysses, "ulysses_cp_algo" if parallel.context > 1 else None),
+        "sequence-parallel": ("parallel.tensor", parallel.tensor > 1),
+        "bf16": ("train.precision", train.precision == "bf16"),
+        "recompute-granularity": ("train.recompute.granularity", recompute.get("granularity")),
+        "recompute-method": ("train.recompute.method", recompute.get("method")),
+        "recompute-num-layers": ("train.recompute.num_layers", recompute.get("num_layers")),
+        "tokenizer-name-or-path": ("paths.hf", recipe.path("hf")),
+        "data-path": ("paths.dataset", data),
+        "load": ("paths.mcore", run if resumed else recipe.path("mcore")),
+        "save": ("paths.run", run),
+        "tensorboard-dir": ("paths.run", run / "tensorboard"),
+    }
 
 
 def as_arguments(flags: dict[str, Value]) -> list[str]:
@@ -202,13 +175,8 @@ def as_arguments(flags: dict[str, Value]) -> list[str]:
     return arguments
 
 
-def require_free(more: Sequence[str]) -> None:
-    """Refuses further flags that the recipe sets, or that break training.
-
-    Raises:
-        UserError: names the flag, and the recipe key to use instead.
-    """
-    keys = {**SAME, **{flag: key for flag, (key, _) in COMPUTED.items()}}
+def _require_free(more: Sequence[str], keys: Mapping[str, str]) -> None:
+    """Refuses further flags that the recipe sets by one of its `keys`, or that break training."""
     fixed = {flag: f"is fixed {reason}" for reason, flags in FIXED.items() for flag in flags}
     fixed |= dict.fromkeys(AT_BEGINNING, "depends on whether a run begins or resumes")
     fixed["exit-on-missing-checkpoint"] = "is not needed: a start without weights is refused"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import queue
 import shlex
@@ -16,7 +17,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections import deque
 from pathlib import Path
 from statistics import median
 from typing import IO, NamedTuple, Optional
@@ -27,7 +28,7 @@ from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.mindspeed import log
 from openpangu_sft.training.run import metrics
 from openpangu_sft.training.run.retention import prune
-from openpangu_sft.util.console import console, progress
+from openpangu_sft.util.console import console, progress, say
 from openpangu_sft.util.errors import Interrupted, UserError
 from openpangu_sft.util.signals import on_signals
 
@@ -62,9 +63,9 @@ class Training:
         self.recipe, self.run, self.iteration = recipe, recipe.path("run"), done
         # the mean of the data: upstream does not report how much of a pack is padding
         self.tokens = round(recipe.train.global_batch_size * dataset.counts["tokens"] / dataset.counts["packs"])
-        self.losses = log.Losses()
         self.errors: list[str] = []
-        self.durations: list[float] = []
+        self.recent: deque[metrics.Row] = deque(maxlen=50)
+        self.received: list[int] = []
         self.saved = done
         self.without_checkpoint = False
         # upstream prints iterations in the last process only
@@ -84,7 +85,7 @@ class Training:
         if self.on_last_node:
             metrics.keep_until(self.run, self.iteration)
         else:
-            console.print(f"iterations are shown on the last node; log: {path}", markup=False, soft_wrap=True)
+            say(f"iterations are shown on the last node; log: {path}")
         with path.open("w", encoding="utf-8") as file:
             file.write(f"{command}\n\n")
             file.flush()
@@ -103,14 +104,23 @@ class Training:
                 preexec_fn=_end_with_parent,
             )
             try:
-                with _forwarded_signals(process) as received:
+                with on_signals(lambda number: self._forward(number, process)):
                     self._watch(process, file)
                     code = process.wait()
             finally:
                 _kill_session(process)
         if self.on_last_node and metrics.read_metrics(self.run):
             metrics.draw_curve(self.run)
-        self._judge(code, received, path)
+        self._judge(code, path)
+
+    def _forward(self, number: int, process: subprocess.Popen[str]) -> None:
+        """Forwards a signal to the training processes; a second one ends torchrun."""
+        self.received.append(number)
+        if len(self.received) == 1:
+            say("stopping: training saves a checkpoint after this iteration (again: at once)")
+            _signal_workers(process, signal.SIGTERM)
+        else:
+            process.terminate()
 
     def _watch(self, process: subprocess.Popen[str], file: IO[str]) -> None:
         assert process.stdout is not None
@@ -123,52 +133,48 @@ class Training:
                     line = lines.get(timeout=5)
                 except queue.Empty:
                     waited = time.monotonic() - last
-                    if not said and self.durations and waited > max(STALLED_SECONDS, 10 * median(self.durations)):
+                    usual = median(row.seconds for row in self.recent) if self.recent else math.inf
+                    if not said and waited > max(STALLED_SECONDS, 10 * usual):
                         said = True
-                        console.print(f"no iteration for {waited:.0f} s: see {file.name}", markup=False, soft_wrap=True)
+                        say(f"no iteration for {waited:.0f} s: see {file.name}")
                     continue
                 if line is None:
                     return
                 file.write(line)
                 file.flush()
-                if iteration := log.iteration_of(line):
+                if row := log.iteration_of(line, self.tokens):
                     last, said = time.monotonic(), False
-                    advance(1, self._note(iteration))
-                elif (saved := log.saved_iteration(line)) is not None:
-                    self.saved = saved
-                    prune(self.run, self.recipe.train.keep_checkpoints, saved)
-                elif log.starts_without_checkpoint(line):
+                    advance(1, self._note(row))
+                elif saved := log.SAVED.search(line):
+                    self.saved = int(saved[1])
+                    prune(self.run, self.recipe.train.keep_checkpoints, self.saved)
+                elif log.NO_CHECKPOINT.search(line):
                     self.without_checkpoint = True
                     _signal_workers(process, signal.SIGKILL)
                 elif error := log.error_of(line):
                     self.errors.append(error)
 
-    def _note(self, iteration: log.Iteration) -> str:
+    def _note(self, row: metrics.Row) -> str:
         """Records an iteration; returns the note for the progress bar."""
-        self.iteration = iteration.number
-        self.durations = [*self.durations[-49:], iteration.seconds]
-        if warning := self.losses.warning(iteration):
-            console.print(warning, style="yellow", markup=False)
-        row = {"iteration": iteration.number, "loss": iteration.loss, "lr": iteration.lr}
-        row |= {"grad_norm": iteration.grad_norm, "tokens": self.tokens, "seconds": round(iteration.seconds, 4)}
+        self.iteration = row.iteration
+        if warning := log.warning(row, self.recent):
+            console.print(warning, style="yellow")
+        self.recent.append(row)
         metrics.append(self.run, row)
-        rate = self.tokens / iteration.seconds
-        share = model_flops_utilisation(self.recipe, rate)
-        return f"loss {iteration.loss:.4f}, {rate:,.0f} tokens/s, MFU {share:.1%}"
+        return f"{row}, MFU {model_flops_utilisation(self.recipe, row.tokens / row.seconds):.1%}"
 
-    def _judge(self, code: int, received: list[int], path: Path) -> None:
+    def _judge(self, code: int, path: Path) -> None:
         if self.without_checkpoint:
             raise UserError(
                 "MindSpeed-LLM did not load the checkpoint and would train from random weights",
                 where=path,
                 remedy="does it match the recipe's TP and PP? run make convert again, or start a new run (paths.run)",
             )
-        if received and code == 0 and self.saved == self.iteration:
-            state = f"after iteration {self.iteration}, which is saved: run make sft again to resume"
-            raise Interrupted(received[0], state)
-        if received:
+        if self.received:
             state = f"before all was saved: run make sft again to resume after iteration {self.saved}"
-            raise Interrupted(received[0], state)
+            if code == 0 and self.saved == self.iteration:
+                state = f"after iteration {self.iteration}, which is saved: run make sft again to resume"
+            raise Interrupted(self.received[0], state)
         what = ""
         if code:
             what = f"training ended with exit code {code if code > 0 else 128 - code}"
@@ -183,23 +189,6 @@ def _read(stream: IO[str], lines: queue.Queue[Optional[str]]) -> None:
     for line in stream:
         lines.put(line)
     lines.put(None)
-
-
-@contextlib.contextmanager
-def _forwarded_signals(process: subprocess.Popen[str]) -> Iterator[list[int]]:
-    """Forwards SIGINT and SIGTERM to the training processes; a second signal ends torchrun. Yields those received."""
-    received: list[int] = []
-
-    def forward(number: int) -> None:
-        received.append(number)
-        if len(received) == 1:
-            console.print("stopping: training saves a checkpoint after this iteration (again: at once)", markup=False)
-            _signal_workers(process, signal.SIGTERM)
-        else:
-            process.terminate()
-
-    with on_signals(forward):
-        yield received
 
 
 def _end_with_parent() -> None:

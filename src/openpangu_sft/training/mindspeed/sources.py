@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, StringConstraints, TypeAdapter, ValidationError
 
 from openpangu_sft.artifacts.artifact import MANIFEST, Manifest, parse_manifest, sha256_of, staged_directory
 from openpangu_sft.training.mindspeed.fetch import check_out
@@ -77,13 +77,12 @@ def read_pins(patches: Path = PATCHES) -> dict[str, Pin]:
     if content.keys() != VARIABLES.keys():
         what = f"has {', '.join(content) or 'nothing'}, expected {', '.join(VARIABLES)}"
         raise UserError(what, where=file, remedy="fix it")
-    pins = {}
-    for name in VARIABLES:
-        try:
-            pins[name] = Pin.model_validate(content[name])
-        except ValidationError as error:
-            raise UserError(first_complaint(error, name), where=file, remedy="fix it") from None
-        for patch in pins[name].patches:
+    try:
+        pins = TypeAdapter(dict[str, Pin]).validate_python({name: content[name] for name in VARIABLES})
+    except ValidationError as error:
+        raise UserError(first_complaint(error), where=file, remedy="fix it") from None
+    for name, pin in pins.items():
+        for patch in pin.patches:
             if not (patches / patch).is_file():
                 raise UserError("no such patch", where=patches / patch, remedy=f"see {name}.patches in {file}")
     return pins
@@ -102,19 +101,17 @@ def make_sources(target: Path = SOURCES, patches: Path = PATCHES) -> tuple[Manif
         return found, False
     pins, wanted, target = read_pins(patches), wanted_manifest(patches), target.absolute()
     require_git("fetches and patches the sources")
-    times: dict[str, int] = {}
     with staged_directory(target, wanted) as staging:
         for name, pin in pins.items():
             with tempfile.TemporaryDirectory(dir=staging, prefix=".git-") as repository:
-                times[name] = _check_out(staging / name, Path(repository), pin)
+                wanted.counts[name] = {"files": 0, "committed": _check_out(staging / name, Path(repository), pin)}
             for patch in pin.patches:
                 apply_patch(staging / name, patches / patch, name, f"rebase the patch onto commit {pin.commit}")
         _add_megatron(staging)
         _require_plain(staging)
         wanted.files = _described(staging)
-        for name, seconds in times.items():
-            files = sum(_owner(path) == name for path in wanted.files)
-            wanted.counts[name] = {"files": files, "committed": seconds}
+        for name, counts in wanted.counts.items():
+            counts["files"] = sum(_owner(path) == name for path in wanted.files)
         _settle(staging, wanted)
     _settle(target, wanted)  # the manifest and the folder itself were written last
     return wanted, True

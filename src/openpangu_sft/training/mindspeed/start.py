@@ -7,13 +7,12 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Optional
 
 from openpangu_sft.artifacts.artifact import MANIFEST, Manifest, only_one_run, read_manifest, write_manifest
 from openpangu_sft.artifacts.checks import require_room
 from openpangu_sft.dataset.index_file import PREFIX
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.training.mindspeed.flags import Places, training_flags
+from openpangu_sft.training.mindspeed.flags import training_flags
 from openpangu_sft.training.mindspeed.process import Command, Training
 from openpangu_sft.training.mindspeed.run_directory import link_data, newest_complete
 from openpangu_sft.training.mindspeed.sources import ROOT, SOURCES, STAND_IN, require_ready
@@ -24,22 +23,8 @@ from openpangu_sft.util.ascend import VARIABLE, visible
 from openpangu_sft.util.console import console
 from openpangu_sft.util.errors import UserError
 
-DEVICES = Path("/dev")
-INTERFACES = Path("/sys/class/net")
-
-WAIT_FOR_FIRST = 300.0
-"""Seconds that a node waits for the first one to start."""
-
 ENVIRONMENT = {"CUDA_DEVICE_MAX_CONNECTIONS": "1", "HCCL_CONNECT_TIMEOUT": "1200"}
 """As in the published script: Megatron-LM requires the first; loading takes longer than HCCL's default of 120 s."""
-
-
-class Start(NamedTuple):
-    """How training is started."""
-
-    command: Command
-    done: int
-    """The iteration that it resumes after; 0 for a new run."""
 
 
 def run_mindspeed(recipe: Recipe, manifest: Manifest, command_line: Sequence[str]) -> None:
@@ -66,19 +51,19 @@ def run_mindspeed(recipe: Recipe, manifest: Manifest, command_line: Sequence[str
         elif not (run / MANIFEST).is_file():
             write_manifest(run, manifest)  # first of all: other nodes wait for it
         data = link_data(run, recipe.path("dataset"), dataset.digest)
-        start = plan(recipe, sources, data, is_main=first)
-        if start.done >= recipe.train.iterations:
-            console.print(f"this run has {start.done} iterations already: raise train.iterations to continue")
+        command, done = plan(recipe, sources, data, is_main=first)
+        if done >= recipe.train.iterations:
+            console.print(f"this run has {done} iterations already: raise train.iterations to continue")
             return
-        if start.done:
-            console.print(f"resuming after iteration {start.done}")
+        if done:
+            console.print(f"resuming after iteration {done}")
         if first:
-            record_start(recipe, manifest, start.done, command_line, sources)
-        Training(recipe, dataset, start.done).start(start.command)
+            record_start(recipe, manifest, done, command_line, sources)
+        Training(recipe, dataset, done).start(command)
 
 
-def require_shared(run: Path, seconds: float = WAIT_FOR_FIRST) -> None:
-    """Waits for the manifest that the first node writes.
+def require_shared(run: Path, seconds: float = 300) -> None:
+    """Waits at most so long for the manifest that the first node writes.
 
     Checkpoints are written by the first nodes only. Without a shared disk the others would silently start a new run
     where the first one resumes.
@@ -103,28 +88,21 @@ def _lock(recipe: Recipe) -> Path:
     return run if recipe.parallel.nodes == 1 else run.with_name(f"{run.name}-node{os.environ.get('NODE_RANK')}")
 
 
-def plan(recipe: Recipe, sources: Path, data: Path, is_main: bool) -> Start:
-    """The command, and the iteration that it resumes after; for `is_main` see retention.newest_whole."""
-    run = recipe.path("run")
+def plan(recipe: Recipe, sources: Path, data: Path, is_main: bool) -> tuple[Command, int]:
+    """The command, and the iteration that it resumes after, or 0; for `is_main` see retention.newest_whole."""
     done = newest_complete(recipe, is_main) or 0
-    places = Places(data, run if done else recipe.path("mcore"), run, run / "tensorboard")
-    flags = training_flags(recipe, places, resumed=bool(done))
+    flags = training_flags(recipe, data, resumed=bool(done))
     folder, environment = environment_of(recipe, sources)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", *torchrun_options(recipe)]
     # Not in upstream's own folder: CANN's compiler leaves its files (kernel_meta) in the working directory.
-    return Start(
-        Command([*torchrun(recipe), str(folder / "posttrain_gpt.py"), *flags], run / "work", environment), done
-    )
+    work = recipe.path("run") / "work"
+    return Command([*torchrun, str(folder / "posttrain_gpt.py"), *flags], work, environment), done
 
 
 def dry_run(recipe: Recipe) -> str:
     """Environment and command of a start as shell commands; writes nothing and needs no device."""
     data = recipe.path("run") / "data" / PREFIX
-    return str(plan(recipe, SOURCES, data, is_main=False).command)
-
-
-def torchrun(recipe: Recipe) -> list[str]:
-    """torchrun and its options, as in upstream's scripts."""
-    return [sys.executable, "-m", "torch.distributed.run", *torchrun_options(recipe)]
+    return str(plan(recipe, SOURCES, data, is_main=False)[0])
 
 
 def environment_of(recipe: Recipe, sources: Path) -> tuple[Path, dict[str, str]]:
@@ -139,7 +117,7 @@ def environment_of(recipe: Recipe, sources: Path) -> tuple[Path, dict[str, str]]
     return sources / "mindspeed-llm", {**environment, **worker_environment(recipe)}
 
 
-def require_devices(recipe: Recipe, devices: Optional[Path] = None) -> None:
+def require_devices(recipe: Recipe, devices: Path = Path("/dev")) -> None:
     """Refuses to start with fewer NPUs than processes, also where ASCEND_RT_VISIBLE_DEVICES hides some.
 
     Raises:
@@ -148,7 +126,7 @@ def require_devices(recipe: Recipe, devices: Optional[Path] = None) -> None:
     if recipe.train.device == "cpu":
         return
     wanted = recipe.parallel.devices_per_node
-    found = len(list((devices or DEVICES).glob("davinci[0-9]*")))
+    found = len(list(devices.glob("davinci[0-9]*")))
     if found < wanted:
         raise UserError(
             f"parallel.devices_per_node is {wanted}, and there are {found} NPUs here (/dev/davinci*)",
@@ -163,13 +141,13 @@ def require_devices(recipe: Recipe, devices: Optional[Path] = None) -> None:
         )
 
 
-def require_network(environment: Mapping[str, str], interfaces: Optional[Path] = None) -> None:
+def require_network(environment: Mapping[str, str], interfaces: Path = Path("/sys/class/net")) -> None:
     """Refuses network interfaces that this machine does not have: HCCL would time out with a misleading message.
 
     Raises:
         UserError: lists those that it has.
     """
-    found = sorted(path.name for path in (interfaces or INTERFACES).iterdir() if path.is_dir())
+    found = sorted(path.name for path in interfaces.iterdir() if path.is_dir())
     hccl, gloo = environment.get("HCCL_SOCKET_IFNAME", ""), environment.get("GLOO_SOCKET_IFNAME", "")
     wrong = [] if not hccl or _hccl_takes(hccl, found) else [("HCCL_SOCKET_IFNAME", hccl)]
     if gloo:  # takes full names, and connects on each of them

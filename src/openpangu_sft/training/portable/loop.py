@@ -47,7 +47,9 @@ def train(recipe: Recipe, manifest: Manifest, command_line: Sequence[str]) -> No
     """
     device = _device(recipe)
     with _other_processes_alive():
-        _join_processes(device)
+        if worker_rank() is not None:  # the process group ends with the command line
+            distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            distributed.barrier()  # the first process has prepared the run's directory
         _Training(recipe, manifest, device).run(command_line)
 
 
@@ -68,10 +70,11 @@ class _Training:
         tensors = state.get("weights") or tensors_of(open_mcore(source, recipe.model).weights, recipe.model)
         weights = {name: tensor.float() for name, tensor in tensors.items()}  # bf16 runs under autocast
         self.model = build_model(recipe.path("hf"), weights, SEGMENTS, device).train()
-        for layer in self.model.model.layers[: self._recomputed_layers()]:
+        settings, recompute = recipe.train, recipe.train.recompute
+        recomputed = recompute.num_layers if recompute.granularity == "full" else 0
+        for layer in self.model.model.layers[:recomputed]:
             layer.gradient_checkpointing = True
             layer._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)
-        settings = recipe.train
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.model, settings.weight_decay),
             lr=settings.lr,
@@ -139,12 +142,11 @@ class _Training:
                 remedy="lower train.lr, or look at the packs of this iteration",
             )
         self.optimizer.step()
-        seconds = time.monotonic() - began
+        figures = {"loss": self.loss, "lr": rate, "grad_norm": norm, "seconds": time.monotonic() - began}
+        row = metrics.Row(iteration=self.iteration, tokens=tokens, **figures)
         if self.rank == 0:
-            row = {"iteration": self.iteration, "loss": self.loss, "lr": rate}
-            row |= {"grad_norm": norm, "tokens": tokens, "seconds": round(seconds, 4)}
             metrics.append(self.directory, row)
-        return f"loss {self.loss:.4f}, {tokens / seconds:,.0f} tokens/s"
+        return str(row)
 
     def _save(self) -> None:
         if self.rank == 0:
@@ -153,10 +155,6 @@ class _Training:
             metrics.draw_curve(self.directory)
         if distributed.is_initialized():
             distributed.barrier()
-
-    def _recomputed_layers(self) -> int:
-        recompute = self.recipe.train.recompute
-        return recompute.num_layers if recompute.granularity == "full" else 0
 
     def _synchronised(self, last: bool) -> contextlib.AbstractContextManager[None]:
         """Gradients are averaged over the replicas once, after the last micro batch."""
@@ -199,10 +197,3 @@ def _other_processes_alive() -> Iterator[None]:
             raise
         what = "another process of this run is gone or does not answer"
         raise UserError(what, remedy="see its message, then run make sft again") from None
-
-
-def _join_processes(device: torch.device) -> None:
-    """Joins the other processes of the run, if any; the process group ends with the command line."""
-    if worker_rank() is not None:
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        distributed.barrier()  # the first process has prepared the run's directory

@@ -30,6 +30,9 @@ class Row(BaseModel):
     tokens: Annotated[int, Field(ge=0, lt=2**53)]
     seconds: float
 
+    def __str__(self) -> str:
+        return f"loss {self.loss:.4f}, {self.tokens / self.seconds:,.0f} tokens/s"
+
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """All iterations so far, each with the fields of `Row`.
@@ -46,21 +49,19 @@ def keep_until(run: Path, iteration: int) -> None:
     write_durably(run / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
 
 
-def append(run: Path, row: dict[str, Any]) -> None:
-    """Adds an iteration, with the fields of `Row`."""
-    add_line(run / METRICS, row)
+def append(run: Path, row: Row) -> None:
+    """Adds an iteration."""
+    add_line(run / METRICS, {**row.model_dump(), "seconds": round(row.seconds, 4)})
 
 
 def draw_curve(run: Path) -> Path:
     """Draws loss and learning rate over iterations into loss.png. The loss axis fits the data, not 0."""
-    import matplotlib
-
-    matplotlib.use("agg")  # no display
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure  # without pyplot: needs no display
 
     rows = read_metrics(run)
     iterations = [row["iteration"] for row in rows]
-    figure, loss_axis = pyplot.subplots(figsize=(8, 4.5), dpi=120, layout="constrained")
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    loss_axis = figure.subplots()
     loss_axis.plot(iterations, [row["loss"] for row in rows], color="tab:blue", linewidth=1.5)
     loss_axis.set(xlabel="iteration", title=f"{run.name}: loss per trained token")
     loss_axis.set_ylabel("loss", color="tab:blue")
@@ -72,5 +73,4 @@ def draw_curve(run: Path) -> Path:
     rate_axis.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     path = run / CURVE
     figure.savefig(path)
-    pyplot.close(figure)
     return path

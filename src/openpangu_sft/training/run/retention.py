@@ -11,7 +11,7 @@ from openpangu_sft.checkpoint.mcore_reader import latest_iteration
 from openpangu_sft.checkpoint.sharding import layout_of, rank_parameter_count
 from openpangu_sft.recipe.model_config import TRACKER
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.util.console import console
+from openpangu_sft.util.console import say
 from openpangu_sft.util.errors import UserError
 
 MOST_AT_START = 2
@@ -59,7 +59,7 @@ def newest_whole(run: Path, is_whole: Callable[[int], bool], is_main: bool) -> O
         if (named is None or iteration <= named) and is_whole(iteration):
             if iteration != named and is_main:
                 what = f"iteration {named} is not complete in" if named is not None else f"there is no {TRACKER} in"
-                console.print(f"{what} {run}: resuming from {iteration}", markup=False, soft_wrap=True)
+                say(f"{what} {run}: resuming from {iteration}")
                 write_tracker(run, iteration)
             return iteration
     if named or len(there) > 1:

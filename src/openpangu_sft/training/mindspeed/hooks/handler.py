@@ -25,7 +25,7 @@ from openpangu_sft.dataset.shard import write_shard
 from openpangu_sft.dataset.spans import Span
 from openpangu_sft.recipe.sections import Data
 from openpangu_sft.training.mindspeed.hooks import one_line
-from openpangu_sft.util.console import console
+from openpangu_sft.util.console import say
 from openpangu_sft.util.errors import UserError, naming
 
 FIXED = {
@@ -70,8 +70,7 @@ class PanguInstructionHandler:
             tokenizer = open_tokenizer(Path(self._args.tokenizer_name_or_path), True, spans)
             with _in_place(self._directory, self._prefix) as staging, unchanged(stamps_of(self._files)):
                 counts = write_shard(_settings(self._args), tokenizer, spans, staging, self._prefix)
-        done = f"{counts['packed']:,} samples in {counts['packs']:,} packs: {self._args.output_prefix}_packed_…"
-        console.print(done, markup=False, soft_wrap=True)
+        say(f"{counts['packed']:,} samples in {counts['packs']:,} packs: {self._args.output_prefix}_packed_…")
 
 
 def _settings(args: Namespace) -> Data:
