@@ -490,6 +490,7 @@ def link(path: Path) -> None:
         ),
         (lambda at: touch(at / "A.JSONL"), "{at}/A.JSONL: is not a .jsonl file"),
         (lambda at: touch(at / "a.parquet"), "{at}/a.parquet: is not a .jsonl file"),
+        (lambda at: touch(at / "a.jsonl.gz"), "{at}/a.jsonl.gz: is not a .jsonl file"),
         (lambda at: (at / "a.jsonl").mkdir(parents=True), "{at}/a.jsonl: is not a regular file, or is a broken link"),
         (lambda at: link(at / "a.jsonl"), "{at}/a.jsonl: is not a regular file, or is a broken link -> move it away"),
         (lambda at: touch(at, b"{}"), "{at}: no .jsonl files here"),

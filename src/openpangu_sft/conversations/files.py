@@ -57,7 +57,7 @@ class RawFile:
 
 def suffix_of(path: Path) -> str:
     """The end of a raw file's name, in lower case: .jsonl, .csv.gz; empty for another kind of file."""
-    return max((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), key=len, default="")
+    return next((suffix for suffix in SUFFIXES if path.name[1:].lower().endswith(suffix)), "")
 
 
 def raw_files(path: Path) -> list[RawFile]:
@@ -82,9 +82,7 @@ def raw_files(path: Path) -> list[RawFile]:
         raise UserError("holds no raw conversations", where=path, remedy=f"put files there: {_KNOWN}")
     splits = sorted({split for file in files for split in _SPLITS.findall(file.name.lower())})
     if len(splits) > 1:
-        _print(
-            f"all splits become samples: {', '.join(splits)}; for one of them give its files a directory of their own"
-        )
+        _print(f"all splits become samples: {', '.join(splits)}; for one, set paths.raw to a directory with its files")
     return files
 
 
