@@ -279,6 +279,20 @@ O_BIAS = "model.layers.0.self_attn.o_proj.bias"
         ("lm_head.weight", torch.tensor(0.0), "tie_word_embeddings is true, but lm_head.weight differs"),
         ("model.embed_tokens.weight", None, "tensor model.embed_tokens.weight is missing"),
     ],
+    ids=[
+        "missing weight",
+        "missing bias",
+        "wrong shape",
+        "one dimension",
+        "int8",
+        "mixed dtypes",
+        "unexpected bias",
+        "unexpected layer",
+        "untied lm_head",
+        "untied fp16 lm_head",
+        "scalar lm_head",
+        "missing embedding",
+    ],
 )
 def test_wrong_tensors_are_refused(
     copy: Path, make_recipe: MakeRecipe, name: str, value: Optional[torch.Tensor], complaint: str

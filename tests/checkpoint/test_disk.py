@@ -22,6 +22,7 @@ from openpangu_sft.checkpoint.hf_files import WEIGHTS
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.errors import UserError, explain_os_error
 from openpangu_sft.verify.tensors import check_manifest
+from parameter_ids import named_by
 from refusals import refusal_of
 from stage_process import Stage, sums
 
@@ -162,12 +163,13 @@ def test_a_disk_that_is_mounted_read_only(small_disk: SmallDisk, command: Callab
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [
+    named_by(
+        0,
         ("file", "is in the way: not a directory -> remove it or choose another path"),
         ("file/result", "file: is in the way -> remove it or choose another path in the recipe"),
         ("foreign", "is not empty and was not made by this stage -> choose another path in the recipe"),
         ("link", "is in the way: not a directory -> remove it or choose another path"),
-    ],
+    ),
 )
 @KIND
 def test_a_place_that_is_taken(tmp_path: Path, trained: Recipe, kind: str, name: str, said: str) -> None:

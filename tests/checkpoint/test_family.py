@@ -29,6 +29,7 @@ from openpangu_sft.plan.report import as_json, make_report
 from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.recipe.model_config import model_of
 from openpangu_sft.recipe.schema import Recipe
+from parameter_ids import named_by
 from recipe.test_schema import refusal
 from refusals import refusal_of
 
@@ -190,11 +191,12 @@ def test_settings_are_checked_against_sizes_of_the_checkpoint(tmp_path: Path, ba
 
 @pytest.mark.parametrize(
     ("model", "said"),
-    [
+    named_by(
+        0,
         ({"num_layers": "many"}, "model.num_layers = 'many': Input should be a valid integer"),
         ({"layers": 3}, "unknown key model.layers -> did you mean model.num_layers?"),
         ([], "model = []: Input should be a valid dictionary"),
-    ],
+    ),
 )
 def test_a_wrong_size_is_named_and_not_those_left_out(tmp_path: Path, base: Path, model: Any, said: str) -> None:
     path = own_recipe(tmp_path)

@@ -18,6 +18,7 @@ from openpangu_sft.checkpoint.hf_files import INDEX, WEIGHTS, weight_files
 from openpangu_sft.checkpoint.source import hf_digests
 from openpangu_sft.recipe.model_config import llama_config, model_of, read_config
 from openpangu_sft.recipe.sections import Model
+from parameter_ids import named_by
 from refusals import refusal_of
 
 
@@ -51,7 +52,8 @@ def refusal(directory: Path, make_recipe: MakeRecipe) -> str:
 
 @pytest.mark.parametrize(
     ("changes", "complaint"),
-    [
+    named_by(
+        0,
         ({"num_hidden_layers": 3}, "model.num_layers is 2 in the recipe, 3 in this checkpoint -> set model.num_layers"),
         ({"hidden_size": 64}, "model.hidden_size is 32 in the recipe, 64 in this checkpoint"),
         ({"intermediate_size": 49}, "model.ffn_hidden_size is 48 in the recipe, 49 in this checkpoint"),
@@ -96,7 +98,7 @@ def refusal(directory: Path, make_recipe: MakeRecipe) -> str:
         ({"tie_word_embeddings": "false"}, "tie_word_embeddings = 'false': Input should be a valid boolean"),
         ({"rope_theta": "many"}, "rope_theta = 'many': Input should be a valid number"),
         ({"num_key_value_heads": 3}, "model.num_attention_heads 4 is not a multiple of model.num_query_groups 3"),
-    ],
+    ),
 )
 def test_another_config_is_refused(
     copy: Path, make_recipe: MakeRecipe, changes: dict[str, Any], complaint: str
@@ -185,6 +187,7 @@ def test_a_byte_order_mark_is_no_content(copy: Path, make_recipe: MakeRecipe) ->
         (b"[" * 100_000, "not valid JSON"),
         (None, "no Hugging Face checkpoint here (config.json)"),
     ],
+    ids=["empty", "cut off", "list", "not UTF-8", "nested too deeply", "no file"],
 )
 def test_a_broken_config_is_refused(copy: Path, make_recipe: MakeRecipe, content: Any, complaint: str) -> None:
     if content is None:
@@ -298,7 +301,8 @@ def test_two_sets_of_weights_are_refused(sharded: Path, tiny_hf: Path, make_reci
 
 @pytest.mark.parametrize(
     ("content", "complaint"),
-    [
+    named_by(
+        0,
         ("", "not valid JSON"),
         ("{", "not valid JSON"),
         ("[]", "is not a JSON object"),
@@ -309,7 +313,7 @@ def test_two_sets_of_weights_are_refused(sharded: Path, tiny_hf: Path, make_reci
         ('{"weight_map": {"a": "../../model.safetensors"}}', "weight_map names no files"),
         ('{"weight_map": {"a": "/etc/passwd"}}', "weight_map names no files"),
         ('{"weight_map": {"a": "pytorch_model-00001-of-00002.bin"}}', "weight_map names no files"),
-    ],
+    ),
 )
 def test_a_broken_index_is_refused(sharded: Path, make_recipe: MakeRecipe, content: str, complaint: str) -> None:
     (sharded / INDEX).write_text(content, "utf-8")

@@ -21,6 +21,7 @@ from openpangu_sft.conversations.conversation import BadSample, Message, Sample
 from openpangu_sft.conversations.format import convert_record, reason_class
 from openpangu_sft.conversations.readers import RawRecord, raw_files, read_records
 from openpangu_sft.util.errors import UserError
+from parameter_ids import named_by
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -150,7 +151,8 @@ def test_sharegpt_system_turn_becomes_the_system_prompt() -> None:
 
 @pytest.mark.parametrize(
     ("change", "reason"),
-    [
+    named_by(
+        1,
         ({"system": "t", "conversations": turns(("system", "s"), ("human", "a"), ("gpt", "b"))}, "keep one of them"),
         ({"conversations": turns(("human", "a"), ("system", "s"), ("gpt", "b"))}, "turn 2 is a system prompt inside"),
         (
@@ -169,7 +171,7 @@ def test_sharegpt_system_turn_becomes_the_system_prompt() -> None:
         ({"tools": ["a"]}, "tools is a list of something else"),
         ({"tools": [{"default": float("nan")}]}, "has no JSON form"),
         ({"tools": [{"default": b"x"}]}, "has no JSON form"),
-    ],
+    ),
 )
 def test_sharegpt_refuses(change: dict[str, Any], reason: str) -> None:
     assert reason in refused({"conversations": turns(("human", "a"), ("gpt", "b")), **change}, "sharegpt")
@@ -402,11 +404,6 @@ def test_any_value_gives_a_sample_or_a_reason(value: object, source_format: str)
 # --- Reader
 
 
-def shortened(value: object) -> str:
-    """The id of a parameter."""
-    return repr(value)[:30]
-
-
 def read(path: Path, content: bytes | str) -> list[RawRecord]:
     path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
     return list(read_records(path))
@@ -426,7 +423,8 @@ def test_line_separators_inside_texts_are_no_ends_of_lines(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("line", "reason"),
-    [
+    named_by(
+        0,
         (b'{"a": 1,}\n', r"^not valid JSON: .* \(column 9\)$"),
         (b'{"a": 1} {"b": 2}\n', r"^not valid JSON: Extra data \(column 10\)$"),
         (b'{"a": "cut', r"^the last line is cut off, or not JSON: "),
@@ -438,8 +436,7 @@ def test_line_separators_inside_texts_are_no_ends_of_lines(tmp_path: Path) -> No
         (b"[" * 100_000 + b"\n", r"^nested too deeply$"),
         (b"\xef\xbb\xbf{}\n", r"^not valid JSON"),
         (b"[\n", r"name it \.json$"),
-    ],
-    ids=shortened,
+    ),
 )
 def test_a_bad_line_is_named_and_the_next_one_is_read(tmp_path: Path, line: bytes, reason: str) -> None:
     good = b'{"a": 0}\n'
@@ -481,7 +478,8 @@ def test_a_constant_in_an_array_spoils_only_its_record(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [
+    named_by(
+        0,
         ('[{"a": 1},\n {"a" 2}]', r"a\.json:2: not valid JSON: .* in record \[1\] \(column 7\)"),
         ('[{"a": 1},\n {"a": "x', r"a\.json:2: .* in record \[1\]: the file ends inside it"),
         ('[{"a": 1},', r"in record \[1\]: the file ends inside it"),
@@ -503,8 +501,7 @@ def test_a_constant_in_an_array_spoils_only_its_record(tmp_path: Path) -> None:
         (" \n", r"holds no records"),
         ("[ ]", r"holds no records"),
         ("[] x", r"something follows the array"),
-    ],
-    ids=shortened,
+    ),
 )
 def test_a_broken_array_is_refused_whole(tmp_path: Path, content: bytes | str, message: str) -> None:
     with pytest.raises(UserError) as caught:

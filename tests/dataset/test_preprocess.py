@@ -249,7 +249,11 @@ BAD: list[tuple[str, str]] = [
 
 
 @pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize(("line", "reason"), BAD)
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    BAD,
+    ids=["no messages", "not JSON", "NaN", "list", "half a character", "in user", "in assistant", "in system", "long"],
+)
 def test_a_bad_sample_is_refused_by_line_and_nothing_is_left(
     make_recipe: MakeRecipe, line: str, reason: str, count: int
 ) -> None:
@@ -482,6 +486,22 @@ def link(path: Path) -> None:
             "{at}: the name '\\udcff.jsonl' is not UTF-8",
         ),
         (lambda at: touch(at / "manifest.json", b"{"), "{at}/manifest.json: not a manifest"),
+    ],
+    ids=[
+        "no directory",
+        "empty directory",
+        "hidden file",
+        "text file",
+        "empty file",
+        "blank lines",
+        "array",
+        "upper case",
+        "parquet",
+        "directory as file",
+        "broken link",
+        "file as directory",
+        "name not UTF-8",
+        "cut manifest",
     ],
 )
 def test_nothing_to_read(make_recipe: MakeRecipe, prepare: Any, said: str) -> None:

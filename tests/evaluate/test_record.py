@@ -126,7 +126,11 @@ def test_damage_is_named(run: Path, path: list[Any], value: Any, message: str) -
     assert f"{EVALUATION}: not an evaluation: {message}" in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\xff", b"[" * 100_000, b'{"inputs": ' * 100_000])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"{}", b"\xff", b"[" * 100_000, b'{"inputs": ' * 100_000],
+    ids=["empty", "cut off", "list", "no keys", "not UTF-8", "nested lists", "nested objects"],
+)
 def test_what_is_no_evaluation(run: Path, content: bytes) -> None:
     (run / EVALUATION).write_bytes(content)
     with pytest.raises(UserError, match="not an evaluation: "):

@@ -421,6 +421,17 @@ def test_a_random_answer_can_be_repeated(make: Callable[..., Recipe]) -> None:
             "p.jsonl:1: content of message 2 holds half a",
         ),
     ],
+    ids=[
+        "empty",
+        "not UTF-8",
+        "control token",
+        "yaml",
+        "no messages",
+        "not JSON",
+        "no records",
+        "half a character in the question",
+        "half a character in the answer",
+    ],
 )
 def test_prompt_files_that_are_none(recipe: Recipe, tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)

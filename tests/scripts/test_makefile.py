@@ -237,7 +237,7 @@ def test_stage(make: Make, stage: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["arguments", "environment"])
-@pytest.mark.parametrize("value", [AWKWARD, "--help", "two\nlines", "three   spaces   "])
+@pytest.mark.parametrize("value", [pytest.param(AWKWARD, id="awkward"), "--help", "two\nlines", "three   spaces   "])
 def test_values_arrive_as_they_are(make: Make, how: str, value: str) -> None:
     given = {"HTML": value, "RECIPE": "my $x.yaml", "RUN": "--help", "WITH": ""}
     arguments = [f"{name}={text}" for name, text in given.items()] if how == "arguments" else []

@@ -232,6 +232,7 @@ WAITS = "import sys; print('begun', flush=True); sys.stdin.read()"
         ("import sys; print('a'); print('one\x1b[1m line'); sys.exit(3)", UserError, r"^one\\x1b\[1m line$"),
         ("raise ValueError('ours')", RuntimeError, "ValueError: ours"),
     ],
+    ids=["killed", "exit code", "exception"],
 )
 def test_when_one_fails_the_others_are_ended(tmp_path: Path, program: str, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):

@@ -14,6 +14,7 @@ from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.mindspeed.flags import Places, as_arguments, training_flags
 from openpangu_sft.util.errors import UserError
+from parameter_ids import named_by
 from refusals import refusal_of
 
 PUBLISHED = """
@@ -142,7 +143,8 @@ def test_further_flags_stand_behind_ours(make_recipe: MakeRecipe) -> None:
 
 @pytest.mark.parametrize(
     ("flag", "complaint"),
-    [
+    named_by(
+        0,
         ("--lr, '1'", "train.upstream_flags --lr: is set by the recipe -> set train.lr instead"),
         ("--lr=1", "train.upstream_flags --lr: is set by the recipe -> set train.lr instead"),
         ("--swiglu", "train.upstream_flags --swiglu: is fixed by openPangu's architecture -> leave it out"),
@@ -160,7 +162,7 @@ def test_further_flags_stand_behind_ours(make_recipe: MakeRecipe) -> None:
             "--use-checkpoint-args",
             "train.upstream_flags --use-checkpoint-args: makes MindSpeed-LLM 1.0.0 crash -> leave it out",
         ),
-    ],
+    ),
 )
 def test_flags_that_are_refused(make_recipe: MakeRecipe, flag: str, complaint: str) -> None:
     recipe = make_recipe("train.engine=mindspeed", f"train.upstream_flags=[{flag}]")

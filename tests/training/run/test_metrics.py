@@ -54,6 +54,7 @@ def test_continuing_drops_what_came_after_the_checkpoint(run: Path) -> None:
         (json.dumps({**row(3), "loss": "abc"}).encode(), "loss: Input should be a valid number"),
         (json.dumps({**row(3), "iteration": 10**30}).encode(), "iteration: "),
     ],
+    ids=["not JSON", "not UTF-8", "list", "no keys", "loss is a text", "iteration above 2^63"],
 )
 def test_a_line_that_is_no_iteration_is_named_and_nothing_is_lost(run: Path, line: bytes, said: str) -> None:
     path = run / "metrics.jsonl"

@@ -12,6 +12,7 @@ from conftest import MakeRecipe, conversation, write_samples
 from openpangu_sft.dataset.preprocess import run_preprocess
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.mindspeed.hooks.handler import FIXED, PanguInstructionHandler
+from parameter_ids import named_by
 
 
 def samples(count: int) -> list[Any]:
@@ -100,7 +101,8 @@ def test_an_empty_file_among_others_is_named(
 
 @pytest.mark.parametrize(
     ("others", "said"),
-    [
+    named_by(
+        0,
         ({"pack": False}, "--pack: is missing"),
         ({"seq_length": None}, "--seq-length: is missing"),
         ({"seq_length": 4}, "--seq-length 4: Input should be greater than or equal to 8"),
@@ -110,7 +112,7 @@ def test_an_empty_file_among_others_is_named(
         ({"map_keys": {"a": "b"}}, "--map-keys: "),
         ({"input": "nowhere"}, "nowhere: no such directory"),
         ({"output_prefix": "nowhere/"}, "nowhere/: is a directory"),
-    ],
+    ),
 )
 def test_what_it_cannot_do_is_refused(
     recipe: Recipe, tmp_path: Path, others: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]
