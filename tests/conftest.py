@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Optional
@@ -22,6 +22,7 @@ from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.mindspeed.sources import VARIABLES
 from openpangu_sft.util.errors import UserError
+from parameter_ids import long_ids
 from small_disk import SmallDisk
 from small_upstream import SmallUpstream
 from stamp import pytest_addoption, pytest_configure  # noqa: F401  # pytest finds them here
@@ -130,6 +131,15 @@ def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Smal
     disk = SmallDisk(tmp_path / "disk", monkeypatch)
     yield disk
     disk.remove()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Fails the collection of a file with long test ids; pytest-xdist would lose an error of a later hook."""
+    report = yield
+    if complaint := long_ids(node.nodeid for node in report.result):
+        report.outcome, report.longrepr, report.result = "failed", complaint, []
+    return report
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -96,7 +96,11 @@ def test_what_make_is_called_with(name: str, makefile_targets: set[str], documen
     assert len(calls) == sum(len(re.findall(r"\bmake [a-z]+", line.split("apt-get")[0])) for line in lines(load(name)))
 
 
-@pytest.mark.parametrize("line", [line for line in text_of(GITHUB).splitlines() if re.match(r"[ -]*uses\b", line)])
+@pytest.mark.parametrize(
+    "line",
+    [line for line in text_of(GITHUB).splitlines() if re.match(r"[ -]*uses\b", line)],
+    ids=lambda line: line.split("@")[0].strip(),
+)
 def test_actions_are_pinned_by_commit(line: str) -> None:
     assert PINNED_ACTION.fullmatch(line)
 
@@ -151,7 +155,7 @@ def test_a_job_may_only_read_unless_it_pushes_a_tag_or_proposes_new_bases() -> N
         assert not pushes or job["if"] == "github.ref_type == 'tag'"
 
 
-@pytest.mark.parametrize("name", [GITHUB, GITLAB])
+@pytest.mark.parametrize("name", [GITHUB, GITLAB], ids=["github", "gitlab"])
 def test_every_week_the_images_are_built_and_the_digests_of_the_bases_looked_up(name: str) -> None:
     content = load(name)
     if name == GITHUB:

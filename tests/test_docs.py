@@ -29,6 +29,7 @@ from openpangu_sft.cli.main import app
 from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.util.errors import UserError
 from openpangu_sft.verify.megatron import find_core
+from parameter_ids import shortened
 
 README, CHINESE = ROOT / "README.md", ROOT / "README.zh.md"
 RUN = [README, *(path for path in documents() if path.parent == ROOT / "docs" or path.name == "CONTRIBUTING.md")]
@@ -177,7 +178,7 @@ def written_commands() -> list[tuple[str, str]]:
     return found + [(f"{NAMES[path]}: `{text}`", text) for path in PROSE for text in inline_commands(path)]
 
 
-@pytest.mark.parametrize("text", [text for _, text in written_commands() if of_make(text)])
+@pytest.mark.parametrize("text", [text for _, text in written_commands() if of_make(text)], ids=shortened)
 def test_make_takes_what_is_written(text: str) -> None:
     """Even if it is not run: target, variables and choices are those of the Makefile."""
     call = ["awk", "-v", "mode=check", "-f", "scripts/targets.awk", "Makefile", *of_make(text)]
@@ -185,7 +186,7 @@ def test_make_takes_what_is_written(text: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("text", [text for _, text in written_commands() if "openpangu-sft " in text])
+@pytest.mark.parametrize("text", [text for _, text in written_commands() if "openpangu-sft " in text], ids=shortened)
 def test_the_command_line_takes_what_is_written(text: str) -> None:
     words = shlex.split(re.split(r" > | \| ", text)[0])
     while words and words[0] != "openpangu-sft":
@@ -267,7 +268,7 @@ OURS = [
 ]
 
 
-@pytest.mark.parametrize("message", OURS)
+@pytest.mark.parametrize("message", OURS, ids=shortened)
 def test_an_explained_message_exists(message: str) -> None:
     """Its fixed parts occur in one file of the code, in this order."""
     parts = [part.strip(" ,;:") for part in message.split("…")]

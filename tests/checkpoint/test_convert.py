@@ -1,4 +1,4 @@
-"""Stage convert: Hugging Face to Megatron-core and back, bit for bit, in the form that Megatron loads."""
+"""Stage convert: bit-exact from Hugging Face to Megatron-core and back, in the format that Megatron loads."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ FILE = "iter_0000001/mp_rank_00/model_optim_rng.pt"
 
 
 def mixed(name: str) -> torch.dtype:
-    """Norms in fp32, biases in fp16, the rest in bf16: mcore joins none of them with another."""
+    """Norms in fp32, biases in fp16, the rest in bf16: no fused tensor of mcore mixes them."""
     if "norm" in name:
         return torch.float32
     return torch.float16 if name.endswith("bias") else torch.bfloat16
@@ -58,7 +58,7 @@ DTYPES_OF: dict[str, Callable[[str], torch.dtype]] = {
 
 @pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize("dtypes", list(DTYPES_OF))
-def test_round_trip_keeps_every_bit(
+def test_round_trip_is_bit_exact(
     tmp_path: Path, tiny_hf: Path, make_recipe: MakeRecipe, dtypes: str, shards: int
 ) -> None:
     tensors = random_checkpoint(make_recipe().model, DTYPES_OF[dtypes])
@@ -71,7 +71,7 @@ def test_round_trip_keeps_every_bit(
     }[dtypes]  # fmt: skip
 
 
-def test_the_round_trip_test_sees_special_values() -> None:
+def test_random_bits_include_special_values() -> None:
     bits = random_bits((1 << 17,), torch.bfloat16, 0)
     assert bits.isnan().any()
     assert bits.isinf().any()
@@ -80,7 +80,7 @@ def test_the_round_trip_test_sees_special_values() -> None:
 
 
 def to_mcore(tensors: Tensors, model: Model, layout: Optional[Layout] = None, tp: int = 0, pp: int = 0) -> Tensors:
-    """The tensors of one rank, as they are written."""
+    """The mcore tensors of one rank, as the writer saves them."""
     made = Resharder(weights_of(tensors), model).mcore(layout or single(model), tp, pp)
     return {
         name: torch.cat([to_tensor(chunk).reshape(-1) for chunk in tensor.chunks()]).reshape(tensor.shape)
@@ -89,7 +89,7 @@ def to_mcore(tensors: Tensors, model: Model, layout: Optional[Layout] = None, tp
 
 
 def rank_parts(tensors: Tensors, model: Model, layout: Layout, rank: tuple[int, int]) -> list[Part]:
-    """One rank's tensors, taken apart again as the reader does it."""
+    """The tensors of one rank, split into Hugging Face tensors as the reader does it."""
     made = to_mcore(tensors, model, layout, *rank)
     table = mcore_tensors(model, layout, *rank)
     return [part for entry in table for part in parts_of(entry.blocks, to_array(made[entry.name]), Path("x"))]
@@ -107,7 +107,7 @@ def test_round_trip_of_any_size_in_any_layout(data: st.DataObject, dtypes: str) 
 
 @settings(deadline=None, max_examples=30)
 @given(models())
-def test_fused_tensors_by_whole_array_formulas(model: Model) -> None:
+def test_fused_tensors_equal_a_reference_implementation(model: Model) -> None:
     tensors = random_checkpoint(model, DTYPES_OF["fp32"])
     converted = {name: tensor.view(torch.int32) for name, tensor in to_mcore(tensors, model).items()}
     tensors = {name: tensor.view(torch.int32) for name, tensor in tensors.items()}
@@ -120,7 +120,7 @@ def test_fused_tensors_by_whole_array_formulas(model: Model) -> None:
             wanted = torch.cat([part.reshape(groups, -1, head, *tail) for part in (q, k, v)], dim=1)
             found = converted[f"{here}self_attention.linear_qkv.{kind}"]
             assert torch.equal(found, wanted.reshape(-1, *tail))
-            # and the other way, as megatron/core/transformer/attention.py splits what the layer gives
+            # the reverse: megatron/core/transformer/attention.py splits the output of the fused layer so
             split = found.reshape(groups, -1, *tail).split(
                 [model.num_attention_heads // groups * head, head, head], dim=1
             )
@@ -140,7 +140,7 @@ def test_fused_tensors_by_whole_array_formulas(model: Model) -> None:
     assert torch.equal(converted["decoder.final_layernorm.weight"], tensors["model.norm.weight"])
 
 
-def test_the_directory_is_what_megatron_loads(make_recipe: MakeRecipe) -> None:
+def test_the_directory_has_the_files_that_megatron_loads(make_recipe: MakeRecipe) -> None:
     recipe = make_recipe()
     run_convert(recipe)
     root = recipe.path("mcore")
@@ -148,7 +148,7 @@ def test_the_directory_is_what_megatron_loads(make_recipe: MakeRecipe) -> None:
     assert files == {"latest_checkpointed_iteration.txt", FILE, "manifest.json"}
     assert (root / "latest_checkpointed_iteration.txt").read_bytes() == b"1"
     assert latest_iteration(root) == 1
-    content = torch.load(root / FILE)  # plain, as megatron/training/checkpointing.py does
+    content = torch.load(root / FILE)  # without options, as in megatron/training/checkpointing.py
     assert set(content) == {"args", "checkpoint_version", "iteration", "model", "num_floating_point_operations_so_far"}
     assert content["checkpoint_version"] == 3.0
     assert content["iteration"] == 1
@@ -159,7 +159,7 @@ def test_the_directory_is_what_megatron_loads(make_recipe: MakeRecipe) -> None:
     assert {name for name, value in content["model"].items() if value is None} == set(extra_state_names(layout, 0))
 
 
-def test_args_have_what_megatron_compares(make_recipe: MakeRecipe) -> None:
+def test_args_contain_the_fields_that_megatron_checks(make_recipe: MakeRecipe) -> None:
     """The fields that check_checkpoint_args and load_checkpoint of Megatron-LM core_r0.6.0 read."""
     recipe = make_recipe()
     run_convert(recipe)
@@ -197,8 +197,8 @@ def test_args_have_what_megatron_compares(make_recipe: MakeRecipe) -> None:
     assert {name: getattr(args, name) for name in described} == described
 
 
-def test_tensors_in_the_file_own_their_memory(tmp_path: Path, tiny_hf: Path, make_recipe: MakeRecipe) -> None:
-    """torch.save writes the whole storage of a view: the file must not be larger than its tensors, nor smaller."""
+def test_saved_tensors_own_their_storage(tmp_path: Path, tiny_hf: Path, make_recipe: MakeRecipe) -> None:
+    """torch.save writes the whole storage of a view: without views, the file is as large as its tensors."""
     for name, tied in (("tied", True), ("untied", False)):
         recipe = make_recipe(f"model.tie_word_embeddings={str(tied).lower()}", f"paths.hf={tmp_path / name}")
         write_hf(tmp_path / name, tiny_hf, random_checkpoint(recipe.model, DTYPES_OF["fp32"]))
@@ -214,7 +214,7 @@ def test_tensors_in_the_file_own_their_memory(tmp_path: Path, tiny_hf: Path, mak
         assert len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == len(tensors)
 
 
-def test_manifest_says_what_made_it_and_equal_inputs_give_equal_bytes(make_recipe: MakeRecipe) -> None:
+def test_the_manifest_has_counts_and_equal_inputs_give_equal_bytes(make_recipe: MakeRecipe) -> None:
     first, second = make_recipe(), make_recipe("paths.mcore=again")
     manifest = run_convert(first)
     run_convert(second)
@@ -226,7 +226,7 @@ def test_manifest_says_what_made_it_and_equal_inputs_give_equal_bytes(make_recip
     assert read_manifest(first.path("mcore"), "mcore", "run make convert") == manifest
 
 
-def test_another_model_or_tokenizer_is_found_by_the_next_stage(make_recipe: MakeRecipe) -> None:
+def test_the_next_stage_detects_changed_settings(make_recipe: MakeRecipe) -> None:
     recipe = make_recipe()
     made_with = run_convert(recipe).settings
     require_settings(recipe.path("mcore"), made_with, mcore_settings(recipe), "run make convert again")
@@ -237,10 +237,11 @@ def test_another_model_or_tokenizer_is_found_by_the_next_stage(make_recipe: Make
     )
 
 
-# Refusals: one line that names what is wrong, where and what to do; nothing is written.
+# Errors: one line with what is wrong, where, and the fix; nothing is written.
 
 
 def refusal(recipe: Recipe) -> str:
+    """The error message of a conversion, which leaves no result."""
     message = refusal_of(run_convert, recipe)
     assert not recipe.path("mcore").exists()
     return message
@@ -248,8 +249,8 @@ def refusal(recipe: Recipe) -> str:
 
 @pytest.fixture
 def copy(tmp_path: Path, tiny_hf: Path) -> Path:
-    """A checkpoint that a test may spoil."""
-    directory = tmp_path / "spoilt"
+    """A copy of the checkpoint that a test may change."""
+    directory = tmp_path / "copy"
     shutil.copytree(tiny_hf, directory)
     return directory
 
@@ -279,6 +280,20 @@ O_BIAS = "model.layers.0.self_attn.o_proj.bias"
         ("lm_head.weight", torch.tensor(0.0), "tie_word_embeddings is true, but lm_head.weight differs"),
         ("model.embed_tokens.weight", None, "tensor model.embed_tokens.weight is missing"),
     ],
+    ids=[
+        "missing weight",
+        "missing bias",
+        "wrong shape",
+        "one dimension",
+        "int8",
+        "mixed dtypes",
+        "unexpected bias",
+        "unexpected layer",
+        "untied lm_head",
+        "untied fp16 lm_head",
+        "scalar lm_head",
+        "missing embedding",
+    ],
 )
 def test_wrong_tensors_are_refused(
     copy: Path, make_recipe: MakeRecipe, name: str, value: Optional[torch.Tensor], complaint: str
@@ -294,7 +309,7 @@ def test_wrong_tensors_are_refused(
     assert str(copy) in message or "dtypes" in message
 
 
-def test_tied_with_an_equal_lm_head_is_accepted(copy: Path, make_recipe: MakeRecipe) -> None:
+def test_tied_embeddings_with_an_equal_lm_head_are_accepted(copy: Path, make_recipe: MakeRecipe) -> None:
     tensors = load_file(str(copy / WEIGHTS))
     tensors["model.embed_tokens.weight"][3, 5] = float("nan")
     save_file({**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, str(copy / WEIGHTS))
@@ -303,22 +318,20 @@ def test_tied_with_an_equal_lm_head_is_accepted(copy: Path, make_recipe: MakeRec
     assert "output_layer.weight" not in torch.load(recipe.path("mcore") / FILE)["model"]
 
 
-def test_untied_without_lm_head_is_refused(copy: Path, make_recipe: MakeRecipe) -> None:
+def test_untied_embeddings_without_lm_head_are_refused(copy: Path, make_recipe: MakeRecipe) -> None:
     set_config(copy, tie_word_embeddings=False)
     message = refusal(make_recipe(f"paths.hf={copy}", "model.tie_word_embeddings=false"))
     assert "tensor lm_head.weight is missing, but tie_word_embeddings is false" in message
 
 
-def test_a_config_that_lost_tie_word_embeddings_is_refused(copy: Path, make_recipe: MakeRecipe) -> None:
+def test_a_config_without_tie_word_embeddings_is_refused(copy: Path, make_recipe: MakeRecipe) -> None:
     set_config(copy, tie_word_embeddings=...)
     message = refusal(make_recipe(f"paths.hf={copy}"))
     assert "model.tie_word_embeddings is True in the recipe, not given here: the class's default is false" in message
     assert message.endswith("-> take the published config.json")
 
 
-def test_earlier_result_stays_when_a_later_convert_is_refused(
-    copy: Path, make_recipe: MakeRecipe, tmp_path: Path
-) -> None:
+def test_a_failed_conversion_keeps_the_earlier_result(copy: Path, make_recipe: MakeRecipe, tmp_path: Path) -> None:
     recipe = make_recipe(f"paths.hf={copy}")
     run_convert(recipe)
     before = (recipe.path("mcore") / FILE).read_bytes()
@@ -328,5 +341,5 @@ def test_earlier_result_stays_when_a_later_convert_is_refused(
     read_manifest(recipe.path("mcore"), "mcore", "")
 
 
-def test_reading_keeps_the_dtypes_of_the_file(tiny_hf: Path, make_recipe: MakeRecipe) -> None:
+def test_reading_preserves_dtypes(tiny_hf: Path, make_recipe: MakeRecipe) -> None:
     assert_same_bits(read_hf(tiny_hf, make_recipe().model), load_file(str(tiny_hf / WEIGHTS)))

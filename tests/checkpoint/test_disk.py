@@ -20,8 +20,9 @@ from openpangu_sft.checkpoint.convert import run_convert
 from openpangu_sft.checkpoint.export import run_export
 from openpangu_sft.checkpoint.hf_files import WEIGHTS
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.util.errors import UserError, explain_os_error
+from openpangu_sft.util.errors import explain_os_error
 from openpangu_sft.verify.tensors import check_manifest
+from parameter_ids import named_by
 from refusals import refusal_of
 from stage_process import Stage, sums
 
@@ -43,13 +44,16 @@ def at(recipe: Recipe, kind: str, place: Path) -> Recipe:
     return recipe.model_copy(update={"paths": paths})
 
 
+def explained(stage: Callable[[Recipe], Manifest], recipe: Recipe) -> None:
+    """Runs a stage as the command line does: errors of the operating system become a `UserError`."""
+    try:
+        stage(recipe)
+    except OSError as error:
+        raise explain_os_error(error) from None
+
+
 def refusal(recipe: Recipe, kind: str) -> str:
-    with pytest.raises((UserError, OSError)) as caught:
-        RUN[kind](recipe)
-    error = explain_os_error(caught.value) if isinstance(caught.value, OSError) else caught.value
-    message = str(error)
-    assert len(message.splitlines()) == 1
-    del caught, error
+    message = refusal_of(explained, RUN[kind], recipe)
     gc.collect()  # the frames of the traceback hold mapped files, and so their room on the disk
     return message
 
@@ -162,12 +166,13 @@ def test_a_disk_that_is_mounted_read_only(small_disk: SmallDisk, command: Callab
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [
+    named_by(
+        0,
         ("file", "is in the way: not a directory -> remove it or choose another path"),
         ("file/result", "file: is in the way -> remove it or choose another path in the recipe"),
         ("foreign", "is not empty and was not made by this stage -> choose another path in the recipe"),
         ("link", "is in the way: not a directory -> remove it or choose another path"),
-    ],
+    ),
 )
 @KIND
 def test_a_place_that_is_taken(tmp_path: Path, trained: Recipe, kind: str, name: str, said: str) -> None:

@@ -29,7 +29,7 @@ from openpangu_sft.plan.report import as_json, make_report
 from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.recipe.model_config import model_of
 from openpangu_sft.recipe.schema import Recipe
-from recipe.test_schema import refusal
+from parameter_ids import named_by
 from refusals import refusal_of
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -83,10 +83,10 @@ NO_RECOMPUTE = ["train.recompute.granularity=none"]
 
 def test_34_layers_over_four_stages_need_a_list() -> None:
     split = ["parallel.tensor=1", "parallel.context=2", "parallel.pipeline=4", *NO_RECOMPUTE]
-    assert "model.num_layers 34 is not a multiple of parallel.pipeline 4" in refusal(*split, path=SEVEN)
+    assert "model.num_layers 34 is not a multiple of parallel.pipeline 4" in refusal_of(load_recipe, SEVEN, split)
     recipe = load_recipe(SEVEN, [*split, "parallel.num_layer_list=[9,9,8,8]"])
     assert layout_of(recipe.model, recipe.parallel).stages == (9, 9, 8, 8)
-    message = refusal("parallel.tensor=16", "parallel.nodes=4", path=SEVEN)
+    message = refusal_of(load_recipe, SEVEN, ["parallel.tensor=16", "parallel.nodes=4"])
     assert "model.num_query_groups 8 is not a multiple of parallel.tensor 16" in message
 
 
@@ -176,7 +176,7 @@ def test_what_is_left_out_comes_from_the_checkpoint(
 
 
 def test_what_is_stated_is_checked(tmp_path: Path, base: Path) -> None:
-    message = refusal(*SMALL, path=own_recipe(tmp_path, num_layers=3, norm_epsilon=1e-6))
+    message = refusal_of(load_recipe, own_recipe(tmp_path, num_layers=3, norm_epsilon=1e-6), SMALL)
     assert message.startswith(f"{base / 'config.json'}: ")
     for part in ("model.num_layers is 3 in the recipe, 2 in", "model.norm_epsilon is 1e-06 in the recipe, 1e-05 in"):
         assert part in message
@@ -184,25 +184,26 @@ def test_what_is_stated_is_checked(tmp_path: Path, base: Path) -> None:
 
 
 def test_settings_are_checked_against_sizes_of_the_checkpoint(tmp_path: Path, base: Path) -> None:
-    message = refusal(*SMALL, "data.seq_length=2048", path=own_recipe(tmp_path))
+    message = refusal_of(load_recipe, own_recipe(tmp_path), [*SMALL, "data.seq_length=2048"])
     assert "data.seq_length 2048 is above model.max_position_embeddings 1024" in message
 
 
 @pytest.mark.parametrize(
     ("model", "said"),
-    [
+    named_by(
+        0,
         ({"num_layers": "many"}, "model.num_layers = 'many': Input should be a valid integer"),
         ({"layers": 3}, "unknown key model.layers -> did you mean model.num_layers?"),
         ([], "model = []: Input should be a valid dictionary"),
-    ],
+    ),
 )
 def test_a_wrong_size_is_named_and_not_those_left_out(tmp_path: Path, base: Path, model: Any, said: str) -> None:
     path = own_recipe(tmp_path)
     content = YAML(typ="safe", pure=True).load(path.read_text("utf-8"))
     path.write_text(json.dumps({**content, "model": model}), "utf-8")
-    assert said in refusal(*SMALL, path=path)
+    assert said in refusal_of(load_recipe, path, SMALL)
     shutil.rmtree(base)
-    assert said in refusal(*SMALL, path=path)
+    assert said in refusal_of(load_recipe, path, SMALL)
 
 
 @pytest.mark.parametrize("content", ['{"model_type": "qwen2"}', "{"])

@@ -1,4 +1,4 @@
-"""Hugging Face checkpoints: what is read, and what is refused in one line."""
+"""Reading Hugging Face checkpoints: the accepted forms, and one-line errors for everything else."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from openpangu_sft.checkpoint.hf_files import INDEX, WEIGHTS, weight_files
 from openpangu_sft.checkpoint.source import hf_digests
 from openpangu_sft.recipe.model_config import llama_config, model_of, read_config
 from openpangu_sft.recipe.sections import Model
+from parameter_ids import named_by
 from refusals import refusal_of
 
 
 @pytest.fixture
 def copy(tmp_path: Path, tiny_hf: Path) -> Path:
-    """A checkpoint that a test may spoil."""
+    """A copy of the checkpoint that a test may change."""
     directory = tmp_path / "copy"
     shutil.copytree(tiny_hf, directory)
     return directory
@@ -31,7 +32,7 @@ def copy(tmp_path: Path, tiny_hf: Path) -> Path:
 
 @pytest.fixture
 def sharded(tmp_path: Path, tiny_hf: Path) -> Path:
-    """The same weights in three shards."""
+    """The same checkpoint with its weights in three shards."""
     write_hf(tmp_path / "sharded", tiny_hf, load_file(str(tiny_hf / WEIGHTS)), shards=3)
     return tmp_path / "sharded"
 
@@ -42,7 +43,7 @@ def _read(directory: Path, model: Model) -> None:
 
 
 def refusal(directory: Path, make_recipe: MakeRecipe) -> str:
-    """The one line that reading configuration and weights ends with."""
+    """The error message of reading configuration and weights; it has the directory."""
     model = make_recipe(f"paths.hf={directory}").model
     message = refusal_of(_read, directory, model)
     assert str(directory) in message
@@ -51,7 +52,8 @@ def refusal(directory: Path, make_recipe: MakeRecipe) -> str:
 
 @pytest.mark.parametrize(
     ("changes", "complaint"),
-    [
+    named_by(
+        0,
         ({"num_hidden_layers": 3}, "model.num_layers is 2 in the recipe, 3 in this checkpoint -> set model.num_layers"),
         ({"hidden_size": 64}, "model.hidden_size is 32 in the recipe, 64 in this checkpoint"),
         ({"intermediate_size": 49}, "model.ffn_hidden_size is 48 in the recipe, 49 in this checkpoint"),
@@ -96,9 +98,9 @@ def refusal(directory: Path, make_recipe: MakeRecipe) -> str:
         ({"tie_word_embeddings": "false"}, "tie_word_embeddings = 'false': Input should be a valid boolean"),
         ({"rope_theta": "many"}, "rope_theta = 'many': Input should be a valid number"),
         ({"num_key_value_heads": 3}, "model.num_attention_heads 4 is not a multiple of model.num_query_groups 3"),
-    ],
+    ),
 )
-def test_another_config_is_refused(
+def test_a_config_of_another_model_is_refused(
     copy: Path, make_recipe: MakeRecipe, changes: dict[str, Any], complaint: str
 ) -> None:
     set_config(copy, **changes)
@@ -107,7 +109,7 @@ def test_another_config_is_refused(
     assert "config.json: " in message
 
 
-def test_all_differences_are_named_at_once(copy: Path, make_recipe: MakeRecipe) -> None:
+def test_all_differences_are_reported_at_once(copy: Path, make_recipe: MakeRecipe) -> None:
     set_config(copy, num_hidden_layers=34, rope_theta=16e6, tie_word_embeddings=...)
     assert refusal(copy, make_recipe) == (
         f"{copy / 'config.json'}: model.num_layers is 2 in the recipe, 34 in this checkpoint; model.rotary_base is "
@@ -131,10 +133,8 @@ def test_all_differences_are_named_at_once(copy: Path, make_recipe: MakeRecipe) 
         {"mlp_bias": None},
     ],
 )
-def test_another_spelling_of_the_same_model_is_taken(
-    copy: Path, make_recipe: MakeRecipe, changes: dict[str, Any]
-) -> None:
-    """And stock transformers 4.53.2 is given what it reads."""
+def test_equivalent_configs_are_accepted(copy: Path, make_recipe: MakeRecipe, changes: dict[str, Any]) -> None:
+    """llama_config gives the keys that stock transformers 4.53.2 reads."""
     published = read_config(copy)
     set_config(copy, **changes)
     config = require_model(copy, make_recipe().model)
@@ -144,14 +144,14 @@ def test_another_spelling_of_the_same_model_is_taken(
     assert (loaded.rope_theta, loaded.rope_scaling, loaded.torch_dtype) == (4e6, None, torch.float32)
 
 
-def test_as_many_key_value_heads_as_heads_may_be_null(copy: Path, make_recipe: MakeRecipe) -> None:
+def test_num_key_value_heads_may_be_null_if_every_head_has_its_own(copy: Path, make_recipe: MakeRecipe) -> None:
     set_config(copy, num_key_value_heads=None)
     config = require_model(copy, make_recipe("model.num_query_groups=4").model)
     assert llama_config(config)["num_key_value_heads"] == 4
 
 
-def test_what_transformers_5_saves_of_the_llama_form(copy: Path, make_recipe: MakeRecipe) -> None:
-    """Written by LlamaConfig.save_pretrained of transformers 5.24.0."""
+def test_a_llama_config_saved_by_transformers_5_is_accepted(copy: Path, make_recipe: MakeRecipe) -> None:
+    """config.json is from LlamaConfig.save_pretrained of transformers 5.24.0."""
     saved = """{"attention_bias": true, "attention_dropout": 0.0, "bos_token_id": 1, "dtype": "bfloat16",
         "eos_token_id": 2, "head_dim": 8, "hidden_act": "silu", "hidden_size": 32, "initializer_range": 0.02,
         "intermediate_size": 48, "max_position_embeddings": 1024, "mlp_bias": false, "model_type": "llama",
@@ -164,12 +164,12 @@ def test_what_transformers_5_saves_of_the_llama_form(copy: Path, make_recipe: Ma
     assert (loaded.rope_theta, loaded.torch_dtype, hasattr(loaded, "rope_parameters")) == (4e6, torch.bfloat16, False)
 
 
-def test_a_bias_key_of_the_other_form_says_nothing(copy: Path, make_recipe: MakeRecipe) -> None:
+def test_the_bias_key_of_the_other_model_type_is_ignored(copy: Path, make_recipe: MakeRecipe) -> None:
     set_config(copy, model_type="llama", attention_bias=True, bias=False)
     assert llama_config(require_model(copy, make_recipe().model))["attention_bias"] is True
 
 
-def test_a_byte_order_mark_is_no_content(copy: Path, make_recipe: MakeRecipe) -> None:
+def test_a_byte_order_mark_is_ignored(copy: Path, make_recipe: MakeRecipe) -> None:
     before = require_model(copy, make_recipe().model)
     (copy / "config.json").write_bytes(b"\xef\xbb\xbf" + (copy / "config.json").read_bytes())
     assert require_model(copy, make_recipe().model) == before
@@ -185,6 +185,7 @@ def test_a_byte_order_mark_is_no_content(copy: Path, make_recipe: MakeRecipe) ->
         (b"[" * 100_000, "not valid JSON"),
         (None, "no Hugging Face checkpoint here (config.json)"),
     ],
+    ids=["empty", "cut off", "list", "not UTF-8", "nested too deeply", "no file"],
 )
 def test_a_broken_config_is_refused(copy: Path, make_recipe: MakeRecipe, content: Any, complaint: str) -> None:
     if content is None:
@@ -194,8 +195,8 @@ def test_a_broken_config_is_refused(copy: Path, make_recipe: MakeRecipe, content
     assert complaint in refusal(copy, make_recipe)
 
 
-def test_kv_channels_follow_from_the_sizes_where_head_dim_is_not_given(tiny_hf: Path) -> None:
-    """As in the published config.json of the 1B."""
+def test_kv_channels_default_to_hidden_size_per_head(tiny_hf: Path) -> None:
+    """The published config.json of the 1B has no head_dim."""
     config = read_config(tiny_hf)
     for given in ({}, {"head_dim": None}):
         without = {key: value for key, value in config.items() if key != "head_dim"}
@@ -203,20 +204,20 @@ def test_kv_channels_follow_from_the_sizes_where_head_dim_is_not_given(tiny_hf: 
     assert model_of({**config, "head_dim": 4}, tiny_hf).kv_channels == 4
 
 
-def test_the_published_form_and_its_llama_alias_describe_the_same_model(tiny_hf: Path) -> None:
+def test_the_published_config_and_its_llama_equivalent_describe_the_same_model(tiny_hf: Path) -> None:
     config = {**read_config(tiny_hf), "auto_map": {"AutoModelForCausalLM": "modeling.Pangu"}}
-    alias = llama_config(config)
-    assert model_of(alias, tiny_hf) == model_of(config, tiny_hf)
-    assert llama_config(alias) == alias
-    assert alias["architectures"] == ["LlamaForCausalLM"]
-    assert alias["model_type"] == "llama"
-    assert (alias["attention_bias"], alias["mlp_bias"], alias["tie_word_embeddings"]) == (True, False, True)
-    assert not {"auto_map", "bias"} & set(alias)
+    llama = llama_config(config)
+    assert model_of(llama, tiny_hf) == model_of(config, tiny_hf)
+    assert llama_config(llama) == llama
+    assert llama["architectures"] == ["LlamaForCausalLM"]
+    assert llama["model_type"] == "llama"
+    assert (llama["attention_bias"], llama["mlp_bias"], llama["tie_word_embeddings"]) == (True, False, True)
+    assert not {"auto_map", "bias"} & set(llama)
     untied = llama_config({"model_type": "PanguEmbedded", "bias": False})
-    assert untied["tie_word_embeddings"] is False  # written out though it is the default
+    assert untied["tie_word_embeddings"] is False  # explicit, although it is the default
 
 
-def spoil_weights(directory: Path, how: str) -> None:
+def damage_weights(directory: Path, how: str) -> None:
     file = directory / WEIGHTS
     content = file.read_bytes()
     header = 8 + int.from_bytes(content[:8], "little")
@@ -224,22 +225,31 @@ def spoil_weights(directory: Path, how: str) -> None:
         {
             "empty": b"",
             "no header": content[:4],
-            "header cut": content[: header // 2],
-            "data cut": content[:-1],
-            "data gone": content[:header],
-            "more data": content + b"\0",
+            "header cut off": content[: header // 2],
+            "data cut off": content[:-1],
+            "no data": content[:header],
+            "trailing data": content + b"\0",
             "header too long": (1 << 60).to_bytes(8, "little") + content[8:],
-            "header no json": content[:8] + b"x" * (header - 8) + content[header:],
+            "header not JSON": content[:8] + b"x" * (header - 8) + content[header:],
         }[how]
     )
 
 
 @pytest.mark.parametrize(
     "how",
-    ["empty", "no header", "header cut", "data cut", "data gone", "more data", "header too long", "header no json"],
+    [
+        "empty",
+        "no header",
+        "header cut off",
+        "data cut off",
+        "no data",
+        "trailing data",
+        "header too long",
+        "header not JSON",
+    ],
 )
 def test_damaged_weights_are_refused(copy: Path, make_recipe: MakeRecipe, how: str) -> None:
-    spoil_weights(copy, how)
+    damage_weights(copy, how)
     message = refusal(copy, make_recipe)
     assert message.startswith(f"{copy / WEIGHTS}: damaged: ")
     assert message.endswith(" -> download it again")
@@ -278,7 +288,7 @@ def test_a_missing_shard_is_refused(sharded: Path, make_recipe: MakeRecipe) -> N
     assert refusal(sharded, make_recipe) == f"{shard}: shard is missing -> download the checkpoint again"
 
 
-def test_a_cut_shard_is_refused(sharded: Path, make_recipe: MakeRecipe) -> None:
+def test_a_truncated_shard_is_refused(sharded: Path, make_recipe: MakeRecipe) -> None:
     shard = sharded / "model-00002-of-00003.safetensors"
     shard.write_bytes(shard.read_bytes()[:-100])
     assert refusal(sharded, make_recipe).startswith(f"{shard}: damaged: ")
@@ -298,7 +308,8 @@ def test_two_sets_of_weights_are_refused(sharded: Path, tiny_hf: Path, make_reci
 
 @pytest.mark.parametrize(
     ("content", "complaint"),
-    [
+    named_by(
+        0,
         ("", "not valid JSON"),
         ("{", "not valid JSON"),
         ("[]", "is not a JSON object"),
@@ -309,7 +320,7 @@ def test_two_sets_of_weights_are_refused(sharded: Path, tiny_hf: Path, make_reci
         ('{"weight_map": {"a": "../../model.safetensors"}}', "weight_map names no files"),
         ('{"weight_map": {"a": "/etc/passwd"}}', "weight_map names no files"),
         ('{"weight_map": {"a": "pytorch_model-00001-of-00002.bin"}}', "weight_map names no files"),
-    ],
+    ),
 )
 def test_a_broken_index_is_refused(sharded: Path, make_recipe: MakeRecipe, content: str, complaint: str) -> None:
     (sharded / INDEX).write_text(content, "utf-8")
@@ -317,26 +328,26 @@ def test_a_broken_index_is_refused(sharded: Path, make_recipe: MakeRecipe, conte
     assert message.startswith(f"{sharded / INDEX}: {complaint}")
 
 
-def test_names_from_a_file_cannot_write_terminal_codes_or_lines(copy: Path, make_recipe: MakeRecipe) -> None:
+def test_tensor_names_are_printed_without_control_characters(copy: Path, make_recipe: MakeRecipe) -> None:
     tensors = load_file(str(copy / WEIGHTS))
     save_file({**tensors, "evil\n\x1b[2J\r\u2028name": torch.zeros(1)}, str(copy / WEIGHTS))
     assert r"unexpected tensor evil \x1b[2J name" in refusal(copy, make_recipe)
 
 
-def test_digests_follow_weights_configuration_and_tokenizer_but_nothing_else(copy: Path, tiny_hf: Path) -> None:
+def test_digests_cover_weights_config_and_tokenizer_only(copy: Path, tiny_hf: Path) -> None:
     def changed(before: dict[str, str]) -> set[str]:
         return {name for name, digest in hf_digests(copy).items() if digest != before[name]}
 
-    begun = hf_digests(copy)
-    assert begun == hf_digests(tiny_hf)
-    assert set(begun) == {"weights", "config", "tokenizer"}
+    original = hf_digests(copy)
+    assert original == hf_digests(tiny_hf)
+    assert set(original) == {"weights", "config", "tokenizer"}
     (copy / "README.md").write_text("more", "utf-8")
-    assert not changed(begun)
+    assert not changed(original)
     content = bytearray((copy / WEIGHTS).read_bytes())
     content[-1] ^= 1
     (copy / WEIGHTS).write_bytes(content)
-    assert changed(begun) == {"weights"}
+    assert changed(original) == {"weights"}
     set_config(copy, rope_theta=1.0)
-    assert changed(begun) == {"weights", "config"}
+    assert changed(original) == {"weights", "config"}
     (copy / "added_tokens.json").write_text("{}", "utf-8")
-    assert changed(begun) == {"weights", "config", "tokenizer"}
+    assert changed(original) == {"weights", "config", "tokenizer"}

@@ -73,6 +73,15 @@ def rank(recipe: Recipe, name: str) -> Path:
             "has several model parts in one rank (--num-layers-per-virtual-pipeline-stage)",
         ),
     ],
+    ids=[
+        "missing tensor",
+        "unexpected tensor",
+        "wrong shape",
+        "wrong dtype",
+        "no model",
+        "list as model",
+        "virtual pipeline",
+    ],
 )
 def test_unfit_ranks_are_refused(converted: Recipe, spoil: Callable[[Any], Any], complaint: str) -> None:
     file = rank(converted, "mp_rank_01_001") / FILE
@@ -95,6 +104,7 @@ def test_unfit_ranks_are_refused(converted: Recipe, spoil: Callable[[Any], Any],
             "has kv_channels 16, the recipe says 8; has norm_epsilon 1e-06, the recipe says 1e-05 -> ",
         ),
     ],
+    ids=["heads", "query groups", "head size", "rope base", "norm epsilon", "two of them"],
 )
 def test_sizes_that_no_shape_tells_are_compared(converted: Recipe, spoil: Callable[[Any], Any], complaint: str) -> None:
     edit(rank(converted, "mp_rank_00_000") / FILE, lambda content: spoil(content["args"]))
@@ -246,7 +256,9 @@ def test_a_checkpoint_of_parameters_reads_as_plain_tensors(make_recipe: MakeReci
     assert_same_bits(read_mcore(recipe.path("mcore"), recipe.model), read_hf(tiny_hf, recipe.model))
 
 
-@pytest.mark.parametrize("text", ["", "release", "²", "-1", "1.0", "9" * 5000, "\udcff"])
+@pytest.mark.parametrize(
+    "text", ["", "release", "²", "-1", "1.0", pytest.param("9" * 5000, id="5000 digits"), "\udcff"]
+)
 def test_a_tracker_that_names_no_iteration_is_refused(tmp_path: Path, text: str) -> None:
     tracker = tmp_path / "latest_checkpointed_iteration.txt"
     tracker.write_bytes(text.encode("utf-8", "surrogateescape"))

@@ -92,8 +92,8 @@ FOUR = inverse_frequencies(4e6, 8)
 """Of the tiny model."""
 
 
-@pytest.mark.parametrize("name", [FREQUENCIES.format(1), "model.rotary_emb.inv_freq"])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", [FREQUENCIES.format(1), "model.rotary_emb.inv_freq"], ids=["layer", "model"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_frequencies_of_any_precision_are_compared_and_left_out(
     base: Path, tiny_hf: Path, make_recipe: MakeRecipe, name: str, dtype: torch.dtype
 ) -> None:

@@ -113,13 +113,19 @@ def test_headers_that_say_something_else(place: Place, change: Callable[[dict[st
 @pytest.mark.parametrize(
     "text",
     [
-        b"", b"{", b"{}", b"[]", b"null", b"1", b'"x"', b"\xff\xfe", b"[" * 100_000, b'{"a":' * 100_000, b"NaN",
+        b"", b"{", b"{}", b"[]", b"null", b"1", b'"x"', b"\xff\xfe", b"NaN",
+        pytest.param(b"[" * 100_000, id="nested lists"), pytest.param(b'{"a":' * 100_000, id="nested objects"),
         b'{"__metadata__": {"format": "pt"}}', b'{"__metadata__": 7}', b'{"\\ud800": {}}',
-        b'{"a": {"dtype": "F32", "shape": [1e400], "data_offsets": [0, 4]}}',
-        b'{"a": {"dtype": "F32", "shape": [18446744073709551616], "data_offsets": [0, 4]}}',
-        b'{"a": {"dtype": "F32", "shape": [4294967296, 4294967296], "data_offsets": [0, 0]}}',
-        b'{"a": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}, '
-        b'"b": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}}',
+        pytest.param(b'{"a": {"dtype": "F32", "shape": [1e400], "data_offsets": [0, 4]}}', id="infinite shape"),
+        pytest.param(b'{"a": {"dtype": "F32", "shape": [18446744073709551616], "data_offsets": [0, 4]}}', id="2^64"),
+        pytest.param(
+            b'{"a": {"dtype": "F32", "shape": [4294967296, 4294967296], "data_offsets": [0, 0]}}', id="2^32 x 2^32"
+        ),
+        pytest.param(
+            b'{"a": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}, '
+            b'"b": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}}',
+            id="empty and scalar",
+        ),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("data", [0, 4])

@@ -19,6 +19,7 @@ from conftest import PATIENCE, ROOT, TINY, conversation, write_samples
 from openpangu_sft.cli.main import app
 from openpangu_sft.cli.options import PREFIX, readable
 from openpangu_sft.recipe.load import load_recipe
+from parameter_ids import named_by
 
 STAGES = [
     "format",
@@ -88,7 +89,8 @@ NAME = "up to 253 lower-case letters, digits, '-' and '.', a letter or digit at 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [
+    named_by(
+        0,
         (["sft", "--recipes", "x"], "sft: No such option: --recipes -> did you mean --recipe?"),
         (["sft", "--xyzzy"], f"sft: No such option: --xyzzy -> {SEE.format('sft')}"),
         (["sfft"], "no such command: sfft -> did you mean sft?"),
@@ -119,7 +121,7 @@ NAME = "up to 253 lower-case letters, digits, '-' and '.', a letter or digit at 
             f"export: --iteration (make: ITERATION): 'x' is not a whole number -> {SEE.format('export')}",
         ),
         (["preview", "--count", "x"], f"preview: --count: 'x' is not a whole number -> {SEE.format('preview')}"),
-    ],
+    ),
 )
 def test_a_mistyped_call_is_one_line_with_what_is_nearest(arguments: list[str], said: str) -> None:
     finished = run(*arguments)

@@ -10,6 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from openpangu_sft.conversations.conversation import BadSample, Message, Sample, parse_sample
+from parameter_ids import named_by
 
 
 def user(content: object = "问") -> dict[str, Any]:
@@ -95,7 +96,7 @@ BAD: list[tuple[object, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("content", "reason"), BAD)
+@pytest.mark.parametrize(("content", "reason"), named_by(1, *BAD))
 def test_bad_samples(content: object, reason: str) -> None:
     with pytest.raises(BadSample) as caught:
         parse_sample(content)

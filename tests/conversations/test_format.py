@@ -25,7 +25,6 @@ from openpangu_sft.conversations.conversation import parse_sample
 from openpangu_sft.conversations.format import run_format
 from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.util.errors import UserError
 from refusals import refusal_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -199,8 +198,7 @@ def test_rejects_hold_what_json_cannot(tmp_path: Path) -> None:
 
 def test_a_fixed_format_is_not_guessed(tmp_path: Path) -> None:
     put(tmp_path, "a.jsonl", GOOD)
-    with pytest.raises(UserError, match="messages is missing"):
-        run_format(recipe(tmp_path, "data.source_format=openai"))
+    assert "messages is missing" in refusal_of(run_format, recipe(tmp_path, "data.source_format=openai"))
 
 
 @pytest.mark.parametrize("names", [("a.json", "a.jsonl"), ("a.jsonl", "a.parquet"), ("a.JSONL", "a.jsonl")])
@@ -209,8 +207,7 @@ def test_two_files_for_one_name_are_refused(tmp_path: Path, names: tuple[str, st
         put(tmp_path, name, GOOD)
     if len(list((tmp_path / "raw").iterdir())) < 2:
         pytest.skip("this file system does not tell upper from lower case")
-    with pytest.raises(UserError, match="would both become"):
-        run_format(recipe(tmp_path))
+    assert "would both become" in refusal_of(run_format, recipe(tmp_path))
 
 
 def test_missing_raw_path(tmp_path: Path) -> None:
@@ -228,14 +225,14 @@ def test_raw_and_samples_must_not_lie_in_each_other(tmp_path: Path, raw: str, sa
     (tmp_path / "x" / "y").mkdir(parents=True)
     (tmp_path / "x" / "a.jsonl").write_text(json.dumps(GOOD))
     (tmp_path / "link").symlink_to(tmp_path / "x")
-    with pytest.raises(UserError, match="lie in each other"):
-        run_format(recipe(tmp_path, f"paths.raw={raw}", f"paths.samples={samples}"))
+    assert "lie in each other" in refusal_of(
+        run_format, recipe(tmp_path, f"paths.raw={raw}", f"paths.samples={samples}")
+    )
 
 
 def test_a_link_in_a_circle_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "raw").symlink_to(tmp_path / "raw")
-    with pytest.raises(UserError):
-        run_format(recipe(tmp_path))
+    refusal_of(run_format, recipe(tmp_path))
 
 
 def test_names_with_brackets_are_printed_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,11 +269,9 @@ def test_a_new_run_replaces_the_earlier_result(tmp_path: Path) -> None:
 def test_a_refusal_leaves_the_earlier_result(tmp_path: Path) -> None:
     before = finished(tmp_path)
     put(tmp_path, "b.jsonl", GOOD, BAD)
-    with pytest.raises(UserError):
-        run_format(recipe(tmp_path))
+    refusal_of(run_format, recipe(tmp_path))
     put(tmp_path, "b.jsonl", "")
-    with pytest.raises(UserError, match="holds no records"):
-        run_format(recipe(tmp_path, "data.on_bad_sample=skip"))
+    assert "holds no records" in refusal_of(run_format, recipe(tmp_path, "data.on_bad_sample=skip"))
     assert tree(tmp_path / "dataset") == before
     assert not list(tmp_path.glob(".*.staging"))
 
@@ -285,8 +280,7 @@ def test_a_directory_that_is_not_ours_is_left_alone(tmp_path: Path) -> None:
     put(tmp_path, "a.json", GOOD)
     (tmp_path / "dataset").mkdir()
     (tmp_path / "dataset" / "thesis.txt").write_text("mine")
-    with pytest.raises(UserError, match="was not made by this stage"):
-        run_format(recipe(tmp_path))
+    assert "was not made by this stage" in refusal_of(run_format, recipe(tmp_path))
     assert tree(tmp_path / "dataset") == {"thesis.txt": b"mine"}
 
 
@@ -300,8 +294,7 @@ def test_a_file_that_changes_meanwhile_is_refused(tmp_path: Path, monkeypatch: p
             stream.write(json.dumps(GOOD) + "\n")
 
     monkeypatch.setattr(format_stage, "read_records", read_and_append)
-    with pytest.raises(UserError, match="changed while it was read"):
-        run_format(recipe(tmp_path))
+    assert "changed while it was read" in refusal_of(run_format, recipe(tmp_path))
     assert not (tmp_path / "dataset").exists()
 
 
@@ -365,8 +358,7 @@ def test_every_line_is_written_or_rejected(lines: list[bytes]) -> None:
         good = sum(line == json.dumps(GOOD).encode() for line in lines)
         records = [line for line in b"\n".join(lines).removeprefix(b"\xef\xbb\xbf").split(b"\n") if line.strip()]
         if not good:
-            with pytest.raises(UserError):
-                run_format(recipe(cache, "data.on_bad_sample=skip"))
+            refusal_of(run_format, recipe(cache, "data.on_bad_sample=skip"))
             assert not (cache / "dataset").exists()
             return
         manifest = run_format(recipe(cache, "data.on_bad_sample=skip"))

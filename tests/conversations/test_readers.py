@@ -22,6 +22,8 @@ from openpangu_sft.conversations.files import raw_files, read_records
 from openpangu_sft.conversations.format import convert_record, reason_class
 from openpangu_sft.conversations.readers import RawRecord
 from openpangu_sft.util.errors import UserError
+from parameter_ids import named_by
+from refusals import refusal_of
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -33,7 +35,7 @@ def sample(prompts: list[str], *messages: tuple[str, str]) -> Sample:
     return Sample(tuple(prompts), tuple(Message(role, content) for role, content in messages))
 
 
-def refused(record: object, source_format: str = "auto") -> str:
+def reason_of(record: object, source_format: str = "auto") -> str:
     with pytest.raises(BadSample) as caught:
         convert_record(record, source_format)
     return str(caught.value)
@@ -98,11 +100,11 @@ def test_alpaca_history_may_be_absent(history: object) -> None:
     ],
 )
 def test_alpaca_refuses(change: dict[str, Any], reason: str) -> None:
-    assert reason in refused({"instruction": "a", "output": "b", **change}, "alpaca")
+    assert reason in reason_of({"instruction": "a", "output": "b", **change}, "alpaca")
 
 
 def test_alpaca_needs_an_instruction_key() -> None:
-    assert refused({"output": "b"}, "alpaca") == "instruction is missing"
+    assert reason_of({"output": "b"}, "alpaca") == "instruction is missing"
 
 
 # --- ShareGPT
@@ -151,7 +153,8 @@ def test_sharegpt_system_turn_becomes_the_system_prompt() -> None:
 
 @pytest.mark.parametrize(
     ("change", "reason"),
-    [
+    named_by(
+        1,
         ({"system": "t", "conversations": turns(("system", "s"), ("human", "a"), ("gpt", "b"))}, "keep one of them"),
         ({"conversations": turns(("human", "a"), ("system", "s"), ("gpt", "b"))}, "turn 2 is a system prompt inside"),
         (
@@ -170,17 +173,17 @@ def test_sharegpt_system_turn_becomes_the_system_prompt() -> None:
         ({"tools": ["a"]}, "tools is a list of something else"),
         ({"tools": [{"default": float("nan")}]}, "has no JSON form"),
         ({"tools": [{"default": b"x"}]}, "has no JSON form"),
-    ],
+    ),
 )
 def test_sharegpt_refuses(change: dict[str, Any], reason: str) -> None:
-    assert reason in refused({"conversations": turns(("human", "a"), ("gpt", "b")), **change}, "sharegpt")
+    assert reason in reason_of({"conversations": turns(("human", "a"), ("gpt", "b")), **change}, "sharegpt")
 
 
 def test_a_rule_of_the_samples_says_what_its_numbers_count() -> None:
     plain = turns(("human", "a"), ("human", "b"), ("gpt", "c"))
-    assert refused({"conversations": plain}) == "message 2 (user) follows user: expected assistant"
+    assert reason_of({"conversations": plain}) == "message 2 (user) follows user: expected assistant"
     behind_system = turns(("system", "s")) + plain
-    assert "counted from turn 2 on, after the system prompt" in refused({"conversations": behind_system})
+    assert "counted from turn 2 on, after the system prompt" in reason_of({"conversations": behind_system})
 
 
 # --- OpenAI
@@ -272,12 +275,12 @@ def test_openai_joins_text_parts() -> None:
     ],
 )
 def test_openai_refuses(messages: list[Any], reason: str) -> None:
-    assert reason in refused({"messages": messages})
+    assert reason in reason_of({"messages": messages})
 
 
 def test_openai_refuses_two_lists_of_tools() -> None:
     record = {"messages": [says("user", "a"), says("assistant", "b")], "tools": [WEATHER], "functions": [WEATHER]}
-    assert "both tools and functions" in refused(record)
+    assert "both tools and functions" in reason_of(record)
 
 
 # --- Which format
@@ -295,19 +298,19 @@ def test_formats_are_told_by_their_keys() -> None:
 
 
 def test_unknown_and_ambiguous_formats_are_refused() -> None:
-    reason = refused({"prompt": "a", "completion": "b"})
+    reason = reason_of({"prompt": "a", "completion": "b"})
     assert "keys found are prompt, completion" in reason
     assert all(name in reason for name in ("samples", "alpaca", "sharegpt", "openai"))
-    assert "alpaca, openai; set data.source_format" in refused({"instruction": "a", "messages": []})
+    assert "alpaca, openai; set data.source_format" in reason_of({"instruction": "a", "messages": []})
     assert convert_record({"instruction": "a", "output": "b", "messages": []}, "alpaca").data[0].content == "a"
-    assert refused([1]) == "is a list, not an object"
-    assert "message 1 has no text in role" in refused({"messages": turns(("human", "a"))})
-    assert len(refused({str(number): 0 for number in range(9999)})) < 300
+    assert reason_of([1]) == "is a list, not an object"
+    assert "message 1 has no text in role" in reason_of({"messages": turns(("human", "a"))})
+    assert len(reason_of({str(number): 0 for number in range(9999)})) < 300
 
 
 def test_reasons_are_grouped_without_what_differs() -> None:
     def group(*records: object) -> set[str]:
-        return {reason_class(refused(record)) for record in records}
+        return {reason_class(reason_of(record)) for record in records}
 
     shifted = [says("system", "s"), says("user", "a"), says("user", "a")]
     repeated = [{"messages": shifted[begin:]} for begin in (0, 1)]
@@ -403,11 +406,6 @@ def test_any_value_gives_a_sample_or_a_reason(value: object, source_format: str)
 # --- Reader
 
 
-def shortened(value: object) -> str:
-    """The id of a parameter."""
-    return repr(value)[:30]
-
-
 def read(path: Path, content: bytes | str) -> list[RawRecord]:
     path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
     return list(read_records(path))
@@ -427,7 +425,8 @@ def test_line_separators_inside_texts_are_no_ends_of_lines(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("line", "reason"),
-    [
+    named_by(
+        0,
         (b'{"a": 1,}\n', r"^not valid JSON: .* \(column 9\)$"),
         (b'{"a": 1} {"b": 2}\n', r"^not valid JSON: Extra data \(column 10\)$"),
         (b'{"a": "cut', r"^the last line is cut off, or not JSON: "),
@@ -439,8 +438,7 @@ def test_line_separators_inside_texts_are_no_ends_of_lines(tmp_path: Path) -> No
         (b"[" * 100_000 + b"\n", r"^nested too deeply$"),
         (b"\xef\xbb\xbf{}\n", r"^not valid JSON"),
         (b"[\n", r"name it \.json$"),
-    ],
-    ids=shortened,
+    ),
 )
 def test_a_bad_line_is_named_and_the_next_one_is_read(tmp_path: Path, line: bytes, reason: str) -> None:
     good = b'{"a": 0}\n'
@@ -482,7 +480,8 @@ def test_a_constant_in_an_array_spoils_only_its_record(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [
+    named_by(
+        0,
         ('[{"a": 1},\n {"a" 2}]', r"a\.json:2: not valid JSON: .* in record \[1\] \(column 7\)"),
         ('[{"a": 1},\n {"a": "x', r"a\.json:2: .* in record \[1\]: the file ends inside it"),
         ('[{"a": 1},', r"in record \[1\]: the file ends inside it"),
@@ -505,19 +504,15 @@ def test_a_constant_in_an_array_spoils_only_its_record(tmp_path: Path) -> None:
         (" \n", r"holds no records"),
         ("[ ]", r"holds no records"),
         ("[] x", r"something follows the array"),
-    ],
-    ids=shortened,
+    ),
 )
 def test_a_broken_array_is_refused_whole(tmp_path: Path, content: bytes | str, message: str) -> None:
-    with pytest.raises(UserError) as caught:
-        read(tmp_path / "a.json", content)
-    assert re.search(message, str(caught.value))
+    assert re.search(message, refusal_of(read, tmp_path / "a.json", content))
 
 
 @pytest.mark.parametrize("content", ["", "\n \r\n", b"\xef\xbb\xbf"])
 def test_no_lines_no_records(tmp_path: Path, content: bytes | str) -> None:
-    with pytest.raises(UserError, match="holds no records"):
-        read(tmp_path / "a.jsonl", content)
+    assert "holds no records" in refusal_of(read, tmp_path / "a.jsonl", content)
 
 
 @settings(max_examples=300, deadline=None)
@@ -605,19 +600,16 @@ def test_parquet_text_that_is_not_utf8_spoils_only_its_row(tmp_path: Path) -> No
 def test_parquet_column_name_that_is_not_utf8_is_a_user_error(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", [{"column": 1}], store_schema=False)
     path.write_bytes(path.read_bytes().replace(b"column", b"\xffolumn"))
-    with pytest.raises(UserError, match="not readable as parquet"):
-        list(read_records(path))
+    assert "not readable as parquet" in refusal_of(list, read_records(path))
 
 
 def test_parquet_without_rows_or_cut_off(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", [{"n": 1}])
     whole = path.read_bytes()
     path.write_bytes(whole[:-10])
-    with pytest.raises(UserError, match="not readable as parquet"):
-        list(read_records(path))
+    assert "not readable as parquet" in refusal_of(list, read_records(path))
     parquet.write_table(pyarrow.table({"n": pyarrow.array([], pyarrow.int64())}), path)
-    with pytest.raises(UserError, match="holds no records"):
-        list(read_records(path))
+    assert "holds no records" in refusal_of(list, read_records(path))
 
 
 # --- Which files
@@ -641,28 +633,22 @@ def test_a_file_of_another_kind_is_not_passed_over(tmp_path: Path, name: str) ->
     (tmp_path / "b.jsonl").touch()
     (tmp_path / name).touch()
     for path in (tmp_path, tmp_path / name):
-        with pytest.raises(UserError) as caught:
-            raw_files(path)
-        assert caught.value.where == tmp_path / name
-        assert caught.value.remedy
+        message = refusal_of(raw_files, path)
+        assert message.startswith(f"{tmp_path / name}: ")
+        assert " -> " in message
 
 
 def test_what_is_no_file_is_not_passed_over(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no raw conversations here"):
-        raw_files(tmp_path / "missing")
-    with pytest.raises(UserError, match="holds no raw conversations"):
-        raw_files(tmp_path)
+    assert "no raw conversations here" in refusal_of(raw_files, tmp_path / "missing")
+    assert "holds no raw conversations" in refusal_of(raw_files, tmp_path)
     (tmp_path / "a.jsonl").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="broken link"):
-        raw_files(tmp_path)
+    assert "broken link" in refusal_of(raw_files, tmp_path)
     (tmp_path / "a.jsonl").unlink()
     os.mkfifo(tmp_path / "a.jsonl")  # opening it would wait forever
-    with pytest.raises(UserError, match="not a regular file"):
-        raw_files(tmp_path)
+    assert "not a regular file" in refusal_of(raw_files, tmp_path)
     (tmp_path / "a.jsonl").unlink()
     (tmp_path / "a.jsonl").mkdir()
-    with pytest.raises(UserError, match="holds no raw conversations"):
-        raw_files(tmp_path)
+    assert "holds no raw conversations" in refusal_of(raw_files, tmp_path)
 
 
 def test_a_file_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
@@ -670,9 +656,9 @@ def test_a_file_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
         Path(os.fsdecode(bytes(tmp_path) + b"/\xff\xf0\x9f\x90\xbc.jsonl")).touch()
     except OSError:
         pytest.skip("this file system takes only UTF-8 names")
-    with pytest.raises(UserError, match="not UTF-8") as caught:
-        raw_files(tmp_path)
-    str(caught.value).encode("utf-8")
+    message = refusal_of(raw_files, tmp_path)
+    assert "not UTF-8" in message
+    message.encode("utf-8")
 
 
 # --- Real data

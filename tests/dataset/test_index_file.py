@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from conftest import write_packs
 from openpangu_sft.dataset.index_file import FIELDS, field_path, read_rows
-from openpangu_sft.util.errors import UserError
 from refusals import refusal_of
 
 Segment = tuple[np.ndarray, np.ndarray]
@@ -139,20 +138,17 @@ def test_damaged_data(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     write(tmp_path, PACKS)
     path = tmp_path / "data_packed_labels_document.bin"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(UserError, match="does not hold 3 rows of 8 tokens"):
-        read_rows(tmp_path, "data", "labels", 8)
+    assert "does not hold 3 rows of 8 tokens" in refusal_of(read_rows, tmp_path, "data", "labels", 8)
 
 
 def test_rows_of_another_length(tmp_path: Path) -> None:
     write(tmp_path, PACKS)
-    with pytest.raises(UserError, match="has a row of 8 tokens, expected 16"):
-        read_rows(tmp_path, "data", "labels", 16)
+    assert "has a row of 8 tokens, expected 16" in refusal_of(read_rows, tmp_path, "data", "labels", 16)
 
 
 def test_no_rows(tmp_path: Path) -> None:
     write(tmp_path, [])
-    with pytest.raises(UserError, match="holds no rows"):
-        read_rows(tmp_path, "data", "labels", 8)
+    assert "holds no rows" in refusal_of(read_rows, tmp_path, "data", "labels", 8)
 
 
 def test_what_is_read_cannot_be_written(tmp_path: Path) -> None:

@@ -432,7 +432,11 @@ ROW_DAMAGE: list[tuple[str, int, int, int, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("field", "row", "column", "value", "said"), ROW_DAMAGE)
+@pytest.mark.parametrize(
+    ("field", "row", "column", "value", "said"),
+    ROW_DAMAGE,
+    ids=[f"{field}[{row}, {column}]={value}" for field, row, column, value, _ in ROW_DAMAGE],
+)
 @pytest.mark.parametrize("block", [1, 32, 1 << 20])
 def test_a_damaged_row(
     make_recipe: MakeRecipe,

@@ -21,7 +21,8 @@ from openpangu_sft.dataset.preprocess import run_preprocess
 from openpangu_sft.model.batches import PackedDataset
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.tokenizer.template import TEMPLATE_DIGEST
-from openpangu_sft.util.errors import UserError, explain_os_error
+from openpangu_sft.util.errors import explain_os_error
+from parameter_ids import named_by
 from refusals import refusal_of
 
 
@@ -93,8 +94,7 @@ def test_merging_again_gives_the_same_bytes_and_touches_no_shard(recipe: Recipe)
 @pytest.mark.parametrize("dataset", ["finetune_dataset/shards", "finetune_dataset/shards/merged", "finetune_dataset"])
 def test_output_and_input_in_each_other_are_refused(recipe: Recipe, make_recipe: MakeRecipe, dataset: str) -> None:
     before = tree(recipe.path("shards"))
-    with pytest.raises(UserError, match=r"give paths\."):
-        make_recipe(f"paths.dataset={dataset}")
+    assert "give paths." in refusal_of(make_recipe, f"paths.dataset={dataset}")
     links = recipe.path("dataset").parent / "links"
     links.symlink_to(recipe.path("shards").parent)  # what the recipe cannot see
     seen = make_recipe(f"paths.dataset={links}{dataset[len('finetune_dataset') :]}")
@@ -129,11 +129,12 @@ def test_a_shard_that_is_damaged(recipe: Recipe, file: str, damage: Callable[[Pa
 
 @pytest.mark.parametrize(
     ("override", "said"),
-    [
+    named_by(
+        0,
         ("data.seq_length=64", "made with data.seq_length = 128, the recipe says 64 -> run make preprocess again"),
         ("data.seed=5", "made with data.seed = 1234, the recipe says 5 -> run make preprocess again"),
         ("data.on_bad_sample=skip", "made with data.on_bad_sample = refuse, the recipe says skip"),
-    ],
+    ),
 )
 def test_shards_made_with_other_settings(recipe: Recipe, make_recipe: MakeRecipe, override: str, said: str) -> None:
     assert refusal_of(run_merge, make_recipe(override)).startswith(f"{recipe.path('shards') / 'a'}: {said}")

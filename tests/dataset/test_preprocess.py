@@ -249,7 +249,11 @@ BAD: list[tuple[str, str]] = [
 
 
 @pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize(("line", "reason"), BAD)
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    BAD,
+    ids=["no messages", "not JSON", "NaN", "list", "half a character", "in user", "in assistant", "in system", "long"],
+)
 def test_a_bad_sample_is_refused_by_line_and_nothing_is_left(
     make_recipe: MakeRecipe, line: str, reason: str, count: int
 ) -> None:
@@ -434,10 +438,8 @@ def test_a_missing_part_is_named(make_recipe: MakeRecipe) -> None:
     write_samples(recipe.path("samples") / "a.jsonl", samples(60))
     for number in (1, 3):
         run_preprocess(recipe, number, 3)
-    with pytest.raises(UserError) as caught:
-        run_merge(recipe)
     expected = f"{recipe.path('shards') / 'a.2-of-3'}: part 2/3 is missing: no such shard"
-    assert str(caught.value) == f"{expected} -> run make preprocess SHARD=2/3"
+    assert refusal_of(run_merge, recipe) == f"{expected} -> run make preprocess SHARD=2/3"
 
 
 def test_divisions_are_not_mixed(make_recipe: MakeRecipe) -> None:
@@ -445,8 +447,7 @@ def test_divisions_are_not_mixed(make_recipe: MakeRecipe) -> None:
     write_samples(recipe.path("samples") / "a.jsonl", samples(60))
     run_preprocess(recipe)
     run_preprocess(recipe, 2, 2)
-    with pytest.raises(UserError, match=r"different divisions: a is of 1, a\.2-of-2 is of 2 -> remove"):
-        run_merge(recipe)
+    assert "different divisions: a is of 1, a.2-of-2 is of 2 -> remove" in refusal_of(run_merge, recipe)
     run_preprocess(recipe, 1, 2)  # the first one clears away what belongs to no part
     assert run_merge(recipe).counts["packed"] == 60
     run_preprocess(recipe)
@@ -457,9 +458,7 @@ def test_a_bad_line_of_a_later_part_is_named_by_its_place_in_the_file(make_recip
     recipe = make_recipe()
     path = recipe.path("samples") / "a.jsonl"
     write_samples(path, [*samples(50), {}, *samples(3)])
-    with pytest.raises(UserError) as caught:
-        run_preprocess(recipe, 3, 3)
-    assert str(caught.value).startswith(f"{path}:51: meta_prompt is missing")
+    assert refusal_of(run_preprocess, recipe, 3, 3).startswith(f"{path}:51: meta_prompt is missing")
 
 
 # --- nothing to read ---------------------------------------------------------------------------------------------
@@ -499,6 +498,22 @@ def link(path: Path) -> None:
             "{at}: the name '\\udcff.jsonl' is not UTF-8",
         ),
         (lambda at: touch(at / "manifest.json", b"{"), "{at}/manifest.json: not a manifest"),
+    ],
+    ids=[
+        "no directory",
+        "empty directory",
+        "hidden file",
+        "text file",
+        "empty file",
+        "blank lines",
+        "array",
+        "upper case",
+        "parquet",
+        "directory as file",
+        "broken link",
+        "file as directory",
+        "name not UTF-8",
+        "cut manifest",
     ],
 )
 def test_nothing_to_read(make_recipe: MakeRecipe, prepare: Any, said: str) -> None:
@@ -585,9 +600,8 @@ def test_a_killed_worker_is_told_in_one_line(how: str, capfd: pytest.CaptureFixt
                 os.kill(child, signal.SIGKILL)
         yield from [bytes(1 << 20)] * 20
 
-    with pytest.raises(UserError) as caught:
-        list(ordered_map(work, items(), 2))
-    assert str(caught.value) == "a worker process was ended by SIGKILL -> if memory ran out, lower data.workers"
+    message = refusal_of(list, ordered_map(work, items(), 2))
+    assert message == "a worker process was ended by SIGKILL -> if memory ran out, lower data.workers"
     assert children() == before
     assert capfd.readouterr() == ("", "")
 
@@ -596,10 +610,15 @@ def test_no_worker_outlives_a_refusal(make_recipe: MakeRecipe) -> None:
     before = children()
     recipe = make_recipe("data.workers=2")
     write_samples(recipe.path("samples") / "a.jsonl", [*samples(300), {}, *samples(2000)])
-    with pytest.raises(UserError) as caught:
-        run_preprocess(recipe)
-    assert caught.value  # which still holds every frame, and with them what they did not close
-    assert children() == before
+
+    def run() -> None:
+        try:
+            run_preprocess(recipe)
+        except UserError:  # its traceback holds every frame, and with them what they did not close
+            assert children() == before
+            raise
+
+    refusal_of(run)
 
 
 def test_an_error_in_the_source_ends_the_workers() -> None:
@@ -607,10 +626,9 @@ def test_an_error_in_the_source_ends_the_workers() -> None:
 
     def items() -> Iterator[int]:
         yield from range(50)
-        raise UserError("cut short")
+        raise UserError("cut short", remedy="complete it")
 
-    with pytest.raises(UserError, match="cut short"):
-        list(ordered_map(str, items(), 2))
+    assert "cut short" in refusal_of(list, ordered_map(str, items(), 2))
     assert children() == before
 
 

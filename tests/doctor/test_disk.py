@@ -19,7 +19,7 @@ from openpangu_sft.artifacts.artifact import Manifest, staged_directory
 from openpangu_sft.doctor import resources
 from openpangu_sft.doctor.finding import Finding, State, guarded
 from openpangu_sft.doctor.machine import Context, Machine
-from openpangu_sft.util.errors import UserError
+from refusals import refusal_of
 
 __all__ = ["context", "fake"]
 
@@ -137,10 +137,9 @@ def test_where_no_result_can_be_put(
     path = tmp_path / "in the way"
     obstacle(path, kind, monkeypatch)
     finding = resources.disk(context(f"paths.{name}={path}"))
-    with pytest.raises(UserError) as refused, staged_directory(path, Manifest(name)):
-        pass
-    assert (finding.state, finding.remedy) == (State.FAILED, refused.value.remedy)
-    assert finding.found == f"paths.{name}: {path} {refused.value.what}"
+    said = refusal_of(staged_directory(path, Manifest(name)).__enter__)
+    assert finding.state == State.FAILED
+    assert f"{finding.found} -> {finding.remedy}" == f"paths.{name}: {said.replace(': ', ' ', 1)}"
 
 
 @pytest.mark.parametrize("name", ["run", "shards"])

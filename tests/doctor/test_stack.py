@@ -159,6 +159,7 @@ def test_torch_npu_of_an_image_without_npus(fake: FakeMachine, context: MakeCont
         ("probe:[1]", "", "no answer"),
         ('probe:{"step": "import torch", "error": "ImportError: x"}', "", "import torch: ImportError: x"),
     ],
+    ids=["crash", "time limit", "exception", "cut answer", "not an object", "failed step"],
 )
 def test_a_probe_that_fails(text: str, problem: str, said: str) -> None:
     finding = tensors.judge(Ran(text, problem), "npu", 8)

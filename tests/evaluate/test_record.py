@@ -27,6 +27,7 @@ from openpangu_sft.evaluate.stage import _resumed
 from openpangu_sft.report.page import _answers, _validation
 from openpangu_sft.report.run import Run
 from openpangu_sft.util.errors import UserError
+from refusals import refusal_of
 
 GOOD = {
     "inputs": {"dataset": "5a", "prompts": "a5"},
@@ -121,16 +122,17 @@ def test_damage_is_named(run: Path, path: list[Any], value: Any, message: str) -
         inner = inner[key]
     inner[last] = value
     write(run, content)
-    with pytest.raises(UserError) as caught:
-        read_evaluation(run)
-    assert f"{EVALUATION}: not an evaluation: {message}" in str(caught.value)
+    assert f"{EVALUATION}: not an evaluation: {message}" in refusal_of(read_evaluation, run)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\xff", b"[" * 100_000, b'{"inputs": ' * 100_000])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"{}", b"\xff", b"[" * 100_000, b'{"inputs": ' * 100_000],
+    ids=["empty", "cut off", "list", "no keys", "not UTF-8", "nested lists", "nested objects"],
+)
 def test_what_is_no_evaluation(run: Path, content: bytes) -> None:
     (run / EVALUATION).write_bytes(content)
-    with pytest.raises(UserError, match="not an evaluation: "):
-        read_evaluation(run)
+    assert "not an evaluation: " in refusal_of(read_evaluation, run)
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)

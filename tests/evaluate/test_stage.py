@@ -292,8 +292,7 @@ def test_a_question_may_leave_room_for_one_token(recipe: Recipe, tmp_path: Path)
         for length in (len(asked.prompt) + 1, len(asked.prompt))
     )
     assert questions_in(tmp_path / "p.txt", fits, tokenizer) == [asked]
-    with pytest.raises(UserError, match="shorten it"):
-        questions_in(tmp_path / "p.txt", too_long, tokenizer)
+    assert "shorten it" in refusal_of(questions_in, tmp_path / "p.txt", too_long, tokenizer)
 
 
 def test_validation_samples_with_a_long_prompt_are_not_asked(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -420,6 +419,17 @@ def test_a_random_answer_can_be_repeated(make: Callable[..., Recipe]) -> None:
             b'{"instruction": "q", "output": "half \\ud800"}\n',
             "p.jsonl:1: content of message 2 holds half a",
         ),
+    ],
+    ids=[
+        "empty",
+        "not UTF-8",
+        "control token",
+        "yaml",
+        "no messages",
+        "not JSON",
+        "no records",
+        "half a character in the question",
+        "half a character in the answer",
     ],
 )
 def test_prompt_files_that_are_none(recipe: Recipe, tmp_path: Path, name: str, content: bytes, message: str) -> None:

@@ -29,6 +29,7 @@ from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.portable.schedule import parameter_groups
 from openpangu_sft.training.stage import run_sft
+from parameter_ids import named_by
 
 FULL = ("train.recompute.granularity=full", "train.recompute.num_layers=3")
 
@@ -108,7 +109,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("overrides", CASES, ids=" ".join)
+@pytest.mark.parametrize("overrides", named_by(0, *zip(CASES)))
 def test_most_that_a_micro_batch_allocates(tmp_path: Path, overrides: tuple[str, ...]) -> None:
     recipe = demo(*overrides)
     small = Small(recipe, tmp_path)

@@ -116,6 +116,7 @@ def said_without_an_engine(folder: Path, script: str, **given: str) -> str:
         ("build.sh", {"TARGET": "gpu"}, "TARGET=gpu is neither npu nor cpu -> choose one of them"),
         ("build.sh", {"ARCH": "x86"}, "ARCH=x86 is neither amd64 nor arm64 -> choose one of them"),
     ],
+    ids=["no REGISTRY", "LEVEL=11", "LEVEL=-9", "no cosign", "TARGET=gpu", "ARCH=x86"],
 )
 def test_a_bad_value_is_reported_before_the_engine_is_asked(
     tmp_path: Path, script: str, given: dict[str, str], message: str
@@ -151,6 +152,7 @@ CANN = "quay.io/ascend/cann:"
         ("npu", "localhost:5000/our-own", "torch_npu2.1.0.post8-npu"),
         ("cpu", "docker.io/library/python:3.9-slim-bookworm", "cpu"),
     ],
+    ids=["ubuntu", "digest", "openeuler", "a3", "own base", "cpu"],
 )
 def test_a_published_tag_names_what_users_choose_by(target: str, base: str, tag: str) -> None:
     command = ["bash", "-euc", '. scripts/image/names.sh; published_tag "$1" "$2"', "-", target, base]

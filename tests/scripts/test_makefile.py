@@ -111,7 +111,7 @@ def make(tmp_path: Path) -> Make:
     return Make(tmp_path)
 
 
-def refusal(done: subprocess.CompletedProcess[str]) -> str:
+def error_line(done: subprocess.CompletedProcess[str]) -> str:
     """The one line that make is refused with; it has done nothing."""
     assert (done.returncode, done.stdout) == (2, "")
     ours, own = done.stderr.splitlines()
@@ -170,7 +170,7 @@ def test_a_variable_is_shown_at_its_targets_and_by_itself(make: Make) -> None:
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_a_wrong_call_is_refused_with_a_remedy(make: Make, given: list[str], said: str) -> None:
-    assert refusal(make(*given)).endswith(said)
+    assert error_line(make(*given)).endswith(said)
     assert not make.calls.exists()
 
 
@@ -237,7 +237,7 @@ def test_stage(make: Make, stage: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["arguments", "environment"])
-@pytest.mark.parametrize("value", [AWKWARD, "--help", "two\nlines", "three   spaces   "])
+@pytest.mark.parametrize("value", [pytest.param(AWKWARD, id="awkward"), "--help", "two\nlines", "three   spaces   "])
 def test_values_arrive_as_they_are(make: Make, how: str, value: str) -> None:
     given = {"HTML": value, "RECIPE": "my $x.yaml", "RUN": "--help", "WITH": ""}
     arguments = [f"{name}={text}" for name, text in given.items()] if how == "arguments" else []
@@ -357,7 +357,7 @@ def test_an_offline_bundle_has_what_its_makefile_reads(tmp_path: Path) -> None:
         return subprocess.run(["make", *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True)
 
     assert "\n  sft " in handed("help").stdout
-    assert refusal(handed("sft", "NPU=0")) == "make knows no variable NPU -> make help-all lists them"
+    assert error_line(handed("sft", "NPU=0")) == "make knows no variable NPU -> make help-all lists them"
 
 
 def test_an_offline_bundle_has_no_environment(make: Make) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from docker_host import CPU, Host, host
+from parameter_ids import named_by
 
 __all__ = ["host"]
 
@@ -106,11 +107,12 @@ def test_paths_in_variables_are_mounted(host: Host, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("path", "message"),
-    [
+    named_by(
+        0,
         ("/no/such/file", "/no/such does not exist, so it cannot be mounted -> create it first"),
         ("/etc/hosts", "/etc/hosts: /etc is not mounted into a container -> use an existing directory below it"),
         ("/new", "/new: / is not mounted into a container -> use an existing directory below it"),
-    ],
+    ),
 )
 def test_paths_that_are_not_mounted(host: Host, path: str, message: str) -> None:
     done = host.run("format", "--set", f"paths.raw={path}", IMAGES=CPU)

@@ -7,6 +7,7 @@ import os
 import pytest
 
 from docker_host import CPU, NPU, Host, host
+from parameter_ids import named_by
 
 __all__ = ["host"]
 
@@ -77,7 +78,8 @@ def test_openblas_has_one_thread_on_aarch64(host: Host, environment: dict[str, s
 
 @pytest.mark.parametrize(
     ("environment", "message"),
-    [
+    named_by(
+        0,
         ({"RUNTIME": "dokcer"}, "RUNTIME=dokcer is neither docker nor host"),
         (
             {"RUNTIME": "docker"},
@@ -87,7 +89,7 @@ def test_openblas_has_one_thread_on_aarch64(host: Host, environment: dict[str, s
         ({"RUNTIME": "docker", "TARGET": "gpu"}, "TARGET=gpu is neither npu nor cpu"),
         ({"RUNTIME": "host"}, "this folder is an offline bundle and has no code -> use RUNTIME=docker"),
         ({"IMAGES": CPU, "CACHE": "/no/such"}, "CACHE=/no/such does not exist -> create it"),
-    ],
+    ),
 )
 def test_refusals(host: Host, environment: dict[str, str], message: str) -> None:
     done = host.run("sft", **environment)

@@ -1,4 +1,4 @@
-"""The spans of a conversation, compared with a reimplementation of the published handler's order."""
+"""The spans of a conversation, compared with a reimplementation of the published handler."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ NAMES = {"user": "用户", "tool": "工具"}
 
 
 def published_spans(record: dict[str, Any]) -> list[tuple[str, bool, bool]]:
-    """(text, trained, with bos) of every text that the published handler gives to its tokenizer, in its order.
+    """(text, trained, with bos) of every text that the published handler tokenizes, in order.
 
-    All system prompts are one text and the only one with bos. A user's or tool's message is one text. An assistant's
-    message is two: its header, then content and end token, which alone are trained.
+    All system prompts form one text, the only one with bos. A user or tool message is one text. An assistant message is
+    two texts: its header, then its content and end token; only the second contributes to the loss.
     """
     texts = [("".join(f"[unused9]系统：{prompt}[unused10]" for prompt in record["meta_prompt"]), False, True)]
     for message in record["data"]:
@@ -31,7 +31,7 @@ def published_spans(record: dict[str, Any]) -> list[tuple[str, bool, bool]]:
     return texts
 
 
-def test_the_smallest_conversation() -> None:
+def test_a_single_turn_conversation() -> None:
     assert list(sample_spans(parse_sample(conversation("你好", "您好")))) == [
         TextSpan("[unused9]系统：[unused10]", trained=False, opens=True, role="system"),
         TextSpan("[unused9]用户：你好[unused10]", trained=False, opens=False, role="user"),
@@ -44,37 +44,39 @@ TURN = st.tuples(st.text(max_size=5), st.lists(st.text(max_size=3), max_size=2),
 
 
 @given(st.lists(st.text(max_size=5), min_size=1, max_size=3), st.lists(TURN, min_size=1, max_size=3))
-def test_spans_are_the_published_ones(prompts: list[str], turns: list[tuple[str, list[str], str]]) -> None:
+def test_spans_equal_those_of_the_published_handler(
+    prompts: list[str], turns: list[tuple[str, list[str], str]]
+) -> None:
     data = []
-    for asked, results, answered in turns:
-        data += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+    for question, results, answer in turns:
+        data += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         if results:
             data += [{"role": "tool", "content": result} for result in results]
-            data += [{"role": "assistant", "content": answered * 2}]
+            data += [{"role": "assistant", "content": answer * 2}]
     record = {"meta_prompt": prompts, "data": data}
     assert [tuple(piece)[:3] for piece in sample_spans(parse_sample(record))] == published_spans(record)
 
 
 @pytest.mark.parametrize("system", ["", "你是医生。"])
-def test_a_prompt_for_generation_is_what_training_saw_before_the_answer(system: str) -> None:
-    asked = (Message("user", "问"), Message("assistant", "答"), Message("tool", "{}"))
-    record = {"meta_prompt": [system], "data": [vars(message) for message in (*asked, Message("assistant", "终"))]}
+def test_the_generation_prompt_is_the_training_text_before_the_answer(system: str) -> None:
+    context = (Message("user", "问"), Message("assistant", "答"), Message("tool", "{}"))
+    record = {"meta_prompt": [system], "data": [vars(message) for message in (*context, Message("assistant", "终"))]}
     trained = list(sample_spans(parse_sample(record)))
-    assert list(prompt_spans((system,), asked, reply=True)) == trained[:-1]
+    assert list(prompt_spans((system,), context, reply=True)) == trained[:-1]
     assert trained[-1] == TextSpan("终[unused10]", trained=True, role="assistant")
-    assert list(prompt_spans((system,), asked)) == trained[:-2]
+    assert list(prompt_spans((system,), context)) == trained[:-2]
 
 
-def test_the_text_is_that_of_the_chat_template() -> None:
-    """The template that openPangu publishes beside its weights writes the same text (without bos)."""
+def test_the_text_equals_that_of_the_chat_template() -> None:
+    """The chat template published with the openPangu weights renders the same text, without bos."""
     record = conversation("问", "答", "再问", "再答", system="系")
     text = "".join(piece.text for piece in sample_spans(parse_sample(record)))
     turns = [("系统", "系"), ("用户", "问"), ("助手", "答"), ("用户", "再问"), ("助手", "再答")]
     assert text == "".join(f"[unused9]{name}：{content}[unused10]" for name, content in turns)
 
 
-def test_the_digest_in_manifests_is_that_of_this_template() -> None:
-    """Data that was packed with it must stay usable: whoever changes the template or its digest sees it here."""
+def test_the_template_digest_is_unchanged() -> None:
+    """A changed digest invalidates every dataset packed before."""
     assert template.TEMPLATE_DIGEST == DIGEST
 
 

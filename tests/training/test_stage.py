@@ -28,7 +28,6 @@ from openpangu_sft.training.portable import state
 from openpangu_sft.training.run.metrics import read_metrics
 from openpangu_sft.training.run.retention import iterations
 from openpangu_sft.training.stage import run_sft
-from openpangu_sft.util.errors import UserError
 from refusals import refusal_of
 
 Options = Callable[..., list[str]]
@@ -324,15 +323,13 @@ def test_refused_before_any_work(options: Options, tmp_path: Path, case: str, mo
 
 def test_a_run_is_not_continued_with_other_settings(options: Options) -> None:
     train(options())
-    with pytest.raises(UserError, match=r"train\.lr = 0\.003, the recipe says 0\.001"):
-        train(options("train.lr=0.001"))
+    assert "train.lr = 0.003, the recipe says 0.001" in refusal_of(train, options("train.lr=0.001"))
 
 
 def test_a_directory_with_other_files_is_not_taken_for_a_run(options: Options, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run/thesis.txt").write_text("mine")
-    with pytest.raises(UserError, match="not empty and holds no run"):
-        train(options())
+    assert "not empty and holds no run" in refusal_of(train, options())
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.txt"]
 
 
@@ -350,8 +347,7 @@ def test_two_runs_at_once_on_one_directory_are_refused(options: Options, tmp_pat
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(options: Options) -> None:
-    with pytest.raises(UserError, match="at iteration"):
-        train(options("train.lr=1e38", "train.min_lr=1e37", "train.clip_grad=1e30"))
+    assert "at iteration" in refusal_of(train, options("train.lr=1e38", "train.min_lr=1e37", "train.clip_grad=1e30"))
 
 
 def test_checkpoints_none_of_which_is_whole_are_not_written_over(options: Options) -> None:
@@ -359,8 +355,7 @@ def test_checkpoints_none_of_which_is_whole_are_not_written_over(options: Option
     for file in run.glob("iter_*/mp_rank_00/model_optim_rng.pt"):
         file.write_bytes(file.read_bytes()[:1000])
     before = (run / "metrics.jsonl").read_bytes()
-    with pytest.raises(UserError, match="no checkpoint here is complete"):
-        train(options("train.iterations=7"))
+    assert "no checkpoint here is complete" in refusal_of(train, options("train.iterations=7"))
     assert (run / "metrics.jsonl").read_bytes() == before
 
 

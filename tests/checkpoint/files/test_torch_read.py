@@ -1,4 +1,4 @@
-"""Loading a checkpoint never runs code that is in it, and loads everything that a real checkpoint holds."""
+"""Loading a checkpoint never executes code in it, and loads everything that real checkpoints contain."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ GETATTR = b"c__builtin__\ngetattr\n"
 
 
 class Call:
-    """Pickles as a call of a function."""
+    """Pickles as a function call."""
 
     def __init__(self, function: Callable[..., Any], *args: Any) -> None:
         self.function, self.args = function, args
@@ -48,22 +48,22 @@ class Call:
 
 
 def text(value: str) -> bytes:
-    """A short string, in protocols 2 and 4."""
+    """The opcode of a string, in protocols 2 and 4."""
     return b"X" + len(value.encode()).to_bytes(4, "little") + value.encode()
 
 
 def named(module: str, name: str) -> bytes:
-    """A class or function."""
+    """The opcode of a class or function."""
     return b"c" + f"{module}\n{name}\n".encode()
 
 
 def call(module: str, name: str, *args: str) -> bytes:
-    """A pickle that calls module.name; in protocol 4, the stock unpickler takes a name with dots apart."""
+    """A pickle that calls module.name. In protocol 4 the stock unpickler resolves dotted names."""
     return PROTO_4 + named(module, name) + b"(" + b"".join(map(text, args)) + b"tR."
 
 
 def write_zip(path: Path, data: bytes, **more: bytes) -> Path:
-    """A file as torch.save writes it, around any pickle."""
+    """Writes a zip archive like that of torch.save, with the given pickle in it."""
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in {"data.pkl": data, "version": b"3\n", **more}.items():
             archive.writestr(f"archive/{name.replace('__', '/')}", content)
@@ -71,6 +71,7 @@ def write_zip(path: Path, data: bytes, **more: bytes) -> Path:
 
 
 def refusal(path: Path) -> str:
+    """The error message of loading a file; it has the path."""
     message = refusal_of(load_checkpoint_file, path)
     assert str(path) in message
     return message
@@ -78,16 +79,16 @@ def refusal(path: Path) -> str:
 
 @pytest.fixture
 def marker(tmp_path: Path) -> Iterator[Path]:
-    """A file that exists if code of a checkpoint has run."""
+    """A file that code in a checkpoint would create; it must not exist after the test."""
     path = tmp_path / "code-has-run"
     yield path
     assert not path.exists()
 
 
 def attacks(marker: Path) -> dict[str, tuple[object, str]]:
-    """Objects whose loading would write the marker or load more code, and the name that is refused.
+    """Malicious objects, which create the marker or import code when unpickled, and the name that the message gives.
 
-    Names as torch.save writes them: in pickle protocol 2, where some modules have the names of Python 2.
+    torch.save uses pickle protocol 2, in which some modules have their Python 2 names.
     """
     shell, code = f"touch {marker}", f"open({str(marker)!r}, 'w')"
     return {
@@ -119,22 +120,22 @@ NAMES = sorted(attacks(Path("unused")))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_code_in_a_checkpoint_is_refused_and_does_not_run(tmp_path: Path, marker: Path, name: str) -> None:
+def test_code_in_a_checkpoint_is_refused_and_not_executed(tmp_path: Path, marker: Path, name: str) -> None:
     content, refused = attacks(marker)[name]
     torch.save({"model": {}, "args": content}, tmp_path / "evil.pt")
     assert f"asks for {refused} on loading, which no checkpoint needs" in refusal(tmp_path / "evil.pt")
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_code_in_the_format_before_torch_1_6_does_not_run(tmp_path: Path, marker: Path, name: str) -> None:
+def test_code_in_the_format_before_torch_1_6_is_not_executed(tmp_path: Path, marker: Path, name: str) -> None:
     torch.save(attacks(marker)[name][0], tmp_path / "evil.pt", _use_new_zipfile_serialization=False)
     assert "no checkpoint of torch 1.6 or later" in refusal(tmp_path / "evil.pt")
     (tmp_path / "bare.pt").write_bytes(pickle.dumps(attacks(marker)[name][0]))
     refusal(tmp_path / "bare.pt")
 
 
-def test_the_attacks_work_on_plain_torch(tmp_path: Path) -> None:
-    """Else the tests above would show nothing."""
+def test_plain_torch_executes_the_attacks(tmp_path: Path) -> None:
+    """Control: plain torch.load executes them."""
     for name in ("os.system", "exec", "open", "subprocess"):
         path = tmp_path / name
         torch.save(attacks(path)[name][0], tmp_path / "evil.pt")
@@ -174,19 +175,19 @@ def test_the_attacks_work_on_plain_torch(tmp_path: Path) -> None:
         ("", "megatron"),
     ],
 )
-def test_only_listed_names_resolve(tmp_path: Path, marker: Path, module: str, name: str) -> None:
+def test_only_allowlisted_names_resolve(tmp_path: Path, marker: Path, module: str, name: str) -> None:
     path = write_zip(tmp_path / "evil.pt", call(module, name, f"touch {marker}"))
     assert f"asks for {module}.{name} on loading" in refusal(path)
 
 
-def test_dotted_names_do_resolve_in_a_stock_unpickler(tmp_path: Path) -> None:
-    """The reason why the test above tries them."""
+def test_the_stock_unpickler_resolves_dotted_names(tmp_path: Path) -> None:
+    """Control: pickle resolves the dotted names that the test above tries."""
     pickle.loads(call("torch", "serialization.os.system", f"touch {tmp_path / 'ran'}"))
     assert (tmp_path / "ran").exists()
 
 
 def test_torchscript_is_refused(tmp_path: Path) -> None:
-    """torch.load hands such archives to torch.jit.load, which knows nothing of our unpickler."""
+    """torch.load passes TorchScript archives to torch.jit.load, which bypasses the restricted unpickler."""
 
     class Script(torch.nn.Module):
         def forward(self) -> int:
@@ -198,13 +199,13 @@ def test_torchscript_is_refused(tmp_path: Path) -> None:
     refusal(write_zip(tmp_path / "disguised.pt", data, **{"constants.pkl": data}))
 
 
-def test_persistent_ids_name_nothing_but_storages(tmp_path: Path, marker: Path) -> None:
+def test_persistent_ids_other_than_storages_are_refused(tmp_path: Path, marker: Path) -> None:
     for tag in ("module", "storage", "other"):
         data = PROTO_2 + b"(" + text(tag) + text("os") + text("a") + text("b") + text("c") + b"tQ."
         refusal(write_zip(tmp_path / "evil.pt", data))
 
 
-# What a real checkpoint holds.
+# Contents of real checkpoints.
 
 
 class Color(enum.Enum):
@@ -212,11 +213,11 @@ class Color(enum.Enum):
 
 
 class Settings(dict):  # type: ignore[type-arg]
-    """A dict with a name of its own."""
+    """A dict subclass."""
 
 
 class Names(list):  # type: ignore[type-arg]
-    """A list with a name of its own."""
+    """A list subclass."""
 
 
 class Slots:
@@ -236,7 +237,7 @@ class Keywords:
 
 @pytest.fixture
 def upstream(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
-    """Lets a test save objects of classes in megatron.core.enums, a module that is gone when they are loaded."""
+    """A fake module megatron.core.enums: torch.save pickles the classes above under its name."""
     module = types.ModuleType("megatron.core.enums")
     for kind in (Color, Settings, Names, Slots, Keywords):
         monkeypatch.setattr(kind, "__module__", module.__name__)
@@ -253,13 +254,13 @@ def round_trip(content: object, path: Path, **options: Any) -> Any:
     return load_checkpoint_file(path)
 
 
-def test_classes_of_megatron_become_inert(tmp_path: Path, upstream: types.ModuleType) -> None:
+def test_objects_of_megatron_classes_load_as_inert(tmp_path: Path, upstream: types.ModuleType) -> None:
     content = Namespace(
         kind=Color.RED, type=Color, settings=Settings(a=1), names=Names([1, 2, 3]), one=Names([1]), slots=Slots()
     )
     torch.save({"args": content, "after": 7}, tmp_path / "x.pt")
-    gone = ("megatron", "megatron.core", "megatron.core.enums")
-    for name in gone:
+    removed = ("megatron", "megatron.core", "megatron.core.enums")
+    for name in removed:
         del sys.modules[name]
     loaded = load_checkpoint_file(tmp_path / "x.pt")
     assert loaded["after"] == 7
@@ -267,18 +268,18 @@ def test_classes_of_megatron_become_inert(tmp_path: Path, upstream: types.Module
     for name in ("kind", "settings", "names", "one", "slots"):
         assert type(getattr(loaded["args"], name)) is Inert
     assert loaded["args"].kind.name == "megatron.core.enums.Color"
-    assert loaded["args"].kind.args in [(1,), ("RED",)]  # in Python 3.11.0 to 3.11.3, by name
-    assert not any(name in sys.modules for name in gone)
+    assert loaded["args"].kind.args in [(1,), ("RED",)]  # Python 3.11.0 to 3.11.3 pickle enum members by name
+    assert not any(name in sys.modules for name in removed)
 
 
-def test_an_enum_as_python_3_11_2_saves_it(tmp_path: Path) -> None:
-    """By getattr, which is taken for this alone."""
+def test_an_enum_member_saved_by_python_3_11_2_loads(tmp_path: Path) -> None:
+    """As a getattr call on a Megatron class: the only getattr that is allowed."""
     kind, name = named("megatron.core.enums", "ModelType"), text("encoder_or_decoder")
     member = write_zip(tmp_path / "x.pt", PROTO_2 + GETATTR + kind + name + b"\x86R.")
     loaded = load_checkpoint_file(member)
     assert (type(loaded), loaded.name, loaded.args) == (Inert, "megatron.core.enums.ModelType", ("encoder_or_decoder",))
-    called = kind + b")R"
-    for owner in (called, text("x"), named("torch", "float32"), named("argparse", "Namespace"), GETATTR, b"N"):
+    instance = kind + b")R"
+    for owner in (instance, text("x"), named("torch", "float32"), named("argparse", "Namespace"), GETATTR, b"N"):
         evil = write_zip(tmp_path / "evil.pt", PROTO_2 + GETATTR + owner + name + b"\x86R.")
         assert "asks for __builtin__.getattr on loading" in refusal(evil)
     for arguments in (b")", kind + b"\x85", kind + b"K\x01\x86", kind + name + b"N\x87"):
@@ -288,7 +289,7 @@ def test_an_enum_as_python_3_11_2_saves_it(tmp_path: Path) -> None:
     assert "asks for __builtin__.getattr on loading" in refusal(chain)
 
 
-def test_inert_objects_of_classes_with_state(tmp_path: Path, upstream: types.ModuleType) -> None:
+def test_objects_with_state_load_as_inert(tmp_path: Path, upstream: types.ModuleType) -> None:
     loaded = round_trip([Color.RED, Settings(a=1), Names([1, 2]), Slots()], tmp_path / "x.pt")
     assert [type(item) for item in loaded] == [Inert] * 4
 
@@ -304,7 +305,7 @@ def test_keyword_arguments_in_protocol_2_are_refused_by_name(tmp_path: Path, ups
     assert "asks for functools.partial" in refusal(tmp_path / "x.pt")
 
 
-def test_a_call_of_something_in_megatron_does_nothing(tmp_path: Path, marker: Path) -> None:
+def test_calls_of_megatron_functions_are_not_executed(tmp_path: Path, marker: Path) -> None:
     path = write_zip(tmp_path / "x.pt", call("megatron.training.utils", "os.system", f"touch {marker}"))
     assert type(load_checkpoint_file(path)) is Inert
 
@@ -327,7 +328,7 @@ def test_a_real_checkpoint_loads(tmp_path: Path) -> None:
         "model": collections.OrderedDict(
             weight=weight, half=torch.ones(2, dtype=torch.bfloat16), extra=buffer, none=None, view=weight.detach()[:, 1]
         ),
-        "state": module.state_dict(),  # an OrderedDict with an attribute
+        "state": module.state_dict(),  # an OrderedDict with the attribute _metadata
         "optimizer": optimizer.state_dict(),
         "rng_state": [
             {
@@ -370,8 +371,8 @@ def test_a_real_checkpoint_loads(tmp_path: Path) -> None:
     assert loaded["bytes"] == content["bytes"]
 
 
-def test_tensors_that_an_npu_saved_load_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their storages carry the location npu:0; metadata is torch's seventh argument, as torch_npu 2.1 fills it in."""
+def test_tensors_saved_on_an_npu_load_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their storages have the location npu:0; torch_npu 2.1 passes metadata as the seventh argument of the rebuild."""
     monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "npu:0")
     tensor = torch.arange(4.0)
     function, args = tensor.__reduce_ex__(2)
@@ -381,20 +382,20 @@ def test_tensors_that_an_npu_saved_load_on_the_cpu(tmp_path: Path, monkeypatch: 
         assert loaded.tolist() == tensor.tolist()
 
 
-def test_shared_memory_stays_shared(tmp_path: Path) -> None:
+def test_views_share_memory_after_loading(tmp_path: Path) -> None:
     tensor = torch.zeros(4)
     loaded = round_trip([tensor, tensor[1:]], tmp_path / "x.pt")
     assert np.shares_memory(loaded[0], loaded[1])
-    assert not loaded[0].flags.writeable  # it is the file
+    assert not loaded[0].flags.writeable  # memory-mapped from the file
 
 
-def test_an_expanded_tensor_is_read(tmp_path: Path) -> None:
+def test_an_expanded_tensor_loads(tmp_path: Path) -> None:
     expanded = torch.arange(3.0).expand(5, 3)
     assert np.array_equal(round_trip(expanded, tmp_path / "x.pt"), expanded.numpy())
 
 
-def test_numbers_that_numpy_2_saved_are_read(tmp_path: Path) -> None:
-    """It has another name for the module that makes them."""
+def test_scalars_saved_by_numpy_2_load(tmp_path: Path) -> None:
+    """NumPy 2 has another name for the module that reconstructs them."""
     reduced = pickle.dumps(np.float64(1.5), protocol=2)
     assert b"numpy.core.multiarray" in reduced
     written = write_zip(tmp_path / "x.pt", reduced.replace(b"numpy.core.", b"numpy._core."))
@@ -416,7 +417,7 @@ def test_an_empty_file_is_refused(tmp_path: Path) -> None:
     assert "is cut short or no checkpoint of torch 1.6 or later" in refusal(tmp_path / "x.pt")
 
 
-def test_a_missing_file_is_an_os_error_with_its_name(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_os_error_with_its_path(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught:
         load_checkpoint_file(tmp_path / "x.pt")
     assert caught.value.filename == str(tmp_path / "x.pt")
@@ -424,13 +425,13 @@ def test_a_missing_file_is_an_os_error_with_its_name(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A small checkpoint file."""
+    """The bytes of a small checkpoint file."""
     path = tmp_path_factory.mktemp("saved") / "x.pt"
     torch.save({"args": Namespace(a=1), "model": {"w": torch.arange(50.0), "v": torch.ones(3).bfloat16()}}, path)
     return path.read_bytes()
 
 
-def test_a_file_cut_anywhere_is_refused(tmp_path: Path, saved: bytes) -> None:
+def test_a_file_truncated_anywhere_is_refused(tmp_path: Path, saved: bytes) -> None:
     for size in [*range(0, len(saved), 41), len(saved) - 1]:
         (tmp_path / "x.pt").write_bytes(saved[:size])
         refusal(tmp_path / "x.pt")
@@ -449,14 +450,14 @@ def test_random_bytes_are_refused(tmp_path_factory: pytest.TempPathFactory, cont
 def test_random_pickles_load_or_are_refused(
     tmp_path_factory: pytest.TempPathFactory, content: bytes, protocol: bytes
 ) -> None:
-    """Nothing but UserError ever comes out."""
+    """UserError is the only exception."""
     path = write_zip(tmp_path_factory.getbasetemp() / "random.pt", protocol + content)
     with contextlib.suppress(UserError):
         load_checkpoint_file(path)
 
 
-def test_flipped_bytes_load_or_are_refused(tmp_path: Path, saved: bytes) -> None:
-    """In a process of its own: a damaged header must not end it either."""
+def test_corrupted_files_load_or_are_refused(tmp_path: Path, saved: bytes) -> None:
+    """In a subprocess: a damaged header must not crash the interpreter either."""
     (tmp_path / "saved").write_bytes(saved)
     script = """
 import random, sys

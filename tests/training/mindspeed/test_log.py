@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from openpangu_sft.training.mindspeed.log import NO_CHECKPOINT, SAVED, error_of, iteration_of, warning
 from openpangu_sft.training.run.metrics import Row
+from parameter_ids import named_by
 
 LINE = (
     " [2026-11-25 18:31:01] iteration       12/      60 | consumed samples:           48 | elapsed time per iteration "
@@ -60,6 +61,7 @@ def test_saved() -> None:
         "    will not load any checkpoints and will start from random",
         "could not load the checkpoint /x/iter_0000001/mp_rank_00_001/model_optim_rng.pt",
     ],
+    ids=["no tracker file", "nothing loaded", "unreadable checkpoint"],
 )
 def test_a_start_from_random_weights(line: str) -> None:
     assert NO_CHECKPOINT.search(line)
@@ -71,7 +73,8 @@ def test_a_start_from_a_checkpoint() -> None:
 
 @pytest.mark.parametrize(
     ("line", "error"),
-    [
+    named_by(
+        0,
         ("RuntimeError: HCCL timeout\n", "RuntimeError: HCCL timeout"),
         ("[rank1]: torch.distributed.DistBackendError: gone", "torch.distributed.DistBackendError: gone"),
         (
@@ -81,7 +84,7 @@ def test_a_start_from_a_checkpoint() -> None:
         ("torch.distributed.elastic.multiprocessing.errors.ChildFailedError: ", None),
         ("    raise ValueError('x')", None),
         ("iteration 3", None),
-    ],
+    ),
 )
 def test_errors(line: str, error: str) -> None:
     assert error_of(line) == error

@@ -19,6 +19,7 @@ import pytest
 from conftest import PATIENCE, ROOT
 from openpangu_sft.artifacts.artifact import MANIFEST, Manifest, read_manifest, staged_directory
 from openpangu_sft.training.mindspeed.sources import PATCHES, VARIABLES, make_sources, read_pins
+from parameter_ids import named_by
 from refusals import refusal_of
 from small_upstream import COMMITTED, CONFIG, FILES, SmallUpstream, listing, run_git
 
@@ -350,14 +351,15 @@ def test_a_pin_that_is_none(small: SmallUpstream, change: dict[str, object], sai
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [
+    named_by(
+        0,
         ("[mindspeed", "not TOML: "),
         ("\x00", "not TOML: "),
         ("", "has nothing, expected megatron-lm, mindspeed, mindspeed-llm"),
         ("[mindspeed]\n[other]", "has mindspeed, other, expected"),
         ("megatron-lm=1\nmindspeed=1\nmindspeed-llm=1", "megatron-lm: Input should be a valid dictionary"),
         (None, "no such file -> run from a clone"),
-    ],
+    ),
 )
 def test_a_file_that_pins_nothing(small: SmallUpstream, text: str | None, said: str) -> None:
     file = small.patches / "upstream.toml"

@@ -12,6 +12,7 @@ from conftest import MakeRecipe, conversation, write_samples
 from openpangu_sft.dataset.preprocess import run_preprocess
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.mindspeed.hooks.handler import FIXED, PanguInstructionHandler
+from parameter_ids import named_by
 
 
 def samples(count: int) -> list[Any]:
@@ -40,7 +41,7 @@ def handle(arguments: Namespace) -> PanguInstructionHandler:
     return handler
 
 
-def refused(arguments: Namespace, capsys: pytest.CaptureFixture[str]) -> str:
+def error_line(arguments: Namespace, capsys: pytest.CaptureFixture[str]) -> str:
     """The last line on stderr, where the command has to end with exit code 1."""
     with pytest.raises(SystemExit) as caught:
         handle(arguments)
@@ -81,7 +82,7 @@ def test_a_bad_sample_leaves_what_was_there(recipe: Recipe, tmp_path: Path, caps
     handle(flags(recipe, recipe.path("samples"), tmp_path / "out/demo"))
     before = packed(tmp_path / "out", "demo")
     write_samples(tmp_path / "bad.jsonl", [*samples(3), {"data": []}])
-    line = refused(flags(recipe, tmp_path / "bad.jsonl", tmp_path / "out/demo"), capsys)
+    line = error_line(flags(recipe, tmp_path / "bad.jsonl", tmp_path / "out/demo"), capsys)
     assert f'{tmp_path}/bad.jsonl:4: meta_prompt is missing: write "meta_prompt": [""] for none -> ' in line
     assert "data.… are settings of make preprocess" in line
     assert packed(tmp_path / "out", "demo") == before
@@ -93,14 +94,15 @@ def test_an_empty_file_among_others_is_named(
     (tmp_path / "out").mkdir()
     write_samples(tmp_path / "parts/a.jsonl", samples(5))
     write_samples(tmp_path / "parts/b.jsonl", [])
-    line = refused(flags(recipe, tmp_path / "parts", tmp_path / "out/demo"), capsys)
+    line = error_line(flags(recipe, tmp_path / "parts", tmp_path / "out/demo"), capsys)
     assert f"{tmp_path}/parts/b.jsonl: holds no records" in line
     assert not packed(tmp_path / "out", "demo")
 
 
 @pytest.mark.parametrize(
     ("others", "said"),
-    [
+    named_by(
+        0,
         ({"pack": False}, "--pack: is missing"),
         ({"seq_length": None}, "--seq-length: is missing"),
         ({"seq_length": 4}, "--seq-length 4: Input should be greater than or equal to 8"),
@@ -110,9 +112,9 @@ def test_an_empty_file_among_others_is_named(
         ({"map_keys": {"a": "b"}}, "--map-keys: "),
         ({"input": "nowhere"}, "nowhere: no such directory"),
         ({"output_prefix": "nowhere/"}, "nowhere/: is a directory"),
-    ],
+    ),
 )
 def test_what_it_cannot_do_is_refused(
     recipe: Recipe, tmp_path: Path, others: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert said in refused(flags(recipe, recipe.path("samples"), tmp_path / "demo", **others), capsys)
+    assert said in error_line(flags(recipe, recipe.path("samples"), tmp_path / "demo", **others), capsys)

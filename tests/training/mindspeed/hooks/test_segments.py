@@ -15,7 +15,7 @@ from openpangu_sft.dataset.index_file import FIELDS, PREFIX, PackedWriter
 from openpangu_sft.training.mindspeed.hooks import segments
 from openpangu_sft.training.mindspeed.hooks.labels import next_tokens
 from openpangu_sft.training.mindspeed.hooks.segments import check_segments, positions, require_segments
-from openpangu_sft.util.errors import UserError
+from refusals import refusal_of
 
 LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=6)
 SEQ_LENGTH = 16
@@ -55,12 +55,6 @@ def write(directory: Path, masks: list[list[int]]) -> str:
     return str(directory / PREFIX)
 
 
-def refusal(prefix: str) -> str:
-    with pytest.raises(UserError) as caught:
-        check_segments(prefix)
-    return str(caught.value)
-
-
 def test_segment_numbers_are_taken(tmp_path: Path) -> None:
     check_segments(write(tmp_path, [row([5, 6], 5), row([16], 0), row([3, 3, 3], 7)]))
 
@@ -75,20 +69,20 @@ def test_the_published_handlers_dataset_is_refused(tmp_path: Path) -> None:
     rows = write_packs(tmp_path, [[(ids, ids)]], SEQ_LENGTH, pad_id=0)
     mask = np.where(rows["attention_mask"] == 0, 1, rows["input_ids"])
     PackedWriter(tmp_path, PREFIX, 1, SEQ_LENGTH).write(0, **{**rows, "attention_mask": mask})
-    what = refusal(str(tmp_path / PREFIX))
+    what = refusal_of(check_segments, str(tmp_path / PREFIX))
     assert what.startswith(f"{tmp_path}/data_packed_attention_mask_document.bin: has no segment numbers")
     assert "first row 0: holds token ids -> make it again" in what
 
 
 def test_ones_everywhere_are_refused(tmp_path: Path) -> None:
-    assert "holds 1 everywhere" in refusal(write(tmp_path, [[1] * SEQ_LENGTH] * 2))
+    assert "holds 1 everywhere" in refusal_of(check_segments, write(tmp_path, [[1] * SEQ_LENGTH] * 2))
 
 
 def test_ones_over_several_samples_are_refused(tmp_path: Path) -> None:
     prefix = write(tmp_path, [row([5, 6], 5), row([8], 8)])
     path = tmp_path / "data_packed_attention_mask_document.bin"
     np.minimum(np.fromfile(path, "<i4"), 1).tofile(path)
-    assert "holds 1 throughout, though the row's first token comes again" in refusal(prefix)
+    assert "holds 1 throughout, though the row's first token comes again" in refusal_of(check_segments, prefix)
 
 
 @pytest.mark.parametrize(
@@ -100,14 +94,14 @@ def test_ones_over_several_samples_are_refused(tmp_path: Path) -> None:
     ],
 )
 def test_numbers_in_another_order_are_refused(tmp_path: Path, numbers: list[int], said: str) -> None:
-    assert said in refusal(write(tmp_path, [row([8, 8], 0), numbers]))
+    assert said in refusal_of(check_segments, write(tmp_path, [row([8, 8], 0), numbers]))
 
 
 def test_a_large_dataset_is_looked_at_all_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(segments, "CHECKED_ROWS", 3)
     good, bad = row([8, 8], 0), [2] * SEQ_LENGTH
     check_segments(write(tmp_path, [good, bad, good, bad, good]))
-    assert "first row 4" in refusal(write(tmp_path, [good] * 4 + [bad]))
+    assert "first row 4" in refusal_of(check_segments, write(tmp_path, [good] * 4 + [bad]))
 
 
 def test_one_process_of_a_machine_says_it(
