@@ -7,11 +7,12 @@ between [unused16] and [unused17], text, then one JSON list of {"name", "argumen
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Sequence
 from typing import NamedTuple, Optional
 
 from openpangu_sft.conversations.fields import WITH_DUPLICATES, compact_json, json_or, kind_of, parse_json
-from openpangu_sft.conversations.keys import BadSample
+from openpangu_sft.conversations.keys import BadSample, Keys
 
 THINKING = ("[unused16]", "[unused17]")
 CALLS = ("[unused11]", "[unused12]")
@@ -23,6 +24,11 @@ _ANSWER = re.compile(
 _THINK = re.compile(r"\s*<think>(?P<thinking>.*?)</think>\s*(?P<text>.*)", re.DOTALL)
 _TOOL_CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 
+_WRAPPER = frozenset(("function", "id", "type", "index"))
+_ARGUMENTS = ("arguments", "parameters", "input", "args")
+_CALL = frozenset(("name", "id", "type", "index", *_ARGUMENTS))
+_DECLARATIONS = ("functionDeclarations", "function_declarations")
+
 
 class Answer(NamedTuple):
     """The parts of an assistant's message: thinking, None for none; text; calls as JSON text, empty for none."""
@@ -32,60 +38,80 @@ class Answer(NamedTuple):
     calls: str
 
 
-def split_answer(content: str) -> Answer:
+def split_answer(content: str, keys: Optional[Keys] = None) -> Answer:
     """The parts of an answer that is written in the model's own tokens; all of it is text where it is not."""
     found = _ANSWER.fullmatch(content) if "[unused1" in content else None
-    if found and (found["thinking"] is not None or found["calls"] is not None):
+    if found and (found["thinking"] is not None or found["calls"]):
         parts = Answer(found["thinking"], found["text"], found["calls"] or "")
-        if not any(_TAGS.search(part or "") for part in parts):
+        if found["calls"] != "" and not any(_TAGS.search(part or "") for part in parts):
             try:
-                return parts._replace(calls=calls_text(parts.calls) if found["calls"] is not None else "")
+                return parts._replace(calls=calls_text(parts.calls, keys))
             except BadSample:  # no list of calls: text, to which data.control_tokens applies
                 pass
     return Answer(None, content, "")
 
 
-def split_tags(content: str) -> Answer:
-    """The parts of an answer that is written with <think> (DeepSeek-R1, Qwen3) and <tool_call> (Hermes) tags.
+def split_thinking(content: str) -> tuple[Optional[str], str]:
+    """Thinking and text of an answer that is written with <think> tags (DeepSeek-R1, Qwen3).
 
-    Blanks around thinking and between the parts go, as those models' templates render them; empty thinking is none.
+    Blanks around thinking and before the text go, as those models' templates render them; empty thinking is none.
 
     Raises:
-        BadSample: a call that cannot be read.
+        BadSample: thinking that does not end, or is not at the beginning.
     """
-    thinking, text, calls = None, content, list[str]()
-    if "</think>" in content and (found := _THINK.fullmatch(content)):
-        thinking, text = found["thinking"].strip() or None, found["text"]
+    found = _THINK.fullmatch(content) if "</think>" in content else None
+    thinking, text = (found["thinking"].strip() or None, found["text"]) if found else (None, content)
+    if "</think>" in text or text.lstrip().startswith("<think>"):
+        raise BadSample(
+            "has <think> or </think> out of place: write thinking once, as <think>…</think>, before the text"
+        )
+    return thinking, text
+
+
+def split_tags(content: str, keys: Optional[Keys] = None) -> Answer:
+    """The parts of an answer that is written with <think> and <tool_call> (Hermes) tags; blanks before calls go.
+
+    Raises:
+        BadSample: thinking out of place, or a call that cannot be read.
+    """
+    thinking, text = split_thinking(content)
+    calls = list[str]()
     if "<tool_call>" in text:
         text, _, rest = text.partition("<tool_call>")
         calls = _TOOL_CALL.findall("<tool_call>" + rest)
         if not calls or _TOOL_CALL.sub("", "<tool_call>" + rest).strip():
             raise BadSample("has <tool_call> that is not closed, or text after it: put the text before the calls")
         text = text.rstrip()
-    return Answer(thinking, text, joined_calls([call_text(parse_json(call)) for call in calls]))
+    return Answer(thinking, text, joined_calls([call_text(json_or(call, "a <tool_call>"), keys) for call in calls]))
 
 
-def call_text(call: object) -> str:
+def call_text(call: object, keys: Optional[Keys] = None) -> str:
     """One call as JSON text: {"name":…,"arguments":{…}}.
 
     Args:
-        call: an object with name and arguments (or parameters: an object, the JSON text of one, which is kept as it
-            is, or nothing); or one that holds it under "function".
+        call: an object with name and arguments (or parameters, input, args: an object, the JSON text of one, which is
+            kept as it is, or nothing); or one that holds it under "function".
+        keys: the rule for other keys.
 
     Raises:
         BadSample: it names no function, or its arguments are no object.
     """
+    keys = keys or Keys()
     if isinstance(call, dict) and isinstance(call.get("function"), dict):
-        call = call["function"]
+        call = keys.known("a call", call, _WRAPPER)["function"]
     if not isinstance(call, dict) or not isinstance(call.get("name"), str) or not call["name"]:
         raise BadSample("a call names no function: expected name and arguments")
-    arguments = next((call[key] for key in ("arguments", "parameters", "input", "args") if key in call), None)
+    call, name = keys.known("a call", call, _CALL), reprlib.repr(call["name"])
+    given = [key for key in _ARGUMENTS if call.get(key) is not None]
+    if len(given) > 1:
+        raise BadSample(f"the call of {name} has {' and '.join(given)}: keep one of them")
+    arguments = call[given[0]] if given else None
     text = arguments.strip() if isinstance(arguments, str) else arguments
     if text in (None, "", "null"):
         text = "{}"
-    parsed = _arguments(call["name"], text) if isinstance(text, str) else text
+    parsed = _arguments(name, text) if isinstance(text, str) else text
     if not isinstance(parsed, dict):
-        raise BadSample(f"arguments of the call of {call['name']!r} is no object: {kind_of(parsed)}")
+        raise BadSample(f"arguments of the call of {name} is no object: {kind_of(parsed)}")
     text = text if isinstance(text, str) else compact_json(parsed)
     return f'{{"name":{compact_json(call["name"])},"arguments":{text}}}'
 
@@ -94,7 +120,7 @@ def _arguments(name: str, text: str) -> object:
     try:
         return parse_json(text, WITH_DUPLICATES)  # the text is kept: the model sees what the tool saw
     except BadSample as error:
-        raise BadSample(f"arguments of the call of {name!r} cannot be read: {error}") from None
+        raise BadSample(f"arguments of the call of {name} cannot be read: {error}") from None
 
 
 def joined_calls(calls: Sequence[str]) -> str:
@@ -102,8 +128,8 @@ def joined_calls(calls: Sequence[str]) -> str:
     return f"[{','.join(calls)}]" if calls else ""
 
 
-def calls_text(value: object) -> str:
-    """The JSON text of a list of calls; a text of one is kept as it is.
+def calls_text(value: object, keys: Optional[Keys] = None) -> str:
+    """The JSON text of a list of calls; a text of one in the model's own form is kept as it is.
 
     Raises:
         BadSample: neither a list of calls nor the JSON text of one.
@@ -113,8 +139,9 @@ def calls_text(value: object) -> str:
     calls = json_or(value, "calls", WITH_DUPLICATES)
     if not isinstance(calls, list) or not calls:
         raise BadSample(f"calls is {kind_of(calls) if calls != [] else 'an empty list'}, not a list of calls")
-    texts = list(map(call_text, calls))
-    return value if isinstance(value, str) else joined_calls(texts)
+    texts = [call_text(call, keys) for call in calls]
+    own = all("function" not in call and isinstance(call.get("arguments"), dict) for call in calls)
+    return value if own and isinstance(value, str) else joined_calls(texts)
 
 
 def join_call_lists(first: str, second: str) -> str:
@@ -126,17 +153,31 @@ def tools_text(value: object, name: str = "tools") -> str:
     """Tool definitions as the JSON text of a list; empty where there are none.
 
     Args:
-        value: a list of objects, a mapping of names to them, or the JSON text of either.
+        value: a list of objects, a mapping of names to them, or the JSON text of either; an object may hold a list of
+            them under functionDeclarations (Gemini).
 
     Raises:
         BadSample: anything else.
     """
-    if value is None or (isinstance(value, str) and not value.strip()):
+    tools = None if isinstance(value, str) and not value.strip() else json_or(value, name)
+    if tools is None:
         return ""
-    tools = json_or(value, name)
     if isinstance(tools, dict):
-        tools = [tools] if "name" in tools or "function" in tools else list(tools.values())
+        single = any(key in tools for key in ("name", "function", *_DECLARATIONS))
+        tools = [tools] if single else [_named(key, tool) for key, tool in tools.items()]
+    if isinstance(tools, list):
+        tools = [declared for tool in tools for declared in _declared(json_or(tool, f"an entry of {name}"))]
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         found = "a list of something else" if isinstance(tools, list) else kind_of(tools)
         raise BadSample(f"{name} is {found}, not a list of tool objects")
     return compact_json(tools) if tools else ""
+
+
+def _named(name: str, tool: object) -> object:
+    """A definition that a mapping holds under its name."""
+    return {"name": name, **tool} if isinstance(tool, dict) and not {"name", "function"} & tool.keys() else tool
+
+
+def _declared(tool: object) -> list[object]:
+    held = next(iter(tool.values())) if isinstance(tool, dict) and len(tool) == 1 else None
+    return held if isinstance(held, list) and next(iter(tool)) in _DECLARATIONS else [tool]  # type: ignore[call-overload]

@@ -7,24 +7,25 @@ in LLaMA-Factory (from, value; function_call and observation turns); Hermes (<to
 
 from __future__ import annotations
 
+import contextlib
 import re
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Optional
 
-from openpangu_sft.conversations.calls import call_text, join_call_lists, joined_calls, split_tags
+from openpangu_sft.conversations.calls import call_text, join_call_lists, joined_calls, split_tags, split_thinking
 from openpangu_sft.conversations.conversation import Rules, Sample, is_trained, parse_sample
 from openpangu_sft.conversations.fields import compact_json, json_or, keys_of, kind_of, optional_text
-from openpangu_sft.conversations.keys import BadSample
-from openpangu_sft.conversations.parts import Parts, read_parts
+from openpangu_sft.conversations.keys import EMPTY, BadSample, Keys
+from openpangu_sft.conversations.parts import Parts, is_parts, read_parts
 
 SPEAKER, CONTENT = ("role", "from"), ("content", "value", "parts", "text")
 ROLE_OF = {
     **dict.fromkeys(("system", "developer"), "system"),
-    **dict.fromkeys(("user", "human"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot", "bard", "bing"), "assistant"),
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot", "chatbot", "ai", "bard", "bing"), "assistant"),
     **dict.fromkeys(("function_call", "tool_call"), "function_call"),
-    **dict.fromkeys(("tool", "observation", "tool_response", "function_response", "ipython"), "tool"),
+    **dict.fromkeys(("tool", "observation", "tool_response", "tool_result", "function_response", "ipython"), "tool"),
     "function": "function",
 }
 """Roles by the names that speakers have, in small letters."""
@@ -34,6 +35,7 @@ _THINKING = ("reasoning_content", "thinking", "reasoning")
 _ANSWER = (*_THINKING, "tool_calls", "function_call", "refusal")
 _KNOWN = frozenset((*SPEAKER, *CONTENT, *_WEIGHTS, *_ANSWER))
 _RESPONSE = re.compile(r"\s*<tool_response>\s*(.*?)\s*</tool_response>\s*", re.DOTALL)
+_WANTS_CALLS = ("function_call", "tool_calls", "refusal")
 
 
 class Turn(NamedTuple):
@@ -102,7 +104,7 @@ def _append(messages: list[Turn], turn: Turn) -> None:
 
 
 def _turns(entry: object, name: str, rules: Rules) -> Iterator[Turn]:
-    """The messages that one turn is: one, but for Anthropic's, which holds tool results beside a user's text."""
+    """The messages that one turn is: one, unless it holds several results of tools, or (Anthropic) text beside them."""
     if not isinstance(entry, dict):
         raise BadSample(f"{name} is {kind_of(entry)}, not an object with role and content")
     turn = rules.keys.known(name, entry, _KNOWN)
@@ -112,30 +114,39 @@ def _turns(entry: object, name: str, rules: Rules) -> Iterator[Turn]:
         raise BadSample(f"{name} is to be trained on, and not: {', '.join(key for key in _WEIGHTS if key in turn)}")
     content = _content(turn, name)
     if role == "function_call":
-        yield Turn("assistant", "", None, _calls_of(content, name), weights != {False})
+        yield _calling(turn, content, name, weights != {False}, rules.keys)
         return
-    if role in ("tool", "function") and isinstance(content, (dict, list)) and not _typed(content):
+    results = role in ("tool", "function")
+    if results and isinstance(content, (dict, list)) and turn.get("parts") is None and not is_parts(content):
         content = compact_json(content)
     parts = read_parts(content, name, rules.keys)
     if role == "assistant":
-        yield _answer(turn, parts, name, weights != {False})
+        yield _answer(turn, parts, name, weights != {False}, rules.keys)
         return
-    if extra := [key for key in _ANSWER if turn.get(key)] or parts.thinking or parts.calls:
+    found = [key for key in _ANSWER if turn.get(key) not in EMPTY]
+    if extra := found or parts.thinking or parts.calls or (parts.results if role == "system" else []):
         raise BadSample(f"{name} ({role}) has {reprlib.repr(extra[0])}: only an assistant's message may")
     if True in weights:
         rules.changes["weights of messages that are no answers ignored"] += 1
-    yield from (Turn("tool", result) for result in parts.results)
+    yield from (Turn("function" if role == "function" else "tool", result) for result in parts.results)
     if parts.text is None and role != "system" and not parts.results:
         raise BadSample(f"{name} has no content")
-    if parts.text is not None or not parts.results:
-        text = parts.text or ""
-        if role == "tool" and (wrapped := _RESPONSE.fullmatch(text)):
-            text = wrapped[1]
+    text = parts.text or ""
+    if results and "<tool_response>" in text and not _RESPONSE.sub("", text):
+        yield from (Turn(role, result) for result in _RESPONSE.findall(text))
+    elif parts.text is not None or not parts.results:
         yield Turn(role, text)
 
 
 def _role(turn: Mapping[str, Any], name: str) -> str:
-    key = next((key for key in SPEAKER if turn.get(key) is not None), SPEAKER[0])
+    keys = [key for key in SPEAKER if turn.get(key) is not None] or [SPEAKER[0]]
+    roles = {_role_of(turn, key, name) for key in keys}
+    if len(roles) > 1:
+        raise BadSample(f"{name} has {' and '.join(keys)}, which differ: keep one of them")
+    return roles.pop()
+
+
+def _role_of(turn: Mapping[str, Any], key: str, name: str) -> str:
     speaker = turn.get(key)
     if not isinstance(speaker, str):
         found = kind_of(speaker) if key in turn else f"missing, keys found are {keys_of(turn)}"
@@ -155,44 +166,67 @@ def _content(turn: Mapping[str, Any], name: str) -> Any:
     return turn[found[0]] if found else None
 
 
-def _typed(content: object) -> bool:
-    return isinstance(content, list) and all(isinstance(part, dict) and "type" in part for part in content)
+def _calling(turn: Mapping[str, Any], content: object, name: str, trained: bool, keys: Keys) -> Turn:
+    """A turn whose content is calls: an object, a list, the JSON text of either, or <tool_call> tags."""
+    if extra := [key for key in _WANTS_CALLS if turn.get(key) not in EMPTY]:
+        raise BadSample(f"{name} has {extra[0]} beside a call: keep one of them")
+    thinking = None
+    with _naming(name):
+        if isinstance(content, str):
+            thinking, content = split_thinking(content)
+        if isinstance(content, str) and "<tool_call>" in content:
+            _, text, calls = split_tags(content, keys)
+            if text.strip():
+                raise BadSample("has text in front of its call: give it a message of the assistant's")
+        else:
+            listed = json_or(content, "the call")
+            if listed in EMPTY:
+                raise BadSample("has no call")
+            calls = joined_calls([call_text(call, keys) for call in (listed if isinstance(listed, list) else [listed])])
+    return Turn("assistant", "", _thinking(turn, name, thinking), calls, trained)
 
 
-def _calls_of(content: object, name: str) -> str:
-    if isinstance(content, str) and "<tool_call>" in content:
-        return split_tags(content).calls
-    calls = json_or(content, f"the call in {name}")
-    if isinstance(calls, list) and not calls:
-        raise BadSample(f"{name} has no call")
-    return joined_calls([call_text(call) for call in (calls if isinstance(calls, list) else [calls])])
-
-
-def _answer(turn: Mapping[str, Any], parts: Parts, name: str, trained: bool) -> Turn:
-    try:
-        tags = split_tags(parts.text or "")
-        calls = [call_text(call) for call in _call_list(turn)] + parts.calls
-    except BadSample as error:
-        raise BadSample(f"{name}: {error}") from None
+def _answer(turn: Mapping[str, Any], parts: Parts, name: str, trained: bool, keys: Keys) -> Turn:
     if parts.results:
         raise BadSample(f"{name} (assistant) holds a tool's result: give it a message with role tool")
-    thoughts = [optional_text(turn, key, name) for key in _THINKING] + ["\n".join(parts.thinking), tags.thinking]
-    thinking = list(filter(None, dict.fromkeys(thoughts)))
-    if len(thinking) > 1:
-        raise BadSample(f"{name} has its thinking twice: keep one of {', '.join(_THINKING)}, parts and <think>")
+    with _naming(name):
+        tags = split_tags(parts.text or "", keys)
+        legacy = [] if turn.get("function_call") in EMPTY else [json_or(turn["function_call"], "function_call")]
+        listed = [joined_calls([call_text(call, keys) for call in calls]) for calls in (_call_list(turn), legacy)]
+    calls = list(filter(None, dict.fromkeys([*listed, joined_calls(parts.calls), tags.calls])))
+    if len(calls) > 1:
+        raise BadSample(f"{name} has its calls twice: keep one of tool_calls, function_call, parts and <tool_call>")
+    refusal = optional_text(turn, "refusal", name)
     text = tags.text
-    if parts.text is None or not text.strip():
-        text = optional_text(turn, "refusal", name) or text
-    elif turn.get("refusal"):
+    if refusal and text.strip():
         raise BadSample(f"{name} has both content and refusal: keep one of them")
-    everything = join_call_lists(joined_calls(calls), tags.calls)
-    if parts.text is None and not text and not everything:
+    if parts.text is None and not refusal and not calls:
         raise BadSample(f"{name} (assistant) has neither content nor tool calls")
-    return Turn("assistant", text, thinking[0] if thinking else None, everything, trained)
+    thinking = _thinking(turn, name, "\n".join(parts.thinking), tags.thinking)
+    return Turn("assistant", refusal or text, thinking, calls[0] if calls else "", trained)
+
+
+def _thinking(turn: Mapping[str, Any], name: str, *others: Optional[str]) -> Optional[str]:
+    """The thinking of an answer, which may be in several places if they agree; None where it is blank."""
+    texts = [
+        text for text in (*(optional_text(turn, key, name) for key in _THINKING), *others) if text and text.strip()
+    ]
+    if len({text.strip() for text in texts}) > 1:
+        raise BadSample(f"{name} has its thinking twice: keep one of {', '.join(_THINKING)}, parts and <think>")
+    return texts[0] if texts else None
 
 
 def _call_list(turn: Mapping[str, Any]) -> list[Any]:
-    calls = json_or(turn.get("tool_calls"), "tool_calls") or []
-    if not isinstance(calls, list):
+    calls = json_or(None if turn.get("tool_calls") in EMPTY else turn["tool_calls"], "tool_calls")
+    if calls is not None and not isinstance(calls, list):
         raise BadSample(f"tool_calls is {kind_of(calls)}, not a list")
-    return calls + ([turn["function_call"]] if turn.get("function_call") else [])
+    return calls or []
+
+
+@contextlib.contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Puts the message's name in front of what is wrong with its calls."""
+    try:
+        yield
+    except BadSample as error:
+        raise BadSample(f"{name}: {error}") from None

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from openpangu_sft.conversations.fields import json_or, keys_of, kind_of
-from openpangu_sft.conversations.keys import BadSample
+from openpangu_sft.conversations.keys import EMPTY, BadSample
 
 PROMPT = ("instruction", "prompt", "query", "question")
 INPUT = ("input", "context")
@@ -42,8 +42,8 @@ def turns_of(record: Mapping[str, Any]) -> list[Any]:
 def _one(record: Mapping[str, Any], names: tuple[str, ...]) -> str:
     """The one column of several with the same meaning; empty where there is none."""
     found = [key for key in names if record.get(key) is not None]
-    if len(found) > 1 and any(record[key] == "" for key in found):
-        found = [key for key in found if record[key] != ""]
+    if len(found) > 1:
+        found = [key for key in found if record[key] not in EMPTY] or found[:1]
     if len(found) > 1:
         raise BadSample(f"has {' and '.join(found)}: say in data.columns which is which, or in data.ignore_keys")
     return found[0] if found else ""
@@ -57,18 +57,21 @@ def _text(record: Mapping[str, Any], key: str) -> str:
 
 
 def _answered(key: str, value: object) -> list[Any]:
-    if (
-        isinstance(value, list)
-        and value
-        and all(isinstance(item, dict) and ("role" in item or "from" in item) for item in value)
+    items = value if isinstance(value, list) else [value]
+    if items and all(isinstance(item, dict) and ("role" in item or "from" in item) for item in items):
+        return items
+    if key == "answers" and (
+        value.lstrip().startswith("[") if isinstance(value, str) else all("name" in _object(item) for item in items)
     ):
-        return value
-    if key == "answers":
         return [{"role": "function_call", "content": value}]
     if not isinstance(value, str):
         more = ": give each record one answer" if isinstance(value, list) else ""
         raise BadSample(f"{key} is {kind_of(value)}, not a text{more}")
     return [{"role": "assistant", "content": value}]
+
+
+def _object(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _history(value: object) -> list[Any]:

@@ -16,7 +16,7 @@ from typing import Any, Optional
 
 from openpangu_sft.conversations.calls import calls_text, split_answer, tools_text
 from openpangu_sft.conversations.fields import kind_of, optional_text
-from openpangu_sft.conversations.keys import BadSample, Keys
+from openpangu_sft.conversations.keys import EMPTY, BadSample, Keys
 
 ROLES = ("system", "user", "assistant", "tool", "function")
 MESSAGE_ROLES = ROLES[1:]
@@ -111,12 +111,14 @@ def parse_sample(record: object, rules: Optional[Rules] = None) -> Sample:
         if key not in known:
             raise BadSample(f"{key} is missing" + (': write "meta_prompt": [""] for none' if key != "data" else ""))
     messages = _messages(known["data"], rules)
-    return Sample(_meta_prompt(known["meta_prompt"]), messages, tools_text(known.get("tools")))
+    prompts, tools = _meta_prompt(known["meta_prompt"]), tools_text(known.get("tools"))
+    _require_characters("tools", tools)
+    return Sample(prompts, messages, tools)
 
 
 def reason_class(reason: str) -> str:
     """A reason without numbers, quoted texts and details, by which rejected records are counted."""
-    general = re.sub(r"'[^']*'|\"[^\"]*\"", "…", reason)
+    general = re.sub(r"'[^']*'|\"[^\"]*\"", "…", re.sub(r"^message \d+: ", "", reason))
     return re.sub(r"\d+", "N", general.split(": ")[0]).split(" (counted")[0]
 
 
@@ -144,7 +146,8 @@ def _messages(value: object, rules: Rules) -> tuple[Message, ...]:
             messages.append(message)
         elif not (rules.lenient and _repaired(messages, message, rules.changes)):
             place = f"follows {before}" if before else "comes first"
-            remedy = "" if rules.lenient or message.role in _RESULTS else "; data.turns=lenient accepts it"
+            repairable = not rules.lenient and _repaired(messages, message, Counter())
+            remedy = "; data.turns=lenient accepts it" if repairable else ""
             raise BadSample(
                 f"message {number} ({message.role}) {place}: expected {' or '.join(_MAY_FOLLOW[before])}{remedy}"
             )
@@ -162,13 +165,18 @@ def _messages(value: object, rules: Rules) -> tuple[Message, ...]:
 
 
 def _repaired(messages: list[Message], message: Message, changes: Counter[str]) -> bool:
-    """Adds a message that comes first or speaks twice as the template can render it; False where it cannot."""
-    if not messages:
-        if message.role == "assistant":
-            messages.append(message)
-            changes["conversations that begin with the assistant kept"] += 1
-        return bool(messages)
-    last = messages[-1]
+    """Adds a message out of order as the template can render it; False where it cannot."""
+    last = messages[-1] if messages else None
+    if message.role == "assistant" and not last:
+        messages.append(message)
+        changes["conversations that begin with the assistant kept"] += 1
+        return True
+    if message.role == "user" and last and last.role in _RESULTS:
+        messages.append(message)
+        changes["questions directly after a tool's result kept"] += 1
+        return True
+    if last is None:
+        return False
     if (message.role, message.trained) != (last.role, last.trained) or last.calls or message.thinking is not None:
         return False
     content = "\n".join(filter(None, (last.content, message.content)))
@@ -192,23 +200,22 @@ def _message(entry: object, number: int, keys: Keys) -> Message:
     if role not in MESSAGE_ROLES:
         raise BadSample(f"message {number} has unknown role {reprlib.repr(role)}: use {', '.join(MESSAGE_ROLES)}")
     if role == "assistant":
-        return _answer(found, content, number)
-    if found.keys() > _PLAIN:
-        extra = min(found.keys() - _PLAIN)
-        raise BadSample(f"message {number} ({role}) has {extra}: only an assistant's message may")
+        return _answer(found, content, number, keys)
+    if extra := [key for key in found if key not in _PLAIN and found[key] not in EMPTY]:
+        raise BadSample(f"message {number} ({role}) has {extra[0]}: only an assistant's message may")
     if role == "user" and not content.strip():
         raise BadSample(f"message {number} (user) is empty")
     return Message(role, content)
 
 
-def _answer(found: Mapping[str, Any], content: str, number: int) -> Message:
+def _answer(found: Mapping[str, Any], content: str, number: int, keys: Keys) -> Message:
     thinking, calls = optional_text(found, "thinking", f"message {number}"), ""
     trained = is_trained(found.get("weight"), f"weight of message {number}")
     try:
-        if thinking is None and not found.get("calls"):
-            thinking, content, calls = split_answer(content)
+        if thinking is None and found.get("calls") in EMPTY:
+            thinking, content, calls = split_answer(content, keys)
         else:
-            calls = calls_text(found.get("calls"))
+            calls = calls_text(found.get("calls"), keys)
     except BadSample as error:
         raise BadSample(f"message {number}: {error}") from None
     for name, text in (("thinking", thinking or ""), ("calls", calls)):

@@ -112,7 +112,7 @@ def kind_of(value: object) -> str:
 
 def keys_of(record: Mapping[Any, Any]) -> str:
     """The first ten keys of an object, printable, for messages."""
-    names = [repr(key).strip("'") for key in record]
+    names = [repr(key).strip("'")[:40] for key in record]
     return ", ".join(names[:10] + (["…"] if len(names) > 10 else [])) or "none"
 
 

@@ -6,17 +6,23 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any
 
-_HARMLESS = """_id annotator author cache_control categories category conv_id conversation_hash conversation_id
-    conversation_index conversation_name create_time created created_at creator data_source dataset dataset_name date
-    datetime dialog_id dialogue_id difficulty domain end_time finish_reason generator hash id ids idx index key lang
-    language license meta metadata message_id model model_name name num_turns object origin prompt_id qid question_id
-    reasoning_language recipient row_id sample_id service_tier session_id source sources split start_time status
-    stop_reason stop_sequence subject subset system_fingerprint tag tags task task_id task_name task_type time
-    timestamp title tokens tool_call_id tool_use_id topic turn type update_time url usage user_id uuid version"""
+_HARMLESS = """_id annotations annotator author cache_control call_id categories category conv_id conversation_hash
+    conversation_id conversation_index conversation_name create_time created created_at creator data_source dataset
+    dataset_name date datetime dialog_id dialogue_id difficulty domain end_time finish_reason generator hash id ids idx
+    index is_error key lang language license logprobs message_id meta metadata model model_name name num_turns object
+    origin parallel_tool_calls prompt_id qid question_id reasoning_language recipient row_id sample_id service_tier
+    session_id signature source sources split start_time status stop_reason stop_sequence subject subset
+    system_fingerprint tag tags task task_id task_name task_type thoughtSignature thought_signature time timestamp title
+    tokens tool_call_id tool_use_id topic turn type update_time url usage user_id uuid version"""
 HARMLESS = frozenset(_HARMLESS.split())
 """Keys that describe a sample or where it comes from."""
 
-MEDIA = frozenset(("audio", "audios", "file", "files", "image", "image_url", "images", "video", "videos"))
+_MEDIA = """audio audios file fileData file_data files image image_url images inlineData inline_data input_audio
+    input_file input_image video videos"""
+MEDIA = frozenset(_MEDIA.split())
+
+EMPTY: tuple[object, ...] = (None, "", [], {})
+"""Values that hold nothing."""
 
 
 class BadSample(Exception):
@@ -51,11 +57,13 @@ class Keys:
             return record
         kept = {}
         for key, value in record.items():
-            if key in self._ignored or (key not in known and key in HARMLESS):
-                self.counts[key] += 1
-            elif key in known:
+            if key in known and key not in self._ignored:
                 kept[key] = value
-            elif value not in (None, "", [], {}):
+            elif value in EMPTY:
+                pass
+            elif key in self._ignored or key in HARMLESS:
+                self.counts[key] += 1
+            else:
                 raise BadSample(_unknown(name, key))
         return kept
 

@@ -10,15 +10,18 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 from openpangu_sft.conversations.calls import call_text
 from openpangu_sft.conversations.fields import compact_json, json_or, kind_of
-from openpangu_sft.conversations.keys import BadSample, Keys
+from openpangu_sft.conversations.keys import EMPTY, MEDIA, BadSample, Keys
 
-_TEXTS = frozenset(("text", "input_text", "output_text"))
-_LISTED = "type text value content thinking reasoning refusal name input signature is_error annotations thought"
-_KNOWN = frozenset((*_LISTED.split(), "thoughtSignature", "functionCall", "functionResponse"))
+_TEXT = ("text", "value", "content", "refusal")
+_THINKING = ("thinking", "reasoning", "text", "value", "content")
+_HELD_CALL = ("functionCall", "function_call", "value")
+_CALL = (*_HELD_CALL, "name", "input", "arguments", "parameters", "args", "function")
+_RESPONSE = ("functionResponse", "function_response")
+_RESULT = (*_RESPONSE, "content", "value")
 
 
 @dataclass
@@ -51,50 +54,75 @@ def read_parts(content: object, name: str, keys: Keys) -> Parts:
     return found
 
 
+def is_parts(content: object) -> bool:
+    """Whether a value is a list of typed parts; a tool's result may be another list of objects."""
+    types = [part.get("type") for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+    return any(isinstance(kind, str) and (kind in _KINDS or kind in MEDIA) for kind in types)
+
+
 def _add(found: Parts, part: object, name: str, keys: Keys) -> None:
     if not isinstance(part, dict):
         raise BadSample(f"a part of {name} is {kind_of(part)}, not an object with type and text")
-    kind = part.get("type") or next(
-        (key for key in ("functionCall", "functionResponse") if key in part),
-        "thinking" if part.get("thought") else "text",
-    )
-    if kind not in _READERS:
+    kind = part.get("type")
+    if kind in EMPTY:
+        kind = next((key for key in (*_HELD_CALL[:2], *_RESPONSE) if part.get(key) not in EMPTY), "text")
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise BadSample(f"{name} has content other than text: {reprlib.repr(kind)}, and only text can be trained")
-    _READERS[kind](found, keys.known(f"a part of {name}", part, _KNOWN), name)
+    reader, known = _KINDS["thinking" if kind in _TEXT and part.get("thought") else kind]
+    reader(found, keys.known(f"a part of {name}", part, known), name, keys)
 
 
-def _text(found: Parts, part: Mapping[str, Any], name: str) -> None:
-    found.text = (found.text or "") + _string(part, name, "text", "value", "content", "refusal")
+def _text(found: Parts, part: Mapping[str, Any], name: str, _: Keys) -> None:
+    text = _string(part, name, _TEXT)
+    if found.calls and text.strip():
+        raise BadSample(f"{name} has text after a call: put the text before the calls")
+    found.text = (found.text or "") + text
 
 
-def _thinking(found: Parts, part: Mapping[str, Any], name: str) -> None:
-    found.thinking.append(_string(part, name, "thinking", "reasoning", "text", "value", "content"))
+def _thinking(found: Parts, part: Mapping[str, Any], name: str, _: Keys) -> None:
+    found.thinking.append(_string(part, name, _THINKING))
 
 
-def _call(found: Parts, part: Mapping[str, Any], name: str) -> None:
-    call = next((part[key] for key in ("functionCall", "value") if key in part), part)
-    found.calls.append(call_text(json_or(call, f"a call of {name}")))
+def _call(found: Parts, part: Mapping[str, Any], name: str, keys: Keys) -> None:
+    held = [key for key in _HELD_CALL if part.get(key) not in EMPTY]
+    rest = [key for key in _CALL if part.get(key) not in EMPTY and key not in held]
+    if len(held) > 1 or (held and rest):
+        raise BadSample(f"a part of {name} has {' and '.join(held + rest)}: keep one of them")
+    call = part[held[0]] if held else {key: value for key, value in part.items() if key in _CALL}
+    found.calls.append(call_text(json_or(call, f"a call of {name}"), keys))
 
 
-def _result(found: Parts, part: Mapping[str, Any], name: str) -> None:
-    result = next((part[key] for key in ("functionResponse", "content", "value") if key in part), "")
-    if isinstance(result, dict) and "response" in result:
+def _result(found: Parts, part: Mapping[str, Any], name: str, keys: Keys) -> None:
+    key, result = _only(part, name, _RESULT)
+    if key in _RESPONSE and isinstance(result, dict) and "response" in result:
         result = result["response"]
-    if isinstance(result, list) and all(isinstance(item, dict) and item.get("type") == "text" for item in result):
-        result = "".join(_string(item, name, "text") for item in result)
-    found.results.append(result if isinstance(result, str) else compact_json(result))
+    if is_parts(result):
+        inner = read_parts(result, f"a tool's result in {name}", keys)
+        if inner.thinking or inner.calls or inner.results:
+            raise BadSample(f"a tool's result in {name} has parts other than text")
+        result = inner.text
+    found.results.append((result or "") if result is None or isinstance(result, str) else compact_json(result))
 
 
-_READERS = {
-    **dict.fromkeys((*_TEXTS, "refusal"), _text),
-    **dict.fromkeys(("thinking", "reasoning"), _thinking),
-    **dict.fromkeys(("tool_use", "tool_call", "functionCall"), _call),
-    **dict.fromkeys(("tool_result", "functionResponse"), _result),
+_Reader = Callable[[Parts, Mapping[str, Any], str, Keys], None]
+_KINDS: dict[str, tuple[_Reader, frozenset[str]]] = {
+    **dict.fromkeys(("text", "input_text", "output_text", "refusal"), (_text, frozenset(("type", "thought", *_TEXT)))),
+    **dict.fromkeys(("thinking", "reasoning"), (_thinking, frozenset(("type", "thought", *_THINKING)))),
+    **dict.fromkeys(("tool_use", "tool_call", *_HELD_CALL[:2]), (_call, frozenset(("type", "thought", *_CALL)))),
+    **dict.fromkeys(("tool_result", *_RESPONSE), (_result, frozenset(("type", *_RESULT)))),
 }
 
 
-def _string(part: Mapping[str, Any], name: str, *names: str) -> str:
-    value = next((part[key] for key in names if part.get(key) is not None), None)
+def _only(part: Mapping[str, Any], name: str, names: tuple[str, ...]) -> tuple[str, Any]:
+    """The one of these keys that is not null, and its value."""
+    found = [key for key in names if part.get(key) is not None]
+    if len(found) > 1:
+        raise BadSample(f"a part of {name} has {' and '.join(found)}: keep one of them")
+    return (found[0], part[found[0]]) if found else (names[0], None)
+
+
+def _string(part: Mapping[str, Any], name: str, names: tuple[str, ...]) -> str:
+    key, value = _only(part, name, names)
     if not isinstance(value, str):
-        raise BadSample(f"a part of {name} has no text in {names[0]}: {kind_of(value)}")
+        raise BadSample(f"a part of {name} has no text in {key}: {kind_of(value)}")
     return value

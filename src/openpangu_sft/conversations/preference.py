@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from openpangu_sft.conversations import columns
 from openpangu_sft.conversations.conversation import Rules
 from openpangu_sft.conversations.fields import json_or
-from openpangu_sft.conversations.keys import BadSample
+from openpangu_sft.conversations.keys import EMPTY, BadSample
 
 LABELS = ("label", "kto_tag")
 CHOSEN = ("chosen", "chosen_response", "chosen_messages")
 REJECTED = ("rejected", "rejected_response", "rejected_responses", "rejected_messages")
+_LISTS = ("messages", "conversations", "conversation", "contents")
 
 
 class LeftOut(BadSample):
@@ -33,7 +35,7 @@ def chosen_side(record: dict[str, Any], wanted: str, rules: Rules) -> dict[str, 
         LeftOut: it is marked as a bad example.
     """
     marks = [key for key in LABELS if isinstance(record.get(key), bool)]
-    sides = [key for key in (*CHOSEN, *REJECTED) if record.get(key) not in (None, "", [])]
+    sides = [key for key in (*CHOSEN, *REJECTED) if record.get(key) not in EMPTY]
     if not marks and not sides:
         return record
     if wanted == "refuse":
@@ -42,7 +44,7 @@ def chosen_side(record: dict[str, Any], wanted: str, rules: Rules) -> dict[str, 
         raise BadSample(f"{what}: set data.preference=chosen to train on the chosen side only")
     if any(record[key] is False for key in marks):
         raise LeftOut(f"{marks[0]} is false: data.preference=chosen leaves bad examples out")
-    found = {key: value for key, value in record.items() if key not in (*LABELS, *CHOSEN, *REJECTED)}
+    found = _without(record, *LABELS, *CHOSEN, *REJECTED)
     if any(key in REJECTED for key in sides):
         rules.changes["rejected answers left out"] += 1
     chosen = [record[key] for key in CHOSEN if key in sides]
@@ -51,17 +53,31 @@ def chosen_side(record: dict[str, Any], wanted: str, rules: Rules) -> dict[str, 
     return _with_answer(found, chosen[0]) if chosen else found
 
 
-def _with_answer(record: Mapping[str, Any], chosen: Any) -> dict[str, Any]:
+def _with_answer(record: dict[str, Any], chosen: Any) -> dict[str, Any]:
     """The record with its preferred answer: a text, a turn, or turns, which may be the whole conversation."""
+    if answers := [key for key in columns.ANSWER if record.get(key) not in EMPTY]:
+        raise BadSample(f"has a chosen answer and {', '.join(answers)}: keep one of them")
     turns = chosen if isinstance(chosen, list) else [chosen if isinstance(chosen, dict) else _assistant(chosen)]
-    key = next((key for key in ("messages", "conversations") if record.get(key) is not None), "")
-    if key:
-        return {**record, key: [*(json_or(record[key], key) or []), *turns]}
-    if isinstance(record.get("prompt"), list):
-        return {**record, "completion": turns}
-    if len(turns) == 1 and any(record.get(name) for name in ("prompt", "instruction", "query", "question")):
+    place = next((key for key in (*_LISTS, "prompt") if record.get(key) not in EMPTY), "")
+    asked = json_or(record[place], place) if place in _LISTS else record.get(place)
+    if isinstance(asked, list):
+        whole = len(turns) > 1 and turns[0] == asked[0]
+        name = "messages" if place == "prompt" else place
+        return {**_without(record, place), name: turns if whole else [*asked, *turns]}
+    if place in _LISTS:
+        return record  # no list of turns: the converter says so
+    asking = [key for key in (*columns.PROMPT, *columns.INPUT) if record.get(key) not in EMPTY]
+    if len(turns) == 1 and asking:
         return {**record, "response": chosen if isinstance(chosen, str) else turns}
-    return {**{name: value for name, value in record.items() if name != "prompt"}, "messages": turns}
+    if len(turns) == 1 and isinstance(chosen, str):
+        raise BadSample("the chosen answer has no question: write it as turns, or its question in prompt")
+    if asking and not any(isinstance(turn, dict) and record[asking[0]] in turn.values() for turn in turns):
+        raise BadSample(f"has {asking[0]}, which its chosen turns do not hold: leave it out with data.ignore_keys")
+    return {**_without(record, *asking[:1]), "messages": turns}
+
+
+def _without(record: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key not in names}
 
 
 def _assistant(text: object) -> dict[str, object]:
