@@ -13,7 +13,7 @@ from sentencepiece import SentencePieceProcessor
 from openpangu_sft.conversations.conversation import Message, Sample
 from openpangu_sft.conversations.convert import Converter
 from openpangu_sft.conversations.files import read_records
-from openpangu_sft.recipe.sections import Data
+from openpangu_sft.recipe.data import Data
 from openpangu_sft.tokenizer.template import END
 from openpangu_sft.util.errors import UserError
 

@@ -11,8 +11,8 @@ from conftest import ROOT
 from openpangu_sft.conversations.conversation import Message, Sample
 from openpangu_sft.conversations.convert import Converter
 from openpangu_sft.conversations.keys import BadSample
+from openpangu_sft.recipe.data import Data
 from openpangu_sft.recipe.load import load_recipe
-from openpangu_sft.recipe.sections import Data
 
 
 @functools.cache

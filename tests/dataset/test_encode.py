@@ -15,7 +15,7 @@ from conftest import MakeRecipe, conversation, write_samples
 from openpangu_sft.conversations.conversation import BadSample, Message, Sample, parse_sample
 from openpangu_sft.dataset.encode import Encoded, TooLong, encode_samples, input_ids_of, labels_of
 from openpangu_sft.dataset.preprocess import run_preprocess
-from openpangu_sft.recipe.sections import Data
+from openpangu_sft.recipe.data import Data
 from openpangu_sft.tokenizer.template import sample_spans
 from openpangu_sft.tokenizer.tokenizer import IGNORED, Tokenizer
 from refusals import refusal_of

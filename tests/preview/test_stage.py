@@ -28,8 +28,8 @@ from openpangu_sft.preview.figures import figures_of
 from openpangu_sft.preview.segments import SegmentReader, Token
 from openpangu_sft.preview.stage import Preview, run_preview
 from openpangu_sft.preview.terminal import show
+from openpangu_sft.recipe.data import Data
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.recipe.sections import Data
 from openpangu_sft.tokenizer.tokenizer import IGNORED, Tokenizer
 from refusals import refusal_of
 

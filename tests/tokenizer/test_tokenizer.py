@@ -21,7 +21,7 @@ from transformers import AddedToken, AutoTokenizer, dynamic_module_utils
 from conftest import SHARED, conversation, example_texts
 from openpangu_sft.conversations.conversation import BadSample, Message, Sample, parse_sample
 from openpangu_sft.dataset.encode import Encoded, encode_samples, input_ids_of, labels_of
-from openpangu_sft.recipe.sections import Data
+from openpangu_sft.recipe.data import Data
 from openpangu_sft.tokenizer.template import TextSpan, prompt_spans
 from openpangu_sft.tokenizer.tokenizer import IGNORED, Tokenizer, tokenizer_digest
 from refusals import refusal_of

@@ -21,7 +21,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from openpangu_sft.conversations.calls import CALLS, THINKING
 from openpangu_sft.conversations.conversation import Message, Sample
 from openpangu_sft.conversations.convert import Converter
-from openpangu_sft.recipe.sections import Data
+from openpangu_sft.recipe.data import Data
 from openpangu_sft.tokenizer.template import END, HEADERS, START, sample_spans
 
 COMMIT = "03f0072ebf7c483c62cccf47391c25ba13191b46"

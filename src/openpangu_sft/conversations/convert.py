@@ -11,7 +11,7 @@ from openpangu_sft.conversations.conversation import Rules, Sample, parse_sample
 from openpangu_sft.conversations.fields import json_or, keys_of, kind_of
 from openpangu_sft.conversations.keys import EMPTY, BadSample
 from openpangu_sft.conversations.parts import is_parts, read_parts
-from openpangu_sft.recipe.sections import Data
+from openpangu_sft.recipe.data import Data
 
 LISTS = {
     "openai": ("messages", "contents"),

@@ -11,8 +11,8 @@ from pathlib import Path
 from openpangu_sft.conversations.conversation import Rules, Sample
 from openpangu_sft.conversations.convert import Converter
 from openpangu_sft.conversations.files import RawFile, raw_files
+from openpangu_sft.recipe.data import Data, Source
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.recipe.sections import Data, Source
 from openpangu_sft.util.errors import UserError
 
 

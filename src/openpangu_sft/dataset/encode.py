@@ -17,7 +17,7 @@ import numpy.typing as npt
 from openpangu_sft.conversations.conversation import Sample
 from openpangu_sft.conversations.keys import BadSample
 from openpangu_sft.dataset.roles import BEGINS, ROLES, Roles
-from openpangu_sft.recipe.sections import Data
+from openpangu_sft.recipe.data import Data
 from openpangu_sft.tokenizer.template import END, START, Cut, TextSpan, sample_spans, whole
 from openpangu_sft.tokenizer.tokenizer import IGNORED, Tokenizer
 from openpangu_sft.tokenizer.tool_prompt import ToolPrompt

@@ -28,7 +28,7 @@ from openpangu_sft.dataset.spans import Span, lines_before, read_span, spans_of
 from openpangu_sft.dataset.spool import Spool, TokenRun
 from openpangu_sft.dataset.validation import is_validation
 from openpangu_sft.dataset.views import training_views
-from openpangu_sft.recipe.sections import Data
+from openpangu_sft.recipe.data import Data
 from openpangu_sft.tokenizer.tokenizer import Tokenizer
 from openpangu_sft.util.console import byte_progress, progress
 from openpangu_sft.util.errors import UserError, naming

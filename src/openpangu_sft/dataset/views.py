@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from openpangu_sft.conversations.conversation import Message, Sample
 from openpangu_sft.conversations.keys import BadSample
-from openpangu_sft.recipe.sections import Data
+from openpangu_sft.recipe.data import Data
 
 
 def training_views(sample: Sample, data: Data) -> list[Sample]:

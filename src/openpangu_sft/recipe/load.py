@@ -15,7 +15,8 @@ from ruamel.yaml.nodes import MappingNode
 
 from openpangu_sft.recipe.model_config import CONFIG, model_of, read_config, require_stated
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.recipe.sections import Conflict, Model, Paths, UnknownModel
+from openpangu_sft.recipe.section import Conflict
+from openpangu_sft.recipe.sections import Model, Paths, UnknownModel
 from openpangu_sft.util.errors import UserError, read_utf8
 
 ROOT = Path(__file__).parents[3]

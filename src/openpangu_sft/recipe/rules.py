@@ -10,7 +10,8 @@ from math import prod
 from operator import attrgetter
 from pathlib import Path
 
-from openpangu_sft.recipe.sections import Conflict, Paths, Sections
+from openpangu_sft.recipe.section import Conflict
+from openpangu_sft.recipe.sections import Paths, Sections
 from openpangu_sft.util.errors import SizesUnknown
 
 SPLIT = ("parallel.tensor", "parallel.pipeline", "parallel.context")

@@ -8,37 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, Optional
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from openpangu_sft.recipe.data import Data
+from openpangu_sft.recipe.section import Conflict, NotNegative, Positive, Section, Seed, UpTo1000
 from openpangu_sft.util.errors import SizesUnknown
-
-Positive = Field(gt=0)
-NotNegative = Field(ge=0)
-UpTo1000 = Field(gt=0, le=1000)
-"""For values that are looped over before a run: a few zeros too many would cost hours and all memory."""
-Seed = Field(ge=0, lt=2**32)
-"""Range of numpy's generator, which shuffles samples and packs."""
-
-
-class Conflict(ValueError):
-    """Values that are not allowed, or not together; `keys` are theirs."""
-
-    def __init__(self, what: str, remedy: str, *keys: str) -> None:
-        super().__init__(f"{what} -> {remedy}")
-        self.what, self.remedy, self.keys = what, remedy, keys
-
-
-class Section(BaseModel):
-    """A group of settings. Unknown keys are errors, and types are not converted."""
-
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _empty_is_default(cls, value: Any) -> Any:
-        return {} if value is None else value
 
 
 class Paths(Section):
@@ -145,81 +119,6 @@ class Tokenizer(Section):
 
     trust_remote_code: bool = False
     """Run the Python code of openPangu's tokenizer, which comes with its weights."""
-
-
-Column = Literal[
-    "messages", "role", "content", "prompt", "input", "response", "system", "history", "tools", "chosen", "rejected"
-]
-"""What a column can be named for."""
-
-
-Format = Literal["auto", "alpaca", "sharegpt", "openai", "samples"]
-
-
-class Source(Section):
-    """One source of raw conversations among several."""
-
-    path: str
-    """Raw conversations, as paths.raw."""
-    format: Format = "auto"
-    """As data.source_format."""
-    columns: dict[Column, str] = {}
-    """As data.columns."""
-    weight: float = Field(default=1.0, gt=0, le=1000)
-    """How often each conversation is used: 2 is twice, 0.5 is a half of them, chosen by data.seed."""
-    system: Optional[str] = None
-    """System prompt of conversations that have none."""
-
-
-class Data(Section):
-    """Conversion, tokenization and packing."""
-
-    source_format: Format = "auto"
-    """Format of the raw conversations; auto detects it from the keys of each record."""
-    encoding: str = "utf-8"
-    """Encoding of raw .json, .jsonl and .csv files, as Python names it: gb18030, utf-16."""
-    sources: list[Source] = []
-    """Several sources in the place of paths.raw, source_format and columns, mixed by weight."""
-    deduplicate: Literal["no", "exact"] = "no"
-    """Conversations that occur twice, which are counted always: kept, or dropped but for the first."""
-    columns: dict[Column, str] = {}
-    """Names of your columns: {prompt: ask, response: reply}, or {messages: talk, role: speaker, content: utterance}."""
-    ignore_keys: list[str] = []
-    """Keys of records, messages and parts to leave out; a key that is neither known nor harmless is refused."""
-    turns: Literal["strict", "lenient"] = "strict"
-    """Turns out of order: invalid, or joined, kept, moved or dropped as the template allows, and counted."""
-    preference: Literal["refuse", "chosen"] = "refuse"
-    """Preference data (DPO, KTO): invalid, or only its chosen side is used."""
-    thinking: Literal["last", "all", "drop"] = "last"
-    """Thinking: one sample per thinking answer, without earlier thinking; in every answer; or left out."""
-    train_on: Literal["all", "last"] = "all"
-    """Answers that are trained: all, or only the last of each conversation; those with weight 0 never are."""
-    tool_prompt: Optional[str] = None
-    """Jinja template of the system prompt for tools, with `tools`, the list of their definitions; see data.md."""
-    seq_length: int = Field(ge=8)
-    """Sequence length: tokens per pack, for both preprocess and sft."""
-    on_bad_sample: Literal["refuse", "skip"] = "refuse"
-    """Invalid samples: refuse stops the stage; skip counts them and writes them to a rejects file."""
-    control_tokens: Literal["refuse", "escape", "allow"] = "refuse"
-    """Control tokens inside a message: an invalid sample, plain text, or control tokens (they can forge a turn)."""
-    too_long: Literal["refuse", "drop", "truncate"] = "refuse"
-    """Samples longer than seq_length: invalid, dropped and counted, or truncated after the last answer that fits."""
-    validation_share: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the conversations used as validation set, not for training; 0.05 is about one in twenty."""
-    seed: int = Seed
-    """Seed of the order of samples and packs in a shard, and of the validation split."""
-    workers: int = Positive
-    """Worker processes for tokenization."""
-
-    @field_validator("encoding")
-    @classmethod
-    def _known_encoding(cls, value: str) -> str:
-        try:
-            "a".encode(value)
-        except (LookupError, ValueError):  # ValueError: a NUL in the name
-            key = "data.encoding"
-            raise Conflict(f"{key} {value!r} is no text encoding", "use utf-8, gb18030 or utf-16", key) from None
-        return value
 
 
 class Recompute(Section):

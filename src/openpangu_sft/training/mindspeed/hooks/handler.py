@@ -23,7 +23,7 @@ from openpangu_sft.dataset.index_file import FIELDS, field_path
 from openpangu_sft.dataset.preprocess import open_tokenizer, sample_files
 from openpangu_sft.dataset.shard import write_shard
 from openpangu_sft.dataset.spans import Span
-from openpangu_sft.recipe.sections import Data
+from openpangu_sft.recipe.data import Data
 from openpangu_sft.training.mindspeed.hooks import one_line
 from openpangu_sft.util.console import say
 from openpangu_sft.util.errors import UserError, naming

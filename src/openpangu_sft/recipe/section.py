@@ -1,0 +1,35 @@
+"""What the sections of a recipe share: their base, their ranges, and the error of values that cannot be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Field(gt=0)
+NotNegative = Field(ge=0)
+UpTo1000 = Field(gt=0, le=1000)
+"""For values that are looped over before a run: a few zeros too many would cost hours and all memory."""
+Seed = Field(ge=0, lt=2**32)
+"""Range of numpy's generator, which shuffles samples and packs."""
+
+
+class Conflict(ValueError):
+    """Values that are not allowed, or not together; `keys` are theirs."""
+
+    def __init__(self, what: str, remedy: str, *keys: str) -> None:
+        super().__init__(f"{what} -> {remedy}")
+        self.what, self.remedy, self.keys = what, remedy, keys
+
+
+class Section(BaseModel):
+    """A group of settings. Unknown keys are errors, and types are not converted."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_default(cls, value: Any) -> Any:
+        return {} if value is None else value
