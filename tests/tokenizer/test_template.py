@@ -40,7 +40,8 @@ def test_the_smallest_conversation() -> None:
     ]
 
 
-TURN = st.tuples(st.text(max_size=5), st.lists(st.text(max_size=3), max_size=2), st.text(max_size=5))
+SPOKEN = st.text(max_size=5).filter(str.strip)
+TURN = st.tuples(SPOKEN, st.lists(st.text(max_size=3), max_size=2), SPOKEN)
 
 
 @given(st.lists(st.text(max_size=5), min_size=1, max_size=3), st.lists(TURN, min_size=1, max_size=3))
@@ -58,7 +59,7 @@ def test_spans_are_the_published_ones(prompts: list[str], turns: list[tuple[str,
 @pytest.mark.parametrize("system", ["", "你是医生。"])
 def test_a_prompt_for_generation_is_what_training_saw_before_the_answer(system: str) -> None:
     asked = (Message("user", "问"), Message("assistant", "答"), Message("tool", "{}"))
-    record = {"meta_prompt": [system], "data": [vars(message) for message in (*asked, Message("assistant", "终"))]}
+    record = {"meta_prompt": [system], "data": [message.to_json() for message in (*asked, Message("assistant", "终"))]}
     trained = list(sample_spans(parse_sample(record)))
     assert list(prompt_spans((system,), asked, reply=True)) == trained[:-1]
     assert trained[-1] == TextSpan("终[unused10]", trained=True, role="assistant")
