@@ -22,7 +22,8 @@ def is_validation(sample: Encoded, share: float, seed: int) -> bool:
 
     Args:
         sample: its first user turn counts, which is encoded by itself: the same question has the same tokens after
-            every system prompt. A conversation without one counts as a whole.
+            every system prompt. A conversation without one counts as a whole; one that is trained as several samples
+            is where the last of them belongs.
         share: of the distinct first questions, 0 to 1. A hash decides, so the share of a few samples may differ.
         seed: data.seed; another seed chooses other samples.
     """
