@@ -103,7 +103,7 @@ def joined_calls(calls: Sequence[str]) -> str:
 
 
 def calls_text(value: object) -> str:
-    """The JSON text of a list of calls; a text of one is kept as it is.
+    """The JSON text of a list of calls; a text of one in the vendor's form is kept as it is.
 
     Raises:
         BadSample: neither a list of calls nor the JSON text of one.
@@ -114,7 +114,8 @@ def calls_text(value: object) -> str:
     if not isinstance(calls, list) or not calls:
         raise BadSample(f"calls is {kind_of(calls) if calls != [] else 'an empty list'}, not a list of calls")
     texts = list(map(call_text, calls))
-    return value if isinstance(value, str) else joined_calls(texts)
+    plain = all(isinstance(call.get("name"), str) and isinstance(call.get("arguments"), dict) for call in calls)
+    return value if isinstance(value, str) and plain else joined_calls(texts)
 
 
 def join_call_lists(first: str, second: str) -> str:

@@ -176,6 +176,7 @@ def data_settings(recipe: Recipe) -> dict[str, Any]:
         "data.seed": recipe.data.seed,
         **{f"data.{key}": getattr(recipe.data, key) for key in ("on_bad_sample", "control_tokens", "too_long")},
         **{f"data.{key}": getattr(recipe.data, key) for key in ("turns", "thinking", "train_on", "tool_prompt")},
+        "data.ignore_keys": recipe.data.ignore_keys,
         "data.validation_share": recipe.data.validation_share,
         "template": TEMPLATE_DIGEST,
         "tokenizer": tokenizer_digest(recipe.path("hf")),
