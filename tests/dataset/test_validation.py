@@ -44,7 +44,7 @@ def validation(marked: np.ndarray, share: float, seed: int) -> bool:
         if number == START:
             role = ROLE_OF.get(int(ids[place + 1]), "system")
         roles[place] = ROLES.index(role) + 1 + BEGINS * (number == START)
-    return is_validation(Encoded(marked.astype(np.int32), roles), share, seed)
+    return is_validation(Encoded(marked.astype(np.int32), roles), [START, 4], share, seed)
 
 
 tokens = st.lists(st.integers(10, 2**17), min_size=1, max_size=6)

@@ -174,8 +174,8 @@ def _encode_span(tokenizer: Tokenizer, data: Data, spool: Spool, span: Span) -> 
             refused.append(Refused(int(raw.place[1:]), str(kept), raw.text or raw.content, dropped))
             continue
         encoded += kept
-        side = bool(data.validation_share) and is_validation(kept[-1], data.validation_share, data.seed)
-        validation += [side] * len(kept)
+        share = data.validation_share
+        validation += [share > 0 and is_validation(kept[-1], tokenizer.header, share, data.seed)] * len(kept)
         truncated += len(kept) < len(views) or any(sample.truncated for sample in kept)
         rules.changes["samples added for answers with thinking"] += len(kept) - 1
     trained = np.array([np.count_nonzero(sample.marked >= 0) for sample in encoded], np.int64)

@@ -21,7 +21,7 @@ from openpangu_sft.model.llama import build_model
 from openpangu_sft.model.tensors import tensors_of
 from openpangu_sft.recipe.model_config import CONFIG, TRACKER, model_of, not_hf, read_config
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.tokenizer.template import HEADERS, START, TextSpan, prompt_spans
+from openpangu_sft.tokenizer.template import prompt_spans
 from openpangu_sft.tokenizer.tokenizer import Tokenizer
 from openpangu_sft.tokenizer.tool_prompt import ToolPrompt
 from openpangu_sft.util.errors import UserError
@@ -117,8 +117,7 @@ class Chat:
         answer = output[0, len(prompt) :].tolist()
         if answer and answer[-1] == self.tokenizer.end_id:
             answer.pop()
-        header = self.tokenizer.span_ids(TextSpan(START + HEADERS["assistant"], trained=False))
-        return self.tokenizer.decode_reply(header, answer)
+        return self.tokenizer.decode_reply(self.tokenizer.header, answer)
 
 
 def _answer_of(text: str) -> Answer:

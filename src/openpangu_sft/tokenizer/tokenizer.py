@@ -61,6 +61,8 @@ class Tokenizer:
         """bool [ids]: which ids are control tokens. <unk> is none: any unknown character becomes one."""
         numbers = {*self._added, self.start_id, self.end_id} - {self.hf.unk_token_id}
         self.is_control[list(numbers)] = True
+        self.header = self.span_ids(TextSpan(START + HEADERS["assistant"], trained=False))
+        """The assistant's header: what comes before an answer."""
         opened = self.hf.encode(START, add_special_tokens=True)
         self.opening = [number for number in opened if self.is_control[number] and number != self.start_id]
         """Control tokens around the span that opens a sample: bos."""
