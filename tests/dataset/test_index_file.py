@@ -63,7 +63,7 @@ def test_the_files_are_named_as_mindspeed_llm_looks_for_them(tmp_path: Path) -> 
     write(tmp_path, PACKS)
     names = ["input_ids", "attention_mask", "labels"]
     expected = {f"data_packed_{name}_document.{suffix}" for name in names for suffix in ("bin", "idx")}
-    assert {path.name for path in tmp_path.iterdir()} == expected
+    assert {path.name for path in tmp_path.iterdir()} == {*expected, "data_roles.bin"}
 
 
 @pytest.mark.parametrize("field", FIELDS)

@@ -142,7 +142,7 @@ def test_a_dataset_of_ours(recipe: Recipe) -> None:
         "made by": f"openpangu-sft {__version__} (dataset)",
         "rows": str(rows),
         "seq_length": "128",
-        "turns": "45 system, 45 user, 45 assistant, 0 tool",
+        "turns": "45 system, 45 user, 45 assistant, 0 tool, 0 function",
         "tokens": f"{counts['tokens']:,}",
         "packing efficiency": f"{full:.1%}",
         "trained tokens": f"{counts['trained_tokens'] / counts['tokens']:.1%}",

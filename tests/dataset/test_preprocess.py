@@ -116,6 +116,8 @@ def test_every_sample_is_in_the_packs_exactly_once(make_recipe: MakeRecipe) -> N
         "dropped": 0,
         "truncated": 0,
         "reasons": {},
+        "ignored_keys": {},
+        "changes": {},
         "packs": rows,
         "tokens": int((written["attention_mask"] > 0).sum()),
         "trained_tokens": int((written["labels"] != -100).sum()),

@@ -95,8 +95,8 @@ def test_each_token_has_the_role_of_its_message(recipe: Recipe) -> None:
 
 
 def test_the_numbers_of_the_format() -> None:
-    assert [role_of(value) for value in (1, 2, 3, 4)] == ["system", "user", "assistant", "tool"]
-    assert [role_of(value + BEGINS) for value in (1, 2, 3, 4)] == list(ROLES)
+    assert [role_of(value) for value in (1, 2, 3, 4, 5)] == ["system", "user", "assistant", "tool", "function"]
+    assert [role_of(value + BEGINS) for value in (1, 2, 3, 4, 5)] == list(ROLES)
 
 
 def test_preview_and_evaluate_show_what_was_written(recipe: Recipe) -> None:
@@ -174,7 +174,7 @@ def test_inspect_counts_turns_and_finds_damage(recipe: Recipe) -> None:
     validation, trained = counts["validation"]["packed"], counts["packed"]
     tools = "1 tool" in figures["turns"]
     assert figures["turns"] == (
-        f"{trained + tools} system, {2 * trained - tools} user, {2 * trained} assistant, {int(tools)} tool"
+        f"{trained + tools} system, {2 * trained - tools} user, {2 * trained} assistant, {int(tools)} tool, 0 function"
     )
     assert figures["validation: turns"].startswith(f"{validation + (not tools)} system")
     path = roles_path(recipe.path("dataset"), PREFIX)
@@ -188,6 +188,6 @@ def test_inspect_counts_turns_and_finds_damage(recipe: Recipe) -> None:
     assert f"does not hold {rows} rows of 256 roles" in refusal_of(read_roles, path.parent, PREFIX, rows, 256)
 
 
-@pytest.mark.parametrize("value", [0, 5, 128, 255])
+@pytest.mark.parametrize("value", [0, 6, 128, 255])
 def test_a_value_that_is_no_role_is_refused(value: int) -> None:
     assert f"a token's role is {value}" in refusal_of(role_of, value)

@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 
 from conftest import MakeRecipe, conversation, write_samples
 from openpangu_sft.artifacts.artifact import Manifest, read_manifest, require_settings
+from openpangu_sft.dataset.encode import Encoded
 from openpangu_sft.dataset.index_file import PREFIX, VALIDATION, field_path, read_rows
 from openpangu_sft.dataset.inspect import run_inspect
 from openpangu_sft.dataset.merge import run_merge
 from openpangu_sft.dataset.preprocess import run_preprocess
+from openpangu_sft.dataset.roles import BEGINS, ROLES
 from openpangu_sft.dataset.validation import is_validation
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.tokenizer.tokenizer import IGNORED, Tokenizer
@@ -26,6 +28,7 @@ SHARE = "data.validation_share=0.25"
 
 
 START = 9
+ROLE_OF = {2: "system", 3: "user", 4: "assistant"}
 
 
 def sample(question: list[int], answer: list[int], system: Sequence[int] = ()) -> np.ndarray:
@@ -35,7 +38,13 @@ def sample(question: list[int], answer: list[int], system: Sequence[int] = ()) -
 
 
 def validation(marked: np.ndarray, share: float, seed: int) -> bool:
-    return is_validation(marked.astype(np.int32), START, share, seed)
+    ids = np.where(marked < 0, ~marked, marked)
+    roles, role = np.zeros(len(ids), np.uint8), "system"
+    for place, number in enumerate(ids.tolist()):
+        if number == START:
+            role = ROLE_OF.get(int(ids[place + 1]), "system")
+        roles[place] = ROLES.index(role) + 1 + BEGINS * (number == START)
+    return is_validation(Encoded(marked.astype(np.int32), roles), [START, 4], share, seed)
 
 
 tokens = st.lists(st.integers(10, 2**17), min_size=1, max_size=6)

@@ -132,7 +132,7 @@ def test_answers_are_those_of_chat(recipe: Recipe) -> None:
         for question, answer in zip(evaluation.questions, result.answers):
             system = "".join(text for role, text in question.turns if role == "system")
             messages = tuple(Message(role, text) for role, text in question.turns if role != "system")
-            assert chat.reply(messages, system) == answer
+            assert chat.reply(messages, system).text == answer
 
 
 def test_prompts_from_a_file(recipe: Recipe, tmp_path: Path) -> None:
@@ -141,7 +141,8 @@ def test_prompts_from_a_file(recipe: Recipe, tmp_path: Path) -> None:
     evaluation = run_evaluate(recipe, prompts)
     assert [question.source for question in evaluation.questions] == ["prompts.txt:1", "prompts.txt:3"]
     assert [question.turns for question in evaluation.questions] == [[["user", "你好"]], [["user", "What now?"]]]
-    assert evaluation.results[1].answers[1] == Chat(recipe, recipe.path("run")).reply((Message("user", "What now?"),))
+    expected = Chat(recipe, recipe.path("run")).reply((Message("user", "What now?"),)).text
+    assert evaluation.results[1].answers[1] == expected
 
     conversations = tmp_path / "prompts.json"
     openai = [

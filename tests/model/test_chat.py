@@ -23,6 +23,7 @@ from openpangu_sft.artifacts.atomic import write_durably
 from openpangu_sft.checkpoint.convert import run_convert
 from openpangu_sft.checkpoint.export import run_export
 from openpangu_sft.cli.main import app
+from openpangu_sft.conversations.calls import Answer
 from openpangu_sft.conversations.conversation import Message, Sample
 from openpangu_sft.model.chat import Chat, converse
 from openpangu_sft.recipe.schema import Recipe
@@ -58,7 +59,7 @@ def test_the_prompt_is_the_beginning_of_the_sample_that_training_sees(
     answer = "  第二个回答。\nA second line "
     messages = (Message("user", "你好"), Message("assistant", "你好！"), Message("user", "And now?"))
     seen = prompts_of(talker, monkeypatch, answer)
-    assert talker.reply(messages, system="简短回答") == answer
+    assert talker.reply(messages, system="简短回答").text == answer
     sample = Sample(("简短回答",), (*messages, Message("assistant", answer)))
     trained = [number for ids in talker.tokenizer.encode(list(sample_spans(sample))) for number in ids]
     assert trained[: len(seen[0])] == seen[0]
@@ -67,7 +68,7 @@ def test_the_prompt_is_the_beginning_of_the_sample_that_training_sees(
 
 def test_a_dialogue_grows_and_an_empty_line_starts_a_new_one(talker: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = prompts_of(talker, monkeypatch, "好")
-    assert list(converse(talker, iter(["一", "二", "  ", "三"]))) == ["好", "好", "好"]
+    assert list(converse(talker, iter(["一", "二", "  ", "三"]))) == [Answer(None, "好", "")] * 3
     decoded = [talker.tokenizer.hf.decode(prompt) for prompt in seen]
     assert [text.count("用户：") for text in decoded] == [1, 2, 1]
     assert "助手：好[unused10]" in decoded[1]

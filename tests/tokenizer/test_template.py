@@ -40,7 +40,8 @@ def test_a_single_turn_conversation() -> None:
     ]
 
 
-TURN = st.tuples(st.text(max_size=5), st.lists(st.text(max_size=3), max_size=2), st.text(max_size=5))
+SPOKEN = st.text(max_size=5).filter(str.strip)
+TURN = st.tuples(SPOKEN, st.lists(st.text(max_size=3), max_size=2), SPOKEN)
 
 
 @given(st.lists(st.text(max_size=5), min_size=1, max_size=3), st.lists(TURN, min_size=1, max_size=3))
@@ -60,7 +61,10 @@ def test_spans_equal_those_of_the_published_handler(
 @pytest.mark.parametrize("system", ["", "你是医生。"])
 def test_the_generation_prompt_is_the_training_text_before_the_answer(system: str) -> None:
     context = (Message("user", "问"), Message("assistant", "答"), Message("tool", "{}"))
-    record = {"meta_prompt": [system], "data": [vars(message) for message in (*context, Message("assistant", "终"))]}
+    record = {
+        "meta_prompt": [system],
+        "data": [message.to_json() for message in (*context, Message("assistant", "终"))],
+    }
     trained = list(sample_spans(parse_sample(record)))
     assert list(prompt_spans((system,), context, reply=True)) == trained[:-1]
     assert trained[-1] == TextSpan("终[unused10]", trained=True, role="assistant")

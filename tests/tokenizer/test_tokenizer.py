@@ -220,11 +220,11 @@ def test_golden_sequences(pangu_files: Path) -> None:
 
 def test_only_answers_and_their_ends_are_trained(pangu_files: Path) -> None:
     tokenizer = Tokenizer(pangu_files, trust_remote_code=True)
-    encoded = encode(tokenizer, parse_sample(conversation("你好", "a", "是", "")))
+    encoded = encode(tokenizer, parse_sample(conversation("你好", "a", "是", "a")))
     assert isinstance(encoded, Encoded)
     answer = tokenizer.hf.encode("a", add_special_tokens=False)
     input_ids, labels = input_ids_of(encoded.marked).tolist(), labels_of(encoded.marked).tolist()
-    assert [label for label in labels if label != IGNORED] == [*answer, 45892, 45892]
+    assert [label for label in labels if label != IGNORED] == [*answer, 45892, *answer, 45892]
     assert all(label in (IGNORED, token) for token, label in zip(input_ids, labels))
     for place in (place for place, label in enumerate(labels) if label != IGNORED):
         header = input_ids[:place][-4:]

@@ -35,6 +35,7 @@ OLD_DEFAULTS = {
     "data.thinking": "last",
     "data.train_on": "all",
     "data.tool_prompt": None,
+    "data.ignore_keys": [],
 }
 """Settings that manifests of earlier versions lack, with the values that these versions used."""
 

@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from openpangu_sft.conversations.calls import CALLS, THINKING, Answer, tools_text
+from openpangu_sft.conversations.calls import CALLS, THINKING, Answer, call_text, tools_text
 from openpangu_sft.conversations.keys import BadSample
 from openpangu_sft.util.errors import UserError
 
@@ -36,9 +36,8 @@ class AnswerPrinter:
             print(file=sys.stderr)
         if answer.text or not self._calls:
             print(flush=True)
-        for call in json.loads(answer.calls or "[]"):
-            arguments = call.get("arguments", call.get("parameters"))
-            print(f"call: {call['name']} {json.dumps(arguments, ensure_ascii=False)}", flush=True)
+        for call in map(json.loads, map(call_text, json.loads(answer.calls or "[]"))):
+            print(f"call: {call['name']} {json.dumps(call['arguments'], ensure_ascii=False)}", flush=True)
         if self._calls and not answer.calls:
             print(f"no valid call: {self._calls}", flush=True)
         self._part, self._calls = "", ""

@@ -129,7 +129,7 @@ def joined_calls(calls: Sequence[str]) -> str:
 
 
 def calls_text(value: object, keys: Optional[Keys] = None) -> str:
-    """The JSON text of a list of calls; a text of one in the model's own form is kept as it is.
+    """The JSON text of a list of calls; a text of one in the vendor's form is kept as it is.
 
     Raises:
         BadSample: neither a list of calls nor the JSON text of one.
@@ -140,7 +140,7 @@ def calls_text(value: object, keys: Optional[Keys] = None) -> str:
     if not isinstance(calls, list) or not calls:
         raise BadSample(f"calls is {kind_of(calls) if calls != [] else 'an empty list'}, not a list of calls")
     texts = [call_text(call, keys) for call in calls]
-    own = all("function" not in call and isinstance(call.get("arguments"), dict) for call in calls)
+    own = all(isinstance(call.get("name"), str) and isinstance(call.get("arguments"), dict) for call in calls)
     return value if own and isinstance(value, str) else joined_calls(texts)
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from functools import partial
 from itertools import accumulate, chain
 from typing import NamedTuple, Union
 
@@ -18,11 +17,13 @@ from openpangu_sft.conversations.conversation import Sample
 from openpangu_sft.conversations.keys import BadSample
 from openpangu_sft.dataset.roles import BEGINS, ROLES, Roles
 from openpangu_sft.recipe.data import Data
-from openpangu_sft.tokenizer.template import END, START, Cut, TextSpan, sample_spans, whole
+from openpangu_sft.tokenizer.template import END, START, TextSpan, sample_spans, whole
 from openpangu_sft.tokenizer.tokenizer import IGNORED, Tokenizer
 from openpangu_sft.tokenizer.tool_prompt import ToolPrompt
 
 Marked = npt.NDArray[np.int32]
+
+FORGED = "which could forge a turn: take it out, or set data.control_tokens=escape"
 
 
 def input_ids_of(marked: Marked) -> npt.NDArray[np.int32]:
@@ -77,20 +78,18 @@ def encode_samples(
 def _spans(
     sample: Sample, tokenizer: Tokenizer, tool_prompt: ToolPrompt, data: Data
 ) -> Union[list[TextSpan], BadSample]:
-    cut: Cut = whole
-    if data.control_tokens == "escape":
-        cut = partial(_inside_control_tokens, tokenizer)
-    elif data.control_tokens == "refuse":
-        for name, text in _texts(sample):
-            if found := tokenizer.control_token(text):
-                return BadSample(
-                    f"{name} holds the control token {found.group()}, which could forge a turn: take it out, or set "
-                    "data.control_tokens=escape"
-                )
+    policy = data.control_tokens
     try:
-        return list(sample_spans(sample, cut, tool_prompt(sample.tools, cut)))
+        tools = tool_prompt(sample.tools, None if policy == "allow" else tokenizer.control_token)
     except BadSample as error:
         return error
+    if policy == "refuse":
+        for name, text in _texts(sample):
+            if found := tokenizer.control_token(text):
+                return BadSample(f"{name} holds the control token {found.group()}, {FORGED}")
+        if len(tools) > 1:  # cut where the template has put one together
+            return BadSample(f"tools rendered by data.tool_prompt hold a control token, {FORGED}")
+    return list(sample_spans(sample, tokenizer.inside_control_tokens if policy == "escape" else whole, tools))
 
 
 def _texts(sample: Sample) -> Iterator[tuple[str, str]]:
@@ -103,16 +102,6 @@ def _texts(sample: Sample) -> Iterator[tuple[str, str]]:
         if message.thinking or message.calls:
             yield f"thinking of message {number}", message.thinking or ""
             yield f"a call in message {number}", message.calls
-
-
-def _inside_control_tokens(tokenizer: Tokenizer, content: str) -> list[str]:
-    """Cuts a content inside each of its control tokens, which leaves ordinary characters."""
-    parts, begin = [], 0
-    while found := tokenizer.control_token(content, begin):
-        cut = found.start() + 1
-        parts.append(content[begin:cut])
-        begin = cut
-    return [*parts, content[begin:]]
 
 
 class _Tokens:

@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Union
 
@@ -55,7 +56,7 @@ class SpanResult(NamedTuple):
         run: the samples that are encoded.
         trained: int64 [samples], tokens of each that are targets.
         validation: bool [samples].
-        truncated: number of samples.
+        truncated: number of conversations.
     """
 
     lines: int
@@ -161,28 +162,34 @@ def _note(refused: Refused, file: Path, line: int, data: Data, stream: Any) -> N
 
 def _encode_span(tokenizer: Tokenizer, data: Data, spool: Spool, span: Span) -> SpanResult:
     """Encodes the samples of a span into the spool's file of the process that it is called in."""
-    rules = Rules(data.ignore_keys, data.turns == "lenient")
-    records, samples = list[RawRecord](), list[Union[Sample, BadSample]]()
-    for raw in (lines := list(read_span(span))):
-        if raw:
-            views = _views(raw, data, rules)
-            records += [raw] * len(views)
-            samples += views
-            rules.changes[ADDED] += len(views) - 1
-    outcomes = encode_samples(samples, tokenizer, data)
-    encoded = [outcome for outcome in outcomes if isinstance(outcome, Encoded)]
+    lines, rules = list(read_span(span)), Rules(data.ignore_keys, data.turns == "lenient")
+    read = [(raw, _views(raw, data, rules)) for raw in lines if raw]
+    outcomes = iter(encode_samples([view for _, views in read for view in views], tokenizer, data))
+    encoded, validation, refused = list[Encoded](), list[bool](), list[Refused]()
+    truncated = 0
+    for raw, views in read:
+        kept = _kept(list(islice(outcomes, len(views))), data)
+        if isinstance(kept, BadSample):
+            dropped = isinstance(kept, TooLong) and data.too_long == "drop"
+            refused.append(Refused(int(raw.place[1:]), str(kept), raw.text or raw.content, dropped))
+            continue
+        encoded += kept
+        share = data.validation_share
+        validation += [share > 0 and is_validation(kept[-1], tokenizer.header, share, data.seed)] * len(kept)
+        truncated += len(kept) < len(views) or any(sample.truncated for sample in kept)
+        rules.changes[ADDED] += len(kept) - 1
     trained = np.array([np.count_nonzero(sample.marked >= 0) for sample in encoded], np.int64)
-    validation = np.zeros(len(encoded), np.bool_)
-    if share := data.validation_share:
-        validation[:] = [is_validation(sample, share, data.seed) for sample in encoded]
-    refused = []
-    for raw, outcome in zip(records, outcomes):
-        if isinstance(outcome, BadSample):
-            dropped = isinstance(outcome, TooLong) and data.too_long == "drop"
-            refused.append(Refused(int(raw.place[1:]), str(outcome), raw.text or raw.content, dropped))
-    truncated = sum(sample.truncated for sample in encoded)
+    sides = np.array(validation, np.bool_)
     run = spool.write(encoded)
-    return SpanResult(len(lines), run, trained, validation, truncated, refused, rules.keys.counts, rules.changes)
+    return SpanResult(len(lines), run, trained, sides, truncated, refused, rules.keys.counts, rules.changes)
+
+
+def _kept(outcomes: Sequence[Union[Encoded, BadSample]], data: Data) -> Union[list[Encoded], BadSample]:
+    """What is packed of one conversation: all views, the shorter ones with data.too_long=truncate, or none and why."""
+    encoded = [outcome for outcome in outcomes if isinstance(outcome, Encoded)]
+    bad = [outcome for outcome in outcomes if isinstance(outcome, BadSample)]
+    cut = data.too_long == "truncate" and encoded and all(isinstance(reason, TooLong) for reason in bad)
+    return bad[0] if bad and not cut else encoded
 
 
 def _views(raw: RawRecord, data: Data, rules: Rules) -> Sequence[Union[Sample, BadSample]]:

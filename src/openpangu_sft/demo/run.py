@@ -98,9 +98,11 @@ def _first_plain_question(file: Path, recipe: Recipe, tokenizer: Tokenizer) -> S
     """The first sample that was trained on and is one question with its answer."""
     data = recipe.data
     for sample in (parse_sample(json.loads(line)) for line in file.read_text("utf-8").splitlines()):
-        if len(sample.data) == 2 and sample.meta_prompt == ("",):
+        if len(sample.data) == 2 and sample.meta_prompt == ("",) and not sample.tools:
             (encoded,) = encode_samples([sample], tokenizer, data)
-            if isinstance(encoded, Encoded) and not is_validation(encoded, data.validation_share, data.seed):
+            if isinstance(encoded, Encoded) and not is_validation(
+                encoded, tokenizer.header, data.validation_share, data.seed
+            ):
                 return sample
     raise UserError("no sample here is a question with its answer", where=file, remedy="lower data.validation_share")
 

@@ -81,13 +81,16 @@ def _question(source: str, sample: Sample, recipe: Recipe, tokenizer: Tokenizer,
     for text in (*sample.meta_prompt, sample.tools, *(part for each in asked for part in (each.content, each.calls))):
         if token := tokenizer.control_token(text):
             raise UserError(f"holds the control token {token.group()}", where=where, remedy="take it out")
-    tools = ToolPrompt(recipe.data.tool_prompt)(sample.tools)
+    try:
+        tools = ToolPrompt(recipe.data.tool_prompt)(sample.tools, tokenizer.control_token)
+    except BadSample as error:
+        raise UserError(str(error), where=where, remedy="check data.tool_prompt") from None
     spans = prompt_spans(sample.meta_prompt, asked, reply=True, tool_prompt=tools)
     prompt, room = tokenizer.prompt_ids(spans), recipe.model.max_position_embeddings
     if len(prompt) >= room:
         what = f"has {len(prompt):,} tokens, and the model holds {room:,}, the answer's among them"
         raise UserError(what, where=where, remedy="shorten it")
-    turns = [["system", text] for text in (*sample.meta_prompt, *tools) if text]
+    turns = [["system", text] for text in (*sample.meta_prompt, "".join(tools)) if text]
     turns += [[message.role, message.content + message.calls] for message in asked]
     return Question(source, turns, answer.content + answer.calls, prompt)
 

@@ -13,14 +13,15 @@ from transformers.generation.streamers import BaseStreamer
 from openpangu_sft.artifacts.artifact import MANIFEST, parse_manifest
 from openpangu_sft.checkpoint.hf import open_hf
 from openpangu_sft.checkpoint.mcore_reader import open_mcore
-from openpangu_sft.conversations.calls import Answer, split_answer
+from openpangu_sft.conversations.calls import THINKING, Answer, split_answer
 from openpangu_sft.conversations.conversation import Message
+from openpangu_sft.conversations.keys import BadSample
 from openpangu_sft.model.device import inference_device
 from openpangu_sft.model.llama import build_model
 from openpangu_sft.model.tensors import tensors_of
 from openpangu_sft.recipe.model_config import CONFIG, TRACKER, model_of, not_hf, read_config
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.tokenizer.template import HEADERS, START, TextSpan, prompt_spans
+from openpangu_sft.tokenizer.template import prompt_spans
 from openpangu_sft.tokenizer.tokenizer import Tokenizer
 from openpangu_sft.tokenizer.tool_prompt import ToolPrompt
 from openpangu_sft.util.errors import UserError
@@ -70,18 +71,24 @@ class Chat:
         """The assistant's next message.
 
         Args:
-            messages: without thinking, as a served model sees them.
+            messages: without thinking, as a served model sees them. Control tokens in the assistant's are plain text.
             tools: definitions as the JSON text of a list.
             on_text: called with the text of each token as it comes; a control token comes alone.
 
         Raises:
-            UserError: a message holds a control token, or is longer than the model's context.
+            UserError: a message of another role holds a control token, the tools cannot be rendered, or all of it is
+                longer than the model's context.
         """
-        for text in (system, tools, *(part for message in messages for part in (message.content, message.calls))):
+        for text in (system, tools, *(message.content for message in messages if message.role != "assistant")):
             if token := self.tokenizer.control_token(text):
                 raise UserError(f"the message holds the control token {token.group()}", remedy="take it out")
-        spans = prompt_spans((system,), messages, reply=True, tool_prompt=self.tool_prompt(tools))
-        return split_answer(self.complete(self.tokenizer.prompt_ids(spans), on_text))
+        try:
+            tool_prompt = self.tool_prompt(tools, self.tokenizer.control_token)
+        except BadSample as error:
+            raise UserError(str(error), remedy="check data.tool_prompt") from None
+        cut = self.tokenizer.inside_control_tokens
+        spans = prompt_spans((system,), messages, reply=True, cut=cut, tool_prompt=tool_prompt)
+        return _answer_of(self.complete(self.tokenizer.prompt_ids(spans), on_text))
 
     def complete(self, prompt: list[int], on_text: Optional[OnText] = None) -> str:
         """The answer to a prompt of token ids that ends with the assistant's header, with its control tokens.
@@ -110,8 +117,15 @@ class Chat:
         answer = output[0, len(prompt) :].tolist()
         if answer and answer[-1] == self.tokenizer.end_id:
             answer.pop()
-        header = self.tokenizer.span_ids(TextSpan(START + HEADERS["assistant"], trained=False))
-        return self.tokenizer.decode_reply(header, answer)
+        return self.tokenizer.decode_reply(self.tokenizer.header, answer)
+
+
+def _answer_of(text: str) -> Answer:
+    """The parts of a generated answer, which may be cut off inside of its thinking or its calls."""
+    if not text.startswith(THINKING[0]):
+        return split_answer(text)
+    thinking, _, rest = text.removeprefix(THINKING[0]).partition(THINKING[1])
+    return split_answer(rest)._replace(thinking=thinking)
 
 
 class _Stream(BaseStreamer):
@@ -120,13 +134,15 @@ class _Stream(BaseStreamer):
     def __init__(self, tokenizer: Tokenizer, on_text: OnText) -> None:
         self._tokens: deque[int] = deque()
         self._texts = tokenizer.texts(iter(self._tokens.popleft, tokenizer.end_id))
-        self._on_text, self._in_prompt = on_text, True
+        self._on_text, self._in_prompt, self._unspoken = on_text, True, tokenizer.unspoken
 
     def put(self, value: torch.Tensor) -> None:
         """Called by `generate`, first with the prompt, then with each token."""
         if not self._in_prompt:
-            self._tokens.extend(value.flatten().tolist())
-            self._on_text(next(self._texts, ""))
+            number = int(value)
+            self._tokens.append(number)
+            text = next(self._texts, "")
+            self._on_text("" if number in self._unspoken else text)
         self._in_prompt = False
 
     def end(self) -> None:

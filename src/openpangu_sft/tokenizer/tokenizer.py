@@ -15,6 +15,7 @@ from typing import Any, Optional
 import numpy as np
 
 from openpangu_sft.artifacts.artifact import files_digest
+from openpangu_sft.conversations.calls import CALLS, THINKING
 from openpangu_sft.tokenizer.sentencepiece import DirectEncoder, Unfit
 from openpangu_sft.tokenizer.template import END, HEADERS, START, TextSpan
 from openpangu_sft.util.errors import UserError
@@ -50,7 +51,9 @@ class Tokenizer:
         self.start_id, self.end_id = self._single(START), self._single(END)
         self.pad_id: int = self.hf.pad_token_id if self.hf.pad_token_id is not None else 0
         self._added: dict[int, str] = {number: token.content for number, token in self.hf.added_tokens_decoder.items()}
-        self._special = set(self.hf.all_special_ids)
+        parts = (*THINKING, *CALLS)
+        self.unspoken = {number for number in self.hf.all_special_ids if self._added.get(number) not in parts}
+        """Special tokens that are no part of an answer's text: bos, the end token, padding."""
         control = sorted({*self._added.values(), START, END} - {""}, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, control)))
         self._control_marks = {token[0] for token in control}
@@ -58,6 +61,8 @@ class Tokenizer:
         """bool [ids]: which ids are control tokens. <unk> is none: any unknown character becomes one."""
         numbers = {*self._added, self.start_id, self.end_id} - {self.hf.unk_token_id}
         self.is_control[list(numbers)] = True
+        self.header = self.span_ids(TextSpan(START + HEADERS["assistant"], trained=False))
+        """The assistant's header: what comes before an answer."""
         opened = self.hf.encode(START, add_special_tokens=True)
         self.opening = [number for number in opened if self.is_control[number] and number != self.start_id]
         """Control tokens around the span that opens a sample: bos."""
@@ -78,6 +83,15 @@ class Tokenizer:
             if mark in text:
                 return self._control.search(text, begin)
         return None
+
+    def inside_control_tokens(self, text: str) -> list[str]:
+        """Cuts a text inside each of its control tokens, which leaves ordinary characters; a `Cut`."""
+        parts, begin = [], 0
+        while found := self.control_token(text, begin):
+            cut = found.start() + 1
+            parts.append(text[begin:cut])
+            begin = cut
+        return [*parts, text[begin:]]
 
     def control_ids(self, text: str) -> list[int]:
         """The ids of the control tokens that a text spells, in their order."""
@@ -149,7 +163,7 @@ class Tokenizer:
         text = ""
         for control, stretch in groupby(reply, key=self._added.__contains__):
             if control:
-                text += "".join(self._added[number] for number in stretch if number not in self._special)
+                text += "".join(self._added[number] for number in stretch if number not in self.unspoken)
             else:
                 text += self._decode([*header, *stretch])[len(before) :]
         return text

@@ -6,15 +6,16 @@ with JSON inside [unused11][unused12]. The model's repository has no official on
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
-from typing import Any, Optional
+from typing import Callable, Optional
 
 from jinja2 import TemplateError
+from jinja2.meta import find_undeclared_variables
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from openpangu_sft.conversations.fields import compact_json, parse_json
 from openpangu_sft.conversations.keys import BadSample
-from openpangu_sft.tokenizer.template import Cut, whole
 from openpangu_sft.util.errors import UserError
 
 DEFAULT = """\
@@ -25,8 +26,11 @@ The tools you can call are described as JSON inside <tools></tools>:
 To call tools, answer with a JSON list of objects inside [unused11][unused12], each with function name and arguments:
 [unused11][{"name": <function name>, "arguments": <JSON object>}][unused12]"""
 
-_MARK = "\ufdd0"
-"""Where a definition is cut; Unicode keeps this character out of texts that are exchanged."""
+Find = Callable[[str, int], Optional[re.Match[str]]]
+"""Finds the first control token in a text from a position on, as `Tokenizer.control_token` does."""
+
+_BEGIN, _END = "\ufdd0", "\ufdd1"
+"""Around what expressions of the template give; Unicode keeps these characters out of texts that are exchanged."""
 
 
 class ToolPrompt:
@@ -36,46 +40,66 @@ class ToolPrompt:
         template: data.tool_prompt; None for the built-in wording.
 
     Raises:
-        UserError: it is no Jinja template.
+        UserError: it is no Jinja template, or names something else than tools.
     """
 
     def __init__(self, template: Optional[str] = None) -> None:
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, finalize=lambda value: f"{_BEGIN}{value}{_END}"
+        )
         environment.filters["tojson"] = compact_json
+        source = DEFAULT if template is None else template
         try:
-            self._template = environment.from_string(DEFAULT if template is None else template)
+            self._template = environment.from_string(source)
+            unknown = find_undeclared_variables(environment.parse(source)) - {"tools", *environment.globals}
+            what = f"names {min(unknown)}, and a template is given only tools" if unknown else ""
         except TemplateError as error:
             what = f"is no Jinja template: {error}"
-            raise UserError(what, where="data.tool_prompt", remedy="fix it, or leave the key out") from None
-        self._rendered = lru_cache(maxsize=256)(self._render)
+        if what:
+            raise UserError(what, where="data.tool_prompt", remedy="fix it, or leave the key out")
+        self._parts = lru_cache(maxsize=256)(self._cut)
 
-    def __call__(self, tools: str, cut: Cut = whole) -> list[str]:
+    def __call__(self, tools: str, find: Optional[Find] = None) -> list[str]:
         """The prompt in parts that are encoded by themselves; none where there are no tools.
 
-        Control tokens of the template are ones; those in definitions are cut.
+        Control tokens in the template's own text are ones. Any other that the prompt spells, even if the template
+        puts it together, comes from the definitions.
 
         Args:
             tools: definitions as the JSON text of a list.
+            find: cuts inside of the control tokens that come from the definitions; by default there is one part.
 
         Raises:
             BadSample: the template fails on them.
         """
-        if not tools:
-            return []
-        if len(cut(tools)) == 1:
-            return [self._rendered(tools)]
-        return self._render(compact_json(_marked(parse_json(tools), cut))).split(_MARK)
+        return list(self._parts(tools, find)) if tools else []
+
+    def _cut(self, tools: str, find: Optional[Find]) -> list[str]:
+        text, given = _without_marks(self._render(tools))
+        parts, begin, searched = [], 0, 0
+        while find and (found := find(text, searched)):
+            searched = found.end()
+            if any(given[found.start() : found.end()]):
+                searched = found.start() + 1
+                parts.append(text[begin:searched])
+                begin = searched
+        return [*parts, text[begin:]]
 
     def _render(self, tools: str) -> str:
+        if _BEGIN in tools or _END in tools:
+            raise BadSample("tools holds U+FDD0 or U+FDD1, which are no characters: take them out")
         try:
             return self._template.render(tools=parse_json(tools))
-        except (TemplateError, TypeError, ValueError) as error:
+        except Exception as error:  # of any type: it may call methods and do arithmetic
             raise BadSample(f"data.tool_prompt cannot render its tools: {error}") from None
 
 
-def _marked(value: Any, cut: Cut) -> Any:
-    if isinstance(value, str):
-        return _MARK.join(cut(value.replace(_MARK, "")))
-    if isinstance(value, dict):
-        return {_marked(key, cut): _marked(item, cut) for key, item in value.items()}
-    return [_marked(item, cut) for item in value] if isinstance(value, list) else value
+def _without_marks(rendered: str) -> tuple[str, bytes]:
+    """A rendered text, and whether each character of it comes from an expression of the template (1) or not (0)."""
+    text, given, depth = "", b"", 0
+    for part in re.split(f"([{_BEGIN}{_END}])", rendered):
+        if part in (_BEGIN, _END):
+            depth += 1 if part == _BEGIN else -1
+        else:
+            text, given = text + part, given + bytes([depth > 0]) * len(part)
+    return text, given
