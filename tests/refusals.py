@@ -20,8 +20,18 @@ def without_progress(said: str) -> str:
 
 def refusal_of(action: Callable[..., object], *arguments: Any, **options: Any) -> str:
     """The one-line message of the `UserError` that a call raises; it has a remedy."""
+    error = _raised(action, *arguments, **options)
+    assert error.remedy
+    return str(error)
+
+
+def message_of(action: Callable[..., object], *arguments: Any, **options: Any) -> str:
+    """The one-line message of the `UserError` that a call raises, for the few without a remedy."""
+    return str(_raised(action, *arguments, **options))
+
+
+def _raised(action: Callable[..., object], *arguments: Any, **options: Any) -> UserError:
     with pytest.raises(UserError) as caught:
         action(*arguments, **options)
     assert len(str(caught.value).splitlines()) == 1
-    assert caught.value.remedy
-    return str(caught.value)
+    return caught.value

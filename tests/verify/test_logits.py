@@ -30,7 +30,7 @@ from openpangu_sft.recipe.sections import Model
 from openpangu_sft.tokenizer.template import prompt_spans
 from openpangu_sft.tokenizer.tokenizer import IGNORED, Tokenizer
 from openpangu_sft.verify.megatron import copy_core, megatron_logits
-from refusals import refusal_of
+from refusals import message_of
 
 
 def run_megatron(command: str, *arguments: object) -> None:
@@ -125,7 +125,7 @@ def test_without_the_patch_megatron_refuses_the_checkpoint(
     recipe = convert_random(make_recipe, tiny_hf, tmp_path / "random", torch.float32, True)
     copy_core(tmp_path)
     iteration, vocab_size = converted(recipe), recipe.model.vocab_size
-    message = refusal_of(megatron_logits, iteration, [[1, 2]], "fp32", vocab_size, 1, 1, tmp_path)
+    message = message_of(megatron_logits, iteration, [[1, 2]], "fp32", vocab_size, 1, 1, tmp_path)
     assert "Unexpected key" in message
     biases = {f"decoder.layers.{layer}.self_attention.linear_proj.bias" for layer in range(recipe.model.num_layers)}
     assert biases == set(re.findall(r'"(\S+)"', message))
