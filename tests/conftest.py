@@ -22,7 +22,7 @@ from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.mindspeed.sources import VARIABLES
 from openpangu_sft.util.errors import UserError
-from parameter_ids import long_ids
+from parameter_ids import LONGEST, long_ids, shortened
 from small_disk import SmallDisk
 from small_upstream import SmallUpstream
 from stamp import pytest_addoption, pytest_configure  # noqa: F401  # pytest finds them here
@@ -131,6 +131,11 @@ def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Smal
     disk = SmallDisk(tmp_path / "disk", monkeypatch)
     yield disk
     disk.remove()
+
+
+def pytest_make_parametrize_id(val: object) -> Optional[str]:
+    """Long values give short ids; pytest names the others itself."""
+    return shortened(val) if isinstance(val, (str, bytes)) and len(ascii(val)) > LONGEST // 3 else None
 
 
 @pytest.hookimpl(wrapper=True)

@@ -511,6 +511,7 @@ def link(path: Path) -> None:
         "array",
         "upper case",
         "parquet",
+        "compressed",
         "directory as file",
         "broken link",
         "file as directory",

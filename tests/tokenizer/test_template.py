@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import conversation
-from openpangu_sft.conversations.conversation import Message, parse_sample
+from openpangu_sft.conversations.conversation import Message, Sample, parse_sample
 from openpangu_sft.tokenizer import template
 from openpangu_sft.tokenizer.template import TextSpan, prompt_spans, sample_spans
 
@@ -77,6 +77,49 @@ def test_the_text_equals_that_of_the_chat_template() -> None:
     text = "".join(piece.text for piece in sample_spans(parse_sample(record)))
     turns = [("系统", "系"), ("用户", "问"), ("助手", "答"), ("用户", "再问"), ("助手", "再答")]
     assert text == "".join(f"[unused9]{name}：{content}[unused10]" for name, content in turns)
+
+
+def test_an_answer_is_thinking_text_and_calls() -> None:
+    calls = '[{"name":"weather","arguments":{}}]'
+    answers = [Message("assistant", "字", "想", calls), Message("assistant", "", "", calls), Message("assistant", "字")]
+    texts = ["".join(span.text for span in prompt_spans(("",), [answer]) if span.trained) for answer in answers]
+    assert texts == [
+        f"[unused16]想[unused17]字[unused11]{calls}[unused12][unused10]",
+        f"[unused16][unused17][unused11]{calls}[unused12][unused10]",
+        "字[unused10]",
+    ]
+    [span] = [span for span in prompt_spans(("",), [Message("assistant", "字", trained=False)]) if "字" in span.text]
+    assert span == TextSpan("字[unused10]", trained=False, role="assistant")
+
+
+def test_the_tool_prompt_is_the_last_system_prompt() -> None:
+    asked = [Message("user", "问"), Message("assistant", "", calls="[]"), Message("function", "晴")]
+    texts = [tuple(span) for span in prompt_spans(("系",), asked, tool_prompt=["工[", "具]"])]
+    assert texts[:2] == [
+        ("[unused9]系统：系[unused10][unused9]系统：工[", False, True, "system"),
+        ("具][unused10]", False, False, "system"),
+    ]
+    assert texts[-1] == ("[unused9]方法：晴[unused10]", False, False, "function")
+
+
+def test_every_content_is_cut_and_nothing_else() -> None:
+    """Each kind of text in its parts: what is written by the sample's author, not what is between."""
+
+    def cut(text: str) -> list[str]:
+        return [text[:1], text[1:]]
+
+    sample = Sample(("ab",), (Message("user", "cd"), Message("assistant", "gh", "ef", "ij")))
+    assert [span.text for span in sample_spans(sample, cut)] == [
+        "[unused9]系统：a",
+        "b[unused10]",
+        "[unused9]用户：c",
+        "d[unused10]",
+        "[unused9]助手：",
+        "[unused16]e",
+        "f[unused17]g",
+        "h[unused11]i",
+        "j[unused12][unused10]",
+    ]
 
 
 def test_the_template_digest_is_unchanged() -> None:
