@@ -328,7 +328,7 @@ def test_reasons_of_rejections_where_the_manifest_has_them(recipe: Recipe, token
 def test_a_long_reason_is_not_broken_on_a_narrow_terminal(recipe: Recipe) -> None:
     path, reason = recipe.path("dataset") / MANIFEST, f"/cache/{'a' * 60}/{'b' * 60}"
     content = json.loads(path.read_text("utf-8"))
-    content["counts"]["rejected_by_reason"] = {reason: 1}
+    content["counts"]["reasons"] = {reason: 1}
     path.write_text(json.dumps(content), "utf-8")
     assert f"{reason}:" in printed(run_preview(recipe)[0], 80)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import count, starmap
+from itertools import count
 from typing import Any, NamedTuple
 
 from openpangu_sft.artifacts.artifact import Manifest
@@ -122,5 +122,5 @@ def _fill(statistics: Statistics) -> Histogram:
 
 
 def _roles(turns: dict[str, int]) -> Histogram:
-    bars = list(starmap(Bar, turns.items()))
+    bars = [Bar(role, count) for role, count in turns.items() if count]
     return Histogram("Turns by role", "role", "turns", bars, note="" if turns else UNKNOWN)

@@ -97,7 +97,7 @@ def print_rows(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], t
 
     Only the widest column is wrapped: rich narrows columns to less than their longest word, which it then cuts.
     """
-    to.print(title, style="bold", soft_wrap=True)
+    to.print(title, style="bold", soft_wrap=True, markup=False, emoji=False)
     table = Table(*head, show_header=bool(head))
     for row in rows:
         table.add_row(*map(Text, row))  # as text: a path may have brackets, which are markup in a str
