@@ -120,11 +120,14 @@ def require_settings(directory: Path, made_with: Mapping[str, Any], wanted: Mapp
 
 
 def sum_counts(counts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Sums the counts of artifacts of one kind; those by name, like reasons, name by name."""
+    """Sums the counts of artifacts of one kind; those by name, like reasons, name by name.
+
+    Earlier versions wrote fewer counts: one that is missing is 0.
+    """
     total: dict[str, Any] = {}
-    for name, first in counts[0].items():
-        values = [single[name] for single in counts]
-        if isinstance(first, dict):
+    for name in dict.fromkeys(name for single in counts for name in single):
+        values = [single[name] for single in counts if name in single]
+        if isinstance(values[0], dict):
             names = sorted({inner for value in values for inner in value})
             total[name] = {inner: sum(value.get(inner, 0) for value in values) for inner in names}
         else:

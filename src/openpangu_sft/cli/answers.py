@@ -47,11 +47,15 @@ def read_tools(path: Path) -> str:
     """Tool definitions in a file, as the JSON text of a list.
 
     Raises:
-        UserError: it cannot be read, or holds something else.
+        UserError: it cannot be read, holds none, or something else.
     """
+    remedy = "write a JSON list of tool definitions"
     try:
-        return tools_text(path.read_text("utf-8-sig"))
+        tools = tools_text(path.read_text("utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot be read: {error}", where=path, remedy="give a JSON file of tools") from None
     except BadSample as error:
-        raise UserError(str(error), where=path, remedy="write a JSON list of tool definitions") from None
+        raise UserError(str(error), where=path, remedy=remedy) from None
+    if not tools:
+        raise UserError("holds no tools", where=path, remedy=remedy)
+    return tools
