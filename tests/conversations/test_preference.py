@@ -35,6 +35,7 @@ PAIRS: list[Any] = [
     pytest.param({"conversations": json.dumps([TURN]), "chosen": "a", "rejected": "b"}, id="json-text"),
     pytest.param({"instruction": "q", "input": "", "chosen": "a", "rejected": "b"}, id="llama-factory-alpaca"),
     pytest.param({"input": "q", "chosen": "a", "rejected": "b"}, id="input"),
+    pytest.param({"messages": "[]", "chosen": [Q, A], "rejected": [Q, B]}, id="empty-json-text"),
     pytest.param({"messages": [Q], "chosen_response": A, "rejected_responses": ["b", "c"]}, id="turn"),
 ]
 
