@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks.agreement import read_segments
 from benchmarks.convert import Row
-from benchmarks.corpus import CONVERTERS, MODEL, Corpus, texts_of, write_samples
+from benchmarks.corpus import FILES, MODEL, Corpus, texts_of, write_samples
 from benchmarks.measure import Measured, run_measured
 from benchmarks.packing import best_fit_packs
 from benchmarks.random_model import write_random_model
@@ -30,7 +30,7 @@ DATA = SHARED / "data"
 
 @pytest.fixture
 def data() -> Path:
-    missing = [name for name in (*CONVERTERS, MODEL) if not (DATA / name).is_file()]
+    missing = [name for name in (*FILES, MODEL) if not (DATA / name).is_file()]
     if missing:
         pytest.skip(f"{DATA / missing[0]} is not there: real conversations, which are not part of this project")
     return DATA
@@ -61,7 +61,7 @@ def test_the_whole_benchmark(data: Path, tmp_path: Path) -> None:
 def test_no_data(tmp_path: Path) -> None:
     done = bench(f"--data-dir={tmp_path}")
     assert done.returncode == 1
-    first = tmp_path / next(iter(CONVERTERS))
+    first = tmp_path / next(iter(FILES))
     assert done.stderr.startswith(f"bench-data: {first}: no such file -> set DATA_DIR to a directory that contains it")
 
 
