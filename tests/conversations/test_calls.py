@@ -9,6 +9,7 @@ import pytest
 
 from converting import answer, chat, convert, converter, refused, says, tool, user
 from openpangu_sft.conversations.conversation import Message, parse_sample
+from parameter_ids import named_by, shortened
 
 F = '[{"name":"f","arguments":{"x":1}}]'
 FG = '[{"name":"f","arguments":{"x":1}},{"name":"g","arguments":{}}]'
@@ -158,6 +159,7 @@ def test_a_call_belongs_to_the_text_before_it() -> None:
         '{"a":null,"b":[null],"c":-0}',
         '{\n  "x": 1\n}',
     ],
+    ids=shortened,
 )
 def test_the_text_of_arguments_is_kept(text: str) -> None:
     for call in (
@@ -185,7 +187,8 @@ def test_nulls_in_arguments_stay() -> None:
 
 @pytest.mark.parametrize(
     ("given", "reason"),
-    [
+    named_by(
+        1,
         ({"tool_calls": [{"function": {}}]}, "message 2: a call names no function"),
         ({"tool_calls": ["f"]}, "message 2: a call names no function"),
         ({"tool_calls": [None]}, "message 2: a call names no function"),
@@ -219,7 +222,7 @@ def test_nulls_in_arguments_stay() -> None:
         ),
         ({"content": [{"type": "tool_call", "name": "g", "value": CALL_F}]}, "has value and name: keep one"),
         ({"content": [{"text": "a", "functionCall": CALL_F}]}, "unknown key text of a part of message 2"),
-    ],
+    ),
 )
 def test_calls_that_are_refused(given: dict[str, Any], reason: str) -> None:
     assert reason in refused(chat({"role": "assistant", **given}))

@@ -10,6 +10,7 @@ import pytest
 from converting import answer, chat, convert, converter, refused, says, tool, user
 from openpangu_sft.conversations.chat import ROLE_OF
 from openpangu_sft.conversations.conversation import Message
+from parameter_ids import named_by
 
 A = says("assistant", "a")
 
@@ -59,7 +60,8 @@ def test_names_of_tools(speaker: str) -> None:
 
 @pytest.mark.parametrize(
     ("turn", "reason"),
-    [
+    named_by(
+        1,
         (1, "message 2 is a number, not an object with role and content"),
         (None, "message 2 is null, not an object"),
         ({}, "message 2 has no text in role: missing, keys found are none"),
@@ -79,7 +81,7 @@ def test_names_of_tools(speaker: str) -> None:
         (says("assistant", ""), "message 2 (assistant) is empty: there is nothing to train on but its end"),
         (says("assistant", " \n"), "message 2 (assistant) is empty"),
         (says("assistant", "\ud800"), "content of message 2 holds half a character"),
-    ],
+    ),
 )
 def test_turns_that_are_refused(turn: object, reason: str) -> None:
     assert reason in refused({"messages": [says("user", "q"), turn]})
@@ -174,7 +176,8 @@ def test_text_parts(content: list[Any]) -> None:
 
 @pytest.mark.parametrize(
     ("part", "reason"),
-    [
+    named_by(
+        1,
         (1, "a part of message 2 is a number, not an object"),
         ({}, "a part of message 2 has no text in text: null"),
         ({"type": "text"}, "a part of message 2 has no text in text: null"),
@@ -190,7 +193,7 @@ def test_text_parts(content: list[Any]) -> None:
             {"type": "tool_result", "content": "r"},
             "(assistant) holds a tool's result: give it a message with role tool",
         ),
-    ],
+    ),
 )
 def test_parts_that_are_refused(part: object, reason: str) -> None:
     assert reason in refused(chat(says("assistant", [part])))

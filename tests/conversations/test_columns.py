@@ -9,6 +9,7 @@ import pytest
 
 from converting import answer, chat, convert, converter, refused, says, user
 from openpangu_sft.conversations.conversation import Message
+from parameter_ids import named_by
 
 A = says("assistant", "a")
 
@@ -87,7 +88,8 @@ def test_tools_and_tags_beside_columns() -> None:
 
 @pytest.mark.parametrize(
     ("change", "reason"),
-    [
+    named_by(
+        1,
         ({"output": ...}, "has no answer: keys found are instruction; name its column in data.columns.response"),
         ({"output": None}, "has no answer"),
         ({"output": 4}, "output is a number, not a text"),
@@ -115,7 +117,7 @@ def test_tools_and_tags_beside_columns() -> None:
         ({"history": ["bc"]}, "round 1 of history is not a pair"),
         ({"history": [["b", ""]]}, "message 2 (assistant) is empty"),
         ({"target": "a"}, "unknown key target"),
-    ],
+    ),
 )
 def test_columns_that_are_refused(change: dict[str, Any], reason: str) -> None:
     record = {"instruction": "q", "output": "a", **change}
@@ -156,7 +158,8 @@ def test_all_columns_can_be_named() -> None:
 
 @pytest.mark.parametrize(
     ("columns", "record", "reason"),
-    [
+    named_by(
+        2,
         (
             "{messages: talk}",
             {"talk": [], "messages": [A]},
@@ -168,7 +171,7 @@ def test_all_columns_can_be_named() -> None:
             "has who (data.columns.role) and role",
         ),
         ("{response: reply}", {"prompt": "q", "reply": 4}, "response is a number, not a text"),
-    ],
+    ),
 )
 def test_names_of_the_users_that_are_refused(columns: str, record: dict[str, Any], reason: str) -> None:
     assert reason in refused(record, f"columns={columns}")

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from openpangu_sft.conversations.conversation import BadSample, Message, Sample, parse_sample
+from any_sample import JSON, TEXT, samples
+from openpangu_sft.conversations.conversation import Message, Rules, Sample, parse_sample
+from openpangu_sft.conversations.keys import BadSample
 from parameter_ids import named_by
 
 
@@ -36,8 +38,10 @@ GOOD: list[tuple[object, tuple[str, ...], str]] = [
     (record(user(), assistant(), user(), assistant(), meta_prompt="S"), ("S",), "uaua"),
     (record(user(), assistant(), tool(), assistant()), ("",), "uata"),
     (record(user(), assistant(), tool(), tool(), assistant(), user(), assistant()), ("",), "uattaua"),
-    (record(user(""), assistant("")), ("",), "ua"),
-    ({**record(user(), assistant()), "id": 7, "source": "x"}, ("",), "ua"),
+    (record(user(), assistant(), tool(""), assistant()), ("",), "uata"),
+    (record(user(), assistant(), {"role": "function", "content": "{}"}, assistant()), ("",), "uafa"),
+    (record({**user(), "weight": None, "calls": None}, {**assistant(), "thinking": None}), ("",), "ua"),
+    ({**record(user(), assistant()), "id": 7, "source": "x", "tools": None}, ("",), "ua"),
 ]
 
 
@@ -81,15 +85,40 @@ BAD: list[tuple[object, str]] = [
         record({"role": "system", "content": "S"}, user(), assistant()),
         "message 1 has role system: move its content into",
     ),
-    (record({"role": "gpt", "content": "S"}), "message 1 has unknown role 'gpt': use user, assistant, tool"),
+    ({**record(user(), assistant()), "mood": 1}, "unknown key mood: if it does not change what is to be learnt, set"),
+    (record({**user(), "mood": 1}, assistant()), "unknown key mood of message 1"),
+    (record({**user(), "thinking": "t"}, assistant()), "message 1 (user) has thinking: only an assistant's message"),
+    (record({**user(), "weight": 0}, assistant()), "message 1 (user) has weight: only an assistant's message may"),
+    (record(user(" \n"), assistant()), "message 1 (user) is empty"),
+    (record(user(), assistant(" \n")), "message 2 (assistant) is empty: there is nothing to train on but its end"),
+    (record(user(), {**assistant(""), "thinking": "t"}), "message 2 (assistant) is empty"),
+    (record(user(), {**assistant(), "weight": 0}), "nothing to train on: every answer has weight 0"),
+    (record(user(), {**assistant(), "weight": 0.5}), "weight of message 2 is 0.5: tokens are trained on or not"),
+    (record(user(), {**assistant(), "weight": "0"}), "weight of message 2 is '0': tokens are trained on or not"),
+    (record(user(), {**assistant(), "thinking": 1}), "thinking of message 2 is a number, not a text"),
+    (record(user(), {**assistant(), "thinking": "\ud800"}), "thinking of message 2 holds half a character"),
+    (record(user(), {**assistant(), "calls": 1}), "message 2: calls is a number, not a list of calls"),
+    (record(user(), {**assistant(), "calls": "[]"}), "message 2: calls is an empty list, not a list of calls"),
+    (record(user(), {**assistant(), "calls": "f"}), "message 2: calls is a text that cannot be read: not valid JSON"),
+    (record(user(), {**assistant(), "calls": ["f"]}), "message 2: a call names no function"),
+    (record(user(), {**assistant(), "calls": [{"name": "\ud800"}]}), "calls of message 2 holds half a character"),
+    ({**record(user(), assistant()), "tools": 1}, "tools is a number, not a list of tool objects"),
+    ({**record(user(), assistant()), "tools": '[{"name": "\\ud800"}]'}, "tools holds half a character"),
+    (record({"role": "gpt", "content": "S"}), "message 1 has unknown role 'gpt': use user, assistant, tool, function"),
     (record({"role": "User", "content": "S"}), "message 1 has unknown role 'User'"),
     (record({"role": "x" * 9999, "content": "S"}), "message 1 has unknown role 'xxxxxxxxxxxx...xxx"),
     (record(assistant()), "message 1 (assistant) comes first: expected user"),
     (record(tool(), assistant()), "message 1 (tool) comes first: expected user"),
     (record(user(), user(), assistant()), "message 2 (user) follows user: expected assistant"),
     (record(user(), tool(), assistant()), "message 2 (tool) follows user: expected assistant"),
-    (record(user(), assistant(), assistant()), "message 3 (assistant) follows assistant: expected user or tool"),
-    (record(user(), assistant(), tool(), user()), "message 4 (user) follows tool: expected tool or assistant"),
+    (
+        record(user(), assistant(), assistant()),
+        "message 3 (assistant) follows assistant: expected user or tool or function",
+    ),
+    (
+        record(user(), assistant(), tool(), user()),
+        "message 4 (user) follows tool: expected tool or function",
+    ),
     (record(user()), "the last message is the user's: a sample must end with an assistant message"),
     (record(user(), assistant(), user()), "the last message is the user's"),
     (record(user(), assistant(), tool()), "the last message is the tool's"),
@@ -104,12 +133,6 @@ def test_bad_samples(content: object, reason: str) -> None:
     assert len(str(caught.value)) < 200
 
 
-TEXT = st.text(st.characters(), max_size=6)
-JSON = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), TEXT),
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(TEXT, inner, max_size=3)),
-    max_leaves=6,
-)
 ROLE = st.sampled_from(["user", "assistant", "tool", "system", "USER"])
 MESSAGE = st.one_of(st.fixed_dictionaries({"role": st.one_of(ROLE, JSON), "content": st.one_of(TEXT, JSON)}), JSON)
 RECORD = st.fixed_dictionaries(
@@ -132,16 +155,32 @@ def test_any_json_is_a_sample_or_a_bad_one(content: object) -> None:
     assert "\n" not in reason
 
 
-@st.composite
-def samples(draw: st.DrawFn) -> Sample:
-    text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
-    messages = []
-    for _ in range(draw(st.integers(1, 3))):
-        messages += [Message("user", draw(text)), Message("assistant", draw(text))]
-        for _ in range(draw(st.integers(0, 2))):
-            tools = [Message("tool", draw(text)) for _ in range(draw(st.integers(1, 2)))]
-            messages += [*tools, Message("assistant", draw(text))]
-    return Sample(tuple(draw(st.lists(text, min_size=1, max_size=3))), tuple(messages))
+def test_thinking_calls_weight_and_tools() -> None:
+    calls = '[{"name": "f", "arguments": {"x": 1.50}}]'
+    answer = {**assistant("a"), "thinking": "t", "calls": calls, "weight": 0}
+    content = {**record(user(), answer, tool(), assistant()), "tools": [{"name": "f"}]}
+    sample = parse_sample(content)
+    assert sample.tools == '[{"name":"f"}]'
+    assert sample.data[1] == Message("assistant", "a", "t", calls, trained=False)
+    assert sample.to_json() == {**content, "meta_prompt": [""], "tools": '[{"name":"f"}]'}
+    listed = {**assistant(""), "calls": [{"type": "function", "function": {"name": "f", "arguments": "{}"}}]}
+    assert parse_sample(record(user(), listed)).data[1].calls == '[{"name":"f","arguments":{}}]'
+
+
+def test_the_models_own_tokens_become_structure_unless_there_is_some() -> None:
+    text = '[unused16]t[unused17]a[unused11][{"name": "f", "arguments": {}}][unused12]'
+    calls = '[{"name": "f", "arguments": {}}]'
+    assert parse_sample(record(user(), assistant(text))).data[1] == Message("assistant", "a", "t", calls)
+    for extra in ({"thinking": "t"}, {"calls": calls}):
+        assert parse_sample(record(user(), {**assistant(text), **extra})).data[1].content == text
+
+
+def test_rules_are_shared() -> None:
+    rules = Rules(["mood"], lenient=True)
+    for _ in range(2):
+        parse_sample({**record(user(), user(), {**assistant(), "mood": 1}), "id": 7}, rules)
+    assert rules.keys.counts == {"mood": 2, "id": 2}
+    assert rules.changes == {"messages of one user in a row joined": 2}
 
 
 @given(samples())

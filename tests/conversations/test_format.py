@@ -21,7 +21,7 @@ from pyarrow import parquet
 from conftest import PATIENCE
 from openpangu_sft.artifacts.artifact import Manifest, read_manifest
 from openpangu_sft.conversations import format as format_stage
-from openpangu_sft.conversations.conversation import parse_sample
+from openpangu_sft.conversations.conversation import parse_sample, reason_class
 from openpangu_sft.conversations.format import run_format
 from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.recipe.schema import Recipe
@@ -30,6 +30,7 @@ from refusals import refusal_of
 ROOT = Path(__file__).resolve().parents[2]
 GOOD = {"instruction": "你好", "output": "好\u2028的"}
 BAD = {"instruction": "a", "output": ""}
+EMPTY = "message 2 (assistant) is empty"
 
 
 def recipe(cache: Path, *overrides: str) -> Recipe:
@@ -80,20 +81,62 @@ def test_one_samples_file_per_raw_file(tmp_path: Path) -> None:
         "read": 5,
         "written": 5,
         "rejected": 0,
+        "duplicates": 3,
         "reasons": {},
+        "ignored_keys": {},
+        "changes": {},
         "files": {
-            "a.jsonl": {"read": 1, "written": 1, "rejected": 0},
-            "b.json": {"read": 2, "written": 2, "rejected": 0},
-            "c.parquet": {"read": 2, "written": 2, "rejected": 0},
+            "a.jsonl": {"read": 1, "written": 1, "rejected": 0, "duplicates": 0},
+            "b.json": {"read": 2, "written": 2, "rejected": 0, "duplicates": 2},
+            "c.parquet": {"read": 2, "written": 2, "rejected": 0, "duplicates": 1},
         },
     }
+
+
+def test_keys_and_turns_that_were_changed_are_counted(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": text, "name": "Ines"} for text in ("a", "b")]
+    put(tmp_path, "a.jsonl", {"messages": [*turns, {"role": "assistant", "content": "c"}], "mood": 1, "id": 7}, GOOD)
+    put(tmp_path, "b.jsonl", {**GOOD, "mood": 2, "output": "c"})
+    assert "a.jsonl:1: unknown key mood: " in refusal_of(run_format, recipe(tmp_path))
+    manifest = run_format(recipe(tmp_path, "data.ignore_keys=[mood]", "data.turns=lenient"))
+    assert manifest.counts["ignored_keys"] == {"id": 1, "mood": 2, "name": 2}
+    assert manifest.counts["changes"] == {"messages of one user in a row joined": 1}
+
+
+def test_bad_examples_are_left_out_even_where_bad_records_are_refused(tmp_path: Path) -> None:
+    put(tmp_path, "a.jsonl", {**GOOD, "label": False}, {**GOOD, "label": True})
+    assert "a.jsonl:1: holds preference data (KTO: label)" in refusal_of(run_format, recipe(tmp_path))
+    manifest = run_format(recipe(tmp_path, "data.preference=chosen"))
+    assert (manifest.counts["written"], manifest.counts["rejected"]) == (1, 1)
+    assert manifest.counts["reasons"] == {"label is false": 1}
+
+
+def test_columns_are_named(tmp_path: Path) -> None:
+    put(tmp_path, "a.jsonl", {"ask": "a", "reply": "b"})
+    assert "name your columns in data.columns" in refusal_of(run_format, recipe(tmp_path))
+    said = refusal_of(run_format, recipe(tmp_path, "data.columns={prompt: ask, response: replies}"))
+    assert "unknown key reply" in said
+    assert run_format(recipe(tmp_path, "data.columns={prompt: ask, response: reply}")).counts["written"] == 1
+    put(tmp_path, "a.jsonl", GOOD)
+    said = refusal_of(run_format, recipe(tmp_path, "data.columns={response: reply}"))
+    assert said == "data.columns: no record has the column reply -> check its name against a record"
 
 
 def test_the_manifest_says_what_made_the_samples(tmp_path: Path) -> None:
     raw = put(tmp_path, "a.json", GOOD)
     run_format(recipe(tmp_path, "data.source_format=alpaca"))
     manifest = read_manifest(tmp_path / "dataset", "samples", "")
-    assert manifest.settings == {"data.source_format": "alpaca", "data.on_bad_sample": "refuse"}
+    assert manifest.settings == {
+        "data.source_format": "alpaca",
+        "data.sources": [],
+        "data.columns": {},
+        "data.encoding": "utf-8",
+        "data.on_bad_sample": "refuse",
+        "data.ignore_keys": [],
+        "data.turns": "strict",
+        "data.preference": "refuse",
+        "data.deduplicate": "no",
+    }
     assert manifest.inputs == {"a.json": hashlib.sha256(raw.read_bytes()).hexdigest()}
     assert list(manifest.files) == ["a.jsonl"]
 
@@ -125,7 +168,7 @@ def test_its_own_samples_are_a_source_too(tmp_path: Path) -> None:
 def test_a_bad_record_stops_the_stage(tmp_path: Path, name: str, place: str) -> None:
     put(tmp_path, name, GOOD, BAD, GOOD)
     what, remedy = refusal_of(run_format, recipe(tmp_path)).split(" -> ")
-    assert what == f"{tmp_path / 'raw'}/{place}: output is empty"
+    assert what == f"{tmp_path / 'raw'}/{place}: {EMPTY}: there is nothing to train on but its end"
     assert "data.on_bad_sample=skip" in remedy
     assert not (tmp_path / "dataset").exists()
     assert not list(tmp_path.glob(".*.staging"))
@@ -141,17 +184,17 @@ def test_skip_puts_bad_records_aside_with_place_and_reason(tmp_path: Path) -> No
     assert [(entry["file"], entry["place"]) for entry in rejects] == [("a.jsonl", str(line)) for line in range(2, 7)]
     assert [entry.get("text") for entry in rejects] == ["{broken", None, '{"a": NaN}', None, None]
     assert [entry.get("record") for entry in rejects] == [None, BAD, None, {"messages": []}, 7]
-    assert rejects[1]["reason"] == "output is empty"
+    assert rejects[1]["reason"].startswith(EMPTY)
     assert lines_of(target / "rejects" / "b.jsonl")[0]["place"] == "[0]"
     assert not (target / "rejects" / "c.jsonl").exists()
     assert [path.name for path in sorted(target.glob("*.jsonl"))] == ["a.jsonl", "b.jsonl", "c.jsonl"]
-    assert manifest.counts["files"]["a.jsonl"] == {"read": 6, "written": 1, "rejected": 5}
+    assert manifest.counts["files"]["a.jsonl"] == {"read": 6, "written": 1, "rejected": 5, "duplicates": 0}
     assert {key: manifest.counts[key] for key in ("read", "written", "rejected")} == {
         "read": 9,
         "written": 3,
         "rejected": 6,
     }
-    assert manifest.counts["reasons"]["output is empty"] == 2
+    assert manifest.counts["reasons"][reason_class(EMPTY)] == 2
     assert manifest.counts["reasons"]["not valid JSON"] == 1
     assert sum(manifest.counts["reasons"].values()) == 6
     assert "rejects/a.jsonl" in manifest.files
@@ -167,7 +210,7 @@ def test_a_file_of_bad_records_alone_leaves_no_empty_samples_file(tmp_path: Path
 def test_nothing_but_bad_records_is_an_error(tmp_path: Path) -> None:
     put(tmp_path, "a.jsonl", BAD, BAD, 3)
     said = refusal_of(run_format, recipe(tmp_path, "data.on_bad_sample=skip"))
-    assert "none of the 3 records is a sample; 2 x output is empty" in said
+    assert f"none of the 3 records is a sample; 2 x {reason_class(EMPTY)}" in said
     assert not (tmp_path / "dataset").exists()
 
 
@@ -184,21 +227,16 @@ def test_half_a_surrogate_pair_is_a_bad_record(tmp_path: Path) -> None:
 
 
 def test_rejects_hold_what_json_cannot(tmp_path: Path) -> None:
-    put(
-        tmp_path,
-        "a.parquet",
-        {**GOOD, "score": float("nan"), "raw": b"\xff"},
-        {**BAD, "score": float("nan"), "raw": b"x"},
-    )
-    run_format(recipe(tmp_path, "data.on_bad_sample=skip"))
+    put(tmp_path, "a.parquet", *({**record, "score": float("nan"), "raw": b"\xff"} for record in (GOOD, BAD)))
+    run_format(recipe(tmp_path, "data.on_bad_sample=skip", "data.ignore_keys=[score,raw]"))
     (reject,) = lines_of(tmp_path / "dataset" / "rejects" / "a.jsonl")
-    assert reject["reason"] == "output is empty"
+    assert reject["reason"].startswith(EMPTY)
     assert "nan" in reject["text"]
 
 
 def test_a_fixed_format_is_not_guessed(tmp_path: Path) -> None:
     put(tmp_path, "a.jsonl", GOOD)
-    assert "messages is missing" in refusal_of(run_format, recipe(tmp_path, "data.source_format=openai"))
+    assert "unknown key instruction" in refusal_of(run_format, recipe(tmp_path, "data.source_format=openai"))
 
 
 @pytest.mark.parametrize("names", [("a.json", "a.jsonl"), ("a.jsonl", "a.parquet"), ("a.JSONL", "a.jsonl")])
@@ -338,7 +376,7 @@ def test_a_full_disk_leaves_the_earlier_result(tmp_path: Path, record: dict[str,
 LINES = st.one_of(
     st.just(json.dumps(GOOD).encode()),
     st.just(json.dumps(BAD).encode()),
-    st.binary(max_size=20).map(lambda line: line.replace(b"\n", b"")),
+    st.binary(max_size=20).map(lambda line: b"\xff" + line.replace(b"\n", b"")),  # in no encoding that is recognised
     st.recursive(
         st.none() | st.booleans() | st.floats() | st.text(max_size=4),
         lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),

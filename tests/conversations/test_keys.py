@@ -102,6 +102,18 @@ def test_ignored_keys_win_over_what_is_known() -> None:
     assert found.rules.keys.counts == {"images": 1, "label": 1, "reasoning_content": 1}
 
 
+def test_ignored_keys_leave_calls_and_parts_whole() -> None:
+    call = {"type": "tool_use", "name": "f", "input": {"x": 1}, "input_size": 3}
+    record = chat(says("assistant", [{"type": "text", "text": "a"}, call], name="n"), text="t", input="i")
+    found = converter("ignore_keys=[name,input,text,type,input_size]")
+    assert found(record).data[1].to_json() == {
+        "role": "assistant",
+        "content": "a",
+        "calls": '[{"name":"f","arguments":{"x":1}}]',
+    }
+    assert found.rules.keys.counts == {"name": 1, "text": 1, "input": 1, "input_size": 1}
+
+
 def test_an_ignored_format_leaves_the_other() -> None:
     record = chat(ANSWER, instruction="q", output="b")
     reason = refused(record)

@@ -9,6 +9,7 @@ import pytest
 
 from converting import answer, chat, convert, converter, refused, says, user
 from openpangu_sft.conversations.preference import LeftOut
+from parameter_ids import named_by
 
 CHOSEN = "preference=chosen"
 Q, A, B = says("user", "q"), says("assistant", "a"), says("assistant", "b")
@@ -35,6 +36,7 @@ PAIRS: list[Any] = [
     pytest.param({"conversations": json.dumps([TURN]), "chosen": "a", "rejected": "b"}, id="json-text"),
     pytest.param({"instruction": "q", "input": "", "chosen": "a", "rejected": "b"}, id="llama-factory-alpaca"),
     pytest.param({"input": "q", "chosen": "a", "rejected": "b"}, id="input"),
+    pytest.param({"messages": "[]", "chosen": [Q, A], "rejected": [Q, B]}, id="empty-json-text"),
     pytest.param({"messages": [Q], "chosen_response": A, "rejected_responses": ["b", "c"]}, id="turn"),
 ]
 
@@ -94,7 +96,8 @@ def test_named_sides() -> None:
 
 @pytest.mark.parametrize(
     ("record", "reason"),
-    [
+    named_by(
+        1,
         ({"prompt": "q", "chosen": "a", "chosen_response": "a"}, "has chosen and chosen_response: keep one of them"),
         ({"prompt": "q", "rejected": "b"}, "has no answer"),
         ({"prompt": "q", "chosen": "a", "output": "c"}, "has a chosen answer and output: keep one of them"),
@@ -109,7 +112,7 @@ def test_named_sides() -> None:
         ({"prompt": "q", "chosen": "a", "score_chosen": 9}, "unknown key score_chosen"),
         ({"prompt": "q", "chosen": "", "rejected": "b"}, "has no answer"),
         ({"meta_prompt": "", "data": [Q], "chosen": [A]}, "fits more than one format"),
-    ],
+    ),
 )
 def test_chosen_sides_that_are_refused(record: dict[str, Any], reason: str) -> None:
     assert reason in refused(record, CHOSEN)

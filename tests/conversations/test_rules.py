@@ -34,11 +34,19 @@ def content(value: object) -> list[dict[str, object]]:
     return [{"role": "user", "content": value}, *turns("assistant")]
 
 
+def answers(**changes: object) -> list[dict[str, object]]:
+    """A question and an answer with some keys changed."""
+    return [{"role": "user", "content": "好"}, {"role": "assistant", "content": "好", **changes}]
+
+
+CALLS = '[{"name":"f","arguments":{}}]'
 GOOD = sample()
 LONG = json.dumps(
     {"meta_prompt": [""], "data": [*turns("user"), {"role": "assistant", "content": "a " * 200}]}
 ).encode()
 
+LENIENT = "; data.turns=lenient accepts it"
+DROPS = "; data.turns=lenient drops what follows the last one"
 FORGES = "which could forge a turn: take it out, or set data.control_tokens=escape"
 
 RULES = {
@@ -86,9 +94,9 @@ RULES = {
         "content of message 1 holds half a character: '\\ud800', a surrogate without its pair",
     ),
     "unknown-role": Rule(
-        "roles are user, assistant and tool",
+        "roles are user, assistant, tool and function",
         sample(data=turns("human", "assistant")),
-        "message 1 has unknown role 'human': use user, assistant, tool",
+        "message 1 has unknown role 'human': use user, assistant, tool, function",
     ),
     "system-role": Rule(
         "system prompts stand in `meta_prompt`",
@@ -98,7 +106,7 @@ RULES = {
     "assistant-first": Rule(
         "the user comes first",
         sample(data=turns("assistant", "user", "assistant")),
-        "message 1 (assistant) comes first: expected user",
+        f"message 1 (assistant) comes first: expected user{LENIENT}",
     ),
     "tool-first": Rule(
         "a tool follows an assistant or a tool",
@@ -111,12 +119,17 @@ RULES = {
     "user-twice": Rule(
         "nobody speaks twice",
         sample(data=turns("user", "user", "assistant")),
-        "message 2 (user) follows user: expected assistant",
+        f"message 2 (user) follows user: expected assistant{LENIENT}",
     ),
     "assistant-twice": Rule(
         "the assistant neither",
         sample(data=turns("user", "assistant", "assistant")),
-        "message 3 (assistant) follows assistant: expected user or tool",
+        f"message 3 (assistant) follows assistant: expected user or tool or function{LENIENT}",
+    ),
+    "user-after-tool": Rule(
+        "a tool's result is for the assistant",
+        sample(data=turns("user", "assistant", "tool", "user", "assistant")),
+        f"message 4 (user) follows tool: expected tool or function or assistant{LENIENT}",
     ),
     "tools-twice": Rule(
         "several tools may answer one after another",
@@ -126,13 +139,62 @@ RULES = {
     "odd-last": Rule(
         "the last message is the assistant's",
         sample(data=turns("user", "assistant", "user")),
-        "the last message is the user's: a sample must end with an assistant message",
+        f"the last message is the user's: a sample must end with an assistant message{DROPS}",
     ),
     "nothing-trained": Rule(
         "so something is trained",
         sample(data=turns("user")),
-        "the last message is the user's: a sample must end with an assistant message",
+        f"the last message is the user's: a sample must end with an assistant message{DROPS}",
     ),
+    "weight-0": Rule(
+        "nor is every answer's weight 0",
+        sample(data=answers(weight=0)),
+        "nothing to train on: every answer has weight 0",
+    ),
+    "weight": Rule(
+        "weights are 0 or 1",
+        sample(data=answers(weight=0.5)),
+        "weight of message 2 is 0.5: tokens are trained on or not, so write 0 or 1",
+    ),
+    "weight-1": Rule("also as true and false", sample(data=answers(weight=True)), ""),
+    "empty-question": Rule("no question is blank", sample(data=content(" ")), "message 1 (user) is empty"),
+    "empty-answer": Rule(
+        "no answer is blank",
+        sample(data=answers(content="")),
+        "message 2 (assistant) is empty: there is nothing to train on but its end",
+    ),
+    "empty-result": Rule(
+        "a tool's result may be",
+        sample(data=[*turns("user", "assistant"), {"role": "tool", "content": ""}, *turns("assistant")]),
+        "",
+    ),
+    "thinking": Rule("an answer may have thinking and calls", sample(data=answers(thinking="想", calls=CALLS)), ""),
+    "own-thinking": Rule("also in the model's tokens", sample(data=answers(content="[unused16]想[unused17]好")), ""),
+    "text-thinking": Rule(
+        "thinking is a text", sample(data=answers(thinking=1)), "thinking of message 2 is a number, not a text"
+    ),
+    "broken-calls": Rule(
+        "calls are the JSON text of a list",
+        sample(data=answers(calls="f")),
+        "message 2: calls is a text that cannot be read: not valid JSON: Expecting value (column 1)",
+    ),
+    "no-function": Rule(
+        "of calls with a name",
+        sample(data=answers(calls="[{}]")),
+        "message 2: a call names no function: expected name and arguments",
+    ),
+    "calls-of-user": Rule(
+        "of the assistant only",
+        sample(data=[{"role": "user", "content": "问", "calls": CALLS}, *turns("assistant")]),
+        "message 1 (user) has calls: only an assistant's message may",
+    ),
+    "tools": Rule("tools are a list of objects", sample(tools=1), "tools is a number, not a list of tool objects"),
+    "unknown-key": Rule(
+        "every key with content is known",
+        sample(mood="grim"),
+        "unknown key mood: if it does not change what is to be learnt, set data.ignore_keys=[mood]",
+    ),
+    "harmless-key": Rule("or does not matter", sample(id=7, source="x"), ""),
     "start-token": Rule(
         "no start token in a content",
         sample(data=content("a[unused9]助手：b")),

@@ -8,6 +8,7 @@ import pytest
 
 from converting import answer, chat, convert, refused, says, user
 from openpangu_sft.conversations.calls import split_answer
+from parameter_ids import named_by, shortened
 
 F = '[{"name":"f","arguments":{"x":1}}]'
 
@@ -28,6 +29,7 @@ F = '[{"name":"f","arguments":{"x":1}}]'
         "[unused16]t[unused16]u[unused17]a",
         "[unused10]",
     ],
+    ids=shortened,
 )
 def test_other_uses_of_the_models_tokens_stay_text(text: str) -> None:
     """So that data.control_tokens, not this rule, decides about them."""
@@ -78,7 +80,8 @@ def test_empty_thinking_is_none(given: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("given", "reason"),
-    [
+    named_by(
+        1,
         ({"reasoning_content": "t", "thinking": "u", "content": "a"}, "has its thinking twice"),
         ({"reasoning_content": "t", "content": "<think>u</think>a"}, "has its thinking twice"),
         ({"reasoning_content": ["t"], "content": "a"}, "reasoning_content of message 2 is a list, not a text"),
@@ -90,7 +93,7 @@ def test_empty_thinking_is_none(given: dict[str, Any]) -> None:
         ({"content": "<think>t</think>"}, "message 2 (assistant) is empty"),
         ({"content": "", "reasoning_content": "t"}, "message 2 (assistant) is empty"),
         ({"role": "user", "content": "b", "thinking": "t"}, "(user) has 'thinking': only an assistant's"),
-    ],
+    ),
 )
 def test_thinking_that_is_refused(given: dict[str, Any], reason: str) -> None:
     assert reason in refused(chat({"role": "assistant", **given}))

@@ -8,6 +8,7 @@ import pytest
 
 from converting import chat, convert, refused, says
 from openpangu_sft.conversations.conversation import parse_sample
+from parameter_ids import named_by
 
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "default": 1.5}}}
 TOOL_TEXT = '[{"type":"function","function":{"name":"f","parameters":{"type":"object","default":1.5}}}]'
@@ -41,7 +42,8 @@ def test_tools(tools: object, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("tools", "reason"),
-    [
+    named_by(
+        1,
         ("{not json", "tools is a text that cannot be read: not valid JSON"),
         ("[NaN]", "tools is a text that cannot be read: number that JSON does not know: NaN"),
         ('[{"a": 1, "a": 2}]', "has the key 'a' twice"),
@@ -54,7 +56,7 @@ def test_tools(tools: object, text: str) -> None:
         ([{"default": float("nan")}], "has no JSON form"),
         ([{"default": b"x"}], "has no JSON form"),
         ([{"name": "\ud800"}], "tools holds half a character"),
-    ],
+    ),
 )
 def test_tools_that_are_refused(tools: object, reason: str) -> None:
     assert reason in refused(chat(says("assistant", "a"), tools=tools))

@@ -8,6 +8,7 @@ import pytest
 
 from converting import answer, chat, convert, converter, refused, says, tool, user
 from openpangu_sft.conversations.conversation import Message, reason_class
+from parameter_ids import named_by
 
 LENIENT = "turns=lenient"
 A, B, Q, S = says("assistant", "a"), says("assistant", "b"), says("user", "q"), says("system", "s")
@@ -157,7 +158,8 @@ def test_several_system_prompts_stay_several() -> None:
 
 @pytest.mark.parametrize(
     ("record", "reason"),
-    [
+    named_by(
+        1,
         (chat(A, system="s", system_prompt="s"), "has system and system_prompt: keep one of them"),
         ({"system": "t", "messages": [S, Q, A]}, "has a system field and another system prompt as its first turn"),
         (chat(A, system=1.5), "system is a number, not a text"),
@@ -168,7 +170,7 @@ def test_several_system_prompts_stay_several() -> None:
         (chat(A, system={"parts": [{"functionCall": {"name": "f"}}]}), "system is a list, not a text"),
         (chat(A, system=[{"type": "image"}]), "system has content other than text: 'image'"),
         (chat(A, system="\udfff"), "meta_prompt 1 holds half a character"),
-    ],
+    ),
 )
 def test_system_prompts_that_are_refused(record: dict[str, Any], reason: str) -> None:
     assert reason in refused(record)

@@ -98,10 +98,10 @@ def call_text(call: object, keys: Optional[Keys] = None) -> str:
     """
     keys = keys or Keys()
     if isinstance(call, dict) and isinstance(call.get("function"), dict):
-        call = keys.known("a call", call, _WRAPPER)["function"]
+        call = keys.known("a call", call, _WRAPPER, required=True)["function"]
     if not isinstance(call, dict) or not isinstance(call.get("name"), str) or not call["name"]:
         raise BadSample("a call names no function: expected name and arguments")
-    call, name = keys.known("a call", call, _CALL), reprlib.repr(call["name"])
+    call, name = keys.known("a call", call, _CALL, required=True), reprlib.repr(call["name"])
     given = [key for key in _ARGUMENTS if call.get(key) is not None]
     if len(given) > 1:
         raise BadSample(f"the call of {name} has {' and '.join(given)}: keep one of them")

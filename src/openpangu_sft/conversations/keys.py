@@ -43,12 +43,16 @@ class Keys:
         self._ignored = frozenset(ignored)
         self.counts: Counter[str] = Counter()
 
-    def known(self, name: str, record: Mapping[str, Any], known: Collection[str]) -> Mapping[str, Any]:
+    def known(
+        self, name: str, record: Mapping[str, Any], known: Collection[str], required: bool = False
+    ) -> Mapping[str, Any]:
         """The record without keys that are left out.
 
         Args:
             name: of the record in messages, e.g. "message 2"; empty for a whole record.
             known: keys whose meaning the caller deals with.
+            required: known keys stay even if they are to be ignored: parts and calls make no sense without them, and
+                a name such as input or name is that of a record's column too.
 
         Raises:
             BadSample: a key that is neither known nor harmless holds something.
@@ -57,7 +61,7 @@ class Keys:
             return record
         kept = {}
         for key, value in record.items():
-            if key in known and key not in self._ignored:
+            if key in known and (required or key not in self._ignored):
                 kept[key] = value
             elif value in EMPTY:
                 pass
@@ -69,7 +73,7 @@ class Keys:
 
 
 def _unknown(name: str, key: object) -> str:
-    text = repr(key).strip("'")[:80]
+    text = repr(key).strip("'")[:80] or "''"
     where = f" of {name}" if name else ""
     if key in MEDIA:
         return f"key {text}{where}: images, audio, video and files cannot be trained, the model reads text only"

@@ -69,7 +69,7 @@ def _add(found: Parts, part: object, name: str, keys: Keys) -> None:
     if not isinstance(kind, str) or kind not in _KINDS:
         raise BadSample(f"{name} has content other than text: {reprlib.repr(kind)}, and only text can be trained")
     reader, known = _KINDS["thinking" if kind in _TEXT and part.get("thought") else kind]
-    reader(found, keys.known(f"a part of {name}", part, known), name, keys)
+    reader(found, keys.known(f"a part of {name}", part, known, required=True), name, keys)
 
 
 def _text(found: Parts, part: Mapping[str, Any], name: str, _: Keys) -> None:

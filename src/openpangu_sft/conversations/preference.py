@@ -61,7 +61,7 @@ def _with_answer(record: dict[str, Any], chosen: Any) -> dict[str, Any]:
     place = next((key for key in (*_LISTS, "prompt") if record.get(key) not in EMPTY), "")
     asked = json_or(record[place], place) if place in _LISTS else record.get(place)
     if isinstance(asked, list):
-        whole = len(turns) > 1 and turns[0] == asked[0]
+        whole = len(turns) > 1 and turns[:1] == asked[:1]
         name = "messages" if place == "prompt" else place
         return {**_without(record, place), name: turns if whole else [*asked, *turns]}
     if place in _LISTS:
