@@ -16,8 +16,9 @@ import pytest
 from click.testing import CliRunner
 
 from conftest import PATIENCE, ROOT, TINY, conversation, write_samples
+from openpangu_sft.artifacts.artifact import Manifest
 from openpangu_sft.cli.main import app
-from openpangu_sft.cli.options import PREFIX, readable
+from openpangu_sft.cli.options import PREFIX, readable, show
 from openpangu_sft.recipe.load import load_recipe
 from parameter_ids import named_by
 
@@ -242,3 +243,17 @@ def test_ctrl_c_in_a_stage_is_one_line_and_leaves_nothing(tmp_path: Path, tiny_h
 
 def test_a_table_rounds_what_a_stage_has_measured() -> None:
     assert readable({"loss": 0.006728517822921276, "iteration": 1200}) == "loss: 0.0067, iteration: 1,200"
+
+
+def test_a_table_has_the_highest_counts_and_no_empty_row(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    reasons = {f"reason {number}": number for number in range(1, 9)}
+    files = {"a.jsonl": {"read": 9}, "b.jsonl": {"read": 1}}
+    counts = {"read": 1200, "reasons": reasons, "files": files, "ignored_keys": {}, "changes": {"joined\x1b": 2}}
+    show("samples", tmp_path, Manifest("samples", counts=counts))
+    cells = [row.split("│")[1:-1] for row in capsys.readouterr().err.splitlines() if "│" in row]
+    assert all(len("│".join(row)) <= 78 for row in cells)
+    text = " ".join(" ".join(map(str.strip, row)).strip() for row in cells)
+    assert text == (
+        "read 1,200 reasons reason 8: 8, reason 7: 7, reason 6: 6, reason 5: 5, reason 4: 4, reason 3: 3, "
+        "2 more in manifest.json files 2 changes joined\\x1b: 2"
+    )

@@ -183,3 +183,6 @@ def test_inputs(context: MakeContext, tmp_path: Path) -> None:
     (tmp_path / "raw").mkdir()
     assert resources.inputs(context()).state == State.OK
     assert "paths.hf" in resources.inputs(context("paths.hf=nowhere")).found
+    assert resources.inputs(context("data.sources=[{path: raw}]")).state == State.OK
+    missing = resources.inputs(context("data.sources=[{path: raw}, {path: other}]"))
+    assert (missing.state, missing.found) == (State.WARNING, f"data.sources: no conversations in {tmp_path / 'other'}")

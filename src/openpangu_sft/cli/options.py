@@ -6,6 +6,7 @@ import difflib
 import functools
 import inspect
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any, Callable, Optional
 
@@ -16,10 +17,15 @@ from openpangu_sft.artifacts.artifact import Manifest
 from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.console import print_table
+from openpangu_sft.util.errors import printable
 
 PREFIX = "OPENPANGU_"
 """The Makefile exports its variables under this prefix: DTYPE as OPENPANGU_DTYPE. An empty one counts as not given."""
 _exported: set[str] = set()
+
+COUNTED = ("reasons", "ignored_keys", "changes")
+"""Counts by name, of which `show` prints the highest."""
+ENTRIES_ON_A_SCREEN = 6
 
 
 class Command(click.Command):
@@ -100,10 +106,14 @@ def without_torch() -> None:
 
 
 def show(title: str, path: Path, manifest: Manifest, recipe: Optional[Recipe] = None) -> None:
-    """Prints a stage's counts on one screen."""
+    """Prints a stage's counts on one screen; those of each file are in the manifest only."""
     counts, rows = manifest.counts, dict[str, str]()
     for name, value in counts.items():
-        if name != "validation":
+        if name == "files":
+            rows[name] = f"{len(value):,}"
+        elif name in COUNTED and value:
+            rows[name.replace("_", " ")] = _most(value)
+        elif name not in ("validation", *COUNTED):
             rows[name.replace("_", " ")] = readable(value)
         if name == "packed" and (validation := counts.get("validation")):
             rows["validation"] = (
@@ -127,3 +137,10 @@ def readable(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name}: {readable(inner)}" for name, inner in value.items()) or "none"
     return str(value)
+
+
+def _most(counts: dict[str, int]) -> str:
+    """The highest of counts by name."""
+    most = [f"{printable(name)}: {count:,}" for name, count in Counter(counts).most_common(ENTRIES_ON_A_SCREEN)]
+    more = len(counts) - len(most)
+    return ", ".join([*most, f"{more:,} more in manifest.json"] if more else most)

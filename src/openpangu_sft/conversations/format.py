@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import reprlib
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -57,7 +58,8 @@ def run_format(recipe: Recipe) -> Manifest:
         require_apart(f"data.sources[{number}]", directory_of(recipe, source), "paths.samples", target)
     if not data.sources:
         require_apart("paths.raw", recipe.path("raw"), "paths.samples", target)
-    settings = {f"data.{key}": value for key, value in data.model_dump(include=SETTINGS).items()}
+    shaping = SETTINGS | {"seed"} if data.sources else SETTINGS
+    settings = {f"data.{key}": value for key, value in data.model_dump(include=shaping).items()}
     manifest = Manifest("samples", settings=settings)
     inputs = inputs_of(recipe, rules)
     with staged_directory(target, manifest) as staging:
@@ -65,11 +67,17 @@ def run_format(recipe: Recipe) -> Manifest:
         notes = {"ignored_keys": rules.keys.counts, "changes": rules.changes}
         manifest.counts.update({name: dict(sorted(counted.items())) for name, counted in notes.items()})
         if not manifest.counts["written"]:
-            reasons = Counter(manifest.counts["reasons"]).most_common(1) or [("left out by the weights of sources", 0)]
-            what = f"none of the {manifest.counts['read']} records is a sample; {reasons[0][1]} x {reasons[0][0]}"
-            where = inputs[0].file.path.parent
-            raise UserError(what, where=where, remedy="set data.on_bad_sample=refuse to see where it begins")
+            raise _no_sample(manifest.counts, inputs[0].file.path.parent)
     return manifest
+
+
+def _no_sample(counts: Mapping[str, Any], where: Path) -> UserError:
+    reasons = {**counts["reasons"], "left out by the weights of data.sources": counts.get("left_out", 0)}
+    reason, times = Counter(reasons).most_common(1)[0]
+    remedy = "set data.on_bad_sample=refuse to see where it begins" if reason in counts["reasons"] else "raise them"
+    return UserError(
+        f"none of the {counts['read']} records is a sample; {times} x {reason}", where=where, remedy=remedy
+    )
 
 
 def _fill(staging: Path, inputs: list[Input], recipe: Recipe, manifest: Manifest) -> None:
@@ -108,7 +116,7 @@ def _convert_into(output: _Output, raw: RawRecord, item: Input, mixer: Mixer, re
     try:
         if raw.unreadable:
             raise BadSample(raw.unreadable)
-        output.samples(mixer.lines(item.convert(raw.content), item.source, f"{item.name}{raw.place}"))
+        output.samples(mixer.lines(item.convert(raw.content), item, raw.place))
     except BadSample as error:
         if recipe.data.on_bad_sample == "refuse" and not isinstance(error, LeftOut):
             remedy = "fix it, or set data.on_bad_sample=skip to leave such records out"

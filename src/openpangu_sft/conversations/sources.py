@@ -21,7 +21,7 @@ class Input:
     """A raw file with the settings of its source.
 
     Args:
-        name: in manifests; with several sources it begins with the number of its own, from 1.
+        name: in manifests and rejects; with data.sources it begins with the number of its source, from 1.
         samples: name of its samples file.
     """
 
@@ -70,12 +70,19 @@ class Mixer:
         self._seen: set[bytes] = set()
         self.counts: Counter[str] = Counter()
 
-    def lines(self, sample: Sample, source: Source, place: str) -> list[bytes]:
+    def lines(self, sample: Sample, item: Input, place: str) -> list[bytes]:
         """The lines of a samples file for one sample: none, one, or several that are equal.
 
         Args:
-            place: of its record, which decides with data.seed about a fraction of a weight.
+            place: of its record in the file. Both decide with data.seed about a fraction of a weight, and other sources
+                do not.
         """
+        source = item.source
+        times = int(source.weight)
+        times += _draw(f"{self._data.seed} {source.path} {item.file.name}{place}") < source.weight % 1
+        if not times:  # before duplicates: another source may use the same conversation
+            self.counts["left_out"] += 1
+            return []
         if source.system and not any(sample.meta_prompt):
             sample = replace(sample, meta_prompt=(source.system,))
         line = json.dumps(sample.to_json(), ensure_ascii=False).encode()
@@ -85,9 +92,7 @@ class Mixer:
             if self._data.deduplicate == "exact":
                 return []
         self._seen.add(digest)
-        times = int(source.weight) + (_draw(f"{self._data.seed} {place}") < source.weight % 1)
-        self.counts["added"] += max(times - 1, 0)
-        self.counts["left_out"] += not times
+        self.counts["added"] += times - 1
         return [line] * times
 
 

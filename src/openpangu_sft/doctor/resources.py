@@ -12,6 +12,7 @@ from pathlib import Path
 from openpangu_sft.artifacts.artifact import require_no_obstacle
 from openpangu_sft.checkpoint.checklist import CHECKLIST, check_published
 from openpangu_sft.checkpoint.sharding import parameter_count
+from openpangu_sft.conversations.sources import directory_of
 from openpangu_sft.doctor.finding import Finding, failed, ok, skipped, warning
 from openpangu_sft.doctor.linux import Mount, control_groups, inactive_file, limit, memory_available, mount_of
 from openpangu_sft.doctor.machine import Context
@@ -125,12 +126,16 @@ def limits(context: Context) -> Finding:
 
 def inputs(context: Context) -> Finding:
     """Inputs of the first stages, and whether config.json is of this model family."""
-    hf, missing = context.recipe.path("hf"), []
+    recipe, missing = context.recipe, []
+    hf = recipe.path("hf")
     if not (hf / CONFIG).is_file():
         missing.append(f"paths.hf: no checkpoint in {hf}")
-    made = next((path for path in map(context.recipe.path, ("raw", "samples")) if path.exists()), None)
-    if made is None:
-        missing.append(f"paths.raw: no conversations in {context.recipe.path('raw')}")
+    raw = [directory_of(recipe, source) for source in recipe.data.sources] or [recipe.path("raw")]
+    absent = [path for path in raw if not path.exists()]
+    made = recipe.path("samples") if absent else raw[0]
+    if not made.exists():
+        key = "data.sources" if recipe.data.sources else "paths.raw"
+        missing.append(f"{key}: no conversations in {absent[0]}")
     if missing:
         remedy = "put them there before make format and make convert (make demo makes its own)"
         return warning("\n".join(missing), remedy)

@@ -6,12 +6,12 @@ import difflib
 import reprlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
-from ruamel.yaml.nodes import MappingNode
+from ruamel.yaml.nodes import MappingNode, SequenceNode
 
 from openpangu_sft.recipe.model_config import CONFIG, model_of, read_config, require_stated
 from openpangu_sft.recipe.schema import Recipe
@@ -137,7 +137,8 @@ def _first_complaint(error: ValidationError, text: str, given: Collection[str], 
     detail = (unknown or wrong or details)[0]  # a mistyped key is also missing, but that says less
     location = [str(part) for part in detail["loc"]]
     key = ".".join(location)
-    where = f"--set {key}" if key in given else f"{path}{_line(text, location)}"
+    override = next((name for name in given if f"{key}.".startswith(f"{name}.")), None)  # or holds it, being a list
+    where = f"--set {override}" if override else f"{path}{_line(text, location)}"
     if detail["type"] == "extra_forbidden":
         return _unknown_key(location[:-1], location[-1], where)
     if detail["type"] == "missing":
@@ -171,9 +172,13 @@ def _synonym(name: str) -> list[str]:
 
 
 def _line(text: str, location: Sequence[str]) -> str:
-    """`:line` of a key in the file, or of its section; empty if the file has neither."""
+    """`:line` of a key or an entry of a list in the file, or of its section; empty if the file has neither."""
     node, line = YAML(typ="safe", pure=True).compose(text), ""
     for part in location:
+        if isinstance(node, SequenceNode):
+            node = node.value[int(part)]
+            line = f":{node.start_mark.line + 1}"
+            continue
         entries = node.value if isinstance(node, MappingNode) else []
         found = [(key, value) for key, value in entries if key.value == part]
         if not found:
@@ -187,7 +192,8 @@ def _at(location: Sequence[str]) -> Any:
     """The type of what the recipe holds under a key: a section's class, or a value's type."""
     found: Any = Recipe
     for part in location:
-        found = found.model_fields[part].annotation
+        is_list = get_origin(found) is list
+        found = get_args(found)[0] if is_list else found.model_fields[part].annotation
     return found
 
 
