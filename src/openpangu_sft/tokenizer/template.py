@@ -64,9 +64,10 @@ def prompt_spans(
 
     Args:
         reply: the assistant's header comes last, for generation.
-        tool_prompt: a system prompt in parts that are cut already, after the others.
+        tool_prompt: a system prompt in parts that are cut already, after the others; an empty one is left out then.
     """
-    prompts = [*map(cut, meta_prompt), *([tool_prompt] if tool_prompt else [])]
+    prompts = [cut(prompt) for prompt in meta_prompt if prompt or not tool_prompt]
+    prompts += [tool_prompt] if tool_prompt else []
     pieces = [piece for prompt in prompts for piece in ((START + HEADERS["system"],), prompt, (END,))]
     yield from _spans(_joined(pieces), "system", trained=False, opens=True)
     for message in messages:
