@@ -135,7 +135,7 @@ def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Smal
 
 def pytest_make_parametrize_id(val: object) -> Optional[str]:
     """Long values give short ids; pytest names the others itself."""
-    return shortened(val) if isinstance(val, (str, bytes)) and len(ascii(val)) > LONGEST // 3 else None
+    return shortened(val) if isinstance(val, (str, bytes)) and len(ascii(val)) > LONGEST // 5 else None
 
 
 @pytest.hookimpl(wrapper=True)

@@ -10,7 +10,7 @@ import pytest
 LONGEST = 100
 """Characters that a test's id may have, from the test's name on: a report shows it on one line."""
 
-_PARAMETER = 33
+_PARAMETER = 20
 """Characters of an id that `shortened` makes, as pytest escapes them: leaves room for the names of most tests."""
 
 

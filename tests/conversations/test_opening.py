@@ -149,7 +149,7 @@ def test_json_lines_in_a_json_file_are_read_line_by_line(tmp_path: Path) -> None
         ("a.jsonl.gz", json.dumps([TALK], indent=2), "holds an array over several lines", "name it .json"),
     ],
 )
-def test_other_json_is_refused_with_the_way_out(tmp_path: Path, name: str, text: str, what: str, remedy: str) -> None:
+def test_other_json_is_refused(tmp_path: Path, name: str, text: str, what: str, remedy: str) -> None:
     message = refusal(put(tmp_path / name, text))
     assert message.startswith(f"{tmp_path / name}: {what}")
     assert remedy in message.split(" -> ")[1]
