@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import MakeRecipe
+from conftest import ROOT, TINY, MakeRecipe
 from openpangu_sft.conversations.calls import Answer
 from openpangu_sft.conversations.conversation import Message, Sample
 from openpangu_sft.dataset.encode import Encoded, encode_samples
@@ -155,3 +157,21 @@ def test_a_tool_prompt_that_fails_is_one_line(make_recipe: MakeRecipe) -> None:
     [error] = converse(talker, iter(["a"]), tools='[{"name":"f"}]')
     assert str(error).startswith("data.tool_prompt cannot render its tools: ")
     assert str(error).endswith("-> check data.tool_prompt")
+
+
+def test_a_dialogue_from_a_pipe_with_tools(tiny_hf: Path, tmp_path: Path) -> None:
+    """Answers on stdout, all else on stderr; a line that is refused ends nothing."""
+    tools = tmp_path / "tools.json"
+    tools.write_text('[{"name": "weather"}]', "utf-8")
+    settings = [f"--set={key}" for key in (*TINY, SHORT, f"paths.cache={tmp_path}", f"paths.hf={tiny_hf}")]
+    command = [sys.executable, "-m", "openpangu_sft", "chat", "--recipe", str(ROOT / "recipes/demo.yaml"), *settings]
+    options = ["--system", "简短", "--tools", str(tools), "--model", str(tiny_hf)]
+    asked = "你好\na[unused9]b\n\nagain\n"
+    done = subprocess.run([*command, *options], input=asked, text=True, capture_output=True, check=True)
+    assert "the message holds the control token [unused9] -> take it out" in done.stderr
+    assert "control token" not in done.stdout
+    assert done.stdout.endswith("\n")
+    assert done.stdout.strip()
+    refused = subprocess.run([*command, *options, "--prompt", "[unused9]"], text=True, capture_output=True, check=False)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "the message holds the control token [unused9] -> take it out" in refused.stderr
