@@ -146,14 +146,20 @@ def test_a_system_prompt(record: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("nothing", [None, "", [], {}])
 def test_no_system_prompt(nothing: object) -> None:
-    for record in (chat(A, system=nothing), {"messages": [says("system", nothing or None), Q, A]}):
+    for record in (
+        chat(A, system=nothing),
+        {"messages": [says("system", nothing or None), Q, A]},
+        {"messages": [says("system"), Q, A]},  # from parquet
+    ):
         assert convert(record).meta_prompt == ("",)
 
 
 def test_several_system_prompts_stay_several() -> None:
     record = {"messages": [S, says("developer", "t"), says("system", ""), Q, A]}
     assert convert(record).meta_prompt == ("s", "t")
-    assert convert({"messages": [S, Q, A, says("system", "t"), Q, B]}, LENIENT).meta_prompt == ("s", "t")
+    later = [S, Q, A, says("system", "t"), Q, B]
+    for record in ({"messages": later}, {"system": "s", "messages": later}, {"system": "s", "messages": later[1:]}):
+        assert convert(record, LENIENT).meta_prompt == ("s", "t")
 
 
 @pytest.mark.parametrize(
@@ -161,7 +167,7 @@ def test_several_system_prompts_stay_several() -> None:
     named_by(
         1,
         (chat(A, system="s", system_prompt="s"), "has system and system_prompt: keep one of them"),
-        ({"system": "t", "messages": [S, Q, A]}, "has a system field and another system prompt as its first turn"),
+        ({"system": "t", "messages": [S, Q, A]}, "has a system field and another system prompt as message 1"),
         (chat(A, system=1.5), "system is a number, not a text"),
         (chat(A, system=False), "system is a boolean, not a text"),
         (chat(A, system=["s"]), "system is a list, not a text"),

@@ -33,7 +33,8 @@ ROLE_OF = {
 _WEIGHTS = ("weight", "loss", "loss_weight", "train")
 _THINKING = ("reasoning_content", "thinking", "reasoning")
 _ANSWER = (*_THINKING, "tool_calls", "function_call", "refusal")
-_KNOWN = frozenset((*SPEAKER, *CONTENT, *_WEIGHTS, *_ANSWER))
+_SAYS = (*CONTENT, *_ANSWER)
+_KNOWN = frozenset((*SPEAKER, *_WEIGHTS, *_SAYS))
 _RESPONSE = re.compile(r"\s*<tool_response>\s*(.*?)\s*</tool_response>\s*", re.DOTALL)
 _WANTS_CALLS = ("function_call", "tool_calls", "refusal")
 
@@ -81,15 +82,18 @@ def make_sample(prompts: Sequence[str], turns: Sequence[object], tools: str, rul
                 rules.changes["later system prompts moved to the beginning"] += 1
             else:
                 first = number + 1
+                if prompts and turn.content and turn.content not in prompts:
+                    raise BadSample(
+                        f"has a system field and another system prompt as message {number}: keep one of them"
+                    )
             if turn.content not in leading:
                 leading.append(turn.content)
-    if len(prompts) == 1 and len(leading) > 1 and first > 1 and any(leading[1:]):
-        raise BadSample("has a system field and another system prompt as its first turn: keep one of them")
     record = {"meta_prompt": [text for text in leading if text] or [""], "data": [turn.to_json() for turn in messages]}
     try:
         return parse_sample({**record, "tools": tools}, rules)
     except BadSample as error:
-        counted = f" (counted from turn {first} on, after the system prompt)" if first > 1 else ""
+        numbered = first > 1 and str(error).startswith("message ")
+        counted = f" (counted from turn {first} on, after the system prompt)" if numbered else ""
         raise BadSample(f"{error}{counted}") from None
 
 
@@ -107,8 +111,11 @@ def _turns(entry: object, name: str, rules: Rules) -> Iterator[Turn]:
     """The messages that one turn is: one, unless it holds several results of tools, or (Anthropic) text beside them."""
     if not isinstance(entry, dict):
         raise BadSample(f"{name} is {kind_of(entry)}, not an object with role and content")
+    _require_any(entry, SPEAKER, "role", name)
+    role = _role(entry, name)
+    if role != "system":  # whose content may be null, which parquet leaves out
+        _require_any(entry, _SAYS, "content", name)
     turn = rules.keys.known(name, entry, _KNOWN)
-    role = _role(turn, name)
     weights = {is_trained(turn[key], f"{key} of {name}") for key in _WEIGHTS if turn.get(key) is not None}
     if len(weights) > 1:
         raise BadSample(f"{name} is to be trained on, and not: {', '.join(key for key in _WEIGHTS if key in turn)}")
@@ -138,6 +145,11 @@ def _turns(entry: object, name: str, rules: Rules) -> Iterator[Turn]:
         yield Turn(role, text)
 
 
+def _require_any(turn: Mapping[str, Any], names: Sequence[str], ours: str, name: str) -> None:
+    if not any(key in turn for key in names):
+        raise BadSample(f"{name} has no {ours}: keys found are {keys_of(turn)}; name its key in data.columns.{ours}")
+
+
 def _role(turn: Mapping[str, Any], name: str) -> str:
     keys = [key for key in SPEAKER if turn.get(key) is not None] or [SPEAKER[0]]
     roles = {_role_of(turn, key, name) for key in keys}
@@ -149,8 +161,7 @@ def _role(turn: Mapping[str, Any], name: str) -> str:
 def _role_of(turn: Mapping[str, Any], key: str, name: str) -> str:
     speaker = turn.get(key)
     if not isinstance(speaker, str):
-        found = kind_of(speaker) if key in turn else f"missing, keys found are {keys_of(turn)}"
-        raise BadSample(f"{name} has no text in {key}: {found}")
+        raise BadSample(f"{name} has no text in {key}: {kind_of(speaker)}")
     role = ROLE_OF.get(speaker.strip().lower())
     if role is None:
         raise BadSample(f"{name} has an unknown role: {reprlib.repr(speaker)}, known: {', '.join(ROLE_OF)}")
@@ -161,8 +172,6 @@ def _content(turn: Mapping[str, Any], name: str) -> Any:
     found = [key for key in CONTENT if turn.get(key) is not None]
     if len(found) > 1:
         raise BadSample(f"{name} has {' and '.join(found)}: keep one of them")
-    if not found and not any(key in turn for key in (*CONTENT, *_ANSWER)):
-        raise BadSample(f"{name} has no content: keys found are {keys_of(turn)}")
     return turn[found[0]] if found else None
 
 

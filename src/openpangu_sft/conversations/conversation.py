@@ -201,7 +201,7 @@ def _message(entry: object, number: int, keys: Keys) -> Message:
         raise BadSample(f"message {number} has unknown role {reprlib.repr(role)}: use {', '.join(MESSAGE_ROLES)}")
     if role == "assistant":
         return _answer(found, content, number, keys)
-    if extra := [key for key in found if key not in _PLAIN and found[key] not in EMPTY]:
+    if len(found) > 2 and (extra := [key for key in found if key not in _PLAIN and found[key] not in EMPTY]):
         raise BadSample(f"message {number} ({role}) has {extra[0]}: only an assistant's message may")
     if role == "user" and not content.strip():
         raise BadSample(f"message {number} (user) is empty")
