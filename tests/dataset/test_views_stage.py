@@ -124,11 +124,11 @@ def test_the_tool_prompt_is_shown_and_belongs_to_the_system(make_recipe: MakeRec
     counts(recipe, thought("晴", tools=TOOLS))
     run_merge(recipe)
     assert not run_inspect(recipe).findings
-    assert run_inspect(recipe).figures["turns"] == "2 system, 1 user, 1 assistant, 0 tool, 0 function"
+    assert run_inspect(recipe).figures["turns"] == "1 system, 1 user, 1 assistant, 0 tool, 0 function"
     [segment] = run_preview(recipe, 1)[0].segments
     texts = [(turn.role, "".join(token.text for token in turn.tokens).replace("…", "")) for turn in segment.turns]
-    assert [role for role, _ in texts] == ["system", "system", "user", "assistant"]
-    assert texts[1][1] == f"[unused9]系统：Tools:·{TOOLS}[unused10]"
+    assert [role for role, _ in texts] == ["system", "user", "assistant"]
+    assert texts[0][1] == f"<s>[unused9]系统：Tools:·{TOOLS}[unused10]"
     trained = "".join(token.text for token in segment.turns[-1].tokens if token.trained).replace("…", "")
     assert trained == "[unused16]想[unused17]晴[unused10]"
 
