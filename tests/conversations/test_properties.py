@@ -137,7 +137,8 @@ def changed(draw: st.DrawFn) -> dict[str, Any]:
         place: Any = record
         while True:
             keys = list(place) if isinstance(place, dict) else list(range(len(place)))
-            if keys and isinstance(place[key := draw(st.sampled_from(keys))], (dict, list)) and draw(st.booleans()):
+            key = draw(st.sampled_from(keys)) if keys else None
+            if keys and isinstance(place[key], (dict, list)) and draw(st.booleans()):
                 place = place[key]
                 continue
             if not keys or (isinstance(place, dict) and draw(st.booleans())):
