@@ -71,6 +71,7 @@ PYPI_INDEX ?= https://pypi.org/simple
 ##=   for image, image-diff: mirrors, certificates and more options for docker build: docs/image.md
 ##= MEGATRON_LM_URL, MINDSPEED_URL, MINDSPEED_LLM_URL
 ##=   for sources, image, image-diff, test-upstream: other repositories or folders to fetch from (patches/upstream.toml)
+##= OPENPANGU_URL  for test-upstream: another copy of openPangu's repository
 ##= SIZE  for bench-data: MB of samples to preprocess (200)
 SIZE ?= 200
 ##= DATA_DIR  for bench-data: directory of the real conversations to sample from: docs/benchmarks.md
@@ -85,8 +86,8 @@ DATA_DIR ?=
 ##= HCCL_*, GLOO_SOCKET_IFNAME, TP_SOCKET_IFNAME, OMP_NUM_THREADS  passed on to training
 
 # Values are text and not Make: a $ in a prompt stays a $.
-options := RECIPE SET SHARD SAMPLE HTML RUN WITH DATASET PROMPT SYSTEM TOOLS MODEL FROM ITERATION DTYPE FORM PROMPTS HF MCORE ONLY
-options += MEMORY TOKENS_PER_SECOND DRY_RUN JSON PEERS CLAIM
+options := RECIPE SET SHARD SAMPLE HTML RUN WITH DATASET PROMPT SYSTEM TOOLS MODEL FROM ITERATION DTYPE FORM PROMPTS
+options += HF MCORE ONLY MEMORY TOKENS_PER_SECOND DRY_RUN JSON PEERS CLAIM
 $(foreach v,$(options) $(typed) VENV PYPI_INDEX SIZE DATA_DIR NNODES TARGET ARCH,$(eval override $v := $$(value $v)))
 ifneq ($(NNODES),)
 override SET += parallel.nodes=$(NNODES)
@@ -140,7 +141,8 @@ $(commands):
 sources: env ## fetch MindSpeed-LLM and its dependencies, pinned and patched
 	@$(bin)openpangu-sft sources
 
-test-upstream: sources ## tests that run the real MindSpeed-LLM
+test-upstream: export OPENPANGU_URL ?= https://github.com/wujing215/OpenPangu7B-on-NVIDIA
+test-upstream: sources ## tests that run the real MindSpeed-LLM, and openPangu's own parsers
 	@OMP_NUM_THREADS=1 $(bin)pytest --stamp test-upstream $(wildcard tests/*/test_upstream.py) \
 	    tests/training/mindspeed tests/demo/test_smoke.py tests/plan/test_mindspeed_memory.py
 
