@@ -81,12 +81,12 @@ for option in "${options[@]}"; do
     variables+=("$variable")
     case $option in
     SET) read -rd '' -a sets <<<"$OPENPANGU_SET" || true ;;
-    PROMPT) ;;
+    PROMPT | SYSTEM) ;; # texts
     *) given+=("=${!variable}") ;;
     esac
 done
 for argument in "$@" "${given[@]}" "${sets[@]}"; do
-    [[ $argument != --prompt=* ]] || continue
+    [[ $argument != --@(prompt|system)=* ]] || continue
     path=${argument#--set=}
     [[ $path == [/.]* ]] || path=${path#*=}
     case $path in

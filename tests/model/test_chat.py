@@ -29,7 +29,7 @@ from openpangu_sft.model.chat import Chat, converse
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.tokenizer.template import sample_spans
 from openpangu_sft.util.errors import UserError
-from refusals import message_of, refusal_of
+from refusals import refusal_of
 
 SHORT = "chat.max_new_tokens=5"
 
@@ -97,7 +97,7 @@ def test_a_message_with_control_tokens_is_refused(talker: Chat) -> None:
 
 def test_a_message_longer_than_the_context_is_refused(talker: Chat) -> None:
     message = Message("user", "long " * 3000)
-    assert "more than the model can hold" in message_of(talker.reply, (message,))
+    assert "more than the model can hold" in refusal_of(talker.reply, (message,))
 
 
 def test_nothing_to_ask_is_said_in_words(make_recipe: MakeRecipe, tmp_path: Path) -> None:

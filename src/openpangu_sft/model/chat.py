@@ -98,7 +98,8 @@ class Chat:
         """
         room = self.context - len(prompt)
         if room <= 0:
-            raise UserError(f"the conversation has {len(prompt)} tokens, more than the model can hold")
+            what = f"the conversation has {len(prompt)} tokens, more than the model can hold"
+            raise UserError(what, remedy="shorten it, or begin a new one")
         settings = self.recipe.chat
         sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         if settings.temperature > 0:
