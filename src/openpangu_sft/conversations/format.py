@@ -75,9 +75,8 @@ def _no_sample(counts: Mapping[str, Any], where: Path) -> UserError:
     reasons = {**counts["reasons"], "left out by the weights of data.sources": counts.get("left_out", 0)}
     reason, times = Counter(reasons).most_common(1)[0]
     remedy = "set data.on_bad_sample=refuse to see where it begins" if reason in counts["reasons"] else "raise them"
-    return UserError(
-        f"none of the {counts['read']} records is a sample; {times} x {reason}", where=where, remedy=remedy
-    )
+    what = f"none of the {counts['read']} records is a sample; {times} x {reason}"
+    return UserError(what, where=where, remedy=remedy)
 
 
 def _fill(staging: Path, inputs: list[Input], recipe: Recipe, manifest: Manifest) -> None:
