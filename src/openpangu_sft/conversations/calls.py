@@ -6,6 +6,7 @@ between [unused16] and [unused17], text, then one JSON list of {"name", "argumen
 
 from __future__ import annotations
 
+import contextlib
 import re
 import reprlib
 from collections.abc import Sequence
@@ -54,10 +55,8 @@ def split_answer(content: str, keys: Optional[Keys] = None) -> Answer:
     if found and (found["thinking"] is not None or found["calls"]):
         parts = Answer(found["thinking"], found["text"], found["calls"] or "")
         if found["calls"] != "" and not any(_TAGS.search(part or "") for part in parts):
-            try:
+            with contextlib.suppress(BadSample):  # no list of calls: text, to which data.control_tokens applies
                 return parts._replace(calls=calls_text(parts.calls, keys))
-            except BadSample:  # no list of calls: text, to which data.control_tokens applies
-                pass
     return Answer(None, content, "")
 
 
@@ -82,14 +81,13 @@ def split_tags(content: str, keys: Optional[Keys] = None) -> Answer:
         BadSample: thinking out of place, or a call that cannot be read.
     """
     thinking, text = split_thinking(content)
-    calls = list[str]()
-    if "<tool_call>" in text:
-        text, _, rest = text.partition("<tool_call>")
-        calls = _TOOL_CALL.findall("<tool_call>" + rest)
-        if not calls or _TOOL_CALL.sub("", "<tool_call>" + rest).strip():
-            raise BadSample("has <tool_call> that is not closed, or text after it: put the text before the calls")
-        text = text.rstrip()
-    return Answer(thinking, text, joined_calls([call_text(json_or(call, "a <tool_call>"), keys) for call in calls]))
+    if "<tool_call>" not in text:
+        return Answer(thinking, text, "")
+    text, tag, rest = text.partition("<tool_call>")
+    if _TOOL_CALL.sub("", tag + rest).strip():
+        raise BadSample("has <tool_call> that is not closed, or text after it: put the text before the calls")
+    calls = [call_text(json_or(call, "a <tool_call>"), keys) for call in _TOOL_CALL.findall(tag + rest)]
+    return Answer(thinking, text.rstrip(), joined_calls(calls))
 
 
 def call_text(call: object, keys: Optional[Keys] = None) -> str:
@@ -127,10 +125,10 @@ def joined_calls(calls: Sequence[str]) -> str:
 
 
 def calls_text(value: object, keys: Optional[Keys] = None) -> str:
-    """The JSON text of a list of calls; a text of one in the vendor's form is kept as it is.
+    """The JSON text of a list of calls or of its JSON text, which is kept if it is in the vendor's form.
 
     Raises:
-        BadSample: neither a list of calls nor the JSON text of one.
+        BadSample: neither.
     """
     if value in (None, "", []):
         return ""

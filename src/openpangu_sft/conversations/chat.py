@@ -187,10 +187,10 @@ def _answer(turn: Mapping[str, Any], parts: Parts, name: str, trained: bool, key
         raise BadSample(f"{name} (assistant) holds a tool's result: give it a message with role tool")
     with naming(name):
         tags = split_tags(parts.text or "", keys)
-        legacy = [json_or(turn[key], key) for key in filled(turn, ["function_call"])]
-        found = [json_or(turn[key], key) for key in filled(turn, ["tool_calls"])]
-        listed = [call for calls in found if calls is not None for call in expect(list, calls, "tool_calls", "a list")]
-        written = [joined_calls([call_text(call, keys) for call in calls]) for calls in (listed, legacy)]
+        read = {key: json_or(turn[key], key) for key in filled(turn, ("function_call", "tool_calls"))}
+        listed = read.pop("tool_calls", None)
+        listed = [] if listed is None else expect(list, listed, "tool_calls", "a list")
+        written = [joined_calls([call_text(call, keys) for call in calls]) for calls in (listed, read.values())]
     calls = list(filter(None, dict.fromkeys([*written, joined_calls(parts.calls), tags.calls])))
     if len(calls) > 1:
         raise BadSample(f"{name} has its calls twice: keep one of tool_calls, function_call, parts and <tool_call>")

@@ -20,11 +20,7 @@ KNOWN = frozenset((*PROMPT, *INPUT, *ANSWER, "history"))
 
 
 def turns_of(record: Mapping[str, Any]) -> list[Any]:
-    """The turns of a record: history, question, answer.
-
-    Raises:
-        BadSample: two columns for the same, none for the answer, or a value of another type.
-    """
+    """Turns: history, question, answer; raises `BadSample` for two columns of one meaning, no answer, a wrong type."""
     prompt, extra, answer = (_one(record, names) for names in (PROMPT, INPUT, ANSWER))
     if not prompt and not extra:
         raise BadSample(f"has no question: {', '.join(PROMPT)} and {', '.join(INPUT)} are missing or empty")

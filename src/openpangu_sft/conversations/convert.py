@@ -53,7 +53,7 @@ class Converter:
         if name == "samples":
             return parse_sample(plain, self.rules)
         names = LISTS.get(name, ("",))
-        key = (*filled(plain, names), names[0])[0]
+        key = next(iter(filled(plain, names)), names[0])
         known = self.rules.keys.known("", plain, {key, *_OUTSIDE} if key else _COLUMNS)
         turns = self._turns(known, key) if key else columns.turns_of(known)
         return chat.make_sample(self._prompts(known), turns, _tools(known), self.rules)
@@ -75,9 +75,14 @@ class Converter:
             last = ",".join(list(found.values())[-1])
             raise BadSample(f"fits more than one format: {fits}; leave one out, e.g. data.ignore_keys=[{last}]")
         found = found or _formats(record, lambda record, keys: [key for key in keys if key in record])  # empty: refused
-        if not found:
-            raise BadSample(_unknown(record))
-        return next(iter(found))
+        if found:
+            return next(iter(found))
+        if blobs := [key for key in _BLOBS if isinstance(record.get(key), str)]:
+            what = f"holds a conversation as one text in {blobs[0]}: turns cannot be told apart"
+            raise BadSample(f"{what}, write them as messages")
+        known = "messages, conversations, instruction + output, prompt + completion, meta_prompt + data"
+        what = f"unknown format: keys found are {keys_of(record)}; known are {known}"
+        raise BadSample(f"{what}: name your columns in data.columns")
 
     def _turns(self, record: Mapping[str, Any], key: str) -> Sequence[object]:
         """The turns under a key, a list or the JSON text of one, with the user's names for role and content."""
@@ -128,14 +133,6 @@ def _formats(
         **{name: held(record, keys) for name, keys in LISTS.items()},
     }
     return {name: keys for name, keys in found.items() if keys}
-
-
-def _unknown(record: Mapping[str, Any]) -> str:
-    blob = next((key for key in _BLOBS if isinstance(record.get(key), str)), "")
-    if blob:
-        return f"holds a conversation as one text in {blob}: turns cannot be told apart, write them as messages"
-    known = "messages, conversations, instruction + output, prompt + completion, meta_prompt + data"
-    return f"unknown format: keys found are {keys_of(record)}; known are {known}: name your columns in data.columns"
 
 
 def _tools(record: Mapping[str, Any]) -> str:

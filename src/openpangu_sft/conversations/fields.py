@@ -126,11 +126,7 @@ def expect(kind: type[_Kind], value: object, name: str, wanted: str) -> _Kind:
 
 
 def optional_text(record: Mapping[str, Any], key: str, name: str = "") -> Optional[str]:
-    """The text under a key of a record with this name, None where it is missing or null (as in parquet).
-
-    Raises:
-        BadSample: it is anything else.
-    """
+    """The text under a key, None if missing or null (as in parquet), else raises `BadSample`; name: of the record."""
     value = record.get(key)
     return value if value is None else expect(str, value, f"{key} of {name}" if name else key, "a text")
 

@@ -35,11 +35,7 @@ class Parts:
 
 
 def read_parts(content: object, name: str, keys: Keys) -> Parts:
-    """Reads the content of a message with this name: a text, a list of parts, or null.
-
-    Raises:
-        BadSample: a part that is no text, thinking, call or result.
-    """
+    """Reads a message's content: a text, null, or a list of parts; raises `BadSample` for a part of another kind."""
     if content is None or isinstance(content, str):
         return Parts(content)
     found = Parts()
@@ -58,7 +54,7 @@ def _add(found: Parts, value: object, name: str, keys: Keys) -> None:
     part = expect(dict, value, f"a part of {name}", "an object with type and text")
     kind = part.get("type")
     if kind in EMPTY:
-        kind = (*filled(part, (*_HELD_CALL[:2], *_RESPONSE)), "text")[0]
+        kind = next(iter(filled(part, (*_HELD_CALL[:2], *_RESPONSE))), "text")
     if not isinstance(kind, str) or kind not in _KINDS:
         raise BadSample(f"{name} has content other than text: {reprlib.repr(kind)}, and only text can be trained")
     reader, known = _KINDS["thinking" if kind in _TEXT and part.get("thought") else kind]
@@ -77,11 +73,9 @@ def _thinking(found: Parts, part: Mapping[str, Any], name: str, _: Keys) -> None
 
 
 def _call(found: Parts, part: Mapping[str, Any], name: str, keys: Keys) -> None:
-    found_keys = filled(part, _CALL)
-    if found_keys and found_keys[0] in _HELD_CALL:
-        _, call = one_of(part, found_keys, f"a part of {name}")
-    else:
-        call = {key: value for key, value in part.items() if key in _CALL}
+    call: Any = {key: value for key, value in part.items() if key in _CALL}
+    if filled(part, _HELD_CALL):
+        _, call = one_of(part, filled(part, _CALL), f"a part of {name}")
     found.calls.append(call_text(json_or(call, f"a call of {name}"), keys))
 
 

@@ -58,7 +58,7 @@ def _with_answer(record: dict[str, Any], chosen: Any) -> dict[str, Any]:
         raise BadSample(f"has a chosen answer and {', '.join(answers)}: keep one of them")
     turn = chosen if isinstance(chosen, dict) else {"role": "assistant", "content": chosen}
     turns = chosen if isinstance(chosen, list) else [turn]
-    place = (*filled(record, (*_LISTS, "prompt")), "")[0]
+    place = next(iter(filled(record, (*_LISTS, "prompt"))), "")
     asked = json_or(record[place], place) if place in _LISTS else record.get(place)
     if isinstance(asked, list):
         whole = len(turns) > 1 and turns[:1] == asked[:1]
