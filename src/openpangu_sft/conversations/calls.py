@@ -19,7 +19,6 @@ from openpangu_sft.conversations.fields import (
     given,
     json_or,
     kind_of,
-    naming,
     one_of,
     parse_json,
 )
@@ -111,8 +110,10 @@ def call_text(call: object, keys: Optional[Keys] = None) -> str:
     text = arguments.strip() if isinstance(arguments, str) else arguments
     if text in (None, "", "null"):
         text = "{}"
-    with naming(f"arguments of the call of {name} cannot be read"):
+    try:
         parsed = parse_json(text, WITH_DUPLICATES) if isinstance(text, str) else text
+    except BadSample as error:
+        raise BadSample(f"arguments of the call of {name} cannot be read: {error}") from None
     if not isinstance(parsed, dict):
         raise BadSample(f"arguments of the call of {name} is no object: {kind_of(parsed)}")
     text = text if isinstance(text, str) else compact_json(parsed)  # a text is kept: the model sees what the tool saw

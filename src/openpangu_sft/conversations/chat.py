@@ -7,6 +7,7 @@ in LLaMA-Factory (from, value; function_call and observation turns); Hermes (<to
 
 from __future__ import annotations
 
+import contextlib
 import re
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +24,6 @@ from openpangu_sft.conversations.fields import (
     json_or,
     keys_of,
     kind_of,
-    naming,
     one_of,
     optional_text,
 )
@@ -167,7 +167,7 @@ def _calling(turn: Mapping[str, Any], content: object, name: str, trained: bool,
     if extra := filled(turn, _NOT_BESIDE_CALLS):
         raise BadSample(f"{name} has {extra[0]} beside a call: keep one of them")
     thinking = None
-    with naming(name):
+    with _naming(name):
         if isinstance(content, str):
             thinking, content = split_thinking(content)
         if isinstance(content, str) and "<tool_call>" in content:
@@ -185,7 +185,7 @@ def _calling(turn: Mapping[str, Any], content: object, name: str, trained: bool,
 def _answer(turn: Mapping[str, Any], parts: Parts, name: str, trained: bool, keys: Keys) -> Message:
     if parts.results:
         raise BadSample(f"{name} (assistant) holds a tool's result: give it a message with role tool")
-    with naming(name):
+    with _naming(name):
         tags = split_tags(parts.text or "", keys)
         read = {key: json_or(turn[key], key) for key in filled(turn, ("function_call", "tool_calls"))}
         listed = read.pop("tool_calls", None)
@@ -211,3 +211,12 @@ def _thinking(turn: Mapping[str, Any], name: str, *others: Optional[str]) -> Opt
     if len({text.strip() for text in texts}) > 1:
         raise BadSample(f"{name} has its thinking twice: keep one of {', '.join(_THINKING)}, parts and <think>")
     return texts[0] if texts else None
+
+
+@contextlib.contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Puts the message's name before what is wrong with its calls."""
+    try:
+        yield
+    except BadSample as error:
+        raise BadSample(f"{name}: {error}") from None

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Optional
 
 from openpangu_sft.conversations.calls import calls_text, split_answer, tools_text
-from openpangu_sft.conversations.fields import expect, filled, kind_of, naming, optional_text
+from openpangu_sft.conversations.fields import expect, filled, kind_of, optional_text
 from openpangu_sft.conversations.keys import EMPTY, BadSample, Keys
 
 _RESULTS = ("tool", "function")
@@ -200,11 +200,13 @@ def _message(entry: object, number: int, keys: Keys) -> Message:
 def _answer(found: Mapping[str, Any], content: str, name: str, keys: Keys) -> Message:
     thinking, calls = optional_text(found, "thinking", name), ""
     trained = is_trained(found.get("weight"), f"weight of {name}")
-    with naming(name):
+    try:
         if thinking is None and found.get("calls") in EMPTY:
             thinking, content, calls = split_answer(content, keys)
         else:
             calls = calls_text(found.get("calls"), keys)
+    except BadSample as error:
+        raise BadSample(f"{name}: {error}") from None
     for part, text in (("thinking", thinking or ""), ("calls", calls)):
         _require_characters(f"{part} of {name}", text)
     if not content.strip() and not calls:

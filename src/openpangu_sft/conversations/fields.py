@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NoReturn, Optional, TypeVar
 
 from openpangu_sft.conversations.keys import EMPTY, BadSample
@@ -92,17 +91,10 @@ def json_or(value: object, name: str, decoder: json.JSONDecoder = JSON) -> Any:
     """The value, read from JSON where it is a text; raises `BadSample` where that is not JSON."""
     if not isinstance(value, str):
         return value
-    with naming(f"{name} is a text that cannot be read"):
-        return parse_json(value, decoder)
-
-
-@contextlib.contextmanager
-def naming(name: str) -> Iterator[None]:
-    """Puts a name before what is wrong in a `BadSample`."""
     try:
-        yield
+        return parse_json(value, decoder)
     except BadSample as error:
-        raise BadSample(f"{name}: {error}") from None
+        raise BadSample(f"{name} is a text that cannot be read: {error}") from None
 
 
 def kind_of(value: object) -> str:
