@@ -14,7 +14,7 @@ from openpangu_sft.recipe.load import load_recipe
 
 TEXT = (ROOT / "docs/data.md").read_text("utf-8")
 NAMES = {
-    *(key for keys in convert.LISTS.values() for key in keys),
+    *(key for keys in chat.LISTS.values() for key in keys),
     *(*convert.SYSTEM, *convert.TOOLS, *columns.KNOWN, *preference.LABELS),
     *(*chat.ROLE_OF, *chat.SPEAKER, *chat.CONTENT, *chat._WEIGHTS, *chat._ANSWER),
 }

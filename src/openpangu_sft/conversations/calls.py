@@ -6,12 +6,22 @@ between [unused16] and [unused17], text, then one JSON list of {"name", "argumen
 
 from __future__ import annotations
 
+import contextlib
 import re
 import reprlib
 from collections.abc import Sequence
 from typing import NamedTuple, Optional
 
-from openpangu_sft.conversations.fields import WITH_DUPLICATES, compact_json, json_or, kind_of, parse_json
+from openpangu_sft.conversations.fields import (
+    WITH_DUPLICATES,
+    compact_json,
+    expect,
+    given,
+    json_or,
+    kind_of,
+    one_of,
+    parse_json,
+)
 from openpangu_sft.conversations.keys import BadSample, Keys
 
 THINKING = ("[unused16]", "[unused17]")
@@ -44,20 +54,15 @@ def split_answer(content: str, keys: Optional[Keys] = None) -> Answer:
     if found and (found["thinking"] is not None or found["calls"]):
         parts = Answer(found["thinking"], found["text"], found["calls"] or "")
         if found["calls"] != "" and not any(_TAGS.search(part or "") for part in parts):
-            try:
+            with contextlib.suppress(BadSample):  # no list of calls: text, to which data.control_tokens applies
                 return parts._replace(calls=calls_text(parts.calls, keys))
-            except BadSample:  # no list of calls: text, to which data.control_tokens applies
-                pass
     return Answer(None, content, "")
 
 
 def split_thinking(content: str) -> tuple[Optional[str], str]:
-    """Thinking and text of an answer that is written with <think> tags (DeepSeek-R1, Qwen3).
+    """Thinking and text of an answer with <think> tags (DeepSeek-R1, Qwen3); raises `BadSample` for one out of place.
 
     Blanks around thinking and before the text go, as those models' templates render them; empty thinking is none.
-
-    Raises:
-        BadSample: thinking that does not end, or is not at the beginning.
     """
     found = _THINK.fullmatch(content) if "</think>" in content else None
     thinking, text = (found["thinking"].strip() or None, found["text"]) if found else (None, content)
@@ -69,20 +74,19 @@ def split_thinking(content: str) -> tuple[Optional[str], str]:
 
 
 def split_tags(content: str, keys: Optional[Keys] = None) -> Answer:
-    """The parts of an answer that is written with <think> and <tool_call> (Hermes) tags; blanks before calls go.
+    """The parts of an answer with <think> and <tool_call> (Hermes) tags; blanks before calls go.
 
     Raises:
         BadSample: thinking out of place, or a call that cannot be read.
     """
     thinking, text = split_thinking(content)
-    calls = list[str]()
-    if "<tool_call>" in text:
-        text, _, rest = text.partition("<tool_call>")
-        calls = _TOOL_CALL.findall("<tool_call>" + rest)
-        if not calls or _TOOL_CALL.sub("", "<tool_call>" + rest).strip():
-            raise BadSample("has <tool_call> that is not closed, or text after it: put the text before the calls")
-        text = text.rstrip()
-    return Answer(thinking, text, joined_calls([call_text(json_or(call, "a <tool_call>"), keys) for call in calls]))
+    if "<tool_call>" not in text:
+        return Answer(thinking, text, "")
+    text, tag, rest = text.partition("<tool_call>")
+    if _TOOL_CALL.sub("", tag + rest).strip():
+        raise BadSample("has <tool_call> that is not closed, or text after it: put the text before the calls")
+    calls = [call_text(json_or(call, "a <tool_call>"), keys) for call in _TOOL_CALL.findall(tag + rest)]
+    return Answer(thinking, text.rstrip(), joined_calls(calls))
 
 
 def call_text(call: object, keys: Optional[Keys] = None) -> str:
@@ -102,25 +106,18 @@ def call_text(call: object, keys: Optional[Keys] = None) -> str:
     if not isinstance(call, dict) or not isinstance(call.get("name"), str) or not call["name"]:
         raise BadSample("a call names no function: expected name and arguments")
     call, name = keys.known("a call", call, _CALL, required=True), reprlib.repr(call["name"])
-    given = [key for key in _ARGUMENTS if call.get(key) is not None]
-    if len(given) > 1:
-        raise BadSample(f"the call of {name} has {' and '.join(given)}: keep one of them")
-    arguments = call[given[0]] if given else None
+    _, arguments = one_of(call, given(call, _ARGUMENTS), f"the call of {name}")
     text = arguments.strip() if isinstance(arguments, str) else arguments
     if text in (None, "", "null"):
         text = "{}"
-    parsed = _arguments(name, text) if isinstance(text, str) else text
-    if not isinstance(parsed, dict):
-        raise BadSample(f"arguments of the call of {name} is no object: {kind_of(parsed)}")
-    text = text if isinstance(text, str) else compact_json(parsed)
-    return f'{{"name":{compact_json(call["name"])},"arguments":{text}}}'
-
-
-def _arguments(name: str, text: str) -> object:
     try:
-        return parse_json(text, WITH_DUPLICATES)  # the text is kept: the model sees what the tool saw
+        parsed = parse_json(text, WITH_DUPLICATES) if isinstance(text, str) else text
     except BadSample as error:
         raise BadSample(f"arguments of the call of {name} cannot be read: {error}") from None
+    if not isinstance(parsed, dict):
+        raise BadSample(f"arguments of the call of {name} is no object: {kind_of(parsed)}")
+    text = text if isinstance(text, str) else compact_json(parsed)  # a text is kept: the model sees what the tool saw
+    return f'{{"name":{compact_json(call["name"])},"arguments":{text}}}'
 
 
 def joined_calls(calls: Sequence[str]) -> str:
@@ -129,10 +126,10 @@ def joined_calls(calls: Sequence[str]) -> str:
 
 
 def calls_text(value: object, keys: Optional[Keys] = None) -> str:
-    """The JSON text of a list of calls; a text of one in the vendor's form is kept as it is.
+    """The JSON text of a list of calls or of its JSON text, which is kept if it is in the vendor's form.
 
     Raises:
-        BadSample: neither a list of calls nor the JSON text of one.
+        BadSample: neither.
     """
     if value in (None, "", []):
         return ""
@@ -142,11 +139,6 @@ def calls_text(value: object, keys: Optional[Keys] = None) -> str:
     texts = [call_text(call, keys) for call in calls]
     own = all(isinstance(call.get("name"), str) and isinstance(call.get("arguments"), dict) for call in calls)
     return value if own and isinstance(value, str) else joined_calls(texts)
-
-
-def join_call_lists(first: str, second: str) -> str:
-    """The calls of two messages in one list."""
-    return f"{first[:-1]},{second[1:]}" if first and second else first or second
 
 
 def tools_text(value: object, name: str = "tools") -> str:
@@ -165,11 +157,10 @@ def tools_text(value: object, name: str = "tools") -> str:
     if isinstance(tools, dict):
         single = any(key in tools for key in ("name", "function", *_DECLARATIONS))
         tools = [tools] if single else [_named(key, tool) for key, tool in tools.items()]
-    if isinstance(tools, list):
-        tools = [declared for tool in tools for declared in _declared(json_or(tool, f"an entry of {name}"))]
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        found = "a list of something else" if isinstance(tools, list) else kind_of(tools)
-        raise BadSample(f"{name} is {found}, not a list of tool objects")
+    entries = expect(list, tools, name, "a list of tool objects")
+    tools = [declared for tool in entries for declared in _declared(json_or(tool, f"an entry of {name}"))]
+    if not all(isinstance(tool, dict) for tool in tools):
+        raise BadSample(f"{name} is a list of something else, not a list of tool objects")
     return compact_json(tools) if tools else ""
 
 

@@ -11,13 +11,30 @@ import contextlib
 import re
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Optional
+from dataclasses import replace
+from typing import Any, Optional
 
-from openpangu_sft.conversations.calls import call_text, join_call_lists, joined_calls, split_tags, split_thinking
-from openpangu_sft.conversations.conversation import Rules, Sample, is_trained, parse_sample
-from openpangu_sft.conversations.fields import compact_json, json_or, keys_of, kind_of, optional_text
+from openpangu_sft.conversations.calls import call_text, joined_calls, split_tags, split_thinking
+from openpangu_sft.conversations.conversation import Message, Rules, Sample, is_trained, parse_sample
+from openpangu_sft.conversations.fields import (
+    compact_json,
+    expect,
+    filled,
+    given,
+    json_or,
+    keys_of,
+    kind_of,
+    one_of,
+    optional_text,
+)
 from openpangu_sft.conversations.keys import EMPTY, BadSample, Keys
 from openpangu_sft.conversations.parts import Parts, is_parts, read_parts
+
+LISTS = {
+    "openai": ("messages", "contents"),
+    "sharegpt": ("conversations", "conversation"),
+}
+"""Keys of a list of turns, by data.source_format."""
 
 SPEAKER, CONTENT = ("role", "from"), ("content", "value", "parts", "text")
 ROLE_OF = {
@@ -36,24 +53,7 @@ _ANSWER = (*_THINKING, "tool_calls", "function_call", "refusal")
 _SAYS = (*CONTENT, *_ANSWER)
 _KNOWN = frozenset((*SPEAKER, *_WEIGHTS, *_SAYS))
 _RESPONSE = re.compile(r"\s*<tool_response>\s*(.*?)\s*</tool_response>\s*", re.DOTALL)
-_WANTS_CALLS = ("function_call", "tool_calls", "refusal")
-
-
-class Turn(NamedTuple):
-    """One turn as a message of a sample; its role may also be system."""
-
-    role: str
-    content: str
-    thinking: Optional[str] = None
-    calls: str = ""
-    trained: bool = True
-
-    def to_json(self) -> dict[str, Any]:
-        """The message in a samples file."""
-        found: dict[str, Any] = self._asdict()
-        if not found.pop("trained"):
-            found["weight"] = 0
-        return {key: value for key, value in found.items() if value or key in ("role", "content", "weight")}
+_NOT_BESIDE_CALLS = ("function_call", "tool_calls", "refusal")
 
 
 def make_sample(prompts: Sequence[str], turns: Sequence[object], tools: str, rules: Rules) -> Sample:
@@ -67,59 +67,57 @@ def make_sample(prompts: Sequence[str], turns: Sequence[object], tools: str, rul
     Raises:
         BadSample: a turn that cannot be read, or an order of turns that breaks a rule of `parse_sample`.
     """
-    messages: list[Turn] = []
-    leading = [*prompts]
-    first = 1
+    messages: list[Message] = []
+    leading, first = [*prompts], 1
     for number, entry in enumerate(turns, 1):
         for turn in _turns(entry, f"message {number}", rules):
             if turn.role != "system":
                 _append(messages, turn)
                 continue
-            if messages and not rules.lenient:
-                what = f"message {number} is a system prompt inside the conversation: move it to the beginning"
-                raise BadSample(f"{what}, or set data.turns=lenient")
-            if messages:
-                rules.changes["later system prompts moved to the beginning"] += 1
-            else:
+            if not messages:
                 first = number + 1
                 if prompts and turn.content and turn.content not in prompts:
-                    raise BadSample(
-                        f"has a system field and another system prompt as message {number}: keep one of them"
-                    )
-            if turn.content not in leading:
-                leading.append(turn.content)
-    record = {"meta_prompt": [text for text in leading if text] or [""], "data": [turn.to_json() for turn in messages]}
+                    what = f"has a system field and another system prompt as message {number}"
+                    raise BadSample(f"{what}: keep one of them")
+            elif rules.lenient:
+                rules.changes["later system prompts moved to the beginning"] += 1
+            else:
+                what = f"message {number} is a system prompt inside the conversation: move it to the beginning"
+                raise BadSample(f"{what}, or set data.turns=lenient")
+            leading.append(turn.content)
+    meta_prompt = [*filter(None, dict.fromkeys(leading))] or [""]
     try:
-        return parse_sample({**record, "tools": tools}, rules)
+        data = [message.to_json() for message in messages]
+        return parse_sample({"meta_prompt": meta_prompt, "data": data, "tools": tools}, rules)
     except BadSample as error:
         numbered = first > 1 and str(error).startswith("message ")
         counted = f" (counted from turn {first} on, after the system prompt)" if numbered else ""
         raise BadSample(f"{error}{counted}") from None
 
 
-def _append(messages: list[Turn], turn: Turn) -> None:
+def _append(messages: list[Message], turn: Message) -> None:
     """Adds a turn; calls that follow an answer or calls of the same speaker become one message with it."""
     last = messages[-1] if messages else None
     bare = turn.calls and not turn.content and not turn.thinking
     if last and last.role == turn.role == "assistant" and bare and last.trained == turn.trained:
-        messages[-1] = last._replace(calls=join_call_lists(last.calls, turn.calls))
+        calls = f"{last.calls[:-1]},{turn.calls[1:]}" if last.calls else turn.calls
+        messages[-1] = replace(last, calls=calls)
     else:
         messages.append(turn)
 
 
-def _turns(entry: object, name: str, rules: Rules) -> Iterator[Turn]:
+def _turns(value: object, name: str, rules: Rules) -> Iterator[Message]:
     """The messages that one turn is: one, unless it holds several results of tools, or (Anthropic) text beside them."""
-    if not isinstance(entry, dict):
-        raise BadSample(f"{name} is {kind_of(entry)}, not an object with role and content")
+    entry = expect(dict, value, name, "an object with role and content")
     _require_any(entry, SPEAKER, "role", name)
     role = _role(entry, name)
     if role != "system":  # whose content may be null, which parquet leaves out
         _require_any(entry, _SAYS, "content", name)
     turn = rules.keys.known(name, entry, _KNOWN)
-    weights = {is_trained(turn[key], f"{key} of {name}") for key in _WEIGHTS if turn.get(key) is not None}
+    weights = {is_trained(turn[key], f"{key} of {name}") for key in given(turn, _WEIGHTS)}
     if len(weights) > 1:
         raise BadSample(f"{name} is to be trained on, and not: {', '.join(key for key in _WEIGHTS if key in turn)}")
-    content = _content(turn, name)
+    _, content = one_of(turn, given(turn, CONTENT), name)
     if role == "function_call":
         yield _calling(turn, content, name, weights != {False}, rules.keys)
         return
@@ -130,19 +128,18 @@ def _turns(entry: object, name: str, rules: Rules) -> Iterator[Turn]:
     if role == "assistant":
         yield _answer(turn, parts, name, weights != {False}, rules.keys)
         return
-    found = [key for key in _ANSWER if turn.get(key) not in EMPTY]
-    if extra := found or parts.thinking or parts.calls or (parts.results if role == "system" else []):
+    if extra := filled(turn, _ANSWER) or parts.thinking or parts.calls or (parts.results if role == "system" else []):
         raise BadSample(f"{name} ({role}) has {reprlib.repr(extra[0])}: only an assistant's message may")
     if True in weights:
         rules.changes["weights of messages that are no answers ignored"] += 1
-    yield from (Turn("function" if role == "function" else "tool", result) for result in parts.results)
+    yield from (Message("function" if role == "function" else "tool", result) for result in parts.results)
     if parts.text is None and role != "system" and not parts.results:
         raise BadSample(f"{name} has no content")
     text = parts.text or ""
     if results and "<tool_response>" in text and not _RESPONSE.sub("", text):
-        yield from (Turn(role, result) for result in _RESPONSE.findall(text))
+        yield from (Message(role, result) for result in _RESPONSE.findall(text))
     elif parts.text is not None or not parts.results:
-        yield Turn(role, text)
+        yield Message(role, text)
 
 
 def _require_any(turn: Mapping[str, Any], names: Sequence[str], ours: str, name: str) -> None:
@@ -151,33 +148,23 @@ def _require_any(turn: Mapping[str, Any], names: Sequence[str], ours: str, name:
 
 
 def _role(turn: Mapping[str, Any], name: str) -> str:
-    keys = [key for key in SPEAKER if turn.get(key) is not None] or [SPEAKER[0]]
-    roles = {_role_of(turn, key, name) for key in keys}
+    keys, roles = given(turn, SPEAKER) or SPEAKER[:1], set()
+    for key in keys:
+        speaker = turn.get(key)
+        if not isinstance(speaker, str):
+            raise BadSample(f"{name} has no text in {key}: {kind_of(speaker)}")
+        role = ROLE_OF.get(speaker.strip().lower())
+        if role is None:
+            raise BadSample(f"{name} has an unknown role: {reprlib.repr(speaker)}, known: {', '.join(ROLE_OF)}")
+        roles.add(role)
     if len(roles) > 1:
         raise BadSample(f"{name} has {' and '.join(keys)}, which differ: keep one of them")
     return roles.pop()
 
 
-def _role_of(turn: Mapping[str, Any], key: str, name: str) -> str:
-    speaker = turn.get(key)
-    if not isinstance(speaker, str):
-        raise BadSample(f"{name} has no text in {key}: {kind_of(speaker)}")
-    role = ROLE_OF.get(speaker.strip().lower())
-    if role is None:
-        raise BadSample(f"{name} has an unknown role: {reprlib.repr(speaker)}, known: {', '.join(ROLE_OF)}")
-    return role
-
-
-def _content(turn: Mapping[str, Any], name: str) -> Any:
-    found = [key for key in CONTENT if turn.get(key) is not None]
-    if len(found) > 1:
-        raise BadSample(f"{name} has {' and '.join(found)}: keep one of them")
-    return turn[found[0]] if found else None
-
-
-def _calling(turn: Mapping[str, Any], content: object, name: str, trained: bool, keys: Keys) -> Turn:
+def _calling(turn: Mapping[str, Any], content: object, name: str, trained: bool, keys: Keys) -> Message:
     """A turn whose content is calls: an object, a list, the JSON text of either, or <tool_call> tags."""
-    if extra := [key for key in _WANTS_CALLS if turn.get(key) not in EMPTY]:
+    if extra := filled(turn, _NOT_BESIDE_CALLS):
         raise BadSample(f"{name} has {extra[0]} beside a call: keep one of them")
     thinking = None
     with _naming(name):
@@ -192,17 +179,19 @@ def _calling(turn: Mapping[str, Any], content: object, name: str, trained: bool,
             if listed in EMPTY:
                 raise BadSample("has no call")
             calls = joined_calls([call_text(call, keys) for call in (listed if isinstance(listed, list) else [listed])])
-    return Turn("assistant", "", _thinking(turn, name, thinking), calls, trained)
+    return Message("assistant", "", _thinking(turn, name, thinking), calls, trained)
 
 
-def _answer(turn: Mapping[str, Any], parts: Parts, name: str, trained: bool, keys: Keys) -> Turn:
+def _answer(turn: Mapping[str, Any], parts: Parts, name: str, trained: bool, keys: Keys) -> Message:
     if parts.results:
         raise BadSample(f"{name} (assistant) holds a tool's result: give it a message with role tool")
     with _naming(name):
         tags = split_tags(parts.text or "", keys)
-        legacy = [] if turn.get("function_call") in EMPTY else [json_or(turn["function_call"], "function_call")]
-        listed = [joined_calls([call_text(call, keys) for call in calls]) for calls in (_call_list(turn), legacy)]
-    calls = list(filter(None, dict.fromkeys([*listed, joined_calls(parts.calls), tags.calls])))
+        read = {key: json_or(turn[key], key) for key in filled(turn, ("function_call", "tool_calls"))}
+        listed = read.pop("tool_calls", None)
+        listed = [] if listed is None else expect(list, listed, "tool_calls", "a list")
+        written = [joined_calls([call_text(call, keys) for call in calls]) for calls in (listed, read.values())]
+    calls = list(filter(None, dict.fromkeys([*written, joined_calls(parts.calls), tags.calls])))
     if len(calls) > 1:
         raise BadSample(f"{name} has its calls twice: keep one of tool_calls, function_call, parts and <tool_call>")
     refusal = optional_text(turn, "refusal", name)
@@ -212,29 +201,21 @@ def _answer(turn: Mapping[str, Any], parts: Parts, name: str, trained: bool, key
     if parts.text is None and not refusal and not calls:
         raise BadSample(f"{name} (assistant) has neither content nor tool calls")
     thinking = _thinking(turn, name, "\n".join(parts.thinking), tags.thinking)
-    return Turn("assistant", refusal or text, thinking, calls[0] if calls else "", trained)
+    return Message("assistant", refusal or text, thinking, calls[0] if calls else "", trained)
 
 
 def _thinking(turn: Mapping[str, Any], name: str, *others: Optional[str]) -> Optional[str]:
     """The thinking of an answer, which may be in several places if they agree; None where it is blank."""
-    texts = [
-        text for text in (*(optional_text(turn, key, name) for key in _THINKING), *others) if text and text.strip()
-    ]
+    found = [*(optional_text(turn, key, name) for key in _THINKING), *others]
+    texts = [text for text in found if text and text.strip()]
     if len({text.strip() for text in texts}) > 1:
         raise BadSample(f"{name} has its thinking twice: keep one of {', '.join(_THINKING)}, parts and <think>")
     return texts[0] if texts else None
 
 
-def _call_list(turn: Mapping[str, Any]) -> list[Any]:
-    calls = json_or(None if turn.get("tool_calls") in EMPTY else turn["tool_calls"], "tool_calls")
-    if calls is not None and not isinstance(calls, list):
-        raise BadSample(f"tool_calls is {kind_of(calls)}, not a list")
-    return calls or []
-
-
 @contextlib.contextmanager
 def _naming(name: str) -> Iterator[None]:
-    """Puts the message's name in front of what is wrong with its calls."""
+    """Puts the message's name before what is wrong with its calls."""
     try:
         yield
     except BadSample as error:

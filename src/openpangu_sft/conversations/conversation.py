@@ -15,21 +15,24 @@ from dataclasses import dataclass, replace
 from typing import Any, Optional
 
 from openpangu_sft.conversations.calls import calls_text, split_answer, tools_text
-from openpangu_sft.conversations.fields import kind_of, optional_text
+from openpangu_sft.conversations.fields import expect, filled, kind_of, optional_text
 from openpangu_sft.conversations.keys import EMPTY, BadSample, Keys
 
-ROLES = ("system", "user", "assistant", "tool", "function")
-MESSAGE_ROLES = ROLES[1:]
+_RESULTS = ("tool", "function")
+MESSAGE_ROLES = ("user", "assistant", *_RESULTS)
 """System prompts are no messages of a sample: they have a field of their own."""
 
-_RESULTS = ("tool", "function")
 # Roles that may follow a role; None is the beginning of the conversation.
 _MAY_FOLLOW: dict[Optional[str], tuple[str, ...]] = {
     None: ("user",),
     "user": ("assistant",),
     "assistant": ("user", *_RESULTS),
-    "tool": (*_RESULTS, "assistant"),
-    "function": (*_RESULTS, "assistant"),
+    **dict.fromkeys(_RESULTS, (*_RESULTS, "assistant")),
+}
+# Orders of two roles that the template can render, though no other sample has them, and how their changes are counted.
+_KEPT: dict[tuple[Optional[str], str], str] = {
+    (None, "assistant"): "conversations that begin with the assistant kept",
+    **{(role, "user"): "questions directly after a tool's result kept" for role in _RESULTS},
 }
 _RECORD = frozenset(("meta_prompt", "data", "tools"))
 _PLAIN = frozenset(("role", "content"))
@@ -41,7 +44,7 @@ class Message:
     """One message.
 
     Args:
-        role: one of `MESSAGE_ROLES`.
+        role: one of `MESSAGE_ROLES`; system only before it is part of a sample.
         content: its text.
         thinking, calls: of an assistant: its reasoning, None for none, and its calls as the JSON text of a list of
             {"name", "arguments"}, empty for none.
@@ -104,9 +107,7 @@ class Rules:
 def parse_sample(record: object, rules: Optional[Rules] = None) -> Sample:
     """The sample in one record of a samples file; raises `BadSample` for the first rule that it breaks."""
     rules = rules or Rules()
-    if not isinstance(record, dict):
-        raise BadSample(f"is {kind_of(record)}, not an object with meta_prompt and data")
-    known = rules.keys.known("", record, _RECORD)
+    known = rules.keys.known("", expect(dict, record, "", "an object with meta_prompt and data"), _RECORD)
     for key in ("meta_prompt", "data"):
         if key not in known:
             raise BadSample(f"{key} is missing" + (': write "meta_prompt": [""] for none' if key != "data" else ""))
@@ -123,23 +124,18 @@ def reason_class(reason: str) -> str:
 
 
 def _meta_prompt(value: object) -> tuple[str, ...]:
-    prompts = [value] if isinstance(value, str) else value  # the published recipe has both
-    if not isinstance(prompts, list):
-        raise BadSample(f"meta_prompt is {kind_of(value)}, not a list of texts")
+    # the published recipe has both
+    prompts = [value] if isinstance(value, str) else expect(list, value, "meta_prompt", "a list of texts")
     if not prompts:  # the published handler would leave the header out that chat always writes
         raise BadSample('meta_prompt is an empty list: write [""] for no system prompt')
     for number, prompt in enumerate(prompts, 1):
-        if not isinstance(prompt, str):
-            raise BadSample(f"meta_prompt {number} is {kind_of(prompt)}, not a text")
-        _require_characters(f"meta_prompt {number}", prompt)
+        _require_characters(f"meta_prompt {number}", expect(str, prompt, f"meta_prompt {number}", "a text"))
     return tuple(prompts)
 
 
 def _messages(value: object, rules: Rules) -> tuple[Message, ...]:
-    if not isinstance(value, list):
-        raise BadSample(f"data is {kind_of(value)}, not a list of messages")
     messages: list[Message] = []
-    for number, entry in enumerate(value, 1):
+    for number, entry in enumerate(expect(list, value, "data", "a list of messages"), 1):
         message = _message(entry, number, rules.keys)
         before = messages[-1].role if messages else None
         if message.role in _MAY_FOLLOW[before]:
@@ -167,71 +163,60 @@ def _messages(value: object, rules: Rules) -> tuple[Message, ...]:
 def _repaired(messages: list[Message], message: Message, changes: Counter[str]) -> bool:
     """Adds a message out of order as the template can render it; False where it cannot."""
     last = messages[-1] if messages else None
-    if message.role == "assistant" and not last:
+    if change := _KEPT.get((last.role if last else None, message.role)):
         messages.append(message)
-        changes["conversations that begin with the assistant kept"] += 1
-        return True
-    if message.role == "user" and last and last.role in _RESULTS:
-        messages.append(message)
-        changes["questions directly after a tool's result kept"] += 1
-        return True
-    if last is None:
+    elif last and (last.role, last.trained, last.calls, None) == (message.role, message.trained, "", message.thinking):
+        content = "\n".join(filter(None, (last.content, message.content)))
+        messages[-1] = replace(last, content=content, calls=message.calls)
+        change = f"messages of one {last.role} in a row joined"
+    else:
         return False
-    if (message.role, message.trained) != (last.role, last.trained) or last.calls or message.thinking is not None:
-        return False
-    content = "\n".join(filter(None, (last.content, message.content)))
-    messages[-1] = replace(last, content=content, calls=message.calls)
-    changes[f"messages of one {last.role} in a row joined"] += 1
+    changes[change] += 1
     return True
 
 
 def _message(entry: object, number: int, keys: Keys) -> Message:
-    if not isinstance(entry, dict):
-        raise BadSample(f"message {number} is {kind_of(entry)}, not an object with role and content")
-    found = keys.known(f"message {number}", entry, _MESSAGE)
+    name = f"message {number}"
+    found = keys.known(name, expect(dict, entry, name, "an object with role and content"), _MESSAGE)
     for key in ("role", "content"):
         if not isinstance(found.get(key), str):
             wrong = kind_of(found[key]) if key in found else "missing"
-            raise BadSample(f"{key} of message {number} is {wrong}, not a text")
+            raise BadSample(f"{key} of {name} is {wrong}, not a text")
     role, content = found["role"], found["content"]
-    _require_characters(f"content of message {number}", content)
+    _require_characters(f"content of {name}", content)
     if role == "system":
-        raise BadSample(f"message {number} has role system: move its content into meta_prompt")
+        raise BadSample(f"{name} has role system: move its content into meta_prompt")
     if role not in MESSAGE_ROLES:
-        raise BadSample(f"message {number} has unknown role {reprlib.repr(role)}: use {', '.join(MESSAGE_ROLES)}")
+        raise BadSample(f"{name} has unknown role {reprlib.repr(role)}: use {', '.join(MESSAGE_ROLES)}")
     if role == "assistant":
-        return _answer(found, content, number, keys)
-    if len(found) > 2 and (extra := [key for key in found if key not in _PLAIN and found[key] not in EMPTY]):
-        raise BadSample(f"message {number} ({role}) has {extra[0]}: only an assistant's message may")
+        return _answer(found, content, name, keys)
+    if len(found) > 2 and (extra := filled(found, [key for key in found if key not in _PLAIN])):
+        raise BadSample(f"{name} ({role}) has {extra[0]}: only an assistant's message may")
     if role == "user" and not content.strip():
-        raise BadSample(f"message {number} (user) is empty")
+        raise BadSample(f"{name} (user) is empty")
     return Message(role, content)
 
 
-def _answer(found: Mapping[str, Any], content: str, number: int, keys: Keys) -> Message:
-    thinking, calls = optional_text(found, "thinking", f"message {number}"), ""
-    trained = is_trained(found.get("weight"), f"weight of message {number}")
+def _answer(found: Mapping[str, Any], content: str, name: str, keys: Keys) -> Message:
+    thinking, calls = optional_text(found, "thinking", name), ""
+    trained = is_trained(found.get("weight"), f"weight of {name}")
     try:
         if thinking is None and found.get("calls") in EMPTY:
             thinking, content, calls = split_answer(content, keys)
         else:
             calls = calls_text(found.get("calls"), keys)
     except BadSample as error:
-        raise BadSample(f"message {number}: {error}") from None
-    for name, text in (("thinking", thinking or ""), ("calls", calls)):
-        _require_characters(f"{name} of message {number}", text)
+        raise BadSample(f"{name}: {error}") from None
+    for part, text in (("thinking", thinking or ""), ("calls", calls)):
+        _require_characters(f"{part} of {name}", text)
     if not content.strip() and not calls:
-        raise BadSample(f"message {number} (assistant) is empty: there is nothing to train on but its end")
+        raise BadSample(f"{name} (assistant) is empty: there is nothing to train on but its end")
     return Message("assistant", content, thinking, calls, trained)
 
 
 def is_trained(value: object, name: str) -> bool:
-    """Whether a message is trained on: weight, loss and the like are 0 or 1; missing is 1.
-
-    Raises:
-        BadSample: anything else; `name` says which.
-    """
-    if value is None or (isinstance(value, (bool, int, float)) and value in (0, 1)):
+    """Whether a message is trained on: weight, loss and the like are 0 or 1, missing is 1; else raises `BadSample`."""
+    if value is None or (isinstance(value, (int, float)) and value in (0, 1)):
         return value is None or bool(value)
     raise BadSample(f"{name} is {reprlib.repr(value)}: tokens are trained on or not, so write 0 or 1")
 

@@ -7,17 +7,12 @@ from typing import Any, Callable, Optional
 
 from openpangu_sft.conversations import chat, columns, preference
 from openpangu_sft.conversations.calls import tools_text
+from openpangu_sft.conversations.chat import LISTS
 from openpangu_sft.conversations.conversation import Rules, Sample, parse_sample
-from openpangu_sft.conversations.fields import json_or, keys_of, kind_of
-from openpangu_sft.conversations.keys import EMPTY, BadSample
-from openpangu_sft.conversations.parts import is_parts, read_parts
+from openpangu_sft.conversations.fields import expect, filled, given, json_or, keys_of, kind_of, one_of
+from openpangu_sft.conversations.keys import BadSample
+from openpangu_sft.conversations.parts import Parts, is_parts, read_parts
 from openpangu_sft.recipe.data import Data
-
-LISTS = {
-    "openai": ("messages", "contents"),
-    "sharegpt": ("conversations", "conversation"),
-}
-"""Keys of a list of turns, by data.source_format."""
 
 SYSTEM = ("system", "system_prompt", "systemInstruction", "system_instruction")
 TOOLS = ("tools", "functions")
@@ -48,18 +43,17 @@ class Converter:
         self.rules = rules or Rules(data.ignore_keys, data.turns == "lenient")
         self.unseen = set(self._outside)
 
-    def __call__(self, record: object) -> Sample:
+    def __call__(self, value: object) -> Sample:
         """The sample of one record, any JSON value; raises `BadSample` where there is none."""
-        if not isinstance(record, dict):
-            raise BadSample(f"is {kind_of(record)}, not an object")
+        record = expect(dict, value, "", "an object")
         self.unseen -= record.keys()
         renamed = _renamed(self._kept(record), self._outside)
         plain = preference.chosen_side(renamed, self._data.preference, self.rules)
         name = self._format(plain)
         if name == "samples":
             return parse_sample(plain, self.rules)
-        names = LISTS.get(name, ())
-        key = next((key for key in names if plain.get(key) not in EMPTY), names[0] if names else "")
+        names = LISTS.get(name, ("",))
+        key = next(iter(filled(plain, names)), names[0])
         known = self.rules.keys.known("", plain, {key, *_OUTSIDE} if key else _COLUMNS)
         turns = self._turns(known, key) if key else columns.turns_of(known)
         return chat.make_sample(self._prompts(known), turns, _tools(known), self.rules)
@@ -68,22 +62,27 @@ class Converter:
         """The record without keys to be ignored: their names are the user's, so this precedes the renaming."""
         if self._ignored.isdisjoint(record):
             return record
-        self.rules.keys.counts.update(key for key in self._ignored & record.keys() if record[key] not in EMPTY)
+        self.rules.keys.counts.update(filled(record, self._ignored & record.keys()))
         return {key: value for key, value in record.items() if key not in self._ignored}
 
     def _format(self, record: Mapping[str, Any]) -> str:
         """The format of a record, by its keys where data.source_format is auto."""
         if self._data.source_format != "auto":
             return self._data.source_format
-        found = _formats(record, lambda key: record.get(key) not in EMPTY)
+        found = _formats(record, filled)
         if len(found) > 1:
             fits = " and ".join(f"{', '.join(keys)} ({name})" for name, keys in found.items())
             last = ",".join(list(found.values())[-1])
             raise BadSample(f"fits more than one format: {fits}; leave one out, e.g. data.ignore_keys=[{last}]")
-        found = found or _formats(record, record.__contains__)  # empty, and refused for that
-        if not found:
-            raise BadSample(_unknown(record))
-        return next(iter(found))
+        found = found or _formats(record, lambda record, keys: [key for key in keys if key in record])  # empty: refused
+        if found:
+            return next(iter(found))
+        if blobs := [key for key in _BLOBS if isinstance(record.get(key), str)]:
+            what = f"holds a conversation as one text in {blobs[0]}: turns cannot be told apart"
+            raise BadSample(f"{what}, write them as messages")
+        known = "messages, conversations, instruction + output, prompt + completion, meta_prompt + data"
+        what = f"unknown format: keys found are {keys_of(record)}; known are {known}"
+        raise BadSample(f"{what}: name your columns in data.columns")
 
     def _turns(self, record: Mapping[str, Any], key: str) -> Sequence[object]:
         """The turns under a key, a list or the JSON text of one, with the user's names for role and content."""
@@ -96,24 +95,18 @@ class Converter:
 
     def _prompts(self, record: Mapping[str, Any]) -> list[str]:
         """The system prompt beside the turns, if there is one."""
-        found = [key for key in SYSTEM if record.get(key) not in EMPTY]
-        if len(found) > 1:
-            raise BadSample(f"has {' and '.join(found)}: keep one of them")
-        return [self._prompt(found[0], record[found[0]])] if found else []
-
-    def _prompt(self, key: str, value: Any) -> str:
+        key, value = one_of(record, filled(record, SYSTEM))
+        if not key:
+            return []
+        listed = is_parts(value)  # Anthropic's
         if isinstance(value, dict):  # Gemini's: {"parts": [{"text": …}]}
             value = self.rules.keys.known(key, value, _CONTENT).get("parts")
             value = [value] if isinstance(value, dict) else value
             listed = isinstance(value, list)
-        else:
-            listed = is_parts(value)  # Anthropic's
         if listed:
             parts = read_parts(value, key, self.rules.keys)
-            value = None if parts.thinking or parts.calls or parts.results else parts.text
-        if not isinstance(value, str):
-            raise BadSample(f"{key} is {kind_of(value) if not listed else 'a list'}, not a text")
-        return value
+            value = parts.text if parts.text is not None and parts == Parts(parts.text) else value
+        return [expect(str, value, key, "a text")]
 
 
 def _renamed(record: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
@@ -130,22 +123,16 @@ def _renamed(record: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]
     return found
 
 
-def _formats(record: Mapping[str, Any], holds: Callable[[str], bool]) -> dict[str, list[str]]:
+def _formats(
+    record: Mapping[str, Any], held: Callable[[Mapping[str, Any], Sequence[str]], list[str]]
+) -> dict[str, list[str]]:
     """The formats that a record fits, each with the keys that say so."""
     found = {
-        "samples": ["meta_prompt"] if record.get("meta_prompt") is not None else [],
-        "alpaca": list(filter(holds, (*columns.PROMPT, *columns.ANSWER))),
-        **{name: list(filter(holds, keys)) for name, keys in LISTS.items()},
+        "samples": given(record, ["meta_prompt"]),
+        "alpaca": held(record, (*columns.PROMPT, *columns.ANSWER)),
+        **{name: held(record, keys) for name, keys in LISTS.items()},
     }
     return {name: keys for name, keys in found.items() if keys}
-
-
-def _unknown(record: Mapping[str, Any]) -> str:
-    blob = next((key for key in _BLOBS if isinstance(record.get(key), str)), "")
-    if blob:
-        return f"holds a conversation as one text in {blob}: turns cannot be told apart, write them as messages"
-    known = "messages, conversations, instruction + output, prompt + completion, meta_prompt + data"
-    return f"unknown format: keys found are {keys_of(record)}; known are {known}: name your columns in data.columns"
 
 
 def _tools(record: Mapping[str, Any]) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from typing import Any, NoReturn, Optional
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NoReturn, Optional, TypeVar
 
-from openpangu_sft.conversations.keys import BadSample
+from openpangu_sft.conversations.keys import EMPTY, BadSample
+
+_Kind = TypeVar("_Kind")
 
 
 class NotStrict(ValueError):
@@ -66,11 +68,7 @@ def too_much(error: Exception) -> str:
 
 
 def compact_json(value: object) -> str:
-    """JSON without spaces and escaped letters, its numbers as they were read.
-
-    Raises:
-        BadSample: it holds what JSON does not have: NaN, bytes, dates.
-    """
+    """JSON without spaces and escapes, its numbers as read; raises `BadSample` for NaN, bytes, dates, deep nesting."""
     try:
         return _compact(value)
     except (TypeError, ValueError) as error:
@@ -90,11 +88,7 @@ def _compact(value: object) -> str:
 
 
 def json_or(value: object, name: str, decoder: json.JSONDecoder = JSON) -> Any:
-    """The value, read from JSON where it is a text.
-
-    Raises:
-        BadSample: the text is not JSON; `name` says whose.
-    """
+    """The value, read from JSON where it is a text; raises `BadSample` where that is not JSON."""
     if not isinstance(value, str):
         return value
     try:
@@ -116,16 +110,31 @@ def keys_of(record: Mapping[Any, Any]) -> str:
     return ", ".join(names[:10] + (["…"] if len(names) > 10 else [])) or "none"
 
 
-def optional_text(record: Mapping[str, Any], key: str, name: str = "") -> Optional[str]:
-    """The text under a key, None where it is missing or null (as in parquet).
-
-    Args:
-        name: of the record in messages, e.g. "message 2".
-
-    Raises:
-        BadSample: it is anything else.
-    """
-    value = record.get(key)
-    if value is not None and not isinstance(value, str):
-        raise BadSample(f"{key}{f' of {name}' if name else ''} is {kind_of(value)}, not a text")
+def expect(kind: type[_Kind], value: object, name: str, wanted: str) -> _Kind:
+    """The value, if it is of a type; else raises `BadSample`: name is …, not wanted."""
+    if not isinstance(value, kind):
+        raise BadSample(f"{name} is {kind_of(value)}, not {wanted}".lstrip())
     return value
+
+
+def optional_text(record: Mapping[str, Any], key: str, name: str = "") -> Optional[str]:
+    """The text under a key, None if missing or null (as in parquet), else raises `BadSample`; name: of the record."""
+    value = record.get(key)
+    return value if value is None else expect(str, value, f"{key} of {name}" if name else key, "a text")
+
+
+def filled(record: Mapping[str, Any], keys: Collection[str]) -> list[str]:
+    """Those of the keys that hold something."""
+    return [key for key in keys if record.get(key) not in EMPTY]
+
+
+def given(record: Mapping[str, Any], keys: Collection[str]) -> list[str]:
+    """Those of the keys that are not null: an empty text may be meant."""
+    return [key for key in keys if record.get(key) is not None]
+
+
+def one_of(record: Mapping[str, Any], found: Sequence[str], name: str = "") -> tuple[str, Any]:
+    """The one key found and its value, "" and None where there is none; raises `BadSample` for several."""
+    if len(found) > 1:
+        raise BadSample(f"{name} has {' and '.join(found)}: keep one of them".lstrip())
+    return (found[0], record[found[0]]) if found else ("", None)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Callable, Optional
 
 from openpangu_sft.conversations.calls import call_text
-from openpangu_sft.conversations.fields import compact_json, json_or, kind_of
+from openpangu_sft.conversations.fields import compact_json, expect, filled, given, json_or, kind_of, one_of
 from openpangu_sft.conversations.keys import EMPTY, MEDIA, BadSample, Keys
 
 _TEXT = ("text", "value", "content", "refusal")
@@ -35,21 +35,11 @@ class Parts:
 
 
 def read_parts(content: object, name: str, keys: Keys) -> Parts:
-    """Reads the content of a message.
-
-    Args:
-        content: a text, a list of parts, or null.
-        name: of the message, for messages.
-
-    Raises:
-        BadSample: a part that is no text, thinking, call or result.
-    """
+    """Reads a message's content: a text, null, or a list of parts; raises `BadSample` for a part of another kind."""
     if content is None or isinstance(content, str):
         return Parts(content)
-    if not isinstance(content, list):
-        raise BadSample(f"content of {name} is {kind_of(content)}, not a text")
     found = Parts()
-    for part in content:
+    for part in expect(list, content, f"content of {name}", "a text"):
         _add(found, {"type": "text", "text": part} if isinstance(part, str) else part, name, keys)
     return found
 
@@ -60,12 +50,11 @@ def is_parts(content: object) -> bool:
     return any(isinstance(kind, str) and (kind in _KINDS or kind in MEDIA) for kind in types)
 
 
-def _add(found: Parts, part: object, name: str, keys: Keys) -> None:
-    if not isinstance(part, dict):
-        raise BadSample(f"a part of {name} is {kind_of(part)}, not an object with type and text")
+def _add(found: Parts, value: object, name: str, keys: Keys) -> None:
+    part = expect(dict, value, f"a part of {name}", "an object with type and text")
     kind = part.get("type")
     if kind in EMPTY:
-        kind = next((key for key in (*_HELD_CALL[:2], *_RESPONSE) if part.get(key) not in EMPTY), "text")
+        kind = next(iter(filled(part, (*_HELD_CALL[:2], *_RESPONSE))), "text")
     if not isinstance(kind, str) or kind not in _KINDS:
         raise BadSample(f"{name} has content other than text: {reprlib.repr(kind)}, and only text can be trained")
     reader, known = _KINDS["thinking" if kind in _TEXT and part.get("thought") else kind]
@@ -84,21 +73,19 @@ def _thinking(found: Parts, part: Mapping[str, Any], name: str, _: Keys) -> None
 
 
 def _call(found: Parts, part: Mapping[str, Any], name: str, keys: Keys) -> None:
-    held = [key for key in _HELD_CALL if part.get(key) not in EMPTY]
-    rest = [key for key in _CALL if part.get(key) not in EMPTY and key not in held]
-    if len(held) > 1 or (held and rest):
-        raise BadSample(f"a part of {name} has {' and '.join(held + rest)}: keep one of them")
-    call = part[held[0]] if held else {key: value for key, value in part.items() if key in _CALL}
+    call: Any = {key: value for key, value in part.items() if key in _CALL}
+    if filled(part, _HELD_CALL):
+        _, call = one_of(part, filled(part, _CALL), f"a part of {name}")
     found.calls.append(call_text(json_or(call, f"a call of {name}"), keys))
 
 
 def _result(found: Parts, part: Mapping[str, Any], name: str, keys: Keys) -> None:
-    key, result = _only(part, name, _RESULT)
+    key, result = one_of(part, given(part, _RESULT), f"a part of {name}")
     if key in _RESPONSE and isinstance(result, dict) and "response" in result:
         result = result["response"]
     if is_parts(result):
         inner = read_parts(result, f"a tool's result in {name}", keys)
-        if inner.thinking or inner.calls or inner.results:
+        if inner != Parts(inner.text):
             raise BadSample(f"a tool's result in {name} has parts other than text")
         result = inner.text
     found.results.append((result or "") if result is None or isinstance(result, str) else compact_json(result))
@@ -113,16 +100,8 @@ _KINDS: dict[str, tuple[_Reader, frozenset[str]]] = {
 }
 
 
-def _only(part: Mapping[str, Any], name: str, names: tuple[str, ...]) -> tuple[str, Any]:
-    """The one of these keys that is not null, and its value."""
-    found = [key for key in names if part.get(key) is not None]
-    if len(found) > 1:
-        raise BadSample(f"a part of {name} has {' and '.join(found)}: keep one of them")
-    return (found[0], part[found[0]]) if found else (names[0], None)
-
-
 def _string(part: Mapping[str, Any], name: str, names: tuple[str, ...]) -> str:
-    key, value = _only(part, name, names)
+    key, value = one_of(part, given(part, names), f"a part of {name}")
     if not isinstance(value, str):
-        raise BadSample(f"a part of {name} has no text in {key}: {kind_of(value)}")
+        raise BadSample(f"a part of {name} has no text in {key or names[0]}: {kind_of(value)}")
     return value

@@ -10,14 +10,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from openpangu_sft.conversations import columns
+from openpangu_sft.conversations.chat import LISTS
 from openpangu_sft.conversations.conversation import Rules
-from openpangu_sft.conversations.fields import json_or
-from openpangu_sft.conversations.keys import EMPTY, BadSample
+from openpangu_sft.conversations.fields import filled, json_or, one_of
+from openpangu_sft.conversations.keys import BadSample
 
 LABELS = ("label", "kto_tag")
 CHOSEN = ("chosen", "chosen_response", "chosen_messages")
 REJECTED = ("rejected", "rejected_response", "rejected_responses", "rejected_messages")
-_LISTS = ("messages", "conversations", "conversation", "contents")
+_LISTS = tuple(key for keys in LISTS.values() for key in keys)
 
 
 class LeftOut(BadSample):
@@ -35,7 +36,7 @@ def chosen_side(record: dict[str, Any], wanted: str, rules: Rules) -> dict[str, 
         LeftOut: it is marked as a bad example.
     """
     marks = [key for key in LABELS if isinstance(record.get(key), bool)]
-    sides = [key for key in (*CHOSEN, *REJECTED) if record.get(key) not in EMPTY]
+    sides = filled(record, (*CHOSEN, *REJECTED))
     if not marks and not sides:
         return record
     if wanted == "refuse":
@@ -45,20 +46,19 @@ def chosen_side(record: dict[str, Any], wanted: str, rules: Rules) -> dict[str, 
     if any(record[key] is False for key in marks):
         raise LeftOut(f"{marks[0]} is false: data.preference=chosen leaves bad examples out")
     found = _without(record, *LABELS, *CHOSEN, *REJECTED)
-    if any(key in REJECTED for key in sides):
+    if filled(record, REJECTED):
         rules.changes["rejected answers left out"] += 1
-    chosen = [record[key] for key in CHOSEN if key in sides]
-    if len(chosen) > 1:
-        raise BadSample(f"has {' and '.join(key for key in CHOSEN if key in sides)}: keep one of them")
-    return _with_answer(found, chosen[0]) if chosen else found
+    side, chosen = one_of(record, filled(record, CHOSEN))
+    return _with_answer(found, chosen) if side else found
 
 
 def _with_answer(record: dict[str, Any], chosen: Any) -> dict[str, Any]:
     """The record with its preferred answer: a text, a turn, or turns, which may be the whole conversation."""
-    if answers := [key for key in columns.ANSWER if record.get(key) not in EMPTY]:
+    if answers := filled(record, columns.ANSWER):
         raise BadSample(f"has a chosen answer and {', '.join(answers)}: keep one of them")
-    turns = chosen if isinstance(chosen, list) else [chosen if isinstance(chosen, dict) else _assistant(chosen)]
-    place = next((key for key in (*_LISTS, "prompt") if record.get(key) not in EMPTY), "")
+    turn = chosen if isinstance(chosen, dict) else {"role": "assistant", "content": chosen}
+    turns = chosen if isinstance(chosen, list) else [turn]
+    place = next(iter(filled(record, (*_LISTS, "prompt"))), "")
     asked = json_or(record[place], place) if place in _LISTS else record.get(place)
     if isinstance(asked, list):
         whole = len(turns) > 1 and turns[:1] == asked[:1]
@@ -66,7 +66,7 @@ def _with_answer(record: dict[str, Any], chosen: Any) -> dict[str, Any]:
         return {**_without(record, place), name: turns if whole else [*asked, *turns]}
     if place in _LISTS:
         return record  # no list of turns: the converter says so
-    asking = [key for key in (*columns.PROMPT, *columns.INPUT) if record.get(key) not in EMPTY]
+    asking = filled(record, (*columns.PROMPT, *columns.INPUT))
     if len(turns) == 1 and asking:
         return {**record, "response": chosen if isinstance(chosen, str) else turns}
     if len(turns) == 1 and isinstance(chosen, str):
@@ -78,7 +78,3 @@ def _with_answer(record: dict[str, Any], chosen: Any) -> dict[str, Any]:
 
 def _without(record: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {key: value for key, value in record.items() if key not in names}
-
-
-def _assistant(text: object) -> dict[str, object]:
-    return {"role": "assistant", "content": text}
