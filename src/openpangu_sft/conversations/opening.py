@@ -8,7 +8,7 @@ import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, AnyStr, Callable, NamedTuple
+from typing import IO, Any, AnyStr, Callable
 
 import pyarrow
 
@@ -31,14 +31,6 @@ _EVIDENCE = 6  # bytes: three Chinese characters in GB18030, two in UTF-8
 _HIGH = re.compile(rb"[\x80-\xff]+")
 _UTF8_CHARACTERS = re.compile(rb"(?:[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3})+")
 _COMMON_GB_CHARACTERS = re.compile(rb"(?:[\xa1-\xa3\xb0-\xd7][\xa1-\xfe])+")  # punctuation and level 1 of GB 2312
-_UTF16_LETTERS = {"utf-16-le": re.compile(rb"(?:[^\0]\0){4}"), "utf-16-be": re.compile(rb"(?:\0[^\0]){4}")}
-
-
-class Opened(NamedTuple):
-    """A raw file: its uncompressed bytes, and how many bytes of the file on the disk have been read."""
-
-    stream: io.BufferedReader
-    position: Callable[[], int]
 
 
 class _Uncompressed(io.RawIOBase):
@@ -64,8 +56,8 @@ class _Uncompressed(io.RawIOBase):
 
 
 @contextlib.contextmanager
-def open_raw(path: Path, encoding: str) -> Iterator[Opened]:
-    """Opens a raw file of text, compressed or not.
+def open_raw(path: Path, encoding: str) -> Iterator[tuple[io.BufferedReader, Callable[[], int]]]:
+    """Opens a raw file of text: its uncompressed bytes, and how many bytes of the file on the disk have been read.
 
     Args:
         encoding: data.encoding.
@@ -77,22 +69,20 @@ def open_raw(path: Path, encoding: str) -> Iterator[Opened]:
         stream = file
         if path.suffix.lower() in COMPRESSED:
             stream = io.BufferedReader(_Uncompressed(file, path), _BUFFER)
-        found, name = guess(stream.peek(1)), codecs.lookup(encoding).name
-        if is_utf8(encoding) if found == "gb18030" else not name.startswith(found[:6]):
+        found = guess(stream.peek(1))
+        if is_utf8(encoding) if found == "gb18030" else not codecs.lookup(encoding).name.startswith(found):
             label = "GB18030 (GBK)" if found == "gb18030" else found.upper()
             remedy = f"set data.encoding={found} (for all files), or save the file as {encoding.upper()}"
             raise UserError(f"looks like {label}, not {encoding.upper()}", where=path, remedy=remedy)
-        yield Opened(stream, file.tell)
+        yield stream, file.tell
 
 
 def guess(head: bytes) -> str:
-    """The encoding of a text by its first bytes: utf-8, utf-16, utf-16-le, utf-16-be, gb18030; empty if not clear."""
+    """The encoding of a text by its first bytes: utf-8, utf-16 (by its mark), gb18030; empty if not clear."""
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
-    for name, letters in _UTF16_LETTERS.items():
-        if letters.match(head):
-            return name
-    high, utf8, gb = (_matched(pattern, head) for pattern in (_HIGH, _UTF8_CHARACTERS, _COMMON_GB_CHARACTERS))
+    patterns = (_HIGH, _UTF8_CHARACTERS, _COMMON_GB_CHARACTERS)
+    high, utf8, gb = (sum(map(len, pattern.findall(head))) for pattern in patterns)
     if high < _EVIDENCE:
         return ""
     if utf8 > high / 2:  # by chance about a fifth of GB18030
@@ -100,35 +90,14 @@ def guess(head: bytes) -> str:
     return "gb18030" if gb > 0.7 * high else ""
 
 
-def _matched(pattern: re.Pattern[bytes], text: bytes) -> int:
-    return sum(match.end() - match.start() for match in pattern.finditer(text))
-
-
 def is_utf8(encoding: str) -> bool:
     """Whether this is a name of UTF-8."""
     return codecs.lookup(encoding).name == UTF8
 
 
-def text_of(stream: io.BufferedReader, encoding: str, newline: str) -> io.TextIOWrapper:
+def text_of(stream: io.BufferedReader, encoding: str, newline: str = "\n") -> io.TextIOWrapper:
     """The text of a stream; `LOST` matches bytes that cannot be decoded, where the encoding lets decoding go on."""
     return io.TextIOWrapper(stream, encoding, errors="surrogateescape", newline=newline)
-
-
-def text_lines(stream: io.BufferedReader, path: Path, encoding: str, newline: str = "\n") -> Iterator[str]:
-    """The lines of the text of a stream, without a byte order mark; see `text_of` and `lines_of`."""
-    lines = lines_of(text_of(stream, encoding, newline), path)
-    for first in lines:
-        yield first.removeprefix(BOM)
-        break
-    yield from lines
-
-
-def lost(text: str, encoding: str) -> str:
-    """The reason why a text cannot be used that holds a byte which could not be decoded; else empty."""
-    found = LOST.search(text)
-    return (
-        f"not {encoding.upper()}: byte 0x{ord(found[0]) - 0xDC00:02x} at character {found.start() + 1}" if found else ""
-    )
 
 
 def lines_of(stream: IO[AnyStr], path: Path) -> Iterator[AnyStr]:
