@@ -13,6 +13,7 @@ from typing import NamedTuple, Union
 import numpy as np
 import numpy.typing as npt
 
+from openpangu_sft.conversations.calls import CALLS, THINKING
 from openpangu_sft.conversations.conversation import Sample
 from openpangu_sft.conversations.keys import BadSample
 from openpangu_sft.dataset.roles import BEGINS, ROLES, Roles
@@ -79,6 +80,12 @@ def _spans(
     sample: Sample, tokenizer: Tokenizer, tool_prompt: ToolPrompt, data: Data
 ) -> Union[list[TextSpan], BadSample]:
     policy = data.control_tokens
+    if tokenizer.lacking:
+        thinking = any(message.thinking is not None for message in sample.data)
+        calls = any(message.calls for message in sample.data)
+        needed = {*(THINKING if thinking else ()), *(CALLS if calls else ())}
+        if missing := needed & tokenizer.lacking:
+            return BadSample(f"has thinking or calls, and {min(missing)} is no token of this tokenizer: check paths.hf")
     try:
         tools = tool_prompt(sample.tools, None if policy == "allow" else tokenizer.control_token)
     except BadSample as error:
