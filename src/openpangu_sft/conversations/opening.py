@@ -8,7 +8,7 @@ import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, AnyStr, Callable
+from typing import IO, AnyStr, Callable
 
 import pyarrow
 
@@ -33,28 +33,6 @@ _UTF8_CHARACTERS = re.compile(rb"(?:[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf
 _COMMON_GB_CHARACTERS = re.compile(rb"(?:[\xa1-\xa3\xb0-\xd7][\xa1-\xfe])+")  # punctuation and level 1 of GB 2312
 
 
-class _Uncompressed(io.RawIOBase):
-    """The content of a compressed file; what is wrong with it becomes a `UserError`."""
-
-    def __init__(self, file: IO[bytes], path: Path) -> None:
-        self._path, self._codec = path, COMPRESSED[path.suffix.lower()]
-        self._stream = pyarrow.CompressedInputStream(file, self._codec)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        try:
-            content = self._stream.read(len(buffer))
-        except OSError as error:
-            if error.errno is not None:  # of the disk, not of the content
-                raise
-            what = f"damaged, or not {self._codec}: {error}"
-            raise UserError(what, where=self._path, remedy="copy it again, or compress it again") from None
-        buffer[: len(content)] = content
-        return len(content)
-
-
 @contextlib.contextmanager
 def open_raw(path: Path, encoding: str) -> Iterator[tuple[io.BufferedReader, Callable[[], int]]]:
     """Opens a raw file of text: its uncompressed bytes, and how many bytes of the file on the disk have been read.
@@ -65,16 +43,21 @@ def open_raw(path: Path, encoding: str) -> Iterator[tuple[io.BufferedReader, Cal
     Raises:
         UserError: its beginning is in another encoding; while reading: the compressed content is damaged.
     """
+    codec = COMPRESSED.get(path.suffix.lower())
     with path.open("rb") as file:
-        stream = file
-        if path.suffix.lower() in COMPRESSED:
-            stream = io.BufferedReader(_Uncompressed(file, path), _BUFFER)
-        found = guess(stream.peek(1))
-        if is_utf8(encoding) if found == "gb18030" else not codecs.lookup(encoding).name.startswith(found):
-            label = "GB18030 (GBK)" if found == "gb18030" else found.upper()
-            remedy = f"set data.encoding={found} (for all files), or save the file as {encoding.upper()}"
-            raise UserError(f"looks like {label}, not {encoding.upper()}", where=path, remedy=remedy)
-        yield stream, file.tell
+        stream = io.BufferedReader(pyarrow.CompressedInputStream(file, codec), _BUFFER) if codec else file
+        try:
+            found = guess(stream.peek(1))
+            if is_utf8(encoding) if found == "gb18030" else not codecs.lookup(encoding).name.startswith(found):
+                label = "GB18030 (GBK)" if found == "gb18030" else found.upper()
+                remedy = f"set data.encoding={found} (for all files), or save the file as {encoding.upper()}"
+                raise UserError(f"looks like {label}, not {encoding.upper()}", where=path, remedy=remedy)
+            yield stream, file.tell
+        except OSError as error:
+            if error.errno is not None:  # of the disk, not of the content
+                raise
+            what = f"damaged, or not {codec}: {error}"
+            raise UserError(what, where=path, remedy="copy it again, or compress it again") from None
 
 
 def guess(head: bytes) -> str:
