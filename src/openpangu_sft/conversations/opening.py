@@ -28,8 +28,6 @@ LOST = re.compile("[\udc80-\udcff]")
 
 _BUFFER = 1 << 16
 _EVIDENCE = 6  # bytes: three Chinese characters in GB18030, two in UTF-8
-_HIGH = re.compile(rb"[\x80-\xff]+")
-_UTF8_CHARACTERS = re.compile(rb"(?:[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3})+")
 _COMMON_GB_CHARACTERS = re.compile(rb"(?:[\xa1-\xa3\xb0-\xd7][\xa1-\xfe])+")  # punctuation and level 1 of GB 2312
 
 
@@ -64,13 +62,16 @@ def guess(head: bytes) -> str:
     """The encoding of a text by its first bytes: utf-8, utf-16 (by its mark), gb18030; empty if not clear."""
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
-    patterns = (_HIGH, _UTF8_CHARACTERS, _COMMON_GB_CHARACTERS)
-    high, utf8, gb = (sum(map(len, pattern.findall(head))) for pattern in patterns)
+    high, utf8 = map(_not_ascii, (head, head.decode(errors="ignore").encode()))
     if high < _EVIDENCE:
         return ""
     if utf8 > high / 2:  # by chance about a fifth of GB18030
         return UTF8
-    return "gb18030" if gb > 0.7 * high else ""
+    return "gb18030" if sum(map(len, _COMMON_GB_CHARACTERS.findall(head))) > 0.7 * high else ""
+
+
+def _not_ascii(text: bytes) -> int:
+    return len(text) - len(text.decode("ascii", "ignore"))
 
 
 def is_utf8(encoding: str) -> bool:
