@@ -128,16 +128,13 @@ def _rows(path: Path, batch: Any, first: int, position: int) -> Iterator[RawReco
         try:
             for number, content in enumerate(_contents(part), row):
                 yield RawRecord(f":row {number}", position, content)
-        except _UNREADABLE as error:
+        except (pyarrow.ArrowException, ValueError, OverflowError, KeyError) as error:
+            # a text that is not UTF-8, a date out of range, a key of a map given twice
             if part.num_rows > 1:
                 for number in range(part.num_rows):
                     yield from _rows(path, part.slice(number, 1), row + number, position)
             else:
                 yield RawRecord(f":row {row}", position, unreadable=f"not readable: {error}", text=f"columns: {names}")
-
-
-_UNREADABLE = (pyarrow.ArrowException, ValueError, OverflowError, KeyError)
-"""Texts that are not UTF-8, dates out of range, a key of a map given twice."""
 
 
 def _contents(rows: Any) -> list[Any]:
