@@ -65,10 +65,8 @@ def test_what_save_to_disk_writes(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 def test_names_that_are_like_those_of_descriptions_are_data(tmp_path: Path) -> None:
     put(tmp_path / "README.jsonl", LINES)
-    put(tmp_path / "state.json", LINES)
-    put(tmp_path / "dataset_info.json", json.dumps([TALK]))
     put(tmp_path / "license" / "a.jsonl", LINES)
-    assert len(raw_files(tmp_path)) == 4
+    assert len(raw_files(tmp_path)) == 2
 
 
 def test_names_that_meet_are_refused(tmp_path: Path) -> None:
@@ -112,3 +110,9 @@ def test_the_description_of_llama_factory_is_refused(tmp_path: Path) -> None:
     message = refusal_of(raw_files, tmp_path)
     assert message.startswith(f"{tmp_path}/dataset_info.json: is LLaMA-Factory's description of data sets")
     assert "data.columns" in message.split(" -> ")[1]
+
+
+def test_a_column_named_as_a_key_of_llama_factory_is_no_description_of_its(tmp_path: Path) -> None:
+    put(tmp_path / "a.jsonl", LINES)
+    put(tmp_path / "dataset_info.json", json.dumps({"features": {"file_name": {"dtype": "string"}}}))
+    assert [file.name for file in raw_files(tmp_path)] == ["a.jsonl"]

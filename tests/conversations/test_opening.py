@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import ipc, parquet
 
-from openpangu_sft.conversations import opening, readers
+from openpangu_sft.conversations import opening
 from openpangu_sft.conversations.files import raw_files, read_records
 from openpangu_sft.recipe.load import load_recipe
 from raw_data import LINES, OTHER, TALK, compressed, contents, put, read, refusal
@@ -68,10 +68,8 @@ def test_a_damaged_compressed_file_is_refused(tmp_path: Path, name: str, damage:
 
 def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(opening, "LONGEST_LINE", 1 << 20)
-    monkeypatch.setattr(readers, "LARGEST_ARRAY", 1 << 20)
     for name in ("a.jsonl.zst", "a.jsonl.gz", "a.csv.gz"):
         assert ": a line of 1 MB or more -> " in refusal(put(tmp_path / name, b'{"a": "' + b"x" * (1 << 21)))
-    assert "holds more than 1 MB" in refusal(put(tmp_path / "a.json.gz", b"[" + b" " * (1 << 21)))
     lines = b'{"a": 1}\n' * (1 << 18)  # more than the limit, but not in one line
     assert len(read(put(tmp_path / "b.jsonl.zst", lines))) == 1 << 18
 
@@ -167,8 +165,6 @@ LONG = "".join(json.dumps({**TALK, "n": number}, ensure_ascii=False) + "\n" for 
         ("gb18030", "gb18030"),
         ("gbk", "gb18030"),
         ("utf-16", "utf-16"),
-        ("utf-16-le", "utf-16-le"),
-        ("utf-16-be", "utf-16-be"),
     ],
 )
 def test_another_encoding_is_named_and_then_read(tmp_path: Path, name: str, encoding: str, found: str) -> None:
@@ -194,12 +190,25 @@ def test_a_long_file_in_another_encoding(tmp_path: Path) -> None:
         ]
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
+def test_utf16_of_a_named_byte_order(tmp_path: Path, name: str) -> None:
+    text = json.dumps([TALK, OTHER]) if name == "a.json" else LINES
+    if name == "a.csv":
+        text = "".join(",".join(row) + "\n" for row in (TALK, TALK.values(), OTHER.values()))
+    for mark in ("", "\ufeff"):
+        assert contents(put(tmp_path / name, mark + text, "utf-16-le"), "utf-16-le") == [TALK, OTHER]
+
+
 def test_a_byte_that_cannot_be_decoded_spoils_one_line(tmp_path: Path) -> None:
     lines = LINES.encode("gbk").split(b"\n")
     path = put(tmp_path / "a.jsonl", b"\n".join([lines[0], b'{"a": "\xff\xff"}', lines[1]]))
     first, bad, last = read(path, "gbk")
     assert (first.content, last.content) == (TALK, OTHER)
-    assert (bad.place, bad.unreadable, bad.text) == (":2", "not GBK: byte 0xff at character 8", '{"a": "\\xff\\xff"}')
+    assert (bad.place, bad.unreadable, bad.text) == (
+        ":2",
+        "not GBK: byte 0xff at character 8 of the line",
+        '{"a": "\\xff\\xff"}',
+    )
     path = put(tmp_path / "a.csv", b"question,answer\na,\xff\n\nb,c\n")
     assert [record.unreadable for record in read(path)] == ["not UTF-8: byte 0xff at character 2", ""]
 

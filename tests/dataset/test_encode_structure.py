@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any, Union
 
@@ -140,3 +142,20 @@ def test_a_template_of_the_recipe_cannot_put_one_together(tokenizer: Tokenizer) 
 def test_a_template_that_fails_is_the_sample_s_reason(tokenizer: Tokenizer) -> None:
     sample = Sample(("",), (Message("user", "a"), Message("assistant", "b")), '[{"name":"f"}]')
     assert "data.tool_prompt cannot render its tools" in str(encode(tokenizer, sample, tool_prompt="{{ tools.a.b }}"))
+
+
+def test_thinking_and_calls_need_their_tokens(tiny_hf: Path, tmp_path: Path) -> None:
+    """Without them they would be trained as plain text."""
+    files = tmp_path / "hf"
+    shutil.copytree(tiny_hf, files)
+    config = json.loads((files / "tokenizer_config.json").read_text())
+    added = config["added_tokens_decoder"]
+    config["added_tokens_decoder"] = {key: each for key, each in added.items() if each["content"] != "[unused17]"}
+    (files / "tokenizer_config.json").write_text(json.dumps(config))
+    opened = Tokenizer(files, trust_remote_code=False)
+    calls = '[{"name":"f","arguments":{}}]'
+    answers = [Message("assistant", "b", calls=calls), Message("assistant", "b", thinking="t")]
+    called, thought = (encode(opened, Sample(("",), (Message("user", "a"), answer))) for answer in answers)
+    assert isinstance(called, Encoded)
+    assert isinstance(thought, BadSample)
+    assert "[unused17] is no token of this tokenizer" in str(thought)

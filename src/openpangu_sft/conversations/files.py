@@ -29,8 +29,8 @@ _KNOWN = f"{', '.join(READERS)}; {', '.join(_TEXTS)} also with {' or '.join(COMP
 
 _ABOUT = ("readme", "license", "licence")
 _CACHE = re.compile(r"cache-.*\.arrow$")  # the results of `map` that `datasets` keeps beside its data
-_METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
-_LARGEST_METADATA = 1 << 24
+_INFO = "dataset_info.json"
+_METADATA = (_INFO, "dataset_infos.json", "dataset_dict.json", "state.json")
 _LLAMA_FACTORY = {"file_name", "hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name"}
 _SPLITS = re.compile(r"(?:^|[/_.-])(train|validation|valid|val|dev|test|eval)(?=[/_.-])")
 _UNPACK = "unpack it, and put what is in it there"
@@ -112,25 +112,21 @@ def _is_about(entry: Path) -> bool:
     name = entry.name.lower()
     if name.startswith(".") or not entry.is_file():
         return name.startswith(".")
-    if name in _METADATA:
-        return _is_metadata(entry)
-    return bool(_CACHE.match(name)) or (name.startswith(_ABOUT) and not suffix_of(entry))
+    if name == _INFO:
+        _refuse_llama_factory(entry)
+    return name in _METADATA or bool(_CACHE.match(name)) or (name.startswith(_ABOUT) and not suffix_of(entry))
 
 
-def _is_metadata(file: Path) -> bool:
-    """Whether this is one JSON object, so no records; raises `UserError` if it is LLaMA-Factory's list of data sets."""
-    if file.stat().st_size > _LARGEST_METADATA:
-        return False
+def _refuse_llama_factory(file: Path) -> None:
+    """LLaMA-Factory's list of data sets has the name of the hub's metadata, but names columns and ranking data."""
     try:
         content = json.loads(file.read_bytes())
     except (ValueError, RecursionError):
-        return False
-    if not isinstance(content, dict):
-        return False
-    if any(isinstance(value, dict) and value.keys() & _LLAMA_FACTORY for value in content.values()):
+        return
+    entries = content.values() if isinstance(content, dict) and "features" not in content else ()
+    if any(isinstance(entry, dict) and entry.keys() & _LLAMA_FACTORY for entry in entries):
         remedy = "move it away; name columns in data.columns, and set data.preference=chosen for a ranking data set"
         raise UserError("is LLaMA-Factory's description of data sets, which is not used", where=file, remedy=remedy)
-    return True
 
 
 def _require_named(entry: Path) -> None:

@@ -31,12 +31,8 @@ REJECTS = "rejects"
 
 RECORDS_PER_STEP = 200
 
-MIXED = ("duplicates", "added", "left_out")
-
-SETTINGS = {
-    *("source_format", "sources", "columns", "encoding", "on_bad_sample"),
-    *("ignore_keys", "turns", "preference", "deduplicate"),
-}
+_SHAPING = "source_format sources columns encoding on_bad_sample ignore_keys turns preference deduplicate"
+SETTINGS = set(_SHAPING.split())
 """Keys of the recipe's section data that shape samples."""
 
 
@@ -54,10 +50,9 @@ def run_format(recipe: Recipe) -> Manifest:
     """
     data, target = recipe.data, recipe.path("samples")
     rules = Rules(data.ignore_keys, data.turns == "lenient")
-    for number, source in enumerate(data.sources):
-        require_apart(f"data.sources[{number}]", directory_of(recipe, source), "paths.samples", target)
-    if not data.sources:
-        require_apart("paths.raw", recipe.path("raw"), "paths.samples", target)
+    sources = {f"data.sources[{number}]": directory_of(recipe, each) for number, each in enumerate(data.sources)}
+    for name, source in (sources or {"paths.raw": recipe.path("raw")}).items():
+        require_apart(name, source, "paths.samples", target)
     shaping = SETTINGS | {"seed"} if data.sources else SETTINGS
     settings = {f"data.{key}": value for key, value in data.model_dump(include=shaping).items()}
     manifest = Manifest("samples", settings=settings)
@@ -86,7 +81,7 @@ def _fill(staging: Path, inputs: list[Input], recipe: Recipe, manifest: Manifest
     per_file: dict[str, dict[str, int]] = {}
     with byte_progress("format", sum(item.file.path.stat().st_size for item in inputs)) as advance:
         for item in inputs:
-            path, name, mixer.counts = item.file.path, item.name, Counter()
+            path, mixer.counts = item.file.path, Counter()
             with unchanged(stamps_of([path])), _Output(staging, item) as output:
                 manifest.inputs[item.name] = sha256_of(path)
                 done = read = 0
@@ -95,12 +90,12 @@ def _fill(staging: Path, inputs: list[Input], recipe: Recipe, manifest: Manifest
                     if reason:
                         reasons[reason_class(reason)] += 1
                     if read % RECORDS_PER_STEP == 0:
-                        advance(record.position - done, name)
+                        advance(record.position - done, item.name)
                         done = record.position
-                advance(path.stat().st_size - done, name)
+                advance(path.stat().st_size - done, item.name)
+            mixed = ("duplicates", "added", "left_out") if recipe.data.sources else ("duplicates",)
             per_file[item.name] = {"read": read, "written": output.written, "rejected": output.rejected}
-            for key in MIXED if recipe.data.sources else MIXED[:1]:
-                per_file[item.name][key] = mixer.counts[key]
+            per_file[item.name].update({key: mixer.counts[key] for key in mixed})
     for number, convert in enumerate(dict.fromkeys(item.convert for item in inputs)):
         if convert.unseen:
             key = f"data.sources[{number}].columns" if recipe.data.sources else "data.columns"

@@ -8,7 +8,7 @@ import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, AnyStr, Callable, NamedTuple
+from typing import IO, AnyStr, Callable
 
 import pyarrow
 
@@ -28,44 +28,12 @@ LOST = re.compile("[\udc80-\udcff]")
 
 _BUFFER = 1 << 16
 _EVIDENCE = 6  # bytes: three Chinese characters in GB18030, two in UTF-8
-_HIGH = re.compile(rb"[\x80-\xff]+")
-_UTF8_CHARACTERS = re.compile(rb"(?:[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3})+")
 _COMMON_GB_CHARACTERS = re.compile(rb"(?:[\xa1-\xa3\xb0-\xd7][\xa1-\xfe])+")  # punctuation and level 1 of GB 2312
-_UTF16_LETTERS = {"utf-16-le": re.compile(rb"(?:[^\0]\0){4}"), "utf-16-be": re.compile(rb"(?:\0[^\0]){4}")}
-
-
-class Opened(NamedTuple):
-    """A raw file: its uncompressed bytes, and how many bytes of the file on the disk have been read."""
-
-    stream: io.BufferedReader
-    position: Callable[[], int]
-
-
-class _Uncompressed(io.RawIOBase):
-    """The content of a compressed file; what is wrong with it becomes a `UserError`."""
-
-    def __init__(self, file: IO[bytes], path: Path) -> None:
-        self._path, self._codec = path, COMPRESSED[path.suffix.lower()]
-        self._stream = pyarrow.CompressedInputStream(file, self._codec)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        try:
-            content = self._stream.read(len(buffer))
-        except OSError as error:
-            if error.errno is not None:  # of the disk, not of the content
-                raise
-            what = f"damaged, or not {self._codec}: {error}"
-            raise UserError(what, where=self._path, remedy="copy it again, or compress it again") from None
-        buffer[: len(content)] = content
-        return len(content)
 
 
 @contextlib.contextmanager
-def open_raw(path: Path, encoding: str) -> Iterator[Opened]:
-    """Opens a raw file of text, compressed or not.
+def open_raw(path: Path, encoding: str) -> Iterator[tuple[io.BufferedReader, Callable[[], int]]]:
+    """Opens a raw file of text: its uncompressed bytes, and how many bytes of the file on the disk have been read.
 
     Args:
         encoding: data.encoding.
@@ -73,35 +41,37 @@ def open_raw(path: Path, encoding: str) -> Iterator[Opened]:
     Raises:
         UserError: its beginning is in another encoding; while reading: the compressed content is damaged.
     """
+    codec = COMPRESSED.get(path.suffix.lower())
     with path.open("rb") as file:
-        stream = file
-        if path.suffix.lower() in COMPRESSED:
-            stream = io.BufferedReader(_Uncompressed(file, path), _BUFFER)
-        found, name = guess(stream.peek(1)), codecs.lookup(encoding).name
-        if is_utf8(encoding) if found == "gb18030" else not name.startswith(found[:6]):
-            label = "GB18030 (GBK)" if found == "gb18030" else found.upper()
-            remedy = f"set data.encoding={found} (for all files), or save the file as {encoding.upper()}"
-            raise UserError(f"looks like {label}, not {encoding.upper()}", where=path, remedy=remedy)
-        yield Opened(stream, file.tell)
+        stream = io.BufferedReader(pyarrow.CompressedInputStream(file, codec), _BUFFER) if codec else file
+        try:
+            found = guess(stream.peek(1))
+            if is_utf8(encoding) if found == "gb18030" else not codecs.lookup(encoding).name.startswith(found):
+                label = "GB18030 (GBK)" if found == "gb18030" else found.upper()
+                remedy = f"set data.encoding={found} (for all files), or save the file as {encoding.upper()}"
+                raise UserError(f"looks like {label}, not {encoding.upper()}", where=path, remedy=remedy)
+            yield stream, file.tell
+        except OSError as error:
+            if error.errno is not None:  # of the disk, not of the content
+                raise
+            what = f"damaged, or not {codec}: {error}"
+            raise UserError(what, where=path, remedy="copy it again, or compress it again") from None
 
 
 def guess(head: bytes) -> str:
-    """The encoding of a text by its first bytes: utf-8, utf-16, utf-16-le, utf-16-be, gb18030; empty if not clear."""
+    """The encoding of a text by its first bytes: utf-8, utf-16 (by its mark), gb18030; empty if not clear."""
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
-    for name, letters in _UTF16_LETTERS.items():
-        if letters.match(head):
-            return name
-    high, utf8, gb = (_matched(pattern, head) for pattern in (_HIGH, _UTF8_CHARACTERS, _COMMON_GB_CHARACTERS))
+    high, utf8 = map(_not_ascii, (head, head.decode(errors="ignore").encode()))
     if high < _EVIDENCE:
         return ""
     if utf8 > high / 2:  # by chance about a fifth of GB18030
         return UTF8
-    return "gb18030" if gb > 0.7 * high else ""
+    return "gb18030" if sum(map(len, _COMMON_GB_CHARACTERS.findall(head))) > 0.7 * high else ""
 
 
-def _matched(pattern: re.Pattern[bytes], text: bytes) -> int:
-    return sum(match.end() - match.start() for match in pattern.finditer(text))
+def _not_ascii(text: bytes) -> int:
+    return len(text) - len(text.decode("ascii", "ignore"))
 
 
 def is_utf8(encoding: str) -> bool:
@@ -109,26 +79,9 @@ def is_utf8(encoding: str) -> bool:
     return codecs.lookup(encoding).name == UTF8
 
 
-def text_of(stream: io.BufferedReader, encoding: str, newline: str) -> io.TextIOWrapper:
+def text_of(stream: io.BufferedReader, encoding: str, newline: str = "\n") -> io.TextIOWrapper:
     """The text of a stream; `LOST` matches bytes that cannot be decoded, where the encoding lets decoding go on."""
     return io.TextIOWrapper(stream, encoding, errors="surrogateescape", newline=newline)
-
-
-def text_lines(stream: io.BufferedReader, path: Path, encoding: str, newline: str = "\n") -> Iterator[str]:
-    """The lines of the text of a stream, without a byte order mark; see `text_of` and `lines_of`."""
-    lines = lines_of(text_of(stream, encoding, newline), path)
-    for first in lines:
-        yield first.removeprefix(BOM)
-        break
-    yield from lines
-
-
-def lost(text: str, encoding: str) -> str:
-    """The reason why a text cannot be used that holds a byte which could not be decoded; else empty."""
-    found = LOST.search(text)
-    return (
-        f"not {encoding.upper()}: byte 0x{ord(found[0]) - 0xDC00:02x} at character {found.start() + 1}" if found else ""
-    )
 
 
 def lines_of(stream: IO[AnyStr], path: Path) -> Iterator[AnyStr]:

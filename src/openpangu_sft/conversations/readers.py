@@ -5,6 +5,7 @@ An unreadable record is reported as one, and reading continues after it; a file 
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Iterator
@@ -14,22 +15,8 @@ from typing import Any, Optional
 
 from openpangu_sft.conversations.fields import JSON, NotStrict, parse_json, too_much
 from openpangu_sft.conversations.keys import BadSample
-from openpangu_sft.conversations.opening import (
-    BOM,
-    COMPRESSED,
-    UTF8,
-    is_utf8,
-    lines_of,
-    lost,
-    open_raw,
-    text_lines,
-    text_of,
-)
+from openpangu_sft.conversations.opening import BOM, UTF8, is_utf8, lines_of, open_raw, text_of
 from openpangu_sft.util.errors import UserError
-
-UTF8_BOM = b"\xef\xbb\xbf"
-LARGEST_ARRAY = 1 << 32
-"""Bytes of a JSON array in a compressed file, which is read as a whole."""
 
 _BLANK = re.compile(r"[ \t\r\n]*")
 _INDENTED = re.compile(rb'(?:\xef\xbb\xbf)?\s*([\[{])[ \t]*\r?\n\s+["{]')
@@ -67,40 +54,37 @@ def read_lines(path: Path, encoding: str = UTF8) -> Iterator[RawRecord]:
             what = f"holds {'an array' if found[1] == b'[' else 'objects'} over several lines, not one on each line"
             step = "name it .json" if found[1] == b"[" else "write each on one line: jq -c . OLD.jsonl > NEW.jsonl"
             raise UserError(what, where=path, remedy=step)
-        if is_utf8(encoding):
-            for number, line in enumerate(lines_of(stream, path), 1):
-                if record := record_of_line(line, number, position(), first=number == 1):
-                    yield record
-            return
-        for number, text in enumerate(text_lines(stream, path, encoding), 1):
-            if reason := lost(text, encoding):
-                shown = text.encode(errors="surrogateescape").decode(errors="backslashreplace").rstrip("\r\n")
-                yield RawRecord(f":{number}", position(), unreadable=reason, text=shown)
-            elif text.strip(" \t\r\n"):
-                yield _record_of_text(text, f":{number}", position())
+        lines: Iterator[bytes] = lines_of(stream, path)
+        if not is_utf8(encoding):  # an undecodable byte stays as it is, and is no UTF-8 either
+            texts = lines_of(text_of(stream, encoding), path)
+            lines = (text.encode(errors="surrogateescape") for text in texts)
+        for number, line in enumerate(lines, 1):
+            if record := record_of_line(line, number, position(), number == 1, encoding):
+                yield record
 
 
-def record_of_line(line: bytes, number: int, position: int, first: bool) -> Optional[RawRecord]:
+def record_of_line(line: bytes, number: int, position: int, first: bool, encoding: str = UTF8) -> Optional[RawRecord]:
     """The record of a line of a JSON lines file; None if it is blank.
 
     Args:
-        line: with its line feed, which only the last line may lack.
+        line: in UTF-8, with its line feed, which only the last line may lack.
         number: of the line, from 1.
         position: of its end in the file, in bytes.
         first: whether a byte order mark may precede it.
+        encoding: of the file, for messages.
     """
     if first:
-        line = line.removeprefix(UTF8_BOM)
+        line = line.removeprefix(codecs.BOM_UTF8)
     place = f":{number}"
     try:
-        text = line.decode("utf-8")
+        text = line.decode()
     except UnicodeDecodeError as error:
-        reason = f"not UTF-8: byte 0x{line[error.start]:02x} at byte {error.start + 1} of the line"
+        at = f"byte {error.start + 1}" if is_utf8(encoding) else f"character {len(line[: error.start].decode()) + 1}"
+        reason = f"not {encoding.upper()}: byte 0x{line[error.start]:02x} at {at} of the line"
         if error.reason == "unexpected end of data" and not line.endswith(b"\n"):
             reason = "the last line is cut off, inside a character"
-        return RawRecord(
-            place, position, unreadable=reason, text=line.decode("utf-8", "backslashreplace").rstrip("\r\n")
-        )
+        text = line.decode(errors="backslashreplace").rstrip("\r\n")
+        return RawRecord(place, position, unreadable=reason, text=text)
     return _record_of_text(text, place, position) if line.strip() else None
 
 
@@ -127,25 +111,18 @@ def read_json(path: Path, encoding: str = UTF8) -> Iterator[RawRecord]:
 
 def _has_lines(path: Path, encoding: str) -> bool:
     """Whether the first line is an object, and another object begins on the next one."""
-    with open_raw(path, encoding) as (stream, _), text_of(stream, encoding, "\n") as text:
+    with open_raw(path, encoding) as (stream, _), text_of(stream, encoding) as text:
+        lines = filter(str.strip, iter(lambda: text.readline(_FIRST_LINE).removeprefix(BOM), ""))
         try:
-            first = text.readline(_FIRST_LINE).removeprefix(BOM)
-            while first and not first.strip():
-                first = text.readline(_FIRST_LINE)
-            if not (first.startswith("{") and first.rstrip().endswith("}")):
-                return False
-            following = next(filter(str.strip, iter(lambda: text.readline(_FIRST_LINE), "")), "")
+            first, following = next(lines, ""), next(lines, "")
         except UnicodeError:  # reported where the file is read
             return False
-    return following.startswith("{")
+    return first.startswith("{") and first.rstrip().endswith("}") and following.startswith("{")
 
 
 def _text(path: Path, encoding: str) -> str:
     with open_raw(path, encoding) as (stream, _):
-        raw = stream.read(LARGEST_ARRAY + 1 if path.suffix.lower() in COMPRESSED else -1)
-    if len(raw) > LARGEST_ARRAY and path.suffix.lower() in COMPRESSED:
-        what = f"holds more than {LARGEST_ARRAY >> 20} MB, too much for one array"
-        raise UserError(what, where=path, remedy="write JSON lines into a .jsonl file: jq -c .[]")
+        raw = stream.read()
     try:
         return raw.decode(encoding).removeprefix(BOM)
     except UnicodeDecodeError as error:

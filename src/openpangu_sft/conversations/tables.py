@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 from pyarrow import ipc, parquet
 
-from openpangu_sft.conversations.opening import LONGEST_LINE, UTF8, lost, open_raw, text_lines
+from openpangu_sft.conversations.opening import BOM, LONGEST_LINE, LOST, UTF8, lines_of, open_raw, text_of
 from openpangu_sft.conversations.readers import RawRecord
 from openpangu_sft.util.errors import UserError
 
@@ -28,7 +29,8 @@ def read_csv(path: Path, encoding: str = UTF8) -> Iterator[RawRecord]:
     """
     csv.field_size_limit(LONGEST_LINE)
     with open_raw(path, encoding) as (stream, position):
-        rows = csv.reader(text_lines(stream, path, encoding, newline=""), strict=True)
+        lines = lines_of(text_of(stream, encoding, newline=""), path)
+        rows = csv.reader(chain((next(lines, "").removeprefix(BOM),), lines), strict=True)
         number = 1
         try:
             names: list[str] = []
@@ -47,7 +49,7 @@ def _header(path: Path, cells: list[str], encoding: str) -> list[str]:
     names = list(cells)
     if names[0] == "" and len(names) > 1:
         names[0] = "index"  # pandas writes its index without a name; the key is known to be harmless
-    what = lost("".join(names), encoding)
+    what = _lost("".join(names), encoding)
     if len(names) == 1 and (mark := next(filter(names[0].count, ";\t"), "")):
         what = f"columns are separated by {mark!r}, not by commas"
     elif "" in names:
@@ -60,13 +62,20 @@ def _header(path: Path, cells: list[str], encoding: str) -> list[str]:
 
 
 def _csv_record(cells: list[str], names: list[str], place: str, position: int, encoding: str) -> RawRecord:
-    reason = lost("".join(cells), encoding)
+    reason = _lost("".join(cells), encoding)
     if len(cells) != len(names):
         reason = f"{len(cells)} cells, and the header has {len(names)}"
     if reason:
         text = repr(cells).encode(errors="surrogateescape").decode(errors="backslashreplace")
         return RawRecord(place, position, unreadable=reason, text=text)
     return RawRecord(place, position, {name: cell for name, cell in zip(names, cells) if cell})
+
+
+def _lost(text: str, encoding: str) -> str:
+    """The reason why a text cannot be used that holds a byte which could not be decoded; else empty."""
+    if not (found := LOST.search(text)):
+        return ""
+    return f"not {encoding.upper()}: byte 0x{ord(found[0]) - 0xDC00:02x} at character {found.start() + 1}"
 
 
 def read_parquet(path: Path, encoding: str = UTF8) -> Iterator[RawRecord]:
@@ -94,27 +103,18 @@ def read_arrow(path: Path, encoding: str = UTF8) -> Iterator[RawRecord]:
     Raises:
         UserError: neither of them, or damaged.
     """
-    size, row = path.stat().st_size, 0
+    size, row, position = path.stat().st_size, 0, 0
     try:
         with pyarrow.memory_map(str(path)) as source:
             is_file = source.read(len(_ARROW_FILE)) == _ARROW_FILE
             source.seek(0)
-            for batch, position in _file_batches(source, size) if is_file else _stream_batches(source):
+            reader = ipc.open_file(source) if is_file else ipc.open_stream(source)
+            for batch in map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader:
+                position = min(position + batch.get_total_buffer_size(), size)
                 yield from _rows(path, batch, row, position)
                 row += batch.num_rows
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise UserError(f"not readable as Arrow: {error}", where=path, remedy="write it again") from None
-
-
-def _file_batches(source: Any, size: int) -> Iterator[tuple[Any, int]]:
-    file = ipc.open_file(source)
-    for number in range(file.num_record_batches):
-        yield file.get_batch(number), size * (number + 1) // file.num_record_batches
-
-
-def _stream_batches(source: Any) -> Iterator[tuple[Any, int]]:
-    for batch in ipc.open_stream(source):
-        yield batch, source.tell()
 
 
 def _rows(path: Path, batch: Any, first: int, position: int) -> Iterator[RawRecord]:
@@ -124,26 +124,17 @@ def _rows(path: Path, batch: Any, first: int, position: int) -> Iterator[RawReco
         what = f"has the column {Counter(names).most_common(1)[0][0]!r} twice"
         raise UserError(what, where=path, remedy="keep one of them")
     for begin in range(0, batch.num_rows, ROWS_AT_ONCE):
-        part = batch.slice(begin, ROWS_AT_ONCE)
+        part, row = batch.slice(begin, ROWS_AT_ONCE), first + begin
         try:
-            contents = _contents(part)
-        except _UNREADABLE:
-            for index in range(part.num_rows):
-                yield _row(part.slice(index, 1), f":row {first + begin + index}", position)
-        else:
-            for index, content in enumerate(contents):
-                yield RawRecord(f":row {first + begin + index}", position, content)
-
-
-_UNREADABLE = (pyarrow.ArrowException, ValueError, OverflowError, KeyError)
-"""Texts that are not UTF-8, dates out of range, a key of a map given twice."""
-
-
-def _row(one: Any, place: str, position: int) -> RawRecord:
-    try:
-        return RawRecord(place, position, _contents(one)[0])
-    except _UNREADABLE as error:
-        return RawRecord(place, position, unreadable=f"not readable: {error}", text=f"columns: {one.schema.names}")
+            for number, content in enumerate(_contents(part), row):
+                yield RawRecord(f":row {number}", position, content)
+        except (pyarrow.ArrowException, ValueError, OverflowError, KeyError) as error:
+            # a text that is not UTF-8, a date out of range, a key of a map given twice
+            if part.num_rows > 1:
+                for number in range(part.num_rows):
+                    yield from _rows(path, part.slice(number, 1), row + number, position)
+            else:
+                yield RawRecord(f":row {row}", position, unreadable=f"not readable: {error}", text=f"columns: {names}")
 
 
 def _contents(rows: Any) -> list[Any]:

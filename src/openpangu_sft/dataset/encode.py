@@ -13,6 +13,7 @@ from typing import NamedTuple, Union
 import numpy as np
 import numpy.typing as npt
 
+from openpangu_sft.conversations.calls import CALLS, THINKING
 from openpangu_sft.conversations.conversation import Sample
 from openpangu_sft.conversations.keys import BadSample
 from openpangu_sft.dataset.roles import BEGINS, ROLES, Roles
@@ -60,35 +61,37 @@ def encode_samples(
         For each sample its tokens, or why it has none: a control token in its content, or longer than a pack.
     """
     tool_prompt = ToolPrompt(data.tool_prompt)
-    batch: list[Union[list[TextSpan], BadSample]] = [
-        sample if isinstance(sample, BadSample) else _spans(sample, tokenizer, tool_prompt, data) for sample in samples
-    ]
-    tokens = _Tokens([span for entry in batch if not isinstance(entry, BadSample) for span in entry], tokenizer)
-    outcomes: list[Union[Encoded, BadSample]] = []
-    first = 0
-    for entry in batch:
-        if isinstance(entry, BadSample):
-            outcomes.append(entry)
-        else:
-            outcomes.append(_outcome(tokens, range(first, first + len(entry)), data))
-            first += len(entry)
-    return outcomes
+    outcomes: list[Union[range, BadSample]] = []
+    spans: list[TextSpan] = []
+    for sample in samples:
+        if isinstance(sample, BadSample):
+            outcomes.append(sample)
+            continue
+        begin = len(spans)
+        try:
+            spans += _spans(sample, tokenizer, tool_prompt, data.control_tokens)
+            outcomes.append(range(begin, len(spans)))
+        except BadSample as reason:
+            outcomes.append(reason)
+    tokens = _Tokens(spans, tokenizer)
+    return [entry if isinstance(entry, BadSample) else _outcome(tokens, entry, data) for entry in outcomes]
 
 
-def _spans(
-    sample: Sample, tokenizer: Tokenizer, tool_prompt: ToolPrompt, data: Data
-) -> Union[list[TextSpan], BadSample]:
-    policy = data.control_tokens
-    try:
-        tools = tool_prompt(sample.tools, None if policy == "allow" else tokenizer.control_token)
-    except BadSample as error:
-        return error
+def _spans(sample: Sample, tokenizer: Tokenizer, tool_prompt: ToolPrompt, policy: str) -> list[TextSpan]:
+    """The spans of a sample; raises `BadSample` for a control token in its content, or one that the tokenizer lacks."""
+    if tokenizer.lacking:
+        thinking = any(message.thinking is not None for message in sample.data)
+        calls = any(message.calls for message in sample.data)
+        needed = {*(THINKING if thinking else ()), *(CALLS if calls else ())}
+        if missing := needed & tokenizer.lacking:
+            raise BadSample(f"has thinking or calls, and {min(missing)} is no token of this tokenizer: check paths.hf")
+    tools = tool_prompt(sample.tools, None if policy == "allow" else tokenizer.control_token)
     if policy == "refuse":
         for name, text in _texts(sample):
             if found := tokenizer.control_token(text):
-                return BadSample(f"{name} holds the control token {found.group()}, {FORGED}")
+                raise BadSample(f"{name} holds the control token {found.group()}, {FORGED}")
         if len(tools) > 1:  # cut where the template has put one together
-            return BadSample(f"tools rendered by data.tool_prompt hold a control token, {FORGED}")
+            raise BadSample(f"tools rendered by data.tool_prompt hold a control token, {FORGED}")
     return list(sample_spans(sample, tokenizer.inside_control_tokens if policy == "escape" else whole, tools))
 
 

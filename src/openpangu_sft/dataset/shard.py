@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, Union
+from typing import Any, NamedTuple, Optional, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -109,7 +109,7 @@ def _encode(
     validation_counts: Counter[str] = Counter()
     notes: dict[str, Counter[str]] = {name: Counter() for name in ("reasons", "ignored_keys", "changes")}
     validation = [np.empty(0, np.bool_)]
-    first_line = -1
+    first_line: Optional[int] = None
     spans = spans_of(span, data.workers)
     workers = min(data.workers, len(spans)) or 1
     encode = partial(_encode_span, tokenizer, data, spool)
@@ -118,8 +118,7 @@ def _encode(
         results = stack.enter_context(contextlib.closing(ordered_map(encode, spans, workers)))
         for result, part in zip(results, spans):
             if result.refused:
-                if first_line < 0:  # the file is read through for it, once
-                    first_line = lines_before(span)
+                first_line = lines_before(span) if first_line is None else first_line  # reads the file through: once
                 with naming(rejects), rejects.open("a", encoding="utf-8", errors="backslashreplace") as stream:
                     for refused in result.refused:
                         _note(refused, span.file, first_line + counts["lines"] + refused.line, data, stream)
@@ -154,8 +153,7 @@ def _note(refused: Refused, file: Path, line: int, data: Data, stream: Any) -> N
         UserError: bad ones are not to be left out.
     """
     if data.on_bad_sample == "refuse" and not refused.dropped:
-        remedy = "fix it, or set data.on_bad_sample=skip"
-        raise UserError(refused.reason, where=f"{file}:{line}", remedy=remedy)
+        raise UserError(refused.reason, where=f"{file}:{line}", remedy="fix it, or set data.on_bad_sample=skip")
     entry = {"file": file.name, "place": str(line), "reason": refused.reason, "record": refused.record}
     stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
 

@@ -20,7 +20,7 @@ def training_views(sample: Sample, data: Data) -> list[Sample]:
     """
     messages = sample.data
     if data.train_on == "last":
-        messages = tuple(replace(message, trained=False) for message in messages[:-1]) + messages[-1:]
+        messages = (*map(_context, messages[:-1]), messages[-1])
         if not messages[-1].trained:
             raise BadSample("nothing to train on: the last answer has weight 0, and data.train_on is last")
     if data.thinking == "all" or all(message.thinking is None for message in messages):
@@ -30,15 +30,14 @@ def training_views(sample: Sample, data: Data) -> list[Sample]:
         return [replace(sample, data=spoken)]
     views, begin = [], 0
     for number, message in enumerate(messages):
-        last = number + 1 == len(messages)
-        if (message.thinking is not None and message.trained) or last:
+        if (message.thinking is not None and message.trained) or number + 1 == len(messages):
             end = message if message.trained else spoken[number]
-            view = (*map(_read, spoken[:begin]), *spoken[begin:number], end)
+            view = (*map(_context, spoken[:begin]), *spoken[begin:number], end)
             if any(answer.trained and answer.role == "assistant" for answer in view):
                 views.append(replace(sample, data=view))
             begin = number + 1
     return views
 
 
-def _read(message: Message) -> Message:
+def _context(message: Message) -> Message:
     return replace(message, trained=False)

@@ -54,6 +54,8 @@ class Tokenizer:
         parts = (*THINKING, *CALLS)
         self.unspoken = {number for number in self.hf.all_special_ids if self._added.get(number) not in parts}
         """Special tokens that are no part of an answer's text: bos, the end token, padding."""
+        self.lacking = set(parts).difference(self._added.values())
+        """Tokens of thinking and calls that are no added tokens here: they would be trained as plain text."""
         control = sorted({*self._added.values(), START, END} - {""}, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, control)))
         self._control_marks = {token[0] for token in control}
