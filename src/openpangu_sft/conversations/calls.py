@@ -137,7 +137,7 @@ def calls_text(value: object, keys: Optional[Keys] = None) -> str:
     if not isinstance(calls, list) or not calls:
         raise BadSample(f"calls is {kind_of(calls) if calls != [] else 'an empty list'}, not a list of calls")
     texts = [call_text(call, keys) for call in calls]
-    own = all(isinstance(call.get("name"), str) and isinstance(call.get("arguments"), dict) for call in calls)
+    own = all(call.keys() == {"name", "arguments"} and isinstance(call["arguments"], dict) for call in calls)
     return value if own and isinstance(value, str) else joined_calls(texts)
 
 

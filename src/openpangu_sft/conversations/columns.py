@@ -7,10 +7,11 @@ xLAM (query, answers as a list of calls, tools).
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
-from openpangu_sft.conversations.fields import expect, filled, given, json_or, keys_of, optional_text
+from openpangu_sft.conversations.fields import expect, filled, given, json_or, keys_of, optional_text, parse_json
 from openpangu_sft.conversations.keys import BadSample
 
 PROMPT = ("instruction", "prompt", "query", "question")
@@ -26,13 +27,24 @@ def turns_of(record: Mapping[str, Any]) -> list[Any]:
         raise BadSample(f"has no question: {', '.join(PROMPT)} and {', '.join(INPUT)} are missing or empty")
     if not answer:
         raise BadSample(f"has no answer: keys found are {keys_of(record)}; name its column in data.columns.response")
-    before, after = record.get(prompt or extra), record[answer]
+    before, after = turns_or(record.get(prompt or extra)), turns_or(record[answer])
     if isinstance(before, list) and not extra:
         asked = before
     else:
         texts = [optional_text(record, key) for key in (prompt, extra) if key]
         asked = [{"role": "user", "content": "\n".join(filter(None, texts))}]
     return [*_history(record.get("history")), *asked, *_answered(answer, after)]
+
+
+def turns_or(value: object) -> Any:
+    """The turns whose JSON text a value is, as a cell of a CSV file may be; any other value as it is."""
+    if isinstance(value, str) and value.lstrip().startswith("[{"):
+        with contextlib.suppress(BadSample):
+            listed = parse_json(value)
+            return (
+                listed if all(isinstance(item, dict) and item.keys() & {"role", "from"} for item in listed) else value
+            )
+    return value
 
 
 def _one(record: Mapping[str, Any], names: tuple[str, ...]) -> str:

@@ -107,7 +107,7 @@ class Rules:
 def parse_sample(record: object, rules: Optional[Rules] = None) -> Sample:
     """The sample in one record of a samples file; raises `BadSample` for the first rule that it breaks."""
     rules = rules or Rules()
-    known = rules.keys.known("", expect(dict, record, "", "an object with meta_prompt and data"), _RECORD)
+    known = rules.keys.known("", expect(dict, record, "", "an object with meta_prompt and data"), _RECORD, True)
     for key in ("meta_prompt", "data"):
         if key not in known:
             raise BadSample(f"{key} is missing" + (': write "meta_prompt": [""] for none' if key != "data" else ""))
@@ -177,7 +177,7 @@ def _repaired(messages: list[Message], message: Message, changes: Counter[str]) 
 
 def _message(entry: object, number: int, keys: Keys) -> Message:
     name = f"message {number}"
-    found = keys.known(name, expect(dict, entry, name, "an object with role and content"), _MESSAGE)
+    found = keys.known(name, expect(dict, entry, name, "an object with role and content"), _MESSAGE, True)
     for key in ("role", "content"):
         if not isinstance(found.get(key), str):
             wrong = kind_of(found[key]) if key in found else "missing"

@@ -41,7 +41,7 @@ class Converter:
         self._in_turns = {theirs: ours for theirs, ours in names.items() if ours in _IN_TURNS}
         self._outside = {theirs: ours for theirs, ours in names.items() if ours not in _IN_TURNS}
         self.rules = rules or Rules(data.ignore_keys, data.turns == "lenient")
-        self.unseen = set(self._outside)
+        self.unseen = set(data.columns.values())
 
     def __call__(self, value: object) -> Sample:
         """The sample of one record, any JSON value; raises `BadSample` where there is none."""
@@ -91,6 +91,8 @@ class Converter:
             raise BadSample(f"{key} is {kind_of(turns) if key in record else 'missing'}, not a list")
         if not turns:
             raise BadSample(f"{key} is empty")
+        if self._in_turns:
+            self.unseen = self.unseen.difference(*(turn for turn in turns if isinstance(turn, dict)))
         return [_renamed(turn, self._in_turns) if isinstance(turn, dict) else turn for turn in turns]
 
     def _prompts(self, record: Mapping[str, Any]) -> list[str]:

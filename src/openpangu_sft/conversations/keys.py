@@ -10,7 +10,7 @@ _HARMLESS = """_id annotations annotator author cache_control call_id categories
     conversation_id conversation_index conversation_name create_time created created_at creator data_source dataset
     dataset_name date datetime dialog_id dialogue_id difficulty domain end_time finish_reason generator hash id ids idx
     index is_error key lang language license logprobs message_id meta metadata model model_name name num_turns object
-    origin parallel_tool_calls prompt_id qid question_id reasoning_language recipient row_id sample_id service_tier
+    origin parallel_tool_calls prompt_id qid question_id reasoning_language row_id sample_id service_tier
     session_id signature source sources split start_time status stop_reason stop_sequence subject subset
     system_fingerprint tag tags task task_id task_name task_type thoughtSignature thought_signature time timestamp title
     tokens tool_call_id tool_use_id topic turn type update_time url usage user_id uuid version"""
@@ -23,6 +23,9 @@ MEDIA = frozenset(_MEDIA.split())
 
 EMPTY: tuple[object, ...] = (None, "", [], {})
 """Values that hold nothing."""
+
+
+_LIKE_WEIGHTS = frozenset(["label", "loss", "loss_mask", "loss_weight", "mask", "masked", "train", "trainable"])
 
 
 class BadSample(Exception):
@@ -51,8 +54,8 @@ class Keys:
         Args:
             name: of the record in messages, e.g. "message 2"; empty for a whole record.
             known: keys whose meaning the caller deals with.
-            required: known keys stay even if they are to be ignored: parts and calls make no sense without them, and
-                a name such as input or name is that of a record's column too.
+            required: known keys stay even if they are to be ignored: samples, parts and calls make no sense without
+                them, and a name such as input or weight is that of a record's column too.
 
         Raises:
             BadSample: a key that is neither known nor harmless holds something.
@@ -77,4 +80,6 @@ def _unknown(name: str, key: object) -> str:
     where = f" of {name}" if name else ""
     if key in MEDIA:
         return f"key {text}{where}: images, audio, video and files cannot be trained, the model reads text only"
+    if key in _LIKE_WEIGHTS:
+        return f"unknown key {text}{where}: if it says what is trained, write weight, 0 or 1, into each message"
     return f"unknown key {text}{where}: if it does not change what is to be learnt, set data.ignore_keys=[{text}]"

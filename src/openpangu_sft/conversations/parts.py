@@ -57,6 +57,8 @@ def _add(found: Parts, value: object, name: str, keys: Keys) -> None:
         kind = next(iter(filled(part, (*_HELD_CALL[:2], *_RESPONSE))), "text")
     if not isinstance(kind, str) or kind not in _KINDS:
         raise BadSample(f"{name} has content other than text: {reprlib.repr(kind)}, and only text can be trained")
+    if part.get("thought") not in (None, False, True):
+        raise BadSample(f"thought in a part of {name} is {kind_of(part['thought'])}, not true or false")
     reader, known = _KINDS["thinking" if kind in _TEXT and part.get("thought") else kind]
     reader(found, keys.known(f"a part of {name}", part, known, required=True), name, keys)
 
@@ -69,6 +71,8 @@ def _text(found: Parts, part: Mapping[str, Any], name: str, _: Keys) -> None:
 
 
 def _thinking(found: Parts, part: Mapping[str, Any], name: str, _: Keys) -> None:
+    if found.text or found.calls:
+        raise BadSample(f"{name} has thinking after its text or a call: put it first")
     found.thinking.append(_string(part, name, _THINKING))
 
 
@@ -82,7 +86,7 @@ def _call(found: Parts, part: Mapping[str, Any], name: str, keys: Keys) -> None:
 def _result(found: Parts, part: Mapping[str, Any], name: str, keys: Keys) -> None:
     key, result = one_of(part, given(part, _RESULT), f"a part of {name}")
     if key in _RESPONSE and isinstance(result, dict) and "response" in result:
-        result = result["response"]
+        result = keys.known(f"a {key} of {name}", result, ("name", "response"), required=True)["response"]
     if is_parts(result):
         inner = read_parts(result, f"a tool's result in {name}", keys)
         if inner != Parts(inner.text):

@@ -35,7 +35,7 @@ def chosen_side(record: dict[str, Any], wanted: str, rules: Rules) -> dict[str, 
         BadSample: it is preference data, and that is refused.
         LeftOut: it is marked as a bad example.
     """
-    marks = [key for key in LABELS if isinstance(record.get(key), bool)]
+    marks = [key for key in LABELS if record.get(key) in (0, 1)]  # another value is no mark, but an unknown key
     sides = filled(record, (*CHOSEN, *REJECTED))
     if not marks and not sides:
         return record
@@ -43,9 +43,9 @@ def chosen_side(record: dict[str, Any], wanted: str, rules: Rules) -> dict[str, 
         kind = "KTO" if marks else "DPO"
         what = f"holds preference data ({kind}: {', '.join(marks + sides)}), which supervised fine-tuning cannot use"
         raise BadSample(f"{what}: set data.preference=chosen to train on the chosen side only")
-    if any(record[key] is False for key in marks):
+    if not all(record[key] for key in marks):
         raise LeftOut(f"{marks[0]} is false: data.preference=chosen leaves bad examples out")
-    found = _without(record, *LABELS, *CHOSEN, *REJECTED)
+    found = _without(record, *marks, *CHOSEN, *REJECTED)
     if filled(record, REJECTED):
         rules.changes["rejected answers left out"] += 1
     side, chosen = one_of(record, filled(record, CHOSEN))
@@ -56,12 +56,15 @@ def _with_answer(record: dict[str, Any], chosen: Any) -> dict[str, Any]:
     """The record with its preferred answer: a text, a turn, or turns, which may be the whole conversation."""
     if answers := filled(record, columns.ANSWER):
         raise BadSample(f"has a chosen answer and {', '.join(answers)}: keep one of them")
+    chosen = columns.turns_or(chosen)
     turn = chosen if isinstance(chosen, dict) else {"role": "assistant", "content": chosen}
     turns = chosen if isinstance(chosen, list) else [turn]
     place = next(iter(filled(record, (*_LISTS, "prompt"))), "")
-    asked = json_or(record[place], place) if place in _LISTS else record.get(place)
+    asked = json_or(record[place], place) if place in _LISTS else columns.turns_or(record.get(place))
     if isinstance(asked, list):
         whole = len(turns) > 1 and turns[:1] == asked[:1]
+        if whole and turns[: len(asked)] != asked:
+            raise BadSample(f"{place} and the chosen turns begin alike and differ later: keep one of them")
         name = "messages" if place == "prompt" else place
         return {**_without(record, place), name: turns if whole else [*asked, *turns]}
     if place in _LISTS:

@@ -6,7 +6,7 @@ from typing import Literal, Optional
 
 from pydantic import Field, field_validator
 
-from openpangu_sft.recipe.section import Conflict, Positive, Section, Seed
+from openpangu_sft.recipe.section import Conflict, Positive, Section, Seed, usable_path
 
 Column = Literal[
     "messages", "role", "content", "prompt", "input", "response", "system", "history", "tools", "chosen", "rejected"
@@ -15,6 +15,15 @@ Column = Literal[
 
 
 Format = Literal["auto", "alpaca", "sharegpt", "openai", "samples"]
+
+
+def _one_meaning(columns: dict[Column, str]) -> dict[Column, str]:
+    """The columns; raises `Conflict` where one of the user's has two meanings."""
+    for theirs in columns.values():
+        if len(ours := [ours for ours, other in columns.items() if other == theirs]) > 1:
+            what = f"data.columns gives {theirs!r} to {' and '.join(ours)}"
+            raise Conflict(what, "give each a column of its own", "data.columns")
+    return columns
 
 
 class Source(Section):
@@ -30,6 +39,13 @@ class Source(Section):
     """How often each conversation is used: 2 is twice, 0.5 is a half of them, chosen by data.seed."""
     system: Optional[str] = None
     """System prompt of conversations that have none."""
+
+    _columns = field_validator("columns")(_one_meaning)
+
+    @field_validator("path")
+    @classmethod
+    def _usable(cls, value: str) -> str:
+        return usable_path(value, "data.sources")
 
 
 class Data(Section):
@@ -71,6 +87,8 @@ class Data(Section):
     """Seed of the order of samples and packs in a shard, and of the validation split."""
     workers: int = Positive
     """Worker processes for tokenization."""
+
+    _columns = field_validator("columns")(_one_meaning)
 
     @field_validator("encoding")
     @classmethod

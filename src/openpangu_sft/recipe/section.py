@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -20,6 +21,17 @@ class Conflict(ValueError):
     def __init__(self, what: str, remedy: str, *keys: str) -> None:
         super().__init__(f"{what} -> {remedy}")
         self.what, self.remedy, self.keys = what, remedy, keys
+
+
+def usable_path(value: str, key: str) -> str:
+    """The value; raises `Conflict` unless it can be a path."""
+    if not value.strip() or "\0" in value:
+        raise Conflict(f"{key} {value!r} is not a path", "write one, or leave the key out for the default", key)
+    try:
+        Path(value).expanduser()
+    except RuntimeError:
+        raise Conflict(f"{key} {value!r} begins with an unknown home directory", "write it out", key) from None
+    return value
 
 
 class Section(BaseModel):

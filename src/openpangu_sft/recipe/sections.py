@@ -11,7 +11,7 @@ from typing import Any, Literal, Optional
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from openpangu_sft.recipe.data import Data
-from openpangu_sft.recipe.section import Conflict, NotNegative, Positive, Section, Seed, UpTo1000
+from openpangu_sft.recipe.section import Conflict, NotNegative, Positive, Section, Seed, UpTo1000, usable_path
 from openpangu_sft.util.errors import SizesUnknown
 
 
@@ -40,14 +40,7 @@ class Paths(Section):
     @field_validator("*")
     @classmethod
     def _usable(cls, value: str, info: ValidationInfo) -> str:
-        key = f"paths.{info.field_name}"
-        if not value.strip() or "\0" in value:
-            raise Conflict(f"{key} {value!r} is not a path", "write one, or leave the key out for the default", key)
-        try:
-            Path(value).expanduser()
-        except RuntimeError:
-            raise Conflict(f"{key} {value!r} begins with an unknown home directory", "write it out", key) from None
-        return value
+        return usable_path(value, f"paths.{info.field_name}")
 
     def __getitem__(self, name: str) -> Path:
         """The absolute path of one entry; `~` is expanded."""

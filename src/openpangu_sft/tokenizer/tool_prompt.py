@@ -100,6 +100,10 @@ def _without_marks(rendered: str) -> tuple[str, bytes]:
     for part in re.split(f"([{_BEGIN}{_END}])", rendered):
         if part in (_BEGIN, _END):
             depth += 1 if part == _BEGIN else -1
+            if depth < 0:
+                break
         else:
             text, given = text + part, given + bytes([depth > 0]) * len(part)
+    if depth:  # a filter has cut a value of {% set %} or of a macro, so nothing tells it from the template's own text
+        raise BadSample("data.tool_prompt changes what {% set %} or a macro gives: use expressions on tools only")
     return text, given
