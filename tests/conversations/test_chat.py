@@ -155,7 +155,8 @@ def test_weights_of_calls_and_of_what_is_no_answer() -> None:
 
 
 def test_weights_that_contradict_each_other() -> None:
-    assert "message 2 is to be trained on, and not: weight, loss" in refused(chat({**A, "weight": 1, "loss": False}))
+    reason = refused(chat({**A, "weight": 1, "loss": False, "train": None}))
+    assert reason == "message 2 is to be trained on, and not: weight, loss"
     assert convert(chat({**A, "weight": 1, "loss": True, "train": None})).data[1].trained
 
 

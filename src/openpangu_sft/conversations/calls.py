@@ -67,9 +67,8 @@ def split_thinking(content: str) -> tuple[Optional[str], str]:
     found = _THINK.fullmatch(content) if "</think>" in content else None
     thinking, text = (found["thinking"].strip() or None, found["text"]) if found else (None, content)
     if "</think>" in text or text.lstrip().startswith("<think>"):
-        raise BadSample(
-            "has <think> or </think> out of place: write thinking once, as <think>…</think>, before the text"
-        )
+        remedy = "write thinking once, as <think>…</think>, before the text"
+        raise BadSample(f"has <think> or </think> out of place: {remedy}")
     return thinking, text
 
 
@@ -126,11 +125,7 @@ def joined_calls(calls: Sequence[str]) -> str:
 
 
 def calls_text(value: object, keys: Optional[Keys] = None) -> str:
-    """The JSON text of a list of calls or of its JSON text, which is kept if it is in the vendor's form.
-
-    Raises:
-        BadSample: neither.
-    """
+    """The JSON text of a list of calls, kept if given in the vendor's form; raises `BadSample` for another value."""
     if value in (None, "", []):
         return ""
     calls = json_or(value, "calls", WITH_DUPLICATES)
@@ -142,14 +137,11 @@ def calls_text(value: object, keys: Optional[Keys] = None) -> str:
 
 
 def tools_text(value: object, name: str = "tools") -> str:
-    """Tool definitions as the JSON text of a list; empty where there are none.
+    """Tool definitions as the JSON text of a list, empty where there are none; raises `BadSample` for another value.
 
     Args:
         value: a list of objects, a mapping of names to them, or the JSON text of either; an object may hold a list of
             them under functionDeclarations (Gemini).
-
-    Raises:
-        BadSample: anything else.
     """
     tools = None if isinstance(value, str) and not value.strip() else json_or(value, name)
     if tools is None:

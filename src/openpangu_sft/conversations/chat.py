@@ -57,12 +57,7 @@ _NOT_BESIDE_CALLS = ("function_call", "tool_calls", "refusal")
 
 
 def make_sample(prompts: Sequence[str], turns: Sequence[object], tools: str, rules: Rules) -> Sample:
-    """The sample of a conversation.
-
-    Args:
-        prompts: system prompts from outside the turns.
-        turns: objects, each with its speaker and content.
-        tools: tool definitions as JSON text.
+    """The sample of system prompts from outside the turns, turns with speaker and content, and tools as JSON text.
 
     Raises:
         BadSample: a turn that cannot be read, or an order of turns that breaks a rule of `parse_sample`.
@@ -97,13 +92,11 @@ def make_sample(prompts: Sequence[str], turns: Sequence[object], tools: str, rul
 
 def _append(messages: list[Message], turn: Message) -> None:
     """Adds a turn; calls that follow an answer or calls of the same speaker become one message with it."""
-    last = messages[-1] if messages else None
     bare = turn.calls and not turn.content and not turn.thinking
-    if last and last.role == turn.role == "assistant" and bare and last.trained == turn.trained:
-        calls = f"{last.calls[:-1]},{turn.calls[1:]}" if last.calls else turn.calls
-        messages[-1] = replace(last, calls=calls)
-    else:
-        messages.append(turn)
+    if bare and messages and (messages[-1].role, messages[-1].trained) == (turn.role, turn.trained):
+        last = messages.pop()
+        turn = replace(last, calls=f"{last.calls[:-1]},{turn.calls[1:]}" if last.calls else turn.calls)
+    messages.append(turn)
 
 
 def _turns(value: object, name: str, rules: Rules) -> Iterator[Message]:
@@ -116,7 +109,7 @@ def _turns(value: object, name: str, rules: Rules) -> Iterator[Message]:
     turn = rules.keys.known(name, entry, _KNOWN)
     weights = {is_trained(turn[key], f"{key} of {name}") for key in given(turn, _WEIGHTS)}
     if len(weights) > 1:
-        raise BadSample(f"{name} is to be trained on, and not: {', '.join(key for key in _WEIGHTS if key in turn)}")
+        raise BadSample(f"{name} is to be trained on, and not: {', '.join(given(turn, _WEIGHTS))}")
     _, content = one_of(turn, given(turn, CONTENT), name)
     if role == "function_call":
         yield _calling(turn, content, name, weights != {False}, rules.keys)
@@ -195,13 +188,12 @@ def _answer(turn: Mapping[str, Any], parts: Parts, name: str, trained: bool, key
     if len(calls) > 1:
         raise BadSample(f"{name} has its calls twice: keep one of tool_calls, function_call, parts and <tool_call>")
     refusal = optional_text(turn, "refusal", name)
-    text = tags.text
-    if refusal and text.strip():
+    if refusal and tags.text.strip():
         raise BadSample(f"{name} has both content and refusal: keep one of them")
     if parts.text is None and not refusal and not calls:
         raise BadSample(f"{name} (assistant) has neither content nor tool calls")
     thinking = _thinking(turn, name, "\n".join(parts.thinking), tags.thinking)
-    return Message("assistant", refusal or text, thinking, calls[0] if calls else "", trained)
+    return Message("assistant", refusal or tags.text, thinking, calls[0] if calls else "", trained)
 
 
 def _thinking(turn: Mapping[str, Any], name: str, *others: Optional[str]) -> Optional[str]:

@@ -29,7 +29,7 @@ _MAY_FOLLOW: dict[Optional[str], tuple[str, ...]] = {
     "assistant": ("user", *_RESULTS),
     **dict.fromkeys(_RESULTS, (*_RESULTS, "assistant")),
 }
-# Orders of two roles that the template can render, though no other sample has them, and how their changes are counted.
+# What data.turns=lenient keeps, by the role before and the role: the template can render it. Names in the counts.
 _KEPT: dict[tuple[Optional[str], str], str] = {
     (None, "assistant"): "conversations that begin with the assistant kept",
     **{(role, "user"): "questions directly after a tool's result kept" for role in _RESULTS},
@@ -124,8 +124,8 @@ def reason_class(reason: str) -> str:
 
 
 def _meta_prompt(value: object) -> tuple[str, ...]:
-    # the published recipe has both
-    prompts = [value] if isinstance(value, str) else expect(list, value, "meta_prompt", "a list of texts")
+    listed = [value] if isinstance(value, str) else value  # the published recipe has both
+    prompts = expect(list, listed, "meta_prompt", "a list of texts")
     if not prompts:  # the published handler would leave the header out that chat always writes
         raise BadSample('meta_prompt is an empty list: write [""] for no system prompt')
     for number, prompt in enumerate(prompts, 1):
@@ -144,9 +144,8 @@ def _messages(value: object, rules: Rules) -> tuple[Message, ...]:
             place = f"follows {before}" if before else "comes first"
             repairable = not rules.lenient and _repaired(messages, message, Counter())
             remedy = "; data.turns=lenient accepts it" if repairable else ""
-            raise BadSample(
-                f"message {number} ({message.role}) {place}: expected {' or '.join(_MAY_FOLLOW[before])}{remedy}"
-            )
+            expected = " or ".join(_MAY_FOLLOW[before])
+            raise BadSample(f"message {number} ({message.role}) {place}: expected {expected}{remedy}")
     while rules.lenient and messages and messages[-1].role != "assistant":
         messages.pop()
         rules.changes["messages after the last answer dropped"] += 1
