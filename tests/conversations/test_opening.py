@@ -206,7 +206,7 @@ def test_a_byte_that_cannot_be_decoded_spoils_one_line(tmp_path: Path) -> None:
     assert (first.content, last.content) == (TALK, OTHER)
     assert (bad.place, bad.unreadable, bad.text) == (
         ":2",
-        "not GBK: byte 0xff at character 8 of the line",
+        "not GBK: byte 0xff at character 8",
         '{"a": "\\xff\\xff"}',
     )
     path = put(tmp_path / "a.csv", b"question,answer\na,\xff\n\nb,c\n")
