@@ -204,11 +204,7 @@ def test_a_byte_that_cannot_be_decoded_spoils_one_line(tmp_path: Path) -> None:
     path = put(tmp_path / "a.jsonl", b"\n".join([lines[0], b'{"a": "\xff\xff"}', lines[1]]))
     first, bad, last = read(path, "gbk")
     assert (first.content, last.content) == (TALK, OTHER)
-    assert (bad.place, bad.unreadable, bad.text) == (
-        ":2",
-        "not GBK: byte 0xff at character 8 of the line",
-        '{"a": "\\xff\\xff"}',
-    )
+    assert (bad.place, bad.unreadable, bad.text) == (":2", "not GBK: byte 0xff at character 8", '{"a": "\\xff\\xff"}')
     path = put(tmp_path / "a.csv", b"question,answer\na,\xff\n\nb,c\n")
     assert [record.unreadable for record in read(path)] == ["not UTF-8: byte 0xff at character 2", ""]
 

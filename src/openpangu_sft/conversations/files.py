@@ -28,9 +28,8 @@ SUFFIXES = (*READERS, *(text + packed for text in _TEXTS for packed in COMPRESSE
 _KNOWN = f"{', '.join(READERS)}; {', '.join(_TEXTS)} also with {' or '.join(COMPRESSED)}"
 
 _ABOUT = ("readme", "license", "licence")
-_CACHE = re.compile(r"cache-.*\.arrow$")  # the results of `map` that `datasets` keeps beside its data
-_INFO = "dataset_info.json"
-_METADATA = (_INFO, "dataset_infos.json", "dataset_dict.json", "state.json")
+# of `datasets`: the results of `map`, which it keeps beside its data, and metadata
+_OF_DATASETS = re.compile(r"cache-.*\.arrow|(dataset_infos?|dataset_dict|state)\.json")
 _LLAMA_FACTORY = {"file_name", "hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name"}
 _SPLITS = re.compile(r"(?:^|[/_.-])(train|validation|valid|val|dev|test|eval)(?=[/_.-])")
 _UNPACK = "unpack it, and put what is in it there"
@@ -112,9 +111,9 @@ def _is_about(entry: Path) -> bool:
     name = entry.name.lower()
     if name.startswith(".") or not entry.is_file():
         return name.startswith(".")
-    if name == _INFO:
+    if name == "dataset_info.json":
         _refuse_llama_factory(entry)
-    return name in _METADATA or bool(_CACHE.match(name)) or (name.startswith(_ABOUT) and not suffix_of(entry))
+    return bool(_OF_DATASETS.fullmatch(name)) or (name.startswith(_ABOUT) and not suffix_of(entry))
 
 
 def _refuse_llama_factory(file: Path) -> None:

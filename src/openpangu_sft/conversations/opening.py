@@ -7,6 +7,7 @@ import contextlib
 import io
 import re
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import IO, AnyStr, Callable
 
@@ -82,6 +83,19 @@ def is_utf8(encoding: str) -> bool:
 def text_of(stream: io.BufferedReader, encoding: str, newline: str = "\n") -> io.TextIOWrapper:
     """The text of a stream; `LOST` matches bytes that cannot be decoded, where the encoding lets decoding go on."""
     return io.TextIOWrapper(stream, encoding, errors="surrogateescape", newline=newline)
+
+
+def text_lines(stream: io.BufferedReader, path: Path, encoding: str, newline: str = "\n") -> Iterator[str]:
+    """The lines of the text of a stream, without a byte order mark; see `text_of` and `lines_of`."""
+    lines = lines_of(text_of(stream, encoding, newline), path)
+    return chain((next(lines, "").removeprefix(BOM),), lines)
+
+
+def lost(text: str, encoding: str) -> str:
+    """The reason why a text cannot be used that holds a byte which could not be decoded; else empty."""
+    if not (found := LOST.search(text)):
+        return ""
+    return f"not {encoding.upper()}: byte 0x{ord(found[0]) - 0xDC00:02x} at character {found.start() + 1}"
 
 
 def lines_of(stream: IO[AnyStr], path: Path) -> Iterator[AnyStr]:

@@ -15,7 +15,7 @@ from typing import Any, Optional
 
 from openpangu_sft.conversations.fields import JSON, NotStrict, parse_json, too_much
 from openpangu_sft.conversations.keys import BadSample
-from openpangu_sft.conversations.opening import BOM, UTF8, is_utf8, lines_of, open_raw, text_of
+from openpangu_sft.conversations.opening import BOM, UTF8, is_utf8, lines_of, lost, open_raw, text_lines, text_of
 from openpangu_sft.util.errors import UserError
 
 _BLANK = re.compile(r"[ \t\r\n]*")
@@ -54,24 +54,27 @@ def read_lines(path: Path, encoding: str = UTF8) -> Iterator[RawRecord]:
             what = f"holds {'an array' if found[1] == b'[' else 'objects'} over several lines, not one on each line"
             step = "name it .json" if found[1] == b"[" else "write each on one line: jq -c . OLD.jsonl > NEW.jsonl"
             raise UserError(what, where=path, remedy=step)
-        lines: Iterator[bytes] = lines_of(stream, path)
-        if not is_utf8(encoding):  # an undecodable byte stays as it is, and is no UTF-8 either
-            texts = lines_of(text_of(stream, encoding), path)
-            lines = (text.encode(errors="surrogateescape") for text in texts)
-        for number, line in enumerate(lines, 1):
-            if record := record_of_line(line, number, position(), number == 1, encoding):
-                yield record
+        if is_utf8(encoding):
+            for number, line in enumerate(lines_of(stream, path), 1):
+                if record := record_of_line(line, number, position(), first=number == 1):
+                    yield record
+            return
+        for number, text in enumerate(text_lines(stream, path, encoding), 1):
+            if reason := lost(text, encoding):
+                shown = text.encode(errors="surrogateescape").decode(errors="backslashreplace").rstrip("\r\n")
+                yield RawRecord(f":{number}", position(), unreadable=reason, text=shown)
+            elif text.strip(" \t\r\n"):
+                yield _record_of_text(text, f":{number}", position())
 
 
-def record_of_line(line: bytes, number: int, position: int, first: bool, encoding: str = UTF8) -> Optional[RawRecord]:
+def record_of_line(line: bytes, number: int, position: int, first: bool) -> Optional[RawRecord]:
     """The record of a line of a JSON lines file; None if it is blank.
 
     Args:
-        line: in UTF-8, with its line feed, which only the last line may lack.
+        line: with its line feed, which only the last line may lack.
         number: of the line, from 1.
         position: of its end in the file, in bytes.
         first: whether a byte order mark may precede it.
-        encoding: of the file, for messages.
     """
     if first:
         line = line.removeprefix(codecs.BOM_UTF8)
@@ -79,8 +82,7 @@ def record_of_line(line: bytes, number: int, position: int, first: bool, encodin
     try:
         text = line.decode()
     except UnicodeDecodeError as error:
-        at = f"byte {error.start + 1}" if is_utf8(encoding) else f"character {len(line[: error.start].decode()) + 1}"
-        reason = f"not {encoding.upper()}: byte 0x{line[error.start]:02x} at {at} of the line"
+        reason = f"not UTF-8: byte 0x{line[error.start]:02x} at byte {error.start + 1} of the line"
         if error.reason == "unexpected end of data" and not line.endswith(b"\n"):
             reason = "the last line is cut off, inside a character"
         text = line.decode(errors="backslashreplace").rstrip("\r\n")

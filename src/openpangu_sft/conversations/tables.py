@@ -5,14 +5,13 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 from pyarrow import ipc, parquet
 
-from openpangu_sft.conversations.opening import BOM, LONGEST_LINE, LOST, UTF8, lines_of, open_raw, text_of
+from openpangu_sft.conversations.opening import LONGEST_LINE, UTF8, lost, open_raw, text_lines
 from openpangu_sft.conversations.readers import RawRecord
 from openpangu_sft.util.errors import UserError
 
@@ -29,8 +28,7 @@ def read_csv(path: Path, encoding: str = UTF8) -> Iterator[RawRecord]:
     """
     csv.field_size_limit(LONGEST_LINE)
     with open_raw(path, encoding) as (stream, position):
-        lines = lines_of(text_of(stream, encoding, newline=""), path)
-        rows = csv.reader(chain((next(lines, "").removeprefix(BOM),), lines), strict=True)
+        rows = csv.reader(text_lines(stream, path, encoding, newline=""), strict=True)
         number = 1
         try:
             names: list[str] = []
@@ -49,7 +47,7 @@ def _header(path: Path, cells: list[str], encoding: str) -> list[str]:
     names = list(cells)
     if names[0] == "" and len(names) > 1:
         names[0] = "index"  # pandas writes its index without a name; the key is known to be harmless
-    what = _lost("".join(names), encoding)
+    what = lost("".join(names), encoding)
     if len(names) == 1 and (mark := next(filter(names[0].count, ";\t"), "")):
         what = f"columns are separated by {mark!r}, not by commas"
     elif "" in names:
@@ -62,20 +60,12 @@ def _header(path: Path, cells: list[str], encoding: str) -> list[str]:
 
 
 def _csv_record(cells: list[str], names: list[str], place: str, position: int, encoding: str) -> RawRecord:
-    reason = _lost("".join(cells), encoding)
+    reason = lost("".join(cells), encoding)
     if len(cells) != len(names):
         reason = f"{len(cells)} cells, and the header has {len(names)}"
     if reason:
-        text = repr(cells).encode(errors="surrogateescape").decode(errors="backslashreplace")
-        return RawRecord(place, position, unreadable=reason, text=text)
+        return RawRecord(place, position, unreadable=reason, text=repr(cells))
     return RawRecord(place, position, {name: cell for name, cell in zip(names, cells) if cell})
-
-
-def _lost(text: str, encoding: str) -> str:
-    """The reason why a text cannot be used that holds a byte which could not be decoded; else empty."""
-    if not (found := LOST.search(text)):
-        return ""
-    return f"not {encoding.upper()}: byte 0x{ord(found[0]) - 0xDC00:02x} at character {found.start() + 1}"
 
 
 def read_parquet(path: Path, encoding: str = UTF8) -> Iterator[RawRecord]:
