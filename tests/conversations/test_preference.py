@@ -62,7 +62,30 @@ def test_labels(key: str) -> None:
     assert convert(chat(A, **{key: None})).data == (user(), answer())
 
 
-@pytest.mark.parametrize("label", [0, 1, "good", "false"])
+def test_numbers_are_labels_too() -> None:
+    """Parquet and CSV readers give 0 and 1."""
+    assert refused(chat(A, label=0)).startswith("holds preference data (KTO: label)")
+    with pytest.raises(LeftOut, match="label is false"):
+        convert(chat(A, label=0), CHOSEN)
+    assert convert(chat(A, label=1), CHOSEN).data == (user(), answer())
+
+
+def test_a_label_that_is_no_mark_is_not_dropped_with_the_sides() -> None:
+    assert "unknown key label" in refused({"prompt": "q", "chosen": "a", "rejected": "b", "label": "rejected"}, CHOSEN)
+
+
+def test_chosen_turns_as_json_text() -> None:
+    turns = [Q, {**A, "content": "BAD", "loss": False}, Q, A]
+    sample = convert({"prompt": "q", "chosen": json.dumps(turns), "rejected": "x"}, CHOSEN)
+    assert [message.trained for message in sample.data if message.role == "assistant"] == [False, True]
+
+
+def test_chosen_turns_that_contradict_the_messages() -> None:
+    record = {"messages": [Q, {**A, "content": "old"}, Q], "chosen": [Q, A], "rejected": "x"}
+    assert "differ later" in refused(record, CHOSEN)
+
+
+@pytest.mark.parametrize("label", ["good", "false"])
 def test_other_labels_are_unknown_keys(label: object) -> None:
     for settings in ((), (CHOSEN,)):
         assert "unknown key label" in refused(chat(A, label=label), *settings)

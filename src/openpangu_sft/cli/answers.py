@@ -52,7 +52,7 @@ def read_tools(path: Path) -> str:
     remedy = "write a JSON list of tool definitions"
     try:
         tools = tools_text(path.read_text("utf-8-sig"))
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the path
         raise UserError(f"cannot be read: {error}", where=path, remedy="give a JSON file of tools") from None
     except BadSample as error:
         raise UserError(str(error), where=path, remedy=remedy) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Optional
 from openpangu_sft.cli.options import option, recipe_arguments, stage
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.run.launch import worker_rank
-from openpangu_sft.util.console import console, print_table
+from openpangu_sft.util.console import console, print_table, stdout
 from openpangu_sft.util.errors import UserError, printable
 
 
@@ -70,6 +71,7 @@ def chat_command(
     print(printable(f"model: {checkpoint}{note}"), file=sys.stderr, flush=True)
     if prompt is None and sys.stdin.isatty():
         console.print("Empty line: new conversation. Ctrl-D: quit.")
+    stdout()  # a model may write what the locale does not have
     printer = AnswerPrinter()
     lines = iter([prompt]) if prompt is not None else _typed_lines()
     for answer in converse(talker, lines, system, definitions, printer):
@@ -90,6 +92,8 @@ def demo_command(recipe: Recipe) -> None:
 
 
 def _typed_lines() -> Iterator[str]:
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
     while True:
         try:
             yield input("> " if sys.stdin.isatty() else "")

@@ -40,10 +40,9 @@ def turns_or(value: object) -> Any:
     """The turns whose JSON text a value is, as a cell of a CSV file may be; any other value as it is."""
     if isinstance(value, str) and value.lstrip().startswith("[{"):
         with contextlib.suppress(BadSample):
-            listed = parse_json(value)
-            return (
-                listed if all(isinstance(item, dict) and item.keys() & {"role", "from"} for item in listed) else value
-            )
+            turns = parse_json(value)
+            if all(isinstance(turn, dict) and turn.keys() & {"role", "from"} for turn in turns):
+                return turns
     return value
 
 

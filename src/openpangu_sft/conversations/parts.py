@@ -21,6 +21,7 @@ _THINKING = ("thinking", "reasoning", "text", "value", "content")
 _HELD_CALL = ("functionCall", "function_call", "value")
 _CALL = (*_HELD_CALL, "name", "input", "arguments", "parameters", "args", "function")
 _RESPONSE = ("functionResponse", "function_response")
+_RESPONDED = frozenset(("name", "id", "response"))
 _RESULT = (*_RESPONSE, "content", "value")
 
 
@@ -86,7 +87,7 @@ def _call(found: Parts, part: Mapping[str, Any], name: str, keys: Keys) -> None:
 def _result(found: Parts, part: Mapping[str, Any], name: str, keys: Keys) -> None:
     key, result = one_of(part, given(part, _RESULT), f"a part of {name}")
     if key in _RESPONSE and isinstance(result, dict) and "response" in result:
-        result = keys.known(f"a {key} of {name}", result, ("name", "response"), required=True)["response"]
+        result = keys.known(f"a {key} of {name}", result, _RESPONDED, required=True)["response"]
     if is_parts(result):
         inner = read_parts(result, f"a tool's result in {name}", keys)
         if inner != Parts(inner.text):

@@ -80,6 +80,8 @@ class Chat:
                 longer than the model's context.
         """
         for text in (system, tools, *(message.content for message in messages if message.role != "assistant")):
+            if not text.isascii() and text.encode("utf-8", "replace").decode("utf-8") != text:
+                raise UserError("the message holds bytes that are not UTF-8", remedy="write it as UTF-8")
             if token := self.tokenizer.control_token(text):
                 raise UserError(f"the message holds the control token {token.group()}", remedy="take it out")
         try:
