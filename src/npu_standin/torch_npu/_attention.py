@@ -12,8 +12,7 @@ from ._masks import ALL, FULL, UNLIMITED, allowed
 from ._operators import require
 from ._trace import trace
 
-STATISTICS = 8
-"""The NPU repeats each row's maximum and sum this many times."""
+STATISTICS = 8  # the NPU repeats each row's maximum and sum this many times
 
 NO_DROPOUT = (torch.empty(0), 0, 0, 0)
 

@@ -9,11 +9,9 @@ import torch
 
 from ._operators import require
 
-UNLIMITED = 2147483647
-"""The default of pre_tockens and next_tockens."""
+UNLIMITED = 2147483647  # the default of pre_tockens and next_tockens
 
-COMPRESSED = 2048
-"""Modes 2, 3 and 4 take a triangle of this size for any lengths."""
+COMPRESSED = 2048  # modes 2, 3 and 4 take a triangle of this size for any lengths
 
 FULL, ALL, LEFT_UP_CAUSAL, RIGHT_DOWN_CAUSAL, BAND = range(5)
 

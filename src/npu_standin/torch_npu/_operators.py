@@ -6,8 +6,7 @@ from typing import Optional
 
 import torch
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-"""Supported by the operators of this stack."""
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)  # supported by the operators of this stack
 
 MASKED = -10000.0
 """Value of masked scores in npu_scaled_masked_softmax: not -inf, so a fully masked row becomes uniform."""

@@ -7,8 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-VARIABLE = "NPU_STANDIN_TRACE"
-"""Names the file; one JSON object a line is appended to it."""
+VARIABLE = "NPU_STANDIN_TRACE"  # names the file; one JSON object a line is appended to it
 
 
 def trace(**values: Any) -> None:

@@ -35,8 +35,7 @@ _MEMORY = TypeAdapter(dict[str, tuple[int, int, int, str]])
 SUMMED_AT_ONCE = 4
 
 _LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](?:\./)?(.+)")
-_BINARY = (".safetensors", ".model")
-"""Not edited by hand: a different one is damaged."""
+_BINARY = (".safetensors", ".model")  # not edited by hand: a different one is damaged
 
 
 class Published(NamedTuple):

@@ -24,8 +24,7 @@ from openpangu_sft.tokenizer.tokenizer import Tokenizer, tokenizer_digest, token
 from openpangu_sft.util.console import byte_progress
 from openpangu_sft.util.errors import UserError
 
-_CARRIED_OVER = ("iteration", "loss", "versions")
-"""Counts of the training that hold for the export too."""
+_CARRIED_OVER = ("iteration", "loss", "versions")  # counts of the training that hold for the export too
 
 
 def run_export(

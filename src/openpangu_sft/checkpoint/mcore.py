@@ -50,8 +50,7 @@ class Position(NamedTuple):
     consumed_samples: int = 0
 
 
-FIRST = Position(1)
-"""Upstream's converter writes iter_0000001, and training with --finetune counts from 0 again."""
+FIRST = Position(1)  # upstream's converter writes iter_0000001, and training with --finetune counts from 0 again
 
 
 def write_rank(

@@ -21,8 +21,7 @@ from openpangu_sft.recipe.model_config import CONFIG, TRACKER
 from openpangu_sft.recipe.sections import Model
 from openpangu_sft.util.errors import UserError
 
-Contents = Mapping[tuple[int, int], Mapping[str, Any]]
-"""What the ranks' files hold, by (tensor rank, pipeline rank)."""
+Contents = Mapping[tuple[int, int], Mapping[str, Any]]  # what the ranks' files hold, by (tensor rank, pipeline rank)
 
 _RANK = re.compile(r"mp_rank_(\d{2})(?:_(\d{3}))?")
 _RECIPE = "was it made with the model of this recipe?"

@@ -22,8 +22,7 @@ class Resharder:
 
     def __init__(self, weights: Weights, model: Model, dtype: Optional[DType] = None) -> None:
         self.weights, self.model, self.dtype = weights, model, dtype
-        self.cast = CastStats()
-        """What the cast has lost so far; a block that is on several ranks counts once."""
+        self.cast = CastStats()  # what the cast has lost so far; a block that is on several ranks counts once
         self._counted: set[Block] = set()
 
     def mcore(self, layout: Layout, tp: int, pp: int) -> dict[str, Stored]:

@@ -23,8 +23,7 @@ PREFIX = "OPENPANGU_"
 """The Makefile exports its variables under this prefix: DTYPE as OPENPANGU_DTYPE. An empty one counts as not given."""
 _exported: set[str] = set()
 
-COUNTED = ("reasons", "ignored_keys", "changes")
-"""Counts by name, of which `show` prints the highest."""
+COUNTED = ("reasons", "ignored_keys", "changes")  # counts by name, of which `show` prints the highest
 ENTRIES_ON_A_SCREEN = 6
 
 

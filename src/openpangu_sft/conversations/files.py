@@ -23,8 +23,7 @@ READERS: dict[str, Callable[[Path, str], Iterator[RawRecord]]] = {
     ".arrow": read_arrow,
 }
 _TEXTS = (".jsonl", ".json", ".csv")
-SUFFIXES = (*READERS, *(text + packed for text in _TEXTS for packed in COMPRESSED))
-"""Ends of the names of raw files."""
+SUFFIXES = (*READERS, *(text + packed for text in _TEXTS for packed in COMPRESSED))  # ends of the names of raw files
 _KNOWN = f"{', '.join(READERS)}; {', '.join(_TEXTS)} also with {' or '.join(COMPRESSED)}"
 
 _ABOUT = ("readme", "license", "licence")

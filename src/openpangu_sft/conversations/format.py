@@ -26,14 +26,12 @@ from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.console import byte_progress
 from openpangu_sft.util.errors import UserError
 
-REJECTS = "rejects"
-"""Subdirectory for rejects: every file beside the samples is read by preprocess."""
+REJECTS = "rejects"  # subdirectory for rejects: every file beside the samples is read by preprocess
 
 RECORDS_PER_STEP = 200
 
 _SHAPING = "source_format sources columns encoding on_bad_sample ignore_keys turns preference deduplicate"
-SETTINGS = set(_SHAPING.split())
-"""Keys of the recipe's section data that shape samples."""
+SETTINGS = set(_SHAPING.split())  # keys of the recipe's section data that shape samples
 
 
 def run_format(recipe: Recipe) -> Manifest:

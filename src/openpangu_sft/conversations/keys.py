@@ -14,15 +14,13 @@ _HARMLESS = """_id annotations annotator author cache_control call_id categories
     session_id signature source sources split start_time status stop_reason stop_sequence subject subset
     system_fingerprint tag tags task task_id task_name task_type thoughtSignature thought_signature time timestamp title
     tokens tool_call_id tool_use_id topic turn type update_time url usage user_id uuid version"""
-HARMLESS = frozenset(_HARMLESS.split())
-"""Keys that describe a sample or where it comes from."""
+HARMLESS = frozenset(_HARMLESS.split())  # keys that describe a sample or where it comes from
 
 _MEDIA = """audio audios file fileData file_data files image image_url images inlineData inline_data input_audio
     input_file input_image video videos"""
 MEDIA = frozenset(_MEDIA.split())
 
-EMPTY: tuple[object, ...] = (None, "", [], {})
-"""Values that hold nothing."""
+EMPTY: tuple[object, ...] = (None, "", [], {})  # values that hold nothing
 
 
 _LIKE_WEIGHTS = frozenset(["label", "loss", "loss_mask", "loss_weight", "mask", "masked", "train", "trainable"])

@@ -15,17 +15,13 @@ import pyarrow
 
 from openpangu_sft.util.errors import UserError
 
-COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
-"""Suffixes of compressed files and pyarrow's names of their codecs."""
+COMPRESSED = {".gz": "gzip", ".zst": "zstd"}  # suffixes of compressed files and pyarrow's names of their codecs
 
-LONGEST_LINE = 1 << 28
-"""Bytes or characters of a line: more is no record, but the work of a decompression bomb."""
+LONGEST_LINE = 1 << 28  # bytes or characters of a line: more is no record, but the work of a decompression bomb
 
 UTF8 = "utf-8"
-BOM = "\ufeff"
-"""The byte order mark, which may precede a text."""
-LOST = re.compile("[\udc80-\udcff]")
-"""A byte that could not be decoded, in Python's error handler surrogateescape."""
+BOM = "\ufeff"  # the byte order mark, which may precede a text
+LOST = re.compile("[\udc80-\udcff]")  # A byte that could not be decoded, in Python's error handler surrogateescape
 
 _BUFFER = 1 << 16
 _EVIDENCE = 6  # bytes: three Chinese characters in GB18030, two in UTF-8

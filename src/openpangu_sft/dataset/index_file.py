@@ -23,10 +23,8 @@ MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
 INT32_CODE = 4
 HEADER = struct.Struct("<9sQBQQ")
-PREFIX = "data"
-"""Of the files in a shard and in a dataset; Megatron's --data-path is directory/data."""
-VALIDATION = "validation"
-"""Of the files of the validation split, where the recipe has data.validation_share."""
+PREFIX = "data"  # of the files in a shard and in a dataset; Megatron's --data-path is directory/data
+VALIDATION = "validation"  # of the files of the validation split, where the recipe has data.validation_share
 
 Ids = npt.NDArray[np.int32]
 
@@ -35,8 +33,7 @@ FIELDS = ("input_ids", "attention_mask", "labels")
 INTEGERS = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
 """numpy's name of each type code of Megatron's; 6 and 7 are float64 and float32."""
 
-ROWS_AT_MOST = 1 << 16
-"""In a block of rows that are read together."""
+ROWS_AT_MOST = 1 << 16  # in a block of rows that are read together
 
 
 def field_path(directory: Path, prefix: str, field: str, suffix: str) -> Path:

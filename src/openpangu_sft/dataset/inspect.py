@@ -22,8 +22,7 @@ from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.console import progress
 from openpangu_sft.util.errors import UserError, printable
 
-BLOCK_TOKENS = 1 << 20
-"""Tokens of each field that are in memory together, or one row if it is longer."""
+BLOCK_TOKENS = 1 << 20  # tokens of each field that are in memory together, or one row if it is longer
 
 CONSEQUENCES = {
     "unnumbered": " and no segment numbers: MindSpeed-LLM would cut attention at every message end (openPangu's eos "

@@ -67,11 +67,7 @@ def _require_both(packs: dict[str, int], counts: dict[str, Any], source: Path) -
 
 
 def _divided_into(source: Path) -> int:
-    """How many parts the inputs were divided into, according to the shards.
-
-    Raises:
-        UserError: they disagree.
-    """
+    """How many parts the inputs were divided into, according to the shards; raises `UserError` if they disagree."""
     found: dict[int, Path] = {}
     for path in shard_directories(source):
         part = str(read_manifest(path, "shard", "").settings.get("shard", ""))

@@ -16,11 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-Ints = npt.NDArray[np.int32]
-"""Numbers of samples and packs: half the memory of numpy's default, and enough for 2^31."""
+Ints = npt.NDArray[np.int32]  # numbers of samples and packs: half the memory of numpy's default, and enough for 2^31
 
-UNDRAWN = 0.03
-"""Share of the tokens left to best fit alone, at the end, when there is little choice."""
+UNDRAWN = 0.03  # share of the tokens left to best fit alone, at the end, when there is little choice
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,7 @@ from typing import Any, Callable, TypeVar, cast
 
 from openpangu_sft.util.errors import UserError
 
-AHEAD = 4
-"""Most items in flight per worker, so that memory does not grow with the input."""
+AHEAD = 4  # most items in flight per worker, so that memory does not grow with the input
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -28,14 +28,12 @@ from openpangu_sft.tokenizer.tokenizer import Tokenizer, tokenizer_digest
 from openpangu_sft.util.console import console
 from openpangu_sft.util.errors import UserError
 
-SUFFIX = ".jsonl"
-"""Of samples files."""
+SUFFIX = ".jsonl"  # of samples files
 
 PLACES, SAMPLES_PER_PLACE = 8, 16
 """How many of the user's samples are compared with the tokenizer's class before SentencePiece is used alone."""
 
-COMPARED = 20_000
-"""Characters of a text that are compared at most: the class takes 12 s for one of 4 MB."""
+COMPARED = 20_000  # characters of a text that are compared at most: the class takes 12 s for one of 4 MB
 
 
 class Shard(NamedTuple):

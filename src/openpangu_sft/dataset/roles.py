@@ -45,11 +45,7 @@ def read_roles(directory: Path, prefix: str, rows: int, seq_length: int) -> Opti
 
 
 def role_of(value: int) -> str:
-    """The name of a token's role.
-
-    Raises:
-        UserError: the value is none that preprocess writes.
-    """
+    """The name of a token's role; raises `UserError` if the value is none that preprocess writes."""
     if not 1 <= value % BEGINS <= len(ROLES):
         raise UserError(f"a token's role is {value}, which preprocess never writes", remedy=AGAIN)
     return ROLES[value % BEGINS - 1]

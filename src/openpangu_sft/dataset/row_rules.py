@@ -11,8 +11,7 @@ import numpy.typing as npt
 from openpangu_sft.dataset.segments import Flags, misnumbered, numbers_before
 from openpangu_sft.tokenizer.tokenizer import IGNORED
 
-Values = npt.NDArray[Any]
-"""Integers, one for each token of a block, row after row."""
+Values = npt.NDArray[Any]  # integers, one for each token of a block, row after row
 
 
 @dataclass
@@ -75,8 +74,7 @@ class PackedRules:
     def __init__(self, vocab_size: int, trusted: bool) -> None:
         self._vocab_size, self._trusted = vocab_size, trusted
         self.rows = self.tokens = self.trained = self.segments = self.longest = 0
-        self.numbered = 0
-        """Rows that have segment numbers, or at least no token ids in their place."""
+        self.numbered = 0  # rows that have segment numbers, or at least no token ids in their place
         self._ones = self._padding_of_ones = self._highest = 0
         self._mixed = Breach("attention_mask")
         self.breaches = {

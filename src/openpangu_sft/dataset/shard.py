@@ -36,8 +36,7 @@ from openpangu_sft.util.errors import UserError, naming
 
 REJECTS = "rejects.jsonl"
 ADDED = "samples added for answers with thinking"
-VALUES_AT_ONCE = 1 << 20
-"""Tokens that a process writes at once."""
+VALUES_AT_ONCE = 1 << 20  # tokens that a process writes at once
 
 
 class Refused(NamedTuple):
@@ -147,11 +146,7 @@ def _encode(
 
 
 def _note(refused: Refused, file: Path, line: int, data: Data, stream: Any) -> None:
-    """Writes a sample that is left out into the rejects file.
-
-    Raises:
-        UserError: bad ones are not to be left out.
-    """
+    """Writes a sample that is left out into the rejects file; raises `UserError` if bad ones are not to be left out."""
     if data.on_bad_sample == "refuse" and not refused.dropped:
         raise UserError(refused.reason, where=f"{file}:{line}", remedy="fix it, or set data.on_bad_sample=skip")
     entry = {"file": file.name, "place": str(line), "reason": refused.reason, "record": refused.record}

@@ -18,8 +18,7 @@ from openpangu_sft.dataset.encode import Encoded, Marked
 from openpangu_sft.dataset.roles import Roles
 from openpangu_sft.util.errors import naming
 
-ITEM = 5
-"""Bytes of a token: int32 marked, uint8 role."""
+ITEM = 5  # bytes of a token: int32 marked, uint8 role
 
 
 class TokenRun(NamedTuple):

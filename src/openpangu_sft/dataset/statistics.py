@@ -15,8 +15,7 @@ from openpangu_sft.dataset.segments import segment_runs
 from openpangu_sft.tokenizer.tokenizer import IGNORED
 from openpangu_sft.util.console import progress
 
-BLOCK_TOKENS = 1 << 20
-"""Tokens in a block."""
+BLOCK_TOKENS = 1 << 20  # tokens in a block
 
 Counts = npt.NDArray[np.int64]
 

@@ -199,11 +199,7 @@ MARK = ".made-by-smoke"
 
 
 def empty(directory: Path) -> None:
-    """Makes a directory, or empties that of an earlier run.
-
-    Raises:
-        UserError: an earlier run has not made it.
-    """
+    """Makes a directory, or empties that of an earlier run; raises `UserError` if an earlier run has not made it."""
     if directory.exists() and not (directory / MARK).exists():
         raise UserError("is not from make smoke", where=directory, remedy="choose another directory, or remove it")
     shutil.rmtree(directory, ignore_errors=True)
@@ -257,11 +253,7 @@ def losses(run: Path) -> list[float]:
 
 
 def require_close(what: str, found: Sequence[float], reference: Sequence[float]) -> float:
-    """Returns the largest relative difference.
-
-    Raises:
-        UserError: a loss is too far off, or one is missing.
-    """
+    """Returns the largest relative difference; raises `UserError` if a loss is too far off, or one is missing."""
     differences = [abs(one - other) / other for one, other in zip(found, reference)]
     close = [difference <= (LAST if number else FIRST) for number, difference in enumerate(differences)]
     if len(found) != len(reference) or not all(close):

@@ -10,8 +10,7 @@ import json
 import sys
 from typing import Any
 
-MARK = "probe:"
-"""Prefix of the result line: torch_npu prints warnings of its own."""
+MARK = "probe:"  # prefix of the result line: torch_npu prints warnings of its own
 
 
 def main(kind: str, count: int) -> None:

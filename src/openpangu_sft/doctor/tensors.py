@@ -13,8 +13,7 @@ from openpangu_sft.doctor.machine import Context, Ran
 from openpangu_sft.doctor.probe import MARK
 from openpangu_sft.training.mindspeed.sources import STAND_IN
 
-SECONDS = 240.0
-"""Importing torch from a cold disk takes half a minute, the first use of each NPU some seconds."""
+SECONDS = 240.0  # importing torch from a cold disk takes half a minute, the first use of each NPU some seconds
 
 
 def adds(context: Context) -> Finding:

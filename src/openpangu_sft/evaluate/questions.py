@@ -25,11 +25,9 @@ from openpangu_sft.tokenizer.tool_prompt import ToolPrompt
 from openpangu_sft.util.console import console
 from openpangu_sft.util.errors import UserError, printable, read_utf8
 
-ASKED = 4
-"""Validation samples that are asked without a prompt file."""
+ASKED = 4  # validation samples that are asked without a prompt file
 
-LONGEST = 2048
-"""Most tokens of a validation prompt: the memory of generation's attention grows with their square."""
+LONGEST = 2048  # most tokens of a validation prompt: the memory of generation's attention grows with their square
 
 
 def questions_in(path: Path, recipe: Recipe, tokenizer: Tokenizer) -> list[Question]:

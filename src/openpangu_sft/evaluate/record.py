@@ -83,11 +83,7 @@ class Evaluation:
 
 
 def read_evaluation(run: Path) -> Optional[Evaluation]:
-    """The evaluation so far, if there is one.
-
-    Raises:
-        UserError: the file is damaged.
-    """
+    """The evaluation so far, if there is one; raises `UserError` if the file is damaged."""
     path = run / EVALUATION
     if not path.is_file():
         return None

@@ -12,8 +12,7 @@ from openpangu_sft.dataset.roles import UNKNOWN
 from openpangu_sft.dataset.statistics import Distribution, Statistics
 from openpangu_sft.util.errors import printable
 
-BARS = 16
-"""Most bars in a histogram."""
+BARS = 16  # most bars in a histogram
 
 
 class Figure(NamedTuple):

@@ -21,8 +21,7 @@ from openpangu_sft.util.html import render_page
 
 TEMPLATE = Path(__file__).with_name("page.html")
 
-SHOWN = 3
-"""Samples that are shown by default."""
+SHOWN = 3  # samples that are shown by default
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,7 @@ CONFIG = "config.json"
 _ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 """PEFT's files; the first one names the base."""
 AGAIN = "download it again"
-TRACKER = "latest_checkpointed_iteration.txt"
-"""File of a Megatron-core checkpoint that names its newest iteration."""
+TRACKER = "latest_checkpointed_iteration.txt"  # file of a Megatron-core checkpoint that names its newest iteration
 PANGU = "PanguEmbedded"
 PUBLISHED = "take the published config.json"
 _USUAL: dict[str, tuple[object, ...]] = {

@@ -11,8 +11,7 @@ Positive = Field(gt=0)
 NotNegative = Field(ge=0)
 UpTo1000 = Field(gt=0, le=1000)
 """For values that are looped over before a run: a few zeros too many would cost hours and all memory."""
-Seed = Field(ge=0, lt=2**32)
-"""Range of numpy's generator, which shuffles samples and packs."""
+Seed = Field(ge=0, lt=2**32)  # range of numpy's generator, which shuffles samples and packs
 
 
 class Conflict(ValueError):

@@ -20,14 +20,12 @@ from openpangu_sft.tokenizer.sentencepiece import DirectEncoder, Unfit
 from openpangu_sft.tokenizer.template import END, HEADERS, START, TextSpan
 from openpangu_sft.util.errors import UserError
 
-IGNORED = -100
-"""Label of a token that is not a target (PyTorch's cross_entropy default, and MindSpeed-LLM's)."""
+IGNORED = -100  # label of a token that is not a target (PyTorch's cross_entropy default, and MindSpeed-LLM's)
 
 UNDECODED, CHARACTER_BYTES = "\ufffd", 4
 """What decoders give for bytes that are no whole character, and how many bytes a character has at most."""
 
-COMPARED_AT_ONCE = 1000
-"""Tokens of the vocabulary in one text."""
+COMPARED_AT_ONCE = 1000  # tokens of the vocabulary in one text
 
 FILES = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.json")
 
@@ -231,11 +229,7 @@ def _require_tokenizer(directory: Path) -> None:
 
 
 def load_hf(directory: Path, trust_remote_code: bool, use_fast: bool = False) -> Any:
-    """Loads the Hugging Face tokenizer; `use_fast` as in AutoTokenizer.
-
-    Raises:
-        UserError: it does not load.
-    """
+    """Loads the Hugging Face tokenizer; `use_fast` as in AutoTokenizer; raises `UserError` if it does not load."""
     from sentencepiece import SentencePieceProcessor
     from transformers import AutoTokenizer  # slow to import, and not every stage needs it
 

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-LONGEST = 1000
-"""Characters of a message that are shown: a name from a damaged file may have any length."""
+LONGEST = 1000  # characters of a message that are shown: a name from a damaged file may have any length
 
 
 class UserError(Exception):

@@ -30,8 +30,7 @@ from openpangu_sft.util.git import apply_patch, require_git
 VERSION = "0.6.0"
 PATCHES = Path(__file__).parents[3] / "patches" / "megatron-lm"
 
-REFUSED = 3
-"""Exit code of a rank where the checkpoint is at fault."""
+REFUSED = 3  # exit code of a rank where the checkpoint is at fault
 _RANK = "openpangu_sft.verify.rank"
 _WHEELS = "run make sources, which works everywhere; PyPI has wheels for CPython 3.10 and 3.11 on x86-64 only"
 

@@ -19,8 +19,7 @@ import torch
 
 from openpangu_sft.util.errors import UserError
 
-Arguments = dict[str, Any]
-"""The arguments in a checkpoint that describe the model."""
+Arguments = dict[str, Any]  # the arguments in a checkpoint that describe the model
 
 _FEW = 3
 

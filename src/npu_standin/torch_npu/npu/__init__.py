@@ -21,10 +21,8 @@ from torch_npu._unsupported import Unsupported
 
 DeviceLike = Union[int, str, torch.device, None]
 
-NAME = "Ascend910B-CPU-standin"
-"""Begins like an Ascend 910B's, which upstream checks."""
-MEMORY = 64 << 30
-"""An Ascend 910B's. Upstream divides by it; it is not a limit."""
+NAME = "Ascend910B-CPU-standin"  # begins like an Ascend 910B's, which upstream checks
+MEMORY = 64 << 30  # an Ascend 910B's. Upstream divides by it; it is not a limit
 
 _KINDS = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
 globals().update({f"{kind}Tensor": getattr(torch, f"{kind}Tensor") for kind in _KINDS})

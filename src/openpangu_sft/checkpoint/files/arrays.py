@@ -21,8 +21,7 @@ BF16: DType = np.dtype(ml_dtypes.bfloat16)
 DTYPES: dict[str, DType] = {"fp32": np.dtype(np.float32), "bf16": BF16, "fp16": np.dtype(np.float16)}
 """Dtypes of weights, by the names that recipes use; any other one belongs to a quantized checkpoint."""
 
-CHUNK = 1 << 20
-"""Bytes that are moved or compared at once: few enough for a processor's cache."""
+CHUNK = 1 << 20  # bytes that are moved or compared at once: few enough for a processor's cache
 
 
 class Stored(NamedTuple):

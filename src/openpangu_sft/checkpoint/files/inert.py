@@ -17,8 +17,7 @@ import numpy as np
 from openpangu_sft.checkpoint.files.arrays import Array, DType
 from openpangu_sft.checkpoint.files.torch_write import NAMED_DTYPES, STORAGES
 
-STORAGE = "storage"
-"""Name of the record of a persistent id. Names in a file have a dot, so none equals it."""
+STORAGE = "storage"  # name of the record of a persistent id. Names in a file have a dot, so none equals it
 
 _INERT = ("megatron", "mindspeed", "mindspeed_llm")
 _MOST_VALUES = 1_000_000  # a checkpoint of the 7B has about 10,000

@@ -34,8 +34,7 @@ STORAGES: dict[str, DType] = {
     "BoolStorage": np.dtype(bool),
 }
 """torch's storage classes, which stand for dtypes in a file."""
-NAMED_DTYPES: dict[str, DType] = {str(dtype): dtype for dtype in STORAGES.values()}
-"""Names of dtypes in torch's module."""
+NAMED_DTYPES: dict[str, DType] = {str(dtype): dtype for dtype in STORAGES.values()}  # names of dtypes in torch's module
 
 _PROTOCOL = 2  # what torch.save writes
 _ALIGNMENT = 64

@@ -13,15 +13,11 @@ import numpy as np
 
 from openpangu_sft.checkpoint.files.arrays import Array
 
-Entry = dict[str, Any]
-"""A file's entry in a manifest: bytes and sha256."""
-Advance = Callable[[int, str], object]
-"""Progress callback: bytes done and a note."""
+Entry = dict[str, Any]  # A file's entry in a manifest: bytes and sha256
+Advance = Callable[[int, str], object]  # progress callback: bytes done and a note
 
-FLUSHED_EVERY = 1 << 27
-"""Bytes. A single flush at the end would leave the disk idle until then."""
-MOST_PENDING = 8
-"""Chunks that the sum may lag behind; they are kept in memory until then."""
+FLUSHED_EVERY = 1 << 27  # bytes. A single flush at the end would leave the disk idle until then
+MOST_PENDING = 8  # chunks that the sum may lag behind; they are kept in memory until then
 
 
 def nothing(units: int, note: str = "") -> None:
@@ -41,8 +37,7 @@ class OutputFile:
         self._summing, self._flushing = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self._pending: deque[Future[None]] = deque()
         self._flush: Optional[Future[None]] = None
-        self.entry: Entry = {}
-        """Complete once the file is closed."""
+        self.entry: Entry = {}  # complete once the file is closed
 
     def __enter__(self) -> OutputFile:
         return self

@@ -17,8 +17,7 @@ from ruamel.yaml import YAML
 from openpangu_sft import __version__
 from openpangu_sft.recipe.schema import Recipe
 
-GRACE_SECONDS = 600
-"""Between SIGTERM and SIGKILL: enough for an iteration and a checkpoint."""
+GRACE_SECONDS = 600  # between SIGTERM and SIGKILL: enough for an iteration and a checkpoint
 PORT = 6000
 
 SLURM = """\

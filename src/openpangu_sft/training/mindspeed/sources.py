@@ -40,11 +40,9 @@ KIND = "sources"
 VARIABLES = {"megatron-lm": "MEGATRON_LM_URL", "mindspeed": "MINDSPEED_URL", "mindspeed-llm": "MINDSPEED_LLM_URL"}
 """The repositories, and the environment variable that replaces each one's URL and mirrors."""
 
-PACKAGE = "megatron"
-"""Megatron-LM's package, which MindSpeed-LLM expects in its own folder."""
+PACKAGE = "megatron"  # megatron-LM's package, which MindSpeed-LLM expects in its own folder
 
-HELPERS = f"mindspeed-llm/{PACKAGE}/core/datasets"
-"""Here Megatron-LM's helper is compiled before the first run."""
+HELPERS = f"mindspeed-llm/{PACKAGE}/core/datasets"  # here Megatron-LM's helper is compiled before the first run
 
 Text = Annotated[str, StringConstraints(min_length=1)]
 

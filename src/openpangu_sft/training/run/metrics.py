@@ -35,11 +35,7 @@ class Row(BaseModel):
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """All iterations so far, each with the fields of `Row`.
-
-    Raises:
-        UserError: a line is not an iteration.
-    """
+    """All iterations so far, each with the fields of `Row`; raises `UserError` if a line is not an iteration."""
     return read_lines(run / METRICS, Row)
 
 

@@ -28,8 +28,7 @@ from openpangu_sft.util.jsonl import add_line, read_lines
 
 RECIPE, STARTS = "recipe.yaml", "starts.jsonl"
 PACKAGES = ("torch", "torch-npu", "transformers", "numpy", "sentencepiece")
-IMAGE = "OPENPANGU_SFT_IMAGE"
-"""Set by scripts/run.sh in a container: the image's name and id."""
+IMAGE = "OPENPANGU_SFT_IMAGE"  # set by scripts/run.sh in a container: the image's name and id
 
 
 class Start(BaseModel):

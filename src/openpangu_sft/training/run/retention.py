@@ -14,8 +14,7 @@ from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.console import say
 from openpangu_sft.util.errors import UserError
 
-MOST_AT_START = 2
-"""Checkpoints that must have room before training starts; disk may be added during a run of days."""
+MOST_AT_START = 2  # checkpoints that must have room before training starts; disk may be added during a run of days
 
 
 def checkpoint_bytes(recipe: Recipe) -> int:

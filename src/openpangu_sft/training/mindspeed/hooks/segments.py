@@ -20,11 +20,9 @@ from openpangu_sft.dataset.segments import misnumbered, positions_within, segmen
 from openpangu_sft.training.mindspeed.hooks import one_line
 from openpangu_sft.util.errors import UserError
 
-CHECKED_ROWS = 1000
-"""Rows checked before training, spread over a larger dataset; takes less than a second."""
+CHECKED_ROWS = 1000  # rows checked before training, spread over a larger dataset; takes less than a second
 
-RULES = ("unnumbered", "order", "gap")
-"""The rules of PackedRules for segment numbers."""
+RULES = ("unnumbered", "order", "gap")  # the rules of PackedRules for segment numbers
 
 REMEDY = "make it again: make preprocess, or preprocess_data.py with --handler-name PanguInstructionHandler"
 
