@@ -91,9 +91,8 @@ def test_links_to_directories_are_followed_but_not_in_circles(tmp_path: Path) ->
         ("a.txt", "write each conversation as a JSON object on a line of a .jsonl file"),
         ("a.zip", "unpack it"),
         ("a.tar.gz", "unpack it"),
-        ("a.parquet.gz", "unpack it"),
         ("a.xlsx", "save it as CSV (UTF-8)"),
-        ("a.pt", "known are .jsonl, .json, .csv, .parquet, .arrow; .jsonl, .json, .csv also with .gz or .zst"),
+        ("a.pt", "known are .jsonl, .json, .csv, .parquet, .arrow, each also with .gz or .zst"),
         ("a", "known are .jsonl"),
     ],
 )

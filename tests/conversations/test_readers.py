@@ -262,7 +262,7 @@ def test_files_come_sorted_and_hidden_ones_are_left_out(tmp_path: Path) -> None:
     assert names(tmp_path / "b.jsonl") == ["b.jsonl"]
 
 
-@pytest.mark.parametrize("name", ["a.tsv", "NOTES", "a.parquet.gz", "a.txt"])
+@pytest.mark.parametrize("name", ["a.tsv", "NOTES", "a.parquet.bz2", "a.txt"])
 def test_a_file_of_another_kind_is_not_passed_over(tmp_path: Path, name: str) -> None:
     (tmp_path / "b.jsonl").touch()
     (tmp_path / name).touch()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import io
 from pathlib import Path
 
 import pyarrow
@@ -11,7 +12,7 @@ from pyarrow import ipc, parquet
 
 from openpangu_sft.conversations.format import run_format
 from openpangu_sft.recipe.load import load_recipe
-from raw_data import contents, put, read, refusal
+from raw_data import OTHER, TALK, compressed, contents, put, read, refusal
 from refusals import refusal_of
 
 DEMO = Path(__file__).resolve().parents[2] / "recipes" / "demo.yaml"
@@ -139,3 +140,21 @@ def test_offsets_beyond_the_data_spoil_only_their_row(tmp_path: Path) -> None:
 def test_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.table([[1], [2]], names=["a", "a"]), tmp_path / "a.parquet")
     assert "has the column 'a' twice -> keep one of them" in refusal(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_compressed_tables(tmp_path: Path, suffix: str) -> None:
+    table = pyarrow.Table.from_pylist([TALK, OTHER])
+    for kind in ("parquet", "stream", "file"):
+        content = io.BytesIO()
+        if kind == "parquet":
+            parquet.write_table(table, content)
+        else:
+            with (ipc.new_stream if kind == "stream" else ipc.new_file)(content, table.schema) as writer:
+                writer.write_table(table)
+        name = f"{kind}.{'parquet' if kind == 'parquet' else 'arrow'}{suffix}"
+        path = tmp_path / name
+        path.write_bytes(compressed(content.getvalue(), suffix))
+        assert contents(path) == [TALK, OTHER]
+        path.write_bytes(path.read_bytes()[:-20])
+        assert "not readable as" in refusal(path)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +14,7 @@ from typing import Any
 import pyarrow
 from pyarrow import ipc, parquet
 
-from openpangu_sft.conversations.opening import LONGEST_LINE, UTF8, lost, open_raw, text_lines
+from openpangu_sft.conversations.opening import COMPRESSED, LONGEST_LINE, UTF8, lost, open_raw, text_lines
 from openpangu_sft.conversations.readers import RawRecord
 from openpangu_sft.util.errors import UserError
 
@@ -78,7 +81,7 @@ def read_parquet(path: Path, encoding: str = UTF8) -> Iterator[RawRecord]:
     """
     size = path.stat().st_size
     try:
-        with parquet.ParquetFile(path) as file:
+        with _mapped(path) as source, parquet.ParquetFile(source) as file:
             total, row = max(file.metadata.num_rows, 1), 0
             for batch in file.iter_batches(batch_size=ROWS_AT_ONCE):
                 yield from _rows(path, batch, row, size * (row + batch.num_rows) // total)
@@ -95,7 +98,7 @@ def read_arrow(path: Path, encoding: str = UTF8) -> Iterator[RawRecord]:
     """
     size, row, position = path.stat().st_size, 0, 0
     try:
-        with pyarrow.memory_map(str(path)) as source:
+        with _mapped(path) as source:
             is_file = source.read(len(_ARROW_FILE)) == _ARROW_FILE
             source.seek(0)
             reader = ipc.open_file(source) if is_file else ipc.open_stream(source)
@@ -105,6 +108,20 @@ def read_arrow(path: Path, encoding: str = UTF8) -> Iterator[RawRecord]:
                 row += batch.num_rows
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise UserError(f"not readable as Arrow: {error}", where=path, remedy="write it again") from None
+
+
+@contextlib.contextmanager
+def _mapped(path: Path) -> Iterator[pyarrow.NativeFile]:
+    """The file's content, uncompressed: what is compressed is unpacked into a temporary file, not into memory."""
+    if not (codec := COMPRESSED.get(path.suffix.lower())):
+        with pyarrow.memory_map(str(path)) as source:
+            yield source
+        return
+    with path.open("rb") as packed, tempfile.NamedTemporaryFile() as unpacked:
+        shutil.copyfileobj(pyarrow.CompressedInputStream(packed, codec), unpacked)
+        unpacked.flush()
+        with pyarrow.memory_map(unpacked.name) as source:
+            yield source
 
 
 def _rows(path: Path, batch: Any, first: int, position: int) -> Iterator[RawRecord]:
