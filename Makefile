@@ -71,7 +71,7 @@ PYPI_INDEX ?= https://pypi.org/simple
 ##=   for image, image-diff: mirrors, certificates and more options for docker build: docs/image.md
 ##= MEGATRON_LM_URL, MINDSPEED_URL, MINDSPEED_LLM_URL
 ##=   for sources, image, image-diff, test-upstream: other repositories or folders to fetch from (patches/upstream.toml)
-##= OPENPANGU_URL  for test-upstream: another copy of openPangu's repository
+##= PANGU_URL  for test-upstream: another copy of openPangu's repository
 ##= SIZE  for bench-data: MB of samples to preprocess (200)
 SIZE ?= 200
 ##= DATA_DIR  for bench-data: directory of the real conversations to sample from: docs/benchmarks.md
@@ -141,7 +141,7 @@ $(commands):
 sources: env ## fetch MindSpeed-LLM and its dependencies, pinned and patched
 	@$(bin)openpangu-sft sources
 
-test-upstream: export OPENPANGU_URL ?= https://github.com/wujing215/OpenPangu7B-on-NVIDIA
+test-upstream: export PANGU_URL ?= https://github.com/wujing215/OpenPangu7B-on-NVIDIA
 test-upstream: sources ## tests that run the real MindSpeed-LLM, and openPangu's own parsers
 	@OMP_NUM_THREADS=1 $(bin)pytest --stamp test-upstream $(wildcard tests/*/test_upstream.py) \
 	    tests/training/mindspeed tests/demo/test_smoke.py tests/plan/test_mindspeed_memory.py

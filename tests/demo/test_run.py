@@ -19,7 +19,7 @@ from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.tokenizer.template import HEADERS, prompt_spans
 from openpangu_sft.tokenizer.tokenizer import Tokenizer
 
-ROLES = ("system", "user", "assistant", "tool")
+ROLES = ("system", "user", "assistant", "tool", "function")
 
 
 def make(target: str, *variables: str) -> subprocess.CompletedProcess[str]:

@@ -1,6 +1,6 @@
 """What is trained, read by the parsers and the chat template that openPangu's vendor publishes.
 
-Available where OPENPANGU_URL names a git repository with the commit below; `make test-upstream` sets it. Only the
+Available where PANGU_URL names a git repository with the commit below; `make test-upstream` sets it. Only the
 text files named here are read.
 """
 
@@ -51,9 +51,9 @@ class Vendor:
 
 @pytest.fixture(scope="module")
 def vendor(tmp_path_factory: pytest.TempPathFactory) -> Vendor:
-    url = os.environ.get("OPENPANGU_URL")
+    url = os.environ.get("PANGU_URL")
     if not url:
-        pytest.skip("OPENPANGU_URL is not set: make test-upstream sets it")
+        pytest.skip("PANGU_URL is not set: make test-upstream sets it")
     folder = tmp_path_factory.mktemp("vendor")
 
     def git(*arguments: str) -> str:
