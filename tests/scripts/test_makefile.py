@@ -61,7 +61,7 @@ VARIABLES += [
     "DATA_DIR",
     "NNODES",
 ]
-URLS = ["MEGATRON_LM_URL", "MINDSPEED_URL", "MINDSPEED_LLM_URL", "PANGU_URL"]
+URLS = ["MEGATRON_LM_URL", "MINDSPEED_URL", "MINDSPEED_LLM_URL"]
 AWKWARD = 'it\'s "50% off": $HOME $(id) ${x} `id` \\ #1 --set; 你好，世界'
 
 
@@ -226,7 +226,11 @@ def test_a_target_uses_the_variables_that_its_help_names(make: Make, variable: s
         make(target, f"{variable}={value}")
         assert f"{variable}={value}" in make.called_with()
     else:
-        assert value in done.stdout or re.search(rf"\b{variable}\b", reads) or variable in ("PYTEST_ADDOPTS", *URLS)
+        assert (
+            value in done.stdout
+            or re.search(rf"\b{variable}\b", reads)
+            or variable in ("PYTEST_ADDOPTS", "PANGU_URL", *URLS)
+        )
 
 
 @pytest.mark.parametrize("stage", STAGES)
