@@ -90,12 +90,13 @@ def loss_parts(rows: int, columns: int, hidden: int, element: int, logit: int) -
         logit: bytes of a logit in all its copies.
     """
     chunk = min(CHUNK, rows)
-    logits, product = columns * chunk * logit, columns * (chunk + hidden) * element
+    product = 2 + 4 if element == 2 else 4  # in bf16 it is cast where it is added, by a CPU at least
+    logits, gradients = columns * chunk * logit, columns * (chunk * element + hidden * product)
     how = f"{columns:,} x {chunk:,} x {logit}: a chunk's, and copies in fp32"
-    if product > logits:
-        how = f"{columns:,} x ({chunk:,} + {hidden:,}) x {element}: a chunk's gradient, and its product"
+    if gradients > logits:
+        how = f"{columns:,} x ({chunk:,} x {element} + {hidden:,} x {product}): a chunk's gradients"
     return (
         Part("trained positions", 2 * rows * hidden * element, "the output layer's input and its gradient"),
         Part("output layer's gradient", columns * hidden * 4, f"{columns:,} x {hidden:,} x 4: summed in fp32"),
-        Part("logits", max(logits, product), how),
+        Part("logits", max(logits, gradients), how),
     )

@@ -99,7 +99,10 @@ def _static(recipe: Recipe, layout: Layout, stage: int) -> tuple[Part, ...]:
 
 def _phases(recipe: Recipe, layout: Layout, stage: int, published: bool) -> tuple[Phase, ...]:
     phases = [_loss(recipe, layout, stage, published), _backward(recipe, layout, stage)]
-    return tuple(phases if stage else [*phases, _embedding(recipe, layout)])
+    if stage == 0 and layout.pipeline > 1:  # without a pipeline the loss takes more
+        gradient = Part("embedding's gradient", _vocabulary(recipe, layout), "before it is added in fp32")
+        phases.append(Phase("embedding", (gradient,)))
+    return tuple(phases)
 
 
 def _loss(recipe: Recipe, layout: Layout, stage: int, published: bool) -> Phase:
@@ -125,21 +128,9 @@ def _backward(recipe: Recipe, layout: Layout, stage: int) -> Phase:
         again = layer_activations(recipe) - layer_input(recipe)
         parts.append(Part("one layer again", again, "what it keeps, computed from its input"))
     parts.append(Part("gradients in a layer", layer_gradients(recipe), "at npu_swiglu, where they are widest"))
-    if _waits(recipe, layout):
+    if recipe.model.tie_word_embeddings and layout.pipeline == 1:  # one weight has two gradients
         parts.append(Part("output layer's gradient", _vocabulary(recipe, layout), "waits for the embedding's"))
     return Phase("backward", tuple(parts))
-
-
-def _embedding(recipe: Recipe, layout: Layout) -> Phase:
-    """At the end of the backward pass, where the two gradients of tied embeddings are added."""
-    copies = 3 if _waits(recipe, layout) else 1
-    how = f"{copies} times: with the output layer's, and their sum" if copies > 1 else "before it is added in fp32"
-    return Phase("embedding", (Part("embedding's gradient", copies * _vocabulary(recipe, layout), how),))
-
-
-def _waits(recipe: Recipe, layout: Layout) -> bool:
-    """Whether one weight has two gradients on this device: the output layer is the embedding."""
-    return recipe.model.tie_word_embeddings and layout.pipeline == 1
 
 
 def _vocabulary(recipe: Recipe, layout: Layout) -> int:

@@ -22,7 +22,7 @@ def transformers_memory(recipe: Recipe) -> Memory:
     ]
     if recipe.parallel.world > 1:
         static.append(Part("DDP's buckets", parameters * 4, "x 4: gradients once more"))
-    phases = (_loss(recipe), _backward(recipe), _embedding(recipe), _step(recipe))
+    phases = (_loss(recipe), _backward(recipe), _step(recipe))
     return Memory(tuple(static), phases, ())
 
 
@@ -73,13 +73,6 @@ def _backward(recipe: Recipe) -> Phase:
     if model.tie_word_embeddings:
         parts.append(Part("output layer's gradient", _vocabulary(recipe) * 4, "x 4: waits for the embedding's"))
     return Phase("backward", tuple(parts))
-
-
-def _embedding(recipe: Recipe) -> Phase:
-    """At the end of the backward pass, where tied embeddings' two gradients are added; measured, not read in torch."""
-    copies = 1 if not recipe.model.tie_word_embeddings else 2 if _autocast(recipe) else 3
-    size = _vocabulary(recipe) * 4 * copies
-    return Phase("embedding", (Part("embedding's gradient", size, f"x 4, {copies} times: with the output layer's"),))
 
 
 def _step(recipe: Recipe) -> Phase:

@@ -152,7 +152,8 @@ def _first_complaint(error: ValidationError, text: str, given: Collection[str], 
     detail = (unknown or wrong or details)[0]  # a mistyped key is also missing, but that says less
     location = [str(part) for part in detail["loc"]]
     key = ".".join(location)
-    override = next((name for name in given if f"{key}.".startswith(f"{name}.")), None)  # or holds it, being a list
+    holding = [name for name in given if f"{key}.".startswith(f"{name}.")]  # or it is a list, or a section with auto
+    override = max(holding, key=len, default=None)
     where = f"--set {override}" if override else f"{path}{_line(text, location)}"
     if detail["type"] == "extra_forbidden":
         return _unknown_key(location[:-1], location[-1], where)
