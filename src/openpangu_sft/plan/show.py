@@ -17,6 +17,10 @@ NOT_COUNTED = {
     "a device is left for them. Compared with torch's allocations on a CPU, not yet with a GPU.",
 }
 SHOWN = 5  # splits of the table
+LEGEND = (
+    "GFLOP: per token, waiting of pipeline stages included. GB sent: per device and iteration, of ulysses and tensor "
+    "parallel layers. Another TP or PP: run make convert again."
+)
 
 
 def show_report(report: Report, to: Console) -> None:
@@ -31,10 +35,8 @@ def show_report(report: Report, to: Console) -> None:
 def _memory(report: Report, to: Console) -> None:
     memory, recipe, parallel = report.memory, report.recipe, report.recipe.parallel
     device = "NPU" if recipe.train.engine == "mindspeed" else "process"
-    title = f"{recipe.train.engine}, {report.parameters:,} parameters, {parallel.world} x {device}: DP {parallel.data}"
-    if recipe.train.engine == "mindspeed":
-        title += f", CP {parallel.context}, TP {parallel.tensor}, PP {parallel.pipeline}"
-    _say(to, title, style="bold")
+    title = f"{recipe.train.engine}, {report.parameters:,} parameters, {parallel.world} x {device}"
+    _say(to, f"{title}: {split_of(recipe)}", style="bold")
     rows = [_row(part) for part in (*memory.static, *memory.fullest.parts)]
     rows.append(("peak of tensors", _gib(memory.peak), f"in phase {memory.fullest.name}"))
     rows += [_row(part) for part in memory.outside]
@@ -65,33 +67,18 @@ def _splits(report: Report, to: Console) -> None:
     """What auto would take, and what comes next."""
     if isinstance(report.recipe, ChosenRecipe):
         _say(to, report.recipe.chosen)
+    head = ["", "split", "recompute", "GiB", "GFLOP", "GB sent"]
     for gib, best in report.best.items():
-        rows = [
-            ("now", report.now),
-            *((f"{number}", one) for number, one in enumerate(best[:SHOWN], 1) if one.fits(gib)),
-        ]
-        cells = [
-            (
-                name,
-                split_of(one.recipe),
-                str(recomputed(one.recipe)),
-                _gib(one.memory.needed),
-                f"{one.work / 1e9:.2f}",
-                f"{one.sent / 1e9:,.0f}",
-            )
-            for name, one in rows
-        ]
-        print_rows(
-            f"auto, on devices of {gib:g} GiB: takes 1",
-            ["", "split", "recompute", "GiB", "GFLOP", "GB sent"],
-            cells,
-            to,
-        )
-    _say(
-        to,
-        "GFLOP: per token, waiting of pipeline stages included. GB sent: per device and iteration, of ulysses and "
-        "tensor parallel layers. Another TP or PP: run make convert again.",
-    )
+        fitting = {f"{number}": one for number, one in enumerate(best[:SHOWN], 1) if one.fits(gib)}
+        rows = [(name, *_figures(one)) for name, one in {"now": report.now, **fitting}.items()]
+        takes = "takes 1" if fitting else "nothing fits"
+        print_rows(f"auto, on devices of {gib:g} GiB: {takes}", head, rows, to)
+    _say(to, LEGEND)
+
+
+def _figures(one: Choice) -> tuple[str, ...]:
+    work, sent = f"{one.work / 1e9:.2f}", f"{one.sent / 1e9:,.0f}"
+    return split_of(one.recipe), str(recomputed(one.recipe)), _gib(one.memory.needed), work, sent
 
 
 def _data(report: Report, to: Console) -> None:

@@ -14,18 +14,19 @@ AUTO = "auto"
 SECTIONS = ("parallel", "train.recompute")
 """Sections whose value may be auto as a whole."""
 SPLIT = ("tensor", "pipeline", "context")
-SERVER = {"devices_per_node": 8}
 
 
 def with_auto_split(parallel: Any) -> dict[str, Any]:
     """The section for `parallel: auto`: sizes are chosen; devices stay as given, by default one server with 8."""
-    kept = {key: value for key, value in parallel.items() if key != "num_layer_list"} if _is_section(parallel) else {}
-    return {**SERVER, **kept, **dict.fromkeys(SPLIT, AUTO)}
+    kept = (
+        {key: value for key, value in parallel.items() if key != "num_layer_list"} if isinstance(parallel, dict) else {}
+    )
+    return {"devices_per_node": 8, **kept, **dict.fromkeys(SPLIT, AUTO)}
 
 
 def recompute_is_auto(content: Mapping[str, Any]) -> bool:
     """Whether a recipe's content leaves `train.recompute` open."""
-    return _is_section(content.get("train")) and content["train"].get("recompute") == AUTO
+    return isinstance(content.get("train"), dict) and content["train"].get("recompute") == AUTO
 
 
 def valid_splits(content: Mapping[str, Any]) -> list[Recipe]:
@@ -39,22 +40,17 @@ def valid_splits(content: Mapping[str, Any]) -> list[Recipe]:
     if recompute_is_auto(content):
         content = {**content, "train": {**content["train"], "recompute": {}}}
     parallel: Any = content.get("parallel")
-    free = [name for name in SPLIT if _is_section(parallel) and parallel.get(name) == AUTO]
+    free = [name for name in SPLIT if isinstance(parallel, dict) and parallel.get(name) == AUTO]
     if not free:
         return [Recipe.model_validate(content)]
     devices = parallel.get("devices_per_node")
     sizes = [size for size in range(1, devices + 1) if not devices % size] if isinstance(devices, int) else []
     found, refusals = [], []
     for chosen in product(sizes or [1], repeat=len(free)):
-        split = {**parallel, **dict(zip(free, chosen))}
         try:
-            found.append(Recipe.model_validate({**content, "parallel": split}))
+            found.append(Recipe.model_validate({**content, "parallel": {**parallel, **dict(zip(free, chosen))}}))
         except ValidationError as error:
             refusals.append(error)
     if not found:
         raise refusals[0]
     return [one for one in found if one.parallel.tensor * one.parallel.context <= devices] or found
-
-
-def _is_section(value: Any) -> bool:
-    return isinstance(value, dict)
