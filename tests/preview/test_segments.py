@@ -57,9 +57,7 @@ def pack(rows: list[list[tuple[np.ndarray, np.ndarray]]], seq_length: int) -> Ba
     return Batch(torch.from_numpy(ids), torch.from_numpy(labels), torch.from_numpy(np.stack(positions)), bounds)
 
 
-def plain_loss_sum(
-    tiny_hf: Path, tensors: dict[str, torch.Tensor], ids: np.ndarray, labels: np.ndarray
-) -> float:
+def plain_loss_sum(tiny_hf: Path, tensors: dict[str, torch.Tensor], ids: np.ndarray, labels: np.ndarray) -> float:
     """Summed loss of a sample run alone through the model's ordinary attention."""
     model = build_model(tiny_hf, tensors, "eager", torch.device("cpu"))
     with torch.no_grad():

@@ -166,7 +166,9 @@ MEANS = "train.loss=micro_batch"
         pytest.param(["train.micro_batch_size=4"], OVERLAP, id="micro-batch-4"),
         pytest.param([MEANS], "", id="means"),
         pytest.param([MEANS, *several(2, "parallel.context=2")], "", id="means-context-parallel"),
-        pytest.param([MEANS, *several(2, "parallel.pipeline=2", "parallel.num_layer_list=[2,1]")], "", id="means-pipeline"),
+        pytest.param(
+            [MEANS, *several(2, "parallel.pipeline=2", "parallel.num_layer_list=[2,1]")], "", id="means-pipeline"
+        ),
         pytest.param([MEANS, "train.micro_batch_size=2"], "", id="means-micro-batch-2"),
     ],
 )
@@ -203,7 +205,10 @@ def test_the_same_data_packed_otherwise_gives_the_same_gradient(
             write = place / "samples" / f"{part}.jsonl"
             write.parent.mkdir(parents=True, exist_ok=True)
             write.write_text("".join(lines[part::share]), "utf-8")
-        cut = [f"paths.samples={place / 'samples'}", *(f"paths.{name}={recipe.path(name)}" for name in ("shards", "dataset"))]
+        cut = [
+            f"paths.samples={place / 'samples'}",
+            *(f"paths.{name}={recipe.path(name)}" for name in ("shards", "dataset")),
+        ]
         recipe = make_run(*cut, f"data.seed={seed}")
         run_preprocess(recipe)
         run_merge(recipe)
