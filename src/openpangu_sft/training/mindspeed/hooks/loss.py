@@ -22,7 +22,7 @@ from openpangu_sft.tokenizer.tokenizer import IGNORED
 Logged = tuple[torch.Tensor, dict[str, torch.Tensor]]
 
 _sums: list[torch.Tensor] = []
-"""Of each micro batch of this iteration, fp32 [2]: the sum of the losses of this rank's slice and its trained tokens."""
+"""Of each micro batch of this iteration, fp32 [2]: the sum of losses of this rank's slice, and its trained tokens."""
 _logged: list[torch.Tensor] = []
 """What upstream averages over micro batches and logs; filled when the whole batch is known."""
 
