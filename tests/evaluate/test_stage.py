@@ -312,7 +312,7 @@ def test_validation_samples_with_a_long_prompt_are_not_asked(recipe: Recipe, mon
 def test_bf16_is_that_of_stock_transformers_under_autocast(make: Callable[..., Recipe], where: str) -> None:
     recipe = make("train.precision=bf16")
     tensors = tensors_of(open_mcore(recipe.path(where), recipe.model).weights, recipe.model)
-    loss = stage.validation_loss(recipe, tensors, "")
+    loss = stage.validation_loss(recipe, tensors, 0)
     exact = loss_alone(recipe, recipe.path(where))
     with torch.autocast("cpu", torch.bfloat16):
         rounded = loss_alone(recipe, recipe.path(where), SEGMENTS)  # eager attention would round elsewhere
