@@ -13,8 +13,7 @@ from openpangu_sft.util.git import GitFailed, fetch, git, nobody_there, without_
 def check_out(folder: Path, repository: Path, urls: Sequence[str], commit: str, branch: str) -> int:
     """Puts a commit's files into a new folder, with its history in a bare `repository`; returns the commit's time.
 
-    Raises:
-        GitFailed: the commit is at none of the URLs; with what each server said.
+    Raises `GitFailed`, with what each server said, where the commit is at none of the URLs.
     """
     name = folder.name
     folder.mkdir()

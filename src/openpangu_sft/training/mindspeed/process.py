@@ -74,9 +74,8 @@ class Training:
     def start(self, command: Command) -> None:
         """Runs the command to its end.
 
-        Raises:
-            Interrupted: a signal arrived, and training has saved and exited.
-            UserError: training failed; with the first error of its log and the exit code.
+        Raises `Interrupted` where a signal arrived and training has saved and exited, `UserError` with the first error
+        of its log and the exit code where it failed.
         """
         (self.run / LOGS).mkdir(exist_ok=True)
         command.folder.mkdir(exist_ok=True)
