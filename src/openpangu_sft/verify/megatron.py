@@ -26,6 +26,7 @@ from openpangu_sft.checkpoint.mcore import rank_file
 from openpangu_sft.training.mindspeed.sources import SOURCES, require_pinned
 from openpangu_sft.util.errors import UserError
 from openpangu_sft.util.git import apply_patch, require_git
+from openpangu_sft.util.signals import end_with_parent
 
 VERSION = "0.6.0"
 PATCHES = Path(__file__).parents[3] / "patches" / "megatron-lm"
@@ -122,7 +123,7 @@ def megatron_logits(
 
 
 def run_together(commands: list[list[str]], scratch: Path) -> None:
-    """Runs programs together that end when their standard input closes; when one fails, all are ended.
+    """Runs programs together, their output in `scratch`; when one fails, all are ended.
 
     Raises `UserError` where one of them refused the checkpoint or was killed, else `RuntimeError` with its output.
     """
@@ -139,15 +140,20 @@ def run_together(commands: list[list[str]], scratch: Path) -> None:
     try:
         for command, output in zip(commands, outputs):
             with output.open("wb") as stream:
-                processes.append(
-                    subprocess.Popen(command, stdin=subprocess.PIPE, stdout=stream, stderr=stream, env=environment)
+                started = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=stream,
+                    stderr=stream,
+                    env=environment,
+                    preexec_fn=end_with_parent,
                 )
+                processes.append(started)
         codes = _wait(processes)
     finally:
         for process in processes:
             process.kill()  # does nothing to one that has ended
-        for process in processes:
-            process.communicate()  # closes its standard input too
+            process.wait()
     # One failure is followed by those of the ranks that wait for it: the first cause is reported.
     for code, output in zip(codes, outputs):
         if code == REFUSED:

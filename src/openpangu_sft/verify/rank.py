@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import threading
 from argparse import Namespace
 from pathlib import Path
 from typing import Any, Optional
@@ -123,20 +122,8 @@ def run(scratch: Path, rank: int) -> None:
     torch.distributed.barrier()  # no rank closes a connection that another still reads
 
 
-def end_with_parent() -> None:
-    """Ends this process when its standard input closes: a pipe from the parent, which is then gone."""
-
-    def wait() -> None:
-        while os.read(0, 1):
-            pass
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
 def main() -> None:
     """Runs one rank. Where the checkpoint is at fault it exits with REFUSED, and its last line says why."""
-    end_with_parent()
     try:
         run(Path(sys.argv[1]), int(sys.argv[2]))
     except (UserError, OSError) as error:
