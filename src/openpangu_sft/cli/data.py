@@ -58,10 +58,8 @@ def merge_command(recipe: Recipe) -> None:
     packs = f"{counts['packs']:,} packs ({packing_efficiency(counts, recipe)} full), {counts['tokens']:,} tokens"
     if validation := counts.get("validation"):
         packs += f"; validation: {validation['packs']:,} packs, {validation['tokens']:,} tokens"
-    splits = [counts, validation] if validation else [counts]
-    if again := sum(split["packed_again"] for split in splits):
-        saved = sum(split["packs_in_shards"] - split["packs"] for split in splits)
-        packs += f"; {again:,} underfilled packs of the shards packed again, {saved:,} saved"
+    if saved := sum(split["packs_in_shards"] - split["packs"] for split in (counts, validation) if split):
+        packs += f"; {saved:,} saved by packing underfilled packs of the shards again"
     console.print(f"dataset: {recipe.path('dataset')}: {packs}", soft_wrap=True, markup=False)
 
 

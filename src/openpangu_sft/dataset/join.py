@@ -37,10 +37,9 @@ def join_shards(shards: Sequence[Path], staging: Path, prefix: str, packs: int, 
     """
     underfilled = [Underfilled(shard, prefix, data.seq_length) for shard in shards]
     rows = [each.rows for each in underfilled]
-    candidates = [
-        each for each in underfilled if each.rows.size and len(shards) > 1
-    ]  # one alone was planned as a whole
-    lengths = [np.empty(0, np.int32), *(each.lengths() for each in candidates)]
+    candidates = [each for each in underfilled if each.rows.size]
+    # a single shard was planned as a whole: nothing to gain
+    lengths = [np.empty(0, np.int32), *(each.lengths() for each in candidates if len(shards) > 1)]
     plan = plan_packs(np.concatenate(lengths), data.seq_length, data.seed)
     if not 0 < len(plan) < sum(map(len, rows)):
         rows, plan = [each[:0] for each in rows], plan_packs([], data.seq_length, data.seed)

@@ -35,8 +35,7 @@ class Underfilled:
 
     def lengths(self) -> npt.NDArray[np.int32]:
         """Tokens of each segment: int32 [segments]."""
-        lengths = [ends - begins for _, (_, begins, ends) in self._blocks()]
-        return np.concatenate(lengths).astype(np.int32)
+        return np.concatenate([(ends - begins).astype(np.int32) for _, (_, begins, ends) in self._blocks()])
 
     def segments(self) -> Iterator[Encoded]:
         """Reads the segments; roles are 0 where the shard has none.
