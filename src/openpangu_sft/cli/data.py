@@ -58,6 +58,8 @@ def merge_command(recipe: Recipe) -> None:
     packs = f"{counts['packs']:,} packs ({packing_efficiency(counts, recipe)} full), {counts['tokens']:,} tokens"
     if validation := counts.get("validation"):
         packs += f"; validation: {validation['packs']:,} packs, {validation['tokens']:,} tokens"
+    if saved := sum(split["packs_in_shards"] - split["packs"] for split in (counts, validation) if split):
+        packs += f"; {saved:,} saved by packing underfilled packs of the shards again"
     say(f"dataset: {recipe.path('dataset')}: {packs}")
 
 

@@ -41,12 +41,6 @@ def field_path(directory: Path, prefix: str, field: str, suffix: str) -> Path:
     return directory / f"{prefix}_packed_{field}_document.{suffix}"
 
 
-def write_indexes(directory: Path, prefix: str, rows: int, seq_length: int) -> None:
-    """Writes the `.idx` of every field."""
-    for field in FIELDS:
-        field_path(directory, prefix, field, "idx").write_bytes(index_bytes(rows, seq_length))
-
-
 def index_bytes(rows: int, seq_length: int) -> bytes:
     """The content of the `.idx` of `rows` sequences of `seq_length` int32 values each."""
     lengths = np.full(rows, seq_length, "<i4")
@@ -153,14 +147,16 @@ class PackedWriter:
 
     `attention_mask` holds segment numbers 1, 2, 3… and 0 for padding, as later MindSpeed-LLM versions do with
     --neat-pack: where a segment ends must be known, and openPangu's eos ends every message, not every sample.
+    `files` has path and dtype of each field's values; roles are a field.
     """
 
     def __init__(self, directory: Path, prefix: str, rows: int, seq_length: int) -> None:
-        self._seq_length = seq_length
-        write_indexes(directory, prefix, rows, seq_length)
-        self._files = {field: (field_path(directory, prefix, field, "bin"), "<i4") for field in FIELDS}
-        self._files["roles"] = roles_path(directory, prefix), "u1"
-        for path, dtype in self._files.values():
+        self.seq_length = seq_length
+        for field in FIELDS:
+            field_path(directory, prefix, field, "idx").write_bytes(index_bytes(rows, seq_length))
+        self.files = {field: (field_path(directory, prefix, field, "bin"), "<i4") for field in FIELDS}
+        self.files["roles"] = roles_path(directory, prefix), "u1"
+        for path, dtype in self.files.values():
             with path.open("wb") as stream:
                 stream.truncate(rows * seq_length * np.dtype(dtype).itemsize)
 
@@ -170,7 +166,7 @@ class PackedWriter:
         Each is [rows, seq_length].
         """
         for field, values in fields.items():
-            path, dtype = self._files[field]
+            path, dtype = self.files[field]
             with path.open("r+b") as stream:
-                stream.seek(first_row * self._seq_length * np.dtype(dtype).itemsize)
+                stream.seek(first_row * self.seq_length * np.dtype(dtype).itemsize)
                 stream.write(np.ascontiguousarray(values, dtype).data)

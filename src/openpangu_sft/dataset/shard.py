@@ -21,9 +21,10 @@ from openpangu_sft.artifacts.artifact import sum_counts
 from openpangu_sft.conversations.conversation import Rules, Sample, parse_sample, reason_class
 from openpangu_sft.conversations.keys import BadSample
 from openpangu_sft.conversations.readers import RawRecord
-from openpangu_sft.dataset.encode import Encoded, TooLong, encode_samples, input_ids_of, labels_of
+from openpangu_sft.dataset.encode import Encoded, TooLong, encode_samples
 from openpangu_sft.dataset.index_file import PREFIX, VALIDATION, Ids, PackedWriter
 from openpangu_sft.dataset.packing import Plan, plan_packs
+from openpangu_sft.dataset.packs import write_packs
 from openpangu_sft.dataset.pool import ordered_map
 from openpangu_sft.dataset.spans import Span, lines_before, read_span, spans_of
 from openpangu_sft.dataset.spool import Spool, TokenRun
@@ -31,12 +32,11 @@ from openpangu_sft.dataset.validation import is_validation
 from openpangu_sft.dataset.views import training_views
 from openpangu_sft.recipe.data import Data
 from openpangu_sft.tokenizer.tokenizer import Tokenizer
-from openpangu_sft.util.console import byte_progress, progress
+from openpangu_sft.util.console import byte_progress
 from openpangu_sft.util.errors import UserError, naming
 
 REJECTS = "rejects.jsonl"
 ADDED = "samples added for answers with thinking"
-VALUES_AT_ONCE = 1 << 20  # tokens that a process writes at once
 
 
 class Refused(NamedTuple):
@@ -98,6 +98,32 @@ def write_shard(
         if data.validation_share:
             counts["validation"].update(write(VALIDATION, np.flatnonzero(validation)))
     return counts
+
+
+def _write(
+    title: str,
+    data: Data,
+    pad_id: int,
+    spool: Spool,
+    lengths: Ids,
+    staging: Path,
+    prefix: str,
+    samples: npt.NDArray[np.int64],
+) -> dict[str, int]:
+    """Spreads samples of the spool over packs and writes them; returns how many packs and tokens.
+
+    Args:
+        title: of the progress.
+        lengths: int32 [samples], of all that the spool holds, in tokens.
+        prefix: of the files' names.
+        samples: int64 [chosen], numbers of those to write; there may be none.
+    """
+    chosen = lengths[samples]
+    plan = plan_packs(chosen, data.seq_length, data.seed)
+    plan = Plan(samples[plan.order].astype(np.int32), plan.bounds)
+    writer = PackedWriter(staging, prefix, len(plan), data.seq_length)
+    write_packs(title, spool, lengths, plan, writer, pad_id, data.workers)
+    return {"packs": len(plan), "tokens": int(chosen.sum(dtype=np.int64))}
 
 
 def _encode(
@@ -197,49 +223,3 @@ def _views(raw: RawRecord, data: Data, rules: Rules) -> Sequence[Union[Sample, B
     if data.thinking == "drop":
         rules.changes["thinking of answers left out"] += sum(message.thinking is not None for message in sample.data)
     return views
-
-
-def _write(
-    title: str,
-    data: Data,
-    pad_id: int,
-    spool: Spool,
-    lengths: Ids,
-    staging: Path,
-    prefix: str,
-    samples: npt.NDArray[np.int64],
-) -> dict[str, int]:
-    """Spreads samples of the spool over packs and writes them; returns how many packs and tokens.
-
-    Args:
-        title: of the progress.
-        lengths: int32 [samples], of all that the spool holds, in tokens.
-        prefix: of the files' names.
-        samples: int64 [chosen], numbers of those to write; there may be none.
-    """
-    chosen = lengths[samples]
-    plan = plan_packs(chosen, data.seq_length, data.seed)
-    plan = Plan(samples[plan.order].astype(np.int32), plan.bounds)
-    writer = PackedWriter(staging, prefix, len(plan), data.seq_length)
-
-    def write_rows(rows: range) -> range:
-        """Writes the samples of some packs, read from the spool, then padding."""
-        marked = np.full((len(rows), data.seq_length), ~pad_id, np.int32)
-        numbers, roles = np.zeros_like(marked), np.zeros(marked.shape, np.uint8)
-        for row, pack in enumerate(rows):
-            begin, packed = 0, plan[pack]
-            for number, (sample, length) in enumerate(zip(packed.tolist(), lengths[packed].tolist()), 1):
-                inside = slice(begin, begin := begin + length)
-                spool.read(sample, marked[row, inside], roles[row, inside])
-                numbers[row, inside] = number
-        ids, labels = input_ids_of(marked), labels_of(marked)
-        writer.write(rows.start, input_ids=ids, attention_mask=numbers, labels=labels, roles=roles)
-        return rows
-
-    step = max(1, VALUES_AT_ONCE // data.seq_length)
-    blocks = [range(begin, min(begin + step, len(plan))) for begin in range(0, len(plan), step)]
-    written = ordered_map(write_rows, blocks, min(data.workers, len(blocks)) or 1)
-    with progress(title, len(plan)) as advance, contextlib.closing(written):
-        for block in written:
-            advance(len(block), "")
-    return {"packs": len(plan), "tokens": int(chosen.sum(dtype=np.int64))}
