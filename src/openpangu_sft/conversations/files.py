@@ -64,9 +64,8 @@ def raw_files(path: Path) -> list[RawFile]:
         UserError: nothing is there, or an entry cannot be read: none is silently skipped.
     """
     if not path.exists():
-        raise UserError(
-            "no raw conversations here", where=path, remedy=f"put files there ({_KNOWN}) or set paths.raw to yours"
-        )
+        remedy = f"put files there ({_KNOWN}) or correct the path (paths.raw, data.sources)"
+        raise UserError("no raw conversations here", where=path, remedy=remedy)
     if not path.is_dir():
         _require_named(path)
         _require_readable(path)
@@ -79,7 +78,7 @@ def raw_files(path: Path) -> list[RawFile]:
         raise UserError("holds no raw conversations", where=path, remedy=f"put files there: {_KNOWN}")
     splits = sorted({split for file in files for split in _SPLITS.findall(file.name.lower())})
     if len(splits) > 1:
-        _print(f"all splits become samples: {', '.join(splits)}; for one, set paths.raw to a directory with its files")
+        _print(f"all splits become samples: {', '.join(splits)}; for one, give a directory with its files only")
     return files
 
 

@@ -56,7 +56,9 @@ def open_raw(path: Path, encoding: str) -> Iterator[tuple[io.BufferedReader, Cal
 
 
 def guess(head: bytes) -> str:
-    """The encoding of a text by its first bytes: utf-8, utf-16 (by its mark), gb18030; empty if not clear."""
+    """The encoding of a text by its first bytes: utf-8, gb18030, utf-16 and utf-32 with a mark; empty if not clear."""
+    if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "utf-32"
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
     high, utf8 = map(_not_ascii, (head, head.decode(errors="ignore").encode()))

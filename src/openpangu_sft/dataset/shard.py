@@ -155,12 +155,12 @@ def _note(refused: Refused, file: Path, line: int, data: Data, stream: Any) -> N
 
 def _encode_span(tokenizer: Tokenizer, data: Data, spool: Spool, span: Span) -> SpanResult:
     """Encodes the samples of a span into the spool's file of the process that it is called in."""
-    lines, rules = list(read_span(span)), Rules(data.ignore_keys, data.turns == "lenient")
-    read = [(raw, _views(raw, data, rules)) for raw in lines if raw]
-    outcomes = iter(encode_samples([view for _, views in read for view in views], tokenizer, data))
+    lines, rules = list(read_span(span)), Rules(data)
+    read = [(raw, its_own := Rules(data), _views(raw, data, its_own)) for raw in lines if raw]
+    outcomes = iter(encode_samples([view for *_, views in read for view in views], tokenizer, data))
     encoded, validation, refused = list[Encoded](), list[bool](), list[Refused]()
     truncated = 0
-    for raw, views in read:
+    for raw, its_own, views in read:
         kept = _kept(list(islice(outcomes, len(views))), data)
         if isinstance(kept, BadSample):
             dropped = isinstance(kept, TooLong) and data.too_long == "drop"
@@ -170,7 +170,8 @@ def _encode_span(tokenizer: Tokenizer, data: Data, spool: Spool, span: Span) -> 
         share = data.validation_share
         validation += [share > 0 and is_validation(kept[-1], tokenizer.header, share, data.seed)] * len(kept)
         truncated += len(kept) < len(views) or any(sample.truncated for sample in kept)
-        rules.changes[ADDED] += len(kept) - 1
+        rules.keys.counts.update(its_own.keys.counts)
+        rules.changes.update(its_own.changes, **{ADDED: len(kept) - 1})
     trained = np.array([np.count_nonzero(sample.marked >= 0) for sample in encoded], np.int64)
     sides = np.array(validation, np.bool_)
     run = spool.write(encoded)
