@@ -72,7 +72,7 @@ def test_a_recipient_is_no_harmless_key() -> None:
     assert "unknown key recipient of message 2" in refused(chat({**A, "recipient": "functions.f"}))
 
 
-@pytest.mark.parametrize("key", ["loss_mask", "trainable", "masked"])
+@pytest.mark.parametrize("key", ["loss_mask", "trainable", "masked", "train_detail", "loss_scale"])
 def test_other_names_of_weights_are_not_to_be_ignored(key: str) -> None:
     reason = refused(chat({**A, key: 0}))
     assert "write weight, 0 or 1" in reason
