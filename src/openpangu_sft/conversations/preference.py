@@ -20,7 +20,6 @@ CHOSEN = ("chosen", "chosen_response", "chosen_messages")
 REJECTED = ("rejected", "rejected_response", "rejected_responses", "rejected_messages")
 _LISTS = tuple(key for keys in LISTS.values() for key in keys)
 
-
 BAD_EXAMPLE = "a bad example, left out by data.preference=chosen"
 
 
