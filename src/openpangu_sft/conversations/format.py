@@ -106,8 +106,7 @@ def _fill(staging: Path, inputs: list[Input], recipe: Recipe, manifest: Manifest
 
 def _convert_into(output: _Output, raw: RawRecord, item: Input, mixer: Mixer, recipe: Recipe) -> str:
     """Writes one record as a sample or as a reject, or refuses it; returns the reason of a reject."""
-    rules = item.convert.rules
-    before = rules.keys.counts.copy(), rules.changes.copy()
+    before = (rules := item.convert.rules).keys.counts.copy(), rules.changes.copy()
     try:
         if raw.unreadable:
             raise BadSample(raw.unreadable)
