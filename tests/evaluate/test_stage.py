@@ -296,6 +296,14 @@ def test_a_question_may_leave_room_for_one_token(recipe: Recipe, tmp_path: Path)
     assert "shorten it" in refusal_of(questions_in, tmp_path / "p.txt", too_long, tokenizer)
 
 
+def test_a_reference_need_not_be_trained(recipe: Recipe, tmp_path: Path) -> None:
+    tokenizer = Tokenizer(recipe.path("hf"), recipe.tokenizer.trust_remote_code)
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "weight": 0}]
+    (tmp_path / "p.jsonl").write_text(json.dumps({"messages": turns}), "utf-8")
+    (asked,) = questions_in(tmp_path / "p.jsonl", recipe, tokenizer)
+    assert asked.reference == "a"
+
+
 def test_validation_samples_with_a_long_prompt_are_not_asked(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = Tokenizer(recipe.path("hf"), recipe.tokenizer.trust_remote_code)
     monkeypatch.setattr(questions, "ASKED", 1000)

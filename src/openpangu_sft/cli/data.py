@@ -21,7 +21,9 @@ SHARDS_ON_A_SCREEN = 12
 def format_command(recipe: Recipe) -> None:
     """Convert raw conversations to samples."""
     from openpangu_sft.conversations.format import run_format
+    from openpangu_sft.tokenizer.tool_prompt import ToolPrompt
 
+    ToolPrompt(recipe.data.tool_prompt)  # not used here, but a mistake in it is found before the conversion
     show("samples", recipe.path("samples"), run_format(recipe))
 
 

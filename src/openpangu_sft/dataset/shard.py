@@ -158,7 +158,6 @@ def _encode(
             for counter, chosen in ((counts, ~result.validation), (validation_counts, result.validation)):
                 counter.update(packed=int(chosen.sum()), trained_tokens=int(result.trained[chosen].sum()))
             advance(part.end - part.begin, "")
-    notes["changes"] = +notes["changes"]
     added = notes["changes"][ADDED]
     read = counts["packed"] + validation_counts["packed"] + counts["rejected"] + counts["dropped"] - added
     if not read:
@@ -181,7 +180,7 @@ def _note(refused: Refused, file: Path, line: int, data: Data, stream: Any) -> N
 
 def _encode_span(tokenizer: Tokenizer, data: Data, spool: Spool, span: Span) -> SpanResult:
     """Encodes the samples of a span into the spool's file of the process that it is called in."""
-    lines, rules = list(read_span(span)), Rules(data.ignore_keys, data.turns == "lenient")
+    lines, rules = list(read_span(span)), Rules(data)
     read = [(raw, _views(raw, data, rules)) for raw in lines if raw]
     outcomes = iter(encode_samples([view for _, views in read for view in views], tokenizer, data))
     encoded, validation, refused = list[Encoded](), list[bool](), list[Refused]()
@@ -189,6 +188,10 @@ def _encode_span(tokenizer: Tokenizer, data: Data, spool: Spool, span: Span) -> 
     for raw, views in read:
         kept = _kept(list(islice(outcomes, len(views))), data)
         if isinstance(kept, BadSample):
+            own = Rules(data)
+            _views(raw, data, own)  # once more, to take back what it has added to the counts
+            rules.keys.counts.subtract(own.keys.counts)
+            rules.changes.subtract(own.changes)
             dropped = isinstance(kept, TooLong) and data.too_long == "drop"
             refused.append(Refused(int(raw.place[1:]), str(kept), raw.text or raw.content, dropped))
             continue
@@ -200,7 +203,7 @@ def _encode_span(tokenizer: Tokenizer, data: Data, spool: Spool, span: Span) -> 
     trained = np.array([np.count_nonzero(sample.marked >= 0) for sample in encoded], np.int64)
     sides = np.array(validation, np.bool_)
     run = spool.write(encoded)
-    return SpanResult(len(lines), run, trained, sides, truncated, refused, rules.keys.counts, rules.changes)
+    return SpanResult(len(lines), run, trained, sides, truncated, refused, +rules.keys.counts, +rules.changes)
 
 
 def _kept(outcomes: Sequence[Union[Encoded, BadSample]], data: Data) -> Union[list[Encoded], BadSample]:

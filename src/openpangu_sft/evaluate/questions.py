@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from openpangu_sft.conversations.conversation import Message, Sample
+from openpangu_sft.conversations.conversation import Message, Rules, Sample
 from openpangu_sft.conversations.convert import Converter
 from openpangu_sft.conversations.files import SUFFIXES, read_records, suffix_of
 from openpangu_sft.conversations.keys import BadSample
@@ -59,7 +59,7 @@ def _lines(path: Path) -> Iterator[tuple[str, Sample]]:
 
 
 def _conversations(path: Path, recipe: Recipe) -> Iterator[tuple[str, Sample]]:
-    convert = Converter(recipe.data)
+    convert = Converter(recipe.data, Rules(recipe.data, trains=False))
     for record in read_records(path, recipe.data.encoding):
         try:
             if record.unreadable:
