@@ -18,8 +18,8 @@ from openpangu_sft.util.console import progress
 def validation_loss(recipe: Recipe, tensors: Tensors, iteration: int) -> float:
     """Mean cross-entropy over all trained tokens of the validation packs, in nats.
 
-    Every token counts the same, so the loss does not depend on how samples fall into packs. The tensors are the weights,
-    by Hugging Face name.
+    Every token counts the same, so the loss does not depend on how samples fall into packs. The tensors are the
+    weights, by Hugging Face name.
     """
     device = inference_device(recipe)
     weights = {name: tensor.float() for name, tensor in tensors.items()}  # bf16 runs under autocast, as in training
