@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
-from conftest import MakeRecipe, SmallDisk, conversation, write_samples
+from conftest import ROOT, TINY, MakeRecipe, SmallDisk, conversation, write_samples
 from openpangu_sft.artifacts.artifact import read_manifest
+from openpangu_sft.cli.main import app
 from openpangu_sft.dataset import preprocess
 from openpangu_sft.dataset.index_file import FIELDS, read_rows
 from openpangu_sft.dataset.inspect import run_inspect
@@ -72,7 +74,9 @@ def test_full_packs_are_joined_in_the_order_of_their_shards(recipe: Recipe) -> N
     assert len(PackedDataset(recipe.path("dataset"), 128)) == manifest.counts["packs"]
 
 
-def test_many_small_files_need_hardly_more_packs_than_one(make_recipe: MakeRecipe) -> None:
+def test_many_small_files_need_hardly_more_packs_than_one(
+    make_recipe: MakeRecipe, tiny_hf: Path, tmp_path: Path
+) -> None:
     """Of training data and of validation; the result passes and is the same with two workers."""
     split = ["data.validation_share=0.3", "data.seq_length=256"]
     all_samples = samples("small", 60)
@@ -93,7 +97,13 @@ def test_many_small_files_need_hardly_more_packs_than_one(make_recipe: MakeRecip
         assert [found[key] for key in ("packed", "tokens")] == [best[key] for key in ("packed", "tokens")]
     assert not run_inspect(many).findings
     first = tree(many.path("dataset"))
-    assert run_merge(make_recipe(*split, "data.workers=2")).counts == counts
+    sets = [
+        f"--set={one}" for one in (*TINY, f"paths.cache={tmp_path}", f"paths.hf={tiny_hf}", *split, "data.workers=2")
+    ]
+    done = CliRunner().invoke(app, ["merge", "--recipe", str(ROOT / "recipes/demo.yaml"), *sets], standalone_mode=False)
+    assert done.exception is None, done.output
+    saved = 60 - counts["packs"] - counts["validation"]["packs"]
+    assert f"; {saved} saved by packing underfilled packs of the shards again" in done.output
     assert tree(many.path("dataset")) == first
 
 
