@@ -171,14 +171,9 @@ def layer_activations(recipe: Recipe) -> int:
     model, shape = recipe.model, shape_of(recipe)
     # npu_rms_norm keeps its input and an fp32 number a token, the following linear its output
     norms = 2 * shape.tokens * (2 * model.hidden_size * shape.element + 4) // shape.tensor
-    # npu_swiglu keeps gate and up, linear_fc2 their product, which may be recomputed
-    mlp = (
-        (2 if recipe.train.recompute.activation else 3)
-        * shape.tokens
-        * model.ffn_hidden_size
-        * shape.element
-        // shape.tensor
-    )
+    # npu_swiglu keeps gate and up, linear_fc2 their product unless it is recomputed
+    wide = 2 if recipe.train.recompute.activation else 3
+    mlp = wide * shape.tokens * model.ffn_hidden_size * shape.element // shape.tensor
     return norms + _attention(recipe, shape) + mlp
 
 

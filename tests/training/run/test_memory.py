@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from openpangu_sft.training.run.memory import DeviceMemory, measure, noted
+from openpangu_sft.training.run.memory import DeviceMemory, measure
 
 GIB = 1 << 30
 
@@ -25,14 +25,15 @@ def test_what_the_allocator_does_not_use_is_left() -> None:
 
 def test_the_peak_is_shown_beside_the_planned_one(capsys: pytest.CaptureFixture[str]) -> None:
     memory = DeviceMemory(peak=41 * GIB, left=17 * GIB, total=61 * GIB)
-    assert noted(memory, 45 * GIB + GIB // 2) is memory
-    assert capsys.readouterr().err == (
-        "device memory: peak 41.0 GiB of tensors measured, 45.5 planned; 17.0 of 61.0 GiB left\n"
-    )
-    assert "planned" not in memory.compared(0)
+    for planned in (45 * GIB + GIB // 2, 0):
+        memory.show(planned)
+    assert capsys.readouterr().err.splitlines() == [
+        "device memory: peak 41.0 GiB of tensors measured, 45.5 planned; 17.0 of 61.0 GiB left",
+        "device memory: peak 41.0 GiB of tensors measured; 17.0 of 61.0 GiB left",
+    ]
 
 
 def test_little_left_is_a_warning_with_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
-    noted(DeviceMemory(peak=55 * GIB, left=3 * GIB, total=61 * GIB), 0)
+    DeviceMemory(peak=55 * GIB, left=3 * GIB, total=61 * GIB).show(0)
     said = capsys.readouterr().err.splitlines()[1]
     assert said.startswith("less than 5% of a device is left: a later iteration may run out of memory -> recompute")

@@ -147,7 +147,8 @@ class Training:
                     last, said = time.monotonic(), False
                     advance(1, self._note(row))
                 elif measured := log.memory_of(line):
-                    self.memory = memory.noted(measured, self.planned)
+                    self.memory = measured
+                    measured.show(self.planned)
                 elif saved := log.SAVED.search(line):
                     self.saved = int(saved[1])
                     prune(self.run, self.recipe.train.keep_checkpoints, self.saved)

@@ -151,7 +151,7 @@ class _Training:
             row.memory = memory.measure()
         if self.rank == 0:
             if row.memory:
-                memory.noted(row.memory, self.planned)
+                row.memory.show(self.planned)
             metrics.append(self.directory, row)
         return str(row)
 

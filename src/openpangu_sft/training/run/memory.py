@@ -22,25 +22,14 @@ class DeviceMemory(BaseModel):
     left: int  # of the device beside this peak and what other libraries hold: HCCL, CANN, CUDA
     total: int  # of the device, as its driver counts
 
-    def compared(self, planned: int) -> str:
-        """Beside the peak that was planned, in bytes; 0 if it is not known."""
+    def show(self, planned: int) -> None:
+        """Beside the planned peak of tensors in bytes, 0 if it is not known; with a warning where little is left."""
         expected = f", {planned / _GIB:.1f} planned" if planned else ""
         left = f"{self.left / _GIB:.1f} of {self.total / _GIB:.1f} GiB left"
-        return f"device memory: peak {self.peak / _GIB:.1f} GiB of tensors measured{expected}; {left}"
-
-    def warning(self) -> str:
-        """Where so little is left that a later iteration may fail; else empty."""
-        if self.left >= LOW * self.total:
-            return ""
-        return f"less than {LOW:.0%} of a device is left: a later iteration may run out of memory -> {REMEDY}"
-
-
-def noted(memory: DeviceMemory, planned: int) -> DeviceMemory:
-    """Shows it to the user, for `planned` see `DeviceMemory.compared`, and returns it."""
-    say(memory.compared(planned))
-    if warning := memory.warning():
-        console.print(warning, style="yellow", soft_wrap=True)
-    return memory
+        say(f"device memory: peak {self.peak / _GIB:.1f} GiB of tensors measured{expected}; {left}")
+        if self.left < LOW * self.total:
+            what = f"less than {LOW:.0%} of a device is left: a later iteration may run out of memory"
+            console.print(f"{what} -> {REMEDY}", style="yellow", soft_wrap=True)
 
 
 def measure(device: str = "cuda") -> DeviceMemory:
