@@ -27,10 +27,11 @@ ENVIRONMENT = {"CUDA_DEVICE_MAX_CONNECTIONS": "1", "HCCL_CONNECT_TIMEOUT": "1200
 """As in the published script: Megatron-LM requires the first; loading takes longer than HCCL's default of 120 s."""
 
 
-def run_mindspeed(recipe: Recipe, manifest: Manifest, command_line: Sequence[str]) -> None:
+def run_mindspeed(recipe: Recipe, manifest: Manifest, command_line: Sequence[str], planned: int = 0) -> None:
     """Trains, or resumes a run; raises `UserError` where this machine lacks something, or training failed.
 
     The inputs in the run's manifest have been checked. `command_line` repeats this call; it is recorded in the run.
+    `planned` are the peak bytes of tensors on a device; 0 if they are not known.
     """
     run, sources = recipe.path("run"), require_ready(SOURCES)
     require_devices(recipe)
@@ -53,7 +54,7 @@ def run_mindspeed(recipe: Recipe, manifest: Manifest, command_line: Sequence[str
             console.print(f"resuming after iteration {done}")
         if first:
             record_start(recipe, manifest, done, command_line, sources)
-        Training(recipe, dataset, done).start(command)
+        Training(recipe, dataset, done, planned).start(command)
 
 
 def require_shared(run: Path, seconds: float = 300) -> None:
