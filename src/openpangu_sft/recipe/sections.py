@@ -43,8 +43,12 @@ class Paths(Section):
         return usable_path(value, f"paths.{info.field_name}")
 
     def __getitem__(self, name: str) -> Path:
-        """The absolute path of one entry; `~` is expanded."""
-        return Path(self.cache).expanduser().absolute() / Path(getattr(self, name)).expanduser()
+        """The absolute path of one entry."""
+        return self.under_cache(getattr(self, name))
+
+    def under_cache(self, path: str) -> Path:
+        """The absolute path that is meant by one below `cache` or an absolute one; `~` is expanded."""
+        return Path(self.cache).expanduser().absolute() / Path(path).expanduser()
 
 
 class Model(Section):
@@ -123,6 +127,8 @@ class Recompute(Section):
     """Which layers; block: the first ones."""
     num_layers: int = Field(default=0, ge=0)
     """Number of layers to recompute."""
+    activation: bool = False
+    """Recompute the MLP's activation function in the other layers, at almost no cost (engine mindspeed)."""
 
 
 class Parallel(Section):
@@ -161,6 +167,8 @@ class Train(Section):
     """Training engine: mindspeed (MindSpeed-LLM on NPUs) or transformers (Hugging Face on CPU or CUDA)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: NPUs for mindspeed; CUDA, else CPU for transformers. mindspeed on cpu uses the NPU stand-in."""
+    loss: Literal["token", "micro_batch"] = "token"
+    """token: every trained token of a global batch counts the same. micro_batch: every micro-batch, as published."""
     precision: Literal["fp32", "bf16"]
     """Precision of forward and backward pass and of saved weights; optimizer states and master weights are fp32."""
     micro_batch_size: int = UpTo1000

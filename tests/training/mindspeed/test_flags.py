@@ -42,7 +42,11 @@ PUBLISHED = """
 
 LEFT_OUT = {"sequence-parallel", "reset-attention-mask", "eod-mask-loss"}
 ADDED = {"context-parallel-algo": "ulysses_cp_algo", "norm-epsilon": "1e-05", "adam-eps": "1e-08"}
-ADDED |= {"exit-signal-handler": "", "tensorboard-dir": "/cache/sft_outputs/tensorboard"}
+ADDED |= {
+    "exit-signal-handler": "",
+    "calculate-per-token-loss": "",
+    "tensorboard-dir": "/cache/sft_outputs/tensorboard",
+}
 OTHER_PLACES = {"tokenizer-name-or-path", "data-path", "load", "save"}
 
 
@@ -120,6 +124,9 @@ def test_a_resumed_run_takes_everything_from_its_own_checkpoint() -> None:
             {"padded-vocab-size": "1536", "make-vocab-size-divisible-by": "16"},
             [],
         ),
+        (["parallel.context=2"], {}, ["kv-head-repeat-before-uly-alltoall", "recompute-activation-function"]),
+        (["parallel.context=2", "model.num_query_groups=1"], {"kv-head-repeat-before-uly-alltoall": ""}, []),
+        (["train.recompute.activation=true"], {"recompute-activation-function": ""}, ["recompute-num-layers"]),
         (["train.lr=3.3e-5", "train.min_lr=1e-7"], {"lr": "3.3e-05", "min-lr": "1e-07"}, []),
     ],
 )
