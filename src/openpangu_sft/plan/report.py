@@ -113,8 +113,8 @@ def _decisive(choice: Choice) -> dict[str, Any]:
     parallel = choice.recipe.parallel
     sizes = {name: getattr(parallel, name) for name in ("data", "context", "tensor", "pipeline")}
     recompute = choice.recipe.train.recompute.model_dump()
-    figures = {"needed": choice.memory.needed, "flops_per_token": choice.work, "bytes_sent": choice.sent}
-    return {**sizes, "recompute": recompute, **figures}
+    figures = {"flops_per_token": choice.work, "bytes_sent": choice.sent, "seconds": choice.seconds}
+    return {**sizes, "recompute": recompute, "needed": choice.memory.needed, **figures}
 
 
 def _bytes(parts: Sequence[Part]) -> dict[str, int]:
