@@ -17,6 +17,7 @@ from openpangu_sft.plan.mindspeed_memory import HCCL_MIB, layer_input, mindspeed
 from openpangu_sft.plan.transformers_memory import transformers_memory
 from openpangu_sft.recipe.auto import valid_splits, with_auto_split
 from openpangu_sft.recipe.schema import ChosenRecipe, Recipe
+<<<<<<< HEAD
 from openpangu_sft.training.mindspeed.flags import repeats_kv_heads
 from openpangu_sft.util.errors import SizesUnknown
 
@@ -26,6 +27,14 @@ LINK = 28e9
 """Bytes/s from one NPU to another: 392 GB/s over 7 links of HCCS, both directions together, by the data sheet. Neither
 figure was measured; they weigh work against exchange.
 """
+=======
+from openpangu_sft.recipe.sections import Recompute
+from openpangu_sft.training.mindspeed.flags import repeats_kv_heads
+from openpangu_sft.util.errors import SizesUnknown
+
+FLOPS_PER_BYTE = 5600
+"""What an NPU could compute while it sends a byte to another one of its server: 313 TFLOP/s by 56 GB/s, both peaks."""
+>>>>>>> h-plan
 
 
 class Choice(NamedTuple):
@@ -33,9 +42,15 @@ class Choice(NamedTuple):
 
     recipe: Recipe
     memory: Memory
+<<<<<<< HEAD
     work: float  # FLOPs per token, and the waiting of a pipeline's stages
     sent: dict[str, int]  # bytes by kind of parallelism, see `bytes_sent`
     seconds: float  # of an iteration, as far as splits differ
+=======
+    flops: float  # per token, and the waiting of a pipeline's stages
+    sent: int  # bytes, see `bytes_sent`
+    work: float  # FLOPs per token, and those that could be computed while bytes are sent
+>>>>>>> h-plan
 
     def __str__(self) -> str:
         return f"{split_of(self.recipe)}, recompute {recomputed(self.recipe)}"
@@ -46,6 +61,15 @@ class Choice(NamedTuple):
         on_cpu = train.engine == "transformers" and train.device == "cpu"
         return on_cpu or self.memory.verdict(gib) == "yes"
 
+<<<<<<< HEAD
+=======
+    def worse_by(self, other: Choice) -> str:
+        """What `other` is taken for."""
+        if self.work > other.work:
+            return f"{self.work / other.work - 1:.1%} more work"
+        return f"{(self.memory.needed - other.memory.needed) / GIB:.1f} GiB more"
+
+>>>>>>> h-plan
 
 def split_of(recipe: Recipe) -> str:
     """Parallel sizes in short."""
@@ -54,10 +78,17 @@ def split_of(recipe: Recipe) -> str:
 
 
 def recomputed(recipe: Recipe) -> str:
+<<<<<<< HEAD
     """Recomputed layers, of each pipeline stage at most, and whether the others recompute their activation function."""
     recompute = recipe.train.recompute
     layers = recompute.num_layers if recompute.granularity == "full" else 0
     return f"{layers}{' + act' if recompute.activation else ''}"
+=======
+    """Recomputed layers, of each pipeline stage at most, and whether the others recompute activation functions."""
+    recompute = recipe.train.recompute
+    layers = recompute.num_layers if recompute.granularity == "full" else 0
+    return f"{layers} + act." if recompute.activation else str(layers)
+>>>>>>> h-plan
 
 
 def choose(recipes: Sequence[Recipe], recompute: bool) -> Recipe:
@@ -81,12 +112,20 @@ def choose(recipes: Sequence[Recipe], recompute: bool) -> Recipe:
 def ranking(recipes: Sequence[Recipe], recompute: bool, gib: float) -> list[Choice]:
     """Each split with the least recomputation that fits a device, best first; those that do not fit come last.
 
+<<<<<<< HEAD
     Less time is better, then less memory.
+=======
+    Less work is better, then less memory.
+>>>>>>> h-plan
     """
     choices = [_least(recipe, recompute, gib) for recipe in recipes]
 
     def order(one: Choice) -> tuple[float, ...]:
+<<<<<<< HEAD
         return (0, one.seconds, one.memory.needed) if one.fits(gib) else (1, one.memory.needed)
+=======
+        return (0, one.work, one.memory.needed) if one.fits(gib) else (1, one.memory.needed)
+>>>>>>> h-plan
 
     return sorted(choices, key=order)
 
@@ -98,6 +137,7 @@ def all_splits(recipe: Recipe) -> list[Recipe]:
     return valid_splits({**content, "parallel": parallel, "train": {**content["train"], "recompute": {}}})
 
 
+<<<<<<< HEAD
 def bytes_sent(recipe: Recipe) -> dict[str, int]:
     """Bytes that a device sends for context and tensor parallel layers in an iteration.
 
@@ -115,29 +155,68 @@ def bytes_sent(recipe: Recipe) -> dict[str, int]:
     layers, times = layout_of(model, parallel).stages[0], micro_batches(recipe)
     forward = layers + recomputed_layers(recipe, layers)
     return {"context": (forward + layers) * exchanged * times, "tensor": (4 * forward + 6 * layers) * gathered * times}
+=======
+def bytes_sent(recipe: Recipe, published: bool = False) -> tuple[int, int]:
+    """Bytes of an iteration that a device sends for tensor and context parallel layers: in all, and to each peer.
+
+    Ulysses exchanges queries, keys, values and attention's result; sequence parallelism gathers the input of attention
+    and MLP and scatters their results, and gathers both inputs again in the backward pass. Gradients and weights are
+    not counted: they are exchanged while layers are computed (--overlap-grad-reduce, --overlap-param-gather). A
+    recomputed layer repeats its forward pass.
+
+    Args:
+        published: with keys and values repeated for every head, as in the published step.
+    """
+    model, parallel, shape = recipe.model, recipe.parallel, shape_of(recipe)
+    repeated = published or repeats_kv_heads(recipe)
+    heads = 2 * (model.num_attention_heads + (model.num_attention_heads if repeated else model.num_query_groups))
+    exchanged = heads * model.kv_channels * shape.tokens * shape.element // (parallel.tensor * parallel.context)
+    layers = layout_of(model, parallel).stages[0]
+    forward = (layers + recomputed_layers(recipe, layers)) * micro_batches(recipe)
+    backward = layers * micro_batches(recipe)
+    context = exchanged * (forward + backward)
+    tensor = layer_input(recipe) * (4 * forward + 6 * backward)
+    peers = parallel.context - 1, parallel.tensor - 1
+    return context * peers[0] + tensor * peers[1], context * bool(peers[0]) + tensor * bool(peers[1])
+>>>>>>> h-plan
 
 
 def choice_of(recipe: Recipe) -> Choice:
     """The figures of a recipe as it is."""
     mindspeed = recipe.train.engine == "mindspeed"
     memory = mindspeed_memory(recipe, HCCL_MIB) if mindspeed else transformers_memory(recipe)
+<<<<<<< HEAD
     work, sent = flops_per_token(recipe) * idle(recipe), bytes_sent(recipe)
     seconds = work * recipe.train.global_batch_size * recipe.data.seq_length / recipe.parallel.world
     seconds /= recipe.train.device_tflops * 1e12 * BUSY
     links = {kind: max(getattr(recipe.parallel, kind) - 1, 1) for kind in sent}  # each to each
     return Choice(recipe, memory, work, sent, seconds + sum(sent[kind] / (LINK * links[kind]) for kind in sent))
+=======
+    flops, (sent, to_each) = flops_per_token(recipe) * idle(recipe), bytes_sent(recipe)
+    tokens = recipe.train.global_batch_size * recipe.data.seq_length / recipe.parallel.world
+    return Choice(recipe, memory, flops, sent, flops + to_each * FLOPS_PER_BYTE / tokens)
+>>>>>>> h-plan
 
 
 def _least(recipe: Recipe, recompute: bool, gib: float) -> Choice:
-    """A split with the fewest recomputed layers with which it fits, or with all."""
+    """A split with the least recomputation with which it fits, or with all: of activation functions first."""
     choice = choice_of(recipe)
     most = max(layout_of(recipe.model, recipe.parallel).stages) if recompute else -1
+<<<<<<< HEAD
     mindspeed = recipe.train.engine == "mindspeed"
     for layers in range(0 if mindspeed else 1, most + 1):
         if choice.fits(gib):
             break
         update = {"granularity": "full" if layers else "none", "num_layers": layers, "activation": mindspeed}
         update = recipe.train.recompute.model_copy(update=update)
+=======
+    activation = recipe.train.engine == "mindspeed"
+    for layers in range(0 if activation else 1, most + 1):
+        if choice.fits(gib):
+            break
+        granularity = "full" if layers else "none"
+        update = Recompute(granularity=granularity, num_layers=layers, activation=activation)
+>>>>>>> h-plan
         train = recipe.train.model_copy(update={"recompute": update})
         choice = choice_of(recipe.model_copy(update={"train": train}))
     return choice
