@@ -142,8 +142,7 @@ def _least(recipe: Recipe, recompute: bool, gib: float) -> Choice:
     for layers in range(0 if activation else 1, most + 1):
         if choice.fits(gib):
             break
-        granularity = "full" if layers else "none"
-        update = Recompute(granularity=granularity, num_layers=layers, activation=activation)
+        update = Recompute(granularity="full" if layers else "none", num_layers=layers, activation=activation)
         train = recipe.train.model_copy(update={"recompute": update})
         choice = choice_of(recipe.model_copy(update={"train": train}))
     return choice
