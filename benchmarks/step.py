@@ -144,11 +144,16 @@ class Bench:
         arguments[program:program] = ["-m", "benchmarks.step_process", str(run), mode]
         environment = {**os.environ, **command.environment}
         environment["PYTHONPATH"] += f"{os.pathsep}{ROOT}"
-        with (self.directory / "log").open("w+", encoding="utf-8") as log:
-            done = subprocess.run(arguments, cwd=command.folder, env=environment, stdout=log, stderr=log, check=False)
-            log.seek(0)
-            if done.returncode:
-                raise UserError(f"{way.title} ended with exit code {done.returncode}:\n{log.read()[-4000:]}")
+        log = self.directory / "log"
+        with log.open("w", encoding="utf-8") as stream:
+            process = subprocess.Popen(arguments, cwd=command.folder, env=environment, stdout=stream, stderr=stream)
+            try:
+                process.wait()
+            finally:
+                process.terminate()  # not kill: torchrun ends its ranks
+                process.wait()
+        if process.returncode:
+            raise UserError(f"{way.title} ended with exit code {process.returncode}:\n{log.read_text('utf-8')[-4000:]}")
         return [json.loads((run / f"{rank}.json").read_text("utf-8")) for rank in range(recipe.parallel.world)]
 
 
