@@ -8,11 +8,12 @@ stand-in's operator again.
 from __future__ import annotations
 
 from bisect import bisect_right
+from operator import itemgetter
 from typing import Any, Callable
 
 import torch
 import torch_npu
-from torch.profiler import record_function
+from torch.autograd.profiler import profile, record_function
 
 Operator = Callable[..., Any]
 
@@ -71,22 +72,35 @@ def _keeping(operator: Operator, tensors: int, results: int) -> Operator:
     return call
 
 
-def peak_of(record: Any, without: int = 0) -> int:
-    """Most bytes that torch has allocated at once since the record began.
+class MemoryRecord(profile):
+    """Records what torch allocates and frees, without torch's own summary: for an iteration that takes minutes."""
 
-    What spans INSIDE allocate and free again is not counted, nor are tensors of exactly `without` bytes.
-    """
-    events = record.profiler.kineto_results.events()
-    spans = sorted(
-        (event.start_us(), event.start_us() + event.duration_us()) for event in events if event.name() == INSIDE
-    )
-    begins = [begin for begin, _ in spans]
-    alive = most = 0
-    for event in sorted((event for event in events if event.name() == "[memory]"), key=lambda event: event.start_us()):
-        if abs(event.nbytes()) == without:
-            continue
-        alive += event.nbytes()
-        span = bisect_right(begins, event.start_us()) - 1
-        if span < 0 or event.start_us() > spans[span][1]:
-            most = max(most, alive)
-    return most
+    def __init__(self) -> None:
+        super().__init__(profile_memory=True)
+
+    def _parse_kineto_results(self, result: Any) -> list[Any]:
+        return []
+
+    def peak(self, without: int = 0) -> int:
+        """Most bytes that were allocated at once since the record began.
+
+        What spans INSIDE allocate and free again is not counted, nor are tensors of exactly `without` bytes.
+        """
+        assert self.kineto_results
+        spans, changes = [], []
+        for event in self.kineto_results.events():
+            if (name := event.name()) == INSIDE:
+                spans.append((event.start_us(), event.start_us() + event.duration_us()))
+            elif name == "[memory]":
+                changes.append((event.start_us(), event.nbytes()))
+        spans.sort()
+        begins = [begin for begin, _ in spans]
+        alive = most = 0
+        for when, size in sorted(changes, key=itemgetter(0)):
+            if abs(size) == without:
+                continue
+            alive += size
+            span = bisect_right(begins, when) - 1
+            if span < 0 or when > spans[span][1]:
+                most = max(most, alive)
+        return most

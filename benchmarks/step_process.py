@@ -19,10 +19,10 @@ from typing import Any, Callable
 
 import torch
 import torch_npu
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import record_function
 from torch.utils.flop_counter import FlopCounterMode, addmm_flop, baddbmm_flop
 
-from benchmarks.standin_memory import INSIDE, npu_operators, peak_of
+from benchmarks.standin_memory import INSIDE, MemoryRecord, npu_operators
 from benchmarks.step_formula import SCALE
 from openpangu_sft.model import chunked_loss
 from openpangu_sft.plan.mindspeed_memory import MASK
@@ -88,10 +88,10 @@ class Iterations:
         before = {name: getattr(torch_npu, name) for name in kept}
         vars(torch_npu).update(kept)
         held = held_bytes()
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        with MemoryRecord() as record:
             result = self.train_step(*arguments)
         vars(torch_npu).update(before)
-        self.noted["held"], self.noted["peak"] = held, held + peak_of(record, without=MASK)
+        self.noted["held"], self.noted["peak"] = held, held + record.peak(without=MASK)
         return result
 
     def count_collectives(self) -> None:

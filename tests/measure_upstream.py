@@ -13,13 +13,12 @@ from typing import Any
 
 import torch
 import torch_npu
-from torch.profiler import ProfilerActivity, profile
 
 FOLDER = Path(sys.argv[1])
 sys.argv = sys.argv[2:]
 sys.path[:0] = [str(Path(sys.argv[0]).parent), str(Path(__file__).parents[1])]
 
-from benchmarks.standin_memory import npu_operators, peak_of  # noqa: E402
+from benchmarks.standin_memory import MemoryRecord, npu_operators  # noqa: E402
 
 noted: dict[str, Any] = {"layer": 0, "logits": 0, "groups": []}
 
@@ -105,9 +104,9 @@ def note_loss(kind: Any) -> None:
     before = kind.compute_language_model_loss
 
     def loss(self: Any, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        with MemoryRecord() as record:
             result: torch.Tensor = before(self, labels, logits)
-        noted["logits"] = max(noted["logits"], logits.nbytes + peak_of(record))
+        noted["logits"] = max(noted["logits"], logits.nbytes + record.peak())
         return result
 
     kind.compute_language_model_loss = loss
