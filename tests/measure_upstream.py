@@ -24,11 +24,16 @@ noted: dict[str, Any] = {"layer": 0, "logits": 0, "groups": []}
 
 
 class Kept:
-    """Bytes of the storages saved for a backward pass, each counted once, without weights."""
+    """Storages saved for a backward pass, each once, without weights; some are freed again, to be recomputed."""
 
     def __init__(self, module: torch.nn.Module) -> None:
         self.weights = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
-        self.sizes: dict[int, int] = {}
+        self.storages: dict[int, torch.UntypedStorage] = {}
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return sum(storage.nbytes() for storage in self.storages.values())
 
     def __enter__(self) -> Kept:
         self.hooks = torch.autograd.graph.saved_tensors_hooks(self._note, lambda tensor: tensor)
@@ -41,7 +46,7 @@ class Kept:
     def _note(self, tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self.weights and tensor.dtype != torch.bool:  # the mask is counted separately
-            self.sizes[storage.data_ptr()] = storage.nbytes()
+            self.storages[storage.data_ptr()] = storage
         return tensor
 
 
@@ -93,7 +98,7 @@ def note_layers(kind: Any) -> None:
             return before(self, *arguments, **options)
         with Kept(self) as kept:
             result = before(self, *arguments, **options)
-        noted["layer"] = max(noted["layer"], sum(kept.sizes.values()))
+        noted["layer"] = max(noted["layer"], kept.size)
         return result
 
     kind.forward = forward

@@ -37,6 +37,7 @@ from upstream import require_compiler
 SETTINGS = ["train.engine=mindspeed", "train.precision=bf16", "train.global_batch_size=4", "train.iterations=2"]
 SETTINGS += ["train.lr_warmup_iterations=1", "train.save_interval=2", "parallel.devices_per_node=2"]
 ONE_HEAD_A_GROUP = ["train.precision=fp32", "model.num_query_groups=4", "model.tie_word_embeddings=false"]
+ONE_GROUP = "model.num_query_groups=1"
 RECOMPUTE = "train.recompute.num_layers=2"
 
 
@@ -87,7 +88,9 @@ def part(parts: Sequence[Part], name: str) -> int:
         pytest.param([], id="data-parallel"),
         pytest.param(ONE_HEAD_A_GROUP, id="fp32-untied-one-head-a-group"),
         pytest.param(["parallel.context=2", "train.recompute.granularity=full", RECOMPUTE], id="context-parallel"),
+        pytest.param([ONE_GROUP, "parallel.context=2"], id="kv-heads-repeated"),
         pytest.param(["parallel.tensor=2"], id="tensor-parallel"),
+        pytest.param(["parallel.context=2", "train.recompute.activation=true"], id="activation-recomputed"),
         pytest.param(["parallel.pipeline=2"], id="pipeline"),
         pytest.param(["train.micro_batch_size=2"], id="micro-batch"),
     ],

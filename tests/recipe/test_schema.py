@@ -61,7 +61,7 @@ PUBLISHED = {
     "train.adam_eps": 1e-8,  # Megatron-LM's default, which the script leaves as it is
     "train.seed": 1234,
     "train.save_interval": 100,
-    "train.recompute": {"granularity": "full", "method": "block", "num_layers": 26},
+    "train.recompute": {"granularity": "full", "method": "block", "num_layers": 26, "activation": False},
 }
 
 
@@ -446,6 +446,10 @@ RULES: list[tuple[tuple[str, ...], str]] = [
         ("train.engine=transformers",),
         "parallel.tensor 1, parallel.pipeline 1, parallel.context 2: train.engine transformers is data parallel only "
         "-> set all three to 1",
+    ),
+    (
+        (*TRANSFORMERS, "train.recompute.activation=true"),
+        "train.recompute.activation is for train.engine mindspeed -> set it to false",
     ),
     (("train.min_lr=1",), "train.min_lr 1.0 is above train.lr 2e-05 -> lower train.min_lr"),
     (

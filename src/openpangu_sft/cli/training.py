@@ -19,6 +19,7 @@ from openpangu_sft.util.errors import UserError, printable
 @option("--dry-run", is_flag=True, help="only print the environment and command (engine mindspeed)")
 def sft_command(recipe: Recipe, dry_run: bool) -> None:
     """Fine-tune; rerun to resume."""
+    from openpangu_sft.plan.estimate import memory_of
     from openpangu_sft.training.stage import run_sft
 
     if dry_run:
@@ -29,7 +30,7 @@ def sft_command(recipe: Recipe, dry_run: bool) -> None:
             raise UserError(what, remedy="run make sft")
         print(command_of(recipe))
         return
-    run_sft(recipe, ["sft", *recipe_arguments()])
+    run_sft(recipe, ["sft", *recipe_arguments()], memory_of(recipe).peak)
     if not worker_rank():
         _show_run(recipe)
 

@@ -12,6 +12,7 @@ from openpangu_sft.checkpoint.sharding import Layout, layout_of, rank_parameter_
 from openpangu_sft.model.flops import recomputed_layers
 from openpangu_sft.plan.memory import Memory, Part, Phase, kept_by_layers, logits_part
 from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.training.mindspeed.flags import repeats_kv_heads
 from openpangu_sft.util.errors import UserError
 
 MASK = 2048 * 2048  # bytes of each layer's mask for npu_fusion_attention in layout TND (flash_attention_forward)
@@ -170,8 +171,9 @@ def layer_activations(recipe: Recipe) -> int:
     model, shape = recipe.model, shape_of(recipe)
     # npu_rms_norm keeps its input and an fp32 number a token, the following linear its output
     norms = 2 * shape.tokens * (2 * model.hidden_size * shape.element + 4) // shape.tensor
-    # npu_swiglu keeps gate and up, linear_fc2 their product
-    mlp = 3 * shape.tokens * model.ffn_hidden_size * shape.element // shape.tensor
+    # npu_swiglu keeps gate and up, linear_fc2 their product unless it is recomputed
+    wide = 2 if recipe.train.recompute.activation else 3
+    mlp = wide * shape.tokens * model.ffn_hidden_size * shape.element // shape.tensor
     return norms + _attention(recipe, shape) + mlp
 
 
@@ -195,7 +197,7 @@ def _attention(recipe: Recipe, shape: Shape) -> int:
     kept += heads * copied  # so is the query where a device has one group, or each group one head
     kept += heads  # npu_fusion_attention: query,
     if sliced:
-        kept += 2 * heads  # key and value, repeated for every head before ulysses exchanges them
+        kept += 2 * (heads if repeats_kv_heads(recipe) else groups)  # key and value, as ulysses exchanges them
     else:
         kept += groups + groups * several  # key; the value is a view of linear_qkv's output, but of one pack only
     kept += heads  # and its result, which linear_proj takes as it is,

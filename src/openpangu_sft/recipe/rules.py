@@ -55,6 +55,9 @@ def _others(recipe: Sections) -> Iterator[Conflict]:
         sizes = ", ".join(f"{key} {attrgetter(key)(recipe)}" for key in SPLIT)
         what = f"{sizes}: train.engine transformers is data parallel only"
         yield Conflict(what, "set all three to 1", *SPLIT, "train.engine")
+    if train.engine == "transformers" and train.recompute.activation:
+        key = "train.recompute.activation"
+        yield Conflict(f"{key} is for train.engine mindspeed", "set it to false", key, "train.engine")
     for name, default in {"data.source_format": "auto", "data.columns": {}}.items():
         if recipe.data.sources and attrgetter(name)(recipe) != default:
             yield Conflict(f"{name} is not used with data.sources", "set it in each source", name, "data.sources")

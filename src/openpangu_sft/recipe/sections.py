@@ -123,6 +123,8 @@ class Recompute(Section):
     """Which layers; block: the first ones."""
     num_layers: int = Field(default=0, ge=0)
     """Number of layers to recompute."""
+    activation: bool = False
+    """Recompute the MLP's activation function in the other layers, at almost no cost (engine mindspeed)."""
 
 
 class Parallel(Section):

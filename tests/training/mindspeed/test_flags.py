@@ -123,6 +123,9 @@ def test_a_resumed_run_takes_everything_from_its_own_checkpoint() -> None:
             {"padded-vocab-size": "1536", "make-vocab-size-divisible-by": "16"},
             [],
         ),
+        (["parallel.context=2"], {}, ["kv-head-repeat-before-uly-alltoall", "recompute-activation-function"]),
+        (["parallel.context=2", "model.num_query_groups=1"], {"kv-head-repeat-before-uly-alltoall": ""}, []),
+        (["train.recompute.activation=true"], {"recompute-activation-function": ""}, ["recompute-num-layers"]),
         (["train.lr=3.3e-5", "train.min_lr=1e-7"], {"lr": "3.3e-05", "min-lr": "1e-07"}, []),
     ],
 )

@@ -27,13 +27,14 @@ ENVIRONMENT = {"CUDA_DEVICE_MAX_CONNECTIONS": "1", "HCCL_CONNECT_TIMEOUT": "1200
 """As in the published script: Megatron-LM requires the first; loading takes longer than HCCL's default of 120 s."""
 
 
-def run_mindspeed(recipe: Recipe, manifest: Manifest, command_line: Sequence[str]) -> None:
+def run_mindspeed(recipe: Recipe, manifest: Manifest, command_line: Sequence[str], planned: int = 0) -> None:
     """Trains, or resumes a run.
 
     Args:
         recipe: with train.engine mindspeed.
         manifest: of the run; its inputs have been checked.
         command_line: repeats this call; recorded in the run.
+        planned: peak bytes of tensors on a device; 0 if it is not known.
 
     Raises:
         UserError: this machine lacks something, or training failed.
@@ -59,7 +60,7 @@ def run_mindspeed(recipe: Recipe, manifest: Manifest, command_line: Sequence[str
             console.print(f"resuming after iteration {done}")
         if first:
             record_start(recipe, manifest, done, command_line, sources)
-        Training(recipe, dataset, done).start(command)
+        Training(recipe, dataset, done, planned).start(command)
 
 
 def require_shared(run: Path, seconds: float = 300) -> None:
