@@ -20,7 +20,7 @@ sys.path[:0] = [str(Path(sys.argv[0]).parent), str(Path(__file__).parents[1])]
 
 from benchmarks.standin_memory import MemoryRecord, npu_operators  # noqa: E402
 
-noted: dict[str, Any] = {"layer": 0, "logits": 0, "groups": []}
+noted: dict[str, Any] = {"layer": 0, "loss": [0, 0], "groups": []}
 
 
 class Kept:
@@ -56,16 +56,16 @@ def main() -> None:
     vars(torch_npu).update(npu_operators())
 
     from megatron.core.distributed import distributed_data_parallel
-    from megatron.core.models.common.language_module import language_module
     from megatron.core.optimizer import distrib_optimizer
     from megatron.core.transformer import transformer_layer
+    from mindspeed_llm.core.models.gpt import gpt_model
 
     replicas, optimizers = [], []
     remember(distributed_data_parallel.DistributedDataParallel, replicas)
     remember(distrib_optimizer.DistributedOptimizer, optimizers)
     note_layers(transformer_layer.TransformerLayer)
     note_groups()
-    note_loss(language_module.LanguageModule)
+    note_loss(gpt_model)
     from mindspeed_llm.tasks.post_train.launcher import AutoTrainer
 
     AutoTrainer().train()
@@ -104,17 +104,17 @@ def note_layers(kind: Any) -> None:
     kind.forward = forward
 
 
-def note_loss(kind: Any) -> None:
-    """The logits as the model gives them, and the most that the cross-entropy allocates beside them."""
-    before = kind.compute_language_model_loss
+def note_loss(module: Any) -> None:
+    """Trained positions of a slice, and the most that output layer and loss allocate for them; of the largest one."""
+    before = module.output_loss
 
-    def loss(self: Any, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    def loss(hidden: torch.Tensor, weight: Any, labels: torch.Tensor, positions: torch.Tensor, layer: Any) -> Any:
         with MemoryRecord() as record:
-            result: torch.Tensor = before(self, labels, logits)
-        noted["logits"] = max(noted["logits"], logits.nbytes + record.peak())
+            result = before(hidden, weight, labels, positions, layer)
+        noted["loss"] = max(noted["loss"], [len(positions), record.peak()])
         return result
 
-    kind.compute_language_model_loss = loss
+    module.output_loss = loss
 
 
 def note_groups() -> None:

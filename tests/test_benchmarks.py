@@ -200,7 +200,8 @@ def test_the_step_benchmark_counts_what_the_formulas_say(tmp_path: Path, capsys:
     require_compiler()
     if not find_sources():
         pytest.skip("the upstream sources are not at hand: no make sources here")
-    bench = Bench(tmp_path, require_ready(), [*SMALL_STEP, "train.global_batch_size=2"], timed=1)
+    bench = Bench(tmp_path, require_ready(), SMALL_STEP, timed=1)
+    bench.count()
     bench.turn()
     assert [one.way for one in bench.found.values()] == [*WAYS]
     packs, (published, equal, *_) = bench.packs, bench.found.values()
@@ -208,7 +209,7 @@ def test_the_step_benchmark_counts_what_the_formulas_say(tmp_path: Path, capsys:
         recipe, share = bench.recipe(one.way, "bf16", 2), packs.trained / packs.tokens
         logits = 1 if one.way.published else share
         assert one.flops == packs.tokens * flops_per_token(recipe, packs.squares / packs.tokens, logits)
-        assert one.sent("all-to-all") == all_to_all_bytes(recipe)
+        assert one.sent("all-to-all") == all_to_all_bytes(recipe, one.way.published)
         assert [rank["losses"] for run in one.timed for rank in run] == [
             pytest.approx(published.timed[0][0]["losses"], rel=1e-6)
         ] * 2

@@ -9,7 +9,7 @@ from typing import Optional
 
 import click
 
-from openpangu_sft.cli.options import option, show, stage, without_torch
+from openpangu_sft.cli.options import option, show, show_chosen, stage, without_torch
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.console import console, print_rows, print_table, stdout
 from openpangu_sft.util.errors import UserError, explain_os_error
@@ -32,6 +32,7 @@ def convert_command(recipe: Recipe, source: Optional[Path], iteration: Optional[
     """
     from openpangu_sft.checkpoint.convert import run_convert
 
+    show_chosen(recipe)
     show("mcore checkpoint", recipe.path("mcore"), run_convert(recipe, source, iteration, dtype))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Optional
 
-from openpangu_sft.cli.options import option, recipe_arguments, stage
+from openpangu_sft.cli.options import option, recipe_arguments, show_chosen, stage
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.run.launch import worker_rank
 from openpangu_sft.util.console import console, print_table, stdout
@@ -22,6 +22,8 @@ def sft_command(recipe: Recipe, dry_run: bool) -> None:
     from openpangu_sft.plan.estimate import memory_of
     from openpangu_sft.training.stage import run_sft
 
+    if not worker_rank():
+        show_chosen(recipe)
     if dry_run:
         from openpangu_sft.training.mindspeed.start import dry_run as command_of
 

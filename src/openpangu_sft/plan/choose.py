@@ -1,0 +1,133 @@
+"""What `auto` takes: of all splits of the model, the least work that fits a device.
+
+It depends on the recipe alone, so that convert, sft and plan choose alike on any machine: HCCL's buffers are counted at
+their default size, and a device has `train.device_memory`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import NamedTuple
+
+from openpangu_sft.checkpoint.sharding import layout_of
+from openpangu_sft.model.flops import flops_per_token, idle, micro_batches, recomputed_layers
+from openpangu_sft.plan.memory import GIB, Memory
+from openpangu_sft.plan.mindspeed_memory import HCCL_MIB, layer_input, mindspeed_memory, shape_of
+from openpangu_sft.plan.transformers_memory import transformers_memory
+from openpangu_sft.recipe.auto import valid_splits, with_auto_split
+from openpangu_sft.recipe.schema import ChosenRecipe, Recipe
+from openpangu_sft.util.errors import SizesUnknown
+
+
+class Choice(NamedTuple):
+    """A recipe with all numbers, and what decides between it and others."""
+
+    recipe: Recipe
+    memory: Memory
+    work: float  # FLOPs per token, and the waiting of a pipeline's stages
+    sent: int  # bytes, see `bytes_sent`
+
+    def __str__(self) -> str:
+        return f"{split_of(self.recipe)}, recompute {recomputed(self.recipe)}"
+
+    def fits(self, gib: float) -> bool:
+        """Whether a device of so many GiB holds it, with the spare share; memory of a CPU is not limited by it."""
+        train = self.recipe.train
+        on_cpu = train.engine == "transformers" and train.device == "cpu"
+        return on_cpu or self.memory.verdict(gib) == "yes"
+
+    def worse_by(self, other: Choice) -> str:
+        """What `other` is taken for."""
+        if self.work > other.work:
+            return f"{self.work / other.work - 1:.1%} more work"
+        if self.sent > other.sent:
+            return f"{(self.sent - other.sent) / 1e9:,.0f} GB more to send per iteration"
+        return f"{(self.memory.needed - other.memory.needed) / GIB:.1f} GiB more"
+
+
+def split_of(recipe: Recipe) -> str:
+    """Parallel sizes in short."""
+    parallel = recipe.parallel
+    return f"DP {parallel.data}, CP {parallel.context}, TP {parallel.tensor}, PP {parallel.pipeline}"
+
+
+def recomputed(recipe: Recipe) -> int:
+    """Recomputed layers, of each pipeline stage at most."""
+    recompute = recipe.train.recompute
+    return recompute.num_layers if recompute.granularity == "full" else 0
+
+
+def choose(recipes: Sequence[Recipe], recompute: bool) -> Recipe:
+    """The best of the recipes; unchanged while sizes of the model are unknown, as then no stage can use them.
+
+    Args:
+        recompute: whether to choose recomputation, too.
+    """
+    with suppress(SizesUnknown):
+        gib = recipes[0].train.device_memory
+        best, *others = ranking(recipes, recompute, gib)
+        what = f"auto, for devices of {gib:g} GiB: {best}: {best.memory.needed / GIB:.1f} GiB"
+        if not best.fits(gib):
+            what += "; nothing fits, this takes the least memory"
+        elif others and others[0].fits(gib):
+            what += f"; next {others[0]}: {others[0].worse_by(best)}"
+        return ChosenRecipe.model_construct(**dict(best.recipe), chosen=what)
+    return recipes[0]
+
+
+def ranking(recipes: Sequence[Recipe], recompute: bool, gib: float) -> list[Choice]:
+    """Each split with the least recomputation that fits a device, best first; those that do not fit come last.
+
+    Less work is better, then fewer bytes to send, then less memory.
+    """
+    choices = [_least(recipe, recompute, gib) for recipe in recipes]
+
+    def order(one: Choice) -> tuple[float, ...]:
+        return (0, one.work, one.sent, one.memory.needed) if one.fits(gib) else (1, one.memory.needed)
+
+    return sorted(choices, key=order)
+
+
+def all_splits(recipe: Recipe) -> list[Recipe]:
+    """Those that `parallel: auto` would choose from; without recomputation."""
+    content = recipe.model_dump()
+    parallel = with_auto_split(content["parallel"])
+    return valid_splits({**content, "parallel": parallel, "train": {**content["train"], "recompute": {}}})
+
+
+def bytes_sent(recipe: Recipe) -> int:
+    """Bytes that a device sends for tensor and context parallel layers in an iteration.
+
+    Ulysses exchanges queries, keys and values, repeated for every head, and attention's result; sequence parallelism
+    gathers the input of attention and MLP and scatters their results, and gathers both inputs again in the backward
+    pass. Gradients and weights are not counted: they are exchanged while layers are computed (--overlap-grad-reduce,
+    --overlap-param-gather). A recomputed layer repeats its forward pass.
+    """
+    model, parallel, shape = recipe.model, recipe.parallel, shape_of(recipe)
+    heads = shape.tokens * model.num_attention_heads * model.kv_channels * shape.element // parallel.tensor
+    exchanged = 4 * heads * (parallel.context - 1) // parallel.context
+    gathered = layer_input(recipe) * (parallel.tensor - 1)
+    layers = layout_of(model, parallel).stages[0]
+    forward, backward = exchanged + 4 * gathered, exchanged + 6 * gathered
+    return ((layers + recomputed_layers(recipe, layers)) * forward + layers * backward) * micro_batches(recipe)
+
+
+def choice_of(recipe: Recipe) -> Choice:
+    """The figures of a recipe as it is."""
+    mindspeed = recipe.train.engine == "mindspeed"
+    memory = mindspeed_memory(recipe, HCCL_MIB) if mindspeed else transformers_memory(recipe)
+    return Choice(recipe, memory, flops_per_token(recipe) * idle(recipe), bytes_sent(recipe))
+
+
+def _least(recipe: Recipe, recompute: bool, gib: float) -> Choice:
+    """A split with the fewest recomputed layers with which it fits, or with all."""
+    choice = choice_of(recipe)
+    most = max(layout_of(recipe.model, recipe.parallel).stages) if recompute else 0
+    for layers in range(1, most + 1):
+        if choice.fits(gib):
+            break
+        update = recipe.train.recompute.model_copy(update={"granularity": "full", "num_layers": layers})
+        train = recipe.train.model_copy(update={"recompute": update})
+        choice = choice_of(recipe.model_copy(update={"train": train}))
+    return choice
