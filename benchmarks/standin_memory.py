@@ -92,7 +92,7 @@ class MemoryRecord(profile):
             if (name := event.name()) == INSIDE:
                 spans.append((event.start_us(), event.start_us() + event.duration_us()))
             elif name == "[memory]":
-                changes.append((event.start_us(), event.nbytes()))
+                changes.append((event.start_us(), event.nbytes()))  # type: ignore[attr-defined]
         spans.sort()
         begins = [begin for begin, _ in spans]
         alive = most = 0
