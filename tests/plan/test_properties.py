@@ -149,8 +149,7 @@ def test_what_auto_takes_is_the_least_work_that_fits(recipe: Recipe, gib: float)
     best = ranking(splits, True, gib)[0]
     every = [choice_of(recomputing(split, layers)) for split in splits for layers in range(split.model.num_layers + 1)]
     fitting = [choice for choice in every if choice.fits(gib)]
-    assert best.fits(gib) == bool(fitting)
-    if fitting:
-        assert (best.work, best.sent) == min((choice.work, choice.sent) for choice in fitting)
-    else:
-        assert best.memory.needed == min(choice.memory.needed for choice in every)
+    assert best.fits(gib) or not fitting
+    assert all(best.work <= choice.work for choice in fitting)
+    if not best.fits(gib):
+        assert best.memory.needed <= min(choice.memory.needed for choice in every)

@@ -11,7 +11,7 @@ from typing import Optional
 from openpangu_sft.cli.options import option, recipe_arguments, show_chosen, stage
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.run.launch import worker_rank
-from openpangu_sft.util.console import console, print_table, stdout
+from openpangu_sft.util.console import print_table, say, stdout
 from openpangu_sft.util.errors import UserError, printable
 
 
@@ -73,7 +73,7 @@ def chat_command(
         note = ", the base model: paths.export and paths.run hold no checkpoint"
     print(printable(f"model: {checkpoint}{note}"), file=sys.stderr, flush=True)
     if prompt is None and sys.stdin.isatty():
-        console.print("Empty line: new conversation. Ctrl-D: quit.")
+        say("Empty line: new conversation. Ctrl-D: quit.")
     stdout()  # a model may write what the locale does not have
     printer = AnswerPrinter()
     lines = iter([prompt]) if prompt is not None else _typed_lines()
@@ -83,7 +83,7 @@ def chat_command(
         elif prompt is not None:
             raise answer
         else:
-            console.print(str(answer), markup=False, soft_wrap=True)
+            say(str(answer))
 
 
 @stage("demo", "--set paths.cache=/tmp/demo", default_recipe="recipes/demo.yaml")

@@ -17,7 +17,12 @@ from openpangu_sft.plan.mindspeed_memory import HCCL_MIB, layer_input, mindspeed
 from openpangu_sft.plan.transformers_memory import transformers_memory
 from openpangu_sft.recipe.auto import valid_splits, with_auto_split
 from openpangu_sft.recipe.schema import ChosenRecipe, Recipe
+from openpangu_sft.recipe.sections import Recompute
+from openpangu_sft.training.mindspeed.flags import repeats_kv_heads
 from openpangu_sft.util.errors import SizesUnknown
+
+FLOPS_PER_BYTE = 5600
+"""What an NPU could compute while it sends a byte to another one of its server: 313 TFLOP/s by 56 GB/s, both peaks."""
 
 
 class Choice(NamedTuple):
@@ -25,8 +30,9 @@ class Choice(NamedTuple):
 
     recipe: Recipe
     memory: Memory
-    work: float  # FLOPs per token, and the waiting of a pipeline's stages
+    flops: float  # per token, and the waiting of a pipeline's stages
     sent: int  # bytes, see `bytes_sent`
+    work: float  # FLOPs per token, and those that could be computed while bytes are sent
 
     def __str__(self) -> str:
         return f"{split_of(self.recipe)}, recompute {recomputed(self.recipe)}"
@@ -41,8 +47,6 @@ class Choice(NamedTuple):
         """What `other` is taken for."""
         if self.work > other.work:
             return f"{self.work / other.work - 1:.1%} more work"
-        if self.sent > other.sent:
-            return f"{(self.sent - other.sent) / 1e9:,.0f} GB more to send per iteration"
         return f"{(self.memory.needed - other.memory.needed) / GIB:.1f} GiB more"
 
 
@@ -52,10 +56,11 @@ def split_of(recipe: Recipe) -> str:
     return f"DP {parallel.data}, CP {parallel.context}, TP {parallel.tensor}, PP {parallel.pipeline}"
 
 
-def recomputed(recipe: Recipe) -> int:
-    """Recomputed layers, of each pipeline stage at most."""
+def recomputed(recipe: Recipe) -> str:
+    """Recomputed layers, of each pipeline stage at most, and whether the others recompute activation functions."""
     recompute = recipe.train.recompute
-    return recompute.num_layers if recompute.granularity == "full" else 0
+    layers = recompute.num_layers if recompute.granularity == "full" else 0
+    return f"{layers} + act." if recompute.activation else str(layers)
 
 
 def choose(recipes: Sequence[Recipe], recompute: bool) -> Recipe:
@@ -79,12 +84,12 @@ def choose(recipes: Sequence[Recipe], recompute: bool) -> Recipe:
 def ranking(recipes: Sequence[Recipe], recompute: bool, gib: float) -> list[Choice]:
     """Each split with the least recomputation that fits a device, best first; those that do not fit come last.
 
-    Less work is better, then fewer bytes to send, then less memory.
+    Less work is better, then less memory.
     """
     choices = [_least(recipe, recompute, gib) for recipe in recipes]
 
     def order(one: Choice) -> tuple[float, ...]:
-        return (0, one.work, one.sent, one.memory.needed) if one.fits(gib) else (1, one.memory.needed)
+        return (0, one.work, one.memory.needed) if one.fits(gib) else (1, one.memory.needed)
 
     return sorted(choices, key=order)
 
@@ -96,38 +101,48 @@ def all_splits(recipe: Recipe) -> list[Recipe]:
     return valid_splits({**content, "parallel": parallel, "train": {**content["train"], "recompute": {}}})
 
 
-def bytes_sent(recipe: Recipe) -> int:
-    """Bytes that a device sends for tensor and context parallel layers in an iteration.
+def bytes_sent(recipe: Recipe, published: bool = False) -> tuple[int, int]:
+    """Bytes of an iteration that a device sends for tensor and context parallel layers: in all, and to each peer.
 
-    Ulysses exchanges queries, keys and values, repeated for every head, and attention's result; sequence parallelism
-    gathers the input of attention and MLP and scatters their results, and gathers both inputs again in the backward
-    pass. Gradients and weights are not counted: they are exchanged while layers are computed (--overlap-grad-reduce,
-    --overlap-param-gather). A recomputed layer repeats its forward pass.
+    Ulysses exchanges queries, keys, values and attention's result; sequence parallelism gathers the input of attention
+    and MLP and scatters their results, and gathers both inputs again in the backward pass. Gradients and weights are
+    not counted: they are exchanged while layers are computed (--overlap-grad-reduce, --overlap-param-gather). A
+    recomputed layer repeats its forward pass.
+
+    Args:
+        published: with keys and values repeated for every head, as in the published step.
     """
     model, parallel, shape = recipe.model, recipe.parallel, shape_of(recipe)
-    heads = shape.tokens * model.num_attention_heads * model.kv_channels * shape.element // parallel.tensor
-    exchanged = 4 * heads * (parallel.context - 1) // parallel.context
-    gathered = layer_input(recipe) * (parallel.tensor - 1)
+    repeated = published or repeats_kv_heads(recipe)
+    heads = 2 * (model.num_attention_heads + (model.num_attention_heads if repeated else model.num_query_groups))
+    exchanged = heads * model.kv_channels * shape.tokens * shape.element // (parallel.tensor * parallel.context)
     layers = layout_of(model, parallel).stages[0]
-    forward, backward = exchanged + 4 * gathered, exchanged + 6 * gathered
-    return ((layers + recomputed_layers(recipe, layers)) * forward + layers * backward) * micro_batches(recipe)
+    forward = (layers + recomputed_layers(recipe, layers)) * micro_batches(recipe)
+    backward = layers * micro_batches(recipe)
+    context = exchanged * (forward + backward)
+    tensor = layer_input(recipe) * (4 * forward + 6 * backward)
+    peers = parallel.context - 1, parallel.tensor - 1
+    return context * peers[0] + tensor * peers[1], context * bool(peers[0]) + tensor * bool(peers[1])
 
 
 def choice_of(recipe: Recipe) -> Choice:
     """The figures of a recipe as it is."""
     mindspeed = recipe.train.engine == "mindspeed"
     memory = mindspeed_memory(recipe, HCCL_MIB) if mindspeed else transformers_memory(recipe)
-    return Choice(recipe, memory, flops_per_token(recipe) * idle(recipe), bytes_sent(recipe))
+    flops, (sent, to_each) = flops_per_token(recipe) * idle(recipe), bytes_sent(recipe)
+    tokens = recipe.train.global_batch_size * recipe.data.seq_length / recipe.parallel.world
+    return Choice(recipe, memory, flops, sent, flops + to_each * FLOPS_PER_BYTE / tokens)
 
 
 def _least(recipe: Recipe, recompute: bool, gib: float) -> Choice:
-    """A split with the fewest recomputed layers with which it fits, or with all."""
+    """A split with the least recomputation with which it fits, or with all: of activation functions first."""
     choice = choice_of(recipe)
-    most = max(layout_of(recipe.model, recipe.parallel).stages) if recompute else 0
-    for layers in range(1, most + 1):
+    most = max(layout_of(recipe.model, recipe.parallel).stages) if recompute else -1
+    activation = recipe.train.engine == "mindspeed"
+    for layers in range(0 if activation else 1, most + 1):
         if choice.fits(gib):
             break
-        update = recipe.train.recompute.model_copy(update={"granularity": "full", "num_layers": layers})
+        update = Recompute(granularity="full" if layers else "none", num_layers=layers, activation=activation)
         train = recipe.train.model_copy(update={"recompute": update})
         choice = choice_of(recipe.model_copy(update={"train": train}))
     return choice

@@ -18,10 +18,8 @@ SPLIT = ("tensor", "pipeline", "context")
 
 def with_auto_split(parallel: Any) -> dict[str, Any]:
     """The section for `parallel: auto`: sizes are chosen; devices stay as given, by default one server with 8."""
-    kept = (
-        {key: value for key, value in parallel.items() if key != "num_layer_list"} if isinstance(parallel, dict) else {}
-    )
-    return {"devices_per_node": 8, **kept, **dict.fromkeys(SPLIT, AUTO)}
+    kept = parallel if isinstance(parallel, dict) else {}
+    return {"devices_per_node": 8, **kept, **dict.fromkeys(SPLIT, AUTO), "num_layer_list": None}
 
 
 def recompute_is_auto(content: Mapping[str, Any]) -> bool:

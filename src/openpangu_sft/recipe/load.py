@@ -159,8 +159,8 @@ def _first_complaint(error: ValidationError, text: str, given: Collection[str], 
         return _unknown_key(location[:-1], location[-1], where)
     if detail["type"] == "missing":
         return UserError(f"key {key} is missing", where=where, remedy="add it; see docs/recipe.md")
-    if detail["type"] == "value_error":
-        conflict: Conflict = detail["ctx"]["error"]
+    conflict = detail.get("ctx", {}).get("error")
+    if isinstance(conflict, Conflict):
         overridden = "".join(f" --set {name}" for name in conflict.keys if name in given)
         in_file = [name.split(".") for name in conflict.keys if name not in given]
         where = f"{path}{_line(text, in_file[0]) if in_file else ''}{overridden}"

@@ -8,7 +8,6 @@ would kill them after 30 seconds.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import math
 import os
 import queue
@@ -30,7 +29,7 @@ from openpangu_sft.training.run import memory, metrics
 from openpangu_sft.training.run.retention import prune
 from openpangu_sft.util.console import console, progress, say
 from openpangu_sft.util.errors import Interrupted, UserError
-from openpangu_sft.util.signals import on_signals
+from openpangu_sft.util.signals import end_with_parent, on_signals
 
 LOGS = "logs"
 STALLED_SECONDS = 300.0
@@ -75,9 +74,8 @@ class Training:
     def start(self, command: Command) -> None:
         """Runs the command to its end.
 
-        Raises:
-            Interrupted: a signal arrived, and training has saved and exited.
-            UserError: training failed; with the first error of its log and the exit code.
+        Raises `Interrupted` where a signal arrived and training has saved and exited, `UserError` with the first error
+        of its log and the exit code where it failed.
         """
         (self.run / LOGS).mkdir(exist_ok=True)
         command.folder.mkdir(exist_ok=True)
@@ -102,7 +100,7 @@ class Training:
                 encoding="utf-8",
                 errors="replace",
                 start_new_session=True,
-                preexec_fn=_end_with_parent,
+                preexec_fn=end_with_parent,  # it must not continue alone and occupy the NPUs
             )
             try:
                 with on_signals(lambda number: self._forward(number, process)):
@@ -193,12 +191,6 @@ def _read(stream: IO[str], lines: queue.Queue[Optional[str]]) -> None:
     for line in stream:
         lines.put(line)
     lines.put(None)
-
-
-def _end_with_parent() -> None:
-    """Runs in the new process: if its parent is killed, training must not continue alone and occupy the NPUs."""
-    pr_set_pdeathsig = 1  # prctl(2)
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 def _signal_workers(process: subprocess.Popen[str], number: int) -> None:
