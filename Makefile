@@ -70,7 +70,7 @@ PYPI_INDEX ?= https://pypi.org/simple
 ##= TORCH, TORCH_INDEX, PYTHON_URL, PYTHON_SHA256, CA, IMAGE_FLAGS, TAG
 ##=   for image, image-diff: mirrors, certificates and more options for docker build: docs/image.md
 ##= MEGATRON_LM_URL, MINDSPEED_URL, MINDSPEED_LLM_URL
-##=   for sources, image, image-diff, test-upstream: other repositories or folders to fetch from (patches/upstream.toml)
+##=   for sources, image, image-diff, test-upstream, bench-step: other repositories or folders to fetch from (patches/upstream.toml)
 ##= PANGU_URL  for test-upstream: another copy of openPangu's repository
 ##= SIZE  for bench-data: MB of samples to preprocess (200)
 SIZE ?= 200
@@ -177,6 +177,9 @@ bench-data: env ## preprocessing against its limit and the published recipe
 bench-convert: env ## conversions of a full-size checkpoint against copying it
 	@$(bin)python -m benchmarks.convert
 
+bench-step: sources ## the patched training step against the published one, on the stand-in
+	@$(bin)python -m benchmarks.step
+
 ##@+ Development
 test: lint ## lint, then all tests
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(bin)pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
@@ -236,4 +239,4 @@ env:
 	@scripts/setup.sh
 
 .PHONY: $(commands) help help-all setup sources test-upstream shell image image-diff save load push lock-base \
-    bench-data bench-convert test test-random test-image lint fmt lock clean env
+    bench-data bench-convert bench-step test test-random test-image lint fmt lock clean env

@@ -1,9 +1,5 @@
 """Runs MindSpeed-LLM's posttrain_gpt.py in one process of a run, and measures the memory it holds.
 
-The stand-in's operators are composed of torch's and save other tensors for backward than the NPU's. Here they get a
-backward pass that saves exactly what op-plugin's derivatives.yaml lists; gradients are still correct, as each calls the
-stand-in's operator again.
-
 Run as: measure_upstream.py FOLDER posttrain_gpt.py ARGUMENTS, under torchrun; writes FOLDER/<rank>.json.
 """
 
@@ -13,15 +9,16 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import torch
 import torch_npu
-from torch.profiler import ProfilerActivity, profile
 
 FOLDER = Path(sys.argv[1])
 sys.argv = sys.argv[2:]
-sys.path.insert(0, str(Path(sys.argv[0]).parent))
+sys.path[:0] = [str(Path(sys.argv[0]).parent), str(Path(__file__).parents[1])]
+
+from benchmarks.standin_memory import MemoryRecord, npu_operators  # noqa: E402
 
 noted: dict[str, Any] = {"layer": 0, "loss": [0, 0], "groups": []}
 
@@ -53,47 +50,10 @@ class Kept:
         return tensor
 
 
-def keeping(operator: Callable[..., Any], tensors: int, results: int) -> Callable[..., Any]:
-    """An operator that saves its first arguments, and results, those after the first one first.
-
-    Args:
-        operator: of the stand-in.
-        tensors: arguments that are kept.
-        results: results that are kept.
-    """
-
-    class Keeping(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, options: dict[str, Any], others: tuple[Any, ...], *given: torch.Tensor) -> Any:
-            found = operator(*given, *others, **options)
-            all_of_it = found if isinstance(found, tuple) else (found,)
-            ctx.options, ctx.others, ctx.given = options, others, len(given)
-            mask = [value for value in options.values() if isinstance(value, torch.Tensor)]
-            kept = [*all_of_it[1:], all_of_it[0]][:results]
-            ctx.save_for_backward(*given, *kept, *mask)
-            return found
-
-        @staticmethod
-        def backward(ctx: Any, *gradients: Any) -> Any:
-            given = [tensor.detach().requires_grad_() for tensor in ctx.saved_tensors[: ctx.given]]
-            with torch.enable_grad():
-                found = operator(*given, *ctx.others, **ctx.options)
-            first = found[0] if isinstance(found, tuple) else found
-            return None, None, *torch.autograd.grad(first, given, gradients[0], allow_unused=True)
-
-    def call(*arguments: Any, **options: Any) -> Any:
-        return Keeping.apply(options, arguments[tensors:], *arguments[:tensors])
-
-    return call
-
-
 def main() -> None:
     from mindspeed_llm import megatron_adaptor  # noqa: F401  (puts MindSpeed's functions in place)
 
-    torch_npu.npu_rms_norm = keeping(torch_npu.npu_rms_norm, 2, 1)
-    torch_npu.npu_rotary_mul = keeping(torch_npu.npu_rotary_mul, 3, 0)
-    torch_npu.npu_swiglu = keeping(torch_npu.npu_swiglu, 1, 0)
-    torch_npu.npu_fusion_attention = keeping(attention(torch_npu.npu_fusion_attention), 3, 3)
+    vars(torch_npu).update(npu_operators())
 
     from megatron.core.distributed import distributed_data_parallel
     from megatron.core.optimizer import distrib_optimizer
@@ -116,11 +76,6 @@ def main() -> None:
     noted["optimizer"] = sum(map(state_bytes, optimizers))
     noted["groups"] = len(set(noted["groups"]))
     (FOLDER / f"{os.environ['RANK']}.json").write_text(json.dumps(noted))
-
-
-def attention(operator: Callable[..., Any]) -> Callable[..., Any]:
-    """npu_fusion_attention with its first three results alone, which are the tensors."""
-    return lambda *arguments, **options: operator(*arguments, **options)[:3]
 
 
 def remember(kind: Any, made: list[Any]) -> None:
@@ -154,9 +109,9 @@ def note_loss(module: Any) -> None:
     before = module.output_loss
 
     def loss(hidden: torch.Tensor, weight: Any, labels: torch.Tensor, positions: torch.Tensor, layer: Any) -> Any:
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        with MemoryRecord() as record:
             result = before(hidden, weight, labels, positions, layer)
-        noted["loss"] = max(noted["loss"], [len(positions), peak_of(record)])
+        noted["loss"] = max(noted["loss"], [len(positions), record.peak()])
         return result
 
     module.output_loss = loss
@@ -188,16 +143,6 @@ def state_bytes(optimizer: Any) -> int:
     copies = [tensor for group in optimizer.shard_fp32_from_float16_groups for tensor in group]
     moments = [value for state in optimizer.optimizer.state.values() for value in state.values()]
     return sum(tensor.nbytes for tensor in [*copies, *moments] if isinstance(tensor, torch.Tensor))
-
-
-def peak_of(record: Any) -> int:
-    """Most bytes that torch has allocated at once since the record began."""
-    events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
-    alive = most = 0
-    for event in sorted(events, key=lambda event: event.start_us()):
-        alive += event.nbytes()
-        most = max(most, alive)
-    return most
 
 
 if __name__ == "__main__":

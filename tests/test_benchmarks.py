@@ -19,11 +19,15 @@ from benchmarks.measure import Measured, run_measured
 from benchmarks.packing import best_fit_packs
 from benchmarks.random_model import write_random_model
 from benchmarks.raw import deal
+from benchmarks.step import FULL_SIZE_ONLY, WAYS, Bench, report, report_full_size
+from benchmarks.step_formula import all_to_all_bytes, flops_per_token
 from conftest import ROOT, SHARED, TINY, MakeRecipe, write_packs
 from openpangu_sft.checkpoint.files.arrays import BF16
 from openpangu_sft.checkpoint.hf import open_hf, require_model
 from openpangu_sft.checkpoint.sharding import hf_shapes, parameter_count, whole
 from openpangu_sft.conversations.conversation import parse_sample
+from openpangu_sft.training.mindspeed.sources import find_sources, require_ready
+from upstream import require_compiler
 
 DATA = SHARED / "data"
 
@@ -187,3 +191,32 @@ def test_memory_is_counted_with_and_without_mapped_files(tmp_path: Path) -> None
     measured = run_measured(["-c", program, str(file)], tmp_path / "log")
     assert 32 << 20 < measured.peak_without_files < 64 << 20
     assert measured.peak > 96 << 20
+
+
+SMALL_STEP = ["model.num_layers=2", "train.recompute.num_layers=2", "model.vocab_size=1600", "data.seq_length=256"]
+
+
+def test_the_step_benchmark_counts_what_the_formulas_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    require_compiler()
+    if not find_sources():
+        pytest.skip("the upstream sources are not at hand: no make sources here")
+    bench = Bench(tmp_path, require_ready(), SMALL_STEP, timed=1)
+    bench.count()
+    bench.turn()
+    assert [one.way for one in bench.found.values()] == [*WAYS]
+    packs, (published, equal, *_) = bench.packs, bench.found.values()
+    for one in bench.found.values():
+        recipe, share = bench.recipe(one.way, "bf16", 2), packs.trained / packs.tokens
+        logits = 1 if one.way.published else share
+        assert one.flops == packs.tokens * flops_per_token(recipe, packs.squares / packs.tokens, logits)
+        assert one.sent("all-to-all") == all_to_all_bytes(recipe, one.way.published)
+        assert [rank["losses"] for run in one.timed for rank in run] == [
+            pytest.approx(published.timed[0][0]["losses"], rel=1e-6)
+        ] * 2
+    assert equal.peak < published.peak
+    report([*bench.found.values()], packs)
+    report_full_size(packs)
+    shown = [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    titles = [way.title for way in WAYS]
+    full_size = [way.title.replace("DP 2", "DP 8") for way in (*WAYS, *FULL_SIZE_ONLY)]
+    assert [name for name in shown if name.strip("-:")] == ["counted", *titles, "by formula, 1B", *full_size]

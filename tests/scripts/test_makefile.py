@@ -23,6 +23,7 @@ TARGETS += [
     "lock-base",
     "bench-data",
     "bench-convert",
+    "bench-step",
     "test",
     "test-random",
     "test-image",
