@@ -1,0 +1,107 @@
+"""`make bench-train`: the transformers engine against TRL's SFTTrainer and the plain Hugging Face Trainer.
+
+The demo's packs train a small and a mid-sized model of openPangu's architecture, in a process of its own each time, the
+engines in turn. docs/benchmarks.md describes what exactly is measured.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from importlib.metadata import distributions
+from pathlib import Path
+from statistics import median
+from typing import Optional
+
+import click
+from pydantic import TypeAdapter
+
+from benchmarks.measure import machine, print_table, run_measured
+from benchmarks.train_once import ENGINES, PROFILED, TRL, WARM_UP, Steps, demo_recipe, packs
+from openpangu_sft.checkpoint.convert import run_convert
+from openpangu_sft.checkpoint.sharding import parameter_count
+from openpangu_sft.conversations.format import run_format
+from openpangu_sft.dataset.merge import run_merge
+from openpangu_sft.dataset.preprocess import run_preprocess
+from openpangu_sft.demo.run import prepare
+from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.tokenizer.tokenizer import IGNORED
+from openpangu_sft.util.errors import UserError
+
+MODELS = {
+    "the demo's model": ["train.iterations=34"],
+    "a mid-sized model": [
+        "model.num_layers=6",
+        "model.hidden_size=512",
+        "model.ffn_hidden_size=2048",
+        "model.num_attention_heads=8",
+        "model.num_query_groups=4",
+        "model.kv_channels=64",
+        "train.iterations=8",
+        "train.lr_warmup_iterations=2",
+    ],
+}
+NEWEST_TRL = "0.20.0"
+"""The newest that accepts transformers 4.53.2."""
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 110})
+@click.option("--trl", type=Path, help="directory into which pip has installed TRL: docs/benchmarks.md")
+@click.option("--repeat", default=3, type=click.IntRange(1), help="number of measurements")
+@click.option("--threads", default=len(os.sched_getaffinity(0)), type=click.IntRange(1), help="of torch")
+@click.option("-s", "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="for every model")
+def main(trl: Optional[Path], repeat: int, threads: int, overrides: tuple[str, ...]) -> None:
+    """Measures trained tokens per second, and prints a Markdown table for each model."""
+    trl_version = next((found.version for found in distributions(name="trl", path=[str(trl)])), None)
+    if trl is None or trl_version is None:
+        remedy = f"pip install --no-deps --target DIRECTORY trl=={NEWEST_TRL}, then TRL=DIRECTORY"
+        raise UserError("TRL is not installed here", where=trl, remedy=remedy)
+    software = f"{machine('torch', 'transformers', 'accelerate')}, trl {trl_version}; {threads} threads"
+    print(f"{software}; load before: {os.getloadavg()[0]:.1f}", flush=True)
+    environment = {"PYTHONPATH": str(trl.absolute()), "OMP_NUM_THREADS": str(threads)}
+    with tempfile.TemporaryDirectory(prefix="bench-train-") as made:
+        for title, settings in MODELS.items():
+            cache = Path(made, title.replace(" ", "-"))
+            _compare(title, [*settings, *overrides, f"paths.cache={cache}", "train.device=cpu"], repeat, environment)
+
+
+def _compare(title: str, settings: list[str], repeat: int, environment: dict[str, str]) -> None:
+    recipe = demo_recipe(settings)
+    for stage in (prepare, run_format, run_preprocess, run_merge, run_convert):
+        stage(recipe)
+    trained = _timed_targets(recipe)
+    print(f"\n{title}: {parameter_count(recipe.model):,} parameters; {trained:,} trained tokens\n", flush=True)
+    runs: dict[str, list[Steps]] = {engine: [] for engine in ENGINES}
+    for turn in range(repeat):
+        for engine in ENGINES:
+            run = recipe.path("run").with_name(f"{engine}-{turn}")
+            command = ["-m", "benchmarks.train_once", engine, *settings, f"paths.run={run}"]
+            output = run_measured(command, run.with_suffix(".log"), **environment).output
+            runs[engine].append(TypeAdapter(Steps).validate_json(output.splitlines()[-1]))
+    head = ["engine", "tokens/s", "x TRL", "of medians", "in matrix products", "mean loss", "all runs, tokens/s"]
+    print_table([head, *(_cells(engine, runs, trained) for engine in ENGINES)])
+
+
+def _timed_targets(recipe: Recipe) -> int:
+    """Trained tokens of the timed iterations."""
+    batch, rows = recipe.train.global_batch_size, packs(recipe)
+    timed = rows[batch * WARM_UP : batch * (recipe.train.iterations - PROFILED)]
+    return sum(label != IGNORED for row in timed for label in row["labels"][1:])
+
+
+def _cells(engine: str, runs: dict[str, list[Steps]], trained: int) -> list[str]:
+    """Its row; rates are those of whole runs, the share compares the mean of their iterations."""
+    mine, its = ([sum(run.seconds) for run in runs[name]] for name in (engine, TRL))
+    best = min(runs[engine], key=lambda run: sum(run.seconds))
+    ratios = [f"{min(its) / min(mine):.2f}", f"{median(its) / median(mine):.2f}"]
+    share = f"{best.matrices * len(best.seconds) / sum(best.seconds):.0%}"
+    every = ", ".join(f"{trained / seconds:,.0f}" for seconds in mine)
+    return [engine, f"{trained / min(mine):,.0f}", *ratios, share, f"{best.loss:.4f}", every]
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"bench-train: {error}")
