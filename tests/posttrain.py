@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
 from openpangu_sft.recipe.schema import Recipe
 from upstream import require_compiler, run_upstream
 
@@ -47,7 +49,10 @@ def posttrain(upstream: Path, recipe: Recipe, data: Path, *flags: str, refused: 
         --no-load-optim --no-load-rng --no-save-optim --no-save-rng --split 100,0,0 --distributed-backend nccl
         --log-interval 1 --eval-interval 100 --eval-iters 0
     """.split()
+    if train.loss == "token":
+        command.append("--calculate-per-token-loss")
     places = {"tokenizer-name-or-path": recipe.path("hf"), "load": recipe.path("mcore"), "data-path": data}
+    places["tensorboard-dir"] = recipe.path("run") / "tensorboard"
     for flag, path in places.items():
         command += [f"--{flag}", str(path)]
     return run_upstream(upstream, *command, *layout_flags(recipe), *flags, refused=refused)
@@ -64,6 +69,7 @@ def losses(output: str) -> list[float]:
     return [float(loss) for loss in re.findall(r"lm loss: (\S+)", output)]
 
 
-def gradient_norms(output: str) -> list[float]:
-    """The norm of the gradient in each iteration, to three decimal places."""
-    return [float(norm) for norm in re.findall(r"grad norm: (\S+)", output)]
+def figures(recipe: Recipe, *names: str) -> list[list[float]]:
+    """What the run of `posttrain` wrote of each iteration, in fp32: "lm loss", "grad-norm"."""
+    events = EventAccumulator(str(recipe.path("run") / "tensorboard")).Reload()
+    return [[event.value for event in events.Scalars(name)] for name in names]

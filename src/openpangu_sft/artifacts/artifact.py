@@ -36,6 +36,7 @@ OLD_DEFAULTS = {
     "data.train_on": "all",
     "data.tool_prompt": None,
     "data.ignore_keys": [],
+    "train.loss": "micro_batch",
 }
 """Settings that manifests of earlier versions lack, with the values that these versions used."""
 

@@ -11,15 +11,13 @@ from openpangu_sft.model.device import inference_device
 from openpangu_sft.model.llama import SEGMENTS, PackLoss, build_model
 from openpangu_sft.model.tensors import Tensors
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.tokenizer.tokenizer import IGNORED
 from openpangu_sft.util.console import progress
 
 
 def validation_loss(recipe: Recipe, tensors: Tensors, title: str) -> float:
     """Mean cross-entropy over all trained tokens of the validation packs, in nats.
 
-    Every token counts the same, unlike in training, which averages micro batches: so the loss does not depend on how
-    samples fall into packs.
+    Every token counts the same, so the loss does not depend on how samples fall into packs.
 
     Args:
         tensors: the weights, by Hugging Face name.
@@ -33,8 +31,7 @@ def validation_loss(recipe: Recipe, tensors: Tensors, title: str) -> float:
         for pack in range(len(packs)):
             batch = packs.batch(np.array([pack]), device)
             with torch.autocast(device.type, torch.bfloat16, enabled=recipe.train.precision == "bf16"):
-                loss = pack_loss(batch).item()
-            count = int((batch.labels[:, 1:] != IGNORED).sum())
-            total, targets = total + loss * count, targets + count
+                total += pack_loss(batch).item()
+            targets += int(batch.trained.sum())
             advance(1, f"loss {total / targets:.4f}")
     return total / targets

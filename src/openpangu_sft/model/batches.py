@@ -11,6 +11,7 @@ import torch
 
 from openpangu_sft.dataset.index_file import PREFIX, read_rows
 from openpangu_sft.dataset.segments import positions_within, segment_bounds
+from openpangu_sft.tokenizer.tokenizer import IGNORED
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,16 @@ class Batch:
     segments: list[list[tuple[int, int]]]
 
     @property
+    def targets(self) -> torch.Tensor:
+        """What each position but the last predicts: int64 [packs, seq_length - 1]."""
+        return self.labels[:, 1:]
+
+    @property
+    def trained(self) -> torch.Tensor:
+        """Where there is a target: bool [packs, seq_length - 1]."""
+        return self.targets != IGNORED
+
+    @property
     def tokens(self) -> int:
         """Number of tokens, padding included."""
         return int(self.input_ids.numel())
@@ -44,6 +55,10 @@ class PackedDataset:
 
     def __len__(self) -> int:
         return len(self._input_ids)
+
+    def trained_tokens(self, packs: npt.NDArray[np.int64]) -> int:
+        """Number of targets in packs."""
+        return int((self._labels[packs, 1:] != IGNORED).sum())
 
     def batch(self, packs: npt.NDArray[np.int64], device: torch.device) -> Batch:
         """Collects packs into a micro batch on a device."""

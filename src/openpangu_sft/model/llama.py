@@ -5,18 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.modeling_utils import AttentionInterface, no_init_weights
 
 from openpangu_sft.model.batches import Batch
+from openpangu_sft.model.chunked_loss import loss_sum
 from openpangu_sft.model.layers import segment_attention, use_segments
 from openpangu_sft.model.tensors import Tensors
 from openpangu_sft.recipe.model_config import llama_config, read_config
-from openpangu_sft.tokenizer.tokenizer import IGNORED
 
 SEGMENTS = "segments"
-
 
 AttentionInterface.register(SEGMENTS, segment_attention)  # known to transformers, which makes no mask for it
 
@@ -51,21 +49,18 @@ def tensors_of_model(model: LlamaForCausalLM, dtype: torch.dtype) -> Tensors:
 
 
 class PackLoss(torch.nn.Module):
-    """Mean cross-entropy over the trained tokens of a micro batch, as MindSpeed-LLM's sft_trainer.py has it.
-
-    Logits are computed at trained positions only: over the whole pack they are vocab_size x seq_length in fp32.
-    """
+    """Sum of the cross-entropy over the trained tokens of a micro batch."""
 
     def __init__(self, model: LlamaForCausalLM) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """The loss, a scalar in fp32."""
+        """The sum, a scalar in fp32."""
         hidden = self.model.model(
             input_ids=batch.input_ids, position_ids=batch.position_ids, segments=batch.segments, use_cache=False
         ).last_hidden_state
-        targets = batch.labels[:, 1:]  # position t predicts token t + 1
-        trained = targets != IGNORED
-        logits = self.model.lm_head(hidden[:, :-1][trained])
-        return functional.cross_entropy(logits.float(), targets[trained])
+        rows = hidden[:, :-1][batch.trained]
+        if torch.is_autocast_enabled() or torch.is_autocast_cpu_enabled():
+            rows = rows.bfloat16()
+        return loss_sum(rows, self.model.lm_head.weight, batch.targets[batch.trained])

@@ -161,6 +161,8 @@ class Train(Section):
     """Training engine: mindspeed (MindSpeed-LLM on NPUs) or transformers (Hugging Face on CPU or CUDA)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: NPUs for mindspeed; CUDA, else CPU for transformers. mindspeed on cpu uses the NPU stand-in."""
+    loss: Literal["token", "micro_batch"] = "token"
+    """token: every trained token of a global batch counts the same. micro_batch: every micro-batch, as published."""
     precision: Literal["fp32", "bf16"]
     """Precision of forward and backward pass and of saved weights; optimizer states and master weights are fp32."""
     micro_batch_size: int = UpTo1000

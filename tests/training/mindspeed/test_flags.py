@@ -41,7 +41,11 @@ PUBLISHED = """
 
 LEFT_OUT = {"sequence-parallel", "reset-attention-mask", "eod-mask-loss"}
 ADDED = {"context-parallel-algo": "ulysses_cp_algo", "norm-epsilon": "1e-05", "adam-eps": "1e-08"}
-ADDED |= {"exit-signal-handler": "", "tensorboard-dir": "/cache/sft_outputs/tensorboard"}
+ADDED |= {
+    "exit-signal-handler": "",
+    "calculate-per-token-loss": "",
+    "tensorboard-dir": "/cache/sft_outputs/tensorboard",
+}
 OTHER_PLACES = {"tokenizer-name-or-path", "data-path", "load", "save"}
 
 

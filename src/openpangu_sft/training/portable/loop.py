@@ -121,18 +121,20 @@ class _Training:
         self.optimizer.zero_grad(set_to_none=True)
         sizes, replicas = (settings.global_batch_size, settings.micro_batch_size), self.recipe.parallel.data
         batches = micro_batches(self.order, self.iteration, *sizes, self.rank, replicas)
+        everything = self.order[(self.iteration - 1) * sizes[0] : self.iteration * sizes[0]]
+        trained = self.dataset.trained_tokens(everything) if settings.loss == "token" else 0
         total, tokens, bf16 = torch.zeros((), device=self.device), 0, settings.precision == "bf16"
         for number, packs in enumerate(batches, 1):
             batch = self.dataset.batch(packs, self.device)
             tokens += batch.tokens * replicas
+            divisor = trained or self.dataset.trained_tokens(packs) * len(batches) * replicas
             with self._synchronised(number == len(batches)):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-                    loss = self.pack_loss(batch)
-                (loss / len(batches)).backward()
-            total += loss.detach() / len(batches)
+                    loss = self.pack_loss(batch) / divisor
+                (loss * replicas).backward()  # DistributedDataParallel averages
+            total += loss.detach()
         if distributed.is_initialized():
             distributed.all_reduce(total)
-            total /= replicas
         self.loss = total.item()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_grad).item()
         if not math.isfinite(self.loss) or not math.isfinite(norm):

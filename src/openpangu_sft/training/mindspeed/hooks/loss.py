@@ -1,0 +1,120 @@
+"""The loss of fine-tuning in MindSpeed-LLM: at trained positions only, and weighted by tokens over the global batch.
+
+Upstream divides the loss of each micro batch by its own trained tokens. With `train.loss: token` the gradients of sums
+are accumulated, and divided by the trained tokens of the global batch once, after they have been reduced; as
+--calculate-per-token-loss does in later versions of Megatron-LM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Optional
+
+import torch
+from megatron.core import mpu, tensor_parallel
+from megatron.training import get_args, get_num_microbatches
+from torch import distributed
+from torch.nn import functional
+
+from openpangu_sft.model.chunked_loss import loss_sum
+from openpangu_sft.tokenizer.tokenizer import IGNORED
+
+Logged = tuple[torch.Tensor, dict[str, torch.Tensor]]
+
+_sums: list[torch.Tensor] = []
+"""Of each micro batch of this iteration, fp32 [2]: the sum of losses of this rank's slice, and its trained tokens."""
+_logged: list[torch.Tensor] = []
+"""What upstream averages over micro batches and logs; filled when the whole batch is known."""
+
+
+def trained_positions(labels: torch.Tensor) -> torch.Tensor:
+    """Where a slice has targets, in the order of the hidden states: int64 [positions].
+
+    Called before the layers: counting waits for the device, as upstream's get_batch does as well.
+
+    Args:
+        labels: int64 [micro_batch, slice]; -100 where there is no target.
+    """
+    return (labels.t().reshape(-1) != IGNORED).nonzero().squeeze(1)
+
+
+def output_loss(
+    hidden: torch.Tensor, weight: Optional[torch.Tensor], labels: torch.Tensor, positions: torch.Tensor, layer: Any
+) -> torch.Tensor:
+    """The sum of the losses of a slice, in the place of the output layer and its cross-entropy: a scalar in fp32.
+
+    Args:
+        hidden: [slice, micro_batch, hidden_size]; with sequence parallelism this rank's part of the slice.
+        weight: of the output layer, [rows of this rank, hidden_size]; None where the layer has its own.
+        labels: int64 [micro_batch, slice].
+        positions: from `trained_positions`.
+        layer: the output layer, a ColumnParallelLinear.
+    """
+    # Each rank has the gradient from its part of the vocabulary; the backward pass adds them up.
+    spread = tensor_parallel.copy_to_tensor_model_parallel_region
+    if layer.sequence_parallel:
+        spread = tensor_parallel.gather_from_sequence_parallel_region
+    # F.embedding takes rows: the gradient of index_select, index_copy_ of op-plugin 6.0.rc3, waits for every index.
+    rows = functional.embedding(positions, spread(hidden).flatten(0, 1))
+    targets = labels.t().reshape(-1)[positions]
+    columns = layer.weight if weight is None else weight
+    return loss_sum(rows, columns, targets, tensor_parallel.vocab_parallel_cross_entropy)
+
+
+def micro_batch_loss(loss: torch.Tensor, mask: torch.Tensor) -> Logged:
+    """What the schedule takes the gradient of, and what it logs.
+
+    Args:
+        loss: the sum of the losses of this rank's slice, from `output_loss`.
+        mask: int64 [micro_batch, slice]; 1 where there is a target.
+    """
+    sums = torch.stack([loss.detach(), mask.sum().float()])
+    if get_args().calculate_per_token_loss and torch.is_grad_enabled():
+        logged = torch.zeros_like(sums[0])
+        _sums.append(sums)
+        _logged.append(logged)
+        return loss * get_num_microbatches(), {"lm loss": logged}  # the schedule divides by that number
+    context = mpu.get_context_parallel_world_size()
+    if context > 1:
+        distributed.all_reduce(sums, group=mpu.get_context_parallel_group())
+    mean = sums[0] / sums[1]
+    _require_number(mean)
+    distributed.all_reduce(mean, group=mpu.get_data_parallel_group())
+    return loss * context / sums[1], {"lm loss": mean / mpu.get_data_parallel_world_size()}
+
+
+def weighing_tokens(finalize: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Megatron's finalize_model_grads, followed by the division by the trained tokens of the global batch."""
+
+    def finalize_and_divide(model: Sequence[Any]) -> None:
+        finalize(model)
+        if get_args().calculate_per_token_loss:
+            _divide(model)
+
+    return finalize_and_divide
+
+
+def _divide(model: Sequence[Any]) -> None:
+    """Divides the reduced gradients, and fills what is logged."""
+    replicas = mpu.get_data_parallel_group(with_context_parallel=True)
+    sums = torch.stack(_sums).sum(0) if _sums else torch.zeros(2, device="cuda")
+    distributed.all_reduce(sums, group=replicas)
+    if mpu.get_pipeline_model_parallel_world_size() > 1:  # only the last stage has losses
+        last, group = mpu.get_pipeline_model_parallel_last_rank(), mpu.get_pipeline_model_parallel_group()
+        distributed.broadcast(sums, last, group=group)
+    mean = sums[0] / sums[1]
+    _require_number(mean)
+    for logged in _logged:
+        logged.copy_(mean)
+    _sums.clear()
+    _logged.clear()
+    scale = distributed.get_world_size(replicas) / sums[1]  # the reduction has divided by their number
+    for chunk in model:
+        for buffer in chunk.buffers:
+            buffer.grad_data.mul_(scale)
+
+
+def _require_number(loss: torch.Tensor) -> None:
+    """Raises ValueError for a loss that is not a number; upstream's check, which waits for the device."""
+    if get_args().check_for_nan_in_loss_and_grad and loss.isnan():
+        raise ValueError(f"rank {distributed.get_rank()}: found NaN in the loss")
