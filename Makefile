@@ -76,6 +76,8 @@ PYPI_INDEX ?= https://pypi.org/simple
 SIZE ?= 200
 ##= DATA_DIR  for bench-data: directory of the real conversations to sample from: docs/benchmarks.md
 DATA_DIR ?=
+##= TRL  for bench-train: directory into which pip has installed TRL: docs/benchmarks.md
+TRL ?=
 ##= PYTEST_ADDOPTS  for test, test-random, test-image, test-upstream: options of pytest (-x)
 ##= LOCKFLAGS  for lock: --upgrade takes the newest version of everything
 
@@ -177,6 +179,9 @@ bench-data: env ## preprocessing against its limit and the published recipe
 bench-convert: env ## conversions of a full-size checkpoint against copying it
 	@$(bin)python -m benchmarks.convert
 
+bench-train: env ## the transformers engine against TRL and the Hugging Face Trainer
+	@$(bin)python -m benchmarks.train $(if $(TRL),--trl $(call quote,$(TRL)))
+
 ##@+ Development
 test: lint ## lint, then all tests
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(bin)pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
@@ -236,4 +241,4 @@ env:
 	@scripts/setup.sh
 
 .PHONY: $(commands) help help-all setup sources test-upstream shell image image-diff save load push lock-base \
-    bench-data bench-convert test test-random test-image lint fmt lock clean env
+    bench-data bench-convert bench-train test test-random test-image lint fmt lock clean env

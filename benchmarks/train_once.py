@@ -1,6 +1,7 @@
 """One training run of the training benchmark: `python -m benchmarks.train_once ENGINE KEY=VALUE…`; prints JSON.
 
-TRL and the Trainer are given the engine's own packs, in its order: each row without its padding, and labels.
+TRL and the Trainer are given the engine's own packs, in its order: each row without its padding, and labels. With one
+thread processor seconds are counted, on which other programs have little influence, else those of the clock.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ from openpangu_sft.training.stage import run_sft
 OURS, TRL, TRAINER = ENGINES = "this engine", "TRL", "Trainer"
 WARM_UP, PROFILED = 2, 2
 """The first iterations, not counted; the last ones, profiled instead of timed."""
-MATRICES = tuple(f"aten::{name}" for name in ("mm", "addmm", "bmm", "baddbmm", "_scaled_dot_product", "_flash_attention"))
+MATRICES = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_scaled_dot_product_flash_attention")
 """Operators that multiply matrices, by the beginning of their names."""
 
 
 class Steps(NamedTuple):
-    """Seconds of each timed iteration, seconds in matrix products of a profiled one, and mean loss of all."""
+    """Seconds of each timed iteration, the share of matrix products in the profiled ones, and the mean loss of all."""
 
     seconds: list[float]
     matrices: float
@@ -49,11 +50,12 @@ class Clock:
     """Notes the end of each iteration; profiles the last ones."""
 
     def __init__(self, iterations: int) -> None:
-        self.timed, self.ends = iterations - PROFILED, [time.perf_counter()]
+        self.now = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+        self.timed, self.ends = iterations - PROFILED, [self.now()]
         self.profiler = profile(activities=[ProfilerActivity.CPU])
 
     def tick(self) -> None:
-        self.ends.append(time.perf_counter())
+        self.ends.append(self.now())
         if len(self.ends) == self.timed + 1:
             self.profiler.start()
         elif len(self.ends) == self.timed + PROFILED + 1:
@@ -62,8 +64,9 @@ class Clock:
     def steps(self, loss: float) -> Steps:
         ends = self.ends[WARM_UP : self.timed + 1]
         rows = self.profiler.key_averages()
-        matrices = sum(row.self_cpu_time_total for row in rows if row.key.startswith(MATRICES)) / 1e6
-        return Steps([end - begin for begin, end in zip(ends, ends[1:])], matrices / PROFILED, loss)
+        matrices = sum(row.self_cpu_time_total for row in rows if row.key.startswith(MATRICES))
+        share = matrices / sum(row.self_cpu_time_total for row in rows)
+        return Steps([end - begin for begin, end in zip(ends, ends[1:])], share, loss)
 
 
 def train_here(recipe: Recipe) -> Steps:

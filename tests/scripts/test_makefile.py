@@ -23,6 +23,7 @@ TARGETS += [
     "lock-base",
     "bench-data",
     "bench-convert",
+    "bench-train",
     "test",
     "test-random",
     "test-image",
