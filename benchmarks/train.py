@@ -79,8 +79,20 @@ def _compare(title: str, settings: list[str], repeat: int, environment: dict[str
             command = ["-m", "benchmarks.train_once", engine, *settings, f"paths.run={run}"]
             output = run_measured(command, run.with_suffix(".log"), **environment).output
             runs[engine].append(TypeAdapter(Steps).validate_json(output.splitlines()[-1]))
-    head = ["engine", "tokens/s", "x TRL", "of medians", "in matrix products", "mean loss", "all runs, tokens/s"]
-    print_table([head, *(_cells(engine, runs, trained) for engine in ENGINES)])
+    print_table(table(runs, trained))
+
+
+def table(runs: dict[str, list[Steps]], trained: int) -> list[list[str]]:
+    """Header and rows: each engine's run of least seconds, and ratios to TRL's. `trained`: timed targets of a run."""
+    rows = [["engine", "tokens/s", "x TRL", "of medians", "in matrix products", "mean loss", "all runs, tokens/s"]]
+    its = [sum(run.seconds) for run in runs[TRL]]
+    for engine, its_runs in runs.items():
+        mine, best = [sum(run.seconds) for run in its_runs], min(its_runs, key=lambda run: sum(run.seconds))
+        ratios = [f"{min(its) / min(mine):.2f}", f"{median(its) / median(mine):.2f}"]
+        every = ", ".join(f"{trained / seconds:,.0f}" for seconds in mine)
+        share = f"{best.matrices:.0%}"
+        rows.append([engine, f"{trained / min(mine):,.0f}", *ratios, share, f"{best.loss:.4f}", every])
+    return rows
 
 
 def _timed_targets(recipe: Recipe) -> int:
@@ -88,15 +100,6 @@ def _timed_targets(recipe: Recipe) -> int:
     batch, rows = recipe.train.global_batch_size, packs(recipe)
     timed = rows[batch * WARM_UP : batch * (recipe.train.iterations - PROFILED)]
     return sum(label != IGNORED for row in timed for label in row["labels"][1:])
-
-
-def _cells(engine: str, runs: dict[str, list[Steps]], trained: int) -> list[str]:
-    """Its row: the run of least seconds, and ratios to TRL's."""
-    mine, its = ([sum(run.seconds) for run in runs[name]] for name in (engine, TRL))
-    best = min(runs[engine], key=lambda run: sum(run.seconds))
-    ratios = [f"{min(its) / min(mine):.2f}", f"{median(its) / median(mine):.2f}"]
-    every = ", ".join(f"{trained / seconds:,.0f}" for seconds in mine)
-    return [engine, f"{trained / min(mine):,.0f}", *ratios, f"{best.matrices:.0%}", f"{best.loss:.4f}", every]
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.agreement import read_segments
 from benchmarks.convert import Row
@@ -19,6 +20,8 @@ from benchmarks.measure import Measured, run_measured
 from benchmarks.packing import best_fit_packs
 from benchmarks.random_model import write_random_model
 from benchmarks.raw import deal
+from benchmarks.train import table
+from benchmarks.train_once import ENGINES, Clock, Steps
 from conftest import ROOT, SHARED, TINY, MakeRecipe, write_packs
 from openpangu_sft.checkpoint.files.arrays import BF16
 from openpangu_sft.checkpoint.hf import open_hf, require_model
@@ -187,3 +190,31 @@ def test_memory_is_counted_with_and_without_mapped_files(tmp_path: Path) -> None
     measured = run_measured(["-c", program, str(file)], tmp_path / "log")
     assert 32 << 20 < measured.peak_without_files < 64 << 20
     assert measured.peak > 96 << 20
+
+
+def test_the_training_benchmark_without_trl(tmp_path: Path) -> None:
+    done = bench(f"--trl={tmp_path}", name="train")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"bench-train: {tmp_path}: TRL is not installed here -> pip install --no-deps ")
+
+
+def test_rows_of_the_training_benchmark() -> None:
+    seconds = {"this engine": ([1.0, 1.0], [3.0, 1.0]), "TRL": ([3.0], [4.0]), "Trainer": ([6.0], [8.0])}
+    runs = {engine: [Steps(run, 0.875, 2.5) for run in seconds[engine]] for engine in ENGINES}
+    assert table(runs, 600)[1:] == [
+        ["this engine", "300", "1.50", "1.17", "88%", "2.5000", "300, 150"],
+        ["TRL", "200", "1.00", "1.00", "88%", "2.5000", "200, 150"],
+        ["Trainer", "100", "0.50", "0.50", "88%", "2.5000", "100, 75"],
+    ]
+
+
+def test_what_a_training_run_times_and_profiles() -> None:
+    clock = Clock(iterations=6)
+    left, right = torch.randn(300, 300), torch.randn(300, 300)
+    for _ in range(6):
+        left @ right
+        clock.tick()
+    steps = clock.steps(1.5)
+    assert len(steps.seconds) == 2  # of six: two to warm up, two profiled
+    assert 0 < steps.matrices <= 1
+    assert steps.loss == 1.5
