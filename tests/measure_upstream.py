@@ -23,15 +23,20 @@ FOLDER = Path(sys.argv[1])
 sys.argv = sys.argv[2:]
 sys.path.insert(0, str(Path(sys.argv[0]).parent))
 
-noted: dict[str, Any] = {"layer": 0, "logits": 0, "groups": []}
+noted: dict[str, Any] = {"layer": 0, "loss": [0, 0], "groups": []}
 
 
 class Kept:
-    """Bytes of the storages saved for a backward pass, each counted once, without weights."""
+    """Storages saved for a backward pass, each once, without weights; some are freed again, to be recomputed."""
 
     def __init__(self, module: torch.nn.Module) -> None:
         self.weights = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
-        self.sizes: dict[int, int] = {}
+        self.storages: dict[int, torch.UntypedStorage] = {}
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return sum(storage.nbytes() for storage in self.storages.values())
 
     def __enter__(self) -> Kept:
         self.hooks = torch.autograd.graph.saved_tensors_hooks(self._note, lambda tensor: tensor)
@@ -44,7 +49,7 @@ class Kept:
     def _note(self, tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self.weights and tensor.dtype != torch.bool:  # the mask is counted separately
-            self.sizes[storage.data_ptr()] = storage.nbytes()
+            self.storages[storage.data_ptr()] = storage
         return tensor
 
 
@@ -91,16 +96,16 @@ def main() -> None:
     torch_npu.npu_fusion_attention = keeping(attention(torch_npu.npu_fusion_attention), 3, 3)
 
     from megatron.core.distributed import distributed_data_parallel
-    from megatron.core.models.common.language_module import language_module
     from megatron.core.optimizer import distrib_optimizer
     from megatron.core.transformer import transformer_layer
+    from mindspeed_llm.core.models.gpt import gpt_model
 
     replicas, optimizers = [], []
     remember(distributed_data_parallel.DistributedDataParallel, replicas)
     remember(distrib_optimizer.DistributedOptimizer, optimizers)
     note_layers(transformer_layer.TransformerLayer)
     note_groups()
-    note_loss(language_module.LanguageModule)
+    note_loss(gpt_model)
     from mindspeed_llm.tasks.post_train.launcher import AutoTrainer
 
     AutoTrainer().train()
@@ -138,23 +143,23 @@ def note_layers(kind: Any) -> None:
             return before(self, *arguments, **options)
         with Kept(self) as kept:
             result = before(self, *arguments, **options)
-        noted["layer"] = max(noted["layer"], sum(kept.sizes.values()))
+        noted["layer"] = max(noted["layer"], kept.size)
         return result
 
     kind.forward = forward
 
 
-def note_loss(kind: Any) -> None:
-    """The logits as the model gives them, and the most that the cross-entropy allocates beside them."""
-    before = kind.compute_language_model_loss
+def note_loss(module: Any) -> None:
+    """Trained positions of a slice, and the most that output layer and loss allocate for them; of the largest one."""
+    before = module.output_loss
 
-    def loss(self: Any, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    def loss(hidden: torch.Tensor, weight: Any, labels: torch.Tensor, positions: torch.Tensor, layer: Any) -> Any:
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-            result: torch.Tensor = before(self, labels, logits)
-        noted["logits"] = max(noted["logits"], logits.nbytes + peak_of(record))
+            result = before(hidden, weight, labels, positions, layer)
+        noted["loss"] = max(noted["loss"], [len(positions), peak_of(record)])
         return result
 
-    kind.compute_language_model_loss = loss
+    module.output_loss = loss
 
 
 def note_groups() -> None:

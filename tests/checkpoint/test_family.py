@@ -6,6 +6,7 @@ import json
 import pickle
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from openpangu_sft.cli.main import app
 from openpangu_sft.doctor.checks import CHECKS
 from openpangu_sft.doctor.finding import State, guarded
 from openpangu_sft.doctor.machine import Context, Machine
+from openpangu_sft.plan.choose import choose
 from openpangu_sft.plan.estimate import memory_of
 from openpangu_sft.plan.memory import GIB
 from openpangu_sft.plan.report import as_json, make_report
@@ -35,12 +37,18 @@ from refusals import refusal_of
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 SEVEN = ROOT / "recipes/openpangu-7b.yaml"
 PARAMETERS = {"demo": 1_612_800, "openpangu-1b": 1_155_912_192, "openpangu-7b": 8_030_887_936}
+PARAMETERS["openpangu-1b-fast"] = PARAMETERS["openpangu-1b"]
 UNKNOWN = "the recipe leaves out sizes of the model, and there is no config.json -> put the checkpoint there"
+
+
+def seven(overrides: Sequence[str] = ()) -> Recipe:
+    """The 7B's recipe, whose split and recomputation are auto."""
+    return load_recipe(SEVEN, overrides, choose)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_is_planned_without_a_checkpoint(path: Path, tmp_path: Path) -> None:
-    report = make_report(load_recipe(path, [f"paths.cache={tmp_path}"]), [64.0])
+    report = make_report(load_recipe(path, [f"paths.cache={tmp_path}"], choose), [64.0])
     assert report.parameters == PARAMETERS[path.stem]
     assert report.memory.verdict(64) == "yes"
     assert json.dumps(as_json(report))
@@ -50,7 +58,7 @@ def test_the_7b_recipe_has_the_sizes_of_the_published_config() -> None:
     published = SHARED / "data/openpangu_7b/config.json"
     if not published.is_file():
         pytest.skip("the 7B's config.json is not beside the repository (shared/data)")
-    assert model_of(json.loads(published.read_text("utf-8")), published) == load_recipe(SEVEN).model
+    assert model_of(json.loads(published.read_text("utf-8")), published) == seven().model
 
 
 def test_parameters_of_the_7b() -> None:
@@ -64,7 +72,7 @@ def test_parameters_of_the_7b() -> None:
 @pytest.mark.parametrize("tensor", [1, 2, 4, 8])
 def test_the_7b_is_cut_without_padding(tensor: int) -> None:
     split = [f"parallel.tensor={tensor}", "parallel.context=1"]
-    recipe = load_recipe(SEVEN, [*split, *(["parallel.pipeline=2"] if tensor < 8 else []), *NO_RECOMPUTE])
+    recipe = seven([*split, *(["parallel.pipeline=2"] if tensor < 8 else []), *NO_RECOMPUTE])
     layout = layout_of(recipe.model, recipe.parallel)
     assert layout.padded_vocab_size == 153376
     stages = [
@@ -83,26 +91,28 @@ NO_RECOMPUTE = ["train.recompute.granularity=none"]
 
 def test_34_layers_over_four_stages_need_a_list() -> None:
     split = ["parallel.tensor=1", "parallel.context=2", "parallel.pipeline=4", *NO_RECOMPUTE]
-    assert "model.num_layers 34 is not a multiple of parallel.pipeline 4" in refusal_of(load_recipe, SEVEN, split)
-    recipe = load_recipe(SEVEN, [*split, "parallel.num_layer_list=[9,9,8,8]"])
+    assert "model.num_layers 34 is not a multiple of parallel.pipeline 4" in refusal_of(seven, split)
+    recipe = seven([*split, "parallel.num_layer_list=[9,9,8,8]"])
     assert layout_of(recipe.model, recipe.parallel).stages == (9, 9, 8, 8)
-    message = refusal_of(load_recipe, SEVEN, ["parallel.tensor=16", "parallel.nodes=4"])
+    message = refusal_of(seven, ["parallel.tensor=16", "parallel.nodes=4"])
     assert "model.num_query_groups 8 is not a multiple of parallel.tensor 16" in message
+
+
+FULL_RECOMPUTE = ["train.recompute.granularity=full", "train.recompute.num_layers=34"]
 
 
 @pytest.mark.parametrize(
     ("settings", "fits"),
     [
-        (["parallel.tensor=1"], "no"),
-        (["parallel.tensor=2"], "yes"),
+        (["parallel.tensor=1", "parallel.pipeline=1", *FULL_RECOMPUTE], "no"),
+        (["parallel.tensor=2", "parallel.pipeline=1", *FULL_RECOMPUTE], "yes"),
         ([], "yes"),
-        (["parallel.tensor=8", "parallel.context=1"], "yes"),
-        (NO_RECOMPUTE, "yes"),
-        (["parallel.tensor=2", *NO_RECOMPUTE], "no"),
+        (["parallel.tensor=8", *FULL_RECOMPUTE], "yes"),
+        (["parallel.tensor=2", "parallel.pipeline=1", *NO_RECOMPUTE], "no"),
     ],
 )
 def test_what_fits_64_gib(settings: list[str], fits: str) -> None:
-    assert memory_of(load_recipe(SEVEN, settings)).verdict(64) == fits
+    assert memory_of(seven(settings)).verdict(64) == fits
 
 
 def test_the_layouts_of_the_7b_in_the_docs() -> None:
@@ -111,8 +121,8 @@ def test_the_layouts_of_the_7b_in_the_docs() -> None:
     assert len(rows) == 8
     for tensor, pipeline, context, data, *said in rows:
         split = [f"parallel.tensor={tensor}", f"parallel.pipeline={pipeline}", f"parallel.context={context}"]
-        again = [*split, f"train.recompute.num_layers={34 // int(pipeline)}"]
-        found = [load_recipe(SEVEN, settings) for settings in (again, [*split, *NO_RECOMPUTE])]
+        again = [*split, "train.recompute.granularity=full", f"train.recompute.num_layers={34 // int(pipeline)}"]
+        found = [seven(settings) for settings in (again, [*split, *NO_RECOMPUTE])]
         assert [f"{memory_of(recipe).needed / GIB:.1f}" for recipe in found] == said
         assert found[0].parallel.data == int(data)
 

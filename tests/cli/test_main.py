@@ -241,6 +241,15 @@ def test_ctrl_c_in_a_stage_is_one_line_and_leaves_nothing(tmp_path: Path, tiny_h
     assert [path.name for path in shards.iterdir()] == [".many.lock"]
 
 
+def test_a_mistake_in_the_tool_prompt_is_found_before_the_conversion(tmp_path: Path) -> None:
+    (tmp_path / "raw.jsonl").write_text('{"prompt": "q", "response": "a"}', "utf-8")
+    arguments = ["format", "--recipe", str(ROOT / "recipes/demo.yaml")]
+    arguments += sets(*TINY, f"paths.cache={tmp_path}", "paths.raw=raw.jsonl", "data.tool_prompt='{{ tool }}'")
+    done = CliRunner().invoke(app, arguments)
+    assert str(done.exception).startswith("data.tool_prompt: names tool, and a template is given only tools -> ")
+    assert not (tmp_path / "dataset").exists()
+
+
 def test_a_table_rounds_what_a_stage_has_measured() -> None:
     assert readable({"loss": 0.006728517822921276, "iteration": 1200}) == "loss: 0.0067, iteration: 1,200"
 

@@ -9,7 +9,7 @@ import pytest
 
 from converting import answer, chat, convert, converter, refused, says, tool, user
 from openpangu_sft.conversations.chat import ROLE_OF
-from openpangu_sft.conversations.conversation import Message
+from openpangu_sft.conversations.conversation import Message, Sample
 from parameter_ids import named_by
 
 A = says("assistant", "a")
@@ -71,8 +71,8 @@ def test_names_of_tools(speaker: str) -> None:
             "message 2 has no content: keys found are role, said; name its key in data.colu",
         ),
         ({"role": "gpt", "content": "a", "speaker": "b"}, "unknown key speaker of message 2"),
-        ({"role": None, "content": "a"}, "message 2 has no text in role: null"),
-        ({"role": 3, "content": "a"}, "message 2 has no text in role: a number"),
+        ({"role": None, "content": "a"}, "role of message 2 is null, not a text"),
+        ({"role": 3, "content": "a"}, "role of message 2 is a number, not a text"),
         (says("narrator", "a"), "message 2 has an unknown role: 'narrator', known: system, "),
         (says("", "a"), "message 2 has an unknown role: ''"),
         ({"role": "user", "from": "gpt", "content": "a"}, "message 2 has role and from, which differ"),
@@ -185,9 +185,9 @@ def test_text_parts(content: list[Any]) -> None:
     named_by(
         1,
         (1, "a part of message 2 is a number, not an object"),
-        ({}, "a part of message 2 has no text in text: null"),
-        ({"type": "text"}, "a part of message 2 has no text in text: null"),
-        ({"type": "text", "text": ["a"]}, "a part of message 2 has no text in text: a list"),
+        ({}, "text of a part of message 2 is null"),
+        ({"type": "text"}, "text of a part of message 2 is null"),
+        ({"type": "text", "text": ["a"]}, "text of a part of message 2 is a list"),
         ({"type": "text", "text": "a", "value": "b"}, "has text and value: keep one of them"),
         ({"type": "text", "text": "a", "thinking": "t"}, "unknown key thinking of a part of message 2"),
         ({"type": "image_url", "image_url": {"url": "x"}}, "message 2 has content other than text: 'image_url'"),
@@ -203,6 +203,14 @@ def test_text_parts(content: list[Any]) -> None:
 )
 def test_parts_that_are_refused(part: object, reason: str) -> None:
     assert reason in refused(chat(says("assistant", [part])))
+
+
+def test_texts_of_parts_are_joined_by_newlines_except_in_an_answer() -> None:
+    parts = [{"type": "text", "text": text} for text in ("a", "", "b")]
+    record = {"system": parts, "messages": [says("user", parts), says("assistant", parts)]}
+    assert convert(record) == Sample(("a\nb",), (user("a\nb"), answer("ab")))
+    record["messages"][:0] = [says("system", parts)]
+    assert convert(record).meta_prompt == ("a\nb",)
 
 
 RESULTS: list[Any] = [

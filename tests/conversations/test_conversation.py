@@ -10,7 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from any_sample import JSON, TEXT, samples
-from openpangu_sft.conversations.conversation import Message, Rules, Sample, parse_sample
+from converting import converter
+from openpangu_sft.conversations.conversation import Message, Sample, parse_sample
 from openpangu_sft.conversations.keys import BadSample
 from parameter_ids import named_by
 
@@ -176,7 +177,7 @@ def test_the_models_own_tokens_become_structure_unless_there_is_some() -> None:
 
 
 def test_rules_are_shared() -> None:
-    rules = Rules(["mood"], lenient=True)
+    rules = converter("ignore_keys=[mood]", "turns=lenient").rules
     for _ in range(2):
         parse_sample({**record(user(), user(), {**assistant(), "mood": 1}), "id": 7}, rules)
     assert rules.keys.counts == {"mood": 2, "id": 2}

@@ -108,7 +108,22 @@ def test_bad_examples_are_left_out_even_where_bad_records_are_refused(tmp_path: 
     assert "a.jsonl:1: holds preference data (KTO: label)" in refusal_of(run_format, recipe(tmp_path))
     manifest = run_format(recipe(tmp_path, "data.preference=chosen"))
     assert (manifest.counts["written"], manifest.counts["rejected"]) == (1, 1)
-    assert manifest.counts["reasons"] == {"label is false": 1}
+    assert manifest.counts["reasons"] == {"a bad example, left out by data.preference=chosen": 1}
+
+
+def test_only_bad_examples(tmp_path: Path) -> None:
+    put(tmp_path, "a.jsonl", {**GOOD, "label": False})
+    for policy in ("refuse", "skip"):
+        found = recipe(tmp_path, "data.preference=chosen", f"data.on_bad_sample={policy}")
+        assert refusal_of(run_format, found).endswith("left out by data.preference=chosen -> add good examples")
+
+
+def test_keys_and_changes_of_rejected_records_are_not_counted(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "q"}, {"role": "user", "content": "r"}, {"role": "assistant", "content": ""}]
+    put(tmp_path, "a.jsonl", {"messages": turns, "id": 7}, {**GOOD, "source": "x"})
+    manifest = run_format(recipe(tmp_path, "data.turns=lenient", "data.on_bad_sample=skip"))
+    assert manifest.counts["rejected"] == 1
+    assert (manifest.counts["ignored_keys"], manifest.counts["changes"]) == ({"source": 1}, {})
 
 
 def test_columns_are_named(tmp_path: Path) -> None:

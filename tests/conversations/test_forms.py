@@ -130,7 +130,7 @@ FORMS = {
 def comparable(sample: Sample) -> tuple[object, ...]:
     """The sample without what a form cannot keep: the wrapping of tools, and how system prompts are divided."""
     tools = [tool.get("function", tool) for tool in json.loads(sample.tools or "[]")]
-    return "".join(sample.meta_prompt), sample.data, tools
+    return "\n".join(sample.meta_prompt), sample.data, tools
 
 
 @pytest.mark.parametrize("name", FORMS)

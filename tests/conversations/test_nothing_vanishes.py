@@ -44,6 +44,24 @@ def test_siblings_of_a_response_are_refused() -> None:
     assert "unknown key extra of a functionResponse of message 3" in refused(record)
 
 
+def test_a_response_that_is_no_thought() -> None:
+    result, answer = {"functionResponse": {"name": "f", "response": {"x": 1}}, "thought": False}, {"text": "a"}
+    turns = [
+        ("user", {"text": "q"}),
+        ("model", {"functionCall": {"name": "f"}}),
+        ("user", result),
+        ("model", answer),
+    ]
+    record = {"contents": [{"role": role, "parts": [one]} for role, one in turns]}
+    assert convert(record).data[2] == Message("tool", '{"x":1}')
+
+
+def test_the_role_of_a_system_instruction_is_counted() -> None:
+    one = converter()
+    one(chat(A, systemInstruction={"role": "system", "parts": [{"text": "s"}]}))
+    assert one.rules.keys.counts == {"role": 1}
+
+
 @pytest.mark.parametrize("first", [{"type": "text", "text": "a"}, {"type": "tool_use", "name": "f", "input": {}}])
 def test_thinking_comes_first(first: dict[str, Any]) -> None:
     content = [first, {"type": "thinking", "thinking": "t"}]
@@ -54,7 +72,7 @@ def test_a_recipient_is_no_harmless_key() -> None:
     assert "unknown key recipient of message 2" in refused(chat({**A, "recipient": "functions.f"}))
 
 
-@pytest.mark.parametrize("key", ["loss_mask", "trainable", "masked"])
+@pytest.mark.parametrize("key", ["loss_mask", "trainable", "masked", "train_detail", "loss_scale"])
 def test_other_names_of_weights_are_not_to_be_ignored(key: str) -> None:
     reason = refused(chat({**A, key: 0}))
     assert "write weight, 0 or 1" in reason

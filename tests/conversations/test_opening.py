@@ -165,6 +165,7 @@ LONG = "".join(json.dumps({**TALK, "n": number}, ensure_ascii=False) + "\n" for 
         ("gb18030", "gb18030"),
         ("gbk", "gb18030"),
         ("utf-16", "utf-16"),
+        ("utf-32", "utf-32"),
     ],
 )
 def test_another_encoding_is_named_and_then_read(tmp_path: Path, name: str, encoding: str, found: str) -> None:

@@ -59,7 +59,9 @@ def test_labels(key: str) -> None:
     assert convert(chat(A, **{key: True}), CHOSEN).data == (user(), answer())
     with pytest.raises(LeftOut, match=f"{key} is false"):
         convert(chat(A, **{key: False}), CHOSEN)
-    assert convert(chat(A, **{key: None})).data == (user(), answer())
+    unlabelled = converter()
+    assert unlabelled(chat(A, **{key: None})).data == (user(), answer())
+    assert unlabelled.rules.changes == {"empty labels taken for none": 1}
 
 
 def test_numbers_are_labels_too() -> None:

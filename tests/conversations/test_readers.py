@@ -62,6 +62,7 @@ def test_line_separators_inside_texts_are_no_ends_of_lines(tmp_path: Path) -> No
         (b"[" * 100_000 + b"\n", r"^nested too deeply$"),
         (b"\xef\xbb\xbf{}\n", r"^not valid JSON"),
         (b"[\n", r"name it \.json$"),
+        (b'{"a": 1}\r{"a": 2}\r', r"^its lines end with CR alone: write LF, e\.g\. tr "),
     ),
 )
 def test_a_bad_line_is_named_and_the_next_one_is_read(tmp_path: Path, line: bytes, reason: str) -> None:

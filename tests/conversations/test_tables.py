@@ -129,6 +129,22 @@ def test_damaged_arrow_is_refused(tmp_path: Path) -> None:
             assert "not readable as Arrow" in refusal(tmp_path / name)
 
 
+def test_an_arrow_stream_cut_between_batches_is_refused(tmp_path: Path) -> None:
+    batch = pyarrow.record_batch({"n": [1, 2]})
+    sizes, path = list[int](), tmp_path / "a.arrow"
+    with path.open("wb") as sink, ipc.new_stream(sink, batch.schema) as stream:
+        for _ in range(3):
+            stream.write_batch(batch)
+            sizes.append(sink.tell())
+    whole = path.read_bytes()
+    assert len(contents(path)) == 6
+    for size in sizes:
+        path.write_bytes(whole[:size])
+        assert "not readable as Arrow: the stream ends without its end mark: it may be cut off" in refusal(path)
+    path.write_bytes(whole + b"\0" * 8)
+    assert len(contents(path)) == 6
+
+
 def test_offsets_beyond_the_data_spoil_only_their_row(tmp_path: Path) -> None:
     offsets = pyarrow.array([0, 1, 2_000_000_000, 2], pyarrow.int32()).buffers()[1]
     texts = pyarrow.StringArray.from_buffers(3, offsets, pyarrow.py_buffer(b"ab"))

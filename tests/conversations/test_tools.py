@@ -69,5 +69,5 @@ def test_numbers_in_tools_stay_as_they_are() -> None:
 
 def test_two_lists_of_tools_are_refused() -> None:
     record = chat(says("assistant", "a"), tools=[TOOL], functions=[FLAT])
-    assert "has both tools and functions" in refused(record)
+    assert "has tools and functions: keep one of them" in refused(record)
     assert convert({**record, "functions": []}).tools == TOOL_TEXT

@@ -195,4 +195,4 @@ def test_reasons_are_grouped_without_what_differs() -> None:
     assert group({"a": 1}, {"b": 2}, {}) == {"unknown format"}
     assert group(chat({**A, "mood": 1}), {"messages": [Q, A, Q, {**A, "mood": 2}]}) == {"unknown key mood of message N"}
     calls = [says("assistant", None, tool_calls=[{"name": name, "arguments": "{"}]) for name in ("f", "g")]
-    assert group(*map(chat, calls)) == {"arguments of the call of … cannot be read"}
+    assert group(*map(chat, calls)) == {"arguments of the call of … is a text that cannot be read"}

@@ -100,55 +100,60 @@ def patch(offset: int, value: bytes) -> Callable[[bytes], bytes]:
     return lambda content: content[:offset] + value + content[offset + len(value) :]
 
 
-DAMAGED_INDEX: list[tuple[Callable[[bytes], bytes], str]] = [
-    (lambda content: b"", "is cut short: 0 bytes"),
-    (lambda content: content[:33], "is cut short: 33 bytes"),
-    (lambda content: content[:34], "is cut short: 34 bytes, expected 102 for 3 rows"),
-    (lambda content: content[:-1], "is cut short: 101 bytes, expected 102"),
-    (lambda content: content + b"\0", "is longer than its header says"),
-    (patch(0, b"N"), "is not an index of Megatron's"),
-    (patch(9, b"\2"), "has version 2, expected 1"),
-    (patch(17, b"\5"), "has values of type int64, expected int32"),
-    (patch(17, b"\10"), "has values of type uint16"),  # what Megatron takes for small vocabularies
-    (patch(17, b"\6"), "has type code 6"),  # float64
-    (patch(18, struct.pack("<Q", 2)), "is longer than its header says"),
-    (patch(18, struct.pack("<Q", 0)), "is longer than its header says"),
-    (patch(18, struct.pack("<Q", 2**63)), "is cut short"),
-    (patch(26, struct.pack("<Q", 3)), "is longer than its header says"),
-    (patch(34 + 4, struct.pack("<i", 9)), "has a row of 9 tokens, expected 8"),
-    (patch(34 + 12 + 8, struct.pack("<q", 0)), "is damaged"),  # the second row would be the first
-    (patch(34 + 36 + 8, struct.pack("<q", 2)), "is damaged"),
+DAMAGED_INDEX: list[Callable[[bytes], bytes]] = [
+    lambda content: b"",
+    lambda content: content[:33],
+    lambda content: content[:34],
+    lambda content: content[:-1],
+    lambda content: content + b"\0",
+    patch(0, b"N"),
+    patch(9, b"\2"),
+    patch(17, b"\5"),
+    patch(17, b"\10"),  # uint16, which Megatron takes for small vocabularies
+    patch(18, struct.pack("<Q", 2)),
+    patch(18, struct.pack("<Q", 2**63)),
+    patch(26, struct.pack("<Q", 3)),
+    patch(34 + 4, struct.pack("<i", 9)),
+    patch(34 + 12 + 8, struct.pack("<q", 0)),  # the second row would be the first
+    patch(34 + 36 + 8, struct.pack("<q", 2)),
 ]
 
 
 @pytest.mark.parametrize("number", range(len(DAMAGED_INDEX)))
 def test_a_damaged_index(tmp_path: Path, number: int) -> None:
-    damage, said = DAMAGED_INDEX[number]
     write(tmp_path, PACKS)
     path = tmp_path / "data_packed_labels_document.idx"
-    path.write_bytes(damage(path.read_bytes()))
-    refusal = refusal_of(read_rows, tmp_path, "data", "labels", 8)
-    assert refusal.startswith(f"{path}: {said}")
-    assert refusal.endswith(" -> run make preprocess and make merge again")
+    path.write_bytes(DAMAGED_INDEX[number](path.read_bytes()))
+    what = "is not the index of 3 rows of 8 tokens, which data_packed_labels_document.bin holds"
+    remedy = "run make preprocess and make merge again"
+    assert refusal_of(read_rows, tmp_path, "data", "labels", 8) == f"{path}: {what} -> {remedy}"
     assert len(read_rows(tmp_path, "data", "input_ids", 8)) == 3
 
 
-@pytest.mark.parametrize("damage", [lambda content: content[:-4], lambda content: content + b"\0" * 32, lambda _: b""])
-def test_damaged_data(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda content: content[:-4], ".bin: does not hold rows of 8 tokens"),
+        (lambda content: content + b"\0" * 32, ".idx: is not the index of 4 rows of 8 tokens"),
+        (lambda _: b"", ".bin: does not hold rows of 8 tokens"),
+    ],
+    ids=["cut short", "a row too many", "empty"],
+)
+def test_damaged_data(tmp_path: Path, damage: Callable[[bytes], bytes], said: str) -> None:
     write(tmp_path, PACKS)
     path = tmp_path / "data_packed_labels_document.bin"
     path.write_bytes(damage(path.read_bytes()))
-    assert "does not hold 3 rows of 8 tokens" in refusal_of(read_rows, tmp_path, "data", "labels", 8)
+    assert said in refusal_of(read_rows, tmp_path, "data", "labels", 8)
 
 
 def test_rows_of_another_length(tmp_path: Path) -> None:
     write(tmp_path, PACKS)
-    assert "has a row of 8 tokens, expected 16" in refusal_of(read_rows, tmp_path, "data", "labels", 16)
+    assert "is not the index of 6 rows of 4 tokens" in refusal_of(read_rows, tmp_path, "data", "labels", 4)
 
 
 def test_no_rows(tmp_path: Path) -> None:
     write(tmp_path, [])
-    assert "holds no rows" in refusal_of(read_rows, tmp_path, "data", "labels", 8)
+    assert "does not hold rows of 8 tokens" in refusal_of(read_rows, tmp_path, "data", "labels", 8)
 
 
 def test_what_is_read_cannot_be_written(tmp_path: Path) -> None:

@@ -11,11 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
-from conftest import MakeRecipe, SmallDisk, conversation, write_samples
+from conftest import ROOT, TINY, MakeRecipe, SmallDisk, conversation, write_samples
 from openpangu_sft.artifacts.artifact import read_manifest
+from openpangu_sft.cli.main import app
 from openpangu_sft.dataset import preprocess
 from openpangu_sft.dataset.index_file import FIELDS, read_rows
+from openpangu_sft.dataset.inspect import run_inspect
 from openpangu_sft.dataset.merge import run_merge
 from openpangu_sft.dataset.preprocess import run_preprocess
 from openpangu_sft.model.batches import PackedDataset
@@ -49,21 +52,59 @@ def recipe(make_recipe: MakeRecipe) -> Recipe:
     return recipe
 
 
-def test_shards_are_joined_in_the_order_of_their_names(recipe: Recipe) -> None:
+def test_full_packs_are_joined_in_the_order_of_their_shards(recipe: Recipe) -> None:
+    write_samples(recipe.path("samples") / "d.jsonl", samples("d", 1))
+    run_preprocess(recipe)
     manifest = run_merge(recipe)
-    shards = [recipe.path("shards") / name for name in "abc"]
+    shards = [recipe.path("shards") / name for name in "abcd"]
+    full = np.concatenate([rows(shard, "attention_mask")[:, -1] > 0 for shard in shards])
     for field in FIELDS:
         merged = rows(recipe.path("dataset"), field)
-        assert (merged == np.concatenate([rows(shard, field) for shard in shards])).all()
+        assert (merged[: full.sum()] == np.concatenate([rows(shard, field) for shard in shards])[full]).all()
     parts = [read_manifest(shard, "shard", "") for shard in shards]
     notes: dict[str, object] = {"reasons": {}, "ignored_keys": {}, "changes": {}}
     summed = {key: sum(part.counts[key] for part in parts) for key in parts[0].counts if key not in notes}
-    assert manifest.counts == {**summed, **notes}
-    assert manifest.counts["packed"] == 65
-    assert manifest.counts["packs"] == len(rows(recipe.path("dataset"), "labels"))
-    assert list(manifest.inputs) == ["a", "b", "c"]
+    before, again = summed["packs"], np.count_nonzero(~full)
+    packs = len(rows(recipe.path("dataset"), "labels"))
+    assert before - again < packs < before
+    assert manifest.counts == {**summed, **notes, "packs": packs, "packs_in_shards": before, "packed_again": again}
+    assert manifest.counts["packed"] == 66
+    assert list(manifest.inputs) == ["a", "b", "c", "d"]
     assert read_manifest(recipe.path("dataset"), "dataset", "") == manifest
     assert len(PackedDataset(recipe.path("dataset"), 128)) == manifest.counts["packs"]
+
+
+def test_many_small_files_need_hardly_more_packs_than_one(
+    make_recipe: MakeRecipe, tiny_hf: Path, tmp_path: Path
+) -> None:
+    """Of training data and of validation; the result passes and is the same with two workers."""
+    split = ["data.validation_share=0.3", "data.seq_length=256"]
+    all_samples = samples("small", 60)
+    one = make_recipe(*split, "paths.samples=one", "paths.shards=one_shards", "paths.dataset=one_merged")
+    write_samples(one.path("samples") / "all.jsonl", all_samples)
+    many = make_recipe(*split)
+    for number, sample in enumerate(all_samples):
+        write_samples(many.path("samples") / f"{number:02}.jsonl", [sample])
+    for recipe in (one, many):
+        run_preprocess(recipe)
+        run_merge(recipe)
+    wanted = read_manifest(one.path("dataset"), "dataset", "").counts
+    counts = read_manifest(many.path("dataset"), "dataset", "").counts
+    for found, best in ((counts, wanted), (counts["validation"], wanted["validation"])):
+        assert found["packs"] <= best["packs"] + 1
+        assert found["packs_in_shards"] == found["packed"] == found["packed_again"]
+        assert (best["packs_in_shards"], best["packed_again"]) == (best["packs"], 0)
+        assert [found[key] for key in ("packed", "tokens")] == [best[key] for key in ("packed", "tokens")]
+    assert not run_inspect(many).findings
+    first = tree(many.path("dataset"))
+    sets = [
+        f"--set={one}" for one in (*TINY, f"paths.cache={tmp_path}", f"paths.hf={tiny_hf}", *split, "data.workers=2")
+    ]
+    done = CliRunner().invoke(app, ["merge", "--recipe", str(ROOT / "recipes/demo.yaml"), *sets], standalone_mode=False)
+    assert done.exception is None, done.output
+    saved = 60 - counts["packs"] - counts["validation"]["packs"]
+    assert f"; {saved} saved by packing underfilled packs of the shards again" in done.output
+    assert tree(many.path("dataset")) == first
 
 
 def test_one_file_needs_no_other_way(make_recipe: MakeRecipe) -> None:
@@ -224,7 +265,8 @@ def test_a_full_disk_leaves_the_earlier_result(make_recipe: MakeRecipe, recipe: 
     with pytest.raises(OSError, match="No space left") as caught:
         run_merge(elsewhere)
     said = str(explain_os_error(caught.value))
-    assert said == f"{disk}/merged: no room left on the disk -> free some space, then run the stage again"
+    assert said.startswith(f"{disk}/")
+    assert said.endswith(": no room left on the disk -> free some space, then run the stage again")
     assert tree(disk / "merged") == before
 
 

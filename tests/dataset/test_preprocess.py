@@ -26,12 +26,13 @@ from transformers import LlamaTokenizer
 from conftest import PATIENCE, ROOT, TINY, MakeRecipe, SmallDisk, conversation, write_samples
 from openpangu_sft import __version__
 from openpangu_sft.artifacts.artifact import read_manifest
-from openpangu_sft.conversations.conversation import parse_sample
+from openpangu_sft.conversations.conversation import Rules, parse_sample
 from openpangu_sft.dataset import pool, preprocess, shard, spans
 from openpangu_sft.dataset.index_file import FIELDS, read_rows
 from openpangu_sft.dataset.merge import run_merge
 from openpangu_sft.dataset.pool import ordered_map
-from openpangu_sft.dataset.preprocess import run_preprocess
+from openpangu_sft.dataset.preprocess import _spans_to_compare, run_preprocess, sample_files
+from openpangu_sft.dataset.spans import parts_of
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.tokenizer.template import sample_spans
 from openpangu_sft.tokenizer.tokenizer import Tokenizer
@@ -500,6 +501,11 @@ def link(path: Path) -> None:
             "{at}: the name '\\udcff.jsonl' is not UTF-8",
         ),
         (lambda at: touch(at / "manifest.json", b"{"), "{at}/manifest.json: not a manifest"),
+        (
+            lambda at: touch(at / "a.jsonl", '{"meta_prompt": "你是一个有用的助手"}'.encode("gb18030")),
+            "{at}/a.jsonl: looks like GB18030, not UTF-8 -> run make format on it with data.encoding=gb18030, or save",
+        ),
+        (lambda at: touch(at / "a.jsonl", "{}".encode("utf-16")), "{at}/a.jsonl: looks like UTF-16, not UTF-8"),
     ],
     ids=[
         "no directory",
@@ -517,6 +523,8 @@ def link(path: Path) -> None:
         "file as directory",
         "name not UTF-8",
         "cut manifest",
+        "GBK",
+        "UTF-16",
     ],
 )
 def test_nothing_to_read(make_recipe: MakeRecipe, prepare: Any, said: str) -> None:
@@ -524,6 +532,25 @@ def test_nothing_to_read(make_recipe: MakeRecipe, prepare: Any, said: str) -> No
     prepare(recipe.path("samples"))
     assert refusal_of(run_preprocess, recipe).startswith(said.format(at=recipe.path("samples")))
     assert tree(recipe.path("shards")) == {}
+
+
+def test_samples_with_keys_to_ignore_are_compared_too(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe("data.ignore_keys=[mood]")
+    (sample,) = samples(1)
+    write_samples(recipe.path("samples") / "a.jsonl", [{**sample, "mood": 1}])
+    [part] = parts_of(sample_files(recipe.path("samples")))
+    assert list(_spans_to_compare([part.span], Rules(recipe.data)))
+    assert not list(_spans_to_compare([part.span], Rules()))
+
+
+def test_keys_of_rejected_samples_are_not_counted(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe("data.on_bad_sample=skip", "data.turns=lenient")
+    good, bad = conversation("问", "答"), conversation("问", "[unused9]")
+    bad["data"].insert(0, bad["data"][0])
+    write_samples(recipe.path("samples") / "a.jsonl", [{**good, "id": 1}, {**bad, "source": 1}])
+    [(_, manifest, _)] = run_preprocess(recipe)
+    counts = manifest.counts
+    assert (counts["rejected"], counts["ignored_keys"], counts["changes"]) == (1, {"id": 1}, {})
 
 
 def test_all_samples_rejected(make_recipe: MakeRecipe) -> None:

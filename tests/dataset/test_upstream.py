@@ -1,4 +1,4 @@
-"""The real MindSpeed-LLM 1.0.0 takes our packed files as they are; its preprocessing and merge give the bytes of ours.
+"""The real MindSpeed-LLM 1.0.0 takes our packed files as they are, preprocesses to our bytes, and merges our segments.
 
 Runs where its sources are at hand (upstream.py).
 """
@@ -6,6 +6,8 @@ Runs where its sources are at hand (upstream.py).
 from __future__ import annotations
 
 import shutil
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from conftest import MakeRecipe, conversation, write_samples
 from openpangu_sft.dataset.index_file import FIELDS, PREFIX, read_rows
 from openpangu_sft.dataset.merge import run_merge
 from openpangu_sft.dataset.preprocess import run_preprocess
+from openpangu_sft.dataset.segments import segment_runs
 from openpangu_sft.model.batches import training_order
 from openpangu_sft.recipe.schema import Recipe
 from upstream import run_upstream
@@ -89,7 +92,8 @@ def test_its_preprocessing_says_what_is_wrong_in_one_line(upstream: Path, recipe
     assert [path.suffix for path in (tmp_path / "out").iterdir()] == [".lock"]
 
 
-def test_its_merge_gives_the_same_bytes(upstream: Path, recipe: Recipe, tmp_path: Path) -> None:
+def test_its_merge_gives_the_same_segments(upstream: Path, recipe: Recipe, tmp_path: Path) -> None:
+    """In more packs: it does not pack the underfilled ones again."""
     shards = tmp_path / "flat"
     shards.mkdir()
     for shard in (path for path in recipe.path("shards").iterdir() if path.is_dir()):
@@ -97,13 +101,20 @@ def test_its_merge_gives_the_same_bytes(upstream: Path, recipe: Recipe, tmp_path
             shutil.copyfile(file, shards / f"{shard.name}{file.name[len(PREFIX) :]}")
     (tmp_path / "merged").mkdir()
     keys = [f"packed_{field}_document" for field in FIELDS]
-    output = tmp_path / "merged/data"  # not in its input: it would read what it writes, without end
+    output = tmp_path / f"merged/{PREFIX}"  # not in its input: it would read what it writes, without end
     command = ["--input", str(shards), "--output-prefix", str(output), "--merge-group-keys", *keys]
     run_upstream(upstream, "preprocess_data.py", *command)
-    theirs = sorted((tmp_path / "merged").iterdir())
-    assert len(theirs) == 6
-    for file in theirs:
-        assert file.read_bytes() == (recipe.path("dataset") / file.name).read_bytes(), file.name
+    theirs, ours = (
+        {field: read_rows(place, PREFIX, field, 96) for field in FIELDS}
+        for place in (tmp_path / "merged", recipe.path("dataset"))
+    )
+    assert len(theirs["labels"]) > len(ours["labels"])
+    assert Counter(segments_of(theirs)) == Counter(segments_of(ours))
+
+
+def segments_of(rows: dict[str, np.ndarray]) -> Iterator[tuple[bytes, bytes]]:
+    for row, begin, end in zip(*segment_runs(rows["attention_mask"])):
+        yield rows["input_ids"][row, begin:end].tobytes(), rows["labels"][row, begin:end].tobytes()
 
 
 def test_its_dataset_class_reads_ours_as_it_is(upstream: Path, recipe: Recipe, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from conftest import ROOT
 from openpangu_sft.artifacts.artifact import MANIFEST
-from openpangu_sft.demo.smoke import FIRST, LAST, MARK, WAYS, empty, require_close, require_same_bytes
+from openpangu_sft.dataset.index_file import FIELDS, field_path
+from openpangu_sft.demo.smoke import FIRST, LAST, MARK, WAYS, empty, require_close, require_same_dataset
 from openpangu_sft.training.mindspeed.sources import SOURCES
 from refusals import refusal_of
 from upstream import require_compiler
@@ -39,12 +40,13 @@ def test_losses_that_agree() -> None:
 
 
 def test_files_that_differ(tmp_path: Path) -> None:
-    one, other = tmp_path / "one", tmp_path / "other"
-    one.write_bytes(b"12")
-    other.write_bytes(b"12")
-    require_same_bytes(one, other)
-    other.write_bytes(b"13")
-    assert "differs from" in refusal_of(require_same_bytes, one, other)
+    for field in FIELDS:
+        for suffix in ("bin", "idx"):
+            for prefix in ("one", "other"):
+                field_path(tmp_path, prefix, field, suffix).write_bytes(b"12")
+    require_same_dataset(tmp_path, "one", tmp_path, "other")
+    field_path(tmp_path, "other", FIELDS[-1], "idx").write_bytes(b"13")
+    assert "differs from" in refusal_of(require_same_dataset, tmp_path, "one", tmp_path, "other")
 
 
 def test_only_its_own_directory_is_emptied(tmp_path: Path) -> None:

@@ -159,13 +159,13 @@ def test_nothing_is_evaluated_twice_and_other_questions_keep_the_losses(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = run_evaluate(recipe)
-    losses: list[str] = []
+    losses: list[int] = []
     answered: list[int] = []
     real_loss, real_answer = stage.validation_loss, Chat.complete
 
-    def loss(recipe: Recipe, tensors: Any, title: str) -> float:
-        losses.append(title)
-        return real_loss(recipe, tensors, title)
+    def loss(recipe: Recipe, tensors: Any, iteration: int) -> float:
+        losses.append(iteration)
+        return real_loss(recipe, tensors, iteration)
 
     def complete(self: Chat, prompt: list[int]) -> str:
         answered.append(len(prompt))
@@ -177,18 +177,18 @@ def test_nothing_is_evaluated_twice_and_other_questions_keep_the_losses(
     assert (losses, answered) == ([], [])
     every = run_evaluate(recipe, None, "all")
     assert [result.iteration for result in every.results] == [0, 3, 6]
-    assert (losses, len(answered)) == (["iteration 3"], 4)
+    assert (losses, len(answered)) == ([3], 4)
     assert read_evaluation(recipe.path("run")) == every
     prompts = tmp_path / "p.txt"
     prompts.write_text("hm", "utf-8")
     again = run_evaluate(recipe, prompts, "all")
-    assert losses == ["iteration 3"]
+    assert losses == [3]
     assert [result.loss for result in again.results] == [result.loss for result in every.results]
     # a checkpoint that was written again is another one
     file = next(recipe.path("run").glob("iter_0000003/mp_rank_00/model_optim_rng.pt"))
     os.utime(file, (1, 1))
     run_evaluate(recipe, prompts, "3")
-    assert losses == ["iteration 3", "iteration 3"]
+    assert losses == [3, 3]
 
 
 def written(recipe: Recipe) -> dict[int, tuple[Any, int]]:
@@ -202,8 +202,8 @@ def prompt_file(tmp_path: Path, text: str = "hm\nwell") -> Path:
     return tmp_path / "p.txt"
 
 
-def no_loss(recipe: Recipe, tensors: Any, title: str) -> float:
-    raise AssertionError(f"the loss of {title} was there")
+def no_loss(recipe: Recipe, tensors: Any, iteration: int) -> float:
+    raise AssertionError(f"the loss of iteration {iteration} was there")
 
 
 def test_a_checkpoint_that_is_not_there_costs_no_result(recipe: Recipe, tmp_path: Path) -> None:
@@ -296,6 +296,14 @@ def test_a_question_may_leave_room_for_one_token(recipe: Recipe, tmp_path: Path)
     assert "shorten it" in refusal_of(questions_in, tmp_path / "p.txt", too_long, tokenizer)
 
 
+def test_a_reference_need_not_be_trained(recipe: Recipe, tmp_path: Path) -> None:
+    tokenizer = Tokenizer(recipe.path("hf"), recipe.tokenizer.trust_remote_code)
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "weight": 0}]
+    (tmp_path / "p.jsonl").write_text(json.dumps({"messages": turns}), "utf-8")
+    (asked,) = questions_in(tmp_path / "p.jsonl", recipe, tokenizer)
+    assert asked.reference == "a"
+
+
 def test_validation_samples_with_a_long_prompt_are_not_asked(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = Tokenizer(recipe.path("hf"), recipe.tokenizer.trust_remote_code)
     monkeypatch.setattr(questions, "ASKED", 1000)
@@ -312,7 +320,7 @@ def test_validation_samples_with_a_long_prompt_are_not_asked(recipe: Recipe, mon
 def test_bf16_is_that_of_stock_transformers_under_autocast(make: Callable[..., Recipe], where: str) -> None:
     recipe = make("train.precision=bf16")
     tensors = tensors_of(open_mcore(recipe.path(where), recipe.model).weights, recipe.model)
-    loss = stage.validation_loss(recipe, tensors, "")
+    loss = stage.validation_loss(recipe, tensors, 0)
     exact = loss_alone(recipe, recipe.path(where))
     with torch.autocast("cpu", torch.bfloat16):
         rounded = loss_alone(recipe, recipe.path(where), SEGMENTS)  # eager attention would round elsewhere
@@ -332,10 +340,10 @@ def test_checkpoints_that_training_removes_meanwhile_are_left_out_of_all(
 ) -> None:
     real = stage.validation_loss
 
-    def loss(recipe: Recipe, tensors: Any, title: str) -> float:
-        if title == "before training":
+    def loss(recipe: Recipe, tensors: Any, iteration: int) -> float:
+        if iteration == 0:
             prune(recipe.path("run"), 1, 6)
-        return real(recipe, tensors, title)
+        return real(recipe, tensors, iteration)
 
     monkeypatch.setattr(stage, "validation_loss", loss)
     monkeypatch.setattr(stage, "iterations", lambda run: [2, 3, 6])  # 2 is gone as soon as it is listed
@@ -350,9 +358,9 @@ def test_a_checkpoint_that_is_removed_between_loss_and_answers_keeps_its_loss(
 ) -> None:
     real = stage.validation_loss
 
-    def loss(recipe: Recipe, tensors: Any, title: str) -> float:
-        found = real(recipe, tensors, title)
-        if title == "iteration 3":
+    def loss(recipe: Recipe, tensors: Any, iteration: int) -> float:
+        found = real(recipe, tensors, iteration)
+        if iteration == 3:
             prune(recipe.path("run"), 1, 6)
         return found
 
@@ -366,9 +374,9 @@ def test_an_iteration_that_is_asked_for_by_its_number_must_be_there(
 ) -> None:
     real = stage.validation_loss
 
-    def loss(recipe: Recipe, tensors: Any, title: str) -> float:
+    def loss(recipe: Recipe, tensors: Any, iteration: int) -> float:
         prune(recipe.path("run"), 1, 6)
-        return real(recipe, tensors, title)
+        return real(recipe, tensors, iteration)
 
     monkeypatch.setattr(stage, "validation_loss", loss)
     assert "iteration 3 is not there -> take another one: ITERATION=6" in refusal_of(run_evaluate, recipe, None, "3")

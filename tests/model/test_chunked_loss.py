@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from openpangu_sft.model import chunked_loss
 from openpangu_sft.model.chunked_loss import loss_sum
+from openpangu_sft.plan import memory
 
 
 def drawn(rows: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -52,6 +53,10 @@ def test_a_fp32_weight_gets_a_fp32_gradient_from_bf16_products() -> None:
     loss_sum(hidden, weight, targets).backward()  # type: ignore[no-untyped-call]
     assert weight.grad is not None
     assert weight.grad.dtype == torch.float32
+
+
+def test_the_plan_counts_the_same_chunk() -> None:
+    assert memory.CHUNK == chunked_loss.CHUNK
 
 
 def test_what_is_frozen_gets_no_gradient() -> None:

@@ -5,7 +5,6 @@ Run by test_npu_standin.py, in a process of its own.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import apex.optimizers
@@ -88,20 +87,6 @@ def test_swiglu(sizes: list[int], half: int, dim: int) -> None:
     torch.testing.assert_close(last, torch_npu.npu_swiglu(x, dim=dim))
 
 
-@pytest.mark.parametrize("fixed", [False, True])
-@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (1, 1, 4, 5), (2, 1, 4, 5)])
-def test_scaled_masked_softmax(shape: tuple[int, ...], fixed: bool) -> None:
-    x = random(2, 3, 4, 5)
-    mask = torch.rand(shape, generator=torch.Generator().manual_seed(2)) < 0.4
-    mask[..., 1, :] = True
-    hidden = torch.tensor([[j > i for j in range(5)] for i in range(4)]) if fixed else mask
-    exponentials = torch.exp(
-        torch.where(hidden, torch.tensor(-10000.0), x * 0.3) + 10000 * hidden.all(-1, keepdim=True)
-    )
-    expected = exponentials / exponentials.sum(-1, keepdim=True)
-    assert_same(torch_npu.npu_scaled_masked_softmax(x, mask, 0.3, fixed), expected, x)
-
-
 def adam_w(
     steps: list[torch.Tensor], value: torch.Tensor, lr: float, decay: float, betas: tuple[float, float], epsilon: float
 ) -> torch.Tensor:
@@ -181,19 +166,6 @@ def test_fused_adam_has_apexs_defaults() -> None:
     assert (group["lr"], group["betas"], group["eps"], group["weight_decay"]) == (1e-3, (0.9, 0.999), 1e-8, 0.0)
 
 
-@pytest.mark.parametrize("bad", [None, math.inf, -math.inf, math.nan])
-def test_unscale(bad: Any) -> None:
-    """As megatron/core/optimizer/optimizer.py calls it, through torch's name."""
-    gradients_ = [torch.arange(3.0), torch.ones(2).bfloat16()]
-    if bad is not None:
-        gradients_[1][0] = bad
-    found = torch.zeros(1)
-    torch._amp_foreach_non_finite_check_and_unscale_(gradients_, found, torch.tensor([0.5]))
-    assert found.item() == (bad is not None)
-    assert gradients_[0].tolist() == [0.0, 0.5, 1.0]
-    assert gradients_[1][1] == 0.5
-
-
 X = torch.ones(2, 3, 4, 6)
 THREE = torch.ones(3)
 
@@ -218,8 +190,6 @@ def adam(**changes: Any) -> Any:
         (lambda: torch_npu.npu_rotary_mul(X[:1], X, X), "shapes"),
         (lambda: torch_npu.npu_rotary_mul(X, X[0], X[0]), "shapes"),
         (lambda: torch_npu.npu_swiglu(X, dim=1), "no halves"),
-        (lambda: torch_npu.npu_scaled_masked_softmax(X[0], X[0] > 0), "x of shape"),
-        (lambda: torch_npu.npu_scaled_masked_softmax(X, X), "float32"),
         (lambda: adam(amsgrad=True), "amsgrad"),
         (lambda: adam(max_grad_norm=THREE), "max_grad_norm"),
         (lambda: adam(grad=torch.ones(1)), "the grad is"),

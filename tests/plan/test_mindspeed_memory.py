@@ -17,11 +17,11 @@ from conftest import PATIENCE, ROOT, MakeRecipe, conversation, write_samples
 from openpangu_sft.artifacts.artifact import read_manifest
 from openpangu_sft.checkpoint.convert import run_convert
 from openpangu_sft.checkpoint.mcore import iteration_directory
-from openpangu_sft.checkpoint.sharding import hf_shapes
+from openpangu_sft.checkpoint.sharding import hf_shapes, layout_of
 from openpangu_sft.dataset.merge import run_merge
 from openpangu_sft.dataset.preprocess import run_preprocess
 from openpangu_sft.plan.estimate import engine_checkpoint_bytes
-from openpangu_sft.plan.memory import Part
+from openpangu_sft.plan.memory import Part, loss_parts, total
 from openpangu_sft.plan.mindspeed_memory import (
     communicators,
     layer_activations,
@@ -37,6 +37,7 @@ from upstream import require_compiler
 SETTINGS = ["train.engine=mindspeed", "train.precision=bf16", "train.global_batch_size=4", "train.iterations=2"]
 SETTINGS += ["train.lr_warmup_iterations=1", "train.save_interval=2", "parallel.devices_per_node=2"]
 ONE_HEAD_A_GROUP = ["train.precision=fp32", "model.num_query_groups=4", "model.tie_word_embeddings=false"]
+ONE_GROUP = "model.num_query_groups=1"
 RECOMPUTE = "train.recompute.num_layers=2"
 
 
@@ -87,7 +88,9 @@ def part(parts: Sequence[Part], name: str) -> int:
         pytest.param([], id="data-parallel"),
         pytest.param(ONE_HEAD_A_GROUP, id="fp32-untied-one-head-a-group"),
         pytest.param(["parallel.context=2", "train.recompute.granularity=full", RECOMPUTE], id="context-parallel"),
+        pytest.param([ONE_GROUP, "parallel.context=2"], id="kv-heads-repeated"),
         pytest.param(["parallel.tensor=2"], id="tensor-parallel"),
+        pytest.param(["parallel.context=2", "train.recompute.activation=true"], id="activation-recomputed"),
         pytest.param(["parallel.pipeline=2"], id="pipeline"),
         pytest.param(["train.micro_batch_size=2"], id="micro-batch"),
     ],
@@ -98,6 +101,7 @@ def test_what_upstream_holds(
     recipe = prepared(make_recipe(*SETTINGS, f"paths.hf={tmp_path / 'own'}", *overrides), tiny_hf)
     state = 12 if recipe.train.precision == "bf16" else 8
     memory = mindspeed_memory(recipe)
+    columns = layout_of(recipe.model, recipe.parallel).padded_vocab_size // recipe.parallel.tensor
     for rank, noted in enumerate(measure(recipe, upstream, tmp_path / "notes")):
         stage = rank // recipe.parallel.tensor % recipe.parallel.pipeline
         parameters = rank_parameters(recipe, stage)
@@ -108,13 +112,15 @@ def test_what_upstream_holds(
         assert abs(noted["optimizer"] - parameters * state / shards(recipe)) <= state * shards(recipe)
         assert noted["layer"] == layer_activations(recipe)
         assert noted["groups"] == communicators(recipe)
+        if stage == recipe.parallel.pipeline - 1:
+            rows, most = noted["loss"]
+            planned = total(loss_parts(rows, columns, recipe.model.hidden_size, *((2, 10) if state == 12 else (4, 8))))
+            # the numbers of a token that the cross-entropy makes beside its logits are small: maximum, mask, target
+            assert planned <= most < planned * 1.04
         if stage == memory.stage:
             assert part(memory.static, "weights") == parameters * (2 if state == 12 else 4)
             assert part(memory.static, "gradients") == parameters * 4
             assert noted["optimizer"] == pytest.approx(part(memory.static, "optimizer state"), abs=state)
-    (loss,) = (phase for phase in memory.phases if phase.name == "loss")
-    # the numbers of a token that the cross-entropy makes beside its logits are small: maximum, mask, target, sums
-    assert part(loss.parts, "logits") <= noted["logits"] < part(loss.parts, "logits") * 1.04
     files = [path for path in iteration_directory(recipe.path("run"), 2).rglob("*") if path.is_file()]
     written = sum(path.stat().st_size for path in files)
     # beside the tensors: names, and the arguments of the run

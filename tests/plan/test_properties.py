@@ -9,13 +9,32 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openpangu_sft.checkpoint.sharding import parameter_count
-from openpangu_sft.model.flops import highest_rate, work
+from openpangu_sft.model.flops import flops_per_token, highest_rate, idle
+from openpangu_sft.plan.choose import all_splits, choice_of, ranking
 from openpangu_sft.plan.estimate import disk_of, memory_of
 from openpangu_sft.plan.memory import total
 from openpangu_sft.plan.mindspeed_memory import mindspeed_memory, shards
-from openpangu_sft.plan.what_if import Change, changed, first_that_fits, single_changes
 from openpangu_sft.recipe.schema import Recipe
 from plan.test_estimate import published, sizes
+
+NONE = {"train.recompute.granularity": "none"}
+
+
+def other(recipe: Recipe, values: dict[str, Any]) -> Recipe:
+    """A recipe with other values by key."""
+    content = recipe.model_dump()
+    for key, value in values.items():
+        *above, name = key.split(".")
+        section = content
+        for each in above:
+            section = section[each]
+        section[name] = value
+    return Recipe.model_validate(content)
+
+
+def recomputing(recipe: Recipe, layers: int) -> Recipe:
+    granularity = "full" if layers else "none"
+    return other(recipe, {"train.recompute.granularity": granularity, "train.recompute.num_layers": layers})
 
 
 @st.composite
@@ -65,7 +84,11 @@ def test_any_recipe_has_parts_of_a_size(recipe: Recipe) -> None:
     assert (
         memory.needed >= memory.peak >= total(memory.static) >= parameter_count(recipe.model) // recipe.parallel.world
     )
-    assert 1 <= work(recipe) < 4 / 3
+    assert (
+        flops_per_token(other(recipe, NONE)) <= flops_per_token(recipe) < 4 / 3 * flops_per_token(other(recipe, NONE))
+    )
+    assert idle(recipe) >= 1
+    assert idle(recipe) == 1 or recipe.parallel.pipeline > 1
     assert 0 < highest_rate(recipe) < float("inf")
     assert disk_of(recipe).checkpoint >= parameter_count(recipe.model) * 12
     json.dumps([part._asdict() for part in parts])
@@ -89,37 +112,28 @@ def wider_by_two(recipe: Recipe) -> Recipe:
     return Recipe.model_validate(content)
 
 
-def other(recipe: Recipe, values: dict[str, Any]) -> Change:
-    change = changed(recipe, values)
-    assert change is not None
-    return change
-
-
-def recomputing(recipe: Recipe, layers: int) -> Change:
-    granularity = "full" if layers else "none"
-    return other(recipe, {"train.recompute.granularity": granularity, "train.recompute.num_layers": layers})
-
-
 @settings(max_examples=100, deadline=None)
 @given(recipes(), st.integers(0, 11))
 def test_what_lessens_memory_lessens_it(recipe: Recipe, layers: int) -> None:
     layers %= recipe.model.num_layers
     now = memory_of(recipe)
-    more, fewer = recomputing(recipe, layers + 1), recomputing(recipe, layers)
+    more, fewer = (choice_of(recomputing(recipe, number)) for number in (layers + 1, layers))
     assert more.memory.needed <= fewer.memory.needed
     assert more.work >= fewer.work
+    assert more.seconds >= fewer.seconds
     twice = other(of_twice_the_batch(recipe), {"train.micro_batch_size": recipe.train.micro_batch_size * 2})
-    assert twice.memory.peak >= now.peak
+    assert memory_of(twice).peak >= now.peak
 
 
 @settings(max_examples=100, deadline=None)
 @given(recipes("mindspeed"))
 def test_context_parallel_never_adds_activations_and_data_parallel_no_weights(recipe: Recipe) -> None:
     now = mindspeed_memory(recipe)
-    sliced = other(wider_by_two(recipe), {"parallel.context": recipe.parallel.context * 2})
-    assert sliced.memory.peak <= now.peak
-    if sliced.memory.stage == now.stage:  # another stage of a pipeline may be the fullest one
-        for before, after in zip(now.phases, sliced.memory.phases):
+    sliced_recipe = other(wider_by_two(recipe), {"parallel.context": recipe.parallel.context * 2})
+    sliced = memory_of(sliced_recipe)
+    assert sliced.peak <= now.peak
+    if sliced.stage == now.stage:  # another stage of a pipeline may be the fullest one
+        for before, after in zip(now.phases, sliced.phases):
             assert after.size <= before.size
     wider = wider_by_two(recipe)
     assert (wider.parallel.data, shards(wider)) == (2 * recipe.parallel.data, 2 * shards(recipe))
@@ -130,12 +144,20 @@ def test_context_parallel_never_adds_activations_and_data_parallel_no_weights(re
 
 @settings(max_examples=25, deadline=None)
 @given(recipes(), st.sampled_from([2, 8, 32, 64]))
-def test_advice_keeps_its_word(recipe: Recipe, gib: float) -> None:
-    changes = single_changes(recipe)
-    assert changes
-    assert len({change.settings for change in changes}) == len(changes)
-    advised = first_that_fits(changes, gib)
-    fitting = [change for change in changes if change.memory.verdict(gib) == "yes"]
-    assert (advised in fitting) if fitting else advised is None
-    if advised and advised.converts:
-        assert all(change.converts for change in fitting)
+def test_what_auto_takes_is_the_least_time_that_fits(recipe: Recipe, gib: float) -> None:
+    splits = all_splits(recipe)
+    best = ranking(splits, True, gib)[0]
+    mindspeed = recipe.train.engine == "mindspeed"
+    every = [
+        choice_of(other(recomputing(split, layers), {"train.recompute.activation": activation}))
+        for split in splits
+        for layers in range(split.model.num_layers + 1)
+        for activation in {False, mindspeed}
+        if activation or not layers or not mindspeed
+    ]
+    fitting = [choice for choice in every if choice.fits(gib)]
+    assert best.fits(gib) == bool(fitting)
+    if fitting:
+        assert best.seconds == min(choice.seconds for choice in fitting)
+    else:
+        assert best.memory.needed == min(choice.memory.needed for choice in every)

@@ -29,16 +29,29 @@ def test_published_recipe_on_80_columns_with_nothing_there(tmp_path: Path) -> No
     above_paths, _, _ = text.partition("data and checkpoints")
     assert max(map(len, above_paths.splitlines())) <= 80
     assert "mindspeed, 1,155,912,192 parameters, 8 x NPU: DP 4, CP 2, TP 1, PP 1" in text
-    for row in (r"weights +│ 2.15", r"gradients +│ 4.31", r"optimizer state +│ 1.61", r"logits +│ 23.40"):
+    for row in (r"weights +│ 2.15", r"gradients +│ 4.31", r"optimizer state +│ 1.61", r"logits +│ 2.93"):
         assert re.search(row, text), row
-    assert "does not fit 32 GiB" in text
-    assert 'to fit: SET="parallel.context=4"' in text
+    assert "fits 32 GiB" in text
     assert "fits 64 GiB" in text
+    assert re.search(r"│ now +│ DP 4, CP 2, TP 1, PP 1 │ 26 ", text)
+    assert re.search(r"│ 1 +│ DP 4, CP 2, TP 1, PP 1 │ 0 ", text)
     assert "An estimate, not yet" in text
     assert "none yet in" in text
     assert "make merge" in text
     assert "TOKENS_PER_SECOND" in text
     assert not list(tmp_path.iterdir())
+
+
+def test_where_a_recipe_does_not_fit_auto_does(tmp_path: Path) -> None:
+    shown = run("plan", "--memory", "16", *sets(f"paths.cache={tmp_path}"), env=NARROW).stdout
+    assert "does not fit 16 GiB" in shown
+    advised = re.search(r'to fit: SET="(.*?)"', shown.replace("\n", " "))
+    assert advised
+    again = run("plan", "--memory", "16", *sets(f"paths.cache={tmp_path}", *advised[1].split()), env=NARROW).stdout
+    assert "fits 16 GiB, with" in again
+    assert "auto, for devices of 16 GiB: DP" in again
+    nothing = run("plan", "--memory", "2", *sets(f"paths.cache={tmp_path}"), env=NARROW).stdout
+    assert "to fit: take more devices" in nothing
 
 
 def test_the_table_in_the_document_is_what_is_shown(tmp_path: Path) -> None:
@@ -78,7 +91,6 @@ def test_with_a_dataset(make_recipe: MakeRecipe, capsys: pytest.CaptureFixture[s
     show_report(report, stdout())
     shown = capsys.readouterr().out
     assert f"{counts['packs']:,} packs" in shown
-    assert "Logits of as many targets as a pack has on average" in shown
     longer = make_report(make_recipe("data.seq_length=256"), [32])
     assert longer.warnings[0] == "the dataset has packs of 128 tokens, data.seq_length is 256 -> make merge"
 

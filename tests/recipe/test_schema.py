@@ -61,7 +61,7 @@ PUBLISHED = {
     "train.adam_eps": 1e-8,  # Megatron-LM's default, which the script leaves as it is
     "train.seed": 1234,
     "train.save_interval": 100,
-    "train.recompute": {"granularity": "full", "method": "block", "num_layers": 26},
+    "train.recompute": {"granularity": "full", "method": "block", "num_layers": 26, "activation": False},
 }
 
 
@@ -353,6 +353,14 @@ def test_override_of_a_section_that_the_file_has_not_and_the_last_one_counts() -
         ("paths.raw=", "--set paths.raw: paths.raw '' is not a path -> write one"),
         ("paths.raw='", '--set paths.raw: value "\'" is not valid YAML'),
         ("paths.raw='7", "is not valid YAML"),
+        ('paths.raw="\\udc80"', "--set paths.raw: paths.raw = '\\udc80': Value error, 'utf-8' codec can't encode"),
+        ('data.ignore_keys=["\\ud800"]', "surrogates not allowed -> see docs/recipe.md"),
+        ('data.columns={"prompt": "\\ud800"}', "surrogates not allowed"),
+        ('data.sources=[{"path": a, "system": "\\ud800"}]', "data.sources.0.system = '\\ud800': Value error"),
+        (
+            'data.sources=[{"path": a, "system": "<s>"}]',
+            "data.sources[0].system holds the control token <s> ->",
+        ),
         ("paths.raw=a\0b", "--set paths.raw: paths.raw 'a\\x00b' is not a path"),
         ("paths.raw=~nobody-here/x", "begins with an unknown home directory -> write it out"),
         ("train=", "--set train: train is a section -> set its keys one by one: train.engine=…"),
@@ -446,6 +454,10 @@ RULES: list[tuple[tuple[str, ...], str]] = [
         ("train.engine=transformers",),
         "parallel.tensor 1, parallel.pipeline 1, parallel.context 2: train.engine transformers is data parallel only "
         "-> set all three to 1",
+    ),
+    (
+        (*TRANSFORMERS, "train.recompute.activation=true"),
+        "train.recompute.activation is for train.engine mindspeed -> set it to false",
     ),
     (("train.min_lr=1",), "train.min_lr 1.0 is above train.lr 2e-05 -> lower train.min_lr"),
     (

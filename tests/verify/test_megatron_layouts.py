@@ -5,9 +5,11 @@ The checkpoints are cut by hand (split_checkpoint.py); Megatron's part runs in p
 
 from __future__ import annotations
 
+import fcntl
 import re
 import subprocess
 import sys
+import time
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -31,7 +33,6 @@ from split_checkpoint import random_llama, write_split
 
 PROMPTS = np.random.RandomState(1).randint(0, 1536, (2, 30)).tolist()
 PROMPTS[1] = PROMPTS[1][:21]
-RANK = "openpangu_sft.verify.rank"
 PADDED = 1600
 """Rows of the embedding, of which 1536 are the vocabulary."""
 
@@ -222,7 +223,7 @@ def test_a_missing_rank_is_named(tiny: Model, tmp_path: Path, patched: Path) -> 
     assert "for TP 2, PP 2?" in remedy
 
 
-WAITS = "import sys; print('begun', flush=True); sys.stdin.read()"
+WAITS = "import time; print('begun', flush=True); time.sleep(1e6)"
 
 
 def between_two(program: str) -> list[list[str]]:
@@ -265,13 +266,21 @@ def processes() -> list[str]:
     return [Path(f"/proc/{number}/cmdline").read_text() for number in children]
 
 
-def test_a_rank_ends_with_its_parent() -> None:
-    code = f"import time; from {RANK} import end_with_parent; end_with_parent(); print(flush=True); time.sleep(1e6)"
-    rank = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    with rank:
-        assert rank.stdout
-        rank.stdout.readline()
-        rank.communicate()  # closes its standard input
+def test_ranks_end_with_their_parent(tmp_path: Path) -> None:
+    """Each holds the lock of its output while it runs: once this process has both, both have ended."""
+    rank = f"import fcntl; fcntl.flock(1, fcntl.LOCK_EX); {WAITS}"
+    code = f"import sys; from pathlib import Path; from {megatron.__name__} import run_together; "
+    code += f"run_together([[sys.executable, '-c', {rank!r}]] * 2, Path(sys.argv[1]))"
+    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
+    outputs = [tmp_path / "rank0.txt", tmp_path / "rank1.txt"]
+    while not all(output.is_file() and output.read_bytes() for output in outputs):
+        assert parent.poll() is None
+        time.sleep(0.01)
+    parent.kill()
+    parent.wait()
+    for output in outputs:
+        with output.open() as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
 
 
 def test_without_megatron_core_or_git_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from . import _companions, _devices, npu
 from ._attention import npu_fusion_attention
 from ._collectives import register_hccl
-from ._operators import npu_apply_adam_w, npu_rms_norm, npu_rotary_mul, npu_scaled_masked_softmax, npu_swiglu
+from ._operators import npu_apply_adam_w, npu_rms_norm, npu_rotary_mul, npu_swiglu
 
 __all__ = [
     "npu",
@@ -20,7 +20,6 @@ __all__ = [
     "npu_fusion_attention",
     "npu_rms_norm",
     "npu_rotary_mul",
-    "npu_scaled_masked_softmax",
     "npu_swiglu",
 ]
 

@@ -42,7 +42,7 @@ def register_hccl() -> None:
     """Registers the backend hccl with torch.distributed."""
     dist.Backend.register_backend("hccl", ProcessGroupGloo, devices=["cpu", "npu"])
     replace(ProcessGroup, allreduce=allreduce, broadcast=broadcast, allgather=allgather, alltoall_base=alltoall_base)
-    replace(ProcessGroup, reduce_scatter=reduce_scatter, _reduce_scatter_base=reduce_scatter_base)
+    replace(ProcessGroup, _reduce_scatter_base=reduce_scatter_base)
     replace(ProcessGroup, _allgather_base=allgather_base)
     replace(dist, is_hccl_available=lambda: True)
 
@@ -114,17 +114,6 @@ def reduce_scatter_base(
     whole = given.detach().clone(memory_format=torch.contiguous_format)
     allreduce(self, [whole], opts)
     _copy("reduce_scatter", output, whole.view(self.size(), -1)[self.rank()])
-    return DoneWork()
-
-
-def reduce_scatter(
-    self: ProcessGroup, outputs: Tensors, inputs: Sequence[Tensors], opts: Any = None, *_: Any
-) -> DoneWork:
-    """Of lists with one tensor for each rank, all of one shape."""
-    require(len(outputs) == len(inputs), f"reduce_scatter: {len(outputs)} outputs, {len(inputs)} lists of inputs")
-    for output, given in zip(outputs, inputs):
-        require(len(given) == self.size(), f"reduce_scatter: {len(given)} inputs in a group of {self.size()}")
-        reduce_scatter_base(self, output, torch.stack([tensor.detach() for tensor in given]), opts)
     return DoneWork()
 
 

@@ -8,9 +8,6 @@ import torch
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)  # supported by the operators of this stack
 
-MASKED = -10000.0
-"""Value of masked scores in npu_scaled_masked_softmax: not -inf, so a fully masked row becomes uniform."""
-
 
 def require(holds: bool, message: str) -> None:
     if not holds:
@@ -68,27 +65,6 @@ def npu_swiglu(x: torch.Tensor, dim: int = -1) -> torch.Tensor:
     require(x.shape[dim] % 2 == 0, f"npu_swiglu: dimension {dim} of {list(x.shape)} has no halves")
     gate, value = x.chunk(2, dim=dim)
     return torch.nn.functional.silu(gate) * value
-
-
-def npu_scaled_masked_softmax(
-    x: torch.Tensor, mask: torch.Tensor, scale: float = 1.0, fixed_triu_mask: bool = False
-) -> torch.Tensor:
-    """softmax(x * scale) over the last dimension, in fp32, masked where the mask is true.
-
-    Source: torch_npu's documentation of npu_scaled_masked_softmax and its own test. Called at
-    mindspeed/core/fusions/fused_softmax.py, by attention without --use-flash-attn.
-
-    Args:
-        x: four dimensions, [..., sq, sk].
-        mask: bool, broadcast to x.
-        fixed_triu_mask: whether to mask above the diagonal instead.
-    """
-    require(x.dim() == 4, f"npu_scaled_masked_softmax: x of shape {list(x.shape)}")
-    require(mask.dtype == torch.bool, f"npu_scaled_masked_softmax: a mask of {mask.dtype}")
-    if fixed_triu_mask:
-        mask = torch.ones(x.shape[-2:], dtype=torch.bool).triu(1)
-    scores = (x.float() * scale).masked_fill(mask, MASKED)
-    return torch.softmax(scores, dim=-1).to(x.dtype)
 
 
 def npu_apply_adam_w(

@@ -22,8 +22,7 @@ def stamps_of(files: Iterable[Path]) -> dict[Path, Optional[Stamp]]:
 def unchanged(before: Mapping[Path, Optional[Stamp]]) -> Iterator[None]:
     """Requires at the end of the block that files have their earlier stamps.
 
-    Raises:
-        UserError: names the file that changed; in place of an error of the block too, as this is its cause.
+    Raises `UserError` for a file that changed; in place of an error of the block too, as this is its cause.
     """
     try:
         yield

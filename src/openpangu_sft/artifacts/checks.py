@@ -49,12 +49,8 @@ def absolute(path: Path) -> Path:
 def page_place(given: Optional[Path], default: Path, inside: Optional[Path] = None) -> Path:
     """The absolute path of a page to write. A file there is replaced, so only .html is accepted.
 
-    Args:
-        given: by the user; its directory must exist.
-        inside: a run, the only artifact that may hold a page, as no stage replaces it.
-
-    Raises:
-        UserError: no name of a page, its directory does not exist, or lies in an artifact.
+    Raises `UserError` for another name, a page `given` by the user whose directory does not exist, and one in an
+    artifact, unless that is `inside`: a run, which no stage replaces.
     """
     html, remedy = absolute(given or default), "name another file with HTML=…"
     if html.suffix.lower() not in (".html", ".htm"):
@@ -63,8 +59,7 @@ def page_place(given: Optional[Path], default: Path, inside: Optional[Path] = No
         raise UserError("is a directory", where=html, remedy=remedy)
     for parent in html.parents:
         if (parent / MANIFEST).is_file() and parent != inside:
-            what = f"lies in {parent}, which a stage replaces as a whole"
-            raise UserError(what, where=html, remedy=remedy)
+            raise UserError(f"lies in {parent}, which a stage replaces as a whole", where=html, remedy=remedy)
     if given and not html.parent.is_dir():
         raise UserError("there is no such directory for the page", where=html.parent, remedy=f"make it, or {remedy}")
     return html

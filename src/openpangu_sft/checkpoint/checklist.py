@@ -39,17 +39,11 @@ _BINARY = (".safetensors", ".model")  # not edited by hand: a different one is d
 
 
 class Published(NamedTuple):
-    """How the files of a checkpoint compare with its checklist.
+    """How the files of a checkpoint compare with its checklist."""
 
-    Args:
-        files: number of files of the model; 0 where there is no list.
-        differing: names of files that are not as published, by kind: changed, not listed.
-        sums: sha256 of the listed files.
-    """
-
-    files: int
-    differing: dict[str, list[str]]
-    sums: dict[Path, str]
+    files: int  # of the model; 0 where there is no list
+    differing: dict[str, list[str]]  # names of those that are not as published, by kind: changed, not listed
+    sums: dict[Path, str]  # sha256 of the listed files
 
     def __str__(self) -> str:
         notes = "".join(f"; {kind}: {', '.join(names)}" for kind, names in self.differing.items() if names)
@@ -60,12 +54,8 @@ class Published(NamedTuple):
 def check_published(recipe: Recipe, directory: Path, bar: bool = True) -> Published:
     """Compares weights, configuration and tokenizer of a Hugging Face checkpoint with its checklist, if it has one.
 
-    Args:
-        bar: show progress while sums are computed.
-
-    Raises:
-        UserError: names the first file of weights, or the tokenizer's model, that is not the published one; or the
-            checklist lists nothing.
+    Raises `UserError` for the first file of weights, or the tokenizer's model, that is not the published one, and for a
+    checklist that lists nothing. `bar`: show progress while sums are computed.
     """
     listed = _listed(directory / CHECKLIST)
     files = [*weight_files(directory), directory / CONFIG, *tokenizer_files(directory)] if listed else []

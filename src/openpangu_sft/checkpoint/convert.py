@@ -30,8 +30,7 @@ def run_convert(
         iteration: of a Megatron-core checkpoint or run; by default the newest.
         dtype: fp32, bf16 or fp16; by default that of the source.
 
-    Raises:
-        UserError: the checkpoint does not fit the recipe, the disk has no room, or what was written is not the same.
+    Raises `UserError` where the checkpoint does not fit the recipe, the disk has no room, or what was written differs.
     """
     path, target, model = source or recipe.path("hf"), recipe.path("mcore"), recipe.model
     checkpoint = open_checkpoint(recipe, path, iteration, "check paths.hf" if source is None else "check the path")

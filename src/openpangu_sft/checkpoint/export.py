@@ -42,9 +42,8 @@ def run_export(
         form: the export format, llama or openpangu; see hf_export.py.
         dtype: fp32, bf16 or fp16; by default that of the source.
 
-    Raises:
-        UserError: there is no finished checkpoint, its training began from another model or tokenizer than `paths.hf`,
-            the disk has no room, or what was written is not the same.
+    Raises `UserError` where there is no finished checkpoint, its training began from another model or tokenizer than
+    `paths.hf`, the disk has no room, or what was written is not the same.
     """
     base, target, model = recipe.path("hf"), recipe.path("export"), recipe.model
     config = require_model(base, model)

@@ -41,9 +41,8 @@ def require_model(directory: Path, model: Model) -> dict[str, Any]:
 def open_hf(directory: Path, model: Model) -> Weights:
     """Opens all weights; values are read on use.
 
-    Raises:
-        UserError: a tensor is missing, unexpected or of another shape; tie_word_embeddings or the rope base contradicts
-            the weights.
+    Raises `UserError` where a tensor is missing, unexpected or of another shape, or contradicts tie_word_embeddings or
+    the rope base.
     """
     found: dict[str, Array] = {}
     for path in weight_files(directory):

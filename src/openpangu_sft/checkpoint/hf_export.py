@@ -31,15 +31,9 @@ _OF_THE_CLASS = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id",
 
 
 def write_config(directory: Path, config: Mapping[str, Any], base: Path, form: str, dtype: str) -> None:
-    """Writes config.json, with one dtype (`torch_dtype`, which transformers 4 reads) and the right eos.
+    """Writes the config.json of the base, with one dtype (`torch_dtype`, which transformers 4 reads) and the right eos.
 
-    Args:
-        config: of the base.
-        form: the export format.
-        dtype: of the weights, as config.json names it.
-
-    Raises:
-        UserError: the base is not in openPangu's own format, so the export cannot be.
+    Raises `UserError` where the base is not in openPangu's own format, so the export cannot be.
     """
     if form == OPENPANGU and config["model_type"] != PANGU:
         what = f"model_type is {config['model_type']}: openPangu's own configuration and code are not here"
@@ -52,8 +46,7 @@ def write_config(directory: Path, config: Mapping[str, Any], base: Path, form: s
 def write_companions(directory: Path, base: Path, form: str) -> None:
     """Copies tokenizer, generation config, licence and, in the format openpangu, the Python files of the base.
 
-    Raises:
-        UserError: a Python file that the base's configuration names is missing.
+    Raises `UserError` where a Python file that the base's configuration names is missing.
     """
     files = [*tokenizer_files(base), *(base / name for name in _ALSO)]
     files += [path for pattern in _LICENCES for path in base.glob(pattern)]
@@ -102,11 +95,8 @@ def make_tokenizer_stock(directory: Path, base: Path, trust_remote_code: bool) -
     what this class encodes. But transformers makes a fast tokenizer of it by default, as vLLM does, and that one puts
     a space before each text unless it is told that SentencePiece does not.
 
-    Returns:
-        `SAME_IDS`, or how the fast tokenizer differs.
-
-    Raises:
-        UserError: the original cannot be loaded, or gives other ids, or has other special tokens or another template.
+    Returns `SAME_IDS`, or how the fast tokenizer differs. Raises `UserError` where the original cannot be loaded, gives
+    other ids, or has other special tokens or another template.
     """
     own, path = Tokenizer(base, trust_remote_code), directory / _TOKENIZER_CONFIG
     config = {key: value for key, value in read_object(path).items() if key != "auto_map"}

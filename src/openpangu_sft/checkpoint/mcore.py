@@ -62,12 +62,9 @@ def write_rank(
     position: Position,
     advance: Advance = nothing,
 ) -> Entry:
-    """Writes the file of one rank below an iteration's directory.
+    """Writes the file of one rank (tensor rank, pipeline rank) below the directory of an iteration, which exists.
 
-    Args:
-        directory: of the iteration; exists.
-        rank: (tensor rank, pipeline rank).
-        tensors: all of this rank's, by Megatron-core name.
+    `tensors` are all of this rank's, by Megatron-core name.
     """
     state: dict[str, Any] = dict(tensors)
     state.update(dict.fromkeys(extra_state_names(layout, rank[1])))

@@ -32,19 +32,13 @@ _DESCRIBED = ("num_attention_heads", "num_query_groups", "kv_channels", "rotary_
 
 
 class McoreCheckpoint(NamedTuple):
-    """An open checkpoint.
+    """An open checkpoint."""
 
-    Args:
-        directory: of the iteration.
-        weights: by Hugging Face name, without the padding of the vocabulary.
-        manifest: None where another tool made it.
-    """
-
-    directory: Path
+    directory: Path  # of the iteration
     iteration: int
     layout: Layout
-    weights: Weights
-    manifest: Optional[Manifest]
+    weights: Weights  # by Hugging Face name, without the padding of the vocabulary
+    manifest: Optional[Manifest]  # None where another tool made it
 
     @property
     def files(self) -> list[Path]:
@@ -53,14 +47,7 @@ class McoreCheckpoint(NamedTuple):
 
 
 def latest_iteration(root: Path, remedy: str = "check the path") -> int:
-    """The iteration that the tracker file in `root` names.
-
-    Args:
-        remedy: for a directory without one.
-
-    Raises:
-        UserError: no tracker file, or it names no number.
-    """
+    """The iteration that the tracker file in `root` names; raises `UserError` without one, with this remedy."""
     path = root / TRACKER
     if not path.is_file():
         what = f"no checkpoint here ({TRACKER})"
@@ -81,9 +68,8 @@ def open_mcore(
 ) -> McoreCheckpoint:
     """Opens the newest checkpoint below a directory, or that of an iteration. Values are read on use.
 
-    Raises:
-        UserError: there is none; it is half-written or damaged; its tensors are not the model's; ranks disagree on a
-            tensor that several hold.
+    Raises `UserError` where there is none, it is half-written or damaged, its tensors are not the model's, or ranks
+    disagree on a tensor that several hold.
     """
     release = _is_release(root)
     newest = 0 if release else latest_iteration(root, remedy)

@@ -39,11 +39,8 @@ def recipe_digest(settings: dict[str, Any]) -> str:
 def write_model_card(directory: Path, manifest: Manifest, name: str, base: str, source: str) -> None:
     """Writes README.md with the metadata that model hubs read.
 
-    Args:
-        manifest: of the export, its inputs and counts complete.
-        name: of the export's directory.
-        base: name of the base model.
-        source: name of the exported checkpoint: the title, unless it is a fine-tuned base.
+    `name`, `base` and `source` name the export's directory, the base model and the exported checkpoint, which is the
+    title unless it is a fine-tuned base; the manifest's inputs and counts are complete.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),

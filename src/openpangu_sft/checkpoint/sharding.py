@@ -27,19 +27,14 @@ if TYPE_CHECKING:
 
 
 class Block(NamedTuple):
-    """A rectangle of one Hugging Face tensor, from (row, column) on.
-
-    Args:
-        columns: None for a tensor of one dimension.
-        padding: a row that fills the vocabulary up: written, never read.
-    """
+    """A rectangle of one Hugging Face tensor, from (row, column) on."""
 
     name: str
     row: int
     rows: int
     column: int = 0
-    columns: Optional[int] = None
-    padding: bool = False
+    columns: Optional[int] = None  # None for a tensor of one dimension
+    padding: bool = False  # a row that fills the vocabulary up: written, never read
 
     @property
     def shape(self) -> Shape:
@@ -66,17 +61,11 @@ class McoreTensor(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """How a Megatron-core checkpoint is spread over ranks.
+    """How a Megatron-core checkpoint is spread over ranks."""
 
-    Args:
-        tensor: TP.
-        stages: layers of each pipeline stage.
-        padded_vocab_size: rows of the embedding over all ranks.
-    """
-
-    tensor: int
-    stages: tuple[int, ...]
-    padded_vocab_size: int
+    tensor: int  # TP
+    stages: tuple[int, ...]  # layers of each pipeline stage
+    padded_vocab_size: int  # rows of the embedding over all ranks
 
     @property
     def pipeline(self) -> int:

@@ -23,21 +23,13 @@ from openpangu_sft.util.errors import UserError
 
 
 class CheckpointSource(NamedTuple):
-    """An open checkpoint.
-
-    Args:
-        manifest: None where another tool made it.
-        iteration: of a Megatron-core checkpoint; None for a Hugging Face one.
-        digests: computes the sha256 of its parts, by name; takes as long as reading it.
-        stamps: of its files, from before they were opened; the weights are views of mapped files. (Where one is
-            truncated, the kernel may end the process with SIGBUS; Python cannot prevent that.)
-    """
+    """An open checkpoint. Its weights are views of mapped files: where one is truncated, SIGBUS may end the process."""
 
     weights: Weights
-    manifest: Optional[Manifest]
-    iteration: Optional[int]
-    digests: Callable[[], dict[str, str]]
-    stamps: Mapping[Path, Optional[Stamp]]
+    manifest: Optional[Manifest]  # None where another tool made it
+    iteration: Optional[int]  # of a Megatron-core checkpoint; None for a Hugging Face one
+    digests: Callable[[], dict[str, str]]  # computes the sha256 of its parts, by name; takes as long as reading it
+    stamps: Mapping[Path, Optional[Stamp]]  # of its files, from before they were opened
 
     def base(self, name: str) -> Optional[str]:
         """sha256 of the `weights`, `config` or `tokenizer` that training began with, where that is known."""
@@ -48,14 +40,9 @@ class CheckpointSource(NamedTuple):
 def open_checkpoint(
     recipe: Recipe, path: Path, iteration: Optional[int] = None, remedy: str = "check the path"
 ) -> CheckpointSource:
-    """Opens a Hugging Face checkpoint, a Megatron-core one, or a run.
+    """Opens a Hugging Face checkpoint, a Megatron-core one (by default its newest iteration), or a run.
 
-    Args:
-        iteration: of a Megatron-core checkpoint; by default the newest.
-        remedy: where there is none.
-
-    Raises:
-        UserError: there is none, it is damaged, or it does not fit the recipe.
+    Raises `UserError` where there is none (with this remedy), it is damaged, or it does not fit the recipe.
     """
     if not path.is_dir():
         raise UserError("no such directory", where=path, remedy=remedy)

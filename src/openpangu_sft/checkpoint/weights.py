@@ -22,14 +22,9 @@ class Part(NamedTuple):
 
 
 class Weights:
-    """All tensors of a model. Values are read on use: parts are views of mapped files.
+    """All tensors of a model, covered by parts. Values are read on use: parts are views of mapped files.
 
-    Args:
-        parts: together they cover every tensor.
-        repair: the remedy where ranks disagree.
-
-    Raises:
-        UserError: a part that is on several ranks is not the same on all of them.
+    Raises `UserError`, with the remedy `repair`, where a part that is on several ranks is not the same on all of them.
     """
 
     def __init__(self, parts: Iterable[Part], repair: str = "make the checkpoint again") -> None:

@@ -44,11 +44,7 @@ class AnswerPrinter:
 
 
 def read_tools(path: Path) -> str:
-    """Tool definitions in a file, as the JSON text of a list.
-
-    Raises:
-        UserError: it cannot be read, holds none, or something else.
-    """
+    """Tool definitions in a file, as the JSON text of a list; raises `UserError` where it has none, or other things."""
     remedy = "write a JSON list of tool definitions"
     try:
         tools = tools_text(path.read_text("utf-8-sig"))

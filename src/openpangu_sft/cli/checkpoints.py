@@ -9,9 +9,9 @@ from typing import Optional
 
 import click
 
-from openpangu_sft.cli.options import option, show, stage, without_torch
+from openpangu_sft.cli.options import option, show, show_chosen, stage, without_torch
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.util.console import console, print_rows, print_table, stdout
+from openpangu_sft.util.console import print_rows, print_table, say, stdout
 from openpangu_sft.util.errors import UserError, explain_os_error
 
 FROM = option("--from", "source", type=Path, metavar="DIR", help="another checkpoint of any layout, or a run")
@@ -32,6 +32,7 @@ def convert_command(recipe: Recipe, source: Optional[Path], iteration: Optional[
     """
     from openpangu_sft.checkpoint.convert import run_convert
 
+    show_chosen(recipe)
     show("mcore checkpoint", recipe.path("mcore"), run_convert(recipe, source, iteration, dtype))
 
 
@@ -88,7 +89,7 @@ def _verdict(*checked: Path) -> Iterator[None]:
         if not all(path.is_dir() for path in checked):
             raise
         known = error if isinstance(error, UserError) else explain_os_error(error)
-        console.print(f"openpangu-sft: {known}", soft_wrap=True, markup=False)
+        say(f"openpangu-sft: {known}")
         stdout().print("FAIL")
         raise click.exceptions.Exit(1) from None
     stdout().print("PASS")
@@ -120,10 +121,9 @@ def _compare(recipe: Recipe, hf: Path, mcore: Path, iteration: Optional[int], on
             for row in rows
         ],
     )
-    console.print(
+    say(
         "logit, difference: maximum. same: positions with the same most probable token. check: in fp32 the difference "
-        "relative to the logit; in bf16 Megatron's distance from fp32 relative to Hugging Face's own.",
-        soft_wrap=True,
+        "relative to the logit; in bf16 Megatron's distance from fp32 relative to Hugging Face's own."
     )
     if failed := [row for row in rows if not row.passed]:
         what = f"gives other logits than {hf} in {failed[0].precision}, {failed[0].prompt} prompt"

@@ -11,7 +11,7 @@ import click
 from openpangu_sft.artifacts.artifact import Manifest, sum_counts
 from openpangu_sft.cli.options import exported, option, packing_efficiency, show, stage, without_torch
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.util.console import console, print_table, stdout
+from openpangu_sft.util.console import print_table, say, stdout
 from openpangu_sft.util.errors import printable
 
 SHARDS_ON_A_SCREEN = 12
@@ -21,7 +21,9 @@ SHARDS_ON_A_SCREEN = 12
 def format_command(recipe: Recipe) -> None:
     """Convert raw conversations to samples."""
     from openpangu_sft.conversations.format import run_format
+    from openpangu_sft.tokenizer.tool_prompt import ToolPrompt
 
+    ToolPrompt(recipe.data.tool_prompt)  # not used here, but a mistake in it is found before the conversion
     show("samples", recipe.path("samples"), run_format(recipe))
 
 
@@ -35,16 +37,16 @@ def preprocess_command(recipe: Recipe, shard: Optional[str]) -> None:
 
     shards = run_preprocess(recipe, *parse_part(shard))
     if not shards:
-        console.print(f"part {shard} of the inputs holds no lines: nothing to do", soft_wrap=True)
+        say(f"part {shard} of the inputs holds no lines: nothing to do")
         return
     if len(shards) > SHARDS_ON_A_SCREEN:
         now = sum(made for _, _, made in shards)
-        console.print(f"{len(shards):,} shards: {now:,} made, {len(shards) - now:,} unchanged", soft_wrap=True)
+        say(f"{len(shards):,} shards: {now:,} made, {len(shards) - now:,} unchanged")
     else:
         for part, manifest, made in shards:
             packed = f"{manifest.counts['packed']:,} samples in {manifest.counts['packs']:,} packs"
             what = packed if made else "unchanged, not made again"
-            console.print(f"shard of {part.source}: {what}", markup=False, soft_wrap=True)
+            say(f"shard of {part.source}: {what}")
     total = Manifest("shards", counts=sum_counts([manifest.counts for _, manifest, _ in shards]))
     show("shards", recipe.path("shards"), total, recipe)
 
@@ -58,7 +60,9 @@ def merge_command(recipe: Recipe) -> None:
     packs = f"{counts['packs']:,} packs ({packing_efficiency(counts, recipe)} full), {counts['tokens']:,} tokens"
     if validation := counts.get("validation"):
         packs += f"; validation: {validation['packs']:,} packs, {validation['tokens']:,} tokens"
-    console.print(f"dataset: {recipe.path('dataset')}: {packs}", soft_wrap=True, markup=False)
+    if saved := sum(split["packs_in_shards"] - split["packs"] for split in (counts, validation) if split):
+        packs += f"; {saved:,} saved by packing underfilled packs of the shards again"
+    say(f"dataset: {recipe.path('dataset')}: {packs}")
 
 
 @stage("preview", "--sample 42 --html sample42.html")
@@ -73,7 +77,7 @@ def preview_command(recipe: Recipe, sample: Optional[int], count: Optional[int],
 
     preview, page = run_preview(recipe, sample, count, html)
     show_preview(preview, stdout())
-    console.print(f"page: {printable(str(page))}", soft_wrap=True, markup=False)
+    say(f"page: {printable(str(page))}")
 
 
 @stage("inspect", "/cache/finetune_dataset/shards/demo")
@@ -88,7 +92,7 @@ def inspect_command(recipe: Recipe, dataset: Optional[Path]) -> None:
     report = run_inspect(recipe, dataset)
     print_table(f"packed dataset: {report.path}", report.figures)
     for finding in report.findings:
-        console.print(str(finding), soft_wrap=True, markup=False)
+        say(str(finding))
     stdout().print(report.verdict)
     if report.findings:
         sys.exit(1)

@@ -7,6 +7,7 @@ import functools
 import inspect
 import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Callable, Optional
 
@@ -15,8 +16,8 @@ import click
 from openpangu_sft import __version__
 from openpangu_sft.artifacts.artifact import Manifest
 from openpangu_sft.recipe.load import load_recipe
-from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.util.console import print_table
+from openpangu_sft.recipe.schema import ChosenRecipe, Recipe
+from openpangu_sft.util.console import console, print_table
 from openpangu_sft.util.errors import printable
 
 PREFIX = "OPENPANGU_"
@@ -84,11 +85,23 @@ def stage(
         @option("-s", "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="override a key; repeatable")
         @functools.wraps(function)
         def command(recipe_file: Path, overrides: tuple[str, ...], **given: Any) -> None:
-            function(load_recipe(recipe_file, overrides), **given)
+            function(load_recipe(recipe_file, overrides, _choose), **given)
 
         return app.command(name, help=help_text)(command)
 
     return declare
+
+
+def _choose(recipes: Sequence[Recipe], recompute: bool) -> Recipe:
+    from openpangu_sft.plan.choose import choose
+
+    return choose(recipes, recompute)
+
+
+def show_chosen(recipe: Recipe) -> None:
+    """Prints what `auto` took, on stderr."""
+    if isinstance(recipe, ChosenRecipe):
+        console.print(recipe.chosen, markup=False, soft_wrap=True)
 
 
 def recipe_arguments() -> list[str]:

@@ -12,7 +12,7 @@ from typing import Callable, Optional
 import click
 
 from openpangu_sft.cli.options import option, stage
-from openpangu_sft.evaluate.record import EVALUATION, Evaluation, Result
+from openpangu_sft.evaluate.record import EVALUATION, Evaluation, checkpoint_name
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.console import console, print_rows, stdout
 from openpangu_sft.util.errors import printable
@@ -49,22 +49,18 @@ def _show(evaluation: Evaluation, run: Path) -> None:
         print_rows(
             f"{validation['packed']:,} validation samples, {validation['trained_tokens']:,} trained tokens",
             ("checkpoint", "loss", "perplexity"),
-            [(_name(result), *_loss(result.loss)) for result in evaluation.results],
+            [(checkpoint_name(result.iteration), *_loss(result.loss)) for result in evaluation.results],
             console,
         )
     answered = evaluation.answered
     ends = answered[:: max(1, len(answered) - 1)]  # the base model and the newest checkpoint
     for number, question in enumerate(evaluation.questions):
         lines = [*question.turns, *([("reference", question.reference)] if question.reference else [])]
-        lines += [(_name(result), result.answers[number]) for result in ends]
+        lines += [(checkpoint_name(result.iteration), result.answers[number]) for result in ends]
         console.print(f"\n{question.source}", style="bold", markup=False, soft_wrap=True)
         for name, text in lines:
             console.print(f"{name}: {_readable(text) or '(nothing)'}", markup=False, soft_wrap=True)
     console.print(f"\nfull results: {printable(str(run / EVALUATION))}", markup=False, soft_wrap=True)
-
-
-def _name(result: Result) -> str:
-    return f"iteration {result.iteration}" if result.iteration else "before training"
 
 
 def _loss(loss: Optional[float]) -> tuple[str, str]:

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Optional
 
-from openpangu_sft.cli.options import option, recipe_arguments, stage
+from openpangu_sft.cli.options import option, recipe_arguments, show_chosen, stage
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.run.launch import worker_rank
-from openpangu_sft.util.console import console, print_table, stdout
+from openpangu_sft.util.console import print_table, say, stdout
 from openpangu_sft.util.errors import UserError, printable
 
 
@@ -19,8 +19,11 @@ from openpangu_sft.util.errors import UserError, printable
 @option("--dry-run", is_flag=True, help="only print the environment and command (engine mindspeed)")
 def sft_command(recipe: Recipe, dry_run: bool) -> None:
     """Fine-tune; rerun to resume."""
+    from openpangu_sft.plan.estimate import memory_of
     from openpangu_sft.training.stage import run_sft
 
+    if not worker_rank():
+        show_chosen(recipe)
     if dry_run:
         from openpangu_sft.training.mindspeed.start import dry_run as command_of
 
@@ -29,7 +32,7 @@ def sft_command(recipe: Recipe, dry_run: bool) -> None:
             raise UserError(what, remedy="run make sft")
         print(command_of(recipe))
         return
-    run_sft(recipe, ["sft", *recipe_arguments()])
+    run_sft(recipe, ["sft", *recipe_arguments()], memory_of(recipe).peak)
     if not worker_rank():
         _show_run(recipe)
 
@@ -70,7 +73,7 @@ def chat_command(
         note = ", the base model: paths.export and paths.run hold no checkpoint"
     print(printable(f"model: {checkpoint}{note}"), file=sys.stderr, flush=True)
     if prompt is None and sys.stdin.isatty():
-        console.print("Empty line: new conversation. Ctrl-D: quit.")
+        say("Empty line: new conversation. Ctrl-D: quit.")
     stdout()  # a model may write what the locale does not have
     printer = AnswerPrinter()
     lines = iter([prompt]) if prompt is not None else _typed_lines()
@@ -80,7 +83,7 @@ def chat_command(
         elif prompt is not None:
             raise answer
         else:
-            console.print(str(answer), markup=False, soft_wrap=True)
+            say(str(answer))
 
 
 @stage("demo", "--set paths.cache=/tmp/demo", default_recipe="recipes/demo.yaml")

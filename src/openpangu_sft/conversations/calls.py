@@ -12,16 +12,7 @@ import reprlib
 from collections.abc import Sequence
 from typing import NamedTuple, Optional
 
-from openpangu_sft.conversations.fields import (
-    WITH_DUPLICATES,
-    compact_json,
-    expect,
-    given,
-    json_or,
-    kind_of,
-    one_of,
-    parse_json,
-)
+from openpangu_sft.conversations.fields import WITH_DUPLICATES, compact_json, expect, given, json_or, kind_of, one_of
 from openpangu_sft.conversations.keys import BadSample, Keys
 
 THINKING = ("[unused16]", "[unused17]")
@@ -109,10 +100,7 @@ def call_text(call: object, keys: Optional[Keys] = None) -> str:
     text = arguments.strip() if isinstance(arguments, str) else arguments
     if text in (None, "", "null"):
         text = "{}"
-    try:
-        parsed = parse_json(text, WITH_DUPLICATES) if isinstance(text, str) else text
-    except BadSample as error:
-        raise BadSample(f"arguments of the call of {name} cannot be read: {error}") from None
+    parsed = json_or(text, f"arguments of the call of {name}", WITH_DUPLICATES)
     if not isinstance(parsed, dict):
         raise BadSample(f"arguments of the call of {name} is no object: {kind_of(parsed)}")
     text = text if isinstance(text, str) else compact_json(parsed)  # a text is kept: the model sees what the tool saw

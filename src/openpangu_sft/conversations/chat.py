@@ -16,24 +16,11 @@ from typing import Any, Optional
 
 from openpangu_sft.conversations.calls import call_text, joined_calls, split_tags, split_thinking
 from openpangu_sft.conversations.conversation import Message, Rules, Sample, is_trained, parse_sample
-from openpangu_sft.conversations.fields import (
-    compact_json,
-    expect,
-    filled,
-    given,
-    json_or,
-    keys_of,
-    kind_of,
-    one_of,
-    optional_text,
-)
+from openpangu_sft.conversations.fields import expect, filled, given, json_or, keys_of, one_of, optional_text
 from openpangu_sft.conversations.keys import EMPTY, BadSample, Keys
 from openpangu_sft.conversations.parts import Parts, is_parts, read_parts
 
-LISTS = {
-    "openai": ("messages", "contents"),
-    "sharegpt": ("conversations", "conversation"),
-}
+LISTS = {"openai": ("messages", "contents"), "sharegpt": ("conversations", "conversation")}
 """Keys of a list of turns, by data.source_format."""
 
 SPEAKER, CONTENT = ("role", "from"), ("content", "value", "parts", "text")
@@ -116,8 +103,8 @@ def _turns(value: object, name: str, rules: Rules) -> Iterator[Message]:
         return
     results = role in ("tool", "function")
     if results and isinstance(content, (dict, list)) and turn.get("parts") is None and not is_parts(content):
-        content = compact_json(content)
-    parts = read_parts(content, name, rules.keys)
+        content = [{"type": "tool_result", "content": content}]
+    parts = read_parts(content, name, rules.keys, "" if role == "assistant" else "\n")
     if role == "assistant":
         yield _answer(turn, parts, name, weights != {False}, rules.keys)
         return
@@ -143,9 +130,7 @@ def _require_any(turn: Mapping[str, Any], names: Sequence[str], ours: str, name:
 def _role(turn: Mapping[str, Any], name: str) -> str:
     keys, roles = given(turn, SPEAKER) or SPEAKER[:1], set()
     for key in keys:
-        speaker = turn.get(key)
-        if not isinstance(speaker, str):
-            raise BadSample(f"{name} has no text in {key}: {kind_of(speaker)}")
+        speaker = expect(str, turn.get(key), f"{key} of {name}", "a text")
         role = ROLE_OF.get(speaker.strip().lower())
         if role is None:
             raise BadSample(f"{name} has an unknown role: {reprlib.repr(speaker)}, known: {', '.join(ROLE_OF)}")

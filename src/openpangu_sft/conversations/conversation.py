@@ -10,13 +10,14 @@ from __future__ import annotations
 import re
 import reprlib
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Optional
 
 from openpangu_sft.conversations.calls import calls_text, split_answer, tools_text
 from openpangu_sft.conversations.fields import expect, filled, kind_of, optional_text
 from openpangu_sft.conversations.keys import EMPTY, BadSample, Keys
+from openpangu_sft.recipe.data import Data
 
 _RESULTS = ("tool", "function")
 MESSAGE_ROLES = ("user", "assistant", *_RESULTS)
@@ -91,16 +92,18 @@ class Rules:
     """How samples are read, and what was done to them on the way.
 
     Args:
-        ignored: data.ignore_keys.
-        lenient: data.turns is lenient: an order of turns that the template could render is accepted or repaired.
+        data: its ignore_keys and turns are used; by default all is strict.
+        trains: a sample without an answer to train on is refused.
 
     Attributes:
+        lenient: an order of turns that the template could render is accepted or repaired.
         keys: the rule for keys, with its counts.
         changes: how often turns were repaired, by what was done.
     """
 
-    def __init__(self, ignored: Collection[str] = (), lenient: bool = False) -> None:
-        self.keys, self.lenient = Keys(ignored), lenient
+    def __init__(self, data: Optional[Data] = None, trains: bool = True) -> None:
+        self.keys, self.trains = Keys(data.ignore_keys if data else ()), trains
+        self.lenient = data is not None and data.turns == "lenient"
         self.changes: Counter[str] = Counter()
 
 
@@ -154,7 +157,7 @@ def _messages(value: object, rules: Rules) -> tuple[Message, ...]:
     if messages[-1].role != "assistant":
         what = f"the last message is the {messages[-1].role}'s: a sample must end with an assistant message"
         raise BadSample(f"{what}; data.turns=lenient drops what follows the last one")
-    if not any(message.trained for message in messages if message.role == "assistant"):
+    if rules.trains and not any(message.trained for message in messages if message.role == "assistant"):
         raise BadSample("nothing to train on: every answer has weight 0")
     return tuple(messages)
 

@@ -40,7 +40,7 @@ class Converter:
         names = {theirs: ours for ours, theirs in data.columns.items()}
         self._in_turns = {theirs: ours for theirs, ours in names.items() if ours in _IN_TURNS}
         self._outside = {theirs: ours for theirs, ours in names.items() if ours not in _IN_TURNS}
-        self.rules = rules or Rules(data.ignore_keys, data.turns == "lenient")
+        self.rules = rules or Rules(data)
         self.unseen = set(data.columns.values())
 
     def __call__(self, value: object) -> Sample:
@@ -102,6 +102,7 @@ class Converter:
             return []
         listed = is_parts(value)  # Anthropic's
         if isinstance(value, dict):  # Gemini's: {"parts": [{"text": …}]}
+            self.rules.keys.counts.update(filled(value, ("role",)))
             value = self.rules.keys.known(key, value, _CONTENT).get("parts")
             value = [value] if isinstance(value, dict) else value
             listed = isinstance(value, list)
@@ -138,7 +139,5 @@ def _formats(
 
 
 def _tools(record: Mapping[str, Any]) -> str:
-    found = [(key, text) for key in TOOLS if (text := tools_text(record.get(key), key))]
-    if len(found) > 1:
-        raise BadSample("has both tools and functions: keep one of them")
-    return found[0][1] if found else ""
+    found = {key: text for key in TOOLS if (text := tools_text(record.get(key), key))}
+    return one_of(found, list(found))[1] or ""

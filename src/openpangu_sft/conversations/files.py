@@ -64,9 +64,8 @@ def raw_files(path: Path) -> list[RawFile]:
         UserError: nothing is there, or an entry cannot be read: none is silently skipped.
     """
     if not path.exists():
-        raise UserError(
-            "no raw conversations here", where=path, remedy=f"put files there ({_KNOWN}) or set paths.raw to yours"
-        )
+        remedy = f"put files there ({_KNOWN}) or correct the path (paths.raw, data.sources)"
+        raise UserError("no raw conversations here", where=path, remedy=remedy)
     if not path.is_dir():
         _require_named(path)
         _require_readable(path)
@@ -74,17 +73,14 @@ def raw_files(path: Path) -> list[RawFile]:
     passed: list[str] = []
     files = sorted(_below(path, "", (), passed), key=lambda file: PurePosixPath(file.name).parts)
     if passed:
-        _print(f"passed over: {', '.join(sorted(passed))}")
+        console.print(printable(f"passed over: {', '.join(sorted(passed))}"), markup=False, soft_wrap=True)
     if not files:
         raise UserError("holds no raw conversations", where=path, remedy=f"put files there: {_KNOWN}")
     splits = sorted({split for file in files for split in _SPLITS.findall(file.name.lower())})
     if len(splits) > 1:
-        _print(f"all splits become samples: {', '.join(splits)}; for one, set paths.raw to a directory with its files")
+        text = f"all splits become samples: {', '.join(splits)}; for one, give a directory with its files only"
+        console.print(printable(text), markup=False, soft_wrap=True)
     return files
-
-
-def _print(text: str) -> None:
-    console.print(printable(text), markup=False, soft_wrap=True)
 
 
 def _below(directory: Path, prefix: str, above: tuple[Path, ...], passed: list[str]) -> Iterator[RawFile]:

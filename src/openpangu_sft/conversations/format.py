@@ -19,9 +19,9 @@ from openpangu_sft.conversations.conversation import Rules, reason_class
 from openpangu_sft.conversations.fields import compact_json
 from openpangu_sft.conversations.files import read_records
 from openpangu_sft.conversations.keys import BadSample
-from openpangu_sft.conversations.preference import LeftOut
+from openpangu_sft.conversations.preference import BAD_EXAMPLE, LeftOut
 from openpangu_sft.conversations.readers import RawRecord
-from openpangu_sft.conversations.sources import Input, Mixer, directory_of, inputs_of
+from openpangu_sft.conversations.sources import Input, Mixer, inputs_of
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.console import byte_progress
 from openpangu_sft.util.errors import UserError
@@ -47,10 +47,10 @@ def run_format(recipe: Recipe) -> Manifest:
             result in `paths.samples` is kept then.
     """
     data, target = recipe.data, recipe.path("samples")
-    rules = Rules(data.ignore_keys, data.turns == "lenient")
-    sources = {f"data.sources[{number}]": directory_of(recipe, each) for number, each in enumerate(data.sources)}
-    for name, source in (sources or {"paths.raw": recipe.path("raw")}).items():
-        require_apart(name, source, "paths.samples", target)
+    rules = Rules(data)
+    paths = {f"data.sources[{number}]": source.path for number, source in enumerate(data.sources)}
+    for name, path in (paths or {"paths.raw": recipe.paths.raw}).items():
+        require_apart(name, recipe.paths.under_cache(path), "paths.samples", target)
     shaping = SETTINGS | {"seed"} if data.sources else SETTINGS
     settings = {f"data.{key}": value for key, value in data.model_dump(include=shaping).items()}
     manifest = Manifest("samples", settings=settings)
@@ -65,9 +65,10 @@ def run_format(recipe: Recipe) -> Manifest:
 
 
 def _no_sample(counts: Mapping[str, Any], where: Path) -> UserError:
-    reasons = {**counts["reasons"], "left out by the weights of data.sources": counts.get("left_out", 0)}
-    reason, times = Counter(reasons).most_common(1)[0]
-    remedy = "set data.on_bad_sample=refuse to see where it begins" if reason in counts["reasons"] else "raise them"
+    weights = "left out by the weights of data.sources"
+    reason, times = Counter({**counts["reasons"], weights: counts.get("left_out", 0)}).most_common(1)[0]
+    remedies = {weights: "raise them", BAD_EXAMPLE: "add good examples"}
+    remedy = remedies.get(reason, "set data.on_bad_sample=refuse to see where it begins")
     what = f"none of the {counts['read']} records is a sample; {times} x {reason}"
     return UserError(what, where=where, remedy=remedy)
 
@@ -105,11 +106,13 @@ def _fill(staging: Path, inputs: list[Input], recipe: Recipe, manifest: Manifest
 
 def _convert_into(output: _Output, raw: RawRecord, item: Input, mixer: Mixer, recipe: Recipe) -> str:
     """Writes one record as a sample or as a reject, or refuses it; returns the reason of a reject."""
+    before = (rules := item.convert.rules).keys.counts.copy(), rules.changes.copy()
     try:
         if raw.unreadable:
             raise BadSample(raw.unreadable)
         output.samples(mixer.lines(item.convert(raw.content), item, raw.place))
     except BadSample as error:
+        rules.keys.counts, rules.changes = before  # which are those of the records that are written
         if recipe.data.on_bad_sample == "refuse" and not isinstance(error, LeftOut):
             remedy = "fix it, or set data.on_bad_sample=skip to leave such records out"
             raise UserError(str(error), where=f"{item.file.path}{raw.place}", remedy=remedy) from None

@@ -56,19 +56,18 @@ def open_raw(path: Path, encoding: str) -> Iterator[tuple[io.BufferedReader, Cal
 
 
 def guess(head: bytes) -> str:
-    """The encoding of a text by its first bytes: utf-8, utf-16 (by its mark), gb18030; empty if not clear."""
+    """The encoding of a text by its first bytes: utf-8, gb18030, utf-16 and utf-32 with a mark; empty if not clear."""
+    if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "utf-32"
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
-    high, utf8 = map(_not_ascii, (head, head.decode(errors="ignore").encode()))
+    texts = (head, head.decode(errors="ignore").encode())
+    high, utf8 = (len(text) - len(text.decode("ascii", "ignore")) for text in texts)  # bytes that are not ASCII
     if high < _EVIDENCE:
         return ""
     if utf8 > high / 2:  # by chance about a fifth of GB18030
         return UTF8
     return "gb18030" if sum(map(len, _COMMON_GB_CHARACTERS.findall(head))) > 0.7 * high else ""
-
-
-def _not_ascii(text: bytes) -> int:
-    return len(text) - len(text.decode("ascii", "ignore"))
 
 
 def is_utf8(encoding: str) -> bool:

@@ -27,19 +27,20 @@ _RESULT = (*_RESPONSE, "content", "value")
 
 @dataclass
 class Parts:
-    """What the parts of a content are: text (None where there is none), thinking, calls and results of tools."""
+    """What the parts of a content are: text (None for none; `between` two), thinking, calls and results of tools."""
 
     text: Optional[str] = None
+    between: str = field(default="\n", compare=False)
     thinking: list[str] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
     results: list[str] = field(default_factory=list)
 
 
-def read_parts(content: object, name: str, keys: Keys) -> Parts:
+def read_parts(content: object, name: str, keys: Keys, between: str = "\n") -> Parts:
     """Reads a message's content: a text, null, or a list of parts; raises `BadSample` for a part of another kind."""
     if content is None or isinstance(content, str):
         return Parts(content)
-    found = Parts()
+    found = Parts(between=between)
     for part in expect(list, content, f"content of {name}", "a text"):
         _add(found, {"type": "text", "text": part} if isinstance(part, str) else part, name, keys)
     return found
@@ -68,7 +69,7 @@ def _text(found: Parts, part: Mapping[str, Any], name: str, _: Keys) -> None:
     text = _string(part, name, _TEXT)
     if found.calls and text.strip():
         raise BadSample(f"{name} has text after a call: put the text before the calls")
-    found.text = (found.text or "") + text
+    found.text = found.between.join(filter(None, (found.text, text)))
 
 
 def _thinking(found: Parts, part: Mapping[str, Any], name: str, _: Keys) -> None:
@@ -101,12 +102,10 @@ _KINDS: dict[str, tuple[_Reader, frozenset[str]]] = {
     **dict.fromkeys(("text", "input_text", "output_text", "refusal"), (_text, frozenset(("type", "thought", *_TEXT)))),
     **dict.fromkeys(("thinking", "reasoning"), (_thinking, frozenset(("type", "thought", *_THINKING)))),
     **dict.fromkeys(("tool_use", "tool_call", *_HELD_CALL[:2]), (_call, frozenset(("type", "thought", *_CALL)))),
-    **dict.fromkeys(("tool_result", *_RESPONSE), (_result, frozenset(("type", *_RESULT)))),
+    **dict.fromkeys(("tool_result", *_RESPONSE), (_result, frozenset(("type", "thought", *_RESULT)))),
 }
 
 
 def _string(part: Mapping[str, Any], name: str, names: tuple[str, ...]) -> str:
     key, value = one_of(part, given(part, names), f"a part of {name}")
-    if not isinstance(value, str):
-        raise BadSample(f"a part of {name} has no text in {key or names[0]}: {kind_of(value)}")
-    return value
+    return expect(str, value, f"{key or names[0]} of a part of {name}", "a text")

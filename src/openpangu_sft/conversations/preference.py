@@ -13,12 +13,14 @@ from openpangu_sft.conversations import columns
 from openpangu_sft.conversations.chat import LISTS
 from openpangu_sft.conversations.conversation import Rules
 from openpangu_sft.conversations.fields import filled, json_or, one_of
-from openpangu_sft.conversations.keys import BadSample
+from openpangu_sft.conversations.keys import EMPTY, BadSample
 
 LABELS = ("label", "kto_tag")
 CHOSEN = ("chosen", "chosen_response", "chosen_messages")
 REJECTED = ("rejected", "rejected_response", "rejected_responses", "rejected_messages")
 _LISTS = tuple(key for keys in LISTS.values() for key in keys)
+
+BAD_EXAMPLE = "a bad example, left out by data.preference=chosen"
 
 
 class LeftOut(BadSample):
@@ -36,6 +38,7 @@ def chosen_side(record: dict[str, Any], wanted: str, rules: Rules) -> dict[str, 
         LeftOut: it is marked as a bad example.
     """
     marks = [key for key in LABELS if record.get(key) in (0, 1)]  # another value is no mark, but an unknown key
+    rules.changes.update("empty labels taken for none" for key in LABELS if key in record and record[key] in EMPTY)
     sides = filled(record, (*CHOSEN, *REJECTED))
     if not marks and not sides:
         return record
@@ -44,7 +47,7 @@ def chosen_side(record: dict[str, Any], wanted: str, rules: Rules) -> dict[str, 
         what = f"holds preference data ({kind}: {', '.join(marks + sides)}), which supervised fine-tuning cannot use"
         raise BadSample(f"{what}: set data.preference=chosen to train on the chosen side only")
     if not all(record[key] for key in marks):
-        raise LeftOut(f"{marks[0]} is false: data.preference=chosen leaves bad examples out")
+        raise LeftOut(f"{BAD_EXAMPLE}: {marks[0]} is false")
     found = _without(record, *marks, *CHOSEN, *REJECTED)
     if filled(record, REJECTED):
         rules.changes["rejected answers left out"] += 1

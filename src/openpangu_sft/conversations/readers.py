@@ -95,7 +95,9 @@ def _record_of_text(text: str, place: str, position: int) -> RawRecord:
         return RawRecord(place, position, parse_json(text))
     except BadSample as error:
         reason = str(error)
-    if not text.endswith("\n") and reason.startswith("not valid JSON"):
+    if "Extra data" in reason and "\r" in text.strip():
+        reason = "its lines end with CR alone: write LF, e.g. tr '\\r' '\\n' < OLD.jsonl > NEW.jsonl"
+    elif not text.endswith("\n") and reason.startswith("not valid JSON"):
         reason = f"the last line is cut off, or not JSON: {reason}"
     elif text.strip() == "[":
         reason = "not valid JSON: an array over several lines; if the file is one array, name it .json"

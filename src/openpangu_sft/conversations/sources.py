@@ -6,7 +6,6 @@ import json
 from collections import Counter
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from pathlib import Path
 
 from openpangu_sft.conversations.conversation import Rules, Sample
 from openpangu_sft.conversations.convert import Converter
@@ -44,18 +43,13 @@ def inputs_of(recipe: Recipe, rules: Rules) -> list[Input]:
     for number, source in enumerate(sources, 1):
         convert = Converter(data.model_copy(update={"source_format": source.format, "columns": source.columns}), rules)
         prefix = f"{number}-" if data.sources else ""
-        for file in raw_files(directory_of(recipe, source)):
+        for file in raw_files(recipe.paths.under_cache(source.path)):
             new = Input(file, prefix + file.name, prefix + file.samples, source, convert)
             other = inputs.setdefault(new.samples, new)
             if other is not new:
                 what = f"{other.name} and {new.name} would both become {new.samples}"
                 raise UserError(what, where=file.path.parent, remedy="rename one of them")
     return list(inputs.values())
-
-
-def directory_of(recipe: Recipe, source: Source) -> Path:
-    """The absolute path of a source; as those in `paths`, it may be relative to paths.cache."""
-    return Path(recipe.paths.cache).expanduser().absolute() / Path(source.path).expanduser()
 
 
 class Mixer:

@@ -21,6 +21,7 @@ from openpangu_sft.util.errors import UserError
 ROWS_AT_ONCE = 256
 
 _ARROW_FILE = b"ARROW1"  # the first bytes of Arrow's file format; its stream format has none
+_END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 
 def read_csv(path: Path, encoding: str = UTF8) -> Iterator[RawRecord]:
@@ -106,6 +107,10 @@ def read_arrow(path: Path, encoding: str = UTF8) -> Iterator[RawRecord]:
                 position = min(position + batch.get_total_buffer_size(), size)
                 yield from _rows(path, batch, row, position)
                 row += batch.num_rows
+            if not is_file:
+                source.seek(source.tell() - len(_END_OF_STREAM))
+                if source.read(len(_END_OF_STREAM)) != _END_OF_STREAM:
+                    raise ValueError("the stream ends without its end mark: it may be cut off")
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise UserError(f"not readable as Arrow: {error}", where=path, remedy="write it again") from None
 

@@ -54,11 +54,7 @@ def encode_samples(
 ) -> list[Union[Encoded, BadSample]]:
     """Encodes a batch of samples; bad ones are passed on.
 
-    Args:
-        data: seq_length, control_tokens, too_long and tool_prompt are used.
-
-    Returns:
-        For each sample its tokens, or why it has none: a control token in its content, or longer than a pack.
+    Returns for each sample its tokens, or why it has none: a control token in its content, or longer than a pack.
     """
     tool_prompt = ToolPrompt(data.tool_prompt)
     outcomes: list[Union[range, BadSample]] = []
@@ -108,19 +104,13 @@ def _texts(sample: Sample) -> Iterator[tuple[str, str]]:
 
 
 class _Tokens:
-    """The tokens of all spans of a batch, in arrays: there are thousands of spans and millions of tokens.
-
-    Attributes:
-        ends: where the tokens of each span end, after a leading 0.
-        marked: int32 [tokens].
-        roles: uint8 [tokens].
-    """
+    """The tokens of all spans of a batch, in arrays: there are thousands of spans and millions of tokens."""
 
     def __init__(self, spans: list[TextSpan], tokenizer: Tokenizer) -> None:
         ids = tokenizer.encode(spans)
         self.spans = spans
         lengths = list(map(len, ids))
-        self.ends = list(accumulate(lengths, initial=0))
+        self.ends = list(accumulate(lengths, initial=0))  # where the tokens of each span end, after a leading 0
         values = np.fromiter(chain.from_iterable(ids), np.int32, self.ends[-1])
         self.marked = np.where(np.repeat([not span.trained for span in spans], lengths), ~values, values)
         numbers = np.array([ROLES.index(span.role) + 1 for span in spans], np.uint8)

@@ -24,16 +24,11 @@ REMEDIES = {
 
 @dataclass(frozen=True)
 class PackedFiles:
-    """The files of a packed dataset.
-
-    Args:
-        directory, prefix: its files are directory/{prefix}_packed_….
-        manifest: of the artifact that it is; None for a dataset that other software wrote.
-    """
+    """The files of a packed dataset: directory/{prefix}_packed_…."""
 
     directory: Path
     prefix: str
-    manifest: Optional[Manifest] = None
+    manifest: Optional[Manifest] = None  # of the artifact that it is; None for a dataset that other software wrote
 
     def __str__(self) -> str:
         return str(self.directory if self.manifest and self.prefix == PREFIX else self.directory / self.prefix)
@@ -62,11 +57,7 @@ class PackedFiles:
 
 
 def find_dataset(path: Path) -> PackedFiles:
-    """Finds the one dataset that a path means.
-
-    Raises:
-        UserError: there is none, there are several, or the manifest is of something else.
-    """
+    """Finds the one dataset that a path means; `UserError` for none, several, or a manifest of something else."""
     inside = _prefixes(path) if path.is_dir() else []
     if path.is_dir() and ((path / MANIFEST).is_file() or inside == [PREFIX]):
         return PackedFiles(path, PREFIX, _manifest(path))

@@ -41,12 +41,6 @@ def field_path(directory: Path, prefix: str, field: str, suffix: str) -> Path:
     return directory / f"{prefix}_packed_{field}_document.{suffix}"
 
 
-def write_indexes(directory: Path, prefix: str, rows: int, seq_length: int) -> None:
-    """Writes the `.idx` of every field."""
-    for field in FIELDS:
-        field_path(directory, prefix, field, "idx").write_bytes(index_bytes(rows, seq_length))
-
-
 def index_bytes(rows: int, seq_length: int) -> bytes:
     """The content of the `.idx` of `rows` sequences of `seq_length` int32 values each."""
     lengths = np.full(rows, seq_length, "<i4")
@@ -58,21 +52,13 @@ def index_bytes(rows: int, seq_length: int) -> bytes:
 
 @dataclass(frozen=True)
 class Index:
-    """The content of an `.idx`, mapped into memory.
+    """The content of an `.idx`, mapped into memory."""
 
-    Args:
-        path: of the `.idx`.
-        dtype: of the values in the `.bin`.
-        lengths: int32 [rows], values in each row.
-        offsets: int64 [rows], bytes before each row in the `.bin`.
-        documents: int64 [documents + 1], rows before each document.
-    """
-
-    path: Path
-    dtype: np.dtype[Any]
-    lengths: npt.NDArray[np.int32]
-    offsets: npt.NDArray[np.int64]
-    documents: npt.NDArray[np.int64]
+    path: Path  # of the `.idx`
+    dtype: np.dtype[Any]  # of the values in the `.bin`
+    lengths: npt.NDArray[np.int32]  # [rows], values in each row
+    offsets: npt.NDArray[np.int64]  # [rows], bytes before each row in the `.bin`
+    documents: npt.NDArray[np.int64]  # [documents + 1], rows before each document
 
     @property
     def rows(self) -> int:
@@ -92,8 +78,7 @@ class Index:
 def read_index(path: Path, remedy: str) -> Index:
     """Maps an `.idx` into memory. Its entries are not checked: see `entry_findings`.
 
-    Raises:
-        UserError: not an index of Megatron's, not one of integers, or not as long as its header says.
+    Raises `UserError` where it is not an index of integers of Megatron's, or not as long as its header says.
     """
     size = path.stat().st_size
     if size < HEADER.size:
@@ -121,30 +106,18 @@ def read_index(path: Path, remedy: str) -> Index:
 
 
 def read_rows(directory: Path, prefix: str, field: str, seq_length: int) -> Ids:
-    """Maps one field of a packed dataset into memory.
+    """Maps one field of a packed dataset of ours into memory: int32 [rows, seq_length], read only.
 
-    Returns:
-        int32 [rows, seq_length], read only.
-
-    Raises:
-        UserError: not such a file, or rows of another length.
+    Raises `UserError` where it has no rows, or its index is not that of rows of this length; inspect says more.
     """
-    index = read_index(field_path(directory, prefix, field, "idx"), AGAIN)
-    wrong = index.lengths[index.lengths != seq_length]
-    if index.dtype != np.int32:
-        what = f"has values of type {index.dtype.name}, expected int32"
-    elif not index.rows:
-        what = "holds no rows"
-    elif wrong.size:
-        what = f"has a row of {wrong[0]} tokens, expected {seq_length}"
-    elif index.path.read_bytes() != index_bytes(index.rows, seq_length):
-        what = "is damaged"
-    elif index.data.stat().st_size != 4 * index.rows * seq_length:
-        what = f"does not hold {index.rows} rows of {seq_length} tokens"
-        raise UserError(what, where=index.data, remedy=AGAIN)
-    else:
-        return np.memmap(index.data, "<i4", "r", shape=(index.rows, seq_length))
-    raise UserError(what, where=index.path, remedy=AGAIN)
+    data, index = (field_path(directory, prefix, field, suffix) for suffix in ("bin", "idx"))
+    rows, rest = divmod(data.stat().st_size, 4 * seq_length)
+    if not rows or rest:
+        raise UserError(f"does not hold rows of {seq_length} tokens", where=data, remedy=AGAIN)
+    if index.read_bytes() != index_bytes(rows, seq_length):
+        what = f"is not the index of {rows} rows of {seq_length} tokens, which {data.name} holds"
+        raise UserError(what, where=index, remedy=AGAIN)
+    return np.memmap(data, "<i4", "r", shape=(rows, seq_length))
 
 
 def row_blocks(index: Index, values: int) -> Iterator[tuple[int, int]]:
@@ -160,8 +133,7 @@ def row_blocks(index: Index, values: int) -> Iterator[tuple[int, int]]:
 def read_values(index: Index, begin: int, end: int) -> npt.NDArray[Any]:
     """Reads rows begin..end - 1, concatenated; read and not mapped, so that only one block is in memory.
 
-    Raises:
-        UserError: the file is shorter by now.
+    Raises `UserError` where the file is shorter by now.
     """
     count = int(index.lengths[begin:end].sum(dtype=np.int64))
     found = np.fromfile(index.data, index.dtype, count, offset=int(index.offsets[begin]))
@@ -175,29 +147,26 @@ class PackedWriter:
 
     `attention_mask` holds segment numbers 1, 2, 3… and 0 for padding, as later MindSpeed-LLM versions do with
     --neat-pack: where a segment ends must be known, and openPangu's eos ends every message, not every sample.
-
-    Args:
-        rows: how many there will be.
+    `files` has path and dtype of each field's values; roles are a field.
     """
 
     def __init__(self, directory: Path, prefix: str, rows: int, seq_length: int) -> None:
-        self._seq_length = seq_length
-        write_indexes(directory, prefix, rows, seq_length)
-        self._files = {field: (field_path(directory, prefix, field, "bin"), "<i4") for field in FIELDS}
-        self._files["roles"] = roles_path(directory, prefix), "u1"
-        for path, dtype in self._files.values():
+        self.seq_length = seq_length
+        for field in FIELDS:
+            field_path(directory, prefix, field, "idx").write_bytes(index_bytes(rows, seq_length))
+        self.files = {field: (field_path(directory, prefix, field, "bin"), "<i4") for field in FIELDS}
+        self.files["roles"] = roles_path(directory, prefix), "u1"
+        for path, dtype in self.files.values():
             with path.open("wb") as stream:
                 stream.truncate(rows * seq_length * np.dtype(dtype).itemsize)
 
     def write(self, first_row: int, **fields: npt.NDArray[Any]) -> None:
-        """Writes rows that follow each other.
+        """Writes rows from `first_row` on: input_ids, attention_mask and labels (int32), roles (uint8).
 
-        Args:
-            first_row: the number of the first one.
-            fields: [rows, seq_length] each: input_ids, attention_mask and labels (int32), and roles (uint8).
+        Each is [rows, seq_length].
         """
         for field, values in fields.items():
-            path, dtype = self._files[field]
+            path, dtype = self.files[field]
             with path.open("r+b") as stream:
-                stream.seek(first_row * self._seq_length * np.dtype(dtype).itemsize)
+                stream.seek(first_row * self.seq_length * np.dtype(dtype).itemsize)
                 stream.write(np.ascontiguousarray(values, dtype).data)

@@ -14,8 +14,7 @@ from openpangu_sft.util.errors import UserError
 def entry_findings(index: Index, remedy: str) -> tuple[list[UserError], bool]:
     """Checks the entries of an index, with each other and with the size of the `.bin`.
 
-    Returns:
-        What is wrong, and whether the rows can be read all the same.
+    Returns what is wrong, and whether the rows can be read all the same.
     """
     rows, lengths, offsets, documents = index.rows, index.lengths, index.offsets, index.documents
     if not rows:
@@ -65,12 +64,6 @@ def of_rows(count: int, total: int) -> str:
 
 
 def rows_where(wrong: Flags, rows: int, describe: Callable[[int], str]) -> Optional[str]:
-    """Counts the entries of an index that are wrong and describes the first; None where there is none.
-
-    Args:
-        wrong: bool [entries]; document boundaries are one more than rows.
-        rows: how many rows the index has.
-        describe: what is wrong with an entry.
-    """
+    """Counts the wrong entries, bool [entries], of an index and describes the first; None where there is none."""
     found = np.flatnonzero(wrong)
     return f"{of_rows(found.size, rows)}, first row {found[0]}: {describe(found[0])}" if found.size else None

@@ -34,17 +34,11 @@ CONSEQUENCES = {
 
 @dataclass
 class Report:
-    """What was found.
+    """What was found."""
 
-    Args:
-        path: the dataset, as a user would name it.
-        figures: by name, for the screen.
-        findings: what is wrong.
-    """
-
-    path: str
-    figures: dict[str, str] = field(default_factory=dict)
-    findings: list[UserError] = field(default_factory=list)
+    path: str  # of the dataset, as a user would name it
+    figures: dict[str, str] = field(default_factory=dict)  # by name, for the screen
+    findings: list[UserError] = field(default_factory=list)  # what is wrong
 
     @property
     def verdict(self) -> str:
@@ -54,14 +48,10 @@ class Report:
 
 
 def run_inspect(recipe: Recipe, dataset: Optional[Path] = None) -> Report:
-    """Checks a dataset.
+    """Checks a dataset: a directory, a path prefix or one of the six files; by default `paths.dataset`.
 
-    Args:
-        recipe: gives model.vocab_size, and data.seq_length for a dataset without a manifest.
-        dataset: a directory, a path prefix or one of the six files; default: `paths.dataset`.
-
-    Raises:
-        UserError: there is no dataset, there are several, or the manifest is of something else.
+    The recipe gives model.vocab_size, and data.seq_length for a dataset without a manifest. Raises `UserError` where
+    there is no dataset, there are several, or the manifest is of something else.
     """
     files = find_dataset(absolute(dataset) if dataset else recipe.path("dataset"))
     made_by = "other software: there is no manifest"
@@ -90,11 +80,7 @@ def _wrong_files(files: PackedFiles, manifest: Manifest) -> list[UserError]:
 
 
 class _Split:
-    """Checks six files against each other and against the manifest's counts: training data, or the validation split.
-
-    Args:
-        figures: are filled in.
-    """
+    """Checks six files against each other and against the manifest's counts: training data, or the validation split."""
 
     def __init__(self, recipe: Recipe, files: PackedFiles, figures: dict[str, str]) -> None:
         self._recipe, self._files, self._figures = recipe, files, figures

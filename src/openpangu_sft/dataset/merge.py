@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from openpangu_sft.artifacts.artifact import Manifest, read_manifest, require_settings, staged_directory, sum_counts
 from openpangu_sft.artifacts.checks import require_apart
-from openpangu_sft.dataset.index_file import FIELDS, PREFIX, VALIDATION, field_path, write_indexes
+from openpangu_sft.dataset.index_file import PREFIX, VALIDATION
+from openpangu_sft.dataset.join import join_shards
 from openpangu_sft.dataset.preprocess import data_settings, sample_files, shard_directories
 from openpangu_sft.dataset.roles import AGAIN, roles_path
 from openpangu_sft.dataset.spans import Part, parts_of, sha256_of_span
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.util.console import byte_progress, console
+from openpangu_sft.util.console import console
 from openpangu_sft.util.errors import UserError
 
 
@@ -38,26 +38,27 @@ def run_merge(recipe: Recipe) -> Manifest:
     shards = {source / part.name: _shard_of(part, source / part.name, settings) for part in parts}
     manifest = Manifest("dataset", settings, {directory.name: shard.digest for directory, shard in shards.items()})
     manifest.counts = sum_counts([shard.counts for shard in shards.values()])
-    packs = {PREFIX: manifest.counts["packs"]}
+    splits = {PREFIX: manifest.counts}
     if recipe.data.validation_share:
-        packs[VALIDATION] = manifest.counts["validation"]["packs"]
-    _require_both(packs, manifest.counts, source)
+        splits[VALIDATION] = manifest.counts["validation"]
+    _require_both(splits, source)
     without = [path.name for path, shard in shards.items() if roles_path(path, PREFIX).name not in shard.files]
     if without:
         what = f"shard {without[0]} was made by an earlier version and holds no roles, so the dataset gets none"
         console.print(f"{what}: {AGAIN} to see roles", markup=False, soft_wrap=True)
     with staged_directory(target, manifest) as staging:
-        for prefix, rows in packs.items():
-            _join(list(shards), staging, prefix, with_roles=not without)
-            write_indexes(staging, prefix, rows, recipe.data.seq_length)
+        for prefix, counts in splits.items():
+            counts.update(join_shards(list(shards), staging, prefix, counts["packs"], recipe.data))
+            if without:
+                roles_path(staging, prefix).unlink()
     return manifest
 
 
-def _require_both(packs: dict[str, int], counts: dict[str, Any], source: Path) -> None:
+def _require_both(splits: dict[str, dict[str, Any]], source: Path) -> None:
     """Refuses an empty side of the validation split: a hash decides, so few samples may give one."""
-    samples = sum(counts["packed"] for counts in (counts, counts.get("validation", {"packed": 0})))
-    for prefix, rows in packs.items():
-        if not rows:
+    samples = sum(counts["packed"] for counts in splits.values())
+    for prefix, counts in splits.items():
+        if not counts["packs"]:
             what, change = ("all", "lower") if prefix == PREFIX else ("none", "raise")
             raise UserError(
                 f"{what} of the {samples:,} samples falls into the validation split",
@@ -89,21 +90,3 @@ def _shard_of(part: Part, directory: Path, settings: dict[str, Any]) -> Manifest
     if shard.inputs != {part.source: sha256_of_span(part.span)}:
         raise UserError(f"made from another content of {part.span.file.name}", where=directory, remedy=again)
     return shard
-
-
-def _join(shards: list[Path], staging: Path, prefix: str, with_roles: bool) -> None:
-    """Joins the rows of all shards, one after another, in each of their `.bin` files."""
-    names = [field_path(staging, prefix, field, "bin").name for field in FIELDS]
-    names += [roles_path(staging, prefix).name] if with_roles else []
-    size = sum((directory / name).stat().st_size for directory in shards for name in names)
-    with byte_progress("merge", size) as advance, ThreadPoolExecutor(len(names)) as pool:
-
-        def join(name: str) -> None:
-            with (staging / name).open("wb") as merged:
-                for directory in shards:
-                    with (directory / name).open("rb") as stream:
-                        while block := stream.read(1 << 20):
-                            merged.write(block)
-                            advance(len(block), "")
-
-        list(pool.map(join, names))

@@ -29,11 +29,8 @@ def ordered_map(
     """Applies a function to items in several processes; yields the results in the order of the items.
 
     The processes are forked, so what the function holds (a tokenizer) is shared and not loaded again. Closing the
-    generator early ends them. With one worker, this process does the work.
-
-    Raises:
-        UserError: a process died, for instance because memory ran out.
-        UserError, OSError: the function raised it.
+    generator early ends them. With one worker, this process does the work. Raises `UserError` where a process died,
+    for instance because memory ran out, and the function's own `UserError` and `OSError`.
     """
     if workers == 1:
         yield from map(function, items)

@@ -15,13 +15,15 @@ from typing import Any, NamedTuple, Optional
 
 from openpangu_sft.artifacts.artifact import MANIFEST, Manifest, read_manifest, staged_directory
 from openpangu_sft.artifacts.changes import stamps_of, unchanged
-from openpangu_sft.conversations.conversation import parse_sample
+from openpangu_sft.conversations.conversation import Rules, parse_sample
 from openpangu_sft.conversations.files import suffix_of
 from openpangu_sft.conversations.keys import BadSample
+from openpangu_sft.conversations.opening import LOST, UTF8, guess
 from openpangu_sft.dataset.index_file import PREFIX
 from openpangu_sft.dataset.roles import roles_path
 from openpangu_sft.dataset.shard import write_shard
 from openpangu_sft.dataset.spans import Part, Span, parts_of, read_span, sha256_of_span
+from openpangu_sft.recipe.data import Data
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.tokenizer.template import TEMPLATE_DIGEST, TextSpan, sample_spans
 from openpangu_sft.tokenizer.tokenizer import Tokenizer, tokenizer_digest
@@ -87,25 +89,22 @@ def _unchanged(directory: Path, wanted: Manifest) -> Optional[Manifest]:
 
 
 def _open_tokenizer(recipe: Recipe, spans: Sequence[Span]) -> Tokenizer:
-    tokenizer = open_tokenizer(recipe.path("hf"), recipe.tokenizer.trust_remote_code, spans)
+    tokenizer = open_tokenizer(recipe.path("hf"), recipe.tokenizer.trust_remote_code, spans, recipe.data)
     if len(tokenizer) > recipe.model.vocab_size:
-        raise UserError(
-            f"the tokenizer has {len(tokenizer)} tokens, model.vocab_size is {recipe.model.vocab_size}",
-            where=recipe.path("hf"),
-            remedy="check model.vocab_size",
-        )
+        what = f"the tokenizer has {len(tokenizer)} tokens, model.vocab_size is {recipe.model.vocab_size}"
+        raise UserError(what, where=recipe.path("hf"), remedy="check model.vocab_size")
     return tokenizer
 
 
-def open_tokenizer(directory: Path, trust_remote_code: bool, spans: Sequence[Span]) -> Tokenizer:
+def open_tokenizer(directory: Path, trust_remote_code: bool, spans: Sequence[Span], data: Data) -> Tokenizer:
     """Loads a tokenizer, which uses SentencePiece directly where some of the samples get the same ids."""
     tokenizer = Tokenizer(directory, trust_remote_code)
-    if reason := tokenizer.go_direct(list(_spans_to_compare(spans))):
+    if reason := tokenizer.go_direct(list(_spans_to_compare(spans, Rules(data)))):
         console.print(f"tokenizer: its class is used, which is slower: {reason}", markup=False, soft_wrap=True)
     return tokenizer
 
 
-def _spans_to_compare(spans: Sequence[Span]) -> Iterator[TextSpan]:
+def _spans_to_compare(spans: Sequence[Span], rules: Rules) -> Iterator[TextSpan]:
     """Text spans of samples from all over the inputs."""
     total = sum(span.end - span.begin for span in spans)
     for place in (total * number // PLACES for number in range(PLACES)):
@@ -113,7 +112,7 @@ def _spans_to_compare(spans: Sequence[Span]) -> Iterator[TextSpan]:
             if place < end - begin:
                 for raw in islice(filter(None, read_span(Span(file, begin + place, end))), SAMPLES_PER_PLACE):
                     with contextlib.suppress(BadSample):  # reported when it is encoded
-                        texts = sample_spans(parse_sample(raw.content))
+                        texts = sample_spans(parse_sample(raw.content, rules))
                         yield from (text._replace(text=text.text[:COMPARED]) for text in texts)
                 break
             place -= end - begin
@@ -136,10 +135,13 @@ def sample_files(path: Path) -> list[Path]:
             raise UserError(f"is not a {SUFFIX} file", where=entry, remedy="run make format on it, or move it away")
         if not entry.is_file():
             raise UserError("is not a regular file, or is a broken link", where=entry, remedy="move it away")
-        try:
-            entry.name.encode("utf-8")
-        except UnicodeEncodeError:  # no manifest can hold it
-            raise UserError(f"the name {entry.name!a} is not UTF-8", where=path, remedy="rename it") from None
+        with entry.open("rb") as file:
+            found = guess(file.peek(1))
+        if found not in ("", UTF8):
+            remedy = f"run make format on it with data.encoding={found}, or save it as UTF-8"
+            raise UserError(f"looks like {found.upper()}, not UTF-8", where=entry, remedy=remedy)
+        if LOST.search(entry.name):  # no manifest can hold it
+            raise UserError(f"the name {entry.name!a} is not UTF-8", where=path, remedy="rename it")
     if not known:
         raise UserError(f"no {SUFFIX} files here", where=path, remedy="run make format, or put samples there")
     return sorted(known)

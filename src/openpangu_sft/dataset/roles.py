@@ -33,8 +33,7 @@ def roles_path(directory: Path, prefix: str) -> Path:
 def read_roles(directory: Path, prefix: str, rows: int, seq_length: int) -> Optional[Roles]:
     """Maps roles into memory: uint8 [rows, seq_length], read only; None where the dataset has none.
 
-    Raises:
-        UserError: the file is of another size.
+    Raises `UserError` where the file is of another size.
     """
     path = roles_path(directory, prefix)
     if not path.is_file():

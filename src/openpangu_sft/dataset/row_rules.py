@@ -16,30 +16,19 @@ Values = npt.NDArray[Any]  # integers, one for each token of a block, row after 
 
 @dataclass
 class Breach:
-    """The rows that break one rule.
+    """The rows that break one rule."""
 
-    Args:
-        field: the file that is wrong.
-        first: number of the first such row, column where there is one, and what is wrong there.
-    """
-
-    field: str
+    field: str  # the file that is wrong
     rows: int = 0
-    first: str = ""
+    first: str = ""  # number of the first such row, column where there is one, and what is wrong there
 
 
 @dataclass(frozen=True)
 class Block:
-    """Some rows of a dataset.
+    """Some rows of a dataset."""
 
-    Args:
-        starts: int64 [rows], where each row begins in the arrays; no row is empty.
-        numbers: int64 [rows], each row's number in the dataset.
-        input_ids, mask, labels: [tokens].
-    """
-
-    starts: npt.NDArray[np.int64]
-    numbers: npt.NDArray[np.int64]
+    starts: npt.NDArray[np.int64]  # [rows], where each row begins in the arrays; no row is empty
+    numbers: npt.NDArray[np.int64]  # [rows], each row's number in the dataset
     input_ids: Values
     mask: Values
     labels: Values
@@ -63,12 +52,8 @@ class PackedRules:
     """Counts tokens and breaches; feed it block after block, then `finish`.
 
     Row by row, `attention_mask` is taken as segment numbers. A row without them may hold token ids instead, as the
-    published handler writes; then its padding is what repeats the row's last id and is not trained.
-
-    Args:
-        vocab_size: token ids are below it.
-        trusted: `attention_mask` is known to hold segment numbers, so 1 everywhere means one segment in every row, not
-            a dataset without segment numbers.
+    published handler writes; then its padding is what repeats the row's last id and is not trained. In a `trusted`
+    dataset 1 everywhere means one segment in every row; else it means that there are no segment numbers.
     """
 
     def __init__(self, vocab_size: int, trusted: bool) -> None:

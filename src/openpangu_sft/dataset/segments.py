@@ -16,13 +16,9 @@ Int64s = npt.NDArray[np.int64]
 
 
 def segment_runs(numbers: Numbers) -> tuple[Int64s, Int64s, Int64s]:
-    """The segments of packs in order, padding left out.
+    """The segments of packs, int [packs, seq_length], in order, padding left out.
 
-    Args:
-        numbers: int [packs, seq_length].
-
-    Returns:
-        Three int64 [segments]: row, first column, past-the-last column.
+    Returns three int64 [segments]: row, first column, past-the-last column.
     """
     starts = np.ones(numbers.shape, bool)
     starts[:, 1:] = numbers[:, 1:] != numbers[:, :-1]
@@ -47,12 +43,8 @@ def positions_within(bounds: list[tuple[int, int]]) -> Int64s:
 def misnumbered(numbers: Numbers, begins: Flags) -> tuple[Flags, Flags]:
     """Where numbers do not count segments: 1 first, then the same or one more, and 0 to the end of the row.
 
-    Args:
-        numbers: int [tokens], of rows that follow each other.
-        begins: bool [tokens], where a row begins.
-
-    Returns:
-        Two bool [tokens]: a segment after padding; a number out of order.
+    From int [tokens], of rows that follow each other, and bool [tokens], where a row begins.
+    Returns two bool [tokens]: a segment after padding; a number out of order.
     """
     before = numbers_before(numbers, begins)
     padding = numbers == 0

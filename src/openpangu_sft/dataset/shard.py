@@ -36,7 +36,7 @@ from openpangu_sft.util.errors import UserError, naming
 
 REJECTS = "rejects.jsonl"
 ADDED = "samples added for answers with thinking"
-VALUES_AT_ONCE = 1 << 20  # tokens that a process writes at once
+VALUES_AT_ONCE = 1 << 20  # tokens that a process reads or writes at once
 
 
 class Refused(NamedTuple):
@@ -100,6 +100,32 @@ def write_shard(
     return counts
 
 
+def _write(
+    title: str,
+    data: Data,
+    pad_id: int,
+    spool: Spool,
+    lengths: Ids,
+    staging: Path,
+    prefix: str,
+    samples: npt.NDArray[np.int64],
+) -> dict[str, int]:
+    """Spreads samples of the spool over packs and writes them; returns how many packs and tokens.
+
+    Args:
+        title: of the progress.
+        lengths: int32 [samples], of all that the spool holds, in tokens.
+        prefix: of the files' names.
+        samples: int64 [chosen], numbers of those to write; there may be none.
+    """
+    chosen = lengths[samples]
+    plan = plan_packs(chosen, data.seq_length, data.seed)
+    plan = Plan(samples[plan.order].astype(np.int32), plan.bounds)
+    writer = PackedWriter(staging, prefix, len(plan), data.seq_length)
+    write_packs(title, spool, lengths, plan, writer, pad_id, data.workers)
+    return {"packs": len(plan), "tokens": int(chosen.sum(dtype=np.int64))}
+
+
 def _encode(
     data: Data, tokenizer: Tokenizer, span: Span, spool: Spool, rejects: Path
 ) -> tuple[dict[str, Any], npt.NDArray[np.bool_]]:
@@ -132,7 +158,6 @@ def _encode(
             for counter, chosen in ((counts, ~result.validation), (validation_counts, result.validation)):
                 counter.update(packed=int(chosen.sum()), trained_tokens=int(result.trained[chosen].sum()))
             advance(part.end - part.begin, "")
-    notes["changes"] = +notes["changes"]
     added = notes["changes"][ADDED]
     read = counts["packed"] + validation_counts["packed"] + counts["rejected"] + counts["dropped"] - added
     if not read:
@@ -155,7 +180,7 @@ def _note(refused: Refused, file: Path, line: int, data: Data, stream: Any) -> N
 
 def _encode_span(tokenizer: Tokenizer, data: Data, spool: Spool, span: Span) -> SpanResult:
     """Encodes the samples of a span into the spool's file of the process that it is called in."""
-    lines, rules = list(read_span(span)), Rules(data.ignore_keys, data.turns == "lenient")
+    lines, rules = list(read_span(span)), Rules(data)
     read = [(raw, _views(raw, data, rules)) for raw in lines if raw]
     outcomes = iter(encode_samples([view for _, views in read for view in views], tokenizer, data))
     encoded, validation, refused = list[Encoded](), list[bool](), list[Refused]()
@@ -163,6 +188,10 @@ def _encode_span(tokenizer: Tokenizer, data: Data, spool: Spool, span: Span) -> 
     for raw, views in read:
         kept = _kept(list(islice(outcomes, len(views))), data)
         if isinstance(kept, BadSample):
+            own = Rules(data)
+            _views(raw, data, own)  # once more, to take back what it has added to the counts
+            rules.keys.counts.subtract(own.keys.counts)
+            rules.changes.subtract(own.changes)
             dropped = isinstance(kept, TooLong) and data.too_long == "drop"
             refused.append(Refused(int(raw.place[1:]), str(kept), raw.text or raw.content, dropped))
             continue
@@ -174,7 +203,7 @@ def _encode_span(tokenizer: Tokenizer, data: Data, spool: Spool, span: Span) -> 
     trained = np.array([np.count_nonzero(sample.marked >= 0) for sample in encoded], np.int64)
     sides = np.array(validation, np.bool_)
     run = spool.write(encoded)
-    return SpanResult(len(lines), run, trained, sides, truncated, refused, rules.keys.counts, rules.changes)
+    return SpanResult(len(lines), run, trained, sides, truncated, refused, +rules.keys.counts, +rules.changes)
 
 
 def _kept(outcomes: Sequence[Union[Encoded, BadSample]], data: Data) -> Union[list[Encoded], BadSample]:
@@ -199,47 +228,42 @@ def _views(raw: RawRecord, data: Data, rules: Rules) -> Sequence[Union[Sample, B
     return views
 
 
-def _write(
+def write_packs(
     title: str,
-    data: Data,
-    pad_id: int,
     spool: Spool,
     lengths: Ids,
-    staging: Path,
-    prefix: str,
-    samples: npt.NDArray[np.int64],
-) -> dict[str, int]:
-    """Spreads samples of the spool over packs and writes them; returns how many packs and tokens.
+    plan: Plan,
+    writer: PackedWriter,
+    pad_id: int,
+    workers: int,
+    first_row: int = 0,
+) -> None:
+    """Writes packs as rows that follow each other: samples of the spool, then padding.
 
     Args:
         title: of the progress.
         lengths: int32 [samples], of all that the spool holds, in tokens.
-        prefix: of the files' names.
-        samples: int64 [chosen], numbers of those to write; there may be none.
+        plan: of samples by their number in the spool.
+        first_row: the row of the first pack.
     """
-    chosen = lengths[samples]
-    plan = plan_packs(chosen, data.seq_length, data.seed)
-    plan = Plan(samples[plan.order].astype(np.int32), plan.bounds)
-    writer = PackedWriter(staging, prefix, len(plan), data.seq_length)
 
-    def write_rows(rows: range) -> range:
-        """Writes the samples of some packs, read from the spool, then padding."""
-        marked = np.full((len(rows), data.seq_length), ~pad_id, np.int32)
+    def write_rows(packs: range) -> range:
+        """Writes some packs."""
+        marked = np.full((len(packs), writer.seq_length), ~pad_id, np.int32)
         numbers, roles = np.zeros_like(marked), np.zeros(marked.shape, np.uint8)
-        for row, pack in enumerate(rows):
+        for row, pack in enumerate(packs):
             begin, packed = 0, plan[pack]
             for number, (sample, length) in enumerate(zip(packed.tolist(), lengths[packed].tolist()), 1):
                 inside = slice(begin, begin := begin + length)
                 spool.read(sample, marked[row, inside], roles[row, inside])
                 numbers[row, inside] = number
         ids, labels = input_ids_of(marked), labels_of(marked)
-        writer.write(rows.start, input_ids=ids, attention_mask=numbers, labels=labels, roles=roles)
-        return rows
+        writer.write(first_row + packs.start, input_ids=ids, attention_mask=numbers, labels=labels, roles=roles)
+        return packs
 
-    step = max(1, VALUES_AT_ONCE // data.seq_length)
+    step = max(1, VALUES_AT_ONCE // writer.seq_length)
     blocks = [range(begin, min(begin + step, len(plan))) for begin in range(0, len(plan), step)]
-    written = ordered_map(write_rows, blocks, min(data.workers, len(blocks)) or 1)
+    written = ordered_map(write_rows, blocks, min(workers, len(blocks)) or 1)
     with progress(title, len(plan)) as advance, contextlib.closing(written):
         for block in written:
             advance(len(block), "")
-    return {"packs": len(plan), "tokens": int(chosen.sum(dtype=np.int64))}

@@ -27,17 +27,11 @@ class Span(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What one shard is made of.
+    """What one shard is made of."""
 
-    Args:
-        name: of the shard.
-        span: whole lines.
-        part: "3/16" where the inputs are divided over machines, else empty.
-    """
-
-    name: str
-    span: Span
-    part: str = ""
+    name: str  # of the shard
+    span: Span  # whole lines
+    part: str = ""  # "3/16" where the inputs are divided over machines
 
     @property
     def source(self) -> str:
@@ -49,8 +43,7 @@ class Part(NamedTuple):
 def parts_of(files: Sequence[Path], parts: int = 1) -> list[Part]:
     """Divides the inputs into parts of equal bytes; a file on a border is cut between two lines.
 
-    Raises:
-        UserError: two shards would have the same name.
+    Raises `UserError` where two shards would have the same name.
     """
     sizes = [file.stat().st_size for file in files]
     total, found, before = sum(sizes), dict[str, Part](), 0
@@ -73,11 +66,7 @@ def parts_of(files: Sequence[Path], parts: int = 1) -> list[Part]:
 
 
 def parse_part(text: Optional[str]) -> tuple[int, int]:
-    """Reads "3/16", the third of sixteen parts; without a text, 1/1.
-
-    Raises:
-        UserError: no such part.
-    """
+    """Reads "3/16", the third of sixteen parts; without a text, 1/1. Raises `UserError` where there is no such part."""
     match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", (text or "1/1").strip())
     if match and 1 <= int(match.group(1)) <= int(match.group(2)):
         return int(match.group(1)), int(match.group(2))

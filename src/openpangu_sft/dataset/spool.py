@@ -22,26 +22,17 @@ ITEM = 5  # bytes of a token: int32 marked, uint8 role
 
 
 class TokenRun(NamedTuple):
-    """Samples that follow each other in a file of the spool.
+    """Samples that follow each other in a file of the spool."""
 
-    Args:
-        file: its name.
-        begin: of the first sample, in bytes.
-        lengths: int32 [samples], in tokens.
-    """
-
-    file: str
-    begin: int
-    lengths: npt.NDArray[np.int32]
+    file: str  # its name
+    begin: int  # of the first sample, in bytes
+    lengths: npt.NDArray[np.int32]  # [samples], in tokens
 
 
 class Spool:
-    """A directory of files with samples: the marked tokens of one, then its roles, then the next sample.
+    """A new directory of files with samples: the marked tokens of one, then its roles, then the next sample.
 
     To be used in a `with` block, which removes it in the end.
-
-    Args:
-        directory: is made.
     """
 
     def __init__(self, directory: Path) -> None:

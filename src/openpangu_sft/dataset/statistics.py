@@ -22,13 +22,9 @@ Counts = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Distribution:
-    """How often each whole number occurs.
+    """How often each whole number occurs."""
 
-    Args:
-        counts: int64 [largest possible number + 1].
-    """
-
-    counts: Counts
+    counts: Counts  # int64 [largest possible number + 1]
 
     @property
     def total(self) -> int:
@@ -56,24 +52,15 @@ class Distribution:
 
 @dataclass(frozen=True)
 class Statistics:
-    """What a packed dataset holds.
-
-    Args:
-        seq_length: tokens in a pack.
-        trained_tokens: how many tokens are targets.
-        lengths: tokens of each sample.
-        fill: tokens of each pack, without its padding.
-        turns: number of turns by role; empty where roles are unknown.
-        samples_before: samples in all rows before each block of rows.
-    """
+    """What a packed dataset holds."""
 
     seq_length: int
     packs: int
     trained_tokens: int
-    lengths: Distribution
-    fill: Distribution
-    turns: dict[str, int]
-    samples_before: list[int]
+    lengths: Distribution  # tokens of each sample
+    fill: Distribution  # tokens of each pack, without its padding
+    turns: dict[str, int]  # by role; empty where roles are unknown
+    samples_before: list[int]  # in all rows before each block of rows
 
     @property
     def samples(self) -> int:

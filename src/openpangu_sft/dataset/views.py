@@ -13,10 +13,7 @@ def training_views(sample: Sample, data: Data) -> list[Sample]:
     """The samples to encode: data.thinking and data.train_on applied.
 
     A served model never sees its earlier thinking. So with data.thinking=last each answer with thinking ends a sample
-    of its own, whose earlier answers have none; each answer is trained on once.
-
-    Raises:
-        BadSample: no answer is left to train on.
+    of its own, whose earlier answers have none; each answer is trained on once. Raises `BadSample` where none is left.
     """
     messages = sample.data
     if data.train_on == "last":

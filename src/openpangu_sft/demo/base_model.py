@@ -33,10 +33,8 @@ CHAT_TEMPLATE = (
 
 
 def make_base_model(recipe: Recipe, texts: Iterable[str]) -> Manifest:
-    """Writes the demo's base model, with the sizes of the recipe's model section, to `paths.hf`.
-
-    Args:
-        texts: the tokenizer's training data.
+    """Writes the demo's base model, with the sizes of the recipe's model section, to `paths.hf`; the texts train its
+    tokenizer.
     """
     manifest = Manifest("hf", settings={"model.vocab_size": recipe.model.vocab_size, "train.seed": recipe.train.seed})
     with staged_directory(recipe.path("hf"), manifest) as staging:

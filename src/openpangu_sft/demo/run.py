@@ -33,8 +33,7 @@ EXAMPLES = ROOT / "examples"
 def run_demo(recipe: Recipe, arguments: Sequence[str]) -> None:
     """Runs the demo and prints its table; every stage is given `arguments`, which name the recipe.
 
-    Raises:
-        UserError: a stage failed, or the tuned model does not give the trained answers.
+    Raises `UserError` where a stage failed, or the tuned model does not give the trained answers.
     """
     began = time.monotonic()
     prepare(recipe)

@@ -8,6 +8,7 @@ Hugging Face's model, sample by sample.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -169,20 +170,11 @@ class Smoke:
 
     def _upstream(self, *command: str) -> None:
         folder, environment = environment_of(self.recipe(*MINDSPEED), self.sources)
-        self._call([sys.executable, *command], folder, environment)
+        self._call([sys.executable, *command], folder, **environment)
 
-    def _call(
-        self, command: Sequence[str], folder: Optional[Path] = None, environment: Optional[dict[str, str]] = None
-    ) -> None:
-        done = subprocess.run(
-            command,
-            cwd=folder,
-            env={**os.environ, **(environment or {})},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
+    def _call(self, command: Sequence[str], folder: Optional[Path] = None, **variables: str) -> None:
+        environment, pipe = {**os.environ, **variables}, subprocess.PIPE
+        done = subprocess.run(command, cwd=folder, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True)
         if done.returncode:
             say(done.stdout[-4000:])
             raise UserError(f"ended with exit code {done.returncode}", where=" ".join(command[:4]), remedy="see above")
@@ -226,23 +218,14 @@ def published_convert(recipe: Recipe, hf: Path, target: Path) -> list[str]:
 
 def require_same_dataset(ours: Path, prefix: str, theirs: Path, their_prefix: str) -> None:
     """Raises `UserError` where one of the six files differs."""
-    for field in FIELDS:
-        for suffix in ("bin", "idx"):
-            require_same_bytes(field_path(ours, prefix, field, suffix), field_path(theirs, their_prefix, field, suffix))
-
-
-def require_same_bytes(ours: Path, theirs: Path) -> None:
-    """Raises `UserError` naming both files."""
-    if ours.read_bytes() != theirs.read_bytes():
-        raise UserError(f"differs from {theirs}", where=ours, remedy="this is a bug here: report it")
+    for field, suffix in itertools.product(FIELDS, ("bin", "idx")):
+        our, their = field_path(ours, prefix, field, suffix), field_path(theirs, their_prefix, field, suffix)
+        if our.read_bytes() != their.read_bytes():
+            raise UserError(f"differs from {their}", where=our, remedy="this is a bug here: report it")
 
 
 def require_same_weights(recipe: Recipe, ours: Path, theirs: Path) -> int:
-    """Compares two checkpoints bit by bit; returns how many tensors there are.
-
-    Raises:
-        UserError: names the first element that differs.
-    """
+    """Returns how many tensors two checkpoints have; raises `UserError` for the first element that differs."""
     first, second = (open_mcore(directory, recipe.model).weights for directory in (ours, theirs))
     require_equal(Resharder(first, recipe.model), second, theirs)
     return len(first.names())

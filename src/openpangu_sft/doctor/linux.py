@@ -16,11 +16,9 @@ def memory_available(meminfo: str) -> Optional[int]:
 def control_groups(cgroup: Optional[str], controller: str) -> list[str]:
     """A process's control group and its ancestors, as paths below their mount, the deepest first.
 
-    Only `/` where the path leads out of the mount (/../x), as in a container whose namespace begins lower.
-
-    Args:
-        cgroup: /proc/self/cgroup, see cgroups(7): lines of hierarchy:controllers:path.
-        controller: `memory` for that hierarchy of v1; empty for v2, which has one for all.
+    Only `/` where the path leads out of the mount (/../x), as in a container whose namespace begins lower. `cgroup` is
+    /proc/self/cgroup, see cgroups(7): lines of hierarchy:controllers:path. The controller is empty for v2, which has
+    one hierarchy for all.
     """
     group = PurePosixPath("/")
     for controllers, path in re.findall(r"^[^:\n]*:([^:\n]*):/+(.*)$", cgroup or "", re.MULTILINE):

@@ -11,9 +11,10 @@ from typing import Union
 from openpangu_sft.doctor.finding import Finding, failed, ok, skipped, warning
 from openpangu_sft.doctor.machine import Context
 from openpangu_sft.doctor.npu_smi import Chip, Process
+from openpangu_sft.plan.choose import all_splits, ranking
 from openpangu_sft.plan.estimate import memory_of
 from openpangu_sft.plan.memory import GIB
-from openpangu_sft.plan.what_if import first_that_fits, single_changes
+from openpangu_sft.plan.show import advice
 from openpangu_sft.recipe.rules import complaints
 from openpangu_sft.util.ascend import VARIABLE
 
@@ -155,6 +156,5 @@ def npu_memory(context: Context) -> Finding:
     found, expected = f"{gib:.4g} GiB", f"{memory.needed / GIB:.1f} GiB by make plan, and a tenth left"
     if memory.verdict(gib) == "yes":
         return ok(f"{found}; {memory.needed / GIB:.1f} needed by make plan")
-    change = first_that_fits(single_changes(context.recipe), gib)
-    remedy = f"{change}; see make plan" if change else "see make plan; take more devices, or a shorter data.seq_length"
-    return warning(found, remedy, expected)
+    best = ranking(all_splits(context.recipe), True, gib)[0]
+    return warning(found, f"{advice(best, gib)}; see make plan", expected)

@@ -12,7 +12,6 @@ from pathlib import Path
 from openpangu_sft.artifacts.artifact import require_no_obstacle
 from openpangu_sft.checkpoint.checklist import CHECKLIST, check_published
 from openpangu_sft.checkpoint.sharding import parameter_count
-from openpangu_sft.conversations.sources import directory_of
 from openpangu_sft.doctor.finding import Finding, failed, ok, skipped, warning
 from openpangu_sft.doctor.linux import Mount, control_groups, inactive_file, limit, memory_available, mount_of
 from openpangu_sft.doctor.machine import Context
@@ -130,7 +129,7 @@ def inputs(context: Context) -> Finding:
     hf = recipe.path("hf")
     if not (hf / CONFIG).is_file():
         missing.append(f"paths.hf: no checkpoint in {hf}")
-    raw = [directory_of(recipe, source) for source in recipe.data.sources] or [recipe.path("raw")]
+    raw = [recipe.paths.under_cache(source.path) for source in recipe.data.sources] or [recipe.path("raw")]
     absent = [path for path in raw if not path.exists()]
     made = recipe.path("samples") if absent else raw[0]
     if not made.exists():

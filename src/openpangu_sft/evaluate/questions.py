@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from openpangu_sft.conversations.conversation import Message, Sample
+from openpangu_sft.conversations.conversation import Message, Rules, Sample
 from openpangu_sft.conversations.convert import Converter
 from openpangu_sft.conversations.files import SUFFIXES, read_records, suffix_of
 from openpangu_sft.conversations.keys import BadSample
@@ -31,14 +31,10 @@ LONGEST = 2048  # most tokens of a validation prompt: the memory of generation's
 
 
 def questions_in(path: Path, recipe: Recipe, tokenizer: Tokenizer) -> list[Question]:
-    """The questions of a prompt file.
+    """The questions of a prompt file: .txt with one on each line; or conversations in any format that `make format`
+    takes, of which the last answer is the reference and all before it is the prompt.
 
-    Args:
-        path: .txt with one question on each line; or conversations in any format that `make format` takes, of which
-            the last answer is the reference and all before it is the prompt.
-
-    Raises:
-        UserError: it cannot be read, holds none, or one is no question or leaves no room for an answer.
+    Raises `UserError` where it cannot be read, holds none, or one is no question or leaves no room for an answer.
     """
     if not path.is_file():
         what = "is a directory" if path.is_dir() else "no such file"
@@ -63,7 +59,7 @@ def _lines(path: Path) -> Iterator[tuple[str, Sample]]:
 
 
 def _conversations(path: Path, recipe: Recipe) -> Iterator[tuple[str, Sample]]:
-    convert = Converter(recipe.data)
+    convert = Converter(recipe.data, Rules(recipe.data, trains=False))
     for record in read_records(path, recipe.data.encoding):
         try:
             if record.unreadable:

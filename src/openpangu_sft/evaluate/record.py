@@ -18,57 +18,34 @@ EVALUATION = "evaluation.json"
 
 @dataclass(frozen=True)
 class Question:
-    """What a model is asked.
+    """What a model is asked."""
 
-    Args:
-        source: prompts.txt:3, or validation sample 2.
-        turns: role and content of each message, the system prompt (role system) first where there is one.
-        reference: the answer there, or empty.
-        prompt: token ids for the model, the assistant's header last.
-    """
-
-    source: str
-    turns: list[Annotated[list[str], Field(min_length=2, max_length=2)]]
-    reference: str
-    prompt: list[int]
+    source: str  # prompts.txt:3, or validation sample 2
+    turns: list[Annotated[list[str], Field(min_length=2, max_length=2)]]  # role, content; the system prompt is first
+    reference: str  # the answer there, or empty
+    prompt: list[int]  # token ids for the model, the assistant's header last
 
 
 @dataclass(frozen=True)
 class Result:
-    """One checkpoint.
+    """One checkpoint."""
 
-    Args:
-        iteration: of the run; 0 is before training.
-        checkpoint: its directory.
-        files: name, size and time of its files, to see whether they have changed.
-        loss: mean cross-entropy per trained token of the validation samples, in nats; None without a validation split.
-        answers: one for each question; empty before they are asked.
-    """
-
-    iteration: int
-    checkpoint: str
-    files: list[list[Any]]
-    loss: Optional[float]
-    answers: list[str]
+    iteration: int  # of the run; 0 is before training
+    checkpoint: str  # its directory
+    files: list[list[Any]]  # name, size and time of its files, to see whether they have changed
+    loss: Optional[float]  # mean cross-entropy per trained validation token, in nats; None without a validation split
+    answers: list[str]  # one for each question; empty before they are asked
 
 
 @dataclass
 class Evaluation:
-    """All results that can be compared.
+    """All results that can be compared."""
 
-    Args:
-        inputs: sha256 of the dataset, and of the prompt file if there is one.
-        settings: that loss or answers depend on.
-        held_out: counts of the validation split, named so in the file; empty without one.
-        questions: the same for every checkpoint.
-        results: by iteration.
-    """
-
-    inputs: dict[str, str]
-    settings: dict[str, Any]
-    held_out: dict[str, int]
-    questions: list[Question]
-    results: list[Result] = field(default_factory=list)
+    inputs: dict[str, str]  # sha256 of the dataset, and of the prompt file if there is one
+    settings: dict[str, Any]  # that loss or answers depend on
+    held_out: dict[str, int]  # counts of the validation split, named so in the file; empty without one
+    questions: list[Question]  # the same for every checkpoint
+    results: list[Result] = field(default_factory=list)  # by iteration
     version: str = __version__
 
     @property
@@ -80,6 +57,10 @@ class Evaluation:
         """Adds a result, or replaces that of its iteration."""
         others = [other for other in self.results if other.iteration != result.iteration]
         self.results = sorted([*others, result], key=lambda one: one.iteration)
+
+
+def checkpoint_name(iteration: int) -> str:
+    return f"iteration {iteration:,}" if iteration else "before training"
 
 
 def read_evaluation(run: Path) -> Optional[Evaluation]:

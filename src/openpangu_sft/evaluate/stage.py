@@ -31,17 +31,14 @@ AGAIN = "run make preprocess and make merge again, and train on the result"
 
 
 def run_evaluate(recipe: Recipe, prompts: Optional[Path] = None, wanted: Optional[str] = None) -> Evaluation:
-    """Evaluates the initial weights and checkpoints of `paths.run`; earlier results are reused.
+    """Evaluates the initial weights and checkpoints of `paths.run`, and returns the run's evaluation.json.
+
+    Earlier results are reused. Raises `UserError` where there is no run, its dataset has changed, or there is nothing
+    to evaluate with.
 
     Args:
         prompts: a file of questions; default: some of the validation samples.
         wanted: the number of an iteration, or all; default: the newest.
-
-    Returns:
-        What is in the run's evaluation.json now.
-
-    Raises:
-        UserError: there is no run, its dataset has changed, or there is nothing to evaluate with.
     """
     run = recipe.path("run")
     manifest = read_manifest(run, "run", "run make sft")
@@ -139,8 +136,7 @@ def _evaluate(recipe: Recipe, evaluation: Evaluation, number: int, root: Path, i
     if result is None:
         loss = None
         if evaluation.held_out:
-            name = f"iteration {number}" if number else "before training"
-            loss = validation_loss(recipe, tensors_of(opened.weights, recipe.model), name)
+            loss = validation_loss(recipe, tensors_of(opened.weights, recipe.model), number)
         result = Result(number, printable(str(opened.directory)), files, loss, [])
         evaluation.add(result)
         write_evaluation(run, evaluation)

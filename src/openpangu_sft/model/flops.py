@@ -20,10 +20,33 @@ def highest_rate(recipe: Recipe) -> float:
     return 1 / model_flops_utilisation(recipe, 1.0)
 
 
-def work(recipe: Recipe) -> float:
-    """FLOPs of an iteration relative to one without recomputation: a recomputed layer takes its forward 2 again."""
-    layers = sum(recomputed_layers(recipe, stage) for stage in layout_of(recipe.model, recipe.parallel).stages)
-    return 1 + 2 * layers * layer_parameters(recipe) / (6 * parameter_count(recipe.model))
+def flops_per_token(recipe: Recipe, trained: float = 1.0) -> float:
+    """FLOPs of an iteration per token, recomputation included: a recomputed layer takes its forward 2 again.
+
+    Args:
+        trained: share of the tokens that are targets: output layer and loss are computed for them only.
+    """
+    model, stages = recipe.model, layout_of(recipe.model, recipe.parallel).stages
+    again = sum(recomputed_layers(recipe, stage) for stage in stages)
+    output = model.vocab_size * model.hidden_size
+    return (6 * model.num_layers + 2 * again) * layer_parameters(recipe) + 6 * trained * output
+
+
+def idle(recipe: Recipe) -> float:
+    """Time of a pipeline's iteration relative to that of equal stages that never wait: (m + PP - 1) / m, and the share
+    of the slowest stage. 1 without a pipeline.
+    """
+    parallel, output = recipe.parallel, 6 * recipe.model.vocab_size * recipe.model.hidden_size
+    each = layer_parameters(recipe)
+    stages = [(6 * n + 2 * recomputed_layers(recipe, n)) * each for n in layout_of(recipe.model, parallel).stages]
+    stages[-1] += output
+    waiting = parallel.pipeline - 1
+    return (1 + waiting / micro_batches(recipe)) * max(stages) * len(stages) / sum(stages)
+
+
+def micro_batches(recipe: Recipe) -> int:
+    """Of an iteration, in each data-parallel replica."""
+    return recipe.train.global_batch_size // (recipe.train.micro_batch_size * recipe.parallel.data)
 
 
 def recomputed_layers(recipe: Recipe, layers: int) -> int:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 GIB = 1 << 30
+CHUNK = 2048
+"""Positions whose logits exist at once: model/chunked_loss.py, which imports torch."""
 SPARE = 0.1
 """Share of a device left for what is not counted: the context of CANN or CUDA, operator workspaces and allocator
 fragmentation. A choice, not a measurement; docs/plan.md."""
@@ -77,10 +79,24 @@ def kept_by_layers(layers: int, recomputed: int, layer_input: int, layer: int, m
     return Part("kept by the layers", (recomputed * layer_input + whole * layer) * micro_batches, how)
 
 
-def logits_part(tokens: int, columns: int, bf16: bool) -> Part:
-    """The logits, their fp32 copy, and the one that becomes their softmax: alive together in the cross-entropy.
+def loss_parts(rows: int, columns: int, hidden: int, element: int, logit: int) -> tuple[Part, ...]:
+    """Output layer and loss a chunk of rows at a time (model/chunked_loss.py), if every row is trained.
 
-    In fp32 the copy is the logits themselves.
+    Args:
+        rows: positions of a micro batch on this device.
+        columns: rows of the vocabulary on this device.
+        hidden: hidden size.
+        element: bytes of a number of the hidden states.
+        logit: bytes of a logit in all its copies.
     """
-    each, words = (2 + 4 + 4, "bf16, fp32 and softmax in fp32") if bf16 else (4 + 4, "fp32, and softmax")
-    return Part("logits", tokens * columns * each, f"{columns:,} x {tokens:,} x {each}: {words}")
+    chunk = min(CHUNK, rows)
+    product = 2 + 4 if element == 2 else 4  # in bf16 it is cast where it is added, by a CPU at least
+    logits, gradients = columns * chunk * logit, columns * (chunk * element + hidden * product)
+    how = f"{columns:,} x {chunk:,} x {logit}: a chunk's, and copies in fp32"
+    if gradients > logits:
+        how = f"{columns:,} x ({chunk:,} x {element} + {hidden:,} x {product}): a chunk's gradients"
+    return (
+        Part("trained positions", 2 * rows * hidden * element, "the output layer's input and its gradient"),
+        Part("output layer's gradient", columns * hidden * 4, f"{columns:,} x {hidden:,} x 4: summed in fp32"),
+        Part("logits", max(logits, gradients), how),
+    )

@@ -6,37 +6,52 @@ Pure, except for HCCL_BUFFSIZE. docs/plan.md names upstream's file and function 
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 from openpangu_sft.checkpoint.sharding import Layout, layout_of, rank_parameter_count
-from openpangu_sft.model.flops import recomputed_layers
-from openpangu_sft.plan.memory import Memory, Part, Phase, kept_by_layers, logits_part
+from openpangu_sft.model.flops import micro_batches, recomputed_layers
+from openpangu_sft.plan.memory import Memory, Part, Phase, kept_by_layers, loss_parts
 from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.training.mindspeed.flags import repeats_kv_heads
 from openpangu_sft.util.errors import UserError
 
 MASK = 2048 * 2048  # bytes of each layer's mask for npu_fusion_attention in layout TND (flash_attention_forward)
 HELD = 3384 << 20
 """Bytes in use on an NPU before any process starts: the most that npu-smi shows for an idle one with 64 GB in the
 recordings of tests/npu_smi; others have 2824 MB and more. docs/plan.md compares with torch_npu."""
+HCCL_MIB = 200  # HCCL_BUFFSIZE by default
 STATISTICS = 8  # npu_fusion_attention keeps maximum and sum of every row so many times, in fp32 (its documentation)
 
 
 def buffer_mib() -> int:
-    """HCCL_BUFFSIZE in MiB, 200 unless it is set; raises `UserError` for a value that HCCL does not take.
+    """HCCL_BUFFSIZE in MiB, HCCL_MIB unless it is set; raises `UserError` for a value that HCCL does not take.
 
     HCCL multiplies it by 1024 x 1024 (externalinput_pub.h, HCCL_CCL_COMM_FIXED_CALC_BUFFER_SIZE).
     """
-    given = os.environ.get("HCCL_BUFFSIZE", "200")
+    given = os.environ.get("HCCL_BUFFSIZE", str(HCCL_MIB))
     if not (given.isascii() and given.isdigit() and int(given)):
         remedy = "export a number above 0, or unset it"
         raise UserError(f"{given!r} is not a size in MB", where="HCCL_BUFFSIZE", remedy=remedy)
     return int(given)
 
 
-def mindspeed_memory(recipe: Recipe) -> Memory:
-    """The fullest pipeline stage of a recipe."""
+def mindspeed_memory(recipe: Recipe, mib: Optional[int] = None, published: bool = False) -> Memory:
+    """The fullest pipeline stage of a recipe.
+
+    Args:
+        mib: size of HCCL's buffers; by default HCCL_BUFFSIZE.
+        published: with logits of all positions, as the published step has them.
+    """
     layout = layout_of(recipe.model, recipe.parallel)
-    stages = [_stage(recipe, layout, stage) for stage in range(layout.pipeline)]
+    count, mib = communicators(recipe), mib or buffer_mib()
+    outside = (
+        Part("HCCL buffers", count * 2 * mib << 20, f"{count} communicators x 2 x HCCL_BUFFSIZE, {mib} MiB"),
+        Part("the NPU itself", HELD, "in use before any process, by npu-smi"),
+    )
+    stages = [
+        Memory(_static(recipe, layout, stage), _phases(recipe, layout, stage, published), outside, stage)
+        for stage in range(layout.pipeline)
+    ]
     return max(stages, key=lambda memory: memory.needed)
 
 
@@ -66,7 +81,7 @@ def communicators(recipe: Recipe) -> int:
     return sum(size > 1 for size in groups.values())
 
 
-def _stage(recipe: Recipe, layout: Layout, stage: int) -> Memory:
+def _static(recipe: Recipe, layout: Layout, stage: int) -> tuple[Part, ...]:
     parameters, element, layers = rank_parameters(recipe, stage), shape_of(recipe).element, layout.stages[stage]
     state, what = (12, "fp32 weights and Adam's two moments") if element == 2 else (8, "Adam's two moments")
     replicas = shards(recipe)
@@ -80,23 +95,30 @@ def _stage(recipe: Recipe, layout: Layout, stage: int) -> Memory:
     if recipe.parallel.tensor > 1:
         gathered = layer_input(recipe) * recipe.parallel.tensor
         static.append(Part("gathered sequence", gathered, "one buffer, as tensor parallel ranks hold parts of it"))
-    phases = [_loss(recipe, layout, stage), _backward(recipe, layout, stage)]
-    if stage == 0:
-        phases.append(_embedding(recipe, layout))
-    count, mib = communicators(recipe), buffer_mib()
-    outside = (
-        Part("HCCL buffers", count * 2 * mib << 20, f"{count} communicators x 2 x HCCL_BUFFSIZE, {mib} MiB"),
-        Part("the NPU itself", HELD, "in use before any process, by npu-smi"),
-    )
-    return Memory(tuple(static), tuple(phases), outside, stage)
+    return tuple(static)
 
 
-def _loss(recipe: Recipe, layout: Layout, stage: int) -> Phase:
+def _phases(recipe: Recipe, layout: Layout, stage: int, published: bool) -> tuple[Phase, ...]:
+    phases = [_loss(recipe, layout, stage, published), _backward(recipe, layout, stage)]
+    if stage == 0 and layout.pipeline > 1:  # without a pipeline the loss takes more
+        gradient = Part("embedding's gradient", _vocabulary(recipe, layout), "before it is added in fp32")
+        phases.append(Phase("embedding", (gradient,)))
+    return tuple(phases)
+
+
+def _loss(recipe: Recipe, layout: Layout, stage: int, published: bool) -> Phase:
     """At the end of the forward pass; in stages without the loss, at the end of their layers."""
     parts = [_kept(recipe, layout, stage)]
     if stage == layout.pipeline - 1:
         shape, columns = shape_of(recipe), layout.padded_vocab_size // layout.tensor
-        parts += [_final(recipe), logits_part(shape.tokens, columns, shape.element == 2)]
+        # in bf16 a logit is there once more in fp32, and as softmax; in fp32 the copy is the logit itself
+        logit = 2 + 4 + 4 if shape.element == 2 else 4 + 4
+        parts.append(_final(recipe))
+        if published:
+            size = shape.tokens * columns * logit
+            parts.append(Part("logits", size, f"{columns:,} x {shape.tokens:,} x {logit}: of all positions"))
+        else:
+            parts += loss_parts(shape.tokens, columns, recipe.model.hidden_size, shape.element, logit)
     return Phase("loss", tuple(parts))
 
 
@@ -107,21 +129,9 @@ def _backward(recipe: Recipe, layout: Layout, stage: int) -> Phase:
         again = layer_activations(recipe) - layer_input(recipe)
         parts.append(Part("one layer again", again, "what it keeps, computed from its input"))
     parts.append(Part("gradients in a layer", layer_gradients(recipe), "at npu_swiglu, where they are widest"))
-    if _waits(recipe, layout):
+    if recipe.model.tie_word_embeddings and layout.pipeline == 1:  # one weight has two gradients
         parts.append(Part("output layer's gradient", _vocabulary(recipe, layout), "waits for the embedding's"))
     return Phase("backward", tuple(parts))
-
-
-def _embedding(recipe: Recipe, layout: Layout) -> Phase:
-    """At the end of the backward pass, where the two gradients of tied embeddings are added."""
-    copies = 3 if _waits(recipe, layout) else 1
-    how = f"{copies} times: with the output layer's, and their sum" if copies > 1 else "before it is added in fp32"
-    return Phase("embedding", (Part("embedding's gradient", copies * _vocabulary(recipe, layout), how),))
-
-
-def _waits(recipe: Recipe, layout: Layout) -> bool:
-    """Whether one weight has two gradients on this device: the output layer is the embedding."""
-    return recipe.model.tie_word_embeddings and layout.pipeline == 1
 
 
 def _vocabulary(recipe: Recipe, layout: Layout) -> int:
@@ -131,9 +141,7 @@ def _vocabulary(recipe: Recipe, layout: Layout) -> int:
 
 def _kept(recipe: Recipe, layout: Layout, stage: int) -> Part:
     """Of all micro batches in flight in the schedule of one forward, one backward."""
-    train, layers = recipe.train, layout.stages[stage]
-    micro_batches = train.global_batch_size // (train.micro_batch_size * recipe.parallel.data)
-    in_flight = min(layout.pipeline - stage, micro_batches)
+    layers, in_flight = layout.stages[stage], min(layout.pipeline - stage, micro_batches(recipe))
     again = recomputed_layers(recipe, layers)
     return kept_by_layers(layers, again, layer_input(recipe), layer_activations(recipe), in_flight)
 
@@ -170,8 +178,9 @@ def layer_activations(recipe: Recipe) -> int:
     model, shape = recipe.model, shape_of(recipe)
     # npu_rms_norm keeps its input and an fp32 number a token, the following linear its output
     norms = 2 * shape.tokens * (2 * model.hidden_size * shape.element + 4) // shape.tensor
-    # npu_swiglu keeps gate and up, linear_fc2 their product
-    mlp = 3 * shape.tokens * model.ffn_hidden_size * shape.element // shape.tensor
+    # npu_swiglu keeps gate and up, linear_fc2 their product unless it is recomputed
+    wide = 2 if recipe.train.recompute.activation else 3
+    mlp = wide * shape.tokens * model.ffn_hidden_size * shape.element // shape.tensor
     return norms + _attention(recipe, shape) + mlp
 
 
@@ -195,7 +204,7 @@ def _attention(recipe: Recipe, shape: Shape) -> int:
     kept += heads * copied  # so is the query where a device has one group, or each group one head
     kept += heads  # npu_fusion_attention: query,
     if sliced:
-        kept += 2 * heads  # key and value, repeated for every head before ulysses exchanges them
+        kept += 2 * (heads if repeats_kv_heads(recipe) else groups)  # key and value, as ulysses exchanges them
     else:
         kept += groups + groups * several  # key; the value is a view of linear_qkv's output, but of one pack only
     kept += heads  # and its result, which linear_proj takes as it is,

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple, Optional
 
 from openpangu_sft.artifacts.artifact import MANIFEST, read_manifest
 from openpangu_sft.checkpoint.sharding import parameter_count
-from openpangu_sft.model.flops import highest_rate, work
+from openpangu_sft.model.flops import highest_rate
+from openpangu_sft.plan.choose import Choice, all_splits, choice_of, ranking
 from openpangu_sft.plan.estimate import Course, Disk, course_of, disk_of, memory_of, tokens_per_iteration, warnings
 from openpangu_sft.plan.memory import Memory, Part
 from openpangu_sft.plan.speed import Speed, speed_of
-from openpangu_sft.plan.what_if import Change, single_changes
-from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.recipe.schema import ChosenRecipe, Recipe
 
 
 class Report(NamedTuple):
@@ -21,9 +21,8 @@ class Report(NamedTuple):
     recipe: Recipe
     parameters: int
     memory: Memory
-    work: float
-    gibs: Sequence[float]  # memory in GiB of each device that is asked for
-    changes: list[Change]
+    now: Choice  # the recipe as it is
+    best: dict[float, list[Choice]]  # by memory of a device in GiB: each split, in the order of `auto`
     counts: Optional[dict[str, Any]]  # of the dataset; None without one, and so is `course`
     course: Optional[Course]
     warnings: list[str]
@@ -64,9 +63,8 @@ def make_report(recipe: Recipe, gibs: Sequence[float], tokens_per_second: Option
         recipe,
         parameter_count(recipe.model),
         memory_of(recipe),
-        work(recipe),
-        gibs,
-        single_changes(recipe),
+        choice_of(recipe),
+        {gib: ranking(all_splits(recipe), True, gib) for gib in gibs},
         counts,
         course_of(recipe, counts) if counts else None,
         found,
@@ -91,13 +89,11 @@ def as_json(report: Report) -> dict[str, Any]:
             "outside": _bytes(memory.outside),
             "peak": memory.peak,
             "needed": memory.needed,
-            "fits": {f"{gib:g}": memory.verdict(gib) for gib in report.gibs},
+            "fits": {f"{gib:g}": memory.verdict(gib) for gib in report.best},
         },
-        "work": report.work,
-        "changes": [
-            {"set": list(one.settings), "needed": one.memory.needed, "work": one.work, "converts": one.converts}
-            for one in report.changes
-        ],
+        "chosen": recipe.chosen if isinstance(recipe, ChosenRecipe) else None,
+        "now": _decisive(report.now),
+        "auto": {f"{gib:g}": [_decisive(one) for one in found if one.fits(gib)] for gib, found in report.best.items()},
         "dataset": report.counts,
         "course": report.course._asdict() if report.course else None,
         "warnings": report.warnings,
@@ -111,6 +107,14 @@ def as_json(report: Report) -> dict[str, Any]:
             "highest_tokens_per_second": report.highest_rate,
         },
     }
+
+
+def _decisive(choice: Choice) -> dict[str, Any]:
+    parallel = choice.recipe.parallel
+    sizes = {name: getattr(parallel, name) for name in ("data", "context", "tensor", "pipeline")}
+    recompute = choice.recipe.train.recompute.model_dump()
+    figures = {"flops_per_token": choice.work, "bytes_sent": choice.sent, "seconds": choice.seconds}
+    return {**sizes, "recompute": recompute, "needed": choice.memory.needed, **figures}
 
 
 def _bytes(parts: Sequence[Part]) -> dict[str, int]:

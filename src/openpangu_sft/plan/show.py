@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from rich.console import Console
 
+from openpangu_sft.plan.choose import Choice, recomputed, split_of
 from openpangu_sft.plan.memory import GIB, Memory, Part
 from openpangu_sft.plan.report import Report
-from openpangu_sft.plan.transformers_memory import logits_bytes
-from openpangu_sft.plan.what_if import first_that_fits
+from openpangu_sft.recipe.schema import ChosenRecipe
 from openpangu_sft.util.console import print_rows, print_table
 
 NOT_COUNTED = {
@@ -16,12 +16,17 @@ NOT_COUNTED = {
     "transformers": "Not counted: CUDA's context, workspaces of operators, fragmentation in torch's allocator; 1/10 of "
     "a device is left for them. Compared with torch's allocations on a CPU, not yet with a GPU.",
 }
-NO_SINGLE_CHANGE = "no single change below does; combine them, take more devices, or a shorter data.seq_length"
+SHOWN = 5  # splits of the table
+LEGEND = (
+    "act: activation functions of the other layers. GFLOP: per token, waiting of pipeline stages included. GB sent, s: "
+    "per device and iteration, at 40% of its peak FLOP/s and 28 GB/s a link; not measured. Another TP or PP: run make "
+    "convert again."
+)
 
 
 def show_report(report: Report, to: Console) -> None:
     _memory(report, to)
-    _changes(report, to)
+    _splits(report, to)
     _data(report, to)
     _time(report, to)
     for line in report.warnings:
@@ -31,17 +36,15 @@ def show_report(report: Report, to: Console) -> None:
 def _memory(report: Report, to: Console) -> None:
     memory, recipe, parallel = report.memory, report.recipe, report.recipe.parallel
     device = "NPU" if recipe.train.engine == "mindspeed" else "process"
-    title = f"{recipe.train.engine}, {report.parameters:,} parameters, {parallel.world} x {device}: DP {parallel.data}"
-    if recipe.train.engine == "mindspeed":
-        title += f", CP {parallel.context}, TP {parallel.tensor}, PP {parallel.pipeline}"
-    _say(to, title, style="bold")
+    title = f"{recipe.train.engine}, {report.parameters:,} parameters, {parallel.world} x {device}"
+    _say(to, f"{title}: {split_of(recipe)}", style="bold")
     rows = [_row(part) for part in (*memory.static, *memory.fullest.parts)]
     rows.append(("peak of tensors", _gib(memory.peak), f"in phase {memory.fullest.name}"))
     rows += [_row(part) for part in memory.outside]
     rows.append(("total", _gib(memory.needed), _other_phases(memory)))
     of = f" (stage {memory.stage})" if parallel.pipeline > 1 else ""
     print_rows(f"memory of {'an' if device == 'NPU' else 'a'} {device}{of}", ["", "GiB", "how"], rows, to)
-    for gib in report.gibs:
+    for gib, best in report.best.items():
         verdict = memory.verdict(gib)
         words = {
             "yes": f"fits {gib:g} GiB, with {_gib(memory.left(gib), 1)} left",
@@ -50,27 +53,33 @@ def _memory(report: Report, to: Console) -> None:
         }
         _say(to, words[verdict], style="green" if verdict == "yes" else "yellow")
         if verdict != "yes":
-            fits = first_that_fits(report.changes, gib)
-            advice = f"{fits}: {_gib(fits.memory.needed)} GiB" if fits else NO_SINGLE_CHANGE
-            _say(to, f"  to fit: {advice}")
-    if recipe.train.engine == "transformers" and report.counts:
-        trained = report.counts["trained_tokens"] / report.counts["packs"] * recipe.train.micro_batch_size
-        size = logits_bytes(recipe, round(trained))
-        _say(to, f"Logits of as many targets as a pack has on average: {_gib(size)} GiB.")
+            _say(to, f"  to fit: {advice(best[0], gib)}")
     _say(to, NOT_COUNTED[recipe.train.engine])
 
 
-def _changes(report: Report, to: Console) -> None:
-    rows = [("as it is", report.memory, report.work)]
-    rows += [(" ".join(one.settings) + " *" * one.converts, one.memory, one.work) for one in report.changes]
-    cells = [
-        (name, _gib(memory.needed), *(memory.verdict(gib) for gib in report.gibs), f"{work:.2f}")
-        for name, memory, work in rows
-    ]
-    print_rows("what if", ["", "GiB", *(f"{gib:g}" for gib in report.gibs), "work"], cells, to)
-    _say(to, "work: FLOPs of an iteration, relative to no recompute; communication is not included.")
-    if any(one.converts for one in report.changes):
-        _say(to, "*: another sharding of the checkpoint: run make convert again.")
+def advice(best: Choice, gib: float) -> str:
+    """What to do where a recipe does not fit a device; `best` is what auto would take."""
+    if not best.fits(gib):
+        return "take more devices, or a shorter data.seq_length"
+    return f'SET="train.device_memory={gib:g} parallel=auto train.recompute=auto", then make convert'
+
+
+def _splits(report: Report, to: Console) -> None:
+    """What auto would take, and what comes next."""
+    if isinstance(report.recipe, ChosenRecipe):
+        _say(to, report.recipe.chosen)
+    head = ["", "split", "recompute", "GiB", "GFLOP", "GB sent", "s"]
+    for gib, best in report.best.items():
+        fitting = {f"{number}": one for number, one in enumerate(best[:SHOWN], 1) if one.fits(gib)}
+        rows = [(name, *_figures(one)) for name, one in {"now": report.now, **fitting}.items()]
+        takes = "takes 1" if fitting else "nothing fits"
+        print_rows(f"auto, on devices of {gib:g} GiB: {takes}", head, rows, to)
+    _say(to, LEGEND)
+
+
+def _figures(one: Choice) -> tuple[str, ...]:
+    figures = f"{one.work / 1e9:.2f}", f"{sum(one.sent.values()) / 1e9:,.0f}", f"{one.seconds:,.0f}"
+    return split_of(one.recipe), recomputed(one.recipe), _gib(one.memory.needed), *figures
 
 
 def _data(report: Report, to: Console) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from openpangu_sft.checkpoint.sharding import hf_shapes, parameter_count
 from openpangu_sft.model.flops import recomputed_layers
-from openpangu_sft.plan.memory import Memory, Part, Phase, kept_by_layers, logits_part
+from openpangu_sft.plan.memory import Memory, Part, Phase, kept_by_layers, loss_parts
 from openpangu_sft.recipe.schema import Recipe
 
 
@@ -22,7 +22,7 @@ def transformers_memory(recipe: Recipe) -> Memory:
     ]
     if recipe.parallel.world > 1:
         static.append(Part("DDP's buckets", parameters * 4, "x 4: gradients once more"))
-    phases = (_loss(recipe), _loss_backward(recipe), _backward(recipe), _embedding(recipe), _step(recipe))
+    phases = (_loss(recipe), _backward(recipe), _step(recipe))
     return Memory(tuple(static), phases, ())
 
 
@@ -48,28 +48,17 @@ def layer_input(recipe: Recipe) -> int:
     return _tokens(recipe) * recipe.model.hidden_size * 4
 
 
-def logits_bytes(recipe: Recipe, tokens: int) -> int:
-    """Peak bytes of the logits of so many trained tokens: in the backward pass softmax and two gradients, in fp32."""
-    return 12 * tokens * recipe.model.vocab_size
-
-
 def _loss(recipe: Recipe) -> Phase:
-    tokens, model = _trained(recipe), recipe.model
-    logits = logits_part(tokens, model.vocab_size, _autocast(recipe))
-    parts = [_batch(recipe), _kept(recipe, all_copies=False), _final(recipe, hidden=True), logits]
-    if _autocast(recipe):
+    model, autocast = recipe.model, _autocast(recipe)
+    # A logit and its log-softmax, with two gradients: of the log-softmax and of the logit; in bf16 all but the logit
+    # are fp32.
+    width = 2 if autocast else 4
+    output = loss_parts(_trained(recipe), model.vocab_size, model.hidden_size, width, width + 3 * 4)
+    parts = [_batch(recipe), _kept(recipe, all_copies=False), _final(recipe), *output]
+    if autocast:
         copies = model.num_layers * _layer_matrices(recipe) * 2
         parts.append(Part("weights in bf16", copies + _vocabulary(recipe) * 2, "autocast's copies, x 2"))
     return Phase("loss", tuple(parts))
-
-
-def _loss_backward(recipe: Recipe) -> Phase:
-    tokens, model = _trained(recipe), recipe.model
-    how = f"{model.vocab_size:,} x {tokens:,} x 12: softmax and two gradients, if all tokens are trained"
-    parts = [_batch(recipe), _kept(recipe), _final(recipe), Part("logits", logits_bytes(recipe, tokens), how)]
-    if _autocast(recipe):
-        parts.append(Part("output layer in bf16", _vocabulary(recipe) * 2, "autocast's copy, x 2"))
-    return Phase("backward of the loss", tuple(parts))
 
 
 def _backward(recipe: Recipe) -> Phase:
@@ -83,13 +72,6 @@ def _backward(recipe: Recipe) -> Phase:
     if model.tie_word_embeddings:
         parts.append(Part("output layer's gradient", _vocabulary(recipe) * 4, "x 4: waits for the embedding's"))
     return Phase("backward", tuple(parts))
-
-
-def _embedding(recipe: Recipe) -> Phase:
-    """At the end of the backward pass, where tied embeddings' two gradients are added; measured, not read in torch."""
-    copies = 1 if not recipe.model.tie_word_embeddings else 2 if _autocast(recipe) else 3
-    size = _vocabulary(recipe) * 4 * copies
-    return Phase("embedding", (Part("embedding's gradient", size, f"x 4, {copies} times: with the output layer's"),))
 
 
 def _step(recipe: Recipe) -> Phase:
@@ -107,11 +89,10 @@ def _kept(recipe: Recipe, all_copies: bool = True) -> Part:
     return kept_by_layers(layers, again, layer_input(recipe), layer_activations(recipe) + copies)
 
 
-def _final(recipe: Recipe, hidden: bool = False) -> Part:
-    """The last norm's input, the output layer's input, and before the loss the norm's output."""
-    width = 4 + (2 if _autocast(recipe) else 4) + (4 if hidden else 0)
-    size = _tokens(recipe) * (recipe.model.hidden_size * width + 4)
-    return Part("kept by the last norm", size, "and the output layer's input")
+def _final(recipe: Recipe) -> Part:
+    """The last norm's input and output."""
+    size = _tokens(recipe) * (recipe.model.hidden_size * 2 * 4 + 4)
+    return Part("kept by the last norm", size, "its input and output")
 
 
 def _batch(recipe: Recipe) -> Part:

@@ -33,23 +33,17 @@ class Bar:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Bars and their labels.
-
-    Args:
-        across, upwards: of the axes.
-        ticks: labels at the left end, the middle and the right end of the axis across.
-    """
+    """Bars and their labels."""
 
     title: str
-    across: str
-    upwards: str
+    across: str  # label of the axis
+    upwards: str  # likewise
     bars: list[Bar]
-    ticks: tuple[str, ...] = ()
+    ticks: tuple[str, ...] = ()  # at the left end, the middle and the right end of the axis across
     note: str = ""
 
     @property
     def highest(self) -> int:
-        """The largest count."""
         return max(bar.count for bar in self.bars)
 
 

@@ -19,16 +19,15 @@ NEWLINE, SPACE, PART = "↵", "·", "…"
 
 @dataclass(frozen=True)
 class Token:
-    """One token: its id, what it adds to the text made visible, and whether it is a target and an added token."""
+    """One token."""
 
-    number: int
-    text: str
-    trained: bool
-    control: bool = False
+    number: int  # its id
+    text: str  # what it adds to the text, made visible
+    trained: bool  # whether it is a target
+    control: bool = False  # whether it is an added token
 
     @property
     def ends_line(self) -> bool:
-        """Whether it ends a line."""
         return self.text.endswith(NEWLINE)
 
 
@@ -47,19 +46,12 @@ class Turn:
 
 @dataclass(frozen=True)
 class Segment:
-    """One sample, and where it lies.
+    """One sample, and where it lies."""
 
-    Args:
-        sample: its number in the dataset, from 1.
-        pack: from 1.
-        position: its segment number in the pack, from 1.
-        offset: of its first token in the pack, from 0.
-    """
-
-    sample: int
-    pack: int
-    position: int
-    offset: int
+    sample: int  # its number in the dataset, from 1
+    pack: int  # from 1
+    position: int  # its segment number in the pack, from 1
+    offset: int  # of its first token in the pack, from 0
     turns: list[Turn]
 
     @property

@@ -40,14 +40,13 @@ def run_preview(
 ) -> tuple[Preview, Path]:
     """Makes the preview of `paths.dataset`; returns it and the path of its page.
 
+    Raises `UserError` where there is no dataset, it was made with other settings, there is no such sample, or the page
+    must not be written there.
+
     Args:
         sample: the first one to show, counted from 1 through the packs in their order; default: 1.
         count: how many to show; default: 3, or 1 with `sample`.
         html: the page; default: preview.html in `paths.cache`.
-
-    Raises:
-        UserError: there is no dataset, it was made with other settings, there is no such sample, or the page must not
-            be written there.
     """
     html = page_place(html, Path(recipe.paths.cache) / "preview.html")
     directory = recipe.path("dataset")

@@ -6,13 +6,14 @@ import difflib
 import reprlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, Callable, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.nodes import MappingNode, SequenceNode
 
+from openpangu_sft.recipe.auto import AUTO, SECTIONS, recompute_is_auto, valid_splits, with_auto_split
 from openpangu_sft.recipe.model_config import CONFIG, model_of, read_config, require_stated
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.recipe.section import Conflict
@@ -23,12 +24,21 @@ ROOT = Path(__file__).parents[3]
 SYNONYMS = ROOT / "recipes/synonyms.txt"
 
 
-def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
+Choose = Callable[[Sequence[Recipe], bool], Recipe]
+"""Takes one of the valid recipes; True: and chooses its recomputation."""
+
+
+def _refuse(recipes: Sequence[Recipe], recompute: bool) -> Recipe:
+    raise UserError("the recipe holds auto, which is not chosen here", remedy="give numbers")
+
+
+def load_recipe(path: Path, overrides: Iterable[str] = (), choose: Choose = _refuse) -> Recipe:
     """Reads and checks a recipe. Sizes of the model that it leaves out come from config.json in `paths.hf`.
 
     Args:
         path: the YAML file; a relative path that does not exist is taken from the folder that contains recipes/.
         overrides: `train.lr=1e-5`; the value is parsed as YAML, unless the key holds a text.
+        choose: called for a recipe with `auto`; plan/choose.py has it.
 
     Raises:
         UserError: not readable, not YAML, an unknown key, a wrong type, conflicting settings, or a config.json that is
@@ -47,11 +57,15 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
         raise UserError(f"not valid YAML: {_one_line(error)}", where=where, remedy="fix it") from None
     if not isinstance(content, dict):
         raise UserError("holds no settings", where=path, remedy="start from recipes/openpangu-1b.yaml")
+    if content.get("parallel") == AUTO:
+        content["parallel"] = with_auto_split({})
     given = [_apply(content, override) for override in overrides]
     try:
-        return Recipe.model_validate({**content, "model": _model(content)})
+        found = valid_splits({**content, "model": _model(content)})
     except ValidationError as error:
         raise _first_complaint(error, text, given, path) from None
+    recompute = recompute_is_auto(content)
+    return choose(found, recompute) if recompute or len(found) > 1 else found[0]
 
 
 def _parse(text: str) -> Any:
@@ -66,7 +80,8 @@ def _apply(content: dict[str, Any], override: str) -> str:
         raise UserError(f"override {override!r} is not of the form key=value", remedy="write e.g. train.lr=1e-5")
     where = f"--set {key}"
     *parents, last = parts = key.split(".")
-    _require_value(parts, where)
+    if text != AUTO or key not in SECTIONS:
+        _require_value(parts, where)
     value: Any = text
     if _at(parts) is not str or text[:1] in ("'", '"'):  # a path like /data/#1 or 123 is a text
         try:
@@ -76,12 +91,12 @@ def _apply(content: dict[str, Any], override: str) -> str:
             raise UserError(what, where=where, remedy="write e.g. train.lr=1e-5") from None
     section = content
     for parent in parents:
-        below = section.get(parent)
+        below = {} if section.get(parent) == AUTO else section.get(parent)
         if below is not None and not isinstance(below, dict):
             return key  # not a section in the file: refused by the validation
         section[parent] = dict(below or {})  # a copy: with an alias, two sections of the file are one object
         section = section[parent]
-    section[last] = value
+    section[last] = with_auto_split(section.get(last)) if (key, value) == ("parallel", AUTO) else value
     return key
 
 
@@ -137,14 +152,15 @@ def _first_complaint(error: ValidationError, text: str, given: Collection[str], 
     detail = (unknown or wrong or details)[0]  # a mistyped key is also missing, but that says less
     location = [str(part) for part in detail["loc"]]
     key = ".".join(location)
-    override = next((name for name in given if f"{key}.".startswith(f"{name}.")), None)  # or holds it, being a list
+    holding = [name for name in given if f"{key}.".startswith(f"{name}.")]  # or it is a list, or a section with auto
+    override = max(holding, key=len, default=None)
     where = f"--set {override}" if override else f"{path}{_line(text, location)}"
     if detail["type"] == "extra_forbidden":
         return _unknown_key(location[:-1], location[-1], where)
     if detail["type"] == "missing":
         return UserError(f"key {key} is missing", where=where, remedy="add it; see docs/recipe.md")
-    if detail["type"] == "value_error":
-        conflict: Conflict = detail["ctx"]["error"]
+    conflict = detail.get("ctx", {}).get("error")
+    if isinstance(conflict, Conflict):
         overridden = "".join(f" --set {name}" for name in conflict.keys if name in given)
         in_file = [name.split(".") for name in conflict.keys if name not in given]
         where = f"{path}{_line(text, in_file[0]) if in_file else ''}{overridden}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import permutations
@@ -55,9 +56,17 @@ def _others(recipe: Sections) -> Iterator[Conflict]:
         sizes = ", ".join(f"{key} {attrgetter(key)(recipe)}" for key in SPLIT)
         what = f"{sizes}: train.engine transformers is data parallel only"
         yield Conflict(what, "set all three to 1", *SPLIT, "train.engine")
+    if train.engine == "transformers" and train.recompute.activation:
+        key = "train.recompute.activation"
+        yield Conflict(f"{key} is for train.engine mindspeed", "set it to false", key, "train.engine")
     for name, default in {"data.source_format": "auto", "data.columns": {}}.items():
         if recipe.data.sources and attrgetter(name)(recipe) != default:
             yield Conflict(f"{name} is not used with data.sources", "set it in each source", name, "data.sources")
+    for number, source in enumerate(recipe.data.sources):
+        token = re.search(r"\[unused\d+\]|</?s>", source.system or "")  # openPangu's; preprocess finds any others
+        if token and recipe.data.control_tokens == "refuse":
+            what = f"data.sources[{number}].system holds the control token {token.group()}"
+            yield Conflict(what, "take it out, or set data.control_tokens=escape", "data.sources")
     yield from _overlap(recipe.paths)
 
 

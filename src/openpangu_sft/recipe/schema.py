@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from openpangu_sft.recipe.rules import complaints
 from openpangu_sft.recipe.sections import Sections
@@ -25,3 +25,10 @@ class Recipe(Sections):
     def path(self, name: str) -> Path:
         """The absolute path of an entry of `paths`."""
         return self.paths[name]
+
+
+class ChosenRecipe(Recipe):
+    """A recipe whose `auto` values have been chosen."""
+
+    chosen: str = Field(exclude=True)
+    """What was chosen, and why."""

@@ -43,8 +43,12 @@ class Paths(Section):
         return usable_path(value, f"paths.{info.field_name}")
 
     def __getitem__(self, name: str) -> Path:
-        """The absolute path of one entry; `~` is expanded."""
-        return Path(self.cache).expanduser().absolute() / Path(getattr(self, name)).expanduser()
+        """The absolute path of one entry."""
+        return self.under_cache(getattr(self, name))
+
+    def under_cache(self, path: str) -> Path:
+        """The absolute path that is meant by one below `cache` or an absolute one; `~` is expanded."""
+        return Path(self.cache).expanduser().absolute() / Path(path).expanduser()
 
 
 class Model(Section):
@@ -118,30 +122,32 @@ class Recompute(Section):
     """Activation recomputation (gradient checkpointing)."""
 
     granularity: Literal["none", "full"] = "none"
-    """full recomputes whole layers in the backward pass."""
+    """full recomputes whole layers in the backward pass. `train.recompute: auto` recomputes as few as memory allows."""
     method: Literal["block"] = "block"
     """Which layers; block: the first ones."""
     num_layers: int = Field(default=0, ge=0)
     """Number of layers to recompute."""
+    activation: bool = False
+    """Recompute the MLP's activation function in the other layers, at almost no cost (engine mindspeed)."""
 
 
 class Parallel(Section):
-    """Parallelism, in Megatron's terms."""
+    """Parallelism, in Megatron's terms. `parallel: auto` chooses tensor, pipeline and context; see plan.md."""
 
     nodes: int = Field(default=1, gt=0, le=1000)
     """Number of machines; with several, export MASTER_ADDR and NODE_RANK on each."""
     devices_per_node: int = UpTo1000
     """Devices per machine, one process each."""
     tensor: int = Field(default=1, gt=0)
-    """Tensor parallel size (TP)."""
+    """Tensor parallel size (TP); or auto."""
     pipeline: int = Field(default=1, gt=0)
-    """Pipeline parallel size (PP)."""
+    """Pipeline parallel size (PP); or auto."""
     num_layer_list: Optional[list[int]] = None
     """Layers per pipeline stage, for an uneven split: [14, 12]."""
     make_vocab_size_divisible_by: int = Field(default=16, gt=0, le=100_000)
     """The vocabulary is padded to a multiple of this times `tensor`."""
     context: int = Field(default=1, gt=0)
-    """Context parallel size (CP)."""
+    """Context parallel size (CP); or auto."""
 
     @property
     def world(self) -> int:
@@ -197,6 +203,8 @@ class Train(Section):
     """Number of checkpoints to keep, the newest ones; none keeps all."""
     device_tflops: float = Field(default=313.0, ge=0.001, le=1_000_000)
     """Peak TFLOP/s per device; used only for MFU."""
+    device_memory: float = Field(default=64.0, ge=0.1, le=100_000)
+    """Memory per device in GiB; used only by auto in `parallel` and `recompute`."""
     upstream_flags: list[str] = []
     """Extra arguments for MindSpeed-LLM (engine mindspeed): [--log-throughput]."""
     recompute: Recompute = Recompute()

@@ -58,15 +58,14 @@ def thinned(run: Run, colour: str, values: Sequence[float]) -> Curve:
 
 
 def _draw(label: str, curves: Sequence[Curve], from_zero: bool = True) -> str:
-    import matplotlib
-
-    matplotlib.use("agg")  # no display
-    from matplotlib import pyplot, ticker
+    from matplotlib import rc_context, ticker
+    from matplotlib.figure import Figure
 
     style: dict[str, Any] = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "grid.color"), QUIET)
     style |= {"xtick.color": QUIET, "ytick.color": QUIET, "svg.fonttype": "none", "svg.hashsalt": label}
-    with matplotlib.rc_context(style):
-        figure, axis = pyplot.subplots(figsize=(6.4, 3.2), layout="constrained")
+    with rc_context(style):
+        figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+        axis = figure.subplots()
         for curve in curves:
             axis.plot(curve.iterations, curve.values, color=curve.colour, linewidth=1.4)
             if curve.marks:
@@ -84,11 +83,9 @@ def _draw(label: str, curves: Sequence[Curve], from_zero: bool = True) -> str:
         axis.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
         axis.ticklabel_format(axis="y", style="sci", scilimits=(-2, 5))
         axis.grid(alpha=0.25)
-        for side in ("top", "right"):
-            axis.spines[side].set_visible(False)
+        axis.spines[["top", "right"]].set_visible(False)
         stream = io.StringIO()
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
-        pyplot.close(figure)
     return _inline(stream.getvalue(), label)
 
 

@@ -11,7 +11,7 @@ from typing import Any, Callable, Optional
 
 from markupsafe import Markup
 
-from openpangu_sft.evaluate.record import Question, Result
+from openpangu_sft.evaluate.record import Question, Result, checkpoint_name
 from openpangu_sft.report.charts import COLOURS, charts_of
 from openpangu_sft.report.run import Run
 from openpangu_sft.training.run.provenance import RECIPE
@@ -97,7 +97,7 @@ def _validation(runs: Sequence[Run]) -> list[Row]:
     """Validation loss by iteration."""
     losses = [dict(run.validation_losses) for run in runs]
     return [
-        Row(f"iteration {number:,}" if number else "before training", [_nats(each.get(number)) for each in losses])
+        Row(checkpoint_name(number), [_nats(each.get(number)) for each in losses])
         for number in sorted({number for each in losses for number in each})
     ]
 
@@ -117,7 +117,7 @@ def _answers(runs: Sequence[Run]) -> list[tuple[Question, dict[str, str]]]:
         before = {answer for _, iteration, answer in given if not iteration}
         lines = {}  # where all began with the same answer, it is shown once
         for run, iteration, answer in given:
-            who = f"iteration {iteration:,}" if iteration else "before training"
+            who = checkpoint_name(iteration)
             alone = len(runs) == 1 or (not iteration and len(before) == 1)
             lines[who if alone else f"{run.name}, {who}"] = answer
         found.append((question, lines))

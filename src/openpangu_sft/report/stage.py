@@ -20,15 +20,10 @@ PAGE, COMPARISON = "report.html", "comparison.html"
 def run_report(
     recipe: Recipe, run: Optional[Path] = None, other: Optional[Path] = None, html: Optional[Path] = None
 ) -> Path:
-    """Writes the report and returns its path.
+    """Writes the report of a run (default: `paths.run`), or of two to be compared; returns its path.
 
-    Args:
-        run: default: `paths.run`.
-        other: a second run, to be compared.
-        html: the page; default: report.html in the first run, comparison.html with two.
-
-    Raises:
-        UserError: a run is missing, has no iteration yet or is damaged; or the page must not be written there.
+    Its default is report.html in the first run, comparison.html with two. Raises `UserError` where a run is missing,
+    has no iteration yet or is damaged, or the page must not be written there.
     """
     places = [absolute(run or recipe.path("run")), *([absolute(other)] if other else [])]
     if other and places[0].resolve() == places[1].resolve():

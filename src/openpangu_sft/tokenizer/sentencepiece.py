@@ -24,11 +24,7 @@ class Unfit(Exception):
 
 
 class DirectEncoder:
-    """Encodes spans as a slow SentencePiece class of Hugging Face's does.
-
-    Raises:
-        Unfit: the class is known to do something else.
-    """
+    """Encodes spans as a slow SentencePiece class of Hugging Face's does; `Unfit` where it does something else."""
 
     def __init__(self, hf: Any) -> None:
         if not isinstance(getattr(hf, "sp_model", None), SentencePieceProcessor):

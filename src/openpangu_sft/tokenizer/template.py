@@ -25,19 +25,12 @@ TEMPLATE_DIGEST = hashlib.sha256(repr((START, END, _SINCE_THE_FIRST_VERSION)).en
 
 
 class TextSpan(NamedTuple):
-    """A text that is encoded by itself.
-
-    Args:
-        text: what the tokenizer gets.
-        trained: whether its tokens are targets.
-        opens: whether the tokenizer puts its bos in front.
-        role: of the message that it belongs to, one of `HEADERS`; empty where none is known.
-    """
+    """A text that is encoded by itself."""
 
     text: str
-    trained: bool
-    opens: bool = False
-    role: str = ""
+    trained: bool  # whether its tokens are targets
+    opens: bool = False  # whether the tokenizer puts its bos in front
+    role: str = ""  # of the message that it belongs to, one of `HEADERS`; empty where none is known
 
 
 Cut = Callable[[str], Sequence[str]]
@@ -62,9 +55,8 @@ def prompt_spans(
 ) -> Iterator[TextSpan]:
     """The spans of system prompts and messages: only the assistants' contents, each with its end token, are trained.
 
-    Args:
-        reply: the assistant's header comes last, for generation.
-        tool_prompt: a system prompt in parts that are cut already, after the others; an empty one is left out then.
+    With `reply` the assistant's header comes last, for generation. `tool_prompt` is one more system prompt, in parts
+    that are cut already; empty ones are left out then.
     """
     prompts = [cut(prompt) for prompt in meta_prompt if prompt or not tool_prompt]
     prompts += [tool_prompt] if tool_prompt else []

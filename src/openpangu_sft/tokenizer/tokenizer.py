@@ -31,14 +31,9 @@ FILES = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", 
 
 
 class Tokenizer:
-    """The tokenizer of a Hugging Face checkpoint.
+    """The tokenizer of a Hugging Face checkpoint; with `trust_remote_code` Python files in its directory may be run.
 
-    Args:
-        directory: of the tokenizer's files.
-        trust_remote_code: whether Python files in it may be run.
-
-    Raises:
-        UserError: files are missing or invalid, or openPangu's special tokens are not single tokens.
+    Raises `UserError` where files are missing or invalid, or openPangu's special tokens are not single tokens.
     """
 
     def __init__(self, directory: Path, trust_remote_code: bool) -> None:
@@ -112,13 +107,9 @@ class Tokenizer:
         return self._direct(spans) if self._direct else list(map(self.span_ids, spans))
 
     def go_direct(self, spans: Sequence[TextSpan]) -> str:
-        """Makes `encode` use SentencePiece directly, if that gives the same ids as the class.
+        """Makes `encode` use SentencePiece directly, if that gives these and some odd spans the same ids as the class.
 
-        Args:
-            spans: compared, together with some odd ones.
-
-        Returns:
-            Why it does not; empty if it does.
+        Returns why it does not; empty if it does.
         """
         try:
             direct = DirectEncoder(self.hf)
@@ -171,8 +162,7 @@ class Tokenizer:
     def texts(self, ids: Iterable[int]) -> Iterator[str]:
         """What each token adds to the text; nothing where it ends inside a character, which its last token adds.
 
-        Raises:
-            UserError: an id is not in this tokenizer.
+        Raises `UserError` where an id is not in this tokenizer.
         """
         start: list[int] = self.hf.encode("a", add_special_tokens=False)  # see decode_reply
         context, pending = start, list[int]()
@@ -212,11 +202,7 @@ def tokenizer_files(directory: Path) -> list[Path]:
 
 
 def tokenizer_digest(directory: Path) -> str:
-    """sha256 over the tokenizer's files; recorded in manifests, so that two stages cannot use different tokenizers.
-
-    Raises:
-        UserError: there is no tokenizer.
-    """
+    """sha256 over the tokenizer's files, for manifests; raises `UserError` where there is no tokenizer."""
     _require_tokenizer(directory)
     return files_digest(tokenizer_files(directory))
 

@@ -34,13 +34,9 @@ _BEGIN, _END = "\ufdd0", "\ufdd1"
 
 
 class ToolPrompt:
-    """Renders tool definitions by the recipe's template.
+    """Renders tool definitions by data.tool_prompt; None is the built-in wording.
 
-    Args:
-        template: data.tool_prompt; None for the built-in wording.
-
-    Raises:
-        UserError: it is no Jinja template, or names something else than tools.
+    Raises `UserError` where it is no Jinja template, or names something else than tools.
     """
 
     def __init__(self, template: Optional[str] = None) -> None:
@@ -60,17 +56,10 @@ class ToolPrompt:
         self._parts = lru_cache(maxsize=256)(self._cut)
 
     def __call__(self, tools: str, find: Optional[Find] = None) -> list[str]:
-        """The prompt in parts that are encoded by themselves; none where there are no tools.
+        """The prompt in parts that are encoded by themselves; none where there are no tools (JSON text of a list).
 
         Control tokens in the template's own text are ones. Any other that the prompt spells, even if the template
-        puts it together, comes from the definitions.
-
-        Args:
-            tools: definitions as the JSON text of a list.
-            find: cuts inside of the control tokens that come from the definitions; by default there is one part.
-
-        Raises:
-            BadSample: the template fails on them.
+        puts it together, comes from the definitions: `find` cuts inside of it. Raises `BadSample` where it fails.
         """
         return list(self._parts(tools, find)) if tools else []
 

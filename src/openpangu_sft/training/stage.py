@@ -15,15 +15,16 @@ from openpangu_sft.training.run.launch import launch, worker_rank
 from openpangu_sft.util.errors import UserError
 
 FREE_TO_CHANGE = {"train.device", "train.save_interval", "train.recompute", "train.iterations"}
-FREE_TO_CHANGE |= {"train.keep_checkpoints", "train.device_tflops", "train.upstream_flags"}
+FREE_TO_CHANGE |= {"train.keep_checkpoints", "train.device_tflops", "train.device_memory", "train.upstream_flags"}
 """Settings that may change when a run resumes: they do not affect the loss, or are meant to."""
 
 
-def run_sft(recipe: Recipe, command_line: Sequence[str]) -> None:
+def run_sft(recipe: Recipe, command_line: Sequence[str], planned: int = 0) -> None:
     """Stage sft: `paths.dataset` and `paths.mcore` to `paths.run`; resumes a run that is there.
 
     Args:
         command_line: repeats this call; torchrun passes it to every process.
+        planned: peak bytes of tensors on a device, to compare with what is measured; 0 if it is not known.
 
     Raises:
         UserError: an input is missing, or it or the run was made with other settings.
@@ -32,7 +33,7 @@ def run_sft(recipe: Recipe, command_line: Sequence[str]) -> None:
     run = recipe.path("run")
     _check_run(run, manifest)
     if recipe.train.engine == "mindspeed":
-        run_mindspeed(recipe, manifest, command_line)
+        run_mindspeed(recipe, manifest, command_line, planned)
         return
     rank = worker_rank()
     if recipe.parallel.world > 1 and rank is None:
@@ -40,11 +41,11 @@ def run_sft(recipe: Recipe, command_line: Sequence[str]) -> None:
     from openpangu_sft.training.portable.loop import train  # imports torch and transformers, after the checks
 
     if rank:
-        train(recipe, manifest, command_line)
+        train(recipe, manifest, command_line, planned)
         return
     run.mkdir(parents=True, exist_ok=True)
     with only_one_run(run):
-        train(recipe, manifest, command_line)
+        train(recipe, manifest, command_line, planned)
 
 
 def run_manifest(recipe: Recipe) -> Manifest:

@@ -27,13 +27,9 @@ SECONDS_BETWEEN_LINES = 10.0
 
 @contextlib.contextmanager
 def progress(what: str, total: int, done: int = 0) -> Iterator[Callable[[int, str], None]]:
-    """A bar on a terminal; in a log a line every ten seconds.
+    """A bar on a terminal; in a log a line every ten seconds. `what` names the unit too: `merge (packs)`.
 
-    Args:
-        what: with the unit in parentheses: `merge (packs)`.
-
-    Yields:
-        A function to call with (units done since the last call, a note to show).
+    Yields a function to call with (units done since the last call, a note to show).
     """
     if console.is_terminal:
         text, note = (TextColumn(f"{{task.{field}}}", markup=False) for field in ("description", "fields[note]"))

@@ -68,9 +68,7 @@ def git(*arguments: str, folder: Path, repository: Optional[Path] = None) -> str
 def fetch(repository: Path, url: str, ref: str, *options: str, note: Callable[[str], object]) -> None:
     """Fetches a ref into a bare repository; raises `GitFailed` where git exits with an error.
 
-    Args:
-        url: anything that git accepts, or a folder relative to the current one.
-        note: called with each line of git's progress.
+    The URL is anything that git accepts, or a folder relative to the current one; `note` gets each line of progress.
     """
     source, local = _source(url)
     process = subprocess.Popen(

@@ -18,7 +18,7 @@ from openpangu_sft.util.errors import UserError, first_complaint, naming
 
 
 def read_lines(path: Path, kind: type[BaseModel]) -> list[dict[str, Any]]:
-    """All complete lines, each with the fields of `kind`; none where there is no file.
+    """All complete lines, each with the fields of `kind` that are not None; none where there is no file.
 
     Raises `UserError` for the first line that is not of that kind.
     """
@@ -27,7 +27,7 @@ def read_lines(path: Path, kind: type[BaseModel]) -> list[dict[str, Any]]:
     found = []
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
         try:
-            found.append(kind.model_validate(json.loads(line)).model_dump())
+            found.append(kind.model_validate(json.loads(line)).model_dump(exclude_none=True))
         except (ValueError, RecursionError) as error:  # pydantic's are ValueErrors too
             what = first_complaint(error) if isinstance(error, ValidationError) else f"not JSON: {error}"
             raise UserError(what, where=f"{path}:{number}", remedy="fix this line, or remove it") from None

@@ -1,8 +1,9 @@
-"""SIGINT and SIGTERM, for work that saves its state before it ends."""
+"""SIGINT and SIGTERM, for work that saves its state before it ends; processes that end with their parent."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import signal
 from collections.abc import Iterator
 from typing import Callable
@@ -18,3 +19,9 @@ def on_signals(handler: Callable[[int], object]) -> Iterator[None]:
     finally:
         for number, earlier in previous.items():
             signal.signal(number, earlier)
+
+
+def end_with_parent() -> None:
+    """Called in a new process: the kernel ends it with the thread that started it, even if that is killed."""
+    pr_set_pdeathsig = 1  # prctl(2)
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)

@@ -39,23 +39,15 @@ BF16_LIMIT = 1.5
 
 
 class Row(NamedTuple):
-    """The result for one prompt in one precision.
+    """The result for one prompt in one precision."""
 
-    Args:
-        prompt: its language.
-        largest_logit: by magnitude, of Hugging Face in fp32.
-        largest_difference: between Megatron and Hugging Face.
-        same_token: share of positions with the same most probable token.
-        measure: must not be above `limit`; see FP32_LIMIT and BF16_LIMIT.
-    """
-
-    prompt: str
+    prompt: str  # its language
     precision: Precision
     tokens: int
-    largest_logit: float
-    largest_difference: float
-    same_token: float
-    measure: float
+    largest_logit: float  # by magnitude, of Hugging Face in fp32
+    largest_difference: float  # between Megatron and Hugging Face
+    same_token: float  # share of positions with the same most probable token
+    measure: float  # must not be above `limit`; see FP32_LIMIT and BF16_LIMIT
     limit: float
 
     @property
@@ -67,8 +59,7 @@ class Row(NamedTuple):
 def compare_logits(recipe: Recipe, hf: Path, mcore: McoreCheckpoint) -> list[Row]:
     """Computes the logits of the prompts in fp32 and in bf16, with both implementations.
 
-    Raises:
-        UserError: megatron-core 0.6.0 is not installed, the tokenizer does not load, or Megatron refuses the ranks.
+    Raises `UserError` where megatron-core is not installed, the tokenizer does not load, or Megatron refuses the ranks.
     """
     tokenizer = Tokenizer(hf, recipe.tokenizer.trust_remote_code)
     prompts = []

@@ -26,6 +26,7 @@ from openpangu_sft.checkpoint.mcore import rank_file
 from openpangu_sft.training.mindspeed.sources import SOURCES, require_pinned
 from openpangu_sft.util.errors import UserError
 from openpangu_sft.util.git import apply_patch, require_git
+from openpangu_sft.util.signals import end_with_parent
 
 VERSION = "0.6.0"
 PATCHES = Path(__file__).parents[3] / "patches" / "megatron-lm"
@@ -51,8 +52,7 @@ def copy_core(folder: Path) -> None:
 def find_core(scratch: Path) -> Path:
     """A folder with a patched `megatron/core`: that of the upstream sources, or one made in scratch.
 
-    Raises:
-        UserError: the sources are of other pins; or there are none, and megatron-core 0.6.0 is not installed.
+    Raises `UserError` where the sources are of other pins, or there are none and megatron-core is not installed.
     """
     if (SOURCES / MANIFEST).is_file():
         require_pinned(SOURCES)
@@ -64,8 +64,7 @@ def find_core(scratch: Path) -> Path:
 def patched_core(folder: Path) -> Path:
     """Puts PyPI's megatron-core, with the patches that training applies to Megatron-LM, into an empty folder.
 
-    Raises:
-        UserError: megatron-core or git is not installed, or a patch does not apply.
+    Raises `UserError` where megatron-core or git is not installed, or a patch does not apply.
     """
     patches = sorted(PATCHES.glob("*.patch"))
     if not patches:
@@ -91,21 +90,17 @@ def megatron_logits(
     pipeline: int,
     core: Optional[Path] = None,
 ) -> list[npt.NDArray[np.float32]]:
-    """Loads a checkpoint strictly, as training does, and computes the logits of prompts.
+    """Loads a checkpoint strictly, as training does, and computes the logits of prompts in TP x PP processes.
 
     Args:
         iteration_directory: holds mp_rank_… for each rank.
         prompts: token ids of each, at least one.
         dtype: of weights and computation, whatever the checkpoint has.
         vocab_size: without the padding rows of the checkpoint.
-        tensor, pipeline: TP and PP of the checkpoint; TP x PP processes run.
         core: a folder from find_core, by default found here.
 
-    Returns:
-        For each prompt fp32 [tokens, vocab_size].
-
-    Raises:
-        UserError: the checkpoint is not one that training would load, what runs it is not installed, or memory ran out.
+    Returns fp32 [tokens, vocab_size] for each prompt. Raises `UserError` where the checkpoint is not one that training
+    would load, what runs it is not installed, or memory ran out.
     """
     for rank in range(tensor * pipeline):
         if not (path := file_of(iteration_directory, rank, tensor, pipeline)).is_file():
@@ -128,15 +123,9 @@ def megatron_logits(
 
 
 def run_together(commands: list[list[str]], scratch: Path) -> None:
-    """Runs processes together; when one fails, or this one is interrupted, all are ended.
+    """Runs programs together, their output in `scratch`; when one fails, all are ended.
 
-    Args:
-        commands: of programs that end when their standard input closes (rank.end_with_parent).
-        scratch: for their output.
-
-    Raises:
-        UserError: one of them refused the checkpoint, or was killed.
-        RuntimeError: one of them failed otherwise; with its output.
+    Raises `UserError` where one of them refused the checkpoint or was killed, else `RuntimeError` with its output.
     """
     cores = len(os.sched_getaffinity(0))
     environment = {
@@ -151,15 +140,20 @@ def run_together(commands: list[list[str]], scratch: Path) -> None:
     try:
         for command, output in zip(commands, outputs):
             with output.open("wb") as stream:
-                processes.append(
-                    subprocess.Popen(command, stdin=subprocess.PIPE, stdout=stream, stderr=stream, env=environment)
+                started = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=stream,
+                    stderr=stream,
+                    env=environment,
+                    preexec_fn=end_with_parent,
                 )
+                processes.append(started)
         codes = _wait(processes)
     finally:
         for process in processes:
             process.kill()  # does nothing to one that has ended
-        for process in processes:
-            process.communicate()  # closes its standard input too
+            process.wait()
     # One failure is followed by those of the ranks that wait for it: the first cause is reported.
     for code, output in zip(codes, outputs):
         if code == REFUSED:

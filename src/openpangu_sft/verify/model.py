@@ -75,10 +75,7 @@ def _wide_all_reduce(original: Any) -> Any:
 def stage_layers(given: Arguments) -> Optional[list[int]]:
     """Layers of each pipeline stage where they are uneven: MindSpeed-LLM's argument num_layer_list, as in "6,8,8,4".
 
-    From the arguments and not from the tensors, as in training.
-
-    Raises:
-        UserError: not a number for each stage, or not as many layers as the model has.
+    From the arguments and not from the tensors, as in training. Raises `UserError` where it does not fit the others.
     """
     text, total, stages = given["num_layer_list"], given["num_layers"], given["pipeline_model_parallel_size"]
     if not text:

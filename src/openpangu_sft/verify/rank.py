@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import threading
 from argparse import Namespace
 from pathlib import Path
 from typing import Any, Optional
@@ -45,8 +44,7 @@ _KIND = {"normalization": "RMSNorm", "swiglu": True, "position_embedding_type": 
 def read_rank(path: Path, tensor: int, pipeline: int) -> tuple[Arguments, dict[str, Any]]:
     """The arguments that describe the model, and the state dict, of one rank's file.
 
-    Raises:
-        UserError: damaged, no checkpoint of a model like openPangu, or made for other TP and PP.
+    Raises `UserError` where it is damaged, not of a model like openPangu, or made for other TP and PP.
     """
     content = load_checkpoint_file(path)
     args, state = (content.get("args"), content.get("model")) if isinstance(content, dict) else (None, None)
@@ -76,8 +74,7 @@ def require_same(given: Arguments) -> None:
 def compute_logits(model: Any, ids: list[int], dtype: torch.dtype) -> Optional[torch.Tensor]:
     """Logits of one prompt under a causal mask; all ranks call it together.
 
-    Returns:
-        fp32 [tokens, padded vocabulary] on ranks of the last pipeline stage, else None.
+    fp32 [tokens, padded vocabulary] on ranks of the last pipeline stage, else None.
     """
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
@@ -100,11 +97,8 @@ def compute_logits(model: Any, ids: list[int], dtype: torch.dtype) -> Optional[t
 def run(scratch: Path, rank: int) -> None:
     """Loads a rank's file and computes logits of all prompts, as scratch/job.json asks: see `megatron_logits`.
 
-    One rank writes scratch/result.npz: for each prompt fp32 [tokens, vocab_size].
-
-    Raises:
-        UserError: the checkpoint is damaged, or is not one that training would load.
-        OSError: a file cannot be read or written.
+    One rank writes scratch/result.npz: for each prompt fp32 [tokens, vocab_size]. Raises `UserError` where the
+    checkpoint is damaged, or is not one that training would load.
     """
     job = json.loads((scratch / "job.json").read_text("utf-8"))
     tensor, pipeline, vocab_size, dtype = job["tensor"], job["pipeline"], job["vocab_size"], TORCH_DTYPES[job["dtype"]]
@@ -128,20 +122,8 @@ def run(scratch: Path, rank: int) -> None:
     torch.distributed.barrier()  # no rank closes a connection that another still reads
 
 
-def end_with_parent() -> None:
-    """Ends this process when its standard input closes: a pipe from the parent, which is then gone."""
-
-    def wait() -> None:
-        while os.read(0, 1):
-            pass
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
 def main() -> None:
     """Runs one rank. Where the checkpoint is at fault it exits with REFUSED, and its last line says why."""
-    end_with_parent()
     try:
         run(Path(sys.argv[1]), int(sys.argv[2]))
     except (UserError, OSError) as error:

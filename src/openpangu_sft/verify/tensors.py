@@ -28,8 +28,7 @@ class Compared(NamedTuple):
 def check_manifest(directory: Path) -> dict[str, str]:
     """Compares the sha256 of every file of a checkpoint with its manifest; returns figures for the user.
 
-    Raises:
-        UserError: there is no manifest, or names the first file that is not what it describes.
+    Raises `UserError` where there is no manifest, and for the first file that is not what it describes.
     """
     files = size = 0
     for path in (directory / MANIFEST, *sorted(directory.glob(f"iter_*/{MANIFEST}"))):
@@ -48,8 +47,7 @@ def check_manifest(directory: Path) -> dict[str, str]:
 def compare_tensors(recipe: Recipe, hf: Path, mcore: Path, iteration: Optional[int] = None) -> Compared:
     """Compares every tensor of two checkpoints, bit for bit; after rounding where the dtypes differ.
 
-    Raises:
-        UserError: one of them cannot be read, or a tensor differs: names the first element that does.
+    Raises `UserError` where one of them cannot be read, and for the first element that differs.
     """
     require_model(hf, recipe.model)
     weights = open_hf(hf, recipe.model)

@@ -18,6 +18,7 @@ from openpangu_sft import __version__
 from openpangu_sft.cli.main import app
 from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.training.mindspeed.cluster import volcano
 
 RECIPE = ROOT / "recipes/openpangu-1b.yaml"
 SETTINGS = ["parallel.nodes=2", "train.lr=1e-5"]
@@ -88,6 +89,16 @@ def test_volcano_job_holds_the_recipe(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(config["data"]["recipe.yaml"])
     loaded: Recipe = load_recipe(tmp_path / "recipe.yaml")
     assert loaded == load_recipe(RECIPE, SETTINGS)
+
+
+def test_settings_are_text_in_yaml_whatever_they_hold() -> None:
+    recipe = load_recipe(RECIPE, [*SETTINGS, "data.tool_prompt=\"{{ tools }}\\n  a: '你' # {% raw %}{% endraw %}\\n\""])
+    config, job = YAML(typ="safe", pure=True).load_all(volcano(recipe, "true", 'x: "1'))
+    settings = YAML(typ="safe", pure=True).load(config["data"]["recipe.yaml"])
+    assert settings == recipe.model_dump(mode="json")
+    pod = job["spec"]["tasks"][0]["template"]["spec"]
+    assert pod["volumes"][0]["persistentVolumeClaim"] == {"claimName": "true"}
+    assert pod["containers"][0]["image"] == 'x: "1'
 
 
 def test_a_pod_takes_its_number_from_volcano() -> None:

@@ -8,15 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openpangu_sft.training.mindspeed.log import NO_CHECKPOINT, SAVED, error_of, iteration_of, warning
+from openpangu_sft.training.mindspeed.log import (
+    NO_CHECKPOINT,
+    SAVED,
+    error_of,
+    iteration_of,
+    memory_is_full,
+    memory_of,
+    warning,
+)
+from openpangu_sft.training.run.memory import DeviceMemory
 from openpangu_sft.training.run.metrics import Row
 from parameter_ids import named_by
-
-LINE = (
-    " [2026-11-25 18:31:01] iteration       12/      60 | consumed samples:           48 | elapsed time per iteration "
-    "(ms): 715.5 | learning rate: 1.000000E-04 | global batch size:     4 | lm loss: 5.590752E+00 | loss scale: 1.0 | "
-    "grad norm: 1.683 | number of skipped iterations:   0 | number of nan iterations:   0 |\n"
-)
+from upstream_log import FULL_DEVICE, ITERATION
 
 
 def row(iteration: int, loss: float, **others: float) -> Row:
@@ -26,11 +30,11 @@ def row(iteration: int, loss: float, **others: float) -> Row:
 
 
 def test_an_iteration() -> None:
-    assert iteration_of(LINE, 100) == row(12, 5.590752, lr=1e-4, grad_norm=1.683, tokens=100, seconds=0.7155)
+    assert iteration_of(ITERATION, 100) == row(12, 5.590752, lr=1e-4, grad_norm=1.683, tokens=100, seconds=0.7155)
 
 
 def test_an_iteration_without_a_loss() -> None:
-    cut = LINE.replace("lm loss: 5.590752E+00 | ", "")
+    cut = ITERATION.replace("lm loss: 5.590752E+00 | ", "")
     found = iteration_of(cut, 1)
     assert found is not None
     assert math.isnan(found.loss)
@@ -38,13 +42,31 @@ def test_an_iteration_without_a_loss() -> None:
 
 @pytest.mark.parametrize("number", ["0", "1234567890123", "x"])
 def test_a_number_that_is_no_iteration(number: str) -> None:
-    assert iteration_of(LINE.replace("12/", f"{number}/"), 1) is None
+    assert iteration_of(ITERATION.replace("12/", f"{number}/"), 1) is None
 
 
 @given(st.text())
 def test_any_other_line_is_none(text: str) -> None:
     if "iteration" not in text:
         assert iteration_of(text, 1) is None
+
+
+def test_the_device_memory() -> None:
+    memory = DeviceMemory(peak=41 << 30, left=17 << 30, total=61 << 30)
+    assert memory_of(f"openpangu-sft memory: {memory.model_dump_json()}\n") == memory
+    assert memory_of('openpangu-sft memory: {"peak":0,"left":68719476736,"total":68719476736}\n') is None
+    assert memory_of('openpangu-sft memory: {"peak":3openpangu-sft') is None
+
+
+@pytest.mark.parametrize(
+    ("line", "full"),
+    [(FULL_DEVICE, True), ("EL0004: Failed to allocate memory.", True), ("ValueError: memory", False)],
+    ids=["torch_npu", "driver", "other"],
+)
+def test_a_device_that_is_full(line: str, full: bool) -> None:
+    error = error_of(line)
+    assert error
+    assert memory_is_full(error) == full
 
 
 def test_saved() -> None:

@@ -16,15 +16,20 @@ import pytest
 import yaml
 
 from conftest import PATIENCE, ROOT, MakeRecipe, conversation, write_samples
+from openpangu_sft.artifacts.artifact import Manifest
 from openpangu_sft.checkpoint.convert import run_convert
 from openpangu_sft.dataset.index_file import field_path
 from openpangu_sft.dataset.merge import run_merge
 from openpangu_sft.dataset.preprocess import run_preprocess
 from openpangu_sft.recipe.model_config import TRACKER
 from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.training.mindspeed.process import Command, Training
+from openpangu_sft.training.run.memory import DeviceMemory
 from openpangu_sft.training.run.metrics import read_metrics
 from openpangu_sft.training.run.retention import iterations
+from refusals import refusal_of
 from upstream import require_compiler
+from upstream_log import FULL_DEVICE, ITERATION
 
 PROGRAM = """
 import sys
@@ -99,6 +104,38 @@ def case(upstream: Path, make_recipe: MakeRecipe, tmp_path: Path) -> Case:
     return Case(recipe, upstream, tmp_path)
 
 
+def train_with(recipe: Recipe, printed: str, code: int = 0) -> None:
+    """Supervises a program that prints what upstream would on an NPU."""
+    recipe.path("run").mkdir()
+    dataset = Manifest("dataset", settings={}, inputs={}, counts={"tokens": 1, "packs": 1})
+    program = f"print({printed!r}); raise SystemExit({code})"
+    folder = recipe.path("run") / "work"
+    Training(recipe, dataset, 0, planned=45 << 30).start(Command([sys.executable, "-c", program], folder, {}))
+
+
+def test_the_device_memory_is_shown_and_recorded(make_recipe: MakeRecipe, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = make_recipe("train.engine=mindspeed", "train.iterations=3", "train.lr_warmup_iterations=1")
+    memory = DeviceMemory(peak=41 << 30, left=1 << 30, total=61 << 30)
+    lines = [ITERATION.replace("12/", f"{number}/") for number in (1, 2, 3)]
+    train_with(recipe, "".join([lines[0], f"openpangu-sft memory: {memory.model_dump_json()}\n", *lines[1:]]))
+    said = capsys.readouterr().err
+    assert "device memory: peak 41.0 GiB of tensors measured, 45.0 planned; 1.0 of 61.0 GiB left\n" in said
+    assert "a later iteration may run out of memory -> recompute more (train.recompute)" in said
+    recorded = {row["iteration"]: row["memory"] for row in read_metrics(recipe.path("run")) if "memory" in row}
+    assert recorded == {2: memory.model_dump()}
+
+
+def test_a_full_device_is_said_with_what_to_do(make_recipe: MakeRecipe) -> None:
+    said = refusal_of(
+        train_with, make_recipe("train.engine=mindspeed"), f"RuntimeError: HCCL\n[rank3]: {FULL_DEVICE}", 1
+    )
+    assert "training ended with exit code 1: RuntimeError: NPU out of memory. Tried to allocate 5.03 GiB" in said
+    assert said.endswith(
+        "-> recompute more (train.recompute), split the model further (parallel) or lower "
+        "data.seq_length; see make plan"
+    )
+
+
 def training_processes(case: Case) -> list[str]:
     """Of this case; others may be training here."""
     listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
@@ -112,6 +149,8 @@ def test_stopped_and_resumed_as_without_interruption(case: Case) -> None:
     assert len(whole) == 6
     assert (case.run.with_name("whole") / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert list((case.run.with_name("whole") / "tensorboard").iterdir())
+    (log,) = (case.run.with_name("whole") / "logs").iterdir()
+    assert log.read_text("utf-8").count('openpangu-sft memory: {"peak":0,"left":') == 1  # the stand-in counts none
 
     # stopped after the first iteration, perhaps only when all are done; the schedule is the same
     endless = ["train.iterations=6", "train.keep_checkpoints=1"]

@@ -145,6 +145,8 @@ RECOMPUTE = "--recompute-granularity full --recompute-method block --recompute-n
 """As published: what is computed again must be cut where its own batch is, not the one that came since."""
 
 
+RECOMPUTE_ONE = "--recompute-granularity full --recompute-method block --recompute-num-layers 1"
+ACTIVATION = "--recompute-activation-function"
 OVERLAP = "--overlap-grad-reduce --overlap-param-gather --accumulate-allreduce-grads-in-fp32"
 
 
@@ -161,7 +163,9 @@ MEANS = "train.loss=micro_batch"
         pytest.param([], "", id="one"),
         pytest.param(several(2), "", id="data-parallel"),
         pytest.param(several(2, "parallel.context=2"), "", id="context-parallel"),
+        pytest.param(several(2, "parallel.context=2"), "--kv-head-repeat-before-uly-alltoall", id="kv-heads-repeated"),
         pytest.param(several(2, "parallel.tensor=2"), "", id="tensor-parallel"),
+        pytest.param(several(2, "parallel.tensor=2"), f"{ACTIVATION} {RECOMPUTE_ONE}", id="activation-recomputed"),
         pytest.param(several(2, "parallel.pipeline=2", "parallel.num_layer_list=[2,1]"), RECOMPUTE, id="pipeline"),
         pytest.param(several(3, "parallel.pipeline=3"), "", id="middle-stage"),
         pytest.param(["train.micro_batch_size=2"], "", id="micro-batch-2"),

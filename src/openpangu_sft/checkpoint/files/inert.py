@@ -75,11 +75,9 @@ def is_key(key: object) -> bool:
 
 
 class Builder:
-    """Builds the values that a file describes.
+    """Builds the values that a file with these records describes.
 
-    Args:
-        records: of the file, by name.
-        size: of the file in bytes. Tensors and bytes may take eight times as many, since views may overlap.
+    Tensors and bytes may take eight times the file's size in bytes, since views may overlap.
     """
 
     def __init__(self, records: Mapping[str, Array], size: int) -> None:
@@ -87,11 +85,7 @@ class Builder:
         self._values, self._bytes = _MOST_VALUES, 8 * size
 
     def build(self, value: Any, depth: int = 0) -> Any:
-        """A copy with every record replaced by its value.
-
-        Raises:
-            UnpicklingError: arguments of another kind; too deep, too many values, too many bytes.
-        """
+        """A copy with every record replaced by its value; `UnpicklingError` for wrong arguments or too much of it."""
         self._values -= 1
         if depth > _DEEPEST or self._values < 0:
             raise UnpicklingError("nested too deeply" if depth > _DEEPEST else "too many values")

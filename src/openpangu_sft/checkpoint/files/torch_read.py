@@ -97,11 +97,10 @@ class _Stream(io.FileIO):
 
 
 def _records(path: Path, content: Array) -> dict[str, Array]:
-    """The bytes of every record, by its name in the file; records neither overlap nor are compressed.
+    """The bytes of every record, by its name in the file.
 
-    Raises:
-        UnpicklingError: two records have one name or overlap; one is compressed, or is not where the list says.
-        Refused: it is a TorchScript archive, which has Python code.
+    Raises `UnpicklingError` where records overlap or share a name, or one is compressed or not where the list says, and
+    `Refused` for a TorchScript archive, which has Python code.
     """
     with _Stream(path) as stream, zipfile.ZipFile(stream) as archive:
         entries, list_begins = archive.infolist(), archive.start_dir
@@ -142,10 +141,8 @@ def is_whole(path: Path) -> bool:
 def load_checkpoint_file(path: Path) -> Any:
     """Loads a file of torch.save; its tensors are read-only numpy arrays, views of the mapped file.
 
-    Unlike torch.load it refuses TorchScript archives, and the format of torch before 1.6.
-
-    Raises:
-        UserError: not such a file, truncated, or it asks for a type that no checkpoint needs.
+    Raises `UserError` for a file that is not one (of torch 1.6 or later), is damaged, or asks for a type that no
+    checkpoint needs; unlike torch.load it refuses TorchScript archives.
     """
     if not is_whole(path):
         raise UserError("is cut short or no checkpoint of torch 1.6 or later", where=path, remedy="make it again")

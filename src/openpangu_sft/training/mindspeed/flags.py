@@ -137,6 +137,14 @@ def training_flags(recipe: Recipe, data: Path, resumed: bool) -> list[str]:
     return [*as_arguments(flags), *recipe.train.upstream_flags]
 
 
+def repeats_kv_heads(recipe: Recipe) -> bool:
+    """Whether keys and values are repeated for every head before ulysses exchanges them.
+
+    Needed where the KV heads of a tensor parallel rank cannot be divided among the context parallel ranks.
+    """
+    return recipe.model.num_query_groups // recipe.parallel.tensor % recipe.parallel.context > 0
+
+
 def _computed(recipe: Recipe, data: Path, resumed: bool) -> dict[str, tuple[str, Value]]:
     """Flag, the recipe key that decides its value, and the value."""
     model, parallel, train, run = recipe.model, recipe.parallel, recipe.train, recipe.path("run")
@@ -149,6 +157,7 @@ def _computed(recipe: Recipe, data: Path, resumed: bool) -> dict[str, tuple[str,
         "padded-vocab-size": ("model.vocab_size", layout_of(model, parallel).padded_vocab_size),
         "untie-embeddings-and-output-weights": ("model.tie_word_embeddings", not model.tie_word_embeddings),
         "num-layer-list": ("parallel.num_layer_list", layers or None),
+        "kv-head-repeat-before-uly-alltoall": ("parallel.context", repeats_kv_heads(recipe)),
         "context-parallel-algo": (ulysses, "ulysses_cp_algo" if parallel.context > 1 else None),
         "sequence-parallel": ("parallel.tensor", parallel.tensor > 1),
         "calculate-per-token-loss": ("train.loss", train.loss == "token"),
@@ -156,6 +165,7 @@ def _computed(recipe: Recipe, data: Path, resumed: bool) -> dict[str, tuple[str,
         "recompute-granularity": ("train.recompute.granularity", recompute.get("granularity")),
         "recompute-method": ("train.recompute.method", recompute.get("method")),
         "recompute-num-layers": ("train.recompute.num_layers", recompute.get("num_layers")),
+        "recompute-activation-function": ("train.recompute.activation", train.recompute.activation),
         "tokenizer-name-or-path": ("paths.hf", recipe.path("hf")),
         "data-path": ("paths.dataset", data),
         "load": ("paths.mcore", run if resumed else recipe.path("mcore")),

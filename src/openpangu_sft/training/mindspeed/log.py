@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Optional
 
+from openpangu_sft.training.run.memory import DeviceMemory
 from openpangu_sft.training.run.metrics import Row
 
 _ITERATION = re.compile(r"iteration\s+([1-9]\d{0,11})/\s*\d+ \|")
@@ -17,7 +18,8 @@ _FIELDS = {
     "loss": re.compile(r"lm loss: (\S+)"),
     "grad_norm": re.compile(r"grad norm: (\S+)"),
 }
-_ERROR = re.compile(r"^(?:\[rank\d+\]:\s*)?([A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)): (.+)")
+_ERROR = re.compile(r"^(?:\[rank\d+\]:\s*)?([A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)|EL0004): (.+)")
+_MEMORY = re.compile(r'openpangu-sft memory: (\{"peak":\d+,"left":-?\d+,"total":\d+\})')  # hooks/memory.py
 
 SAVED = re.compile(r"successfully saved checkpoint at iteration\s+(\d+)")
 NO_CHECKPOINT = re.compile(r"could not (find the metadata file|load the checkpoint)|will not load any checkpoints")
@@ -37,6 +39,18 @@ def iteration_of(line: str, tokens: int) -> Optional[Row]:
     values = {name: _number(pattern.search(line)) for name, pattern in _FIELDS.items()}
     values["seconds"] /= 1000
     return Row(iteration=int(found[1]), tokens=tokens, **values)
+
+
+def memory_of(line: str) -> Optional[DeviceMemory]:
+    """The device memory that a line reports, or None. The stand-in counts none."""
+    found = _MEMORY.search(line)
+    memory = DeviceMemory.model_validate_json(found[1]) if found else None
+    return memory if memory and memory.peak else None
+
+
+def memory_is_full(error: str) -> bool:
+    """Whether an error is torch's, torch_npu's (“NPU out of memory. Tried to allocate …”) or the NPU driver's."""
+    return "out of memory" in error or error.startswith("EL0004")
 
 
 def error_of(line: str) -> Optional[str]:

@@ -8,7 +8,6 @@ would kill them after 30 seconds.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import math
 import os
 import queue
@@ -26,11 +25,11 @@ from openpangu_sft.artifacts.artifact import Manifest
 from openpangu_sft.model.flops import model_flops_utilisation
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.mindspeed import log
-from openpangu_sft.training.run import metrics
+from openpangu_sft.training.run import memory, metrics
 from openpangu_sft.training.run.retention import prune
 from openpangu_sft.util.console import console, progress, say
 from openpangu_sft.util.errors import Interrupted, UserError
-from openpangu_sft.util.signals import on_signals
+from openpangu_sft.util.signals import end_with_parent, on_signals
 
 LOGS = "logs"
 STALLED_SECONDS = 300.0
@@ -57,10 +56,11 @@ class Command(NamedTuple):
 
 
 class Training:
-    """One start of training, from the iteration `done` to the end."""
+    """One start of training, from the iteration `done` to the end; `planned` bytes of tensors, or 0."""
 
-    def __init__(self, recipe: Recipe, dataset: Manifest, done: int) -> None:
-        self.recipe, self.run, self.iteration = recipe, recipe.path("run"), done
+    def __init__(self, recipe: Recipe, dataset: Manifest, done: int, planned: int = 0) -> None:
+        self.recipe, self.run, self.iteration, self.planned = recipe, recipe.path("run"), done, planned
+        self.memory: Optional[memory.DeviceMemory] = None
         # the mean of the data: upstream does not report how much of a pack is padding
         self.tokens = round(recipe.train.global_batch_size * dataset.counts["tokens"] / dataset.counts["packs"])
         self.errors: list[str] = []
@@ -74,9 +74,8 @@ class Training:
     def start(self, command: Command) -> None:
         """Runs the command to its end.
 
-        Raises:
-            Interrupted: a signal arrived, and training has saved and exited.
-            UserError: training failed; with the first error of its log and the exit code.
+        Raises `Interrupted` where a signal arrived and training has saved and exited, `UserError` with the first error
+        of its log and the exit code where it failed.
         """
         (self.run / LOGS).mkdir(exist_ok=True)
         command.folder.mkdir(exist_ok=True)
@@ -101,7 +100,7 @@ class Training:
                 encoding="utf-8",
                 errors="replace",
                 start_new_session=True,
-                preexec_fn=_end_with_parent,
+                preexec_fn=end_with_parent,  # it must not continue alone and occupy the NPUs
             )
             try:
                 with on_signals(lambda number: self._forward(number, process)):
@@ -145,6 +144,9 @@ class Training:
                 if row := log.iteration_of(line, self.tokens):
                     last, said = time.monotonic(), False
                     advance(1, self._note(row))
+                elif measured := log.memory_of(line):
+                    self.memory = measured
+                    measured.show(self.planned)
                 elif saved := log.SAVED.search(line):
                     self.saved = int(saved[1])
                     prune(self.run, self.recipe.train.keep_checkpoints, self.saved)
@@ -156,7 +158,7 @@ class Training:
 
     def _note(self, row: metrics.Row) -> str:
         """Records an iteration; returns the note for the progress bar."""
-        self.iteration = row.iteration
+        self.iteration, row.memory, self.memory = row.iteration, self.memory, None
         if warning := log.warning(row, self.recent):
             console.print(warning, style="yellow")
         self.recent.append(row)
@@ -175,26 +177,20 @@ class Training:
             if code == 0 and self.saved == self.iteration:
                 state = f"after iteration {self.iteration}, which is saved: run make sft again to resume"
             raise Interrupted(self.received[0], state)
-        what = ""
+        what, full = "", next(filter(log.memory_is_full, self.errors), "")
         if code:
             what = f"training ended with exit code {code if code > 0 else 128 - code}"
-            what += f": {self.errors[0]}" if self.errors else ""
+            what += f": {full or self.errors[0]}" if self.errors else ""
         elif self.iteration < self.recipe.train.iterations and self.on_last_node:
             what = f"training ended after iteration {self.iteration} of {self.recipe.train.iterations}"
         if what:
-            raise UserError(what, where=path, remedy="see this log")
+            raise UserError(what, where=path, remedy=memory.REMEDY if full else "see this log")
 
 
 def _read(stream: IO[str], lines: queue.Queue[Optional[str]]) -> None:
     for line in stream:
         lines.put(line)
     lines.put(None)
-
-
-def _end_with_parent() -> None:
-    """Runs in the new process: if its parent is killed, training must not continue alone and occupy the NPUs."""
-    pr_set_pdeathsig = 1  # prctl(2)
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 def _signal_workers(process: subprocess.Popen[str], number: int) -> None:

@@ -60,11 +60,7 @@ class Pin(BaseModel):
 
 
 def read_pins(patches: Path = PATCHES) -> dict[str, Pin]:
-    """Reads upstream.toml in the folder of the patches.
-
-    Raises:
-        UserError: the file is missing or invalid, or a patch is missing.
-    """
+    """Reads upstream.toml in the folder of the patches; `UserError` where it is invalid, or a file is missing."""
     file = patches / PINS
     if not file.is_file():
         raise UserError("no such file", where=file, remedy="run from a clone of this project")
@@ -89,11 +85,8 @@ def read_pins(patches: Path = PATCHES) -> dict[str, Pin]:
 def make_sources(target: Path = SOURCES, patches: Path = PATCHES) -> tuple[Manifest, bool]:
     """Fetches what upstream.toml pins and applies the patches, unless `target` is up to date.
 
-    Returns:
-        The manifest of the sources, and whether they were made now.
-
-    Raises:
-        UserError: a commit cannot be fetched, a patch does not apply, git is not installed, or `target` was changed.
+    Returns the manifest of the sources, and whether they were made now. Raises `UserError` where a commit cannot be
+    fetched, a patch does not apply, git is not installed, or `target` was changed.
     """
     if found := find_sources(target, patches):
         return found, False
@@ -128,8 +121,7 @@ def _check_out(folder: Path, repository: Path, pin: Pin) -> int:
 def find_sources(target: Path = SOURCES, patches: Path = PATCHES) -> Optional[Manifest]:
     """The manifest of the sources in `target` if they are exactly what upstream.toml pins now, else None.
 
-    Raises:
-        UserError: a file was changed or added by hand and would be lost.
+    Raises `UserError` where a file was changed or added by hand and would be lost.
     """
     wanted = wanted_manifest(patches)
     if not (target / MANIFEST).is_file():
@@ -223,10 +215,7 @@ def require_ready(target: Path = SOURCES, patches: Path = PATCHES) -> Path:
     """Checks that the sources can run: as pinned in upstream.toml, with Megatron-LM's helper compiled.
 
     Upstream itself compiles the helper when training begins, with whatever python3-config is on PATH; the image
-    contains it compiled.
-
-    Raises:
-        UserError: the sources are missing or outdated, or there is no compiler.
+    contains it compiled. Raises `UserError` where the sources are missing or outdated, or there is no compiler.
     """
     require_pinned(target, patches)
     helper = compiled_helper(target)

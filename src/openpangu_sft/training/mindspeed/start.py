@@ -27,16 +27,11 @@ ENVIRONMENT = {"CUDA_DEVICE_MAX_CONNECTIONS": "1", "HCCL_CONNECT_TIMEOUT": "1200
 """As in the published script: Megatron-LM requires the first; loading takes longer than HCCL's default of 120 s."""
 
 
-def run_mindspeed(recipe: Recipe, manifest: Manifest, command_line: Sequence[str]) -> None:
-    """Trains, or resumes a run.
+def run_mindspeed(recipe: Recipe, manifest: Manifest, command_line: Sequence[str], planned: int = 0) -> None:
+    """Trains, or resumes a run; raises `UserError` where this machine lacks something, or training failed.
 
-    Args:
-        recipe: with train.engine mindspeed.
-        manifest: of the run; its inputs have been checked.
-        command_line: repeats this call; recorded in the run.
-
-    Raises:
-        UserError: this machine lacks something, or training failed.
+    The inputs in the run's manifest have been checked. `command_line` repeats this call; it is recorded in the run.
+    `planned` are the peak bytes of tensors on a device; 0 if they are not known.
     """
     run, sources = recipe.path("run"), require_ready(SOURCES)
     require_devices(recipe)
@@ -59,17 +54,14 @@ def run_mindspeed(recipe: Recipe, manifest: Manifest, command_line: Sequence[str
             console.print(f"resuming after iteration {done}")
         if first:
             record_start(recipe, manifest, done, command_line, sources)
-        Training(recipe, dataset, done).start(command)
+        Training(recipe, dataset, done, planned).start(command)
 
 
 def require_shared(run: Path, seconds: float = 300) -> None:
     """Waits at most so long for the manifest that the first node writes.
 
     Checkpoints are written by the first nodes only. Without a shared disk the others would silently start a new run
-    where the first one resumes.
-
-    Raises:
-        UserError: the first node has not started, or writes elsewhere.
+    where the first one resumes. Raises `UserError` where the first node has not started, or writes elsewhere.
     """
     last = time.monotonic() + seconds
     while not (run / MANIFEST).is_file():
@@ -118,11 +110,7 @@ def environment_of(recipe: Recipe, sources: Path) -> tuple[Path, dict[str, str]]
 
 
 def require_devices(recipe: Recipe, devices: Path = Path("/dev")) -> None:
-    """Refuses to start with fewer NPUs than processes, also where ASCEND_RT_VISIBLE_DEVICES hides some.
-
-    Raises:
-        UserError: says how many NPUs there are.
-    """
+    """Raises `UserError` where there are fewer NPUs than processes, or ASCEND_RT_VISIBLE_DEVICES hides too many."""
     if recipe.train.device == "cpu":
         return
     wanted = recipe.parallel.devices_per_node
@@ -142,11 +130,7 @@ def require_devices(recipe: Recipe, devices: Path = Path("/dev")) -> None:
 
 
 def require_network(environment: Mapping[str, str], interfaces: Path = Path("/sys/class/net")) -> None:
-    """Refuses network interfaces that this machine does not have: HCCL would time out with a misleading message.
-
-    Raises:
-        UserError: lists those that it has.
-    """
+    """Raises `UserError` for a network interface that is not here: HCCL would time out with a misleading message."""
     found = sorted(path.name for path in interfaces.iterdir() if path.is_dir())
     hccl, gloo = environment.get("HCCL_SOCKET_IFNAME", ""), environment.get("GLOO_SOCKET_IFNAME", "")
     wrong = [] if not hccl or _hccl_takes(hccl, found) else [("HCCL_SOCKET_IFNAME", hccl)]

@@ -26,7 +26,7 @@ from openpangu_sft.model.tensors import tensors_of
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.portable.schedule import learning_rate, parameter_groups
 from openpangu_sft.training.portable.state import load_engine_state, newest_checkpoint, save
-from openpangu_sft.training.run import metrics
+from openpangu_sft.training.run import memory, metrics
 from openpangu_sft.training.run.launch import worker_rank
 from openpangu_sft.training.run.provenance import record_start
 from openpangu_sft.training.run.retention import prune
@@ -35,29 +35,30 @@ from openpangu_sft.util.errors import Interrupted, UserError
 from openpangu_sft.util.signals import on_signals
 
 
-def train(recipe: Recipe, manifest: Manifest, command_line: Sequence[str]) -> None:
+def train(recipe: Recipe, manifest: Manifest, command_line: Sequence[str], planned: int = 0) -> None:
     """Trains from the newest checkpoint of the run, or else the converted one, to train.iterations.
 
     Args:
         command_line: repeats this call; recorded in the run.
+        planned: peak bytes of tensors on a device; 0 if it is not known.
 
     Raises:
-        UserError: the loss is not finite, or the device does not exist.
+        UserError: the loss is not finite, or the device does not exist or is full.
         Interrupted: SIGINT or SIGTERM arrived; the run can be resumed.
     """
     device = _device(recipe)
-    with _other_processes_alive():
+    with _failures_named():
         if worker_rank() is not None:  # the process group ends with the command line
             distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
             distributed.barrier()  # the first process has prepared the run's directory
-        _Training(recipe, manifest, device).run(command_line)
+        _Training(recipe, manifest, device, planned).run(command_line)
 
 
 class _Training:
     """State of one process of a run."""
 
-    def __init__(self, recipe: Recipe, manifest: Manifest, device: torch.device) -> None:
-        self.recipe, self.manifest, self.device = recipe, manifest, device
+    def __init__(self, recipe: Recipe, manifest: Manifest, device: torch.device, planned: int) -> None:
+        self.recipe, self.manifest, self.device, self.planned = recipe, manifest, device, planned
         self.directory = recipe.path("run")
         self.rank = distributed.get_rank() if distributed.is_initialized() else 0
         torch.manual_seed(recipe.train.seed)
@@ -90,7 +91,7 @@ class _Training:
         self.order = training_order(len(self.dataset), settings.iterations * settings.global_batch_size, settings.seed)
 
     def run(self, command_line: Sequence[str]) -> None:
-        last = self.recipe.train.iterations
+        last, self.begun = self.recipe.train.iterations, self.iteration
         if self.iteration >= last:
             if self.rank == 0:
                 console.print(f"this run has {self.iteration} iterations already: raise train.iterations to continue")
@@ -146,7 +147,11 @@ class _Training:
         self.optimizer.step()
         figures = {"loss": self.loss, "lr": rate, "grad_norm": norm, "seconds": time.monotonic() - began}
         row = metrics.Row(iteration=self.iteration, tokens=tokens, **figures)
+        if self.device.type == "cuda" and self.iteration == self.begun + memory.MEASURED_AFTER:
+            row.memory = memory.measure()
         if self.rank == 0:
+            if row.memory:
+                row.memory.show(self.planned)
             metrics.append(self.directory, row)
         return str(row)
 
@@ -191,9 +196,11 @@ def _device(recipe: Recipe) -> torch.device:
 
 
 @contextlib.contextmanager
-def _other_processes_alive() -> Iterator[None]:
+def _failures_named() -> Iterator[None]:
     try:
         yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise UserError(str(error).partition(" If reserved")[0], remedy=memory.REMEDY) from None
     except RuntimeError as error:
         if not any(name in str(error) for name in ("gloo", "NCCL")):
             raise

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Optional
 
 from pydantic import BaseModel, Field
 
 from openpangu_sft.artifacts.atomic import write_durably
+from openpangu_sft.training.run.memory import DeviceMemory
 from openpangu_sft.util.jsonl import add_line, read_lines
 
 METRICS, CURVE = "metrics.jsonl", "loss.png"
@@ -21,6 +22,7 @@ class Row(BaseModel):
         loss: mean cross-entropy of trained tokens, in nats.
         grad_norm: before clipping.
         tokens: of all devices.
+        memory: in the iteration in which it is measured.
     """
 
     iteration: Annotated[int, Field(ge=1, lt=2**53)]
@@ -29,6 +31,7 @@ class Row(BaseModel):
     grad_norm: float
     tokens: Annotated[int, Field(ge=0, lt=2**53)]
     seconds: float
+    memory: Optional[DeviceMemory] = None
 
     def __str__(self) -> str:
         return f"loss {self.loss:.4f}, {self.tokens / self.seconds:,.0f} tokens/s"
@@ -47,7 +50,7 @@ def keep_until(run: Path, iteration: int) -> None:
 
 def append(run: Path, row: Row) -> None:
     """Adds an iteration."""
-    add_line(run / METRICS, {**row.model_dump(), "seconds": round(row.seconds, 4)})
+    add_line(run / METRICS, {**row.model_dump(exclude_none=True), "seconds": round(row.seconds, 4)})
 
 
 def draw_curve(run: Path) -> Path:

@@ -21,7 +21,7 @@ from ruamel.yaml import YAML
 from openpangu_sft import __version__
 from openpangu_sft.artifacts.artifact import MANIFEST, Manifest, parse_manifest, write_manifest
 from openpangu_sft.artifacts.atomic import write_durably
-from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.recipe.schema import ChosenRecipe, Recipe
 from openpangu_sft.util import ascend
 from openpangu_sft.util.errors import UserError
 from openpangu_sft.util.jsonl import add_line, read_lines
@@ -65,6 +65,8 @@ def record_start(
     stream = io.StringIO()
     YAML(typ="safe", pure=True).dump(recipe.model_dump(), stream)
     head = f"# The recipe of this run, overrides included: make sft RECIPE=… repeats it. openpangu-sft {__version__}.\n"
+    if isinstance(recipe, ChosenRecipe):
+        head += f"# {recipe.chosen}\n"
     write_durably(run / RECIPE, head + stream.getvalue())
     start = Start(
         time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -66,10 +66,11 @@ class PanguInstructionHandler:
         """Writes the six files, or one line with the reason why not."""
         with one_line(), _own_settings_named():
             spans = [Span(file, 0, file.stat().st_size) for file in self._files]
+            data = _settings(self._args)
             # trusted: upstream has run its code already
-            tokenizer = open_tokenizer(Path(self._args.tokenizer_name_or_path), True, spans)
+            tokenizer = open_tokenizer(Path(self._args.tokenizer_name_or_path), True, spans, data)
             with _in_place(self._directory, self._prefix) as staging, unchanged(stamps_of(self._files)):
-                counts = write_shard(_settings(self._args), tokenizer, spans, staging, self._prefix)
+                counts = write_shard(data, tokenizer, spans, staging, self._prefix)
         say(f"{counts['packed']:,} samples in {counts['packs']:,} packs: {self._args.output_prefix}_packed_…")
 
 

@@ -1,0 +1,137 @@
+"""Joins the rows of shards to one dataset: full packs are copied, underfilled ones of all shards are packed again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from openpangu_sft.dataset.encode import Encoded, input_ids_of, labels_of
+from openpangu_sft.dataset.index_file import Ids, PackedWriter, field_path, read_rows
+from openpangu_sft.dataset.packing import plan_packs
+from openpangu_sft.dataset.roles import AGAIN, read_roles
+from openpangu_sft.dataset.segments import Int64s, segment_runs
+from openpangu_sft.dataset.shard import VALUES_AT_ONCE, write_packs
+from openpangu_sft.dataset.spool import Spool
+from openpangu_sft.recipe.data import Data
+from openpangu_sft.util.console import byte_progress
+from openpangu_sft.util.errors import UserError
+
+PADDING = 0.01  # share of padding from which on a pack is underfilled
+
+
+class Underfilled:
+    """The underfilled rows of a shard. One block of rows at a time is in memory.
+
+    If there are none, only `rows` may be asked for.
+
+    Attributes:
+        rows: int64, their numbers, ascending.
+    """
+
+    def __init__(self, shard: Path, prefix: str, seq_length: int) -> None:
+        self._shard, self._prefix, self._seq_length = shard, prefix, seq_length
+        self.rows: Int64s = np.empty(0, np.int64)
+        if field_path(shard, prefix, "attention_mask", "bin").stat().st_size:
+            self.rows = np.flatnonzero(self._map("attention_mask")[:, -max(1, int(PADDING * seq_length))] == 0)
+
+    def lengths(self) -> Ids:
+        """Tokens of each segment: int32 [segments]."""
+        return np.concatenate([(ends - begins).astype(np.int32) for _, (_, begins, ends) in self._blocks()])
+
+    def segments(self) -> Iterator[Encoded]:
+        """Reads the segments; roles are 0 where the shard has none.
+
+        Raises:
+            UserError: a label is neither the token nor -100.
+        """
+        ids_of, labels_from = self._map("input_ids"), self._map("labels")
+        roles_of = read_roles(self._shard, self._prefix, len(ids_of), self._seq_length)
+        for block, runs in self._blocks():
+            ids, labels = ids_of[block], labels_from[block]
+            marked = np.where(labels < 0, ~ids, ids)
+            if (input_ids_of(marked) != ids).any() or (labels_of(marked) != labels).any():
+                where = field_path(self._shard, self._prefix, "labels", "bin")
+                raise UserError("has a label that is neither its token nor -100", where=where, remedy=AGAIN)
+            roles = np.zeros(ids.shape, np.uint8) if roles_of is None else roles_of[block]
+            for row, begin, end in np.stack(runs, axis=1).tolist():
+                yield Encoded(marked[row, begin:end], roles[row, begin:end])
+
+    def pad_id(self) -> int:
+        """The token of padding."""
+        return int(self._map("input_ids")[self.rows[0], -1])
+
+    def _map(self, field: str) -> Ids:
+        return read_rows(self._shard, self._prefix, field, self._seq_length)
+
+    def _blocks(self) -> Iterator[tuple[Int64s, tuple[Int64s, Int64s, Int64s]]]:
+        """Numbers of rows, and the segments in them: row of the block, first column, past-the-last column."""
+        numbers, step = self._map("attention_mask"), max(1, VALUES_AT_ONCE // self._seq_length)
+        for begin in range(0, len(self.rows), step):
+            block = self.rows[begin : begin + step]
+            yield block, segment_runs(numbers[block])
+
+
+def join_shards(shards: Sequence[Path], staging: Path, prefix: str, packs: int, data: Data) -> dict[str, int]:
+    """Writes the rows of all shards, one after another, then the underfilled ones, packed again.
+
+    Args:
+        shards: their directories.
+        staging: where the files are made; roles are 0 unless all shards have them.
+        prefix: of the files' names.
+        packs: rows of all shards.
+        data: seq_length, seed and workers are used.
+
+    Returns:
+        Counts: packs after and before, and how many were packed again: none where that would not save one.
+
+    Raises:
+        UserError: a shard is damaged.
+    """
+    underfilled = [Underfilled(shard, prefix, data.seq_length) for shard in shards]
+    rows = [each.rows for each in underfilled]
+    candidates = [each for each in underfilled if each.rows.size]
+    # a single shard was planned as a whole: nothing to gain
+    lengths = [np.empty(0, np.int32), *(each.lengths() for each in candidates if len(shards) > 1)]
+    plan = plan_packs(np.concatenate(lengths), data.seq_length, data.seed)
+    if not 0 < len(plan) < sum(map(len, rows)):
+        rows, plan = [each[:0] for each in rows], plan_packs([], data.seq_length, data.seed)
+    again = sum(map(len, rows))
+    kept = packs - again
+    writer = PackedWriter(staging, prefix, kept + len(plan), data.seq_length)
+    _copy(shards, rows, writer)
+    if again:
+        with Spool(staging / "spool") as spool:
+            for each in candidates:
+                spool.add(spool.write(each.segments()))
+            title, pad_id = "merge, underfilled packs (packs)", candidates[0].pad_id()
+            write_packs(title, spool, spool.finish(), plan, writer, pad_id, data.workers, kept)
+    return {"packs": kept + len(plan), "packs_in_shards": packs, "packed_again": again}
+
+
+def _copy(shards: Sequence[Path], left_out: Sequence[Int64s], writer: PackedWriter) -> None:
+    """Copies the rows of all shards except those left out of each, by number; roles only if all shards have them."""
+    widths = {
+        path: writer.seq_length * np.dtype(dtype).itemsize
+        for path, dtype in writer.files.values()
+        if all((shard / path.name).is_file() for shard in shards)
+    }
+    total = sum((shard / path.name).stat().st_size for shard in shards for path in widths)
+    total -= sum(map(len, left_out)) * sum(widths.values())
+    with byte_progress("merge", total) as advance, ThreadPoolExecutor(len(widths)) as pool:
+
+        def copy(target: Path, width: int) -> None:
+            with target.open("r+b") as merged:
+                for shard, rows in zip(shards, left_out):
+                    with (shard / target.name).open("rb") as stream:
+                        ends = [*(rows * width).tolist(), stream.seek(0, os.SEEK_END)]
+                        for begin, end in zip([0, *((rows + 1) * width).tolist()], ends):
+                            stream.seek(begin)
+                            while block := stream.read(min(1 << 20, end - stream.tell())):
+                                merged.write(block)
+                                advance(len(block), "")
+
+        list(pool.map(copy, widths, widths.values()))

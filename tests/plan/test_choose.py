@@ -1,0 +1,130 @@
+"""auto: what is chosen, what is said about it, and that a run records it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cli.test_main import run, sets
+from conftest import ROOT, MakeRecipe
+from openpangu_sft.artifacts.artifact import Manifest
+from openpangu_sft.plan.choose import bytes_sent, choose
+from openpangu_sft.plan.estimate import memory_of
+from openpangu_sft.recipe.load import load_recipe
+from openpangu_sft.recipe.schema import ChosenRecipe
+from openpangu_sft.training.run.provenance import RECIPE, record_start
+
+FAST, SEVEN = ROOT / "recipes/openpangu-1b-fast.yaml", ROOT / "recipes/openpangu-7b.yaml"
+DATA = ("parallel.tensor=1", "parallel.context=1", "parallel.pipeline=1")
+PORTABLE = "train.engine=transformers"
+
+
+def chosen(path: Path, *overrides: str) -> ChosenRecipe:
+    recipe = load_recipe(path, overrides, choose)
+    assert isinstance(recipe, ChosenRecipe)
+    return recipe
+
+
+def numbers(recipe: ChosenRecipe) -> tuple[int, int, int, int]:
+    """TP, PP, CP and recomputed layers."""
+    parallel, recompute = recipe.parallel, recipe.train.recompute
+    again = recompute.num_layers if recompute.granularity == "full" else 0
+    return parallel.tensor, parallel.pipeline, parallel.context, again
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ((), (1, 1, 1, 3)),
+        (("train.device_memory=32",), (1, 1, 4, 2)),
+        (("train.device_memory=32", "parallel.context=1"), (1, 1, 1, 21)),
+        (("train.device_memory=1000",), (1, 1, 1, 0)),  # ulysses, TP and recompute only where memory asks for them
+        (("data.seq_length=4096",), (1, 1, 1, 0)),
+        (("train.recompute.granularity=full", "train.recompute.num_layers=26"), (1, 1, 1, 26)),
+        (DATA, (1, 1, 1, 3)),
+        ((PORTABLE, "data.seq_length=4096"), (1, 1, 1, 0)),
+        ((PORTABLE, "train.device_memory=80"), (1, 1, 1, 15)),
+        ((PORTABLE, "train.device=cpu"), (1, 1, 1, 0)),
+    ],
+    ids=["64", "32", "32-no-ulysses", "huge", "short", "recompute", "context", "portable", "80-gb-gpu", "cpu"],
+)
+def test_of_the_1b(overrides: tuple[str, ...], expected: tuple[int, int, int, int]) -> None:
+    assert numbers(chosen(FAST, *overrides)) == expected
+
+
+def test_of_the_7b() -> None:
+    assert numbers(chosen(SEVEN)) == (8, 1, 1, 0)
+    assert chosen(SEVEN).parallel.make_vocab_size_divisible_by == 4
+
+
+@pytest.mark.parametrize(("engine", "gib"), [("mindspeed", 50), ("transformers", 70)])
+def test_one_layer_less_would_not_fit(engine: str, gib: int) -> None:
+    given = [f"train.engine={engine}", f"train.device_memory={gib}", *DATA]
+    layers = numbers(chosen(FAST, *given))[3]
+    full = [*given, "train.recompute.granularity=full", f"train.recompute.activation={engine == 'mindspeed'}"]
+    more, fewer = (load_recipe(FAST, [*full, f"train.recompute.num_layers={n}"]) for n in (layers, layers - 1))
+    assert [memory_of(recipe).verdict(gib) for recipe in (more, fewer)] == ["yes", "tight"]
+
+
+def test_nothing_but_the_recipe_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = chosen(FAST)
+    monkeypatch.setenv("HCCL_BUFFSIZE", "4000")
+    assert chosen(FAST) == before
+    monkeypatch.setenv("HCCL_BUFFSIZE", "much")
+    assert chosen(FAST) == before
+
+
+def test_what_is_said() -> None:
+    said = chosen(FAST).chosen
+    assert said.startswith(
+        "auto, for devices of 64 GiB: DP 8, CP 1, TP 1, PP 1, recompute 3 + act: 56.1 GiB; next DP 2, CP 4"
+    )
+    assert said.endswith("% slower by formula")
+    least = chosen(FAST, "train.device_memory=2")
+    assert least.chosen.endswith("; nothing fits, this takes the least memory")
+    assert numbers(least)[3] > 0
+
+
+def test_bytes_of_ulysses_and_of_tensor_parallel_layers() -> None:
+    """Of the published recipe, by hand: 32 micro batches, 26 layers, twelve heads of 128 in bf16."""
+    published = load_recipe(ROOT / "recipes/openpangu-1b.yaml")
+    tokens, width = 32768 // 2, 12 * 128 * 2
+    exchanged = 3 * tokens * width // 2  # query, key and value of half as many heads, result; a half stays
+    assert bytes_sent(published) == {"context": 32 * 26 * 3 * exchanged, "tensor": 0}  # forward, again, backward
+    tensor = load_recipe(ROOT / "recipes/openpangu-1b.yaml", ["parallel.context=1", "parallel.tensor=2"])
+    part = 32768 * 1536 * 2 // 2  # of the sequence, of one of two ranks
+    assert bytes_sent(tensor) == {"context": 0, "tensor": 32 * 26 * (4 + 4 + 6) * part}
+    data = load_recipe(ROOT / "recipes/openpangu-1b.yaml", ["parallel.context=1"])
+    assert bytes_sent(data) == {"context": 0, "tensor": 0}
+
+
+def test_a_run_records_the_numbers_and_that_they_were_chosen(tmp_path: Path) -> None:
+    recipe = chosen(FAST, f"paths.run={tmp_path}")
+    record_start(recipe, Manifest("run"), 0, ["sft"])
+    text = (tmp_path / RECIPE).read_text("utf-8")
+    assert f"# {recipe.chosen}\n" in text
+    again = load_recipe(tmp_path / RECIPE)
+    assert again.model_dump() == recipe.model_dump()
+    assert again.train.recompute.num_layers == 3
+
+
+def test_sizes_that_are_not_known_yet_are_no_obstacle(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    text = FAST.read_text("utf-8")
+    begin, end = text.index("model: "), text.index("tokenizer:")
+    (tmp_path / "own.yaml").write_text(text[:begin] + text[end:], "utf-8")
+    place = f"paths.cache={tmp_path}"
+    recipe = load_recipe(tmp_path / "own.yaml", [place], choose)
+    assert recipe.data.seq_length == 32768
+    done = run("plan", "--recipe", str(tmp_path / "own.yaml"), *sets(place))
+    assert done.returncode == 1
+    assert "the recipe leaves out sizes of the model" in done.stderr
+
+
+@pytest.mark.parametrize(("command", "code"), [(["convert"], 1), (["sft", "--dry-run"], 0)], ids=["convert", "sft"])
+def test_stages_that_depend_on_it_say_it(tmp_path: Path, command: list[str], code: int) -> None:
+    done = run(*command, "--recipe", str(FAST), *sets(f"paths.cache={tmp_path}"))
+    assert done.returncode == code  # convert finds no checkpoint
+    assert done.stderr.startswith("auto, for devices of 64 GiB: DP 8, CP 1, TP 1, PP 1, recompute 3 + act")
+    assert "auto" not in done.stdout
+    assert ("--recompute-num-layers 3" in done.stdout) == (code == 0)
