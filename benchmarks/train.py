@@ -30,15 +30,15 @@ from openpangu_sft.tokenizer.tokenizer import IGNORED
 from openpangu_sft.util.errors import UserError
 
 MODELS = {
-    "the demo's model": ["train.iterations=34"],
-    "a mid-sized model": [
+    "demo": ["train.iterations=14"],
+    "mid-sized": [
         "model.num_layers=6",
         "model.hidden_size=512",
         "model.ffn_hidden_size=2048",
         "model.num_attention_heads=8",
         "model.num_query_groups=4",
         "model.kv_channels=64",
-        "train.iterations=8",
+        "train.iterations=6",
         "train.lr_warmup_iterations=2",
     ],
 }
@@ -50,8 +50,9 @@ NEWEST_TRL = "0.20.0"
 @click.option("--trl", type=Path, help="directory into which pip has installed TRL: docs/benchmarks.md")
 @click.option("--repeat", default=3, type=click.IntRange(1), help="number of measurements")
 @click.option("--threads", default=1, type=click.IntRange(1), help="of torch; 1: processor seconds are counted")
+@click.option("--only", type=click.Choice(list(MODELS)), help="measure this model alone")
 @click.option("-s", "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="for every model")
-def main(trl: Optional[Path], repeat: int, threads: int, overrides: tuple[str, ...]) -> None:
+def main(trl: Optional[Path], repeat: int, threads: int, only: Optional[str], overrides: tuple[str, ...]) -> None:
     """Measures trained tokens per second, and prints a Markdown table for each model."""
     trl_version = next((found.version for found in distributions(name="trl", path=[str(trl)])), None)
     if trl is None or trl_version is None:
@@ -61,17 +62,17 @@ def main(trl: Optional[Path], repeat: int, threads: int, overrides: tuple[str, .
     print(f"{software}; load before: {os.getloadavg()[0]:.1f}", flush=True)
     environment = {"PYTHONPATH": str(trl.absolute()), "OMP_NUM_THREADS": str(threads)}
     with tempfile.TemporaryDirectory(prefix="bench-train-") as made:
-        for title, settings in MODELS.items():
-            cache = Path(made, title.replace(" ", "-"))
-            _compare(title, [*settings, *overrides, f"paths.cache={cache}", "train.device=cpu"], repeat, environment)
+        for name in [only] if only else MODELS:
+            settings = [*MODELS[name], *overrides, f"paths.cache={Path(made, name)}", "train.device=cpu"]
+            _compare(name, settings, repeat, environment)
 
 
-def _compare(title: str, settings: list[str], repeat: int, environment: dict[str, str]) -> None:
+def _compare(name: str, settings: list[str], repeat: int, environment: dict[str, str]) -> None:
     recipe = demo_recipe(settings)
     for stage in (prepare, run_format, run_preprocess, run_merge, run_convert):
         stage(recipe)
     trained = _timed_targets(recipe)
-    print(f"\n{title}: {parameter_count(recipe.model):,} parameters; {trained:,} trained tokens\n", flush=True)
+    print(f"\n{name} model: {parameter_count(recipe.model):,} parameters; {trained:,} trained tokens\n", flush=True)
     runs: dict[str, list[Steps]] = {engine: [] for engine in ENGINES}
     for turn in range(repeat):
         for engine in ENGINES:
