@@ -107,7 +107,7 @@ FULL_RECOMPUTE = ["train.recompute.granularity=full", "train.recompute.num_layer
         (["parallel.tensor=1", "parallel.pipeline=1", *FULL_RECOMPUTE], "no"),
         (["parallel.tensor=2", "parallel.pipeline=1", *FULL_RECOMPUTE], "yes"),
         ([], "yes"),
-        (["parallel.tensor=8", *FULL_RECOMPUTE], "yes"),
+        (["parallel.tensor=8", "parallel.context=1", *FULL_RECOMPUTE], "yes"),
         (["parallel.tensor=2", "parallel.pipeline=1", *NO_RECOMPUTE], "no"),
     ],
 )

@@ -5,6 +5,7 @@ Run by test_npu_standin.py, in a process of its own.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import apex.optimizers
@@ -164,6 +165,19 @@ def test_fused_adam_has_apexs_defaults() -> None:
     parameter = torch.nn.Parameter(torch.ones(2))
     group = apex.optimizers.FusedAdam([parameter]).param_groups[0]
     assert (group["lr"], group["betas"], group["eps"], group["weight_decay"]) == (1e-3, (0.9, 0.999), 1e-8, 0.0)
+
+
+@pytest.mark.parametrize("bad", [None, math.inf, -math.inf, math.nan])
+def test_unscale(bad: Any) -> None:
+    """As megatron/core/optimizer/optimizer.py calls it, through torch's name."""
+    gradients_ = [torch.arange(3.0), torch.ones(2).bfloat16()]
+    if bad is not None:
+        gradients_[1][0] = bad
+    found = torch.zeros(1)
+    torch._amp_foreach_non_finite_check_and_unscale_(gradients_, found, torch.tensor([0.5]))
+    assert found.item() == (bad is not None)
+    assert gradients_[0].tolist() == [0.0, 0.5, 1.0]
+    assert gradients_[1][1] == 0.5
 
 
 X = torch.ones(2, 3, 4, 6)

@@ -75,8 +75,8 @@ def test_memory_of_the_published_recipe() -> None:
     assert sizes(memory.outside) == {"HCCL buffers": 4 * 2 * 200 * 2**20, "the NPU itself": 3384 * 2**20}
     backward = sizes(memory.phases[1].parts)
     # of a token, in numbers of two bytes: both norms' input and output; linear_qkv's output; the query before and after
-    # rotation, repeated key and value, the result and that exchanged, 1536 each; gate, up and product
-    numbers = 4 * 1536 + (1536 + 2 * 768) + 6 * 1536 + 3 * 6144
+    # rotation, the result and that exchanged, 1536 each, key and value; gate, up and product
+    numbers = 4 * 1536 + (1536 + 2 * 768) + 4 * 1536 + 2 * 768 + 3 * 6144
     layer = tokens * (numbers * 2 + 2 * 4 + 12 * 2 * 8 * 4 + 4 * 128 * 2)
     assert backward["one layer again"] == layer - tokens * 1536 * 2
     assert backward["gradients in a layer"] == tokens * (2 * 6144 + 1536) * 2
@@ -226,7 +226,7 @@ def test_report_without_a_dataset_and_as_json(tmp_path: Path) -> None:
     assert shown["memory"]["fits"] == {"16": "no", "64": "yes"}
     assert shown["memory"]["needed"] == report.memory.needed
     assert shown["now"]["recompute"]["num_layers"] == 26
-    assert shown["auto"]["64"][0]["context"] == 2
-    assert shown["auto"]["64"][0]["flops_per_token"] < shown["now"]["flops_per_token"]
+    assert shown["auto"]["64"][0]["context"] == 1
+    assert shown["auto"]["64"][0]["work"] < shown["now"]["work"]
     assert shown["chosen"] is None
     assert not list(tmp_path.iterdir())

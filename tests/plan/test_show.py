@@ -34,7 +34,7 @@ def test_published_recipe_on_80_columns_with_nothing_there(tmp_path: Path) -> No
     assert "fits 32 GiB" in text
     assert "fits 64 GiB" in text
     assert re.search(r"│ now +│ DP 4, CP 2, TP 1, PP 1 │ 26 ", text)
-    assert re.search(r"│ 1 +│ DP 4, CP 2, TP 1, PP 1 │ 0 ", text)
+    assert re.search(r"│ 1 +│ DP 8, CP 1, TP 1, PP 1 │ 3 \+ act\. ", text)
     assert "An estimate, not yet" in text
     assert "none yet in" in text
     assert "make merge" in text

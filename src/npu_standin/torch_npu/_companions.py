@@ -1,4 +1,4 @@
-"""Parts of torch_npu or CANN that torch lacks: small modules, torchair, compiled operators."""
+"""Parts of torch_npu or CANN that torch lacks: small modules, torchair, compiled operators, the gradient scaler."""
 
 from __future__ import annotations
 
@@ -28,6 +28,20 @@ def install() -> None:
     _module("torchair", register_fx_node_ge_converter=lambda *_: lambda function: function)
     _module("torchair.ge", **{name: type(name, (), {}) for name in ("Tensor", "TensorSpec", "DataType")})
     replace(torch.utils.cpp_extension, load=_without_mindspeed(torch.utils.cpp_extension.load))
+    replace(torch, _amp_foreach_non_finite_check_and_unscale_=unscale)
+
+
+@torch.no_grad()
+def unscale(gradients: Sequence[torch.Tensor], found_inf: torch.Tensor, inv_scale: torch.Tensor) -> None:
+    """Multiplies gradients by inv_scale in place; sets found_inf, one float, to 1 where one of them is not finite.
+
+    Source: torch's documentation of GradScaler; Megatron-LM calls it at megatron/core/optimizer/optimizer.py:285.
+    torch 2.1 has it for CUDA only.
+    """
+    for gradient in gradients:
+        if not torch.isfinite(gradient).all():
+            found_inf.fill_(1.0)
+        gradient.mul_(inv_scale.to(gradient.dtype))
 
 
 def _without_mindspeed(load: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""What `auto` takes: of all splits of the model that fit a device, the one that takes least time by formula.
+"""What `auto` takes: of all splits of the model, the least work that fits a device.
 
 It depends on the recipe alone, so that convert, sft and plan choose alike on any machine: HCCL's buffers are counted at
 their default size, and a device has `train.device_memory`.
@@ -17,15 +17,12 @@ from openpangu_sft.plan.mindspeed_memory import HCCL_MIB, layer_input, mindspeed
 from openpangu_sft.plan.transformers_memory import transformers_memory
 from openpangu_sft.recipe.auto import valid_splits, with_auto_split
 from openpangu_sft.recipe.schema import ChosenRecipe, Recipe
+from openpangu_sft.recipe.sections import Recompute
 from openpangu_sft.training.mindspeed.flags import repeats_kv_heads
 from openpangu_sft.util.errors import SizesUnknown
 
-BUSY = 0.4
-"""Share of a device's peak FLOP/s (train.device_tflops) at which layers are computed."""
-LINK = 28e9
-"""Bytes/s from one NPU to another: 392 GB/s over 7 links of HCCS, both directions together, by the data sheet. Neither
-figure was measured; they weigh work against exchange.
-"""
+FLOPS_PER_BYTE = 5600
+"""What an NPU could compute while it sends a byte to another one of its server: 313 TFLOP/s by 56 GB/s, both peaks."""
 
 
 class Choice(NamedTuple):
@@ -33,9 +30,9 @@ class Choice(NamedTuple):
 
     recipe: Recipe
     memory: Memory
-    work: float  # FLOPs per token, and the waiting of a pipeline's stages
-    sent: dict[str, int]  # bytes by kind of parallelism, see `bytes_sent`
-    seconds: float  # of an iteration, as far as splits differ
+    flops: float  # per token, and the waiting of a pipeline's stages
+    sent: int  # bytes, see `bytes_sent`
+    work: float  # FLOPs per token, and those that could be computed while bytes are sent
 
     def __str__(self) -> str:
         return f"{split_of(self.recipe)}, recompute {recomputed(self.recipe)}"
@@ -46,6 +43,12 @@ class Choice(NamedTuple):
         on_cpu = train.engine == "transformers" and train.device == "cpu"
         return on_cpu or self.memory.verdict(gib) == "yes"
 
+    def worse_by(self, other: Choice) -> str:
+        """What `other` is taken for."""
+        if self.work > other.work:
+            return f"{self.work / other.work - 1:.1%} more work"
+        return f"{(self.memory.needed - other.memory.needed) / GIB:.1f} GiB more"
+
 
 def split_of(recipe: Recipe) -> str:
     """Parallel sizes in short."""
@@ -54,10 +57,10 @@ def split_of(recipe: Recipe) -> str:
 
 
 def recomputed(recipe: Recipe) -> str:
-    """Recomputed layers, of each pipeline stage at most, and whether the others recompute their activation function."""
+    """Recomputed layers, of each pipeline stage at most, and whether the others recompute activation functions."""
     recompute = recipe.train.recompute
     layers = recompute.num_layers if recompute.granularity == "full" else 0
-    return f"{layers}{' + act' if recompute.activation else ''}"
+    return f"{layers} + act." if recompute.activation else str(layers)
 
 
 def choose(recipes: Sequence[Recipe], recompute: bool) -> Recipe:
@@ -73,7 +76,7 @@ def choose(recipes: Sequence[Recipe], recompute: bool) -> Recipe:
         if not best.fits(gib):
             what += "; nothing fits, this takes the least memory"
         elif others and others[0].fits(gib):
-            what += f"; next {others[0]}: {others[0].seconds / best.seconds - 1:.0%} slower by formula"
+            what += f"; next {others[0]}: {others[0].worse_by(best)}"
         return ChosenRecipe.model_construct(**dict(best.recipe), chosen=what)
     return recipes[0]
 
@@ -81,12 +84,12 @@ def choose(recipes: Sequence[Recipe], recompute: bool) -> Recipe:
 def ranking(recipes: Sequence[Recipe], recompute: bool, gib: float) -> list[Choice]:
     """Each split with the least recomputation that fits a device, best first; those that do not fit come last.
 
-    Less time is better, then less memory.
+    Less work is better, then less memory.
     """
     choices = [_least(recipe, recompute, gib) for recipe in recipes]
 
     def order(one: Choice) -> tuple[float, ...]:
-        return (0, one.seconds, one.memory.needed) if one.fits(gib) else (1, one.memory.needed)
+        return (0, one.work, one.memory.needed) if one.fits(gib) else (1, one.memory.needed)
 
     return sorted(choices, key=order)
 
@@ -98,46 +101,48 @@ def all_splits(recipe: Recipe) -> list[Recipe]:
     return valid_splits({**content, "parallel": parallel, "train": {**content["train"], "recompute": {}}})
 
 
-def bytes_sent(recipe: Recipe) -> dict[str, int]:
-    """Bytes that a device sends for context and tensor parallel layers in an iteration.
+def bytes_sent(recipe: Recipe, published: bool = False) -> tuple[int, int]:
+    """Bytes of an iteration that a device sends for tensor and context parallel layers: in all, and to each peer.
 
-    Ulysses exchanges queries, keys and values, and attention's result; sequence parallelism
-    gathers the input of attention and MLP and scatters their results, and gathers both inputs again in the backward
-    pass. Gradients and weights are not counted: they are exchanged while layers are computed (--overlap-grad-reduce,
-    --overlap-param-gather). A recomputed layer repeats its forward pass.
+    Ulysses exchanges queries, keys, values and attention's result; sequence parallelism gathers the input of attention
+    and MLP and scatters their results, and gathers both inputs again in the backward pass. Gradients and weights are
+    not counted: they are exchanged while layers are computed (--overlap-grad-reduce, --overlap-param-gather). A
+    recomputed layer repeats its forward pass.
+
+    Args:
+        published: with keys and values repeated for every head, as in the published step.
     """
     model, parallel, shape = recipe.model, recipe.parallel, shape_of(recipe)
-    exchanged_keys = model.num_attention_heads if repeats_kv_heads(recipe) else model.num_query_groups
-    heads = 2 * (model.num_attention_heads + exchanged_keys)
-    values = shape.tokens * heads * model.kv_channels * shape.element // parallel.tensor
-    exchanged = values * (parallel.context - 1) // parallel.context
-    gathered = layer_input(recipe) * (parallel.tensor - 1)
-    layers, times = layout_of(model, parallel).stages[0], micro_batches(recipe)
-    forward = layers + recomputed_layers(recipe, layers)
-    return {"context": (forward + layers) * exchanged * times, "tensor": (4 * forward + 6 * layers) * gathered * times}
+    repeated = published or repeats_kv_heads(recipe)
+    heads = 2 * (model.num_attention_heads + (model.num_attention_heads if repeated else model.num_query_groups))
+    exchanged = heads * model.kv_channels * shape.tokens * shape.element // (parallel.tensor * parallel.context)
+    layers = layout_of(model, parallel).stages[0]
+    forward = (layers + recomputed_layers(recipe, layers)) * micro_batches(recipe)
+    backward = layers * micro_batches(recipe)
+    context = exchanged * (forward + backward)
+    tensor = layer_input(recipe) * (4 * forward + 6 * backward)
+    peers = parallel.context - 1, parallel.tensor - 1
+    return context * peers[0] + tensor * peers[1], context * bool(peers[0]) + tensor * bool(peers[1])
 
 
 def choice_of(recipe: Recipe) -> Choice:
     """The figures of a recipe as it is."""
     mindspeed = recipe.train.engine == "mindspeed"
     memory = mindspeed_memory(recipe, HCCL_MIB) if mindspeed else transformers_memory(recipe)
-    work, sent = flops_per_token(recipe) * idle(recipe), bytes_sent(recipe)
-    seconds = work * recipe.train.global_batch_size * recipe.data.seq_length / recipe.parallel.world
-    seconds /= recipe.train.device_tflops * 1e12 * BUSY
-    links = {kind: max(getattr(recipe.parallel, kind) - 1, 1) for kind in sent}  # each to each
-    return Choice(recipe, memory, work, sent, seconds + sum(sent[kind] / (LINK * links[kind]) for kind in sent))
+    flops, (sent, to_each) = flops_per_token(recipe) * idle(recipe), bytes_sent(recipe)
+    tokens = recipe.train.global_batch_size * recipe.data.seq_length / recipe.parallel.world
+    return Choice(recipe, memory, flops, sent, flops + to_each * FLOPS_PER_BYTE / tokens)
 
 
 def _least(recipe: Recipe, recompute: bool, gib: float) -> Choice:
-    """A split with the fewest recomputed layers with which it fits, or with all."""
+    """A split with the least recomputation with which it fits, or with all: of activation functions first."""
     choice = choice_of(recipe)
     most = max(layout_of(recipe.model, recipe.parallel).stages) if recompute else -1
-    mindspeed = recipe.train.engine == "mindspeed"
-    for layers in range(0 if mindspeed else 1, most + 1):
+    activation = recipe.train.engine == "mindspeed"
+    for layers in range(0 if activation else 1, most + 1):
         if choice.fits(gib):
             break
-        update = {"granularity": "full" if layers else "none", "num_layers": layers, "activation": mindspeed}
-        update = recipe.train.recompute.model_copy(update=update)
+        update = Recompute(granularity="full" if layers else "none", num_layers=layers, activation=activation)
         train = recipe.train.model_copy(update={"recompute": update})
         choice = choice_of(recipe.model_copy(update={"train": train}))
     return choice

@@ -18,9 +18,9 @@ NOT_COUNTED = {
 }
 SHOWN = 5  # splits of the table
 LEGEND = (
-    "act: activation functions of the other layers. GFLOP: per token, waiting of pipeline stages included. GB sent, s: "
-    "per device and iteration, at 40% of its peak FLOP/s and 28 GB/s a link; not measured. Another TP or PP: run make "
-    "convert again."
+    "GFLOP: per token, waiting of pipeline stages included. GB sent: per device and iteration, of ulysses and tensor "
+    "parallel layers; work: GFLOP, and what could be computed meanwhile. act.: and activation functions of the other "
+    "layers. Another TP or PP: run make convert again."
 )
 
 
@@ -68,7 +68,7 @@ def _splits(report: Report, to: Console) -> None:
     """What auto would take, and what comes next."""
     if isinstance(report.recipe, ChosenRecipe):
         _say(to, report.recipe.chosen)
-    head = ["", "split", "recompute", "GiB", "GFLOP", "GB sent", "s"]
+    head = ["", "split", "recompute", "GiB", "GFLOP", "GB sent", "work"]
     for gib, best in report.best.items():
         fitting = {f"{number}": one for number, one in enumerate(best[:SHOWN], 1) if one.fits(gib)}
         rows = [(name, *_figures(one)) for name, one in {"now": report.now, **fitting}.items()]
@@ -78,8 +78,8 @@ def _splits(report: Report, to: Console) -> None:
 
 
 def _figures(one: Choice) -> tuple[str, ...]:
-    figures = f"{one.work / 1e9:.2f}", f"{sum(one.sent.values()) / 1e9:,.0f}", f"{one.seconds:,.0f}"
-    return split_of(one.recipe), recomputed(one.recipe), _gib(one.memory.needed), *figures
+    flops, sent, work = f"{one.flops / 1e9:.2f}", f"{one.sent / 1e9:,.0f}", f"{one.work / 1e9:.2f}"
+    return split_of(one.recipe), recomputed(one.recipe), _gib(one.memory.needed), flops, sent, work
 
 
 def _data(report: Report, to: Console) -> None:

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from statistics import median
-from typing import Optional
+from typing import Any, Optional
 
 from openpangu_sft.training.run.memory import DeviceMemory
 from openpangu_sft.training.run.metrics import Row
@@ -36,7 +36,7 @@ def iteration_of(line: str, tokens: int) -> Optional[Row]:
     found = _ITERATION.search(line)
     if not found:
         return None
-    values = {name: _number(pattern.search(line)) for name, pattern in _FIELDS.items()}
+    values: dict[str, Any] = {name: _number(pattern.search(line)) for name, pattern in _FIELDS.items()}
     values["seconds"] /= 1000
     return Row(iteration=int(found[1]), tokens=tokens, **values)
 

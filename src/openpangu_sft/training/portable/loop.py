@@ -145,8 +145,14 @@ class _Training:
                 remedy="lower train.lr, or look at the packs of this iteration",
             )
         self.optimizer.step()
-        figures = {"loss": self.loss, "lr": rate, "grad_norm": norm, "seconds": time.monotonic() - began}
-        row = metrics.Row(iteration=self.iteration, tokens=tokens, **figures)
+        row = metrics.Row(
+            iteration=self.iteration,
+            loss=self.loss,
+            lr=rate,
+            grad_norm=norm,
+            tokens=tokens,
+            seconds=time.monotonic() - began,
+        )
         if self.device.type == "cuda" and self.iteration == self.begun + memory.MEASURED_AFTER:
             row.memory = memory.measure()
         if self.rank == 0:
