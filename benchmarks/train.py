@@ -80,6 +80,7 @@ def _compare(name: str, settings: list[str], repeat: int, environment: dict[str,
             command = ["-m", "benchmarks.train_once", engine, *settings, f"paths.run={run}"]
             output = run_measured(command, run.with_suffix(".log"), **environment).output
             runs[engine].append(TypeAdapter(Steps).validate_json(output.splitlines()[-1]))
+            print(f"{engine}: {trained / sum(runs[engine][-1].seconds):,.0f} tokens/s", file=sys.stderr, flush=True)
     print_table(table(runs, trained))
 
 
