@@ -76,6 +76,8 @@ PYPI_INDEX ?= https://pypi.org/simple
 SIZE ?= 200
 ##= DATA_DIR  for bench-data: directory of the real conversations to sample from: docs/benchmarks.md
 DATA_DIR ?=
+##= TRL  for bench-train: directory into which pip has installed TRL: docs/benchmarks.md
+TRL ?=
 ##= PYTEST_ADDOPTS  for test, test-random, test-image, test-upstream: options of pytest (-x)
 ##= LOCKFLAGS  for lock: --upgrade takes the newest version of everything
 
@@ -180,6 +182,9 @@ bench-convert: env ## conversions of a full-size checkpoint against copying it
 bench-step: sources ## the patched training step against the published one, on the stand-in
 	@$(bin)python -m benchmarks.step
 
+bench-train: env ## the transformers engine against TRL and the Hugging Face Trainer
+	@$(bin)python -m benchmarks.train $(if $(TRL),--trl $(call quote,$(TRL)))
+
 ##@+ Development
 test: lint ## lint, then all tests
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(bin)pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
@@ -239,4 +244,4 @@ env:
 	@scripts/setup.sh
 
 .PHONY: $(commands) help help-all setup sources test-upstream shell image image-diff save load push lock-base \
-    bench-data bench-convert bench-step test test-random test-image lint fmt lock clean env
+    bench-data bench-convert bench-step bench-train test test-random test-image lint fmt lock clean env

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.agreement import read_segments
 from benchmarks.convert import Row
@@ -21,6 +22,8 @@ from benchmarks.random_model import write_random_model
 from benchmarks.raw import deal
 from benchmarks.step import FULL_SIZE_ONLY, WAYS, Bench, report, report_full_size
 from benchmarks.step_formula import all_to_all_bytes, flops_per_token
+from benchmarks.train import table
+from benchmarks.train_once import ENGINES, Clock, Steps
 from conftest import ROOT, SHARED, TINY, MakeRecipe, write_packs
 from openpangu_sft.checkpoint.files.arrays import BF16
 from openpangu_sft.checkpoint.hf import open_hf, require_model
@@ -220,3 +223,31 @@ def test_the_step_benchmark_counts_what_the_formulas_say(tmp_path: Path, capsys:
     titles = [way.title for way in WAYS]
     full_size = [way.title.replace("DP 2", "DP 8") for way in (*WAYS, *FULL_SIZE_ONLY)]
     assert [name for name in shown if name.strip("-:")] == ["counted", *titles, "by formula, 1B", *full_size]
+
+
+def test_the_training_benchmark_without_trl(tmp_path: Path) -> None:
+    done = bench(f"--trl={tmp_path}", name="train")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"bench-train: {tmp_path}: TRL is not installed here -> pip install --no-deps ")
+
+
+def test_rows_of_the_training_benchmark() -> None:
+    seconds = {"this engine": ([1.0, 1.0], [3.0, 1.0]), "TRL": ([3.0], [4.0]), "Trainer": ([6.0], [8.0])}
+    runs = {engine: [Steps(run, 0.875, 2.5) for run in seconds[engine]] for engine in ENGINES}
+    assert table(runs, 600)[1:] == [
+        ["this engine", "300", "1.50", "1.17", "88%", "2.5000", "300, 150"],
+        ["TRL", "200", "1.00", "1.00", "88%", "2.5000", "200, 150"],
+        ["Trainer", "100", "0.50", "0.50", "88%", "2.5000", "100, 75"],
+    ]
+
+
+def test_what_a_training_run_times_and_profiles() -> None:
+    clock = Clock(iterations=6)
+    left, right = torch.randn(300, 300), torch.randn(300, 300)
+    for _ in range(6):
+        left @ right
+        clock.tick()
+    steps = clock.steps(1.5)
+    assert len(steps.seconds) == 2  # of six: two to warm up, two profiled
+    assert 0 < steps.matrices <= 1
+    assert steps.loss == 1.5

@@ -147,7 +147,7 @@ def test_what_a_layer_keeps(tmp_path: Path, precision: str) -> None:
     def note(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         copy_of_weights = tensor.dim() == 2 and tensor.shape[0] != recipe.data.seq_length and precision == "bf16"
-        angles = tensor.dim() == 4 and tensor.shape[1] == 1  # one for all layers
+        angles = tensor.dim() == 3 and tensor.shape[-1] == recipe.model.kv_channels  # one for all layers
         if tensor.dim() and storage.data_ptr() not in weights and not copy_of_weights and not angles:
             sizes[storage.data_ptr()] = storage.nbytes()
         return tensor

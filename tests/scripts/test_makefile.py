@@ -24,6 +24,7 @@ TARGETS += [
     "bench-data",
     "bench-convert",
     "bench-step",
+    "bench-train",
     "test",
     "test-random",
     "test-image",

@@ -3,69 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Optional
 
 import torch
-from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.modeling_utils import AttentionInterface, no_init_weights
-from transformers.models.llama.modeling_llama import repeat_kv
 
 from openpangu_sft.model.batches import Batch
 from openpangu_sft.model.chunked_loss import loss_sum
+from openpangu_sft.model.layers import segment_attention, use_segments
 from openpangu_sft.model.tensors import Tensors
 from openpangu_sft.recipe.model_config import llama_config, read_config
 
 SEGMENTS = "segments"
 
-
-def segment_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: Optional[torch.Tensor],
-    scaling: float,
-    segments: list[list[tuple[int, int]]],
-    **_: Any,
-) -> tuple[torch.Tensor, None]:
-    """Causal attention inside each segment; registered with transformers under the name "segments".
-
-    One call per segment instead of a mask over the pack, which takes seq_length² memory, most of it masked.
-
-    Args:
-        query: [packs, heads, tokens, head_dim].
-        key, value: [packs, kv heads, tokens, head_dim].
-        segments: for each pack the (begin, end) of its segments, without gaps.
-
-    Returns:
-        [packs, tokens, heads, head_dim], and no attention weights.
-    """
-    assert attention_mask is None
-    groups = query.shape[1] // key.shape[1]
-    if value.device.type == "cpu":
-        # In bf16 the backward pass of torch 2.1's CPU kernel writes out of bounds, which with several threads ends the
-        # process (https://github.com/pytorch/pytorch/issues/132871).
-        value = value.float()
-    query, key = query.to(value.dtype), key.to(value.dtype)  # rope has made them fp32 under autocast
-    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    packs = []
-    for pack, bounds in enumerate(segments):
-        parts = [
-            functional.scaled_dot_product_attention(
-                query[pack : pack + 1, :, begin:end],
-                key[pack : pack + 1, :, begin:end],
-                value[pack : pack + 1, :, begin:end],
-                is_causal=True,
-                scale=scaling,
-            )
-            for begin, end in bounds
-        ]
-        packs.append(torch.cat(parts, dim=2))
-    return torch.cat(packs).transpose(1, 2).contiguous(), None
-
-
-AttentionInterface.register(SEGMENTS, segment_attention)
+AttentionInterface.register(SEGMENTS, segment_attention)  # known to transformers, which makes no mask for it
 
 
 def build_model(config_directory: Path, tensors: Tensors, attention: str, device: torch.device) -> LlamaForCausalLM:
@@ -74,7 +25,7 @@ def build_model(config_directory: Path, tensors: Tensors, attention: str, device
     Args:
         config_directory: contains config.json, in openPangu's own form or Llama's.
         tensors: by Hugging Face name, without lm_head.weight where embeddings are tied. Their dtype is kept.
-        attention: "segments" for packs, "eager" for generation ("sdpa" requires torch 2.1.1).
+        attention: "segments" for packs, in fp32; "eager" for generation ("sdpa" requires torch 2.1.1).
     """
     config = LlamaConfig(**llama_config(read_config(config_directory)), attn_implementation=attention)
     with no_init_weights():
@@ -83,6 +34,8 @@ def build_model(config_directory: Path, tensors: Tensors, attention: str, device
         tensors = {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"]}
     model.load_state_dict(tensors, strict=True, assign=True)
     model.tie_weights()
+    if attention == SEGMENTS:
+        use_segments(model)
     torch.nn.Module.to(model, device)
     return model
 

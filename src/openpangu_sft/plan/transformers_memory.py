@@ -29,17 +29,16 @@ def transformers_memory(recipe: Recipe) -> Memory:
 def layer_activations(recipe: Recipe) -> int:
     """Bytes that one layer keeps for its backward pass, with its input, without bf16 copies of its weights.
 
-    In fp32 each RMSNorm keeps input, square and quotient, q, k and v share one input, and so do gate and up; under
-    autocast each linear has its own bf16 copy of it. Keys and values are repeated for every head.
+    In fp32 q, k and v share one input, and so do gate and up; under autocast each linear has its own bf16 copy of it.
     """
     model, tokens = recipe.model, _tokens(recipe)
-    heads = model.num_attention_heads * model.kv_channels
-    norms = 2 * (3 * model.hidden_size * 4 + 4)
+    heads, keys = (count * model.kv_channels for count in (model.num_attention_heads, model.num_query_groups))
+    norms = 2 * (model.hidden_size * 4 + 4)
     inputs = 5 * 2 if _autocast(recipe) else 2 * 4
     width = 2 if _autocast(recipe) else 4
-    attended = 4 if recipe.train.device == "cpu" else width  # model/llama.py: never in bf16 on a CPU
-    # q, k, v, result; o_proj's input; one sum a head
-    attention = heads * (4 * attended + width) + 4 * model.num_attention_heads
+    attended = 4 if recipe.train.device == "cpu" else width  # model/layers.py: never in bf16 on a CPU
+    # q, result, o_proj's input; k, v; one sum a head
+    attention = heads * (2 * attended + width) + keys * 2 * attended + 4 * model.num_attention_heads
     mlp = 4 * model.ffn_hidden_size * width  # gate, its silu, up, their product
     return tokens * (norms + inputs * model.hidden_size + attention + mlp)
 
@@ -91,9 +90,9 @@ def _kept(recipe: Recipe, all_copies: bool = True) -> Part:
 
 
 def _final(recipe: Recipe) -> Part:
-    """The last norm's input, square, quotient and output."""
-    size = _tokens(recipe) * (recipe.model.hidden_size * 4 * 4 + 4)
-    return Part("kept by the last norm", size, "its input, square, quotient and output")
+    """The last norm's input and output."""
+    size = _tokens(recipe) * (recipe.model.hidden_size * 2 * 4 + 4)
+    return Part("kept by the last norm", size, "its input and output")
 
 
 def _batch(recipe: Recipe) -> Part:
