@@ -18,7 +18,9 @@ from torch.autograd.profiler import profile, record_function
 Operator = Callable[..., Any]
 
 INSIDE = "inside of one operator"
-"""Name of the spans whose temporary tensors an NPU does not have: those of the stand-in's operators and collectives."""
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm")
+"""Spans whose temporary tensors an NPU does not have: the stand-in's operators and collectives, and torch's products,
+which in bf16 make an fp32 copy of the result on some CPUs."""
 
 
 def npu_operators() -> dict[str, Operator]:
@@ -84,12 +86,12 @@ class MemoryRecord(profile):
     def peak(self, without: int = 0) -> int:
         """Most bytes that were allocated at once since the record began.
 
-        What spans INSIDE allocate and free again is not counted, nor are tensors of exactly `without` bytes.
+        What spans INSIDE and PRODUCTS allocate and free again is not counted, nor are tensors of exactly `without` bytes.
         """
         assert self.kineto_results
         spans, changes = [], []
         for event in self.kineto_results.events():
-            if (name := event.name()) == INSIDE:
+            if (name := event.name()) in (INSIDE, *PRODUCTS):
                 spans.append((event.start_us(), event.start_us() + event.duration_us()))
             elif name == "[memory]":
                 changes.append((event.start_us(), event.nbytes()))  # type: ignore[attr-defined]
@@ -101,6 +103,6 @@ class MemoryRecord(profile):
                 continue
             alive += size
             span = bisect_right(begins, when) - 1
-            if span < 0 or when > spans[span][1]:
+            if span < 0 or when > spans[span][1] + 1:  # times are whole microseconds
                 most = max(most, alive)
         return most
