@@ -24,6 +24,8 @@ from openpangu_sft.tokenizer.tool_prompt import ToolPrompt
 
 Marked = npt.NDArray[np.int32]
 
+_NUMBERS = {role: number for number, role in enumerate(ROLES, 1)}
+
 FORGED = "which could forge a turn: take it out, or set data.control_tokens=escape"
 
 
@@ -113,16 +115,18 @@ class _Tokens:
         self.ends = list(accumulate(lengths, initial=0))  # where the tokens of each span end, after a leading 0
         values = np.fromiter(chain.from_iterable(ids), np.int32, self.ends[-1])
         self.marked = np.where(np.repeat([not span.trained for span in spans], lengths), ~values, values)
-        numbers = np.array([ROLES.index(span.role) + 1 for span in spans], np.uint8)
+        numbers = np.array([_NUMBERS[span.role] for span in spans], np.uint8)
         self.roles = np.repeat(numbers, lengths) + (values == tokenizer.start_id).astype(np.uint8) * BEGINS
         self._tokenizer = tokenizer
         self._control = np.concatenate([[0], np.cumsum(tokenizer.is_control[values])])
+        frame = [span.text.count(START) + span.text.count(END) for span in spans]
+        self._frame = list(accumulate(frame, initial=0))  # start and end tokens that the spans before each one spell
 
     def forged(self, spans: range) -> str:
         """A control token that no span contains but the tokenizer made, for instance of full-width letters."""
         begin, end = self.ends[spans.start], self.ends[spans.stop]
         found = self._control[end] - self._control[begin]
-        frame = sum(self.spans[span].text.count(START) + self.spans[span].text.count(END) for span in spans)
+        frame = self._frame[spans.stop] - self._frame[spans.start]
         if found == frame + len(self._tokenizer.opening):  # nothing but turns
             return ""
         expected = Counter(self._tokenizer.opening)

@@ -33,6 +33,8 @@ class TextSpan(NamedTuple):
     role: str = ""  # of the message that it belongs to, one of `HEADERS`; empty where none is known
 
 
+_REPLY = TextSpan(START + HEADERS["assistant"], trained=False, role="assistant")
+
 Cut = Callable[[str], Sequence[str]]
 """Cuts a content into parts that are encoded by themselves, so that no token spans two of them; one part at least."""
 
@@ -61,16 +63,16 @@ def prompt_spans(
     prompts = [cut(prompt) for prompt in meta_prompt if prompt or not tool_prompt]
     prompts += [tool_prompt] if tool_prompt else []
     pieces = [piece for prompt in prompts for piece in ((START + HEADERS["system"],), prompt, (END,))]
-    yield from _spans(_joined(pieces), "system", trained=False, opens=True)
+    yield from _spans(pieces, "system", trained=False, opens=True)
     for message in messages:
-        header = (START + HEADERS[message.role],)
         if message.role == "assistant":
-            yield TextSpan(header[0], trained=False, role=message.role)
-            yield from _spans(_joined([*_answer(message, cut), (END,)]), message.role, message.trained)
+            yield _REPLY
+            yield from _spans([*_answer(message, cut), (END,)], message.role, message.trained)
         else:
-            yield from _spans(_joined([header, cut(message.content), (END,)]), message.role, trained=False)
+            pieces = [(START + HEADERS[message.role],), cut(message.content), (END,)]
+            yield from _spans(pieces, message.role, trained=False)
     if reply:
-        yield TextSpan(START + HEADERS["assistant"], trained=False, role="assistant")
+        yield _REPLY
 
 
 def _answer(message: Message, cut: Cut) -> Iterator[Sequence[str]]:
@@ -81,15 +83,12 @@ def _answer(message: Message, cut: Cut) -> Iterator[Sequence[str]]:
         yield from (CALLS[:1], cut(message.calls), CALLS[1:])
 
 
-def _joined(pieces: Sequence[Sequence[str]]) -> list[str]:
-    """Texts that are cut only inside of pieces: the last part of a piece and the first of the next are one text."""
-    texts = [""]
+def _spans(pieces: Sequence[Sequence[str]], role: str, trained: bool, opens: bool = False) -> Iterator[TextSpan]:
+    """Spans that are cut only inside of pieces: the last part of a piece and the first of the next are one text."""
+    text = ""
     for first, *others in pieces:
-        texts[-1] += first
-        texts += others
-    return texts
-
-
-def _spans(texts: list[str], role: str, trained: bool, opens: bool = False) -> Iterator[TextSpan]:
-    for number, text in enumerate(texts):
-        yield TextSpan(text, trained, opens and not number, role)
+        text += first
+        for other in others:
+            yield TextSpan(text, trained, opens, role)
+            text, opens = other, False
+    yield TextSpan(text, trained, opens, role)
