@@ -64,10 +64,9 @@ def split_thinking(content: str) -> tuple[Optional[str], str]:
 
 
 def split_tags(content: str, keys: Optional[Keys] = None) -> Answer:
-    """The parts of an answer with <think> and <tool_call> (Hermes) tags; blanks before calls go.
+    """The parts of an answer with <think> and <tool_call> (Hermes) tags; raises `BadSample` for misplaced ones.
 
-    Raises:
-        BadSample: thinking out of place, or a call that cannot be read.
+    Blanks before calls go.
     """
     thinking, text = split_thinking(content)
     if "<tool_call>" not in text:
@@ -80,15 +79,10 @@ def split_tags(content: str, keys: Optional[Keys] = None) -> Answer:
 
 
 def call_text(call: object, keys: Optional[Keys] = None) -> str:
-    """One call as JSON text: {"name":…,"arguments":{…}}.
+    """One call as JSON text: {"name":…,"arguments":{…}}; raises `BadSample` without name, or for wrong arguments.
 
-    Args:
-        call: an object with name and arguments (or parameters, input, args: an object, the JSON text of one, which is
-            kept as it is, or nothing); or one that holds it under "function".
-        keys: the rule for other keys.
-
-    Raises:
-        BadSample: it names no function, or its arguments are no object.
+    `call` has name and arguments (or parameters, input, args: an object, its JSON text, which is kept, or nothing), or
+    it holds them under "function"; `keys` is the rule for other keys.
     """
     keys = keys or Keys()
     if isinstance(call, dict) and isinstance(call.get("function"), dict):
@@ -127,9 +121,7 @@ def calls_text(value: object, keys: Optional[Keys] = None) -> str:
 def tools_text(value: object, name: str = "tools") -> str:
     """Tool definitions as the JSON text of a list, empty where there are none; raises `BadSample` for another value.
 
-    Args:
-        value: a list of objects, a mapping of names to them, or the JSON text of either; an object may hold a list of
-            them under functionDeclarations (Gemini).
+    The value is a list of objects, or a mapping of names to them; one may hold a list as functionDeclarations (Gemini).
     """
     tools = None if isinstance(value, str) and not value.strip() else json_or(value, name)
     if tools is None:

@@ -46,8 +46,7 @@ _NOT_BESIDE_CALLS = ("function_call", "tool_calls", "refusal")
 def make_sample(prompts: Sequence[str], turns: Sequence[object], tools: str, rules: Rules) -> Sample:
     """The sample of system prompts from outside the turns, turns with speaker and content, and tools as JSON text.
 
-    Raises:
-        BadSample: a turn that cannot be read, or an order of turns that breaks a rule of `parse_sample`.
+    Raises `BadSample` for a turn that cannot be read, or one that breaks a rule of `parse_sample`.
     """
     messages: list[Message] = []
     leading, first = [*prompts], 1

@@ -42,21 +42,13 @@ _MESSAGE = _PLAIN | {"thinking", "calls", "weight"}
 
 @dataclass(frozen=True)
 class Message:
-    """One message.
+    """One message; only an assistant's has thinking and calls, or may be left untrained."""
 
-    Args:
-        role: one of `MESSAGE_ROLES`; system only before it is part of a sample.
-        content: its text.
-        thinking, calls: of an assistant: its reasoning, None for none, and its calls as the JSON text of a list of
-            {"name", "arguments"}, empty for none.
-        trained: of an assistant: whether it is trained on, or only read.
-    """
-
-    role: str
+    role: str  # one of `MESSAGE_ROLES`; system only before it is part of a sample
     content: str
     thinking: Optional[str] = None
-    calls: str = ""
-    trained: bool = True
+    calls: str = ""  # the JSON text of a list of {"name", "arguments"}, empty for none
+    trained: bool = True  # or only read
 
     def to_json(self) -> dict[str, Any]:
         """The message in a samples file."""
@@ -70,15 +62,11 @@ class Message:
 
 @dataclass(frozen=True)
 class Sample:
-    """One conversation: at least one system prompt (an empty text for none), then messages, the assistant's last.
-
-    Args:
-        tools: tool definitions as the JSON text of a list, empty for none.
-    """
+    """One conversation: at least one system prompt (an empty text for none), then messages, the assistant's last."""
 
     meta_prompt: tuple[str, ...]
     data: tuple[Message, ...]
-    tools: str = ""
+    tools: str = ""  # definitions as the JSON text of a list, empty for none
 
     def to_json(self) -> dict[str, Any]:
         """The record of a samples file."""
@@ -89,22 +77,13 @@ class Sample:
 
 
 class Rules:
-    """How samples are read, and what was done to them on the way.
-
-    Args:
-        data: its ignore_keys and turns are used; by default all is strict.
-        trains: a sample without an answer to train on is refused.
-
-    Attributes:
-        lenient: an order of turns that the template could render is accepted or repaired.
-        keys: the rule for keys, with its counts.
-        changes: how often turns were repaired, by what was done.
-    """
+    """How samples are read: by data.ignore_keys and data.turns, or strictly; and what was done to them on the way."""
 
     def __init__(self, data: Optional[Data] = None, trains: bool = True) -> None:
-        self.keys, self.trains = Keys(data.ignore_keys if data else ()), trains
-        self.lenient = data is not None and data.turns == "lenient"
-        self.changes: Counter[str] = Counter()
+        self.keys = Keys(data.ignore_keys if data else ())
+        self.trains = trains  # refuses a sample without an answer to train on
+        self.lenient = data is not None and data.turns == "lenient"  # turns that the template can render are repaired
+        self.changes: Counter[str] = Counter()  # repairs, by what was done
 
 
 def parse_sample(record: object, rules: Optional[Rules] = None) -> Sample:

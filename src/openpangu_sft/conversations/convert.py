@@ -24,15 +24,7 @@ _BLOBS = ("chat", "text", "dialog", "dialogue", "transcript")
 
 
 class Converter:
-    """Converts records; see the recipe's section data.
-
-    Args:
-        rules: how turns and keys are read, shared by the converters of several sources.
-
-    Attributes:
-        rules: with what was ignored and changed so far.
-        unseen: columns of data.columns that no record had so far.
-    """
+    """Converts records by the recipe's section data; the converters of several sources share their rules."""
 
     def __init__(self, data: Data, rules: Optional[Rules] = None) -> None:
         self._data = data
@@ -41,7 +33,7 @@ class Converter:
         self._in_turns = {theirs: ours for theirs, ours in names.items() if ours in _IN_TURNS}
         self._outside = {theirs: ours for theirs, ours in names.items() if ours not in _IN_TURNS}
         self.rules = rules or Rules(data)
-        self.unseen = set(data.columns.values())
+        self.unseen = set(data.columns.values())  # columns that no record had so far
 
     def __call__(self, value: object) -> Sample:
         """The sample of one record, any JSON value; raises `BadSample` where there is none."""

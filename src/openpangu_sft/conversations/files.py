@@ -60,8 +60,7 @@ def suffix_of(path: Path) -> str:
 def raw_files(path: Path) -> list[RawFile]:
     """The files to read: `path` itself, or all files below it, sorted; what is passed over is printed.
 
-    Raises:
-        UserError: nothing is there, or an entry cannot be read: none is silently skipped.
+    Raises `UserError` where there is none, or an entry cannot be read.
     """
     if not path.exists():
         remedy = f"put files there ({_KNOWN}) or correct the path (paths.raw, data.sources)"
@@ -139,14 +138,7 @@ def _require_readable(file: Path) -> None:
 
 
 def read_records(path: Path, encoding: str = UTF8) -> Iterator[RawRecord]:
-    """The records of one file in their order.
-
-    Args:
-        encoding: of JSON and CSV files, as in data.encoding.
-
-    Raises:
-        UserError: it is broken as a whole or holds no records.
-    """
+    """The records of one file in their order; raises `UserError` where it is broken as a whole or holds none."""
     record, kind = None, f".{suffix_of(path).split('.')[1]}"
     for record in READERS[kind](path, encoding):
         yield record

@@ -35,16 +35,11 @@ SETTINGS = set(_SHAPING.split())  # keys of the recipe's section data that shape
 
 
 def run_format(recipe: Recipe) -> Manifest:
-    """Converts raw conversations into samples in `paths.samples`, one samples file per raw file.
+    """Converts raw conversations into samples in `paths.samples`, one samples file per raw file; returns its manifest.
 
-    Returns:
-        The manifest of the samples. `counts` has read, written, rejected and duplicates, and with data.sources what
-        weights have added and left out; the same per file; rejections by reason, keys that were left out, and changes
-        to turns. read + added = written + rejected + left_out, and + duplicates if these are dropped.
-
-    Raises:
-        UserError: nothing to read, a bad record (unless data.on_bad_sample is skip), or only bad records. An earlier
-            result in `paths.samples` is kept then.
+    In its counts read + added = written + rejected + left_out, and + duplicates if these are dropped; data.sources add
+    and leave out. Raises `UserError` where there is nothing to read, for a bad record (unless data.on_bad_sample is
+    skip), or only bad ones; an earlier result is kept then.
     """
     data, target = recipe.data, recipe.path("samples")
     rules = Rules(data)

@@ -31,32 +31,19 @@ class BadSample(Exception):
 
 
 class Keys:
-    """The rule for keys, and what it met.
-
-    Args:
-        ignored: data.ignore_keys: left out wherever they occur, even if their meaning is known.
-
-    Attributes:
-        counts: how often each key was left out: harmless ones and those of `ignored`.
-    """
+    """The rule for keys: those in data.ignore_keys are left out wherever they occur, even if their meaning is known."""
 
     def __init__(self, ignored: Collection[str] = ()) -> None:
         self._ignored = frozenset(ignored)
-        self.counts: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()  # how often each key was left out, ignored or harmless
 
     def known(
         self, name: str, record: Mapping[str, Any], known: Collection[str], required: bool = False
     ) -> Mapping[str, Any]:
-        """The record without keys that are left out.
+        """The record without keys that are left out; raises `BadSample` for one that is neither known nor harmless.
 
-        Args:
-            name: of the record in messages, e.g. "message 2"; empty for a whole record.
-            known: keys whose meaning the caller deals with.
-            required: known keys stay even if they are to be ignored: samples, parts and calls make no sense without
-                them, and a name such as input or weight is that of a record's column too.
-
-        Raises:
-            BadSample: a key that is neither known nor harmless holds something.
+        `name` is the record's in messages, empty for a whole record. `required`: known keys stay even if ignored, as
+        samples, parts and calls make no sense without, and input or weight is the name of a record's column too.
         """
         if not self._ignored and record.keys() <= known:  # type: ignore[operator]
             return record

@@ -32,11 +32,7 @@ _COMMON_GB_CHARACTERS = re.compile(rb"(?:[\xa1-\xa3\xb0-\xd7][\xa1-\xfe])+")  # 
 def open_raw(path: Path, encoding: str) -> Iterator[tuple[io.BufferedReader, Callable[[], int]]]:
     """Opens a raw file of text: its uncompressed bytes, and how many bytes of the file on the disk have been read.
 
-    Args:
-        encoding: data.encoding.
-
-    Raises:
-        UserError: its beginning is in another encoding; while reading: the compressed content is damaged.
+    Raises `UserError` where it begins in another encoding or, while it is read, the compressed content is damaged.
     """
     codec = COMPRESSED.get(path.suffix.lower())
     with path.open("rb") as file:
@@ -94,11 +90,7 @@ def lost(text: str, encoding: str) -> str:
 
 
 def lines_of(stream: IO[AnyStr], path: Path) -> Iterator[AnyStr]:
-    """The lines of a stream with their ends; one is in memory.
-
-    Raises:
-        UserError: one is longer than `LONGEST_LINE`, or cannot be decoded.
-    """
+    """The lines of a stream with their ends; raises `UserError` for one above `LONGEST_LINE`, or not decodable."""
     number = 1
     try:
         while line := stream.readline(LONGEST_LINE):

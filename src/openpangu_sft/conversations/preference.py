@@ -30,12 +30,7 @@ class LeftOut(BadSample):
 def chosen_side(record: dict[str, Any], wanted: str, rules: Rules) -> dict[str, Any]:
     """The record as one of conversations: the preferred answer at its end, without keys of preference data.
 
-    Args:
-        wanted: data.preference: refuse or chosen.
-
-    Raises:
-        BadSample: it is preference data, and that is refused.
-        LeftOut: it is marked as a bad example.
+    Raises `BadSample` where data.preference, `wanted`, refuses such data, `LeftOut` where it is a bad example.
     """
     marks = [key for key in LABELS if record.get(key) in (0, 1)]  # another value is no mark, but an unknown key
     rules.changes.update("empty labels taken for none" for key in LABELS if key in record and record[key] in EMPTY)

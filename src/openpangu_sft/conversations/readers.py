@@ -26,28 +26,19 @@ _LENIENT = json.JSONDecoder()
 
 @dataclass(frozen=True)
 class RawRecord:
-    """One record of a raw file.
+    """One record of a raw file."""
 
-    Args:
-        place: suffix of the file's name: ":12" (line, from 1), "[3]" (index, from 0) or ":row 5" (from 0).
-        position: bytes of the file read so far, for the progress bar; an estimate except for plain JSON lines in UTF-8.
-        content: any JSON value.
-        unreadable: why there is no content, else empty.
-        text: the record as in the file where there is no content.
-    """
-
-    place: str
-    position: int
-    content: object = None
-    unreadable: str = ""
-    text: str = ""
+    place: str  # suffix of the file's name: ":12" (line, from 1), "[3]" (index, from 0) or ":row 5" (from 0)
+    position: int  # bytes of the file read so far, for progress; an estimate except for plain JSON lines in UTF-8
+    content: object = None  # any JSON value
+    unreadable: str = ""  # why there is no content
+    text: str = ""  # where there is no content, the record as in the file
 
 
 def read_lines(path: Path, encoding: str = UTF8) -> Iterator[RawRecord]:
     """JSON lines: a value per line; accepts blank lines, CRLF and a byte order mark. One line is in memory.
 
-    Raises:
-        UserError: it begins with a value over several lines, or has a line that is too long.
+    Raises `UserError` where it begins with a value over several lines, or has a line that is too long.
     """
     with open_raw(path, encoding) as (stream, position):
         if found := _INDENTED.match(stream.peek(1)):
@@ -68,13 +59,9 @@ def read_lines(path: Path, encoding: str = UTF8) -> Iterator[RawRecord]:
 
 
 def record_of_line(line: bytes, number: int, position: int, first: bool) -> Optional[RawRecord]:
-    """The record of a line of a JSON lines file; None if it is blank.
+    """The record of a line (with its line feed) of a JSON lines file, None if it is blank.
 
-    Args:
-        line: with its line feed, which only the last line may lack.
-        number: of the line, from 1.
-        position: of its end in the file, in bytes.
-        first: whether a byte order mark may precede it.
+    Its number is counted from 1, `position` is that of its end in bytes; a byte order mark may precede the first one.
     """
     if first:
         line = line.removeprefix(codecs.BOM_UTF8)
@@ -107,8 +94,7 @@ def _record_of_text(text: str, place: str, position: int) -> RawRecord:
 def read_json(path: Path, encoding: str = UTF8) -> Iterator[RawRecord]:
     """A JSON array, or JSON lines by another name; see `read_lines`. Of an array the text and one record are in memory.
 
-    Raises:
-        UserError: not in this encoding, no array, or a syntax error, after which the next record cannot be found.
+    Raises `UserError` where it is no array, in another encoding, or wrong in syntax: no next record could be found.
     """
     return read_lines(path, encoding) if _has_lines(path, encoding) else _read_array(path, encoding)
 

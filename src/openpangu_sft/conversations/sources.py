@@ -17,26 +17,17 @@ from openpangu_sft.util.errors import UserError
 
 @dataclass(frozen=True)
 class Input:
-    """A raw file with the settings of its source.
-
-    Args:
-        name: in manifests and rejects; with data.sources it begins with the number of its source, from 1.
-        samples: name of its samples file.
-    """
+    """A raw file with the settings of its source."""
 
     file: RawFile
-    name: str
-    samples: str
+    name: str  # in manifests and rejects; with data.sources it begins with the number of its source, from 1
+    samples: str  # name of its samples file
     source: Source
     convert: Converter
 
 
 def inputs_of(recipe: Recipe, rules: Rules) -> list[Input]:
-    """All raw files in the order of their sources.
-
-    Raises:
-        UserError: a source has none, or two files would become the same samples file.
-    """
+    """All raw files in the order of their sources; raises `UserError` for two that would become one samples file."""
     data = recipe.data
     sources = data.sources or [Source(path=recipe.paths.raw, format=data.source_format, columns=data.columns)]
     inputs: dict[str, Input] = {}
@@ -53,23 +44,17 @@ def inputs_of(recipe: Recipe, rules: Rules) -> list[Input]:
 
 
 class Mixer:
-    """Decides how often each sample is written; memory grows by some 70 bytes for each.
-
-    Attributes:
-        counts: duplicates; samples added and left out by weight.
-    """
+    """Decides how often each sample is written; memory grows by some 70 bytes for each."""
 
     def __init__(self, data: Data) -> None:
         self._data = data
         self._seen: set[bytes] = set()
-        self.counts: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()  # duplicates; samples added and left out by weight
 
     def lines(self, sample: Sample, item: Input, place: str) -> list[bytes]:
         """The lines of a samples file for one sample: none, one, or several that are equal.
 
-        Args:
-            place: of its record in the file. Both decide with data.seed about a fraction of a weight, and other sources
-                do not.
+        File, place of the record and data.seed decide about a fraction of a weight; other sources do not.
         """
         source = item.source
         times = int(source.weight)

@@ -27,8 +27,7 @@ _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 def read_csv(path: Path, encoding: str = UTF8) -> Iterator[RawRecord]:
     """CSV (RFC 4180) with a header: every cell is a text. One row is in memory.
 
-    Raises:
-        UserError: no usable header, or broken quotes, after which the next row cannot be found.
+    Raises `UserError` for no usable header, or broken quotes, after which the next row cannot be found.
     """
     csv.field_size_limit(LONGEST_LINE)
     with open_raw(path, encoding) as (stream, position):
@@ -73,12 +72,9 @@ def _csv_record(cells: list[str], names: list[str], place: str, position: int, e
 
 
 def read_parquet(path: Path, encoding: str = UTF8) -> Iterator[RawRecord]:
-    """Parquet. A batch of rows is in memory.
+    """Parquet; raises `UserError` where it is damaged, or another format. A batch of rows is in memory.
 
     Parquet stores every field of a structure in every row, null where there was none: nulls are removed at every depth.
-
-    Raises:
-        UserError: not parquet, or damaged.
     """
     size = path.stat().st_size
     try:
@@ -92,11 +88,7 @@ def read_parquet(path: Path, encoding: str = UTF8) -> Iterator[RawRecord]:
 
 
 def read_arrow(path: Path, encoding: str = UTF8) -> Iterator[RawRecord]:
-    """Arrow's file or stream format, as `datasets.save_to_disk` writes it; nulls as in parquet. The file is mapped.
-
-    Raises:
-        UserError: neither of them, or damaged.
-    """
+    """Arrow's file or stream format, mapped, as `datasets.save_to_disk` writes it; nulls and errors as in parquet."""
     size, row, position = path.stat().st_size, 0, 0
     try:
         with _mapped(path) as source:

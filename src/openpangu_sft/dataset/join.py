@@ -24,17 +24,11 @@ PADDING = 0.01  # share of padding from which on a pack is underfilled
 
 
 class Underfilled:
-    """The underfilled rows of a shard. One block of rows at a time is in memory.
-
-    If there are none, only `rows` may be asked for.
-
-    Attributes:
-        rows: int64, their numbers, ascending.
-    """
+    """The underfilled rows of a shard, a block in memory at a time; if there are none, ask for `rows` only."""
 
     def __init__(self, shard: Path, prefix: str, seq_length: int) -> None:
         self._shard, self._prefix, self._seq_length = shard, prefix, seq_length
-        self.rows: Int64s = np.empty(0, np.int64)
+        self.rows: Int64s = np.empty(0, np.int64)  # their numbers, ascending
         if field_path(shard, prefix, "attention_mask", "bin").stat().st_size:
             self.rows = np.flatnonzero(self._map("attention_mask")[:, -max(1, int(PADDING * seq_length))] == 0)
 
@@ -43,11 +37,7 @@ class Underfilled:
         return np.concatenate([(ends - begins).astype(np.int32) for _, (_, begins, ends) in self._blocks()])
 
     def segments(self) -> Iterator[Encoded]:
-        """Reads the segments; roles are 0 where the shard has none.
-
-        Raises:
-            UserError: a label is neither the token nor -100.
-        """
+        """Their segments, roles 0 where the shard has none; raises `UserError` for a label not the token or -100."""
         ids_of, labels_from = self._map("input_ids"), self._map("labels")
         roles_of = read_roles(self._shard, self._prefix, len(ids_of), self._seq_length)
         for block, runs in self._blocks():
@@ -76,20 +66,10 @@ class Underfilled:
 
 
 def join_shards(shards: Sequence[Path], staging: Path, prefix: str, packs: int, data: Data) -> dict[str, int]:
-    """Writes the rows of all shards, one after another, then the underfilled ones, packed again.
+    """Writes the `packs` rows of all shards, one after another, then the underfilled ones, packed again.
 
-    Args:
-        shards: their directories.
-        staging: where the files are made; roles are 0 unless all shards have them.
-        prefix: of the files' names.
-        packs: rows of all shards.
-        data: seq_length, seed and workers are used.
-
-    Returns:
-        Counts: packs after and before, and how many were packed again: none where that would not save one.
-
-    Raises:
-        UserError: a shard is damaged.
+    Files are made in `staging`; roles are 0 unless all shards have them. Returns packs after and before, and how many
+    were packed again: none where that would not save one. Raises `UserError` where a shard is damaged.
     """
     underfilled = [Underfilled(shard, prefix, data.seq_length) for shard in shards]
     rows = [each.rows for each in underfilled]

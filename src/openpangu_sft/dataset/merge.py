@@ -18,14 +18,10 @@ from openpangu_sft.util.errors import UserError
 
 
 def run_merge(recipe: Recipe) -> Manifest:
-    """Stage merge: `paths.shards` to `paths.dataset`.
+    """Stage merge: `paths.shards` to `paths.dataset`, in the order of the samples files.
 
-    The inputs are the shards of the recipe's samples files only, so the result never becomes an input. Their order is
-    that of the samples files.
-
-    Raises:
-        UserError: a shard is missing, belongs to no samples, is outdated or was made with other settings; or all
-            samples fall into the validation split, or none where some were to.
+    Raises `UserError` where a shard is missing, belongs to no samples, is outdated or was made with other settings; or
+    where all samples fall into the validation split, or none where some were to.
     """
     source, target = recipe.path("shards"), recipe.path("dataset")
     require_apart("paths.shards", source, "paths.dataset", target)
@@ -60,11 +56,9 @@ def _require_both(splits: dict[str, dict[str, Any]], source: Path) -> None:
     for prefix, counts in splits.items():
         if not counts["packs"]:
             what, change = ("all", "lower") if prefix == PREFIX else ("none", "raise")
-            raise UserError(
-                f"{what} of the {samples:,} samples falls into the validation split",
-                where=source,
-                remedy=f"{change} data.validation_share, or set another data.seed, and run make preprocess again",
-            )
+            remedy = f"{change} data.validation_share, or set another data.seed, and run make preprocess again"
+            what += f" of the {samples:,} samples falls into the validation split"
+            raise UserError(what, where=source, remedy=remedy)
 
 
 def _divided_into(source: Path) -> int:

@@ -23,15 +23,10 @@ UNDRAWN = 0.03  # share of the tokens left to best fit alone, at the end, when t
 
 @dataclass(frozen=True)
 class Plan:
-    """Which samples are in which pack.
+    """Which samples are in which pack."""
 
-    Args:
-        order: int32 [samples]; every sample once, pack after pack, in their order in the pack.
-        bounds: int64 [packs + 1]; pack p holds `order[bounds[p] : bounds[p + 1]]`.
-    """
-
-    order: Ints
-    bounds: npt.NDArray[np.int64]
+    order: Ints  # int32 [samples]; every sample once, pack after pack, in their order in the pack
+    bounds: npt.NDArray[np.int64]  # [packs + 1]; pack p holds `order[bounds[p] : bounds[p + 1]]`
 
     def __len__(self) -> int:
         return len(self.bounds) - 1
@@ -41,13 +36,7 @@ class Plan:
 
 
 def plan_packs(lengths: npt.ArrayLike, seq_length: int, seed: int) -> Plan:
-    """Spreads samples over packs.
-
-    Args:
-        lengths: tokens of each sample, 1 to seq_length.
-        seq_length: tokens of a pack.
-        seed: of all shuffling.
-    """
+    """Spreads samples, of 1 to seq_length tokens each, over packs of seq_length; the seed is that of all shuffling."""
     sizes = np.asarray(lengths, np.int32)
     if sizes.size == 0:
         return Plan(np.empty(0, np.int32), np.zeros(1, np.int64))
@@ -85,14 +74,10 @@ def greedy_packs(lengths: npt.NDArray[np.int32], seq_length: int) -> int:
 
 
 class BinPacker:
-    """Samples in a drawn order, and by length.
+    """Samples in a drawn order, in which `sizes` holds their tokens (int32 [samples]), and by length.
 
     Those of one length leave from both ends of their group: drawn and longest ones from the front, gap fillers from
     the back.
-
-    Args:
-        sizes: int32 [samples], lengths in the drawn order.
-        seq_length: tokens of a pack.
     """
 
     def __init__(self, sizes: npt.NDArray[np.int32], seq_length: int) -> None:
@@ -114,13 +99,9 @@ class BinPacker:
         self._fitting = fitting.tolist()
 
     def pack(self, reserve: int) -> tuple[Ints, Ints]:
-        """Puts all samples into packs.
+        """The samples' places in the drawn order, pack after pack, and the number of samples in each pack.
 
-        Args:
-            reserve: room that a drawn sample must leave to best fit.
-
-        Returns:
-            The samples' places in the drawn order, pack after pack, and the number of samples in each pack.
+        A drawn sample must leave room for `reserve` tokens to best fit.
         """
         sizes, first, groups, places = self._sizes, self._first, self._group, self._place
         front, back = [0] * len(sizes), list(self._counts)

@@ -47,13 +47,10 @@ class Shard(NamedTuple):
 
 
 def run_preprocess(recipe: Recipe, number: int = 1, parts: int = 1) -> list[Shard]:
-    """Stage preprocess: `paths.samples` to `paths.shards`.
+    """Stage preprocess: `paths.samples` to `paths.shards`, those of one part; the first also removes shards of no part.
 
-    Args:
-        number, parts: make only the shards of this part, counted from 1. Part 1 also removes shards of no part.
-
-    Raises:
-        UserError: nothing to read, a bad sample (unless data.on_bad_sample is skip), or no sample is left.
+    Raises `UserError` where there is nothing to read, for a bad sample (unless data.on_bad_sample is skip), or if no
+    sample is left.
     """
     files = sample_files(recipe.path("samples"))
     settings = data_settings(recipe)
@@ -121,8 +118,7 @@ def _spans_to_compare(spans: Sequence[Span], rules: Rules) -> Iterator[TextSpan]
 def sample_files(path: Path) -> list[Path]:
     """The samples files in a directory, or one by itself, sorted by name.
 
-    Raises:
-        UserError: there is none, one cannot be used, or `make format` left them and one has changed in size since.
+    Raises `UserError` for none, one that cannot be used, or one that has changed in size since `make format`.
     """
     if not path.exists():
         raise UserError("no such directory", where=path, remedy="run make format, or put samples (jsonl) there")

@@ -49,20 +49,13 @@ class Refused(NamedTuple):
 
 
 class SpanResult(NamedTuple):
-    """What became of the lines of a span.
-
-    Args:
-        run: the samples that are encoded.
-        trained: int64 [samples], tokens of each that are targets.
-        validation: bool [samples].
-        truncated: number of conversations.
-    """
+    """What became of the lines of a span."""
 
     lines: int
-    run: TokenRun
-    trained: npt.NDArray[np.int64]
-    validation: npt.NDArray[np.bool_]
-    truncated: int
+    run: TokenRun  # the samples that are encoded
+    trained: npt.NDArray[np.int64]  # [samples], tokens of each that are targets
+    validation: npt.NDArray[np.bool_]  # [samples]
+    truncated: int  # conversations
     refused: list[Refused]
     ignored_keys: Counter[str]
     changes: Counter[str]
@@ -71,19 +64,11 @@ class SpanResult(NamedTuple):
 def write_shard(
     data: Data, tokenizer: Tokenizer, spans: Sequence[Span], staging: Path, prefix: str = PREFIX
 ) -> dict[str, Any]:
-    """Makes the files of a shard in a directory.
+    """Makes the files of a shard from spans, in their order, in a directory; `prefix` begins the files' names.
 
-    Args:
-        spans: what to read, in this order.
-        staging: the directory, which exists.
-        prefix: of the files' names.
-
-    Returns:
-        Counts for its manifest; read = packed + rejected + dropped, less the samples added for thinking. With
-        data.validation_share also those of the validation split, under the name validation, which then are part of it.
-
-    Raises:
-        UserError: a bad sample (unless data.on_bad_sample is skip), a span without a record, or no sample is left.
+    Returns counts for its manifest: read = packed + rejected + dropped, less the samples added for thinking, and with
+    data.validation_share, under the name validation, those of the validation split, which then are part of it. Raises
+    `UserError` for a bad sample (unless data.on_bad_sample is skip), a span without a record, or if no sample is left.
     """
     with Spool(staging / "spool") as spool:
         encoded = [_encode(data, tokenizer, span, spool, staging / REJECTS) for span in spans]
@@ -92,38 +77,19 @@ def write_shard(
         named = spans[0].file if len(spans) == 1 else spans[0].file.parent
         if not lengths.size:
             raise UserError("no sample is left to train on", where=named, remedy="check the data")
-        title = f"writing {named.name} (packs)"
-        write = partial(_write, title, data, tokenizer.pad_id, spool, lengths, staging)
-        counts.update(write(prefix, np.flatnonzero(~validation)))
+        splits = [(prefix, counts, ~validation)]
         if data.validation_share:
-            counts["validation"].update(write(VALIDATION, np.flatnonzero(validation)))
+            splits.append((VALIDATION, counts["validation"], validation))
+        for name, counted, side in splits:
+            samples = np.flatnonzero(side)
+            chosen = lengths[samples]
+            plan = plan_packs(chosen, data.seq_length, data.seed)
+            plan = Plan(samples[plan.order].astype(np.int32), plan.bounds)
+            writer = PackedWriter(staging, name, len(plan), data.seq_length)
+            title = f"writing {named.name} (packs)"
+            write_packs(title, spool, lengths, plan, writer, tokenizer.pad_id, data.workers)
+            counted.update(packs=len(plan), tokens=int(chosen.sum(dtype=np.int64)))
     return counts
-
-
-def _write(
-    title: str,
-    data: Data,
-    pad_id: int,
-    spool: Spool,
-    lengths: Ids,
-    staging: Path,
-    prefix: str,
-    samples: npt.NDArray[np.int64],
-) -> dict[str, int]:
-    """Spreads samples of the spool over packs and writes them; returns how many packs and tokens.
-
-    Args:
-        title: of the progress.
-        lengths: int32 [samples], of all that the spool holds, in tokens.
-        prefix: of the files' names.
-        samples: int64 [chosen], numbers of those to write; there may be none.
-    """
-    chosen = lengths[samples]
-    plan = plan_packs(chosen, data.seq_length, data.seed)
-    plan = Plan(samples[plan.order].astype(np.int32), plan.bounds)
-    writer = PackedWriter(staging, prefix, len(plan), data.seq_length)
-    write_packs(title, spool, lengths, plan, writer, pad_id, data.workers)
-    return {"packs": len(plan), "tokens": int(chosen.sum(dtype=np.int64))}
 
 
 def _encode(
@@ -238,17 +204,12 @@ def write_packs(
     workers: int,
     first_row: int = 0,
 ) -> None:
-    """Writes packs as rows that follow each other: samples of the spool, then padding.
+    """Writes a plan's packs as rows from `first_row` on: samples, by their number in the spool, then padding.
 
-    Args:
-        title: of the progress.
-        lengths: int32 [samples], of all that the spool holds, in tokens.
-        plan: of samples by their number in the spool.
-        first_row: the row of the first pack.
+    Lengths, int32 [samples], are those of all that the spool holds, in tokens; `title` is that of the progress.
     """
 
     def write_rows(packs: range) -> range:
-        """Writes some packs."""
         marked = np.full((len(packs), writer.seq_length), ~pad_id, np.int32)
         numbers, roles = np.zeros_like(marked), np.zeros(marked.shape, np.uint8)
         for row, pack in enumerate(packs):

@@ -30,20 +30,14 @@ OnText = Callable[[str], None]
 
 
 class Chat:
-    """A model with its tokenizer.
+    """A model with its tokenizer, from a Hugging Face or Megatron-core checkpoint or a run, by default its newest iteration.
 
-    Args:
-        recipe: its `paths.hf` gives configuration and tokenizer of a Megatron-core checkpoint.
-        checkpoint: a Hugging Face checkpoint, a Megatron-core one, or a run.
-        iteration: of a run; by default the newest.
-
-    Raises:
-        UserError: there is no checkpoint, or it is damaged.
-
-    Attributes:
-        iteration: of the training that made the checkpoint, where that is known.
-        context: longest context in tokens.
+    Configuration and tokenizer of a Megatron-core checkpoint are in `paths.hf`. Raises `UserError` where there is none,
+    or it is damaged.
     """
+
+    iteration: Optional[int]  # of the training that made the checkpoint, where that is known
+    context: int  # longest context in tokens
 
     def __init__(self, recipe: Recipe, checkpoint: Path, iteration: Optional[int] = None) -> None:
         if (checkpoint / TRACKER).is_file():
@@ -68,16 +62,11 @@ class Chat:
     def reply(
         self, messages: Sequence[Message], system: str = "", tools: str = "", on_text: Optional[OnText] = None
     ) -> Answer:
-        """The assistant's next message.
+        """The assistant's next message; `on_text` gets the text of each token, that of a control token alone.
 
-        Args:
-            messages: without thinking, as a served model sees them. Control tokens in the assistant's are plain text.
-            tools: definitions as the JSON text of a list.
-            on_text: called with the text of each token as it comes; a control token comes alone.
-
-        Raises:
-            UserError: a message of another role holds a control token, the tools cannot be rendered, or all of it is
-                longer than the model's context.
+        Messages have no thinking, as a served model sees them; control tokens in the assistant's are plain text. Tools
+        are the JSON text of a list. Raises `UserError` for a control token in another's message, tools that cannot be
+        rendered, or more than the model's context.
         """
         for text in (system, tools, *(message.content for message in messages if message.role != "assistant")):
             if not text.isascii() and text.encode("utf-8", "replace").decode("utf-8") != text:
@@ -93,10 +82,9 @@ class Chat:
         return _answer_of(self.complete(self.tokenizer.prompt_ids(spans), on_text))
 
     def complete(self, prompt: list[int], on_text: Optional[OnText] = None) -> str:
-        """The answer to a prompt of token ids that ends with the assistant's header, with its control tokens.
+        """The answer, control tokens included, to token ids that end with the assistant's header.
 
-        Raises:
-            UserError: the prompt is longer than the model's context.
+        Raises `UserError` for a prompt longer than the model's context.
         """
         room = self.context - len(prompt)
         if room <= 0:

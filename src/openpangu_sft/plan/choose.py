@@ -64,11 +64,7 @@ def recomputed(recipe: Recipe) -> str:
 
 
 def choose(recipes: Sequence[Recipe], recompute: bool) -> Recipe:
-    """The best of the recipes; unchanged while sizes of the model are unknown, as then no stage can use them.
-
-    Args:
-        recompute: whether to choose recomputation, too.
-    """
+    """The best of the recipes, also of its recomputations if asked; the first while sizes of the model are unknown."""
     with suppress(SizesUnknown):
         gib = recipes[0].train.device_memory
         best, *others = ranking(recipes, recompute, gib)
@@ -104,13 +100,10 @@ def all_splits(recipe: Recipe) -> list[Recipe]:
 def bytes_sent(recipe: Recipe, published: bool = False) -> tuple[int, int]:
     """Bytes of an iteration that a device sends for tensor and context parallel layers: in all, and to each peer.
 
-    Ulysses exchanges queries, keys, values and attention's result; sequence parallelism gathers the input of attention
-    and MLP and scatters their results, and gathers both inputs again in the backward pass. Gradients and weights are
-    not counted: they are exchanged while layers are computed (--overlap-grad-reduce, --overlap-param-gather). A
-    recomputed layer repeats its forward pass.
-
-    Args:
-        published: with keys and values repeated for every head, as in the published step.
+    Ulysses exchanges queries, keys, values and attention's result, in the published step with keys and values repeated
+    for every head; sequence parallelism gathers the input of attention and MLP and scatters their results, and gathers
+    both inputs again in the backward pass. Gradients and weights are not counted: they are exchanged while layers are
+    computed (--overlap-grad-reduce, --overlap-param-gather). A recomputed layer repeats its forward pass.
     """
     model, parallel, shape = recipe.model, recipe.parallel, shape_of(recipe)
     repeated = published or repeats_kv_heads(recipe)

@@ -82,12 +82,8 @@ def kept_by_layers(layers: int, recomputed: int, layer_input: int, layer: int, m
 def loss_parts(rows: int, columns: int, hidden: int, element: int, logit: int) -> tuple[Part, ...]:
     """Output layer and loss a chunk of rows at a time (model/chunked_loss.py), if every row is trained.
 
-    Args:
-        rows: positions of a micro batch on this device.
-        columns: rows of the vocabulary on this device.
-        hidden: hidden size.
-        element: bytes of a number of the hidden states.
-        logit: bytes of a logit in all its copies.
+    Rows are positions of a micro batch on this device, columns its part of the vocabulary; `element` is the bytes of a
+    number of the hidden states, `logit` those of a logit in all its copies.
     """
     chunk = min(CHUNK, rows)
     product = 2 + 4 if element == 2 else 4  # in bf16 it is cast where it is added, by a CPU at least

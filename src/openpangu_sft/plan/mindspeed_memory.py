@@ -36,11 +36,9 @@ def buffer_mib() -> int:
 
 
 def mindspeed_memory(recipe: Recipe, mib: Optional[int] = None, published: bool = False) -> Memory:
-    """The fullest pipeline stage of a recipe.
+    """The fullest pipeline stage of a recipe, with HCCL's buffers of `mib` MiB, by default HCCL_BUFFSIZE.
 
-    Args:
-        mib: size of HCCL's buffers; by default HCCL_BUFFSIZE.
-        published: with logits of all positions, as the published step has them.
+    The published step has logits of all positions.
     """
     layout = layout_of(recipe.model, recipe.parallel)
     count, mib = communicators(recipe), mib or buffer_mib()

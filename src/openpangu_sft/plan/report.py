@@ -113,9 +113,8 @@ def _decisive(choice: Choice) -> dict[str, Any]:
     parallel = choice.recipe.parallel
     sizes = {name: getattr(parallel, name) for name in ("data", "context", "tensor", "pipeline")}
     recompute = choice.recipe.train.recompute.model_dump()
-    figures = {"needed": choice.memory.needed, "flops_per_token": choice.flops, "bytes_sent": choice.sent}
-    figures["work"] = choice.work
-    return {**sizes, "recompute": recompute, **figures}
+    figures = {"flops_per_token": choice.flops, "bytes_sent": choice.sent, "work": choice.work}
+    return {**sizes, "recompute": recompute, "needed": choice.memory.needed, **figures}
 
 
 def _bytes(parts: Sequence[Part]) -> dict[str, int]:

@@ -30,10 +30,8 @@ def recompute_is_auto(content: Mapping[str, Any]) -> bool:
 def valid_splits(content: Mapping[str, Any]) -> list[Recipe]:
     """Every recipe that a content allows, one where no size is auto; without recomputation where that is auto.
 
-    Tensor and context parallel groups stay within a machine.
-
-    Raises:
-        ValidationError: there is none; the error is that of the fewest splits.
+    Tensor and context parallel groups stay within a machine. If there is none, raises `ValidationError`, that
+    of the fewest splits.
     """
     if recompute_is_auto(content):
         content = {**content, "train": {**content["train"], "recompute": {}}}

@@ -35,14 +35,9 @@ def _refuse(recipes: Sequence[Recipe], recompute: bool) -> Recipe:
 def load_recipe(path: Path, overrides: Iterable[str] = (), choose: Choose = _refuse) -> Recipe:
     """Reads and checks a recipe. Sizes of the model that it leaves out come from config.json in `paths.hf`.
 
-    Args:
-        path: the YAML file; a relative path that does not exist is taken from the folder that contains recipes/.
-        overrides: `train.lr=1e-5`; the value is parsed as YAML, unless the key holds a text.
-        choose: called for a recipe with `auto`; plan/choose.py has it.
-
-    Raises:
-        UserError: not readable, not YAML, an unknown key, a wrong type, conflicting settings, or a config.json that is
-            not openPangu-Embedded's.
+    A relative path that does not exist is taken from the folder that contains recipes/. The value of an override,
+    `train.lr=1e-5`, is YAML unless the key holds a text. `choose` is called for `auto`. Raises `UserError` for the
+    first complaint about file, keys, types and settings.
     """
     if not path.is_file() and (ROOT / path).is_file():
         path = ROOT / path

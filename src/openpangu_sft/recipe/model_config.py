@@ -97,11 +97,7 @@ def _has_bias(config: Mapping[str, Any]) -> Any:
 
 
 def require_stated(stated: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> Model:
-    """The model that a config.json describes; `stated`, all or part of a recipe's model section, must equal it.
-
-    Raises:
-        UserError: names all keys that differ, with both values.
-    """
+    """The model that a config.json describes; raises `UserError` with all keys in which a recipe's `stated` differ."""
     found, differing, settings = model_of(config, path), [], []
     for key, its in found.model_dump().items():
         if (wanted := stated.get(key, its)) == its:

@@ -97,10 +97,9 @@ def _stages(recipe: Sections) -> Iterator[Conflict]:
         what = f"model.num_layers {layers} is not a multiple of parallel.pipeline {stages}"
         yield Conflict(what, "change one of them, or give parallel.num_layer_list", *keys)
     if given is not None and (len(given) != stages or sum(given) != layers or min(given, default=0) < 1):
-        what = (
-            f"parallel.num_layer_list {given} does not spread model.num_layers {layers} over parallel.pipeline {stages}"
-        )
-        yield Conflict(what, f"give {stages} numbers above 0 that add up to {layers}", "parallel.num_layer_list", *keys)
+        key = "parallel.num_layer_list"
+        what = f"{key} {given} does not spread model.num_layers {layers} over parallel.pipeline {stages}"
+        yield Conflict(what, f"give {stages} numbers above 0 that add up to {layers}", key, *keys)
 
 
 def _overlap(paths: Paths) -> Iterator[Conflict]:

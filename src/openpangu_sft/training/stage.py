@@ -22,12 +22,8 @@ FREE_TO_CHANGE |= {"train.keep_checkpoints", "train.device_tflops", "train.devic
 def run_sft(recipe: Recipe, command_line: Sequence[str], planned: int = 0) -> None:
     """Stage sft: `paths.dataset` and `paths.mcore` to `paths.run`; resumes a run that is there.
 
-    Args:
-        command_line: repeats this call; torchrun passes it to every process.
-        planned: peak bytes of tensors on a device, to compare with what is measured; 0 if it is not known.
-
-    Raises:
-        UserError: an input is missing, or it or the run was made with other settings.
+    `command_line` repeats this call in torchrun's processes; `planned` peak bytes of tensors on a device (0: unknown)
+    are compared with those measured. Raises `UserError` as `run_manifest`, or for a run with other settings.
     """
     manifest = run_manifest(recipe)
     run = recipe.path("run")
@@ -49,11 +45,7 @@ def run_sft(recipe: Recipe, command_line: Sequence[str], planned: int = 0) -> No
 
 
 def run_manifest(recipe: Recipe) -> Manifest:
-    """Checks the inputs of a run and makes its manifest.
-
-    Raises:
-        UserError: an input is missing or was made with other settings.
-    """
+    """The manifest of a run; raises `UserError` where an input is missing or was made with other settings."""
     dataset_path, mcore_path = recipe.path("dataset"), recipe.path("mcore")
     dataset = read_manifest(dataset_path, "dataset", "run make preprocess and make merge")
     mcore = read_manifest(mcore_path, "mcore", "run make convert")

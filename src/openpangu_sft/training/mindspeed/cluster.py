@@ -30,10 +30,7 @@ def slurm(recipe: Recipe, command: Sequence[str], folder: Path) -> str:
 def volcano(recipe: Recipe, claim: str, image: str = f"openpangu-sft:{__version__}-npu") -> str:
     """A Volcano job (batch.volcano.sh/v1alpha1) and the ConfigMap with its recipe, as YAML documents.
 
-    Args:
-        recipe: with paths below /cache.
-        claim: the PersistentVolumeClaim that is mounted at /cache in every pod.
-        image: one that the cluster's nodes can pull.
+    The recipe's paths are below /cache, where every pod mounts `claim`, a PersistentVolumeClaim. Nodes pull `image`.
     """
     settings = _yaml(recipe.model_dump(mode="json"))
     values = {"settings": settings, "claim": json.dumps(claim), "image": json.dumps(image)}

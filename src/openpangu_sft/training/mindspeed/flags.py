@@ -117,14 +117,10 @@ HARMFUL = {
 
 
 def training_flags(recipe: Recipe, data: Path, resumed: bool) -> list[str]:
-    """The command line of posttrain_gpt.py, without the program.
+    """The command line of posttrain_gpt.py, without the program, for a new run or one resumed from its checkpoint.
 
-    Args:
-        data: absolute prefix of the packed dataset; upstream writes its shuffle index next to it.
-        resumed: whether training continues from a checkpoint of this run.
-
-    Raises:
-        UserError: train.upstream_flags contains a flag that the recipe sets, or that breaks training.
+    `data` is the absolute prefix of the packed dataset; upstream writes its shuffle index next to it. Raises
+    `UserError` for a flag in train.upstream_flags that the recipe sets, or that breaks training.
     """
     computed = _computed(recipe, data, resumed)
     _require_free(recipe.train.upstream_flags, {**SAME, **{flag: key for flag, (key, _) in computed.items()}})

@@ -167,11 +167,9 @@ class Training:
 
     def _judge(self, code: int, path: Path) -> None:
         if self.without_checkpoint:
-            raise UserError(
-                "MindSpeed-LLM did not load the checkpoint and would train from random weights",
-                where=path,
-                remedy="does it match the recipe's TP and PP? run make convert again, or start a new run (paths.run)",
-            )
+            what = "MindSpeed-LLM did not load the checkpoint and would train from random weights"
+            remedy = "does it match the recipe's TP and PP? run make convert again, or start a new run (paths.run)"
+            raise UserError(what, where=path, remedy=remedy)
         if self.received:
             state = f"before all was saved: run make sft again to resume after iteration {self.saved}"
             if code == 0 and self.saved == self.iteration:

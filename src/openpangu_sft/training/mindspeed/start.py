@@ -66,11 +66,8 @@ def require_shared(run: Path, seconds: float = 300) -> None:
     last = time.monotonic() + seconds
     while not (run / MANIFEST).is_file():
         if time.monotonic() > last:
-            raise UserError(
-                f"the first node has written nothing here for {seconds:.0f} s",
-                where=run,
-                remedy="start it too (NODE_RANK=0), with paths.run on a disk that all nodes share",
-            )
+            remedy = "start it too (NODE_RANK=0), with paths.run on a disk that all nodes share"
+            raise UserError(f"the first node has written nothing here for {seconds:.0f} s", where=run, remedy=remedy)
         time.sleep(min(1, seconds / 10))
 
 
@@ -115,18 +112,15 @@ def require_devices(recipe: Recipe, devices: Path = Path("/dev")) -> None:
         return
     wanted = recipe.parallel.devices_per_node
     found = len(list(devices.glob("davinci[0-9]*")))
+    what = f"parallel.devices_per_node is {wanted}, and "
     if found < wanted:
-        raise UserError(
-            f"parallel.devices_per_node is {wanted}, and there are {found} NPUs here (/dev/davinci*)",
-            remedy="lower it, choose others with NPUS=, or set train.device=cpu for the stand-in, which is slow",
-        )
+        remedy = "lower it, choose others with NPUS=, or set train.device=cpu for the stand-in, which is slow"
+        raise UserError(f"{what}there are {found} NPUs here (/dev/davinci*)", remedy=remedy)
     shown = len(visible(os.environ, found))
     if shown < wanted:
-        raise UserError(
-            f"parallel.devices_per_node is {wanted}, and {os.environ[VARIABLE]!r} leaves {shown} of {found} NPUs",
-            where=VARIABLE,
-            remedy=f"name as many, from 0 to {found - 1}, ascending, or lower parallel.devices_per_node",
-        )
+        what += f"{os.environ[VARIABLE]!r} leaves {shown} of {found} NPUs"
+        remedy = f"name as many, from 0 to {found - 1}, ascending, or lower parallel.devices_per_node"
+        raise UserError(what, where=VARIABLE, remedy=remedy)
 
 
 def require_network(environment: Mapping[str, str], interfaces: Path = Path("/sys/class/net")) -> None:

@@ -62,14 +62,7 @@ def save(
 
 
 def newest_checkpoint(run: Path, is_main: bool) -> Optional[tuple[int, Path, Manifest]]:
-    """Iteration, directory and manifest of the newest complete checkpoint of a run, or None before the first.
-
-    Args:
-        is_main: see retention.newest_whole.
-
-    Raises:
-        UserError: there are checkpoints, but none is complete.
-    """
+    """Iteration, directory and manifest of a run's newest complete checkpoint, if any; see retention.newest_whole."""
     found: dict[int, Manifest] = {}
 
     def is_whole(iteration: int) -> bool:
@@ -82,11 +75,7 @@ def newest_checkpoint(run: Path, is_main: bool) -> Optional[tuple[int, Path, Man
 
 
 def load_engine_state(directory: Path) -> dict[str, Any]:
-    """Reads the engine's state of a checkpoint.
-
-    Raises:
-        UserError: it is missing, as in a checkpoint of the other engine, or invalid.
-    """
+    """The engine's state in a checkpoint; `UserError` where it is missing, as in the other engine's, or invalid."""
     path = directory / ENGINE_FILE
     if not path.is_file():
         raise UserError("no state of the transformers engine", where=directory, remedy="start a new run (paths.run)")

@@ -13,10 +13,7 @@ from openpangu_sft.util.errors import UserError
 
 
 def worker_rank() -> Optional[int]:
-    """Rank of this process, or None where torchrun did not start it.
-
-    RANK alone is not enough: Kubernetes' training operators set it for a whole node.
-    """
+    """Rank of this process, or None where torchrun did not start it: Kubernetes sets RANK alone, for a whole node."""
     return int(os.environ["RANK"]) if "TORCHELASTIC_RUN_ID" in os.environ else None
 
 
@@ -24,10 +21,7 @@ def launch(recipe: Recipe, command_line: Sequence[str]) -> NoReturn:
     """Runs `openpangu_sft COMMAND_LINE` in parallel.devices_per_node processes on this node.
 
     Ends this process with 0, the exit code of the first worker that failed, or 128 + the signal received. Workers print
-    their own messages.
-
-    Raises:
-        UserError: several nodes, and MASTER_ADDR or NODE_RANK is not set.
+    their own messages. Raises `UserError` as `torchrun_options`.
     """
     options = torchrun_options(recipe)
     os.environ.update(worker_environment(recipe))
@@ -54,11 +48,7 @@ def worker_environment(recipe: Recipe) -> dict[str, str]:
 
 
 def torchrun_options(recipe: Recipe) -> list[str]:
-    """Number of processes, and the rendezvous of all nodes.
-
-    Raises:
-        UserError: several nodes, and MASTER_ADDR or NODE_RANK is not set.
-    """
+    """Number of processes, and the rendezvous of several nodes; `UserError` if MASTER_ADDR or NODE_RANK is not set."""
     sizes = [f"--nnodes={recipe.parallel.nodes}", f"--nproc_per_node={recipe.parallel.devices_per_node}"]
     if recipe.parallel.nodes == 1:
         # Any free port on loopback: torchrun's default, the host name, may not resolve.

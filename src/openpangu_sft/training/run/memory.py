@@ -33,12 +33,9 @@ class DeviceMemory(BaseModel):
 
 
 def measure(device: str = "cuda") -> DeviceMemory:
-    """Memory of torch.cuda's current device, the worst over all processes, each of which must call it.
+    """Memory of torch.cuda's current device, the worst over all processes, which exchange it on `device`.
 
     The caching allocator's unused blocks count as left: it returns them before it fails.
-
-    Args:
-        device: for the processes' exchange.
     """
     import torch
     from torch import distributed

@@ -16,22 +16,15 @@ METRICS, CURVE = "metrics.jsonl", "loss.png"
 
 
 class Row(BaseModel):
-    """An iteration, from 1. With the mindspeed engine loss and norm may be NaN.
-
-    Args:
-        loss: mean cross-entropy of trained tokens, in nats.
-        grad_norm: before clipping.
-        tokens: of all devices.
-        memory: in the iteration in which it is measured.
-    """
+    """An iteration, from 1. With the mindspeed engine loss and norm may be NaN."""
 
     iteration: Annotated[int, Field(ge=1, lt=2**53)]
-    loss: float
+    loss: float  # mean cross-entropy of trained tokens, in nats
     lr: float
-    grad_norm: float
-    tokens: Annotated[int, Field(ge=0, lt=2**53)]
+    grad_norm: float  # before clipping
+    tokens: Annotated[int, Field(ge=0, lt=2**53)]  # of all devices
     seconds: float
-    memory: Optional[DeviceMemory] = None
+    memory: Optional[DeviceMemory] = None  # in the iteration in which it is measured
 
     def __str__(self) -> str:
         return f"loss {self.loss:.4f}, {self.tokens / self.seconds:,.0f} tokens/s"

@@ -32,34 +32,20 @@ IMAGE = "OPENPANGU_SFT_IMAGE"  # set by scripts/run.sh in a container: the image
 
 
 class Start(BaseModel):
-    """Training begins or resumes.
+    """Training begins or resumes."""
 
-    Args:
-        time: UTC, in ISO 8601.
-        iteration: resumed after; 0 for a new run.
-        versions: of this program, packages, driver and CANN.
-        image: name and id; empty outside a container.
-        sources: commit and patches of each upstream repository; of the mindspeed engine only.
-    """
-
-    time: str
-    iteration: int
+    time: str  # UTC, in ISO 8601
+    iteration: int  # resumed after; 0 for a new run
     command: list[str]
-    versions: dict[str, str]
-    image: str = ""
-    sources: dict[str, str] = {}
+    versions: dict[str, str]  # of this program, packages, driver and CANN
+    image: str = ""  # name and id; empty outside a container
+    sources: dict[str, str] = {}  # commit and patches of each upstream repository; of the mindspeed engine only
 
 
 def record_start(
     recipe: Recipe, manifest: Manifest, iteration: int, command_line: Sequence[str], sources: Optional[Path] = None
 ) -> None:
-    """Writes manifest and recipe to `paths.run`, and adds a line about this start.
-
-    Args:
-        iteration: resumed after; 0 for a new run.
-        command_line: of openpangu-sft.
-        sources: MindSpeed-LLM's folder, for the mindspeed engine.
-    """
+    """Writes manifest and recipe to `paths.run`, and adds a `Start`; `sources` is the folder of upstream's sources."""
     run = recipe.path("run")
     write_manifest(run, manifest)
     stream = io.StringIO()
@@ -80,11 +66,7 @@ def record_start(
 
 
 def read_starts(run: Path) -> list[dict[str, Any]]:
-    """All starts so far, each with the fields of `Start`; none for a run of version 0.4.0 or earlier.
-
-    Raises:
-        UserError: a line is not a start.
-    """
+    """All starts so far, with the fields of `Start`, none in a run of 0.4.0; raises `UserError` for another line."""
     return read_lines(run / STARTS, Start)
 
 

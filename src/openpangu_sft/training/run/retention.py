@@ -40,17 +40,11 @@ def iterations(run: Path) -> list[int]:
 
 
 def newest_whole(run: Path, is_whole: Callable[[int], bool], is_main: bool) -> Optional[int]:
-    """The iteration that training resumes from, or None for a new run. Corrects the tracker file.
+    """The iteration that training resumes from, or None for a new run. The main process corrects the tracker file.
 
     Checkpoints newer than the tracker file says are incomplete, or were left out on purpose. Without a tracker file
-    either the first checkpoint was interrupted, or the file was lost.
-
-    Args:
-        is_whole: whether the checkpoint of an iteration has all its files.
-        is_main: whether this process reports what it found and writes the tracker file.
-
-    Raises:
-        UserError: there are checkpoints but none is complete: a new run would overwrite them.
+    either the first checkpoint was interrupted, or the file was lost. `is_whole`: whether an iteration's checkpoint has
+    all its files. Raises `UserError` where there are checkpoints but none is whole: a new run would overwrite them.
     """
     named = latest_iteration(run) if (run / TRACKER).is_file() else None
     there = iterations(run)
@@ -62,9 +56,8 @@ def newest_whole(run: Path, is_whole: Callable[[int], bool], is_main: bool) -> O
                 write_tracker(run, iteration)
             return iteration
     if named or len(there) > 1:
-        raise UserError(
-            "no checkpoint here is complete", where=run, remedy="choose another paths.run, or remove this one"
-        )
+        remedy = "choose another paths.run, or remove this one"
+        raise UserError("no checkpoint here is complete", where=run, remedy=remedy)
     return None
 
 

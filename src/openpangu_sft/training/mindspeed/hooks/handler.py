@@ -41,15 +41,10 @@ FIXED = {
 
 
 class PanguInstructionHandler:
-    """openPangu conversations to packs: one dataset of all samples files of the input.
-
-    Args:
-        raw_datasets: the result of `inputs`.
-        tokenizer, splitter: not used: upstream's tokenizer may be of the fast class.
-    """
+    """openPangu conversations to packs: one dataset of all samples files of the input."""
 
     def __init__(self, args: Namespace, raw_datasets: list[Path], tokenizer: object, splitter: object) -> None:
-        self._args, self._files = args, raw_datasets
+        self._args, self._files = args, raw_datasets  # from `inputs`; upstream's tokenizer may be of the fast class
         prefix = Path(args.output_prefix)
         self._directory, self._prefix = prefix.parent, prefix.name
         paths = {field: field_path(self._directory, self._prefix, field, "idx") for field in FIELDS}
@@ -75,11 +70,7 @@ class PanguInstructionHandler:
 
 
 def _settings(args: Namespace) -> Data:
-    """The recipe's data section that the flags stand for; the rest are defaults.
-
-    Raises:
-        UserError: a flag is missing or not supported.
-    """
+    """The recipe's data section that the flags stand for; `UserError` for one that is missing or not supported."""
     if not args.pack:
         what = "is missing: every sample would be a row of its own, but training takes packs"
         raise UserError(what, where="--pack", remedy="add --pack")

@@ -28,12 +28,9 @@ _logged: list[torch.Tensor] = []
 
 
 def trained_positions(labels: torch.Tensor) -> torch.Tensor:
-    """Where a slice has targets, in the order of the hidden states: int64 [positions].
+    """Where labels, int64 [micro_batch, slice], are not -100, in the order of the hidden states: int64 [positions].
 
     Called before the layers: counting waits for the device, as upstream's get_batch does as well.
-
-    Args:
-        labels: int64 [micro_batch, slice]; -100 where there is no target.
     """
     return (labels.t().reshape(-1) != IGNORED).nonzero().squeeze(1)
 
@@ -43,12 +40,9 @@ def output_loss(
 ) -> torch.Tensor:
     """The sum of the losses of a slice, in the place of the output layer and its cross-entropy: a scalar in fp32.
 
-    Args:
-        hidden: [slice, micro_batch, hidden_size]; with sequence parallelism this rank's part of the slice.
-        weight: of the output layer, [rows of this rank, hidden_size]; None where the layer has its own.
-        labels: int64 [micro_batch, slice].
-        positions: from `trained_positions`.
-        layer: the output layer, a ColumnParallelLinear.
+    Hidden states are [slice, micro_batch, hidden_size], with sequence parallelism this rank's part of the slice; labels
+    int64 [micro_batch, slice]; positions from `trained_positions`. The layer is a ColumnParallelLinear, its weight
+    [rows of this rank, hidden_size], or None where it has its own.
     """
     # Each rank has the gradient from its part of the vocabulary; the backward pass adds them up.
     spread = tensor_parallel.copy_to_tensor_model_parallel_region
@@ -64,9 +58,7 @@ def output_loss(
 def micro_batch_loss(loss: torch.Tensor, mask: torch.Tensor) -> Logged:
     """What the schedule takes the gradient of, and what it logs.
 
-    Args:
-        loss: the sum of the losses of this rank's slice, from `output_loss`.
-        mask: int64 [micro_batch, slice]; 1 where there is a target.
+    `loss` is from `output_loss`; the mask, int64 [micro_batch, slice], is 1 where there is a target.
     """
     sums = torch.stack([loss.detach(), mask.sum().float()])
     if get_args().calculate_per_token_loss and torch.is_grad_enabled():

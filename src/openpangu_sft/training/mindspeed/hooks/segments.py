@@ -28,16 +28,9 @@ REMEDY = "make it again: make preprocess, or preprocess_data.py with --handler-n
 
 
 def positions(numbers: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """The position of every token in its segment; padding is a segment of its own.
+    """The position of every token in its segment, int64 [seq_length]; padding is a segment of its own.
 
-    Args:
-        numbers: int [seq_length], the segment numbers of a row: 1, 2, 3… and 0 for padding.
-
-    Returns:
-        int64 [seq_length].
-
-    Raises:
-        ValueError: these are no segment numbers, in a row that `require_segments` has not checked.
+    Raises ValueError where numbers, int [seq_length], are not 1, 2, 3… and 0 for padding: not all rows were checked.
     """
     wrong = np.logical_or(*misnumbered(numbers, np.arange(len(numbers)) == 0))
     wrong[0] = numbers[0] != 1
@@ -49,12 +42,9 @@ def positions(numbers: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
 
 
 def require_segments(data_prefix: str) -> None:
-    """Ends this process with one line where a dataset has no segment numbers, before training begins.
+    """Ends this process with one line where a dataset (--data-path) has no segment numbers, before training begins.
 
     One process of each node checks; the others wait at upstream's next barrier and end with it.
-
-    Args:
-        data_prefix: --data-path, for instance …/data.
     """
     if os.environ.get("LOCAL_RANK", "0") == "0":
         with one_line():
@@ -64,8 +54,7 @@ def require_segments(data_prefix: str) -> None:
 def check_segments(data_prefix: str) -> None:
     """Checks rows spread over a dataset, or all rows of a small one.
 
-    Raises:
-        UserError: attention_mask holds something else: token ids, or 1 everywhere, as other software writes it.
+    Raises `UserError` where attention_mask holds token ids, or 1 everywhere, as other software writes it.
     """
     place = find_dataset(Path(data_prefix))
     indexes = [read_index(place.file(name, "idx"), place.remedy) for name in FIELDS]
