@@ -11,8 +11,11 @@ import math
 import os
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Callable
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
@@ -20,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from openpangu_sft.artifacts.artifact import Manifest
 from openpangu_sft.checkpoint.mcore_reader import open_mcore
-from openpangu_sft.model.batches import PackedDataset, micro_batches, training_order
+from openpangu_sft.model.batches import Batch, PackedDataset, micro_batches, training_order
 from openpangu_sft.model.llama import SEGMENTS, PackLoss, build_model
 from openpangu_sft.model.tensors import tensors_of
 from openpangu_sft.recipe.schema import Recipe
@@ -88,6 +91,7 @@ class _Training:
         if distributed.is_initialized():
             self.pack_loss = DistributedDataParallel(self.pack_loss)
         self.dataset = PackedDataset(recipe.path("dataset"), recipe.data.seq_length)
+        self.reader = ThreadPoolExecutor(1)
         self.order = training_order(len(self.dataset), settings.iterations * settings.global_batch_size, settings.seed)
 
     def run(self, command_line: Sequence[str]) -> None:
@@ -125,8 +129,7 @@ class _Training:
         everything = self.order[(self.iteration - 1) * sizes[0] : self.iteration * sizes[0]]
         trained = self.dataset.trained_tokens(everything) if settings.loss == "token" else 0
         total, tokens, bf16 = torch.zeros((), device=self.device), 0, settings.precision == "bf16"
-        for number, packs in enumerate(batches, 1):
-            batch = self.dataset.batch(packs, self.device)
+        for number, (packs, batch) in enumerate(zip(batches, self._read(batches)), 1):
             tokens += batch.tokens * replicas
             divisor = trained or self.dataset.trained_tokens(packs) * len(batches) * replicas
             with self._synchronised(number == len(batches)):
@@ -160,6 +163,15 @@ class _Training:
                 row.memory.show(self.planned)
             metrics.append(self.directory, row)
         return str(row)
+
+    def _read(self, batches: list[npt.NDArray[np.int64]]) -> Iterator[Batch]:
+        """Micro batches; each is read while the one before it is computed."""
+        reads = (self.reader.submit(self.dataset.batch, packs, self.device) for packs in batches)
+        ahead = next(reads)
+        for following in reads:
+            yield ahead.result()
+            ahead = following
+        yield ahead.result()
 
     def _save(self) -> None:
         if self.rank == 0:
