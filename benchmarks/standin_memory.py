@@ -86,7 +86,7 @@ class MemoryRecord(profile):
     def peak(self, without: int = 0) -> int:
         """Most bytes that were allocated at once since the record began.
 
-        What spans INSIDE and PRODUCTS allocate and free again is not counted, nor are tensors of exactly `without` bytes.
+        Left out is what spans INSIDE and PRODUCTS free again, and tensors of exactly `without` bytes.
         """
         assert self.kineto_results
         spans, changes = [], []
