@@ -63,7 +63,7 @@ def _keeping(operator: Operator, tensors: int, results: int) -> Operator:
                 return None, None, *_gradients(ctx, given, gradients[0])
 
     def _gradients(ctx: Any, given: list[torch.Tensor], gradient: torch.Tensor) -> tuple[Any, ...]:
-        with torch.enable_grad():
+        with torch.enable_grad():  # type: ignore[no-untyped-call]
             found = operator(*given, *ctx.others, **ctx.options)
         first = found[0] if isinstance(found, tuple) else found
         return torch.autograd.grad(first, given, gradient, allow_unused=True)
@@ -78,7 +78,7 @@ class MemoryRecord(profile):
     """Records what torch allocates and frees, without torch's own summary: for an iteration that takes minutes."""
 
     def __init__(self) -> None:
-        super().__init__(profile_memory=True)
+        super().__init__(profile_memory=True)  # type: ignore[no-untyped-call]
 
     def _parse_kineto_results(self, result: Any) -> list[Any]:
         return []
@@ -86,7 +86,7 @@ class MemoryRecord(profile):
     def peak(self, without: int = 0) -> int:
         """Most bytes that were allocated at once since the record began.
 
-        What spans INSIDE and PRODUCTS allocate and free again is not counted, nor are tensors of `without` bytes.
+        Left out is what spans INSIDE and PRODUCTS free again, and tensors of exactly `without` bytes.
         """
         assert self.kineto_results
         spans, changes = [], []

@@ -57,9 +57,9 @@ class Clock:
     def tick(self) -> None:
         self.ends.append(self.now())
         if len(self.ends) == self.timed + 1:
-            self.profiler.start()
+            self.profiler.start()  # type: ignore[no-untyped-call]
         elif len(self.ends) == self.timed + PROFILED + 1:
-            self.profiler.stop()
+            self.profiler.stop()  # type: ignore[no-untyped-call]
 
     def steps(self, loss: float) -> Steps:
         ends = self.ends[WARM_UP : self.timed + 1]
@@ -87,19 +87,19 @@ def train_there(recipe: Recipe, engine: str) -> Steps:
     """SFTTrainer or Trainer with stock transformers' model, the recipe's batch sizes and optimizer settings."""
     import datasets
     from torch.utils.data import SequentialSampler
-    from transformers import Trainer, TrainerCallback, TrainingArguments
-    from transformers.utils import is_torch_sdpa_available
+    from transformers import Trainer, TrainerCallback, TrainingArguments  # type: ignore[attr-defined]
+    from transformers.utils import is_torch_sdpa_available  # type: ignore[attr-defined]
 
     settings, clock = recipe.train, Clock(recipe.train.iterations)
     if engine == TRL:
-        import trl
+        import trl  # type: ignore[import-not-found]
 
         base, arguments = trl.SFTTrainer, trl.SFTConfig
         own = {"packing": True, "max_length": recipe.data.seq_length, "dataset_kwargs": {"skip_prepare_dataset": True}}
     else:
         base, arguments, own = Trainer, TrainingArguments, {}
 
-    class InOrder(base):
+    class InOrder(base):  # type: ignore[misc, valid-type]
         def _get_train_sampler(self, *_: Any) -> SequentialSampler:
             return SequentialSampler(self.train_dataset)
 

@@ -14,10 +14,10 @@ from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRMSNorm
 
 
-class SegmentAttention(LlamaAttention):  # type: ignore[misc]
+class SegmentAttention(LlamaAttention):
     """Causal attention inside each segment of a pack."""
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         hidden_states: torch.Tensor,
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
@@ -33,17 +33,18 @@ class SegmentAttention(LlamaAttention):  # type: ignore[misc]
         """
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
         query, key, value = (linear(hidden_states).view(shape) for linear in (self.q_proj, self.k_proj, self.v_proj))
-        query, key = (_Rotation.apply(heads, *position_embeddings) for heads in (query, key))
+        query, key = (_Rotation.apply(heads, *position_embeddings) for heads in (query, key))  # type: ignore[no-untyped-call]
         result = segment_attention(query, key, value, self.scaling, segments)
         return self.o_proj(result.flatten(2)), None
 
 
-class RMSNorm(LlamaRMSNorm):  # type: ignore[misc]
+class RMSNorm(LlamaRMSNorm):
     """Root mean square norm."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """The norm of [..., hidden_size]."""
-        return _Norm.apply(hidden_states, self.weight, self.variance_epsilon)
+        result: torch.Tensor = _Norm.apply(hidden_states, self.weight, self.variance_epsilon)  # type: ignore[no-untyped-call]
+        return result
 
 
 def use_segments(model: LlamaForCausalLM) -> None:
@@ -82,11 +83,12 @@ def segment_attention(
     query, key = query.to(value.dtype), key.to(value.dtype)  # rope has made them fp32 under autocast
     lengths = [end - begin for bounds in segments for begin, end in bounds]
     groups = query.shape[2] // key.shape[2]
-    heads = query.flatten(0, 1).unflatten(1, (-1, groups)).permute(1, 2, 0, 3)  # [kv heads, groups, tokens, head_dim]
+    grouped = query.flatten(0, 1).view(-1, key.shape[2], groups, key.shape[3])
+    heads = grouped.permute(1, 2, 0, 3)  # [kv heads, groups, tokens, head_dim]
     shared = [tensor.flatten(0, 1).transpose(0, 1)[:, None].expand(-1, groups, -1, -1) for tensor in (key, value)]
     parts = [
-        functional.scaled_dot_product_attention(*part, is_causal=True, scale=scaling).permute(2, 0, 1, 3)
-        for part in zip(*(tensor.split(lengths, dim=2) for tensor in (heads, *shared)))
+        functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling).permute(2, 0, 1, 3)
+        for q, k, v in zip(*(torch.split(tensor, lengths, dim=2) for tensor in (heads, *shared)))
     ]
     return torch.cat(parts).view(query.shape)
 
@@ -101,7 +103,8 @@ class _Rotation(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        return _rotated(gradient, *ctx.saved_tensors, -1), None, None
+        cosine, sine = ctx.saved_tensors
+        return _rotated(gradient, cosine, sine, -1), None, None
 
 
 def _rotated(heads: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, direction: int) -> torch.Tensor:
