@@ -77,48 +77,45 @@ def read_parquet(path: Path, encoding: str = UTF8) -> Iterator[RawRecord]:
     Parquet stores every field of a structure in every row, null where there was none: nulls are removed at every depth.
     """
     size = path.stat().st_size
-    try:
-        with _mapped(path) as source, parquet.ParquetFile(source) as file:
-            total, row = max(file.metadata.num_rows, 1), 0
-            for batch in file.iter_batches(batch_size=ROWS_AT_ONCE):
-                yield from _rows(path, batch, row, size * (row + batch.num_rows) // total)
-                row += batch.num_rows
-    except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: column names that are not UTF-8
-        raise UserError(f"not readable as parquet: {error}", where=path, remedy="write it again") from None
+    with _mapped(path, "parquet") as source, parquet.ParquetFile(source) as file:
+        total, row = max(file.metadata.num_rows, 1), 0
+        for batch in file.iter_batches(batch_size=ROWS_AT_ONCE):
+            yield from _rows(path, batch, row, size * (row + batch.num_rows) // total)
+            row += batch.num_rows
 
 
 def read_arrow(path: Path, encoding: str = UTF8) -> Iterator[RawRecord]:
     """Arrow's file or stream format, mapped, as `datasets.save_to_disk` writes it; nulls and errors as in parquet."""
     size, row, position = path.stat().st_size, 0, 0
-    try:
-        with _mapped(path) as source:
-            is_file = source.read(len(_ARROW_FILE)) == _ARROW_FILE
-            source.seek(0)
-            reader = ipc.open_file(source) if is_file else ipc.open_stream(source)
-            for batch in map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader:
-                position = min(position + batch.get_total_buffer_size(), size)
-                yield from _rows(path, batch, row, position)
-                row += batch.num_rows
-            if not is_file:
-                source.seek(source.tell() - len(_END_OF_STREAM))
-                if source.read(len(_END_OF_STREAM)) != _END_OF_STREAM:
-                    raise ValueError("the stream ends without its end mark: it may be cut off")
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"not readable as Arrow: {error}", where=path, remedy="write it again") from None
+    with _mapped(path, "Arrow") as source:
+        is_file = source.read(len(_ARROW_FILE)) == _ARROW_FILE
+        source.seek(0)
+        reader = ipc.open_file(source) if is_file else ipc.open_stream(source)
+        for batch in map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader:
+            position = min(position + batch.get_total_buffer_size(), size)
+            yield from _rows(path, batch, row, position)
+            row += batch.num_rows
+        if not is_file:
+            source.seek(source.tell() - len(_END_OF_STREAM))
+            if source.read(len(_END_OF_STREAM)) != _END_OF_STREAM:
+                raise ValueError("the stream ends without its end mark: it may be cut off")
 
 
 @contextlib.contextmanager
-def _mapped(path: Path) -> Iterator[pyarrow.NativeFile]:
-    """The file's content, uncompressed: what is compressed is unpacked into a temporary file, not into memory."""
-    if not (codec := COMPRESSED.get(path.suffix.lower())):
-        with pyarrow.memory_map(str(path)) as source:
-            yield source
-        return
-    with path.open("rb") as packed, tempfile.NamedTemporaryFile() as unpacked:
-        shutil.copyfileobj(pyarrow.CompressedInputStream(packed, codec), unpacked)
-        unpacked.flush()
-        with pyarrow.memory_map(unpacked.name) as source:
-            yield source
+def _mapped(path: Path, kind: str) -> Iterator[pyarrow.NativeFile]:
+    """The file's content, unpacked into a temporary file where it is compressed; explains errors of reading it."""
+    try:
+        if not (codec := COMPRESSED.get(path.suffix.lower())):
+            with pyarrow.memory_map(str(path)) as source:
+                yield source
+            return
+        with path.open("rb") as packed, tempfile.NamedTemporaryFile() as unpacked:
+            shutil.copyfileobj(pyarrow.CompressedInputStream(packed, codec), unpacked)
+            unpacked.flush()
+            with pyarrow.memory_map(unpacked.name) as source:
+                yield source
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: column names that are not UTF-8
+        raise UserError(f"not readable as {kind}: {error}", where=path, remedy="write it again") from None
 
 
 def _rows(path: Path, batch: Any, first: int, position: int) -> Iterator[RawRecord]:

@@ -30,7 +30,7 @@ OnText = Callable[[str], None]
 
 
 class Chat:
-    """A model with its tokenizer, from a Hugging Face or Megatron-core checkpoint, or an iteration of a run.
+    """A model with its tokenizer, from a Hugging Face or Megatron-core checkpoint, or a run (its newest by default).
 
     Configuration and tokenizer of a Megatron-core checkpoint are in `paths.hf`. Raises `UserError` where there is none,
     or it is damaged.

@@ -32,8 +32,10 @@ def volcano(recipe: Recipe, claim: str, image: str = f"openpangu-sft:{__version_
 
     The recipe's paths are below /cache, where every pod mounts `claim`, a PersistentVolumeClaim. Nodes pull `image`.
     """
-    settings = _yaml(recipe.model_dump(mode="json"))
-    values = {"settings": settings, "claim": json.dumps(claim), "image": json.dumps(image)}
+    yaml, settings = YAML(typ="safe", pure=True), io.StringIO()
+    yaml.default_flow_style = False
+    yaml.dump(recipe.model_dump(mode="json"), settings)
+    values = {"settings": settings.getvalue(), "claim": json.dumps(claim), "image": json.dumps(image)}
     return _render("volcano.yaml.jinja", recipe, **values)
 
 
@@ -42,10 +44,3 @@ def _render(template: str, recipe: Recipe, **values: str) -> str:
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, undefined=StrictUndefined, keep_trailing_newline=True)
     return environment.get_template(template).render(nodes=nodes, npus=npus, grace=GRACE_SECONDS, port=PORT, **values)
-
-
-def _yaml(content: object) -> str:
-    yaml, text = YAML(typ="safe", pure=True), io.StringIO()
-    yaml.default_flow_style = False
-    yaml.dump(content, text)
-    return text.getvalue()
