@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from typing import Callable
+
 import pytest
 import torch
 from torch.nn import functional
 
 from openpangu_sft.model import chunked_loss
-from openpangu_sft.model.chunked_loss import loss_sum
+from openpangu_sft.model.chunked_loss import loss_sum, token_losses
 from openpangu_sft.plan import memory
 
 
@@ -65,5 +68,18 @@ def test_what_is_frozen_gets_no_gradient() -> None:
     loss_sum(hidden, weight, targets).backward()  # type: ignore[no-untyped-call]
     assert hidden.grad is not None
     assert weight.grad is None
-    with torch.no_grad():
-        assert not loss_sum(hidden, weight, targets).requires_grad
+
+
+@pytest.mark.parametrize("evaluating", [torch.no_grad, torch.inference_mode])
+def test_an_evaluation_computes_no_gradients(evaluating: Callable[[], contextlib.AbstractContextManager[None]]) -> None:
+    computed = []
+
+    def losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        computed.append(logits.requires_grad)
+        return token_losses(logits, targets)
+
+    hidden, weight, targets = drawn(5)
+    with evaluating():
+        loss = loss_sum(hidden, weight, targets, losses)
+    assert computed == [False]
+    assert not loss.requires_grad

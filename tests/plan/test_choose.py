@@ -9,7 +9,7 @@ import pytest
 from cli.test_main import run, sets
 from conftest import ROOT, MakeRecipe
 from openpangu_sft.artifacts.artifact import Manifest
-from openpangu_sft.plan.choose import bytes_sent, choose, recomputed
+from openpangu_sft.plan.choose import all_splits, bytes_sent, choose, recomputed
 from openpangu_sft.plan.estimate import memory_of
 from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.recipe.schema import ChosenRecipe
@@ -43,7 +43,7 @@ def numbers(recipe: ChosenRecipe) -> tuple[int, int, int, str]:
         (("train.recompute.granularity=full", "train.recompute.num_layers=26"), (1, 1, 1, "26")),
         (("parallel.context=2",), (1, 1, 2, "0")),
         ((PORTABLE, "data.seq_length=4096"), (1, 1, 1, "0")),
-        ((PORTABLE, "train.device_memory=80"), (1, 1, 1, "15")),
+        ((PORTABLE, "train.device_memory=80"), (1, 1, 1, "12")),
         ((PORTABLE, "train.device=cpu"), (1, 1, 1, "0")),
     ],
     ids=["64", "32", "huge", "short", "none", "recompute", "context", "portable", "80-gb-gpu", "cpu"],
@@ -118,9 +118,23 @@ def test_sizes_that_are_not_known_yet_are_no_obstacle(make_recipe: MakeRecipe, t
     place = f"paths.cache={tmp_path}"
     recipe = load_recipe(tmp_path / "own.yaml", [place], choose)
     assert recipe.data.seq_length == 32768
-    done = run("plan", "--recipe", str(tmp_path / "own.yaml"), *sets(place))
-    assert done.returncode == 1
-    assert "the recipe leaves out sizes of the model" in done.stderr
+    # A job without them would have other numbers than convert.
+    for command in (["plan"], ["convert"], ["kubernetes", "--claim", "x"]):
+        done = run(*command, "--recipe", str(tmp_path / "own.yaml"), *sets(place))
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "the recipe leaves out sizes of the model" in done.stderr
+
+
+def test_a_recipe_that_auto_has_no_split_for() -> None:
+    """Sixteen devices and one pack: only stages of unequal length are left."""
+    sizes = ("nodes=2", "pipeline=4", "num_layer_list=[7,7,6,6]", "tensor=2", "context=2")
+    given = [*(f"parallel.{size}" for size in sizes), "train.global_batch_size=1"]
+    recipe = load_recipe(ROOT / "recipes/openpangu-1b.yaml", given)
+    assert all_splits(recipe) == []
+    done = run("plan", *sets(*given), "--memory", "2")
+    assert done.returncode == 0
+    assert "to fit: take more devices" in done.stdout
+    assert "auto, on devices of 2 GiB: no other split is valid" in done.stdout
 
 
 @pytest.mark.parametrize(("command", "code"), [(["convert"], 1), (["sft", "--dry-run"], 0)], ids=["convert", "sft"])

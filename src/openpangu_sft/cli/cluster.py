@@ -9,7 +9,7 @@ from typing import Optional
 
 import click
 
-from openpangu_sft.cli.options import app, option, stage
+from openpangu_sft.cli.options import app, option, show_chosen, stage
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.console import console, print_table
 
@@ -65,6 +65,7 @@ def kubernetes_command(recipe: Recipe, claim: str, image: Optional[str]) -> None
     """Print a Kubernetes (Volcano) job for parallel.nodes machines."""
     from openpangu_sft.training.mindspeed.cluster import volcano
 
+    show_chosen(recipe)
     given = {"image": image} if image else {}
     print(volcano(recipe, claim, **given), end="")
 

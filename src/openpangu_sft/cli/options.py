@@ -17,6 +17,7 @@ from openpangu_sft import __version__
 from openpangu_sft.artifacts.artifact import Manifest
 from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.recipe.schema import ChosenRecipe, Recipe
+from openpangu_sft.recipe.sections import UnknownModel
 from openpangu_sft.util.console import console, print_table
 from openpangu_sft.util.errors import printable
 
@@ -99,8 +100,10 @@ def _choose(recipes: Sequence[Recipe], recompute: bool) -> Recipe:
 
 
 def show_chosen(recipe: Recipe) -> None:
-    """Prints what `auto` took, on stderr."""
+    """Prints what `auto` took, on stderr; raises `UserError` where nothing was chosen, as sizes are unknown."""
     if isinstance(recipe, ChosenRecipe):
+        if isinstance(recipe.model, UnknownModel):
+            raise recipe.model.reason
         console.print(recipe.chosen, markup=False, soft_wrap=True)
 
 

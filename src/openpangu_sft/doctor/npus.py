@@ -156,5 +156,5 @@ def npu_memory(context: Context) -> Finding:
     found, expected = f"{gib:.4g} GiB", f"{memory.needed / GIB:.1f} GiB by make plan, and a tenth left"
     if memory.verdict(gib) == "yes":
         return ok(f"{found}; {memory.needed / GIB:.1f} needed by make plan")
-    best = ranking(all_splits(context.recipe), True, gib)[0]
+    best = ranking(all_splits(context.recipe), True, gib)
     return warning(found, f"{advice(best, gib)}; see make plan", expected)

@@ -35,6 +35,8 @@ def loss_sum(
         targets: int64 [rows].
         losses: computes the losses of a chunk; over a part of the vocabulary, together with the other ranks.
     """
+    if not torch.is_grad_enabled():  # inside of a Function that cannot be seen
+        hidden, weight = hidden.detach(), weight.detach()
     total: torch.Tensor = _LossSum.apply(hidden, weight, targets, losses)  # type: ignore[no-untyped-call]
     return total
 

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
+from pydantic import ValidationError
+
 from openpangu_sft.checkpoint.sharding import layout_of
 from openpangu_sft.model.flops import flops_per_token, idle, micro_batches, recomputed_layers
 from openpangu_sft.plan.memory import GIB, Memory
@@ -64,7 +66,7 @@ def recomputed(recipe: Recipe) -> str:
 
 
 def choose(recipes: Sequence[Recipe], recompute: bool) -> Recipe:
-    """The best of the recipes, also of its recomputations if asked; the first while sizes of the model are unknown."""
+    """The best of the recipes, also of its recomputations if asked; while sizes of the model are unknown the first."""
     with suppress(SizesUnknown):
         gib = recipes[0].train.device_memory
         best, *others = ranking(recipes, recompute, gib)
@@ -74,7 +76,7 @@ def choose(recipes: Sequence[Recipe], recompute: bool) -> Recipe:
         elif others and others[0].fits(gib):
             what += f"; next {others[0]}: {others[0].worse_by(best)}"
         return ChosenRecipe.model_construct(**dict(best.recipe), chosen=what)
-    return recipes[0]
+    return ChosenRecipe.model_construct(**dict(recipes[0]), chosen="")
 
 
 def ranking(recipes: Sequence[Recipe], recompute: bool, gib: float) -> list[Choice]:
@@ -91,10 +93,13 @@ def ranking(recipes: Sequence[Recipe], recompute: bool, gib: float) -> list[Choi
 
 
 def all_splits(recipe: Recipe) -> list[Recipe]:
-    """Those that `parallel: auto` would choose from; without recomputation."""
+    """Those that `parallel: auto` would choose from, which may be none; without recomputation."""
     content = recipe.model_dump()
     parallel = with_auto_split(content["parallel"])
-    return valid_splits({**content, "parallel": parallel, "train": {**content["train"], "recompute": {}}})
+    try:
+        return valid_splits({**content, "parallel": parallel, "train": {**content["train"], "recompute": {}}})
+    except ValidationError:  # a split with num_layer_list, or over machines, may be the only one
+        return []
 
 
 def bytes_sent(recipe: Recipe, published: bool = False) -> tuple[int, int]:

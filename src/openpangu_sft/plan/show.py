@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 
 from openpangu_sft.plan.choose import Choice, recomputed, split_of
@@ -53,13 +55,13 @@ def _memory(report: Report, to: Console) -> None:
         }
         _say(to, words[verdict], style="green" if verdict == "yes" else "yellow")
         if verdict != "yes":
-            _say(to, f"  to fit: {advice(best[0], gib)}")
+            _say(to, f"  to fit: {advice(best, gib)}")
     _say(to, NOT_COUNTED[recipe.train.engine])
 
 
-def advice(best: Choice, gib: float) -> str:
-    """What to do where a recipe does not fit a device; `best` is what auto would take."""
-    if not best.fits(gib):
+def advice(best: Sequence[Choice], gib: float) -> str:
+    """What to do where a recipe does not fit a device; `best` are the splits of `auto`, best first."""
+    if not best or not best[0].fits(gib):
         return "take more devices, or a shorter data.seq_length"
     return f'SET="train.device_memory={gib:g} parallel=auto train.recompute=auto", then make convert'
 
@@ -72,7 +74,7 @@ def _splits(report: Report, to: Console) -> None:
     for gib, best in report.best.items():
         fitting = {f"{number}": one for number, one in enumerate(best[:SHOWN], 1) if one.fits(gib)}
         rows = [(name, *_figures(one)) for name, one in {"now": report.now, **fitting}.items()]
-        takes = "takes 1" if fitting else "nothing fits"
+        takes = "takes 1" if fitting else "nothing fits" if best else "no other split is valid"
         print_rows(f"auto, on devices of {gib:g} GiB: {takes}", head, rows, to)
     _say(to, LEGEND)
 
