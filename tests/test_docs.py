@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -77,11 +78,9 @@ class Place:
         self.ran: set[str] = set()
 
     def _recipe(self, published: Path, name: str, overrides: list[str]) -> Path:
-        from openpangu_sft.training.mindspeed.cluster import _yaml
-
         path = published.with_name(name)
         recipe = load_recipe(published, [*overrides, f"paths.cache={self.cache}"])
-        path.write_text(_yaml(recipe.model_dump(mode="json", exclude_none=True)), "utf-8")
+        path.write_text(json.dumps(recipe.model_dump(mode="json", exclude_none=True)), "utf-8")  # which is YAML
         return path
 
     def _put_what_the_reader_has(self, directory: Path) -> None:

@@ -112,13 +112,13 @@ def require_devices(recipe: Recipe, devices: Path = Path("/dev")) -> None:
         return
     wanted = recipe.parallel.devices_per_node
     found = len(list(devices.glob("davinci[0-9]*")))
-    what = f"parallel.devices_per_node is {wanted}, and "
     if found < wanted:
+        what = f"parallel.devices_per_node is {wanted}, and there are {found} NPUs here (/dev/davinci*)"
         remedy = "lower it, choose others with NPUS=, or set train.device=cpu for the stand-in, which is slow"
-        raise UserError(f"{what}there are {found} NPUs here (/dev/davinci*)", remedy=remedy)
+        raise UserError(what, remedy=remedy)
     shown = len(visible(os.environ, found))
     if shown < wanted:
-        what += f"{os.environ[VARIABLE]!r} leaves {shown} of {found} NPUs"
+        what = f"parallel.devices_per_node is {wanted}, and {os.environ[VARIABLE]!r} leaves {shown} of {found} NPUs"
         remedy = f"name as many, from 0 to {found - 1}, ascending, or lower parallel.devices_per_node"
         raise UserError(what, where=VARIABLE, remedy=remedy)
 
