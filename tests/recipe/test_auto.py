@@ -56,9 +56,11 @@ def test_of_a_file() -> None:
     assert (found.parallel.nodes, found.parallel.devices_per_node) == (1, 8)
     assert found.train.recompute.granularity == "none"
     assert left_open(FAST, "parallel.tensor=1", "parallel.pipeline=1", "parallel.context=2")[0] == [(1, 1, 2)]
-    given = ("train.recompute.granularity=full", "train.recompute.num_layers=3")
-    assert not left_open(FAST, *given)[1]
-    assert load_recipe(FAST, given, lambda recipes, _: recipes[0]).train.recompute.num_layers == 3
+    granularity, layers = "train.recompute.granularity=full", "train.recompute.num_layers=3"
+    for given in ((granularity, layers), (layers, granularity), (layers,)):
+        assert not left_open(FAST, *given)[1]
+        recompute = load_recipe(FAST, given, lambda recipes, _: recipes[0]).train.recompute
+        assert (recompute.granularity, recompute.num_layers) == ("full", 3)
 
 
 def test_an_override_keeps_devices_and_padding() -> None:

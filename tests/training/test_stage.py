@@ -324,7 +324,8 @@ def test_refused_before_any_work(options: Options, tmp_path: Path, case: str, mo
 
 def test_a_run_is_not_continued_with_other_settings(options: Options) -> None:
     train(options())
-    assert "train.lr = 0.003, the recipe says 0.001" in refusal_of(train, options("train.lr=0.001"))
+    said = "train.lr = 0.003, the recipe says 0.001 -> set these values to resume, choose another paths.run"
+    assert said in refusal_of(train, options("train.lr=0.001"))
 
 
 def test_a_directory_with_other_files_is_not_taken_for_a_run(options: Options, tmp_path: Path) -> None:

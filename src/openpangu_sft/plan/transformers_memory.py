@@ -1,7 +1,7 @@
 """Memory of a process of the portable engine (training/portable/): weights, gradients and state in fp32. Pure.
 
-Nothing is sharded: every replica holds all of it. Counted from stock transformers' Llama and torch 2.1's operators, and
-compared with both on a CPU by tests/plan/test_transformers_memory.py.
+Nothing is sharded: every replica holds all of it. Counted from transformers' Llama with model/layers.py and torch 2.1's
+operators, and compared with them on a CPU by tests/plan/test_transformers_memory.py.
 """
 
 from __future__ import annotations

@@ -86,7 +86,9 @@ def _apply(content: dict[str, Any], override: str) -> str:
             raise UserError(what, where=where, remedy="write e.g. train.lr=1e-5") from None
     section = content
     for parent in parents:
-        below = {} if section.get(parent) == AUTO else section.get(parent)
+        below = section.get(parent)
+        if below == AUTO:  # train.recompute; a number of layers is not to be ignored
+            below = {"granularity": "full"} if last == "num_layers" else {}
         if below is not None and not isinstance(below, dict):
             return key  # not a section in the file: refused by the validation
         section[parent] = dict(below or {})  # a copy: with an alias, two sections of the file are one object

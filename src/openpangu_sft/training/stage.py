@@ -73,7 +73,7 @@ def _check_run(run: Path, manifest: Manifest) -> None:
     remedy = "choose another paths.run for a new run, or remove this one"
     begun = read_manifest(run, "run", remedy)
     wanted = {key: value for key, value in manifest.settings.items() if key not in FREE_TO_CHANGE}
-    require_settings(run, begun.settings, wanted, remedy)
+    require_settings(run, begun.settings, wanted, f"set these values to resume, {remedy}")
     for name, digest in manifest.inputs.items():
         if begun.inputs.get(name) != digest:
             raise UserError(f"was started with other content of {name}", where=run, remedy=remedy)
