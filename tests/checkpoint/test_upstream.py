@@ -151,17 +151,20 @@ def random_packs(vocab_size: int) -> Packs:
 
 
 def expected_loss(recipe: Recipe, packs: Packs) -> float:
-    """The mean over packs of their mean loss over trained tokens, by Hugging Face's model."""
+    """The mean loss over all trained tokens, by Hugging Face's model."""
     from transformers import LlamaForCausalLM
 
     model = LlamaForCausalLM.from_pretrained(recipe.path("hf"), torch_dtype=torch.float32)
-    losses = []
+    total, trained = 0.0, 0
     for pack in packs:
         with torch.no_grad():
             logits = torch.cat([model(torch.from_numpy(ids)[None].long()).logits[0] for ids, _ in pack])
         labels = torch.from_numpy(np.concatenate([labels for _, labels in pack])).long()
-        losses.append(torch.nn.functional.cross_entropy(logits[:-1], labels[1:], ignore_index=IGNORED))
-    return float(sum(losses)) / len(losses)
+        total += torch.nn.functional.cross_entropy(
+            logits[:-1], labels[1:], ignore_index=IGNORED, reduction="sum"
+        ).item()
+        trained += int((labels[1:] != IGNORED).sum())
+    return total / trained
 
 
 def train(upstream: Path, recipe: Recipe, directory: Path, *flags: str, refused: bool = False) -> tuple[str, Packs]:
