@@ -21,11 +21,11 @@ import click
 import numpy as np
 
 from benchmarks.measure import machine, print_table
-from benchmarks.step_formula import SCALE, all_to_all_bytes, flops_per_token
+from benchmarks.step_formula import SCALE, flops_per_token
 from openpangu_sft.checkpoint.convert import run_convert
 from openpangu_sft.dataset.index_file import PREFIX, PackedWriter
 from openpangu_sft.demo.base_model import make_base_model
-from openpangu_sft.plan.choose import choose
+from openpangu_sft.plan.choose import bytes_sent, choose
 from openpangu_sft.plan.memory import GIB
 from openpangu_sft.plan.mindspeed_memory import mindspeed_memory
 from openpangu_sft.recipe.load import load_recipe
@@ -260,7 +260,7 @@ def report_full_size(packs: Packs) -> None:
         memory = mindspeed_memory(recipe, published=way.published)
         row = [way.title.replace("DP 2", "DP 8"), f"{flops / 1e9:.2f}", f"{flops / first:.3f}"]
         row += [f"{memory.needed / GIB:.1f}", {"yes": "fits", "no": "too much"}.get(memory.verdict(64), "tight")]
-        rows.append([*row, f"{all_to_all_bytes(recipe, way.published) / 1e9:.0f}"])
+        rows.append([*row, f"{bytes_sent(recipe, way.published)[0] / 1e9:.0f}"])
     print_table(rows)
 
 

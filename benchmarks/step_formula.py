@@ -5,7 +5,6 @@ from __future__ import annotations
 from openpangu_sft.checkpoint.sharding import layout_of
 from openpangu_sft.model.flops import recomputed_layers
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.training.mindspeed.flags import repeats_kv_heads
 
 SCALE = 16
 """Hidden sizes, and lengths of packs, segments and chunks of logits, of the 1B at 32K to those of the small model."""
@@ -24,18 +23,3 @@ def flops_per_token(recipe: Recipe, pairs: float, logits: float) -> float:
     passes = 3 * model.num_layers + recomputed_layers(recipe, model.num_layers)
     vocabulary = layout_of(model, recipe.parallel).padded_vocab_size
     return passes * (2 * matrices + 4 * heads * pairs) + 6 * vocabulary * model.hidden_size * logits
-
-
-def all_to_all_bytes(recipe: Recipe, published: bool) -> int:
-    """Bytes that a device sends in a step: query, key, value and result of each layer.
-
-    In the forward pass, in the backward pass, and again where a layer is recomputed. As published, key and value are
-    repeated for every head before they are sent.
-    """
-    model, context = recipe.model, recipe.parallel.context
-    passes = 2 * model.num_layers + recomputed_layers(recipe, model.num_layers)
-    tokens = recipe.train.global_batch_size * recipe.data.seq_length // recipe.parallel.data // context
-    element = 2 if recipe.train.precision == "bf16" else 4
-    pairs = model.num_attention_heads if published or repeats_kv_heads(recipe) else model.num_query_groups
-    sent = 2 * (model.num_attention_heads + pairs) * model.kv_channels
-    return passes * tokens * sent * element * (context - 1) // context

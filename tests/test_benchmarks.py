@@ -21,7 +21,7 @@ from benchmarks.packing import best_fit_packs
 from benchmarks.random_model import write_random_model
 from benchmarks.raw import deal
 from benchmarks.step import FULL_SIZE_ONLY, WAYS, Bench, report, report_full_size
-from benchmarks.step_formula import all_to_all_bytes, flops_per_token
+from benchmarks.step_formula import flops_per_token
 from benchmarks.train import table
 from benchmarks.train_once import ENGINES, Clock, Steps
 from conftest import ROOT, SHARED, TINY, MakeRecipe, write_packs
@@ -29,6 +29,7 @@ from openpangu_sft.checkpoint.files.arrays import BF16
 from openpangu_sft.checkpoint.hf import open_hf, require_model
 from openpangu_sft.checkpoint.sharding import hf_shapes, parameter_count, whole
 from openpangu_sft.conversations.conversation import parse_sample
+from openpangu_sft.plan.choose import bytes_sent
 from openpangu_sft.training.mindspeed.sources import find_sources, require_ready
 from upstream import require_compiler
 
@@ -212,7 +213,7 @@ def test_the_step_benchmark_counts_what_the_formulas_say(tmp_path: Path, capsys:
         recipe, share = bench.recipe(one.way, "bf16", 2), packs.trained / packs.tokens
         logits = 1 if one.way.published else share
         assert one.flops == packs.tokens * flops_per_token(recipe, packs.squares / packs.tokens, logits)
-        assert one.sent("all-to-all") == all_to_all_bytes(recipe, one.way.published)
+        assert one.sent("all-to-all") == bytes_sent(recipe, one.way.published)[0]
         assert [rank["losses"] for run in one.timed for rank in run] == [
             pytest.approx(published.timed[0][0]["losses"], rel=1e-6)
         ] * 2
