@@ -164,6 +164,11 @@ def test_further_flags_stand_behind_ours(make_recipe: MakeRecipe) -> None:
             "--use-checkpoint-args",
             "train.upstream_flags --use-checkpoint-args: makes MindSpeed-LLM 1.0.0 crash -> leave it out",
         ),
+        (
+            "--output-logit-softcapping=30",
+            "train.upstream_flags --output-logit-softcapping: is not for openPangu, and the patched loss would ignore "
+            "it -> leave it out",
+        ),
     ),
 )
 def test_flags_that_are_refused(make_recipe: MakeRecipe, flag: str, complaint: str) -> None:

@@ -112,6 +112,8 @@ HARMFUL = {
     "eod-mask-loss": "does nothing in fine-tuning",
     "variable-seq-lengths": "all packs have one length",
     "use-dist-ckpt": "the checkpoint could not be exported",
+    "output-multiplier-scale": "is not for openPangu, and the patched loss would ignore it",
+    "output-logit-softcapping": "is not for openPangu, and the patched loss would ignore it",
     "no-save-optim": "training could not resume from its checkpoints",
 }
 
