@@ -7,12 +7,12 @@ stand-in's operator again.
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from operator import itemgetter
+from collections import Counter
 from typing import Any, Callable
 
 import torch
 import torch_npu
+from torch._C._profiler import _EventType
 from torch.autograd.profiler import profile, record_function
 
 Operator = Callable[..., Any]
@@ -89,20 +89,23 @@ class MemoryRecord(profile):
         Left out is what spans INSIDE and PRODUCTS free again, and tensors of exactly `without` bytes.
         """
         assert self.kineto_results
-        spans, changes = [], []
-        for event in self.kineto_results.events():
-            if (name := event.name()) in (INSIDE, *PRODUCTS):
-                spans.append((event.start_us(), event.start_us() + event.duration_us()))
-            elif name == "[memory]":
-                changes.append((event.start_us(), event.nbytes()))  # type: ignore[attr-defined]
-        spans.sort()
-        begins = [begin for begin, _ in spans]
-        alive = most = 0
-        for when, size in sorted(changes, key=itemgetter(0)):
+        changes: list[tuple[int, int, int, bool]] = []
+        nodes: list[tuple[Any, bool]] = [(node, False) for node in self.kineto_results.experimental_event_tree()]
+        while nodes:
+            node, inside = nodes.pop()
+            inside = inside or node.name in (INSIDE, *PRODUCTS)
+            if node.tag == _EventType.Allocation:
+                changes.append((node.start_time_ns, node.extra_fields.ptr, node.extra_fields.alloc_size, inside))
+            nodes += ((child, inside) for child in node.children)
+        alive: Counter[int] = Counter()
+        total = most = 0
+        for _, address, size, inside in sorted(changes):
             if abs(size) == without:
                 continue
-            alive += size
-            span = bisect_right(begins, when) - 1
-            if span < 0 or when > spans[span][1] + 1:  # times are whole microseconds
-                most = max(most, alive)
+            if size > 0:  # what gloo's threads have freed is not recorded, but its address is given out again
+                total, alive[address] = total + size - alive[address], size
+            else:  # or it was allocated before
+                total, alive[address] = total + size, 0
+            if not inside:
+                most = max(most, total)
         return most

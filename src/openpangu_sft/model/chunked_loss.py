@@ -67,6 +67,7 @@ class _LossSum(torch.autograd.Function):
                 torch.matmul(gradient, columns, out=for_hidden[rows])
             if for_weight is not None:
                 for_weight += torch.matmul(gradient.t(), hidden[rows])
+            del gradient  # not kept beside the next chunk's logits
         ctx.save_for_backward(for_hidden, for_weight)
         ctx.dtype = weight.dtype
         return total
