@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Optional
 
 import pytest
 import torch
@@ -56,8 +57,9 @@ def test_result_and_gradients(dtype: torch.dtype, width: int, bounds: list[tuple
         assert error <= close * other.grad.norm() + 1e-6 * weights.norm()  # of one token q and k have none
 
 
-def test_layers_are_those_of_stock_transformers() -> None:
-    """Results and gradients of every weight, in fp64, for two packs of one segment each."""
+@pytest.mark.parametrize("rows", [None, [0, 1, 7, 18, 20, 36]], ids=["all", "some"])
+def test_layers_are_those_of_stock_transformers(rows: Optional[list[int]]) -> None:
+    """Results and gradients of every weight, in fp64, for two packs of one segment each, also at some positions."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 24, "intermediate_size": 40, "num_attention_heads": 6, "num_key_value_heads": 2}
     config = LlamaConfig(vocab_size=50, num_hidden_layers=2, head_dim=8, attention_bias=True, rope_theta=5e2, **sizes)
@@ -68,9 +70,12 @@ def test_layers_are_those_of_stock_transformers() -> None:
     ours.load_state_dict(stock.state_dict())
     use_segments(ours)
     ids = torch.randint(50, (2, 19))
-    weights = torch.randn(2, 19, 24, dtype=torch.double)
     expected = stock(ids).last_hidden_state
-    result = ours(ids, segments=[[(0, 19)], [(0, 19)]]).last_hidden_state
+    if rows is not None:
+        expected = expected.flatten(0, 1)[rows]
+    weights = torch.randn_like(expected)
+    chosen = None if rows is None else torch.tensor(rows)
+    result = ours(ids, segments=[[(0, 19)], [(0, 19)]], rows=chosen).last_hidden_state
     torch.testing.assert_close(result, expected, rtol=1e-6, atol=1e-6)  # transformers' norm and angles are fp32
     (expected * weights).sum().backward()
     (result * weights).sum().backward()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from openpangu_sft.dataset.segments import positions_within, segment_bounds
+from openpangu_sft.dataset.segments import segment_bounds
 from openpangu_sft.model.batches import Batch
 from openpangu_sft.model.llama import SEGMENTS, PackLoss, build_model
 from openpangu_sft.tokenizer.tokenizer import IGNORED
@@ -44,7 +45,7 @@ def samples() -> list[tuple[np.ndarray, np.ndarray]]:
 def pack(rows: list[list[tuple[np.ndarray, np.ndarray]]], seq_length: int) -> Batch:
     ids = np.zeros((len(rows), seq_length), np.int64)
     labels = np.full((len(rows), seq_length), IGNORED)
-    bounds, positions = [], []
+    bounds = []
     for row, segments in enumerate(rows):
         numbers = np.zeros(seq_length, np.int32)
         begin = 0
@@ -53,8 +54,7 @@ def pack(rows: list[list[tuple[np.ndarray, np.ndarray]]], seq_length: int) -> Ba
             ids[row, begin:end], labels[row, begin:end], numbers[begin:end] = segment, targets, number
             begin = end
         bounds.append(segment_bounds(numbers))
-        positions.append(positions_within(bounds[-1]))
-    return Batch(torch.from_numpy(ids), torch.from_numpy(labels), torch.from_numpy(np.stack(positions)), bounds)
+    return Batch.of(ids, labels, bounds, torch.device("cpu"))
 
 
 def plain_loss_sum(tiny_hf: Path, tensors: dict[str, torch.Tensor], ids: np.ndarray, labels: np.ndarray) -> float:
@@ -79,7 +79,7 @@ def test_loss_of_a_pack_is_the_sum_of_those_of_its_samples_alone(
 def test_one_segment_over_the_pack_gives_another_loss(pack_loss: PackLoss) -> None:
     """The test above can fail: attention over the whole pack is visible in the loss."""
     batch = pack([samples()], 32)
-    whole = Batch(batch.input_ids, batch.labels, torch.arange(32)[None], [[(0, 32)]])
+    whole = replace(batch, position_ids=torch.arange(32)[None], segments=[[(0, 32)]])
     with torch.no_grad():
         assert abs(pack_loss(whole).item() - pack_loss(batch).item()) > 1e-2
 

@@ -31,6 +31,6 @@ def validation_loss(recipe: Recipe, tensors: Tensors, iteration: int) -> float:
             batch = packs.batch(np.array([pack]), device)
             with torch.autocast(device.type, torch.bfloat16, enabled=recipe.train.precision == "bf16"):
                 total += pack_loss(batch).item()
-            targets += int(batch.trained.sum())
+            targets += len(batch.rows)
             advance(1, f"loss {total / targets:.4f}")
     return total / targets

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,8 @@ from openpangu_sft.dataset.index_file import PREFIX, read_rows
 from openpangu_sft.dataset.segments import positions_within, segment_bounds
 from openpangu_sft.tokenizer.tokenizer import IGNORED
 
+_Ids = npt.NDArray[Any]
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -21,23 +24,28 @@ class Batch:
     Args:
         input_ids, labels, position_ids: int64 [packs, seq_length]. Labels are -100 where a token is not a target,
             positions count from 0 in every segment.
+        rows: int64, ascending: trained positions of the packs, one pack after another, each before its target.
         segments: for each pack the (begin, end) of its segments and of its padding, in order, without gaps.
     """
 
     input_ids: torch.Tensor
     labels: torch.Tensor
     position_ids: torch.Tensor
+    rows: torch.Tensor
     segments: list[list[tuple[int, int]]]
+
+    @staticmethod
+    def of(ids: _Ids, labels: _Ids, segments: list[list[tuple[int, int]]], device: torch.device) -> Batch:
+        """A micro batch on a device; `ids` and `labels` are [packs, seq_length]."""
+        rows = np.flatnonzero(np.pad(labels[:, 1:], ((0, 0), (0, 1)), constant_values=IGNORED) != IGNORED)
+        positions = np.stack([positions_within(bounds) for bounds in segments])
+        three = torch.from_numpy(np.stack([ids, labels, positions]).astype(np.int64)).to(device)
+        return Batch(three[0], three[1], three[2], torch.from_numpy(rows).to(device), segments)
 
     @property
     def targets(self) -> torch.Tensor:
-        """What each position but the last predicts: int64 [packs, seq_length - 1]."""
-        return self.labels[:, 1:]
-
-    @property
-    def trained(self) -> torch.Tensor:
-        """Where there is a target: bool [packs, seq_length - 1]."""
-        return self.targets != IGNORED
+        """What each trained position predicts: int64 [rows]."""
+        return self.labels.flatten()[self.rows + 1]
 
     @property
     def tokens(self) -> int:
@@ -63,11 +71,7 @@ class PackedDataset:
     def batch(self, packs: npt.NDArray[np.int64], device: torch.device) -> Batch:
         """Collects packs into a micro batch on a device."""
         bounds = [segment_bounds(self._segments[pack]) for pack in packs]
-        positions = np.stack([positions_within(pack_bounds) for pack_bounds in bounds])
-
-        rows = np.stack([self._input_ids[packs], self._labels[packs], positions]).astype(np.int64)
-        input_ids, labels, position_ids = torch.from_numpy(rows).to(device)
-        return Batch(input_ids, labels, position_ids, bounds)
+        return Batch.of(self._input_ids[packs], self._labels[packs], bounds, device)
 
 
 def training_order(packs: int, samples: int, seed: int) -> npt.NDArray[np.int64]:

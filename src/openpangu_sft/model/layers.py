@@ -6,12 +6,12 @@ transformers composes of some 20 operators each, forwards and backwards, and in 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from torch.nn import functional
-from transformers import LlamaForCausalLM
-from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRMSNorm
+from transformers import LlamaModel
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer, LlamaRMSNorm
 
 
 class SegmentAttention(LlamaAttention):
@@ -22,20 +22,36 @@ class SegmentAttention(LlamaAttention):
         hidden_states: torch.Tensor,
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         segments: list[list[tuple[int, int]]],
+        wanted: Optional[torch.Tensor] = None,
         **_: Any,
     ) -> tuple[torch.Tensor, None]:
-        """Attention of a layer.
+        """Attention of a layer: [packs, tokens, hidden_size], or [wanted, hidden_size].
 
         Args:
             hidden_states: [packs, tokens, hidden_size].
             position_embeddings: cosine and sine, [packs, tokens, head_dim].
             segments: for each pack the (begin, end) of its segments, in order, without gaps.
+            wanted: the positions, one pack after another, whose results are wanted; without it all.
         """
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
         query, key, value = (linear(hidden_states).view(shape) for linear in (self.q_proj, self.k_proj, self.v_proj))
         query, key = (_Rotation.apply(heads, *position_embeddings) for heads in (query, key))  # type: ignore[no-untyped-call]
-        result = segment_attention(query, key, value, self.scaling, segments)
-        return self.o_proj(result.flatten(2)), None
+        result = segment_attention(query, key, value, self.scaling, segments).flatten(2)
+        return self.o_proj(result if wanted is None else result.flatten(0, 1).index_select(0, wanted)), None
+
+
+class LastLayer(LlamaDecoderLayer):
+    """The last layer: positions without a target are keys and values there, and need neither projection nor MLP."""
+
+    def forward(  # type: ignore[override]
+        self, hidden_states: torch.Tensor, rows: Optional[torch.Tensor] = None, **given: Any
+    ) -> tuple[Any, ...]:
+        """[rows, hidden_size] for the positions `rows`, one pack after another; without it for all."""
+        if rows is None:
+            return super().forward(hidden_states, **given)
+        attended, _ = self.self_attn(self.input_layernorm(hidden_states), wanted=rows, **given)
+        hidden = hidden_states.flatten(0, 1).index_select(0, rows) + attended
+        return (hidden + self.mlp(self.post_attention_layernorm(hidden)),)
 
 
 class RMSNorm(LlamaRMSNorm):
@@ -47,13 +63,14 @@ class RMSNorm(LlamaRMSNorm):
         return result
 
 
-def use_segments(model: LlamaForCausalLM) -> None:
-    """Makes a stock model's layers take `segments`; its weights stay where they are."""
+def use_segments(model: LlamaModel) -> None:
+    """Makes a stock model's layers take `segments` and `rows`; its weights stay where they are."""
     for module in model.modules():
         if isinstance(module, LlamaAttention):
             module.__class__ = SegmentAttention
         elif isinstance(module, LlamaRMSNorm):
             module.__class__ = RMSNorm
+    model.layers[-1].__class__ = LastLayer
 
 
 def segment_attention(

@@ -35,7 +35,7 @@ def build_model(config_directory: Path, tensors: Tensors, attention: str, device
     model.load_state_dict(tensors, strict=True, assign=True)
     model.tie_weights()
     if attention == SEGMENTS:
-        use_segments(model)
+        use_segments(model.model)
     torch.nn.Module.to(model, device)
     return model
 
@@ -58,9 +58,12 @@ class PackLoss(torch.nn.Module):
     def forward(self, batch: Batch) -> torch.Tensor:
         """The sum, a scalar in fp32."""
         hidden = self.model.model(
-            input_ids=batch.input_ids, position_ids=batch.position_ids, segments=batch.segments, use_cache=False
+            input_ids=batch.input_ids,
+            position_ids=batch.position_ids,
+            segments=batch.segments,
+            rows=batch.rows,
+            use_cache=False,
         ).last_hidden_state
-        rows = hidden[:, :-1][batch.trained]
         if torch.is_autocast_enabled() or torch.is_autocast_cpu_enabled():
-            rows = rows.bfloat16()
-        return loss_sum(rows, self.model.lm_head.weight, batch.targets[batch.trained])
+            hidden = hidden.bfloat16()
+        return loss_sum(hidden, self.model.lm_head.weight, batch.targets)

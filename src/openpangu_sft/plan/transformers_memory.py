@@ -90,9 +90,8 @@ def _kept(recipe: Recipe, all_copies: bool = True) -> Part:
 
 
 def _final(recipe: Recipe) -> Part:
-    """The last norm's input and output."""
-    size = _tokens(recipe) * (recipe.model.hidden_size * 2 * 4 + 4)
-    return Part("kept by the last norm", size, "its input and output")
+    """The last norm's input at trained positions."""
+    return Part("kept by the last norm", _trained(recipe) * (recipe.model.hidden_size * 4 + 4), "its input")
 
 
 def _batch(recipe: Recipe) -> Part:
