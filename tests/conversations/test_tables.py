@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import datetime
 import io
+import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pyarrow
@@ -127,6 +130,16 @@ def test_damaged_arrow_is_refused(tmp_path: Path) -> None:
         ):
             (tmp_path / name).write_bytes(content)
             assert "not readable as Arrow" in refusal(tmp_path / name)
+
+
+def test_a_full_disk_for_temporary_files_is_not_the_files_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = put(tmp_path / "a.arrow.gz", b"ARROW1")
+    monkeypatch.setattr(shutil, "copyfileobj", lambda *_: os.write(os.open("/dev/full", os.O_WRONLY), b"1"))
+    with pytest.raises(OSError, match="No space left") as found:
+        read(path)
+    assert found.value.filename == tempfile.gettempdir()
 
 
 def test_an_arrow_stream_cut_between_batches_is_refused(tmp_path: Path) -> None:

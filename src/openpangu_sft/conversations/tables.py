@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import shutil
 import tempfile
 from collections import Counter
@@ -115,6 +116,9 @@ def _mapped(path: Path, kind: str) -> Iterator[pyarrow.NativeFile]:
             with pyarrow.memory_map(unpacked.name) as source:
                 yield source
     except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: column names that are not UTF-8
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            error.filename = tempfile.gettempdir()  # where it is unpacked
+            raise
         raise UserError(f"not readable as {kind}: {error}", where=path, remedy="write it again") from None
 
 
