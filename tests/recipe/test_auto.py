@@ -92,9 +92,13 @@ def test_the_fast_recipe_is_the_published_one_but_for_its_split_and_run() -> Non
         ),
         (("parallel=auto", "parallel.devices_per_node=1000000000000"), "less than or equal to 1000"),
         (("parallel=auto", "train.lr=x"), "--set train.lr: train.lr = 'x'"),
+        (
+            ("train.recompute=auto", "train.recompute.activation=true"),
+            "--set train.recompute.activation: train.recompute is auto, which chooses this too -> set",
+        ),
         (("parallel=auto",), "the recipe holds auto, which is not chosen here -> give numbers"),
     ],
-    ids=["section", "word", "size", "indivisible", "devices", "very many", "elsewhere", "nobody chooses"],
+    ids=["section", "word", "size", "indivisible", "devices", "very many", "elsewhere", "part", "nobody chooses"],
 )
 def test_what_is_refused(overrides: tuple[str, ...], said: str) -> None:
     assert said in refusal_of(load_recipe, OPENPANGU, overrides)

@@ -88,6 +88,9 @@ def _apply(content: dict[str, Any], override: str) -> str:
     for parent in parents:
         below = section.get(parent)
         if below == AUTO:  # train.recompute; a number of layers is not to be ignored
+            if last == "activation":
+                what = f"{'.'.join(parents)} is auto, which chooses this too"
+                raise UserError(what, where=where, remedy="set train.recompute.granularity=none or full first")
             below = {"granularity": "full"} if last == "num_layers" else {}
         if below is not None and not isinstance(below, dict):
             return key  # not a section in the file: refused by the validation
