@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from openpangu_sft.artifacts.artifact import Manifest
 from openpangu_sft.plan.report import make_report
+from openpangu_sft.plan.show import show_report
 from openpangu_sft.plan.speed import speed_of
 from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.training.run.memory import DeviceMemory
 from openpangu_sft.training.run.metrics import Row, append
 from openpangu_sft.training.run.provenance import RECIPE, record_start
 from plan.test_estimate import published
@@ -38,17 +42,17 @@ def again(made: Recipe, *overrides: str) -> Recipe:
 
 
 def test_no_run(tmp_path: Path) -> None:
-    assert speed_of(published(f"paths.run={tmp_path}"), None) == (None, "unknown")
+    assert speed_of(published(f"paths.run={tmp_path}"), None) == (None, "unknown", None)
 
 
 def test_no_iteration_yet(made: Recipe) -> None:
-    assert speed_of(made, None) == (None, "unknown")
+    assert speed_of(made, None) == (None, "unknown", None)
 
 
 def test_a_run_of_the_same_recipe_is_measured(made: Recipe) -> None:
     log(made.path("run"), 100, 20, 20, 60, float("nan"))
-    assert speed_of(made, None) == (ITERATION / 20, "measured, median of 3 iterations")
-    assert speed_of(made, 5.0) == (5.0, "given")
+    assert speed_of(made, None) == (ITERATION / 20, "measured, median of 3 iterations", None)
+    assert speed_of(made, 5.0) == (5.0, "given", None)
     report = make_report(made, [64])
     assert report.seconds == pytest.approx(600 * 20)
 
@@ -111,6 +115,17 @@ def test_iterations_before_the_last_start_may_have_had_other_settings(made: Reci
     log(run, 20, 20, 20)
     other = again(made, "train.recompute.num_layers=5")
     record_start(other, Manifest("run"), 3, ["sft"])
-    assert speed_of(other, None) == (None, "unknown")
+    assert speed_of(other, None) == (None, "unknown", None)
     log(run, 10, 10, 10, after=3)
-    assert speed_of(other, None) == (ITERATION / 10, "measured, median of 2 iterations")
+    assert speed_of(other, None) == (ITERATION / 10, "measured, median of 2 iterations", None)
+
+
+def test_device_memory_that_a_run_measured(made: Recipe) -> None:
+    log(made.path("run"), 20, 20)
+    memory = DeviceMemory(peak=41 << 30, left=17 << 30, total=61 << 30)
+    figures = {"loss": 1.0, "lr": 1e-5, "grad_norm": 1.0, "tokens": ITERATION, "seconds": 20.0}
+    append(made.path("run"), Row(iteration=3, memory=memory, **figures))
+    assert speed_of(made, None).memory == memory
+    screen = Console(file=io.StringIO(), width=400)
+    show_report(make_report(made, [64]), screen)
+    assert ": peak 41.0 GiB of tensors measured, 17.0 of 61.0 GiB left" in screen.file.getvalue()  # type: ignore[attr-defined]

@@ -90,6 +90,7 @@ def as_json(report: Report) -> dict[str, Any]:
             "peak": memory.peak,
             "needed": memory.needed,
             "fits": {f"{gib:g}": memory.verdict(gib) for gib in report.best},
+            "measured": speed.memory.model_dump() if speed.memory else None,
         },
         "chosen": recipe.chosen if isinstance(recipe, ChosenRecipe) else None,
         "now": _decisive(report.now),

@@ -56,6 +56,8 @@ def _memory(report: Report, to: Console) -> None:
         _say(to, words[verdict], style="green" if verdict == "yes" else "yellow")
         if verdict != "yes":
             _say(to, f"  to fit: {advice(best, gib)}")
+    if report.speed.memory:
+        _say(to, f"the run in {recipe.path('run')}: {report.speed.memory}")
     _say(to, NOT_COUNTED[recipe.train.engine])
 
 

@@ -1,4 +1,4 @@
-"""Tokens/s of a run: given, or measured by an earlier run with the same settings."""
+"""Tokens/s of a run, given or measured by an earlier run with the same settings, and that run's device memory."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Optional
 
 from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.training.run.memory import DeviceMemory
 from openpangu_sft.training.run.metrics import read_metrics
 from openpangu_sft.training.run.provenance import RECIPE, read_starts
 from openpangu_sft.util.errors import UserError
@@ -19,6 +20,7 @@ class Speed(NamedTuple):
 
     tokens: Optional[float]
     source: str
+    memory: Optional[DeviceMemory] = None  # measured by the same run, where it had devices
 
 
 def speed_of(recipe: Recipe, given: Optional[float]) -> Speed:
@@ -45,7 +47,8 @@ def speed_of(recipe: Recipe, given: Optional[float]) -> Speed:
         return Speed(None, UNKNOWN)
     later = rows[1:] or rows  # the first iteration compiles and allocates
     rate = median(row["tokens"] / row["seconds"] for row in later)
-    return Speed(rate, f"measured, median of {len(later)} iterations")
+    memory = next((DeviceMemory(**row["memory"]) for row in reversed(rows) if "memory" in row), None)
+    return Speed(rate, f"measured, median of {len(later)} iterations", memory)
 
 
 def _decisive(recipe: Recipe) -> dict[str, Any]:
@@ -53,7 +56,7 @@ def _decisive(recipe: Recipe) -> dict[str, Any]:
     content = recipe.model_dump()
     train = content["train"]
     sections = {
-        "train": {name: train[name] for name in ("engine", "device", "precision")},
+        "train": {name: train[name] for name in ("engine", "device", "precision", "loss")},
         "model": content["model"],
         "parallel": content["parallel"],
         "data": {"seq_length": recipe.data.seq_length},

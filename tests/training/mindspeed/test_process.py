@@ -119,7 +119,7 @@ def test_the_device_memory_is_shown_and_recorded(make_recipe: MakeRecipe, capsys
     lines = [ITERATION.replace("12/", f"{number}/") for number in (1, 2, 3)]
     train_with(recipe, "".join([lines[0], f"openpangu-sft memory: {memory.model_dump_json()}\n", *lines[1:]]))
     said = capsys.readouterr().err
-    assert "device memory: peak 41.0 GiB of tensors measured, 45.0 planned; 1.0 of 61.0 GiB left\n" in said
+    assert "device memory: peak 41.0 GiB of tensors measured, 1.0 of 61.0 GiB left; planned: 45.0 GiB\n" in said
     assert "a later iteration may run out of memory -> recompute more (train.recompute)" in said
     recorded = {row["iteration"]: row["memory"] for row in read_metrics(recipe.path("run")) if "memory" in row}
     assert recorded == {2: memory.model_dump()}

@@ -28,8 +28,8 @@ def test_the_peak_is_shown_beside_the_planned_one(capsys: pytest.CaptureFixture[
     for planned in (45 * GIB + GIB // 2, 0):
         memory.show(planned)
     assert capsys.readouterr().err.splitlines() == [
-        "device memory: peak 41.0 GiB of tensors measured, 45.5 planned; 17.0 of 61.0 GiB left",
-        "device memory: peak 41.0 GiB of tensors measured; 17.0 of 61.0 GiB left",
+        "device memory: peak 41.0 GiB of tensors measured, 17.0 of 61.0 GiB left; planned: 45.5 GiB",
+        "device memory: peak 41.0 GiB of tensors measured, 17.0 of 61.0 GiB left",
     ]
 
 

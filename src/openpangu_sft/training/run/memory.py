@@ -22,11 +22,13 @@ class DeviceMemory(BaseModel):
     left: int  # of the device beside this peak and what other libraries hold: HCCL, CANN, CUDA
     total: int  # of the device, as its driver counts
 
+    def __str__(self) -> str:
+        left = f"{self.left / _GIB:.1f} of {self.total / _GIB:.1f} GiB left"
+        return f"peak {self.peak / _GIB:.1f} GiB of tensors measured, {left}"
+
     def show(self, planned: int) -> None:
         """Beside the planned peak of tensors in bytes, 0 if it is not known; with a warning where little is left."""
-        expected = f", {planned / _GIB:.1f} planned" if planned else ""
-        left = f"{self.left / _GIB:.1f} of {self.total / _GIB:.1f} GiB left"
-        say(f"device memory: peak {self.peak / _GIB:.1f} GiB of tensors measured{expected}; {left}")
+        say(f"device memory: {self}" + (f"; planned: {planned / _GIB:.1f} GiB" if planned else ""))
         if self.left < LOW * self.total:
             what = f"less than {LOW:.0%} of a device is left: a later iteration may run out of memory"
             console.print(f"{what} -> {REMEDY}", style="yellow", soft_wrap=True)
