@@ -10,6 +10,7 @@ from openpangu_sft.artifacts.artifact import Manifest, staged_directory
 from openpangu_sft.artifacts.changes import unchanged
 from openpangu_sft.artifacts.checks import require_apart, require_room
 from openpangu_sft.checkpoint.files.arrays import DTYPES
+from openpangu_sft.checkpoint.lora import with_adapters
 from openpangu_sft.checkpoint.mcore import FIRST, iteration_directory, rank_file, write_rank, write_tracker
 from openpangu_sft.checkpoint.mcore_reader import open_mcore
 from openpangu_sft.checkpoint.reshard import Resharder, require_equal, warn_of_cast
@@ -18,6 +19,7 @@ from openpangu_sft.checkpoint.source import open_checkpoint
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.tokenizer.tokenizer import tokenizer_digest
 from openpangu_sft.util.console import byte_progress
+from openpangu_sft.util.errors import UserError
 
 
 def run_convert(
@@ -36,7 +38,15 @@ def run_convert(
     checkpoint = open_checkpoint(recipe, path, iteration, "check paths.hf" if source is None else "check the path")
     require_apart("the source" if source else "paths.hf", path, "paths.mcore", target)
     layout = layout_of(model, recipe.parallel)
-    resharder = Resharder(checkpoint.weights, model, DTYPES[dtype] if dtype else None)
+    weights, adapter = checkpoint.weights, recipe.train.lora.adapter
+    if adapter:
+        weights = checkpoint.weights.stored
+        if not weights.adapter:
+            weights = with_adapters(weights, model, adapter, recipe.train.seed)
+        elif weights.adapter != adapter:
+            what = f"has adapters of {weights.adapter}, the recipe says {adapter}"
+            raise UserError(what, where=path, remedy="set train.lora to these, or merge them with make export first")
+    resharder = Resharder(weights, model, DTYPES[dtype] if dtype else None)
     ranks = {rank: resharder.mcore(layout, *rank) for rank in layout.ranks()}
     size = sum(tensor.nbytes for tensors in ranks.values() for tensor in tensors.values())
     manifest = Manifest("mcore", settings=mcore_settings(recipe))
@@ -51,10 +61,10 @@ def run_convert(
         directory = iteration_directory(staging, FIRST.iteration)
         directory.mkdir()
         for rank, tensors in ranks.items():
-            entry = write_rank(directory, model, layout, rank, tensors, FIRST, advance)
+            entry = write_rank(directory, model, layout, rank, tensors, FIRST, advance, adapter)
             manifest.files[f"{directory.name}/{rank_file(*rank, layout.pipeline)}"] = entry
         write_tracker(staging, FIRST.iteration)
-        written = open_mcore(staging, model).weights
+        written = open_mcore(staging, model).weights.stored
         require_equal(resharder, written, directory, advance)
         base = {name: checkpoint.base(name) for name in ("weights", "config", "tokenizer")}
         manifest.inputs = {**{name: digest for name, digest in base.items() if digest}, **digests.result()}
@@ -73,4 +83,5 @@ def mcore_settings(recipe: Recipe) -> dict[str, object]:
     """The settings that shape a Megatron-core checkpoint: convert records them, sft requires them."""
     keys = ("tensor", "pipeline", "num_layer_list", "make_vocab_size_divisible_by")
     parallel = {f"parallel.{key}": getattr(recipe.parallel, key) for key in keys}
-    return {**{f"model.{key}": value for key, value in recipe.model.model_dump().items()}, **parallel}
+    lora = {"train.lora": recipe.train.lora.model_dump()}
+    return {**{f"model.{key}": value for key, value in recipe.model.model_dump().items()}, **parallel, **lora}

@@ -12,7 +12,7 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Optional
 
 from openpangu_sft.artifacts.atomic import write_durably
 from openpangu_sft.checkpoint.files.arrays import DType, Stored
@@ -20,7 +20,7 @@ from openpangu_sft.checkpoint.files.torch_write import write_torch_file
 from openpangu_sft.checkpoint.files.writer import Advance, Entry, nothing
 from openpangu_sft.checkpoint.sharding import Layout, extra_state_names
 from openpangu_sft.recipe.model_config import TRACKER
-from openpangu_sft.recipe.sections import Model
+from openpangu_sft.recipe.sections import Adapter, Model
 
 MODEL_FILE = "model_optim_rng.pt"
 OPTIMIZER_FILE = "distrib_optim.pt"
@@ -61,16 +61,18 @@ def write_rank(
     tensors: Mapping[str, Stored],
     position: Position,
     advance: Advance = nothing,
+    adapter: Optional[Adapter] = None,
 ) -> Entry:
     """Writes the file of one rank (tensor rank, pipeline rank) below the directory of an iteration, which exists.
 
-    `tensors` are all of this rank's, by Megatron-core name.
+    `tensors` are all of this rank's, by Megatron-core name, an adapter's included.
     """
     state: dict[str, Any] = dict(tensors)
-    state.update(dict.fromkeys(extra_state_names(layout, rank[1])))
+    if not adapter:  # Megatron's layers do without them
+        state.update(dict.fromkeys(extra_state_names(layout, rank[1])))
     dtype = next(iter(tensors.values())).dtype
     content = {
-        "args": _arguments(model, layout, dtype, position),
+        "args": Namespace(**vars(_arguments(model, layout, dtype, position)), **_lora_arguments(adapter)),
         "checkpoint_version": 3.0,
         "iteration": position.iteration,
         "model": state,
@@ -79,6 +81,12 @@ def write_rank(
     path = directory / rank_file(*rank, layout.pipeline)
     path.parent.mkdir()
     return write_torch_file(content, path, advance)
+
+
+def _lora_arguments(adapter: Optional[Adapter]) -> dict[str, Any]:
+    if not adapter:
+        return {}
+    return {"lora_r": adapter.rank, "lora_alpha": adapter.alpha, "lora_target_modules": adapter.linears}
 
 
 def _arguments(model: Model, layout: Layout, dtype: DType, position: Position) -> Namespace:

@@ -14,11 +14,12 @@ import numpy as np
 from openpangu_sft.artifacts.artifact import MANIFEST, Manifest, parse_manifest, require_files
 from openpangu_sft.checkpoint.files.arrays import Array
 from openpangu_sft.checkpoint.files.torch_read import is_whole, load_checkpoint_file
+from openpangu_sft.checkpoint.lora import merged
 from openpangu_sft.checkpoint.mcore import MODEL_FILE, OPTIMIZER_FILE, RELEASE, iteration_directory, rank_file
 from openpangu_sft.checkpoint.sharding import Block, Layout, mcore_tensors
 from openpangu_sft.checkpoint.weights import Part, Weights, require_tensors
 from openpangu_sft.recipe.model_config import CONFIG, TRACKER
-from openpangu_sft.recipe.sections import Model
+from openpangu_sft.recipe.sections import LINEARS, Adapter, Model
 from openpangu_sft.util.errors import UserError
 
 Contents = Mapping[tuple[int, int], Mapping[str, Any]]  # what the ranks' files hold, by (tensor rank, pipeline rank)
@@ -27,6 +28,7 @@ _RANK = re.compile(r"mp_rank_(\d{2})(?:_(\d{3}))?")
 _RECIPE = "was it made with the model of this recipe?"
 _EMBEDDING = "embedding.word_embeddings.weight"
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
+_ADAPTED = re.compile(r"\.lora_A\.default\.weight$")
 _DESCRIBED = ("num_attention_heads", "num_query_groups", "kv_channels", "rotary_base", "norm_epsilon")
 """Sizes that neither shapes nor values of the weights show."""
 
@@ -37,7 +39,7 @@ class McoreCheckpoint(NamedTuple):
     directory: Path  # of the iteration
     iteration: int
     layout: Layout
-    weights: Weights  # by Hugging Face name, without the padding of the vocabulary
+    weights: Weights  # by Hugging Face name, without the padding of the vocabulary; adapters merged
     manifest: Optional[Manifest]  # None where another tool made it
 
     @property
@@ -83,15 +85,31 @@ def open_mcore(
     manifest = _manifest(root, directory, other)
     contents = _read_ranks(directory, other)
     layout = _layout(contents, model, directory)
+    adapter = _adapter(contents, directory)
     parts: list[Part] = []
     for (tp, pp), content in sorted(contents.items()):
         where = directory / rank_file(tp, pp, layout.pipeline)
         tensors = {name: value for name, value in content["model"].items() if isinstance(value, np.ndarray)}
-        table = mcore_tensors(model, layout, tp, pp)
+        table = mcore_tensors(model, layout, tp, pp, adapter)
         require_tensors(tensors, {t.name: t.shape for t in table}, where, _RECIPE)
         for tensor in table:
             parts.extend(parts_of(tensor.blocks, tensors[tensor.name], where))
-    return McoreCheckpoint(directory, number, layout, Weights(parts, "the ranks are not of one checkpoint"), manifest)
+    weights = Weights(parts, "the ranks are not of one checkpoint", adapter)
+    return McoreCheckpoint(directory, number, layout, merged(weights), manifest)
+
+
+def _adapter(contents: Contents, directory: Path) -> Optional[Adapter]:
+    """The shape of the adapters that MindSpeed-LLM's LoRA has left; None where there are none."""
+    ranks = {str(name): len(value) for name, value in contents[0, 0]["model"].items() if _ADAPTED.search(str(name))}
+    if not ranks:
+        return None
+    alpha = getattr(contents[0, 0].get("args"), "lora_alpha", None)
+    if len({*ranks.values()}) > 1 or not isinstance(alpha, (int, float)) or not alpha > 0:
+        what = f"has LoRA adapters of rank {', '.join(map(str, sorted({*ranks.values()})))}, alpha {alpha}"
+        raise UserError(what, where=directory, remedy="one rank, and lora_alpha among the saved arguments, are needed")
+    found = {name.split(".")[-4] for name in ranks}
+    targets = tuple(name for linear, names in LINEARS.items() if linear in found for name in names)
+    return Adapter(next(iter(ranks.values())), float(alpha), targets)
 
 
 def _is_release(root: Path) -> bool:

@@ -8,6 +8,7 @@ from typing import Optional
 
 from openpangu_sft.checkpoint.files.arrays import Array, CastStats, DType, Shape, Stored, convert_dtype
 from openpangu_sft.checkpoint.files.writer import Advance, nothing
+from openpangu_sft.checkpoint.lora import Merged
 from openpangu_sft.checkpoint.sharding import Block, Layout, hf_shapes, mcore_tensors, whole
 from openpangu_sft.checkpoint.weights import Part, Weights, difference, row_blocks
 from openpangu_sft.recipe.sections import Model
@@ -18,21 +19,27 @@ COMPARED_AT_ONCE = 2
 
 
 class Resharder:
-    """Moves weights block by block; only a given dtype changes values. Without one each tensor keeps its own."""
+    """Moves weights block by block; only a given dtype changes values. Without one each tensor keeps its own.
+
+    Adapters, if any, are moved too; those of merged weights are not seen.
+    """
 
     def __init__(self, weights: Weights, model: Model, dtype: Optional[DType] = None) -> None:
         self.weights, self.model, self.dtype = weights, model, dtype
+        if isinstance(weights, Merged) and dtype:
+            self.weights = weights.as_dtype(dtype)
         self.cast = CastStats()  # what the cast has lost so far; a block that is on several ranks counts once
         self._counted: set[Block] = set()
 
     def mcore(self, layout: Layout, tp: int, pp: int) -> dict[str, Stored]:
         """The tensors of a Megatron-core rank; `UserError` if one would join tensors of different dtypes."""
-        tensors = mcore_tensors(self.model, layout, tp, pp)
+        tensors = mcore_tensors(self.model, layout, tp, pp, self.weights.adapter)
         return {tensor.name: self._stored(tensor.name, tensor.shape, tensor.blocks) for tensor in tensors}
 
     def hf(self) -> dict[str, Stored]:
         """The tensors of the Hugging Face checkpoint."""
-        return {name: self._stored(name, shape, [whole(name, shape)]) for name, shape in hf_shapes(self.model).items()}
+        shapes = hf_shapes(self.model, self.weights.adapter)
+        return {name: self._stored(name, shape, [whole(name, shape)]) for name, shape in shapes.items()}
 
     def read(self, block: Block) -> Array:
         """Values of a block, after any dtype cast."""
@@ -67,7 +74,7 @@ def differences(resharder: Resharder, written: Weights, advance: Advance = nothi
 
     parts = [
         Part(rows, part.array[rows.within(part.block)], part.where)
-        for name in hf_shapes(resharder.model)
+        for name in hf_shapes(resharder.model, resharder.weights.adapter)
         for part in written.parts(name)
         for rows in row_blocks(part.block, part.array.dtype)  # a tensor on several ranks is never joined whole
     ]

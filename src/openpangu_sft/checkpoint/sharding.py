@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple, Optional
 
 if TYPE_CHECKING:
     from openpangu_sft.checkpoint.files.arrays import Shape
-    from openpangu_sft.recipe.sections import Model, Parallel
+    from openpangu_sft.recipe.sections import Adapter, Model, Parallel
 
 
 class Block(NamedTuple):
@@ -100,9 +100,37 @@ def single(model: Model) -> Layout:
 
 
 @lru_cache(maxsize=256)
-def mcore_tensors(model: Model, layout: Layout, tp: int, pp: int) -> tuple[McoreTensor, ...]:
-    """All tensors of one rank, in the model's order."""
-    return tuple(_Rank(model, layout, tp, pp).tensors())
+def mcore_tensors(
+    model: Model, layout: Layout, tp: int, pp: int, adapter: Optional[Adapter] = None
+) -> tuple[McoreTensor, ...]:
+    """All tensors of one rank, in the model's order; each adapted one is followed by its A and B."""
+    tensors = _Rank(model, layout, tp, pp).tensors()
+    if not adapter:
+        return tuple(tensors)
+    return tuple(found for tensor in tensors for found in _adapted(tensor, adapter))
+
+
+def _adapted(tensor: McoreTensor, adapter: Adapter) -> Iterator[McoreTensor]:
+    """Names are peft's: the linear layer becomes `base_layer`, beside `lora_A.default` and `lora_B.default`.
+
+    Projections that are one matrix share A, which is found under the first one's name.
+    """
+    linear, _, kind = tensor.name.rpartition(".")
+    if linear.rpartition(".")[2] not in adapter.linears:
+        yield tensor
+        return
+    yield tensor._replace(name=f"{linear}.base_layer.{kind}")
+    if kind == "weight":
+        first = tensor.blocks[0]
+        a = first._replace(name=part_name(first.name, "A"), row=0, rows=adapter.rank)
+        b = [block._replace(name=part_name(block.name, "B"), column=0, columns=adapter.rank) for block in tensor.blocks]
+        yield _stack(f"{linear}.lora_A.default.weight", [a])
+        yield _stack(f"{linear}.lora_B.default.weight", b)
+
+
+def part_name(weight: str, part: str) -> str:
+    """The name of A or B of a weight: …q_proj.lora_A.weight of …q_proj.weight."""
+    return f"{weight.removesuffix('weight')}lora_{part}.weight"
 
 
 def extra_state_names(layout: Layout, pp: int) -> list[str]:
@@ -113,10 +141,10 @@ def extra_state_names(layout: Layout, pp: int) -> list[str]:
 
 
 @lru_cache(maxsize=64)
-def hf_shapes(model: Model) -> dict[str, Shape]:
-    """Names and shapes of all tensors of the Hugging Face checkpoint. Shared: do not change it."""
+def hf_shapes(model: Model, adapter: Optional[Adapter] = None) -> dict[str, Shape]:
+    """Names and shapes of all tensors of the Hugging Face checkpoint, and of A and B. Shared: do not change it."""
     shapes: dict[str, Shape] = {}
-    for tensor in mcore_tensors(model, single(model), 0, 0):
+    for tensor in mcore_tensors(model, single(model), 0, 0, adapter):
         for block in tensor.blocks:
             rows = max(block.row + block.rows, shapes.get(block.name, (0,))[0])
             shapes[block.name] = (rows, *block.shape[1:])

@@ -10,6 +10,7 @@ import numpy as np
 
 from openpangu_sft.checkpoint.files.arrays import CHUNK, DTYPES, Array, DType, Shape, first_difference
 from openpangu_sft.checkpoint.sharding import Block, whole
+from openpangu_sft.recipe.sections import Adapter
 from openpangu_sft.util.errors import UserError
 
 
@@ -24,10 +25,16 @@ class Part(NamedTuple):
 class Weights:
     """All tensors of a model, covered by parts. Values are read on use: parts are views of mapped files.
 
-    Raises `UserError`, with the remedy `repair`, where a part that is on several ranks is not the same on all of them.
+    With an `adapter` there are tensors A and B beside the weights, named as by `sharding.part_name`. Raises
+    `UserError`, with the remedy `repair`, where a part that is on several ranks is not the same on all of them.
     """
 
-    def __init__(self, parts: Iterable[Part], repair: str = "make the checkpoint again") -> None:
+    adapter: Optional[Adapter] = None
+
+    def __init__(
+        self, parts: Iterable[Part], repair: str = "make the checkpoint again", adapter: Optional[Adapter] = None
+    ) -> None:
+        self.adapter = adapter
         self._parts: dict[str, dict[Block, Part]] = {}
         for part in parts:
             first = self._parts.setdefault(part.block.name, {}).setdefault(part.block, part)
@@ -37,6 +44,11 @@ class Weights:
                 raise UserError(f"{what} ({other.where})", where=part.where, remedy=repair)
             if first is not part and (found := difference(part, first.array)):
                 raise UserError(f"{found} ({first.where}): all ranks hold it", where=part.where, remedy=repair)
+
+    @property
+    def stored(self) -> Weights:
+        """What the checkpoint holds: adapters, if any, are not merged."""
+        return self
 
     def names(self) -> list[str]:
         """Hugging Face names."""

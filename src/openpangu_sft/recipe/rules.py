@@ -12,7 +12,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from openpangu_sft.recipe.section import Conflict
-from openpangu_sft.recipe.sections import Paths, Sections
+from openpangu_sft.recipe.sections import LINEARS, Paths, Sections
 from openpangu_sft.util.errors import SizesUnknown
 
 SPLIT = ("parallel.tensor", "parallel.pipeline", "parallel.context")
@@ -36,6 +36,8 @@ def _sizes(recipe: Sections) -> Iterator[Conflict]:
     yield from _indivisible(recipe, ("model.num_attention_heads",), ("parallel.tensor", "parallel.context"))
     yield from _above(recipe, "data.seq_length", "model.max_position_embeddings")
     yield from _above(recipe, "train.recompute.num_layers", "model.num_layers")
+    if recipe.train.lora.rank:
+        yield from _above(recipe, "train.lora.rank", "model.hidden_size")
 
 
 def _others(recipe: Sections) -> Iterator[Conflict]:
@@ -59,6 +61,11 @@ def _others(recipe: Sections) -> Iterator[Conflict]:
     if train.engine == "transformers" and train.recompute.activation:
         key = "train.recompute.activation"
         yield Conflict(f"{key} is for train.engine mindspeed", "set it to false", key, "train.engine")
+    if adapter := train.lora.adapter:
+        for names in LINEARS.values():
+            if 0 < len({*names} & {*adapter.targets}) < len(names):
+                what = f"train.lora.targets has only a part of {', '.join(names)}, which are one matrix in Megatron"
+                yield Conflict(what, "name all of them, or none", "train.lora.targets")
     for name, default in {"data.source_format": "auto", "data.columns": {}}.items():
         if recipe.data.sources and attrgetter(name)(recipe) != default:
             yield Conflict(f"{name} is not used with data.sources", "set it in each source", name, "data.sources")

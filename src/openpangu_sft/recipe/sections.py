@@ -6,7 +6,7 @@ Field names follow Megatron-LM's arguments where it has one. docs/recipe.md is g
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Optional
+from typing import Any, Literal, NamedTuple, Optional
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -131,6 +131,47 @@ class Recompute(Section):
     """Recompute the MLP's activation function in the other layers, at almost no cost (engine mindspeed)."""
 
 
+LINEARS = {
+    "linear_qkv": ("q_proj", "k_proj", "v_proj"),
+    "linear_proj": ("o_proj",),
+    "linear_fc1": ("gate_proj", "up_proj"),
+    "linear_fc2": ("down_proj",),
+}
+"""Megatron's name of a linear layer, and the projections of Hugging Face's model that it holds."""
+
+Target = Literal["all-linear", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+class Adapter(NamedTuple):
+    """The shape of LoRA adapters: W + alpha / rank * B A, with A [rank, in features] and B [out features, rank]."""
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]  # projections, in the order of LINEARS
+
+    @property
+    def linears(self) -> list[str]:
+        """Megatron's names of the adapted layers."""
+        return [linear for linear, names in LINEARS.items() if names[0] in self.targets]
+
+
+class Lora(Section):
+    """Low-rank adapters (LoRA): only they are trained, beside frozen weights."""
+
+    rank: int = Field(default=0, ge=0)
+    """Rank of the adapters; 0: full-parameter fine-tuning."""
+    alpha: float = Field(default=32.0, gt=0)
+    """Adapters are scaled by alpha / rank."""
+    targets: list[Target] = ["all-linear"]
+    """Adapted projections, by Hugging Face name; `all-linear` is all of them."""
+
+    @property
+    def adapter(self) -> Optional[Adapter]:
+        """The adapters' shape; None without."""
+        wanted = [name for names in LINEARS.values() for name in names if {name, "all-linear"} & {*self.targets}]
+        return Adapter(self.rank, self.alpha, tuple(wanted)) if self.rank else None
+
+
 class Parallel(Section):
     """Parallelism, in Megatron's terms. `parallel: auto` chooses tensor, pipeline and context; see plan.md."""
 
@@ -208,6 +249,7 @@ class Train(Section):
     upstream_flags: list[str] = []
     """Extra arguments for MindSpeed-LLM (engine mindspeed): [--log-throughput]."""
     recompute: Recompute = Recompute()
+    lora: Lora = Lora()
 
 
 class Chat(Section):

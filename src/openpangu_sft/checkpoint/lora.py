@@ -1,0 +1,92 @@
+"""LoRA adapters beside the weights that they adapt: how they begin, and how they are merged."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Optional
+
+import numpy as np
+
+from openpangu_sft.checkpoint.files.arrays import Array, DType
+from openpangu_sft.checkpoint.sharding import Block, hf_shapes, part_name, whole
+from openpangu_sft.checkpoint.weights import Part, Weights
+from openpangu_sft.recipe.sections import LINEARS, Adapter, Model
+
+FIRST_OF = {name: names[0] for names in LINEARS.values() for name in names}
+"""The projection under whose name A is found."""
+
+
+class Merged(Weights):
+    """A model with its adapters merged: W + alpha / rank * B A, in fp32, rounded once to W's dtype or a given one."""
+
+    def __init__(self, stored: Weights, dtype: Optional[DType] = None) -> None:
+        assert stored.adapter
+        self._stored, self._scale = stored, stored.adapter.alpha / stored.adapter.rank
+        self._parts = {name: parts for name, parts in stored._parts.items() if ".lora_" not in name}
+        self._dtype = dtype
+        self._merged = lru_cache(4)(self._merge)  # q, k and v are read by turns
+
+    @property
+    def stored(self) -> Weights:
+        return self._stored
+
+    def as_dtype(self, dtype: DType) -> Merged:
+        """The same, rounded once to another dtype."""
+        return Merged(self._stored, dtype)
+
+    def dtype(self, name: str) -> DType:
+        return self._dtype or super().dtype(name) if self._adapts(name) else super().dtype(name)
+
+    def parts(self, name: str) -> Iterator[Part]:
+        for part in super().parts(name):
+            yield part._replace(array=self.read(part.block)) if self._adapts(name) else part
+
+    def read(self, block: Block) -> Array:
+        if not self._adapts(block.name):
+            return super().read(block)
+        merged = self._merged(block.name)
+        return merged[block.within(whole(block.name, merged.shape))]
+
+    def _adapts(self, name: str) -> bool:
+        return part_name(name, "B") in self._stored._parts
+
+    def _merge(self, name: str) -> Array:
+        """The whole tensor: the same bits, whatever part of it is read."""
+        projection = name.split(".")[-2]
+        first = name.replace(f".{projection}.", f".{FIRST_OF[projection]}.")
+        a, b = (self._whole(part_name(*which)).astype(np.float64) for which in ((first, "A"), (name, "B")))
+        product = (self._whole(name).astype(np.float64) + self._scale * (b @ a)).astype(np.float32)
+        merged: Array = product.astype(self.dtype(name))
+        return merged
+
+    def _whole(self, name: str) -> Array:
+        rows = max(part.block.row + part.block.rows for part in self._stored.parts(name))
+        columns = max(part.block.column + (part.block.columns or 0) for part in self._stored.parts(name))
+        return self._stored.read(Block(name, 0, rows, 0, columns))
+
+
+def merged(weights: Weights) -> Weights:
+    """Weights without adapters: merged, or as they are."""
+    return Merged(weights) if weights.adapter else weights
+
+
+def with_adapters(weights: Weights, model: Model, adapter: Adapter, seed: int) -> Weights:
+    """Weights with new adapters, which change nothing yet: B is 0, A is uniform within 1 / sqrt(in features).
+
+    That is peft's own beginning (kaiming_uniform_ with a = sqrt(5)). A depends on the seed and its name, not on the
+    layout. In the dtype of the weights.
+    """
+
+    def parts() -> Iterator[Part]:
+        for name in weights.names():
+            yield from weights.parts(name)
+        for name, shape in hf_shapes(model, adapter).items():
+            if ".lora_" in name:
+                random = np.random.default_rng([seed, zlib.crc32(name.encode())])
+                drawn = random.uniform(-1, 1, shape) / np.sqrt(shape[1]) if ".lora_A." in name else np.zeros(shape)
+                dtype = weights.dtype(name.replace(".lora_A", "").replace(".lora_B", ""))
+                yield Part(whole(name, shape), drawn.astype(np.float32).astype(dtype), "a new adapter")
+
+    return Weights(parts(), adapter=adapter)
