@@ -13,12 +13,14 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from checkpoint_files import Tensors, assert_same_bits
+from conftest import example_texts
 from openpangu_sft.checkpoint.convert import run_convert
 from openpangu_sft.checkpoint.export import run_export
 from openpangu_sft.checkpoint.lora import FIRST_OF
 from openpangu_sft.checkpoint.mcore_reader import open_mcore
 from openpangu_sft.dataset.index_file import PREFIX, read_rows
 from openpangu_sft.dataset.segments import segment_bounds
+from openpangu_sft.demo.base_model import make_base_model
 from openpangu_sft.model.batches import training_order
 from openpangu_sft.model.chat import Chat
 from openpangu_sft.model.llama import build_model
@@ -108,9 +110,16 @@ def test_losses_are_those_of_stock_transformers_with_peft(lora: Options, targets
     assert expected[-1] < expected[0] - 0.01  # adapters have an effect
 
 
+@pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_new_adapters_change_no_loss(lora: Options, options: Options, tmp_path: Path, precision: str) -> None:
+def test_new_adapters_change_no_loss(
+    lora: Options, options: Options, tmp_path: Path, precision: str, tied: bool
+) -> None:
     same = [f"train.precision={precision}", "train.lr_warmup_iterations=0", "train.iterations=2"]
+    if not tied:
+        same += ["model.tie_word_embeddings=false", f"paths.hf={tmp_path / 'hf'}", f"paths.mcore={tmp_path / 'mcore'}"]
+        make_base_model(recipe_of(options(*same)), example_texts())
+        run_convert(recipe_of(options(*same)))
     full = losses(train([*options(*same), f"paths.run={tmp_path / 'full'}"]))
     adapted = losses(train(lora(*same)))
     assert adapted[0] == full[0]
