@@ -184,8 +184,7 @@ def layer_activations(recipe: Recipe) -> int:
     model, shape, adapter = recipe.model, shape_of(recipe), recipe.train.lora.adapter
     linears = set(adapter.linears if adapter else LINEARS)
     norms = (2 + len(linears & {"linear_qkv", "linear_fc1"})) * model.hidden_size  # their inputs, and outputs
-    # npu_swiglu keeps gate and up, linear_fc2 their product unless it is recomputed
-    wide = 2 + ("linear_fc2" in linears and not recipe.train.recompute.activation)
+    wide = 2 + _keeps_product(recipe)  # npu_swiglu keeps gate and up
     inner = adapter.rank * len(linears) if adapter else 0
     kept = norms + _attention(recipe, "linear_proj" in linears) + wide * model.ffn_hidden_size + inner
     # in fp32: a number for each norm, and of npu_fusion_attention
@@ -195,18 +194,25 @@ def layer_activations(recipe: Recipe) -> int:
 
 
 def _widest(recipe: Recipe) -> Part:
-    """Tensors that a layer does not keep, at its widest point; of linear_fc2's input and swiglu's not those kept.
+    """What a layer does not keep, at its widest point: beside the gradient that bypasses the MLP (h), the larger of two.
 
-    At npu_swiglu in the backward pass: gradients of its output (f) and input (2 f), and the one that bypasses the MLP
-    (h), less linear_fc2's input (f), which is freed. Or in the forward pass where linear_fc1 has an adapter: the
-    outputs of both and their sum, or the scaled output (6 f), less what is kept afterwards (3 f).
+    In the backward pass at npu_swiglu gradients of its output (f) and input (2 f), less linear_fc2's input (f), which is
+    freed, or more where it has been recomputed. In the forward pass, where linear_fc1 has an adapter, the outputs of
+    both and the scaled one or the sum (6 f), less what is kept of the MLP afterwards.
     """
     model, shape, adapter = recipe.model, shape_of(recipe), recipe.train.lora.adapter
-    summed = adapter is not None and "linear_fc1" in adapter.linears
-    size = shape.tokens * ((2 + summed) * model.ffn_hidden_size + model.hidden_size) * shape.element // shape.tensor
-    if summed:
-        return Part("sums in a layer", size, "at linear_fc1's adapter, where they are widest")
-    return Part("gradients in a layer", size, "at npu_swiglu, where they are widest")
+    kept, recomputed = _keeps_product(recipe), recipe.train.recompute.activation
+    name, how, wide = "gradients in a layer", "at npu_swiglu, where they are widest", 3 - kept + recomputed
+    if adapter and "linear_fc1" in adapter.linears:
+        name, how, wide = "outputs in a layer", "of linear_fc1 and its adapter, and their sum", 4 - kept
+    size = shape.tokens * (wide * model.ffn_hidden_size + model.hidden_size) * shape.element // shape.tensor
+    return Part(name, size, how)
+
+
+def _keeps_product(recipe: Recipe) -> bool:
+    """Whether linear_fc2 keeps its input, the product of gate and up: for its gradient, or its adapter's."""
+    adapter = recipe.train.lora.adapter
+    return (not adapter or "linear_fc2" in adapter.linears) and not recipe.train.recompute.activation
 
 
 def _attention(recipe: Recipe, result_kept: bool) -> int:
