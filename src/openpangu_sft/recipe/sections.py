@@ -154,15 +154,18 @@ class Adapter(NamedTuple):
         """Megatron's names of the adapted layers."""
         return [linear for linear, names in LINEARS.items() if names[0] in self.targets]
 
+    def __str__(self) -> str:
+        return f"rank {self.rank}, alpha {self.alpha:g}, on {', '.join(self.targets)}"
+
 
 class Lora(Section):
     """Low-rank adapters (LoRA): only they are trained, beside frozen weights."""
 
     rank: int = Field(default=0, ge=0)
     """Rank of the adapters; 0: full-parameter fine-tuning."""
-    alpha: float = Field(default=32.0, gt=0)
+    alpha: int = Field(default=32, gt=0)
     """Adapters are scaled by alpha / rank."""
-    targets: list[Target] = ["all-linear"]
+    targets: list[Target] = Field(default=["all-linear"], min_length=1)
     """Adapted projections, by Hugging Face name; `all-linear` is all of them."""
 
     @property
