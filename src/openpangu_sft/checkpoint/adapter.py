@@ -68,7 +68,7 @@ def open_adapter(directory: Path, model: Model) -> Weights:
 def _shared(name: str, array: Array, found: Mapping[str, Array]) -> bool:
     """Whether it is an A that is found under another name."""
     first = first_name(name)
-    return first != name and first in found and same_bits(array, found[first])
+    return ".lora_A." in name and first != name and first in found and same_bits(array, found[first])
 
 
 def _scale(config: Mapping[str, Any], path: Path) -> tuple[int, float]:
