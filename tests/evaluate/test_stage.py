@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from transformers import LlamaForCausalLM
 
 from conftest import ROOT, TINY, conversation, write_samples
 from openpangu_sft.checkpoint.convert import run_convert
@@ -44,6 +45,7 @@ from openpangu_sft.training.run.retention import prune
 from openpangu_sft.training.stage import run_sft
 from openpangu_sft.util.errors import UserError
 from refusals import refusal_of
+from training.portable.test_lora import stored, with_peft
 
 SETTINGS = ["data.validation_share=0.2", "chat.max_new_tokens=4", "train.iterations=6", "train.save_interval=3"]
 
@@ -86,7 +88,12 @@ def recipe(make: Callable[..., Recipe]) -> Recipe:
 def loss_alone(recipe: Recipe, root: Path, attention: str = "eager") -> float:
     """Mean loss per trained token of the validation samples, each given to stock transformers by itself."""
     tensors = tensors_of(open_mcore(root, recipe.model).weights, recipe.model)
-    model = build_model(recipe.path("hf"), tensors, attention, torch.device("cpu")).eval()
+    return loss_of(build_model(recipe.path("hf"), tensors, attention, torch.device("cpu")), recipe)
+
+
+def loss_of(model: LlamaForCausalLM, recipe: Recipe) -> float:
+    """The same of a model; eager attention ignores segments."""
+    model.eval()
     fields = [
         read_rows(recipe.path("dataset"), VALIDATION, name, recipe.data.seq_length)
         for name in ("input_ids", "labels", "attention_mask")
@@ -96,7 +103,9 @@ def loss_alone(recipe: Recipe, root: Path, attention: str = "eager") -> float:
         for number in range(1, numbers.max() + 1):
             one = torch.from_numpy(np.stack([ids, labels])[:, numbers == number].astype(np.int64))
             with torch.no_grad():
-                logits = model(one[:1], segments=[[(0, one.shape[1])]]).logits  # eager attention ignores segments
+                logits = model.eval()(
+                    one[:1], segments=[[(0, one.shape[1])]]
+                ).logits  # eager attention ignores segments
             total += torch.nn.functional.cross_entropy(logits[0, :-1].float(), one[1, 1:], reduction="sum").item()
             targets += int((one[1, 1:] != -100).sum())
     return total / targets
@@ -108,6 +117,16 @@ def test_the_loss_is_that_of_stock_transformers_on_each_sample_alone(recipe: Rec
     assert before.loss == pytest.approx(loss_alone(recipe, recipe.path("mcore")), rel=1e-5)
     assert after.loss == pytest.approx(loss_alone(recipe, recipe.path("run")), rel=1e-5)
     assert before.loss != after.loss
+
+
+def test_the_loss_of_a_lora_run_is_that_of_stock_peft(make: Callable[..., Recipe], tmp_path: Path) -> None:
+    recipe = make("train.lora.rank=4", f"paths.mcore={tmp_path / 'mcore'}", f"paths.run={tmp_path / 'adapted'}")
+    run_convert(recipe)
+    run_sft(recipe, [])
+    before, after = run_evaluate(recipe).results
+    assert before.loss == run_evaluate(make()).results[0].loss
+    assert after.loss == pytest.approx(loss_of(with_peft(recipe, stored(recipe.path("run"), recipe)), recipe), rel=1e-5)
+    assert after.loss != before.loss
 
 
 def test_validation_questions_are_read_from_their_token_ids(recipe: Recipe) -> None:

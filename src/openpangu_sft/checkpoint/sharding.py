@@ -157,15 +157,20 @@ def whole(name: str, shape: Shape) -> Block:
 
 
 @lru_cache(maxsize=64)
-def parameter_count(model: Model) -> int:
-    """Number of parameters, tied embeddings counted once."""
-    return sum(map(prod, hf_shapes(model).values()))
+def parameter_count(model: Model, adapter: Optional[Adapter] = None, trained: bool = False) -> int:
+    """Number of parameters, tied embeddings counted once; or of trained ones: with an adapter its own."""
+    frozen = trained and adapter is not None
+    return sum(prod(shape) for name, shape in hf_shapes(model, adapter).items() if not frozen or ".lora_" in name)
 
 
 @lru_cache(maxsize=1024)
-def rank_parameter_count(model: Model, layout: Layout, tp: int, pp: int) -> int:
-    """Number of parameters that one rank holds, padding of the vocabulary included."""
-    return sum(prod(tensor.shape) for tensor in _Rank(model, layout, tp, pp).tensors())
+def rank_parameter_count(
+    model: Model, layout: Layout, tp: int, pp: int, adapter: Optional[Adapter] = None, trained: bool = False
+) -> int:
+    """Number of parameters that one rank holds, padding of the vocabulary included; or trains: see above."""
+    frozen = trained and adapter is not None
+    tensors = mcore_tensors(model, layout, tp, pp, adapter)
+    return sum(prod(tensor.shape) for tensor in tensors if not frozen or ".lora_" in tensor.name)
 
 
 class _Rank:

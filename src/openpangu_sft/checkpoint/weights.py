@@ -91,9 +91,9 @@ def row_blocks(block: Block, dtype: DType) -> Iterator[Block]:
         yield block._replace(row=block.row + begin, rows=min(step, block.rows - begin))
 
 
-def weights_of_arrays(arrays: Mapping[str, Array], where: object = None) -> Weights:
+def weights_of_arrays(arrays: Mapping[str, Array], where: object = None, adapter: Optional[Adapter] = None) -> Weights:
     """Weights of whole tensors."""
-    return Weights(Part(whole(name, array.shape), array, where) for name, array in arrays.items())
+    return Weights((Part(whole(name, array.shape), array, where) for name, array in arrays.items()), adapter=adapter)
 
 
 def require_tensors(found: Mapping[str, Array], expected: Mapping[str, Shape], where: object, remedy: str) -> None:

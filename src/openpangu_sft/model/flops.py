@@ -1,4 +1,7 @@
-"""Model FLOPs of training: 6 per parameter and token, 2 in the forward pass and 4 in the backward pass.
+"""Model FLOPs of training per token: 4 for each parameter, and 2 for each that is trained.
+
+That is 2 in the forward pass, 2 for the gradient of a layer's input, and 2 for the gradient of its weight: 6 in full
+fine-tuning, 4 for the frozen weights of LoRA.
 
 As in PaLM, appendix B, without the term for attention, whose length differs from segment to segment.
 """
@@ -11,8 +14,9 @@ from openpangu_sft.recipe.schema import Recipe
 
 def model_flops_utilisation(recipe: Recipe, tokens_per_second: float) -> float:
     """MFU: model FLOP/s as a share of the peak of all devices (`train.device_tflops`)."""
-    done = 6 * parameter_count(recipe.model) * tokens_per_second
-    return done / (recipe.parallel.world * recipe.train.device_tflops * 1e12)
+    model, adapter = recipe.model, recipe.train.lora.adapter
+    work = 4 * parameter_count(model, adapter) + 2 * parameter_count(model, adapter, trained=True)
+    return work * tokens_per_second / (recipe.parallel.world * recipe.train.device_tflops * 1e12)
 
 
 def highest_rate(recipe: Recipe) -> float:
@@ -26,21 +30,18 @@ def flops_per_token(recipe: Recipe, trained: float = 1.0) -> float:
     Args:
         trained: share of the tokens that are targets: output layer and loss are computed for them only.
     """
-    model, stages = recipe.model, layout_of(recipe.model, recipe.parallel).stages
-    again = sum(recomputed_layers(recipe, stage) for stage in stages)
-    output = model.vocab_size * model.hidden_size
-    return (6 * model.num_layers + 2 * again) * layer_parameters(recipe) + 6 * trained * output
+    stages = layout_of(recipe.model, recipe.parallel).stages
+    layers = sum(_layers_flops(recipe, stage) for stage in stages)
+    return layers + trained * _output_flops(recipe)
 
 
 def idle(recipe: Recipe) -> float:
     """Time of a pipeline's iteration relative to that of equal stages that never wait: (m + PP - 1) / m, and the share
     of the slowest stage. 1 without a pipeline.
     """
-    parallel, output = recipe.parallel, 6 * recipe.model.vocab_size * recipe.model.hidden_size
-    each = layer_parameters(recipe)
-    stages = [(6 * n + 2 * recomputed_layers(recipe, n)) * each for n in layout_of(recipe.model, parallel).stages]
-    stages[-1] += output
-    waiting = parallel.pipeline - 1
+    stages = [_layers_flops(recipe, layers) for layers in layout_of(recipe.model, recipe.parallel).stages]
+    stages[-1] += _output_flops(recipe)
+    waiting = recipe.parallel.pipeline - 1
     return (1 + waiting / micro_batches(recipe)) * max(stages) * len(stages) / sum(stages)
 
 
@@ -55,7 +56,18 @@ def recomputed_layers(recipe: Recipe, layers: int) -> int:
     return min(recompute.num_layers, layers) if recompute.granularity == "full" else 0
 
 
-def layer_parameters(recipe: Recipe) -> int:
-    """Parameters of one layer."""
+def layer_parameters(recipe: Recipe, trained: bool = False) -> int:
+    """Parameters of one layer and its adapters, or the trained ones."""
     one, none = (recipe.model.model_copy(update={"num_layers": layers}) for layers in (1, 0))
-    return parameter_count(one) - parameter_count(none)
+    one_layer, rest = (parameter_count(model, recipe.train.lora.adapter, trained) for model in (one, none))
+    return one_layer - rest
+
+
+def _layers_flops(recipe: Recipe, layers: int) -> int:
+    """Of a pipeline stage's layers, per token."""
+    each, again = layer_parameters(recipe), recomputed_layers(recipe, layers)
+    return layers * (4 * each + 2 * layer_parameters(recipe, trained=True)) + again * 2 * each
+
+
+def _output_flops(recipe: Recipe) -> int:
+    return (4 if recipe.train.lora.adapter else 6) * recipe.model.vocab_size * recipe.model.hidden_size

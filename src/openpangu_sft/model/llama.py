@@ -40,12 +40,10 @@ def build_model(config_directory: Path, tensors: Tensors, attention: str, device
     return model
 
 
-def tensors_of_model(model: LlamaForCausalLM, dtype: torch.dtype) -> Tensors:
-    """The weights by Hugging Face name, cast and on the CPU; tied ones once."""
-    state = model.state_dict()
-    if model.config.tie_word_embeddings:
-        del state["lm_head.weight"]
-    return {name: tensor.detach().to("cpu", dtype) for name, tensor in state.items()}
+def tensors_of_model(model: LlamaForCausalLM, dtype: torch.dtype, trained_only: bool = False) -> Tensors:
+    """The weights by Hugging Face name, cast and on the CPU; shared ones once, under their first name."""
+    named = model.named_parameters()
+    return {name: each.detach().to("cpu", dtype) for name, each in named if each.requires_grad or not trained_only}
 
 
 class PackLoss(torch.nn.Module):

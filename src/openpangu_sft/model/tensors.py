@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Optional
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ import torch
 from openpangu_sft.checkpoint.files.arrays import BF16, Array
 from openpangu_sft.checkpoint.sharding import hf_shapes, whole
 from openpangu_sft.checkpoint.weights import Weights, weights_of_arrays
-from openpangu_sft.recipe.sections import Model
+from openpangu_sft.recipe.sections import Adapter, Model
 
 Tensors = dict[str, torch.Tensor]
 Precision = Literal["fp32", "bf16"]
@@ -56,10 +56,11 @@ def tensors_in(content: Any) -> Any:
 
 
 def tensors_of(weights: Weights, model: Model) -> Tensors:
-    """All weights, by Hugging Face name."""
-    return {name: to_tensor(weights.read(whole(name, shape))) for name, shape in hf_shapes(model).items()}
+    """All weights, and adapters if there are any, by Hugging Face name."""
+    shapes = hf_shapes(model, weights.adapter)
+    return {name: to_tensor(weights.read(whole(name, shape))) for name, shape in shapes.items()}
 
 
-def weights_of(tensors: Mapping[str, torch.Tensor]) -> Weights:
+def weights_of(tensors: Mapping[str, torch.Tensor], adapter: Optional[Adapter] = None) -> Weights:
     """Weights of tensors on the CPU, by Hugging Face name; they share memory."""
-    return weights_of_arrays({name: to_array(tensor) for name, tensor in tensors.items()})
+    return weights_of_arrays({name: to_array(tensor) for name, tensor in tensors.items()}, adapter=adapter)

@@ -59,7 +59,8 @@ def engine_checkpoint_bytes(recipe: Recipe) -> int:
     """Bytes of one checkpoint. The portable engine writes fp32 weights beside the model's only where that is bf16."""
     if recipe.train.engine == "mindspeed":
         return checkpoint_bytes(recipe)
-    return parameter_count(recipe.model) * (2 + 12 if recipe.train.precision == "bf16" else 4 + 8)
+    weights, trained = (parameter_count(recipe.model, recipe.train.lora.adapter, which) for which in (False, True))
+    return weights * 2 + trained * 12 if recipe.train.precision == "bf16" else weights * 4 + trained * 8
 
 
 def warnings(recipe: Recipe, counts: dict[str, Any]) -> Iterator[str]:

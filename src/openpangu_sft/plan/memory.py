@@ -79,20 +79,25 @@ def kept_by_layers(layers: int, recomputed: int, layer_input: int, layer: int, m
     return Part("kept by the layers", (recomputed * layer_input + whole * layer) * micro_batches, how)
 
 
-def loss_parts(rows: int, columns: int, hidden: int, element: int, logit: int) -> tuple[Part, ...]:
+def loss_parts(
+    rows: int, columns: int, hidden: int, element: int, logit: int, frozen: bool = False
+) -> tuple[Part, ...]:
     """Output layer and loss a chunk of rows at a time (model/chunked_loss.py), if every row is trained.
 
     Rows are positions of a micro batch on this device, columns its part of the vocabulary; `element` is the bytes of a
-    number of the hidden states, `logit` those of a logit in all its copies.
+    number of the hidden states, `logit` those of a logit in all its copies. A frozen output layer has no gradient.
     """
     chunk = min(CHUNK, rows)
     product = 2 + 4 if element == 2 else 4  # in bf16 it is cast where it is added, by a CPU at least
     logits, gradients = columns * chunk * logit, columns * (chunk * element + hidden * product)
     how = f"{columns:,} x {chunk:,} x {logit}: a chunk's, and copies in fp32"
+    trained = Part("trained positions", 2 * rows * hidden * element, "the output layer's input and its gradient")
+    if frozen:
+        return trained, Part("logits", logits, how)
     if gradients > logits:
         how = f"{columns:,} x ({chunk:,} x {element} + {hidden:,} x {product}): a chunk's gradients"
     return (
-        Part("trained positions", 2 * rows * hidden * element, "the output layer's input and its gradient"),
+        trained,
         Part("output layer's gradient", columns * hidden * 4, f"{columns:,} x {hidden:,} x 4: summed in fp32"),
         Part("logits", max(logits, gradients), how),
     )

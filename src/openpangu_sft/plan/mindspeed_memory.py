@@ -12,6 +12,7 @@ from openpangu_sft.checkpoint.sharding import Layout, layout_of, rank_parameter_
 from openpangu_sft.model.flops import micro_batches, recomputed_layers
 from openpangu_sft.plan.memory import Memory, Part, Phase, kept_by_layers, loss_parts
 from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.recipe.sections import LINEARS
 from openpangu_sft.training.mindspeed.flags import repeats_kv_heads
 from openpangu_sft.util.errors import UserError
 
@@ -53,10 +54,10 @@ def mindspeed_memory(recipe: Recipe, mib: Optional[int] = None, published: bool 
     return max(stages, key=lambda memory: memory.needed)
 
 
-def rank_parameters(recipe: Recipe, stage: int = 0) -> int:
-    """Parameters on one device of a pipeline stage; equal on all tensor ranks."""
+def rank_parameters(recipe: Recipe, stage: int = 0, trained: bool = False) -> int:
+    """Parameters on one device of a pipeline stage, or the trained ones; equal on all tensor ranks."""
     layout = layout_of(recipe.model, recipe.parallel)
-    return rank_parameter_count(recipe.model, layout, 0, stage)
+    return rank_parameter_count(recipe.model, layout, 0, stage, recipe.train.lora.adapter, trained)
 
 
 def shards(recipe: Recipe) -> int:
@@ -80,13 +81,15 @@ def communicators(recipe: Recipe) -> int:
 
 
 def _static(recipe: Recipe, layout: Layout, stage: int) -> tuple[Part, ...]:
-    parameters, element, layers = rank_parameters(recipe, stage), shape_of(recipe).element, layout.stages[stage]
+    parameters, trained = (rank_parameters(recipe, stage, which) for which in (False, True))
+    element, layers = shape_of(recipe).element, layout.stages[stage]
     state, what = (12, "fp32 weights and Adam's two moments") if element == 2 else (8, "Adam's two moments")
     replicas = shards(recipe)
-    optimizer = -(-parameters // replicas) * state
+    optimizer = -(-trained // replicas) * state
+    of_adapters = f"{trained:,} of adapters " if trained < parameters else ""
     static = [
         Part("weights", parameters * element, f"{parameters:,} x {element} bytes"),
-        Part("gradients", parameters * 4, "x 4: accumulated in fp32"),
+        Part("gradients", trained * 4, f"{of_adapters}x 4: accumulated in fp32"),
         Part("optimizer state", optimizer, f"x {state} / {replicas} (DP x CP): {what}"),
         Part("attention masks", layers * MASK, f"{layers} layers x 2048 x 2048 bytes"),
     ]
@@ -98,7 +101,7 @@ def _static(recipe: Recipe, layout: Layout, stage: int) -> tuple[Part, ...]:
 
 def _phases(recipe: Recipe, layout: Layout, stage: int, published: bool) -> tuple[Phase, ...]:
     phases = [_loss(recipe, layout, stage, published), _backward(recipe, layout, stage)]
-    if stage == 0 and layout.pipeline > 1:  # without a pipeline the loss takes more
+    if stage == 0 and layout.pipeline > 1 and not recipe.train.lora.rank:  # without a pipeline the loss takes more
         gradient = Part("embedding's gradient", _vocabulary(recipe, layout), "before it is added in fp32")
         phases.append(Phase("embedding", (gradient,)))
     return tuple(phases)
@@ -116,7 +119,8 @@ def _loss(recipe: Recipe, layout: Layout, stage: int, published: bool) -> Phase:
             size = shape.tokens * columns * logit
             parts.append(Part("logits", size, f"{columns:,} x {shape.tokens:,} x {logit}: of all positions"))
         else:
-            parts += loss_parts(shape.tokens, columns, recipe.model.hidden_size, shape.element, logit)
+            frozen = recipe.train.lora.rank > 0
+            parts += loss_parts(shape.tokens, columns, recipe.model.hidden_size, shape.element, logit, frozen)
     return Phase("loss", tuple(parts))
 
 
@@ -126,8 +130,9 @@ def _backward(recipe: Recipe, layout: Layout, stage: int) -> Phase:
     if recomputed_layers(recipe, layout.stages[stage]) == layout.stages[stage]:
         again = layer_activations(recipe) - layer_input(recipe)
         parts.append(Part("one layer again", again, "what it keeps, computed from its input"))
-    parts.append(Part("gradients in a layer", layer_gradients(recipe), "at npu_swiglu, where they are widest"))
-    if recipe.model.tie_word_embeddings and layout.pipeline == 1:  # one weight has two gradients
+    parts.append(_widest(recipe))
+    tied = recipe.model.tie_word_embeddings and not recipe.train.lora.rank
+    if tied and layout.pipeline == 1:  # one weight has two gradients
         parts.append(Part("output layer's gradient", _vocabulary(recipe, layout), "waits for the embedding's"))
     return Phase("backward", tuple(parts))
 
@@ -172,26 +177,46 @@ def layer_input(recipe: Recipe) -> int:
 
 
 def layer_activations(recipe: Recipe) -> int:
-    """Bytes that one layer keeps, its input included."""
-    model, shape = recipe.model, shape_of(recipe)
-    # npu_rms_norm keeps its input and an fp32 number a token, the following linear its output
-    norms = 2 * shape.tokens * (2 * model.hidden_size * shape.element + 4) // shape.tensor
-    # npu_swiglu keeps gate and up, linear_fc2 their product unless it is recomputed
-    wide = 2 if recipe.train.recompute.activation else 3
-    mlp = wide * shape.tokens * model.ffn_hidden_size * shape.element // shape.tensor
-    return norms + _attention(recipe, shape) + mlp
+    """Bytes that one layer keeps, its input included.
 
-
-def layer_gradients(recipe: Recipe) -> int:
-    """Bytes of gradients at the widest point of a layer's backward pass, the one of npu_swiglu.
-
-    Gradients of its output (f) and input (2 f), and the one that bypasses the MLP (h); linear_fc2's input is freed.
+    A linear layer keeps its input for the gradient of its weight, or of its adapter's A; B keeps A's output.
     """
-    model, shape = recipe.model, shape_of(recipe)
-    return shape.tokens * (2 * model.ffn_hidden_size + model.hidden_size) * shape.element // shape.tensor
+    model, shape, adapter = recipe.model, shape_of(recipe), recipe.train.lora.adapter
+    linears = set(adapter.linears if adapter else LINEARS)
+    norms = (2 + len(linears & {"linear_qkv", "linear_fc1"})) * model.hidden_size  # their inputs, and outputs
+    wide = 2 + _keeps_product(recipe)  # npu_swiglu keeps gate and up
+    inner = adapter.rank * len(linears) if adapter else 0
+    kept = norms + _attention(recipe, "linear_proj" in linears) + wide * model.ffn_hidden_size + inner
+    # in fp32: a number for each norm, and of npu_fusion_attention
+    statistics = 2 * 4 + 2 * STATISTICS * 4 * model.num_attention_heads
+    angles = 4 * shape.positions * model.kv_channels * shape.element  # cos and sin, for query and key; on every TP rank
+    return shape.tokens * (kept * shape.element + statistics) // shape.tensor + angles
 
 
-def _attention(recipe: Recipe, shape: Shape) -> int:
+def _widest(recipe: Recipe) -> Part:
+    """What a layer does not keep, at its widest point: beside the gradient that bypasses the MLP (h), the larger of two.
+
+    In the backward pass at npu_swiglu gradients of its output (f) and input (2 f), less linear_fc2's input (f), which is
+    freed, or more where it has been recomputed. In the forward pass, where linear_fc1 has an adapter, the outputs of
+    both and the scaled one or the sum (6 f), less what is kept of the MLP afterwards.
+    """
+    model, shape, adapter = recipe.model, shape_of(recipe), recipe.train.lora.adapter
+    kept, recomputed = _keeps_product(recipe), recipe.train.recompute.activation
+    name, how, wide = "gradients in a layer", "at npu_swiglu, where they are widest", 3 - kept + recomputed
+    if adapter and "linear_fc1" in adapter.linears:
+        name, how, wide = "outputs in a layer", "of linear_fc1 and its adapter, and their sum", 4 - kept
+    size = shape.tokens * (wide * model.ffn_hidden_size + model.hidden_size) * shape.element // shape.tensor
+    return Part(name, size, how)
+
+
+def _keeps_product(recipe: Recipe) -> bool:
+    """Whether linear_fc2 keeps its input, the product of gate and up: for its gradient, or its adapter's."""
+    adapter = recipe.train.lora.adapter
+    return (not adapter or "linear_fc2" in adapter.linears) and not recipe.train.recompute.activation
+
+
+def _attention(recipe: Recipe, result_kept: bool) -> int:
+    """Numbers that attention keeps per token; linear_proj may keep its input."""
     model, parallel = recipe.model, recipe.parallel
     heads = model.num_attention_heads * model.kv_channels
     groups = model.num_query_groups * model.kv_channels
@@ -206,7 +231,4 @@ def _attention(recipe: Recipe, shape: Shape) -> int:
     else:
         kept += groups + groups * several  # key; the value is a view of linear_qkv's output, but of one pack only
     kept += heads  # and its result, which linear_proj takes as it is,
-    kept += heads * sliced  # or as ulysses has exchanged it
-    statistics = 2 * STATISTICS * 4 * model.num_attention_heads
-    angles = 4 * shape.positions * model.kv_channels * shape.element  # cos and sin, for query and key; on every TP rank
-    return shape.tokens * (kept * shape.element + statistics) // shape.tensor + angles
+    return kept + heads * (sliced and result_kept)  # or as ulysses has exchanged it

@@ -61,6 +61,7 @@ def _decisive(recipe: Recipe) -> dict[str, Any]:
         "parallel": content["parallel"],
         "data": {"seq_length": recipe.data.seq_length},
         "train.recompute": train["recompute"],
+        "train.lora": train["lora"],
     }
     found = {f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()}
     rest = ("micro_batch_size", "global_batch_size", "upstream_flags")

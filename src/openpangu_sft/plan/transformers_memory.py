@@ -1,4 +1,4 @@
-"""Memory of a process of the portable engine (training/portable/): weights, gradients and state in fp32. Pure.
+"""Memory of a process of the portable engine (training/portable/): gradients, state and trained weights in fp32. Pure.
 
 Nothing is sharded: every replica holds all of it. Counted from transformers' Llama with model/layers.py and torch 2.1's
 operators, and compared with them on a CPU by tests/plan/test_transformers_memory.py.
@@ -6,22 +6,29 @@ operators, and compared with them on a CPU by tests/plan/test_transformers_memor
 
 from __future__ import annotations
 
+import re
+from itertools import chain
+from math import prod
+
 from openpangu_sft.checkpoint.sharding import hf_shapes, parameter_count
 from openpangu_sft.model.flops import recomputed_layers
 from openpangu_sft.plan.memory import Memory, Part, Phase, kept_by_layers, loss_parts
 from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.recipe.sections import LINEARS
+
+_LINEAR = re.compile(r"(_proj|lm_head)\.(weight|bias)$")
 
 
 def transformers_memory(recipe: Recipe) -> Memory:
     """The same for every process."""
-    parameters = parameter_count(recipe.model)
+    trained = _trained_parameters(recipe)
     static = [
-        Part("weights", parameters * 4, f"{parameters:,} x 4 bytes: fp32, also in bf16 runs"),
-        Part("gradients", parameters * 4, "x 4"),
-        Part("optimizer state", parameters * 8, "x 8: Adam's two moments"),
+        _weights(recipe),
+        Part("gradients", trained * 4, f"{trained:,} of adapters x 4" if recipe.train.lora.rank else "x 4"),
+        Part("optimizer state", trained * 8, "x 8: Adam's two moments"),
     ]
     if recipe.parallel.world > 1:
-        static.append(Part("DDP's buckets", parameters * 4, "x 4: gradients once more"))
+        static.append(Part("DDP's buckets", trained * 4, "x 4: gradients once more"))
     phases = (_loss(recipe), _backward(recipe), _step(recipe))
     return Memory(tuple(static), phases, ())
 
@@ -31,16 +38,18 @@ def layer_activations(recipe: Recipe) -> int:
 
     In fp32 q, k and v share one input, and so do gate and up; under autocast each linear has its own bf16 copy of it.
     """
-    model, tokens = recipe.model, _tokens(recipe)
+    model, tokens, adapter = recipe.model, _tokens(recipe), recipe.train.lora.adapter
     heads, keys = (count * model.kv_channels for count in (model.num_attention_heads, model.num_query_groups))
     norms = 2 * (model.hidden_size * 4 + 4)
-    inputs = 5 * 2 if _autocast(recipe) else 2 * 4
+    kept = set(adapter.targets if adapter else chain(*LINEARS.values()))  # of frozen ones only by an adapter's A
+    inputs = 2 * len(kept - {"o_proj", "down_proj"}) if _autocast(recipe) else 4 * len(kept & {"q_proj", "gate_proj"})
     width = 2 if _autocast(recipe) else 4
     attended = 4 if recipe.train.device == "cpu" else width  # model/layers.py: never in bf16 on a CPU
     # q, result, o_proj's input; k, v; one sum a head
-    attention = heads * (2 * attended + width) + keys * 2 * attended + 4 * model.num_attention_heads
-    mlp = 4 * model.ffn_hidden_size * width  # gate, its silu, up, their product
-    return tokens * (norms + inputs * model.hidden_size + attention + mlp)
+    attention = heads * (2 * attended + width * ("o_proj" in kept)) + keys * 2 * attended + 4 * model.num_attention_heads
+    mlp = (3 + ("down_proj" in kept)) * model.ffn_hidden_size * width  # gate, its silu, up, their product
+    inner = len(kept) * adapter.rank * width if adapter else 0  # what A gives and B takes
+    return tokens * (norms + inputs * model.hidden_size + attention + mlp + inner)
 
 
 def layer_input(recipe: Recipe) -> int:
@@ -53,11 +62,14 @@ def _loss(recipe: Recipe) -> Phase:
     # A logit and its log-softmax, with two gradients: of the log-softmax and of the logit; in bf16 all but the logit
     # are fp32.
     width = 2 if autocast else 4
-    output = loss_parts(_trained(recipe), model.vocab_size, model.hidden_size, width, width + 3 * 4)
+    frozen = recipe.train.lora.rank > 0
+    output = loss_parts(_trained(recipe), model.vocab_size, model.hidden_size, width, width + 3 * 4, frozen)
     parts = [_batch(recipe), _kept(recipe, all_copies=False), _final(recipe), *output]
     if autocast:
-        copies = model.num_layers * _layer_matrices(recipe) * 2
-        parts.append(Part("weights in bf16", copies + _vocabulary(recipe) * 2, "autocast's copies, x 2"))
+        copies = model.num_layers * _copies(recipe)
+        if model.tie_word_embeddings or not frozen:
+            copies += _vocabulary(recipe) * 2
+        parts.append(Part("weights in bf16", copies, "autocast's copies, x 2"))
     return Phase("loss", tuple(parts))
 
 
@@ -69,17 +81,17 @@ def _backward(recipe: Recipe) -> Phase:
         parts.append(Part("one layer again", again, "what it keeps, computed from its input"))
     gradients = tokens * (2 * model.ffn_hidden_size * width + 4 * model.hidden_size)
     parts.append(Part("gradients in a layer", gradients, "at the product in the MLP, where they are widest"))
-    if model.tie_word_embeddings:
+    if model.tie_word_embeddings and not recipe.train.lora.rank:
         parts.append(Part("output layer's gradient", _vocabulary(recipe) * 4, "x 4: waits for the embedding's"))
     return Phase("backward", tuple(parts))
 
 
 def _step(recipe: Recipe) -> Phase:
     """AdamW: on CUDA the roots of all second moments at once, on a CPU two copies of one tensor at a time."""
-    largest = max(shape[0] * (shape[1] if len(shape) > 1 else 1) for shape in hf_shapes(recipe.model).values())
     if recipe.train.device == "cpu":
+        largest = max(prod(shape) for name, shape in _shapes(recipe).items() if _is_trained(recipe, name))
         return Phase("optimizer step", (Part("roots", largest * 8, "of the largest tensor, twice"),))
-    size = parameter_count(recipe.model) * 4
+    size = _trained_parameters(recipe) * 4
     return Phase("optimizer step", (Part("roots", size, "x 4: of all second moments (on CUDA)"),))
 
 
@@ -101,13 +113,33 @@ def _batch(recipe: Recipe) -> Part:
 
 
 def _copies(recipe: Recipe) -> int:
-    """Bytes of autocast's bf16 copies of a layer's matrices."""
-    return _layer_matrices(recipe) * 2 if _autocast(recipe) else 0
+    """Bytes of autocast's bf16 copies of a layer's matrices; frozen ones are held in bf16."""
+    layer = {name: shape for name, shape in _shapes(recipe).items() if name.startswith("model.layers.0.")}
+    sizes = (prod(shape) for name, shape in layer.items() if len(shape) > 1 and _is_trained(recipe, name))
+    return sum(sizes) * 2 if _autocast(recipe) else 0
 
 
-def _layer_matrices(recipe: Recipe) -> int:
-    shapes = (shape for name, shape in hf_shapes(recipe.model).items() if name.startswith("model.layers.0."))
-    return sum(shape[0] * shape[1] for shape in shapes if len(shape) > 1)
+def _weights(recipe: Recipe) -> Part:
+    """In fp32; frozen linear layers of bf16 runs in bf16."""
+    shapes, half = _shapes(recipe), recipe.train.lora.rank > 0 and _autocast(recipe)
+    parameters = parameter_count(recipe.model, recipe.train.lora.adapter)
+    if not half:
+        return Part("weights", parameters * 4, f"{parameters:,} x 4 bytes: fp32, also in bf16 runs")
+    linear = sum(prod(shape) for name, shape in shapes.items() if _LINEAR.search(name))
+    how = f"{linear:,} x 2 bytes: frozen linear layers; {parameters - linear:,} x 4"
+    return Part("weights", parameters * 4 - linear * 2, how)
+
+
+def _shapes(recipe: Recipe) -> dict[str, tuple[int, ...]]:
+    return hf_shapes(recipe.model, recipe.train.lora.adapter)
+
+
+def _is_trained(recipe: Recipe, name: str) -> bool:
+    return ".lora_" in name or not recipe.train.lora.rank
+
+
+def _trained_parameters(recipe: Recipe) -> int:
+    return parameter_count(recipe.model, recipe.train.lora.adapter, trained=True)
 
 
 def _vocabulary(recipe: Recipe) -> int:

@@ -60,6 +60,8 @@ def _values(field: FieldInfo) -> str:
         return _choices(kind)
     if get_origin(kind) is list:
         (item,) = get_args(kind)
+        if get_origin(item) is Literal:
+            return f"a list of {_choices(item)}"
         return f"a list of {', '.join(item.model_fields)}" if item not in _KINDS else f"a list of {_KINDS[item]}s"
     if get_origin(kind) is dict:
         return f"a mapping of {_choices(get_args(kind)[0])} to {_KINDS[get_args(kind)[1]]}"

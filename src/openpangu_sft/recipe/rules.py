@@ -17,6 +17,13 @@ from openpangu_sft.util.errors import SizesUnknown
 
 SPLIT = ("parallel.tensor", "parallel.pipeline", "parallel.context")
 WORLD = ("parallel.nodes", "parallel.devices_per_node")
+OTHER_SIDE = {
+    "linear_qkv": ("model.num_query_groups", "model.kv_channels"),  # of keys and values, the smallest part
+    "linear_proj": ("model.num_attention_heads", "model.kv_channels"),
+    "linear_fc1": ("model.ffn_hidden_size",),
+    "linear_fc2": ("model.ffn_hidden_size",),
+}
+"""The dimension of an adapted matrix beside model.hidden_size."""
 REPLICAS = "parallel.data"
 """Not a key: `Parallel.data`, the number of data-parallel replicas, follows from SPLIT and WORLD."""
 
@@ -36,8 +43,9 @@ def _sizes(recipe: Sections) -> Iterator[Conflict]:
     yield from _indivisible(recipe, ("model.num_attention_heads",), ("parallel.tensor", "parallel.context"))
     yield from _above(recipe, "data.seq_length", "model.max_position_embeddings")
     yield from _above(recipe, "train.recompute.num_layers", "model.num_layers")
-    if recipe.train.lora.rank:
-        yield from _above(recipe, "train.lora.rank", "model.hidden_size")
+    if adapter := recipe.train.lora.adapter:
+        for limit in dict.fromkeys([("model.hidden_size",), *(OTHER_SIDE[linear] for linear in adapter.linears)]):
+            yield from _above(recipe, "train.lora.rank", *limit)
 
 
 def _others(recipe: Sections) -> Iterator[Conflict]:
@@ -77,10 +85,11 @@ def _others(recipe: Sections) -> Iterator[Conflict]:
     yield from _overlap(recipe.paths)
 
 
-def _above(recipe: Sections, key: str, limit: str) -> Iterator[Conflict]:
-    value, most = attrgetter(key, limit)(recipe)
+def _above(recipe: Sections, key: str, *limit: str) -> Iterator[Conflict]:
+    """The value of `key` may at most be the product of those of `limit`."""
+    value, most = attrgetter(key)(recipe), prod(attrgetter(name)(recipe) for name in limit)
     if value > most:
-        yield Conflict(f"{key} {value} is above {limit} {most}", f"lower {key}", key, limit)
+        yield Conflict(f"{key} {value} is above {_named(limit)} {most}", f"lower {key}", key, *limit)
 
 
 def _indivisible(recipe: Sections, keys: tuple[str, ...], divisors: tuple[str, ...]) -> Iterator[Conflict]:

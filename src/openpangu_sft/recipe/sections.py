@@ -163,9 +163,9 @@ class Lora(Section):
 
     rank: int = Field(default=0, ge=0)
     """Rank of the adapters; 0: full-parameter fine-tuning."""
-    alpha: float = Field(default=32.0, gt=0)
+    alpha: int = Field(default=32, gt=0)
     """Adapters are scaled by alpha / rank."""
-    targets: list[Target] = ["all-linear"]
+    targets: list[Target] = Field(default=["all-linear"], min_length=1)
     """Adapted projections, by Hugging Face name; `all-linear` is all of them."""
 
     @property

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Callable
+from typing import Any, Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
+from transformers import LlamaForCausalLM
 
 from openpangu_sft.artifacts.artifact import Manifest
 from openpangu_sft.checkpoint.mcore_reader import open_mcore
@@ -27,6 +28,7 @@ from openpangu_sft.model.batches import Batch, PackedDataset, micro_batches, tra
 from openpangu_sft.model.llama import SEGMENTS, PackLoss, build_model
 from openpangu_sft.model.tensors import tensors_of
 from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.training.portable.lora import build_lora
 from openpangu_sft.training.portable.schedule import learning_rate, parameter_groups
 from openpangu_sft.training.portable.state import load_engine_state, newest_checkpoint, save
 from openpangu_sft.training.run import memory, metrics
@@ -66,14 +68,12 @@ class _Training:
         self.rank = distributed.get_rank() if distributed.is_initialized() else 0
         torch.manual_seed(recipe.train.seed)
         newest = newest_checkpoint(self.directory, is_main=self.rank == 0)
-        self.iteration, self.loss, state, source = 0, math.nan, {}, recipe.path("mcore")
+        self.iteration, self.loss, state = 0, math.nan, {}
         if newest:
             self.iteration, directory, found = newest
-            self.loss, source = found.counts["loss"], self.directory
+            self.loss = found.counts["loss"]
             state = load_engine_state(directory)
-        tensors = state.get("weights") or tensors_of(open_mcore(source, recipe.model).weights, recipe.model)
-        weights = {name: tensor.float() for name, tensor in tensors.items()}  # bf16 runs under autocast
-        self.model = build_model(recipe.path("hf"), weights, SEGMENTS, device).train()
+        self.model = _model(recipe, state, device).train()
         settings, recompute = recipe.train, recipe.train.recompute
         recomputed = recompute.num_layers if recompute.granularity == "full" else 0
         for layer in self.model.model.layers[:recomputed]:
@@ -89,6 +89,10 @@ class _Training:
             self.optimizer.load_state_dict(state["optimizer"])
         self.pack_loss: torch.nn.Module = PackLoss(self.model)
         if distributed.is_initialized():
+            frozen = [name for name, each in self.pack_loss.named_parameters() if not each.requires_grad]
+            # These are the same in all processes; gloo could not even send bf16.
+            ignore = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
+            ignore(self.pack_loss, frozen)  # type: ignore[no-untyped-call]
             self.pack_loss = DistributedDataParallel(self.pack_loss)
         self.dataset = PackedDataset(recipe.path("dataset"), recipe.data.seq_length)
         self.reader = ThreadPoolExecutor(1)
@@ -198,6 +202,19 @@ class _Training:
         if distributed.is_initialized():
             distributed.all_reduce(number, distributed.ReduceOp.MAX)
         return int(number)
+
+
+def _model(recipe: Recipe, state: dict[str, Any], device: torch.device) -> LlamaForCausalLM:
+    """The model as the run begins, or resumes with the engine's state."""
+    tensors, adapter = state.get("weights", {}), recipe.train.lora.adapter
+    if adapter or not tensors:  # frozen weights are those that the run began with: checkpoints of bf16 round them
+        resumed = state and not tensors
+        source = recipe.path("run" if resumed else "mcore")
+        tensors = {**tensors_of(open_mcore(source, recipe.model).weights.stored, recipe.model), **tensors}
+    if adapter:
+        return build_lora(recipe, tensors, device)
+    weights = {name: tensor.float() for name, tensor in tensors.items()}  # bf16 runs under autocast
+    return build_model(recipe.path("hf"), weights, SEGMENTS, device)
 
 
 def _device(recipe: Recipe) -> torch.device:

@@ -26,9 +26,13 @@ def learning_rate(train: Train, iteration: int) -> float:
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay for matrices; none for biases and norms (megatron/core/optimizer/__init__.py, _get_param_groups)."""
+    """Trained parameters: weight decay for matrices, none for biases and norms.
+
+    As megatron/core/optimizer/__init__.py, _get_param_groups.
+    """
     decayed: list[torch.nn.Parameter] = []
     free: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        (free if name.endswith(".bias") or parameter.dim() == 1 else decayed).append(parameter)
+        if parameter.requires_grad:
+            (free if name.endswith(".bias") or parameter.dim() == 1 else decayed).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]

@@ -3,7 +3,7 @@
 run/latest_checkpointed_iteration.txt
 run/iter_0000080/manifest.json
 run/iter_0000080/mp_rank_00/model_optim_rng.pt
-run/iter_0000080/mp_rank_00/transformers_engine.pt    optimizer state; in bf16 also the fp32 weights
+run/iter_0000080/mp_rank_00/transformers_engine.pt    optimizer state; in bf16 also the trained weights in fp32
 """
 
 from __future__ import annotations
@@ -50,13 +50,15 @@ def save(
         counts={"iteration": iteration, "loss": loss, "versions": VERSIONS},
     )
     dtype, layout = TORCH_DTYPES[recipe.train.precision], layout_of(recipe.model, recipe.parallel)
+    adapter = recipe.train.lora.adapter
     position = Position(iteration, iteration * recipe.train.global_batch_size)
     with staged_directory(iteration_directory(run, iteration), manifest) as staging:
-        resharder = Resharder(weights_of(tensors_of_model(model, dtype)), recipe.model)
-        write_rank(staging, recipe.model, layout, (0, 0), resharder.mcore(layout, 0, 0), position)
+        resharder = Resharder(weights_of(tensors_of_model(model, dtype), adapter), recipe.model)
+        tensors = resharder.mcore(layout, 0, 0)
+        write_rank(staging, recipe.model, layout, (0, 0), tensors, position, adapter=adapter)
         state: dict[str, Any] = {"optimizer": optimizer.state_dict()}
         if dtype != torch.float32:
-            state["weights"] = tensors_of_model(model, torch.float32)
+            state["weights"] = tensors_of_model(model, torch.float32, trained_only=True)
         _save(state, staging / ENGINE_FILE)
     write_tracker(run, iteration)
 
