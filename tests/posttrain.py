@@ -51,6 +51,9 @@ def posttrain(upstream: Path, recipe: Recipe, data: Path, *flags: str, refused: 
     """.split()
     if train.loss == "token":
         command.append("--calculate-per-token-loss")
+    if adapter := train.lora.adapter:
+        command += ["--lora-r", str(adapter.rank), "--lora-alpha", str(adapter.alpha)]
+        command += ["--lora-target-modules", *adapter.linears]
     places = {"tokenizer-name-or-path": recipe.path("hf"), "load": recipe.path("mcore"), "data-path": data}
     places["tensorboard-dir"] = recipe.path("run") / "tensorboard"
     for flag, path in places.items():

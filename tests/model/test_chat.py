@@ -16,6 +16,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from adapters import save_adapter
 from checkpoint.test_export import make_run
 from conftest import PATIENCE, ROOT, TINY, MakeRecipe
 from openpangu_sft.artifacts.artifact import MANIFEST, Manifest
@@ -25,7 +26,7 @@ from openpangu_sft.checkpoint.export import run_export
 from openpangu_sft.cli.main import app
 from openpangu_sft.conversations.calls import Answer
 from openpangu_sft.conversations.conversation import Message, Sample
-from openpangu_sft.model.chat import Chat, converse
+from openpangu_sft.model.chat import Chat, converse, default_checkpoint
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.tokenizer.template import sample_spans
 from openpangu_sft.util.errors import UserError
@@ -79,6 +80,24 @@ def test_both_forms_of_a_checkpoint_give_the_same_answer(make_recipe: MakeRecipe
     run_convert(recipe)
     question = (Message("user", "云雾茶社几点开门？"),)
     assert Chat(recipe, recipe.path("hf")).reply(question) == Chat(recipe, recipe.path("mcore")).reply(question)
+
+
+def test_an_adapter_answers_as_its_merged_export_does(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = make_recipe(SHORT)
+    adapter = save_adapter(recipe, tmp_path / "adapter")
+    run_export(recipe, adapter)
+    question = (Message("user", "云雾茶社几点开门？"),)
+    merged, talker = Chat(recipe, recipe.path("export")), Chat(recipe, adapter)
+    assert talker.reply(question) == merged.reply(question)
+    assert all(map(torch.equal, talker.model.parameters(), merged.model.parameters()))
+    assert talker.iteration is None
+
+
+def test_an_exported_adapter_is_talked_to_by_default(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe(SHORT, "train.lora.rank=2")
+    run_convert(recipe)
+    run_export(recipe, recipe.path("mcore"), form="peft")
+    assert default_checkpoint(recipe) == recipe.path("export")
 
 
 def test_generation_is_greedy_unless_a_temperature_is_given(make_recipe: MakeRecipe) -> None:

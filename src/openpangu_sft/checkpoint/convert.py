@@ -9,6 +9,7 @@ from typing import Optional
 from openpangu_sft.artifacts.artifact import Manifest, staged_directory
 from openpangu_sft.artifacts.changes import unchanged
 from openpangu_sft.artifacts.checks import require_apart, require_room
+from openpangu_sft.checkpoint.adapter import require_shared
 from openpangu_sft.checkpoint.files.arrays import DTYPES
 from openpangu_sft.checkpoint.lora import with_adapters
 from openpangu_sft.checkpoint.mcore import FIRST, iteration_directory, rank_file, write_rank, write_tracker
@@ -28,7 +29,8 @@ def run_convert(
     """Stage convert: to `paths.mcore`, in the layout of `parallel`.
 
     Args:
-        source: a Hugging Face checkpoint, a Megatron-core one of any layout, or a run; by default `paths.hf`.
+        source: a Hugging Face checkpoint, a LoRA adapter, a Megatron-core checkpoint of any layout, or a run; by
+            default `paths.hf`.
         iteration: of a Megatron-core checkpoint or run; by default the newest.
         dtype: fp32, bf16 or fp16; by default that of the source.
 
@@ -43,8 +45,9 @@ def run_convert(
         weights = checkpoint.weights.stored
         if not weights.adapter:
             weights = with_adapters(weights, model, adapter, recipe.train.seed)
-        elif weights.adapter != adapter:
-            what = f"has adapters of {weights.adapter}, the recipe says {adapter}"
+        require_shared(weights, model, path)
+        if weights.adapter != adapter:
+            what = f"has LoRA adapters of {weights.adapter}; the recipe says {adapter}"
             raise UserError(what, where=path, remedy="set train.lora to these, or merge them with make export first")
     resharder = Resharder(weights, model, DTYPES[dtype] if dtype else None)
     ranks = {rank: resharder.mcore(layout, *rank) for rank in layout.ranks()}

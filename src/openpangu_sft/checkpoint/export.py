@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from math import prod
 from pathlib import Path
 from typing import Optional
 
 from openpangu_sft.artifacts.artifact import Manifest, sha256_of, staged_directory
 from openpangu_sft.artifacts.changes import unchanged
 from openpangu_sft.artifacts.checks import require_apart, require_room
+from openpangu_sft.checkpoint.adapter import (
+    ADAPTER_WEIGHTS,
+    open_adapter,
+    peft_tensors,
+    require_shared,
+    write_adapter_config,
+)
 from openpangu_sft.checkpoint.files.arrays import DTYPES
 from openpangu_sft.checkpoint.files.safetensors import write_safetensors
 from openpangu_sft.checkpoint.hf import open_hf, require_model
-from openpangu_sft.checkpoint.hf_export import LLAMA, make_tokenizer_stock, write_companions, write_config
+from openpangu_sft.checkpoint.hf_export import LLAMA, PEFT, make_tokenizer_stock, write_companions, write_config
 from openpangu_sft.checkpoint.hf_files import WEIGHTS
+from openpangu_sft.checkpoint.lora import base_of
 from openpangu_sft.checkpoint.model_card import write_model_card
-from openpangu_sft.checkpoint.reshard import Resharder, require_equal, warn_of_cast
-from openpangu_sft.checkpoint.sharding import parameter_count
+from openpangu_sft.checkpoint.reshard import Resharder, differences, require_equal, rounded_to, warn_of_cast
 from openpangu_sft.checkpoint.source import CheckpointSource, open_checkpoint
+from openpangu_sft.checkpoint.weights import Weights
 from openpangu_sft.recipe.model_config import CONFIG
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.tokenizer.tokenizer import Tokenizer, tokenizer_digest, tokenizer_files
@@ -37,9 +46,10 @@ def run_export(
     """Stage export: to `paths.export`, with configuration, tokenizer and licence from `paths.hf`.
 
     Args:
-        source: a run, a Megatron-core checkpoint of any layout, or a Hugging Face one; by default `paths.run`.
+        source: a run, a Megatron-core checkpoint of any layout, a Hugging Face one, or a LoRA adapter; by default
+            `paths.run`.
         iteration: of a Megatron-core checkpoint or run; by default the newest.
-        form: the export format, llama or openpangu; see hf_export.py.
+        form: the export format, llama or openpangu (see hf_export.py), or peft for LoRA adapters alone (adapter.py).
         dtype: fp32, bf16 or fp16; by default that of the source.
 
     Raises `UserError` where there is no finished checkpoint, its training began from another model or tokenizer than
@@ -52,31 +62,61 @@ def run_export(
     require_apart("the source", path, "paths.export", target)
     checkpoint = open_checkpoint(recipe, path, iteration, "check the path" if source else "run make sft")
     _require_base(checkpoint, base, path, recipe.tokenizer.trust_remote_code)
-    resharder = Resharder(checkpoint.weights, model, DTYPES[dtype] if dtype else None)
-    tensors = resharder.hf()
+    weights, adapter = checkpoint.weights, checkpoint.weights.stored.adapter
+    stamps, sums = checkpoint.stamps, dict[str, str]()
+    if form == PEFT:
+        weights = weights.stored
+        its = _require_base_weights(recipe, weights, path)
+        stamps, sums = {**stamps, **its.stamps}, {"hf.weights": its.digests()["weights"]}
+    resharder = Resharder(weights, model, DTYPES[dtype] if dtype else None)
+    tensors = peft_tensors(resharder.hf()) if form == PEFT else resharder.hf()
+    file = ADAPTER_WEIGHTS if form == PEFT else WEIGHTS
     size = sum(tensor.nbytes for tensor in tensors.values())
     made_by = checkpoint.manifest or Manifest("")
     manifest = Manifest("hf", settings=made_by.settings)
     manifest.counts = {name: made_by.counts[name] for name in _CARRIED_OVER if name in made_by.counts}
     if checkpoint.iteration is not None and not checkpoint.manifest:
         manifest.counts["iteration"] = checkpoint.iteration
-    dtype_name = str(tensors["model.embed_tokens.weight"].dtype)
-    manifest.counts.update(parameters=parameter_count(model), dtype=dtype_name, form=form)
-    with staged_directory(target, manifest) as staging, unchanged(checkpoint.stamps), ThreadPoolExecutor(1) as pool:
+    parameters = sum(prod(tensor.shape) for tensor in tensors.values())
+    dtype_name = str(next(iter(tensors.values())).dtype)
+    manifest.counts.update(parameters=parameters, dtype=dtype_name, form=form)
+    if adapter:
+        manifest.counts["lora"] = {**adapter._asdict(), "targets": list(adapter.targets)}
+    with staged_directory(target, manifest) as staging, unchanged(stamps), ThreadPoolExecutor(1) as pool:
         require_room(target, size)
-        write_config(staging, config, base, form, dtype_name)
+        if adapter and form == PEFT:
+            write_adapter_config(staging, adapter, base)
+        else:
+            write_config(staging, config, base, form, dtype_name)
         write_companions(staging, base, form)
         if form == LLAMA:
             trusted = recipe.tokenizer.trust_remote_code
             manifest.counts["fast_tokenizer"] = make_tokenizer_stock(staging, base, trusted)
         digests = pool.submit(checkpoint.digests)  # shares the reads of the copy
         with byte_progress("export", 2 * size) as advance:
-            manifest.files[WEIGHTS] = write_safetensors(tensors, staging / WEIGHTS, advance)
-            require_equal(resharder, open_hf(staging, model), staging, advance)
-        manifest.inputs = {**made_by.inputs, **digests.result()}
+            manifest.files[file] = write_safetensors(tensors, staging / file, advance)
+            written = open_adapter(staging, model) if form == PEFT else open_hf(staging, model)
+            require_equal(resharder, written, staging, advance)
+        manifest.inputs = {**made_by.inputs, **digests.result(), **sums}
         write_model_card(staging, manifest, target.name, base.name, path.absolute().name)
     warn_of_cast(resharder)
     return manifest
+
+
+def _require_base_weights(recipe: Recipe, weights: Weights, path: Path) -> CheckpointSource:
+    """Requires adapters that are beside the weights of `paths.hf`, which it opens."""
+    if not weights.adapter:
+        raise UserError("has no LoRA adapters", where=path, remedy="export it with FORM=llama")
+    require_shared(weights, recipe.model, path)
+    base = open_checkpoint(recipe, recipe.path("hf"), remedy="check paths.hf")
+    beside = base_of(weights)
+    resharder = rounded_to(base.weights, recipe.model, beside, path)
+    size = sum(tensor.nbytes for tensor in resharder.hf().values())
+    with byte_progress("comparing with paths.hf", size) as advance:
+        for found in differences(resharder, beside, advance):
+            what = f"its adapters are of other weights than those of paths.hf: {found}"
+            raise UserError(what, where=path, remedy="give those as paths.hf, or export it merged, with FORM=llama")
+    return base
 
 
 def _require_base(checkpoint: CheckpointSource, base: Path, path: Path, trust_remote_code: bool) -> None:

@@ -1,4 +1,4 @@
-"""The two export formats: the files beside the weights, which are the same in both.
+"""The export formats of a model: the files beside the weights, which are the same in both.
 
 llama      openPangu under the name of the architecture that it equals: transformers and vLLM need no remote code
 openpangu  the original's configuration and Python files; loads where the original loads, with remote code
@@ -17,7 +17,7 @@ from openpangu_sft.tokenizer.tokenizer import Tokenizer, load_hf, tokenizer_file
 from openpangu_sft.util.console import console
 from openpangu_sft.util.errors import UserError, naming, printable
 
-LLAMA, OPENPANGU = "llama", "openpangu"
+LLAMA, OPENPANGU, PEFT = "llama", "openpangu", "peft"
 SAME_IDS = "gives the same ids"
 """Recorded of the fast tokenizer class where it does; otherwise, for which text it does not."""
 
@@ -44,11 +44,11 @@ def write_config(directory: Path, config: Mapping[str, Any], base: Path, form: s
 
 
 def write_companions(directory: Path, base: Path, form: str) -> None:
-    """Copies tokenizer, generation config, licence and, in the format openpangu, the Python files of the base.
+    """Copies licence files of the base; for a model its tokenizer, generation config and, of openpangu, Python files.
 
     Raises `UserError` where a Python file that the base's configuration names is missing.
     """
-    files = [*tokenizer_files(base), *(base / name for name in _ALSO)]
+    files = [] if form == PEFT else [*tokenizer_files(base), *(base / name for name in _ALSO)]
     files += [path for pattern in _LICENCES for path in base.glob(pattern)]
     if form == OPENPANGU:
         files += base.glob("*.py")
@@ -61,7 +61,7 @@ def write_companions(directory: Path, base: Path, form: str) -> None:
         if path.is_file() and (form == OPENPANGU or path.suffix != ".py"):
             with naming(directory / path.name):  # shutil would name the original where the disk is full
                 (directory / path.name).write_bytes(path.read_bytes())
-    if (base / _GENERATION_CONFIG).is_file():
+    if (directory / _GENERATION_CONFIG).is_file():
         config = read_object(base / _GENERATION_CONFIG)
         if (right := _with_right_eos(config, base, _GENERATION_CONFIG)) != config:
             write_object(directory / _GENERATION_CONFIG, right)

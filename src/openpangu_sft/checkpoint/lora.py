@@ -15,7 +15,13 @@ from openpangu_sft.checkpoint.weights import Part, Weights
 from openpangu_sft.recipe.sections import LINEARS, Adapter, Model
 
 FIRST_OF = {name: names[0] for names in LINEARS.values() for name in names}
-"""The projection under whose name A is found."""
+"""The projection under whose name A is found where several share it."""
+
+
+def first_name(name: str) -> str:
+    """The name under which a shared A is found."""
+    projection = name.split(".")[-3]
+    return name.replace(f".{projection}.", f".{FIRST_OF.get(projection, projection)}.")
 
 
 class Merged(Weights):
@@ -54,9 +60,9 @@ class Merged(Weights):
 
     def _merge(self, name: str) -> Array:
         """The whole tensor: the same bits, whatever part of it is read."""
-        projection = name.split(".")[-2]
-        first = name.replace(f".{projection}.", f".{FIRST_OF[projection]}.")
-        a, b = (self._whole(part_name(*which)).astype(np.float64) for which in ((first, "A"), (name, "B")))
+        own = part_name(name, "A")
+        names = own if own in self._stored._parts else first_name(own), part_name(name, "B")
+        a, b = (self._whole(part).astype(np.float64) for part in names)
         product = (self._whole(name).astype(np.float64) + self._scale * (b @ a)).astype(np.float32)
         merged: Array = product.astype(self.dtype(name))
         return merged
@@ -65,6 +71,12 @@ class Merged(Weights):
         rows = max(part.block.row + part.block.rows for part in self._stored.parts(name))
         columns = max(part.block.column + (part.block.columns or 0) for part in self._stored.parts(name))
         return self._stored.read(Block(name, 0, rows, 0, columns))
+
+
+def base_of(weights: Weights) -> Weights:
+    """The weights that adapters are beside, without them."""
+    stored = weights.stored
+    return Weights(part for name in stored.names() if ".lora_" not in name for part in stored.parts(name))
 
 
 def merged(weights: Weights) -> Weights:

@@ -18,7 +18,8 @@ from markupsafe import Markup
 
 from openpangu_sft import __version__
 from openpangu_sft.artifacts.artifact import Manifest
-from openpangu_sft.checkpoint.hf_export import LLAMA, SAME_IDS
+from openpangu_sft.checkpoint.hf_export import LLAMA, PEFT, SAME_IDS
+from openpangu_sft.recipe.sections import Adapter
 from openpangu_sft.util.errors import printable
 
 _TRAINING = {
@@ -59,6 +60,7 @@ def write_model_card(directory: Path, manifest: Manifest, name: str, base: str, 
         licensed=(directory / "LICENSE").is_file(),
         llama=manifest.counts["form"] == LLAMA,
         path=Markup(repr(name)),
+        peft=manifest.counts["form"] == PEFT,
         source=source,
         trained="dataset" in manifest.inputs,
         version=__version__,
@@ -79,6 +81,8 @@ def _facts(manifest: Manifest, base: str) -> Iterator[tuple[str, object]]:
         for key, title in _TRAINING.items():
             if key in manifest.settings:
                 yield title, manifest.settings[key]
+    if "lora" in counts:
+        yield "LoRA adapters", Adapter(**counts["lora"])
     if isinstance(iteration := counts.get("iteration"), int):
         yield "iterations", f"{iteration:,}"
     if isinstance(loss := counts.get("loss"), (int, float)):

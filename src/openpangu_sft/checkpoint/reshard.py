@@ -65,7 +65,10 @@ class Resharder:
 
 
 def differences(resharder: Resharder, written: Weights, advance: Advance = nothing) -> Iterator[str]:
-    """The blocks of a written checkpoint that are not bit for bit their source, each with its first difference."""
+    """The blocks of a written checkpoint that are not bit for bit their source, each with its first difference.
+
+    What the source has besides is not looked at: readers have required every tensor.
+    """
 
     def compare(part: Part) -> Optional[str]:
         found = difference(part, resharder.read(part.block))
@@ -74,7 +77,7 @@ def differences(resharder: Resharder, written: Weights, advance: Advance = nothi
 
     parts = [
         Part(rows, part.array[rows.within(part.block)], part.where)
-        for name in hf_shapes(resharder.model, resharder.weights.adapter)
+        for name in written.names()
         for part in written.parts(name)
         for rows in row_blocks(part.block, part.array.dtype)  # a tensor on several ranks is never joined whole
     ]
@@ -86,6 +89,17 @@ def require_equal(resharder: Resharder, written: Weights, where: object, advance
     """Compares a checkpoint, read back, with its source; `UserError` names the first element that differs."""
     for found in differences(resharder, written, advance):
         raise UserError(f"differs from its source: {found}", where=where, remedy="check disk and memory")
+
+
+def rounded_to(weights: Weights, model: Model, written: Weights, where: object) -> Resharder:
+    """Weights as `written` holds them: in its dtype, where the two differ; `UserError` where it has several."""
+    dtypes = {written.dtype(name) for name in written.names()}
+    if written.dtypes() == weights.dtypes():
+        return Resharder(weights, model)
+    if len(dtypes) > 1:
+        what = f"has {' and '.join(written.dtypes())}, the Hugging Face checkpoint has {' and '.join(weights.dtypes())}"
+        raise UserError(what, where=where, remedy="convert again with make convert")
+    return Resharder(weights, model, dtypes.pop())
 
 
 def warn_of_cast(resharder: Resharder) -> None:

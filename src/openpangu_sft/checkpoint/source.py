@@ -1,4 +1,4 @@
-"""The source of a conversion: a Hugging Face checkpoint, or a Megatron-core one of any layout."""
+"""The source of a conversion: a Hugging Face checkpoint, a LoRA adapter, or a Megatron-core one of any layout."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Callable, NamedTuple, Optional
 
-from openpangu_sft.artifacts.artifact import Manifest, files_digest, sha256_of
+from openpangu_sft.artifacts.artifact import MANIFEST, Manifest, files_digest, parse_manifest, require_files, sha256_of
 from openpangu_sft.artifacts.changes import Stamp, stamps_of
+from openpangu_sft.checkpoint.adapter import adapter_files, is_adapter, open_adapter
 from openpangu_sft.checkpoint.checklist import check_published
 from openpangu_sft.checkpoint.hf import open_hf, require_model
 from openpangu_sft.checkpoint.hf_files import weight_files
+from openpangu_sft.checkpoint.lora import merged
 from openpangu_sft.checkpoint.mcore import MODEL_FILE
 from openpangu_sft.checkpoint.mcore_reader import open_mcore
 from openpangu_sft.checkpoint.weights import Weights
@@ -40,9 +42,10 @@ class CheckpointSource(NamedTuple):
 def open_checkpoint(
     recipe: Recipe, path: Path, iteration: Optional[int] = None, remedy: str = "check the path"
 ) -> CheckpointSource:
-    """Opens a Hugging Face checkpoint, a Megatron-core one (by default its newest iteration), or a run.
+    """Opens a Hugging Face checkpoint, a Megatron-core one (by default its newest iteration), a run, or a LoRA adapter.
 
-    Raises `UserError` where there is none (with this remedy), it is damaged, or it does not fit the recipe.
+    The weights of an adapter are those of `paths.hf` merged with it. Raises `UserError` where there is none (with this
+    remedy), it is damaged, or it does not fit the recipe.
     """
     if not path.is_dir():
         raise UserError("no such directory", where=path, remedy=remedy)
@@ -58,6 +61,10 @@ def open_checkpoint(
         return CheckpointSource(opened.weights, made_by, opened.iteration, digests, stamps)
     if iteration is not None:
         raise UserError(f"has no iterations, so none is {iteration}", where=path, remedy="leave ITERATION out")
+    return _open_adapter(recipe, path) if is_adapter(path) else _open_hf(recipe, path, remedy)
+
+
+def _open_hf(recipe: Recipe, path: Path, remedy: str) -> CheckpointSource:
     if not (path / CONFIG).is_file():
         what = f"neither a Hugging Face checkpoint ({CONFIG}) nor a Megatron-core one ({TRACKER})"
         raise not_hf(path, UserError(what, where=path, remedy=remedy))
@@ -67,6 +74,28 @@ def open_checkpoint(
     if published.files:
         console.print(str(published), markup=False, soft_wrap=True)
     return CheckpointSource(weights, None, None, lambda: hf_digests(path, published.sums), stamps)
+
+
+def _open_adapter(recipe: Recipe, path: Path) -> CheckpointSource:
+    """An adapter on the weights of `paths.hf`; one of this project is refused on another base than its own."""
+    base = _open_hf(recipe, recipe.path("hf"), "check paths.hf")
+    stamps = {**base.stamps, **stamps_of(adapter_files(path))}
+    adapter = open_adapter(path, recipe.model)
+    manifest, sums = None, dict[str, str]()
+    if (path / MANIFEST).is_file():
+        manifest = parse_manifest(path / MANIFEST, "make it again with make export FORM=peft")
+        require_files(path, manifest, "make it again with make export FORM=peft")
+        sums = base.digests()
+        if sums["weights"] != manifest.inputs.get("hf.weights"):
+            what = "is an adapter of other weights than those of paths.hf"
+            raise UserError(what, where=path, remedy="check paths.hf")
+    both = [part for weights in (base.weights, adapter) for name in weights.names() for part in weights.parts(name)]
+
+    def digests() -> dict[str, str]:
+        return {**(sums or base.digests()), "adapter": files_digest(adapter_files(path))}
+
+    weights = merged(Weights(both, adapter=adapter.adapter))
+    return CheckpointSource(weights, manifest, None, digests, stamps)
 
 
 def hf_digests(directory: Path, known: Mapping[Path, str] = MappingProxyType({})) -> dict[str, str]:

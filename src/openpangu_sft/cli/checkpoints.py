@@ -14,9 +14,10 @@ from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.console import print_rows, print_table, say, stdout
 from openpangu_sft.util.errors import UserError, explain_os_error
 
-FROM = option("--from", "source", type=Path, metavar="DIR", help="another checkpoint of any layout, or a run")
+FROM = option("--from", "source", type=Path, metavar="DIR", help="another checkpoint, a run, or a LoRA adapter")
 ITERATION = option("--iteration", type=click.IntRange(0), metavar="N", help="of a run  [default: the newest]")
 DTYPE = option("--dtype", type=click.Choice(["fp32", "bf16", "fp16"]), help="of the result  [default: unchanged]")
+FORM = click.Choice(["llama", "openpangu", "peft"])
 ONLY = click.Choice(["tensors", "manifest"])
 LOGITS = ("in", "prompt", "tokens", "logit", "difference", "same", "check")
 
@@ -40,13 +41,14 @@ def convert_command(recipe: Recipe, source: Optional[Path], iteration: Optional[
 @FROM
 @ITERATION
 @DTYPE
-@option("--form", type=click.Choice(["llama", "openpangu"]), default="llama", show_default=True, help="export format")
+@option("--form", type=FORM, default="llama", show_default=True, help="export format")
 def export_command(
     recipe: Recipe, source: Optional[Path], iteration: Optional[int], dtype: Optional[str], form: str
 ) -> None:
     """Export the run's newest checkpoint to Hugging Face.
 
-    llama loads with stock transformers and vLLM; openpangu has the original's configuration and remote code.
+    llama loads with stock transformers and vLLM; openpangu has the original's configuration and remote code. Both have
+    LoRA adapters merged; peft is the adapters alone.
     """
     without_torch()
     from openpangu_sft.checkpoint.export import run_export

@@ -53,7 +53,7 @@ def curve_command(recipe: Recipe) -> None:
 @option("--system", default="", help="system prompt")
 @option("--tools", type=Path, metavar="FILE", help="definitions of tools, a JSON list")
 @option(
-    "-m", "--model", type=Path, help="Hugging Face or mcore  [default: paths.export, else paths.run, else paths.hf]"
+    "-m", "--model", type=Path, help="checkpoint or adapter  [default: paths.export, else paths.run, else paths.hf]"
 )
 def chat_command(
     recipe: Recipe, prompt: Optional[str], system: str, tools: Optional[Path], model: Optional[Path]

@@ -11,15 +11,17 @@ import torch
 from transformers.generation.streamers import BaseStreamer
 
 from openpangu_sft.artifacts.artifact import MANIFEST, parse_manifest
+from openpangu_sft.checkpoint.adapter import is_adapter
 from openpangu_sft.checkpoint.hf import open_hf
 from openpangu_sft.checkpoint.mcore_reader import open_mcore
+from openpangu_sft.checkpoint.source import open_checkpoint
 from openpangu_sft.conversations.calls import THINKING, Answer, split_answer
 from openpangu_sft.conversations.conversation import Message
 from openpangu_sft.conversations.keys import BadSample
 from openpangu_sft.model.device import inference_device
 from openpangu_sft.model.llama import build_model
 from openpangu_sft.model.tensors import tensors_of
-from openpangu_sft.recipe.model_config import CONFIG, TRACKER, model_of, not_hf, read_config
+from openpangu_sft.recipe.model_config import ADAPTER_CONFIG, CONFIG, TRACKER, model_of, not_hf, read_config
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.tokenizer.template import prompt_spans
 from openpangu_sft.tokenizer.tokenizer import Tokenizer
@@ -30,10 +32,11 @@ OnText = Callable[[str], None]
 
 
 class Chat:
-    """A model with its tokenizer, from a Hugging Face or Megatron-core checkpoint, or a run (its newest by default).
+    """A model with its tokenizer, from a Hugging Face or Megatron-core checkpoint, a run (its newest by default), or a
+    LoRA adapter.
 
-    Configuration and tokenizer of a Megatron-core checkpoint are in `paths.hf`. Raises `UserError` where there is none,
-    or it is damaged.
+    Configuration and tokenizer of a Megatron-core checkpoint or adapter are in `paths.hf`. Raises `UserError` where
+    there is none, or it is damaged.
     """
 
     iteration: Optional[int]  # of the training that made the checkpoint, where that is known
@@ -46,6 +49,10 @@ class Chat:
             tensors = tensors_of(opened.weights, model)
             converted = opened.manifest is not None and opened.manifest.kind == "mcore"
             self.iteration = None if converted else opened.iteration
+        elif is_adapter(checkpoint):
+            files, model = recipe.path("hf"), recipe.model
+            tensors = tensors_of(open_checkpoint(recipe, checkpoint).weights, model)
+            self.iteration = _trained(checkpoint)
         elif (checkpoint / CONFIG).is_file():
             files, model = checkpoint, model_of(read_config(checkpoint), checkpoint / CONFIG)
             tensors = tensors_of(open_hf(checkpoint, model), model)
@@ -166,7 +173,7 @@ def default_checkpoint(recipe: Recipe) -> Path:
     """The first that exists of the exported checkpoint, the run and the base; the export's path if none does."""
     for name in ("export", "run"):
         path = recipe.path(name)
-        if (path / MANIFEST).is_file() and ((path / CONFIG).is_file() or (path / TRACKER).is_file()):
+        if (path / MANIFEST).is_file() and any((path / file).is_file() for file in (CONFIG, TRACKER, ADAPTER_CONFIG)):
             return path
     base = recipe.path("hf")
     return base if (base / CONFIG).is_file() else recipe.path("export")

@@ -17,8 +17,7 @@ from openpangu_sft.recipe.sections import Model
 from openpangu_sft.util.errors import UserError
 
 CONFIG = "config.json"
-_ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
-"""PEFT's files; the first one names the base."""
+ADAPTER_CONFIG = "adapter_config.json"  # of peft; it names the base
 AGAIN = "download it again"
 TRACKER = "latest_checkpointed_iteration.txt"  # file of a Megatron-core checkpoint that names its newest iteration
 PANGU = "PanguEmbedded"
@@ -151,12 +150,13 @@ def llama_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def not_hf(directory: Path, otherwise: UserError) -> UserError:
     """Why a directory is not a Hugging Face checkpoint, if its files show; else `otherwise`."""
-    if any((directory / name).is_file() for name in _ADAPTERS):
-        settings = directory / _ADAPTERS[0]
-        base = read_object(settings).get("base_model_name_or_path") if settings.is_file() else None
+    if (settings := directory / ADAPTER_CONFIG).is_file():
+        base = read_object(settings).get("base_model_name_or_path")
         what = f"is a LoRA adapter, not a model (its base: {base or 'not named'})"
-        remedy = "merge it into its base (PEFT: merge_and_unload(), then save_pretrained) and give the result"
-        return UserError(what, where=directory, remedy=remedy)
+        return UserError(what, where=directory, remedy="give its base as paths.hf, and the adapter as FROM or MODEL")
+    if any((directory / f"adapter_model.{kind}").is_file() for kind in ("safetensors", "bin")):
+        what = f"is a LoRA adapter without its {ADAPTER_CONFIG}"
+        return UserError(what, where=directory, remedy="add the file")
     if (directory / TRACKER).is_file():
         what = "is a Megatron-core checkpoint; a Hugging Face one is needed"
         return UserError(what, where=directory, remedy=f"check the path, or convert it: make export FROM={directory}")

@@ -154,6 +154,9 @@ class Adapter(NamedTuple):
         """Megatron's names of the adapted layers."""
         return [linear for linear, names in LINEARS.items() if names[0] in self.targets]
 
+    def __str__(self) -> str:
+        return f"rank {self.rank}, alpha {self.alpha:g}, on {', '.join(self.targets)}"
+
 
 class Lora(Section):
     """Low-rank adapters (LoRA): only they are trained, beside frozen weights."""

@@ -93,6 +93,14 @@ def compute_logits(model: Any, ids: list[int], dtype: torch.dtype) -> Optional[t
     return logits[0]
 
 
+def _without_adapters(state: dict[str, Any], model: torch.nn.Module) -> dict[str, Any]:
+    """The weights beside LoRA adapters, if any, by the model's own names; training loads these without extra states."""
+    if not any(".lora_" in name for name in state):
+        return state
+    extra = dict.fromkeys(name for name in model.state_dict() if name.endswith("_extra_state"))
+    return {**extra, **{name.replace(".base_layer.", "."): state[name] for name in state if ".lora_" not in name}}
+
+
 @torch.no_grad()
 def run(scratch: Path, rank: int) -> None:
     """Loads a rank's file and computes logits of all prompts, as scratch/job.json asks: see `megatron_logits`.
@@ -112,7 +120,7 @@ def run(scratch: Path, rank: int) -> None:
         if given["padded_vocab_size"] < vocab_size:
             raise UserError(f"args.padded_vocab_size is {given['padded_vocab_size']}, less than {vocab_size}")
         model = build(given, dtype)
-        load_strictly(model, state)
+        load_strictly(model, _without_adapters(state, model))
     except UserError as error:
         raise UserError(error.what, where=path, remedy=_AGAIN) from None
     state.clear()  # the model has copies

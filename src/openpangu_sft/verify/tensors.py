@@ -8,8 +8,9 @@ from typing import NamedTuple, Optional
 from openpangu_sft.artifacts.artifact import MANIFEST, parse_manifest
 from openpangu_sft.artifacts.checks import wrong_files
 from openpangu_sft.checkpoint.hf import open_hf, require_model
+from openpangu_sft.checkpoint.lora import base_of
 from openpangu_sft.checkpoint.mcore_reader import McoreCheckpoint, open_mcore
-from openpangu_sft.checkpoint.reshard import Resharder, differences
+from openpangu_sft.checkpoint.reshard import differences, rounded_to
 from openpangu_sft.checkpoint.sharding import hf_shapes, parameter_count
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.console import byte_progress
@@ -47,28 +48,27 @@ def check_manifest(directory: Path) -> dict[str, str]:
 def compare_tensors(recipe: Recipe, hf: Path, mcore: Path, iteration: Optional[int] = None) -> Compared:
     """Compares every tensor of two checkpoints, bit for bit; after rounding where the dtypes differ.
 
+    Of a LoRA checkpoint it compares the weights beside the adapters, which training does not change.
     Raises `UserError` where one of them cannot be read, and for the first element that differs.
     """
     require_model(hf, recipe.model)
     weights = open_hf(hf, recipe.model)
     opened = open_mcore(mcore, recipe.model, iteration, "run make convert")
-    dtypes = {opened.weights.dtype(name) for name in opened.weights.names()}
-    rounded = opened.weights.dtypes() != weights.dtypes()
-    if rounded and len(dtypes) > 1:
-        what = f"has {' and '.join(opened.weights.dtypes())}, {hf} has {' and '.join(weights.dtypes())}"
-        raise UserError(what, where=opened.directory, remedy=REMEDY)
-    resharder = Resharder(weights, recipe.model, dtypes.pop() if rounded else None)
+    base = base_of(opened.weights)
+    resharder = rounded_to(weights, recipe.model, base, opened.directory)
     with byte_progress("comparing", sum(path.stat().st_size for path in opened.files)) as advance:
-        found = list(differences(resharder, opened.weights, advance))
+        found = list(differences(resharder, base, advance))
     if found:
         what = f"differs from {hf} in {len(found):,} blocks of tensors, the first: {found[0]}"
         raise UserError(what, where=opened.directory, remedy=REMEDY)
     count = len(hf_shapes(recipe.model))
-    dtype = f"every bit, after rounding to {resharder.dtype}" if rounded else "every bit"
+    dtype = f"every bit, after rounding to {resharder.dtype}" if resharder.dtype else "every bit"
     figures = {
         "Megatron-core": f"{opened.layout}, iteration {opened.iteration}",
-        "dtype": "+".join(opened.weights.dtypes()),
+        "dtype": "+".join(base.dtypes()),
         "tensors equal": f"{count:,} of {count:,}",
         "values equal": f"{parameter_count(recipe.model):,}, {dtype}",
     }
+    if adapter := opened.weights.stored.adapter:
+        figures["LoRA adapters"] = f"{adapter}: not compared, nor in the logits"
     return Compared(opened, figures)

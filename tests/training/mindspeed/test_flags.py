@@ -137,6 +137,17 @@ def test_settings(make_recipe: MakeRecipe, settings: list[str], wanted: dict[str
     assert not flags.keys() & set(unwanted)
 
 
+def test_lora(make_recipe: MakeRecipe) -> None:
+    lora = ["train.lora.rank=8", "train.lora.targets=[q_proj, k_proj, v_proj, down_proj]"]
+    words = training_flags(make_recipe("train.engine=mindspeed", *lora), Path("/data"), resumed=False)
+    expected = ["--lora-r", "8", "--lora-alpha", "32", "--lora-target-modules", "linear_qkv", "linear_fc2"]
+    begin = words.index("--lora-r")
+    assert words[begin : begin + len(expected) + 1] == [*expected, "--tokenizer-name-or-path"]
+    assert not [
+        word for word in training_flags(make_recipe(), Path("/data"), resumed=False) if word.startswith("--lora")
+    ]
+
+
 def test_further_flags_stand_behind_ours(make_recipe: MakeRecipe) -> None:
     more = ["--log-throughput", "--num-workers", "4"]
     recipe = make_recipe("train.engine=mindspeed", "train.upstream_flags=[--log-throughput, --num-workers, '4']")
@@ -149,6 +160,19 @@ def test_further_flags_stand_behind_ours(make_recipe: MakeRecipe) -> None:
         0,
         ("--lr, '1'", "train.upstream_flags --lr: is set by the recipe -> set train.lr instead"),
         ("--lr=1", "train.upstream_flags --lr: is set by the recipe -> set train.lr instead"),
+        (
+            "--lora-target-modules, linear_qkv, linear_proj",
+            "train.upstream_flags --lora-target-modules: is set by the recipe -> set train.lora.targets instead",
+        ),
+        (
+            "--lora-fusion",
+            "train.upstream_flags --lora-fusion: does not wait for adapters that --overlap-param-gather is still "
+            "gathering -> leave it out",
+        ),
+        (
+            "--lora-modules-to-save, embed",
+            "train.upstream_flags --lora-modules-to-save: is never read by MindSpeed-LLM 1.0.0 -> leave it out",
+        ),
         ("--swiglu", "train.upstream_flags --swiglu: is fixed by openPangu's architecture -> leave it out"),
         (
             "--context-parallel-algo, megatron_cp_algo",

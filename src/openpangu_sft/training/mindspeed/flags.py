@@ -15,7 +15,7 @@ from openpangu_sft.checkpoint.sharding import layout_of
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.errors import UserError
 
-Value = Union[str, int, float, Path, bool, None]
+Value = Union[str, int, float, Path, bool, Sequence[str], None]
 
 SAME = {
     "num-layers": "model.num_layers",
@@ -115,6 +115,10 @@ HARMFUL = {
     "output-multiplier-scale": "is not for openPangu, and the patched loss would ignore it",
     "output-logit-softcapping": "is not for openPangu, and the patched loss would ignore it",
     "no-save-optim": "training could not resume from its checkpoints",
+    "lora-fusion": "does not wait for adapters that --overlap-param-gather is still gathering",
+    "lora-load": "is not needed: paths.mcore has the adapters",
+    "lora-modules-to-save": "is never read by MindSpeed-LLM 1.0.0",
+    "lora-register-forward-hook": "could leave adapters of recomputed layers untrained",
 }
 
 
@@ -150,6 +154,7 @@ def _computed(recipe: Recipe, data: Path, resumed: bool) -> dict[str, tuple[str,
     # upstream refuses a list for a single stage
     layers = ",".join(map(str, parallel.num_layer_list or ())) if parallel.pipeline > 1 else None
     recompute = train.recompute.model_dump() if train.recompute.granularity != "none" else {}
+    adapter = train.lora.adapter
     return {
         # training takes this number as it is, without rounding it up
         "padded-vocab-size": ("model.vocab_size", layout_of(model, parallel).padded_vocab_size),
@@ -164,6 +169,9 @@ def _computed(recipe: Recipe, data: Path, resumed: bool) -> dict[str, tuple[str,
         "recompute-method": ("train.recompute.method", recompute.get("method")),
         "recompute-num-layers": ("train.recompute.num_layers", recompute.get("num_layers")),
         "recompute-activation-function": ("train.recompute.activation", train.recompute.activation),
+        "lora-r": ("train.lora.rank", adapter and adapter.rank),
+        "lora-alpha": ("train.lora.alpha", adapter and adapter.alpha),
+        "lora-target-modules": ("train.lora.targets", adapter and adapter.linears),
         "tokenizer-name-or-path": ("paths.hf", recipe.path("hf")),
         "data-path": ("paths.dataset", data),
         "load": ("paths.mcore", run if resumed else recipe.path("mcore")),
@@ -173,13 +181,15 @@ def _computed(recipe: Recipe, data: Path, resumed: bool) -> dict[str, tuple[str,
 
 
 def as_arguments(flags: dict[str, Value]) -> list[str]:
-    """True is a flag without a value, False and None are no flag; floats are written in full precision."""
+    """True is a flag without a value, False and None are no flag; a list is several words; floats in full precision."""
     arguments = []
     for name, value in flags.items():
         if value is None or value is False:
             continue
         arguments.append(f"--{name}")
-        if value is not True:
+        if isinstance(value, list):
+            arguments += value
+        elif value is not True:
             arguments.append(repr(value) if isinstance(value, float) else str(value))
     return arguments
 
