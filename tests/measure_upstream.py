@@ -70,7 +70,8 @@ def main() -> None:
 
     AutoTrainer().train()
     buffers = [buffer for replica in replicas for buffer in replica.buffers]
-    noted["weights"] = sum(buffer.param_data.nbytes for buffer in buffers)
+    storages = [parameter.untyped_storage() for replica in replicas for parameter in replica.parameters()]
+    noted["weights"] = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
     noted["gradients"] = sum(buffer.grad_data.nbytes for buffer in buffers)
     noted["buckets"] = sum(len(buffer.buckets) for buffer in buffers)
     noted["optimizer"] = sum(map(state_bytes, optimizers))

@@ -27,6 +27,7 @@ from documents import (
     links,
 )
 from openpangu_sft.cli.main import app
+from openpangu_sft.plan.choose import choose
 from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.util.errors import UserError
 from openpangu_sft.verify.megatron import find_core
@@ -74,12 +75,15 @@ class Place:
         published = self.clone / "recipes/openpangu-1b.yaml"
         self.portable = self._recipe(published, "portable.yaml", PORTABLE)
         self._recipe(published, published.name, SMALL)
+        lora = published.with_name("openpangu-1b-lora.yaml")
+        chosen = [override for override in PORTABLE if not override.startswith("train.recompute")]
+        self._recipe(lora, lora.name, [*chosen, "train.lora.rank=4"])
         self._put_what_the_reader_has(directory)
         self.ran: set[str] = set()
 
     def _recipe(self, published: Path, name: str, overrides: list[str]) -> Path:
         path = published.with_name(name)
-        recipe = load_recipe(published, [*overrides, f"paths.cache={self.cache}"])
+        recipe = load_recipe(published, [*overrides, f"paths.cache={self.cache}"], choose)
         path.write_text(json.dumps(recipe.model_dump(mode="json", exclude_none=True)), "utf-8")  # which is YAML
         return path
 

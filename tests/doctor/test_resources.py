@@ -14,12 +14,16 @@ import pytest
 
 from conftest import PATIENCE, MakeRecipe
 from doctor_machines import ON_NPUS, FakeMachine, MakeContext, context, fake
+from openpangu_sft.checkpoint.sharding import parameter_count
 from openpangu_sft.doctor import packages, resources
 from openpangu_sft.doctor.checks import where
 from openpangu_sft.doctor.finding import Finding, State, guarded
 from openpangu_sft.doctor.machine import Machine, Ran
 from openpangu_sft.doctor.resources import disk_bytes, memory_bytes
+from openpangu_sft.recipe.sections import LINEARS, Adapter
 from openpangu_sft.util.errors import UserError
+
+ALL = tuple(name for names in LINEARS.values() for name in names)
 
 __all__ = ["context", "fake"]
 
@@ -86,6 +90,17 @@ def test_needs_follow_from_the_models_size(make_recipe: MakeRecipe) -> None:
     assert "mcore" not in disk_bytes(recipe)
     portable = make_recipe(*model, "parallel.devices_per_node=2")
     assert memory_bytes(portable) == parameters * 16 * 2
+
+
+def test_needs_of_lora(make_recipe: MakeRecipe) -> None:
+    """Optimizer state of adapters alone, weights of both."""
+    recipe = make_recipe(*ON_NPUS, "train.device=auto", "train.precision=bf16", "train.lora.rank=4")
+    weights, adapters = (parameter_count(recipe.model, Adapter(4, 32, ALL), trained) for trained in (False, True))
+    assert 0 < adapters < weights
+    assert memory_bytes(recipe) == weights * 8 * 2 + adapters * 12
+    assert disk_bytes(recipe)["run"] == 3 * (2 * weights + 12 * adapters)
+    portable = make_recipe("parallel.devices_per_node=2", "train.lora.rank=4")
+    assert memory_bytes(portable) == (weights * 4 + adapters * 12) * 2
 
 
 @pytest.mark.parametrize(("mb", "state"), [(64, State.WARNING), (2048, State.OK)])

@@ -43,13 +43,29 @@ def numbers(recipe: ChosenRecipe) -> tuple[int, int, int, str]:
         (("train.recompute.granularity=full", "train.recompute.num_layers=26"), (1, 1, 1, "26")),
         (("parallel.context=2",), (1, 1, 2, "0")),
         ((PORTABLE, "data.seq_length=4096"), (1, 1, 1, "0")),
-        ((PORTABLE, "train.device_memory=80"), (1, 1, 1, "12")),
+        ((PORTABLE, "train.device_memory=80"), (1, 1, 1, "11")),
         ((PORTABLE, "train.device=cpu"), (1, 1, 1, "0")),
     ],
     ids=["64", "32", "huge", "short", "none", "recompute", "context", "portable", "80-gb-gpu", "cpu"],
 )
 def test_of_the_1b(overrides: tuple[str, ...], expected: tuple[int, int, int, str]) -> None:
     assert numbers(chosen(FAST, *overrides)) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "expected", "fits"),
+    [
+        ("1b", (), (1, 1, 1, "0 + act."), True),  # on one NPU
+        ("1b", ("train.device_memory=32",), (1, 1, 1, "16 + act."), True),
+        ("7b", (), (1, 1, 4, "2 + act."), True),  # on four
+        ("7b", ("parallel.devices_per_node=1",), (1, 1, 1, "27 + act."), True),
+        ("7b", ("parallel.devices_per_node=1", "train.lora.rank=0"), (1, 1, 1, "34 + act."), False),
+    ],
+)
+def test_of_lora(name: str, overrides: tuple[str, ...], expected: tuple[int, int, int, str], fits: bool) -> None:
+    recipe = chosen(ROOT / f"recipes/openpangu-{name}-lora.yaml", *overrides)
+    assert numbers(recipe) == expected
+    assert ("nothing fits" not in recipe.chosen) == fits
 
 
 def test_of_the_7b() -> None:

@@ -83,6 +83,63 @@ def test_memory_of_the_published_recipe() -> None:
     assert backward["output layer's gradient"] == 153376 * 1536 * 2
 
 
+ADAPTERS = 26 * 32 * ((1536 + 3072) + (1536 + 1536) + (1536 + 2 * 6144) + (6144 + 1536))
+"""A and B of rank 32 beside linear_qkv, linear_proj, linear_fc1 and linear_fc2 of 26 layers."""
+
+
+def test_memory_of_lora() -> None:
+    """Written out by hand: gradients and state of adapters alone, and no gradient of the output layer."""
+    memory = mindspeed_memory(published("train.lora.rank=32", "parallel.context=1", "train.recompute.granularity=none"))
+    assert sizes(memory.static) == {
+        "weights": 2 * (1_155_912_192 + ADAPTERS),
+        "gradients": 4 * ADAPTERS,
+        "optimizer state": 12 * ADAPTERS // 8,
+        "attention masks": 26 * 2048 * 2048,
+    }
+    numbers = 4 * 1536 + (1536 + 2 * 768) + 3 * 1536 + 768 + 3 * 6144 + 4 * 32  # the last: what A gives, and B takes
+    layer = 32768 * (numbers * 2 + 2 * 4 + 12 * 2 * 8 * 4 + 4 * 128 * 2)
+    loss, backward = (sizes(phase.parts) for phase in memory.phases)
+    assert loss == {
+        "kept by the layers": 26 * layer,
+        "kept by the last norm": 32768 * (2 * 1536 * 2 + 4),
+        "trained positions": 2 * 32768 * 1536 * 2,
+        "logits": 2048 * 153376 * (2 + 4 + 4),
+    }
+    assert backward == {"kept by the layers": 26 * layer, "outputs in a layer": 32768 * (3 * 6144 + 1536) * 2}
+
+
+def test_a_layer_of_which_attention_alone_has_adapters_keeps_less() -> None:
+    given = ("train.lora.rank=32", "train.recompute.granularity=none")
+    recipe, attention = published(*given), published(*given, "train.lora.targets=[q_proj,k_proj,v_proj]")
+    tokens = 32768 // 2
+    # the inputs of linear_proj (as ulysses gives it), linear_fc1 and linear_fc2, and what their A give
+    left_out = tokens * 2 * (1536 + 1536 + 6144 + 3 * 32)
+    assert layer_activations(recipe) - layer_activations(attention) == left_out
+    assert sizes(mindspeed_memory(attention).phases[1].parts)["gradients in a layer"] == tokens * (3 * 6144 + 1536) * 2
+
+
+def test_work_of_lora() -> None:
+    """4 for frozen weights, 6 for adapters; recomputed layers 2 more for both."""
+    layers, output = 1_155_912_192 - 153376 * 1536 - 1536, 153376 * 1536
+    recipe = published("train.lora.rank=32", "train.recompute.granularity=none")
+    assert flops_per_token(recipe) == 4 * (layers + output) + 6 * ADAPTERS
+    assert flops_per_token(recipe, trained=0.5) == 4 * layers + 2 * output + 6 * ADAPTERS
+    again = published("train.lora.rank=32")
+    assert flops_per_token(again) - flops_per_token(recipe) == 2 * (layers + ADAPTERS)
+    done = 4 * 1_155_912_192 + 6 * ADAPTERS
+    assert model_flops_utilisation(recipe, 1e5) == pytest.approx(done * 1e5 / (8 * 313e12))
+
+
+def test_a_checkpoint_of_lora() -> None:
+    """The whole model, and state of adapters alone."""
+    weights = 1_155_912_192 + ADAPTERS
+    assert disk_of(published("train.lora.rank=32")).checkpoint == 2 * weights + 12 * ADAPTERS
+    assert disk_of(published("train.lora.rank=32", *PORTABLE)).checkpoint == 2 * weights + 12 * ADAPTERS
+    fp32 = ("train.lora.rank=32", "train.precision=fp32")
+    assert disk_of(published(*fp32)).checkpoint == 4 * weights + 12 * ADAPTERS
+    assert disk_of(published(*fp32, *PORTABLE)).checkpoint == 4 * weights + 8 * ADAPTERS
+
+
 def test_where_a_chunk_of_logits_is_small_its_gradients_are_most() -> None:
     """The output layer's gradient of a chunk, in bf16 and cast to fp32."""
     memory = mindspeed_memory(published("data.seq_length=64", "parallel.context=1", "train.recompute.granularity=none"))
@@ -222,7 +279,7 @@ def test_report_without_a_dataset_and_as_json(tmp_path: Path) -> None:
     assert report.seconds == pytest.approx(600 * 128 * 32768 / 1e5)
     assert report.least_seconds < report.seconds
     shown = json.loads(json.dumps(as_json(report)))
-    assert shown["parameters"] == 1_155_912_192
+    assert shown["parameters"] == shown["trained_parameters"] == 1_155_912_192
     assert shown["memory"]["fits"] == {"16": "no", "64": "yes"}
     assert shown["memory"]["needed"] == report.memory.needed
     assert shown["now"]["recompute"]["num_layers"] == 26
@@ -230,3 +287,6 @@ def test_report_without_a_dataset_and_as_json(tmp_path: Path) -> None:
     assert shown["auto"]["64"][0]["work"] < shown["now"]["work"]
     assert shown["chosen"] is None
     assert not list(tmp_path.iterdir())
+    adapters = make_report(published(f"paths.cache={tmp_path}", "train.lora.rank=32"), [64])
+    assert as_json(adapters)["parameters"] == 1_155_912_192
+    assert as_json(adapters)["trained_parameters"] == ADAPTERS

@@ -39,6 +39,8 @@ SETTINGS += ["train.lr_warmup_iterations=1", "train.save_interval=2", "parallel.
 ONE_HEAD_A_GROUP = ["train.precision=fp32", "model.num_query_groups=4", "model.tie_word_embeddings=false"]
 ONE_GROUP = "model.num_query_groups=1"
 RECOMPUTE = "train.recompute.num_layers=2"
+FULL = ["train.recompute.granularity=full", RECOMPUTE]
+LORA = "train.lora.rank=4"
 
 
 def prepared(recipe: Recipe, base: Path) -> Recipe:
@@ -87,12 +89,16 @@ def part(parts: Sequence[Part], name: str) -> int:
     [
         pytest.param([], id="data-parallel"),
         pytest.param(ONE_HEAD_A_GROUP, id="fp32-untied-one-head-a-group"),
-        pytest.param(["parallel.context=2", "train.recompute.granularity=full", RECOMPUTE], id="context-parallel"),
+        pytest.param(["parallel.context=2", *FULL], id="context-parallel"),
         pytest.param([ONE_GROUP, "parallel.context=2"], id="kv-heads-repeated"),
         pytest.param(["parallel.tensor=2"], id="tensor-parallel"),
         pytest.param(["parallel.context=2", "train.recompute.activation=true"], id="activation-recomputed"),
         pytest.param(["parallel.pipeline=2"], id="pipeline"),
         pytest.param(["train.micro_batch_size=2"], id="micro-batch"),
+        pytest.param([LORA], id="lora"),
+        pytest.param([LORA, "parallel.context=2", "train.lora.targets=[q_proj,k_proj,v_proj]"], id="lora-of-attention"),
+        pytest.param([LORA, "parallel.tensor=2"], id="lora-tensor-parallel"),
+        pytest.param([LORA, "parallel.pipeline=2", *FULL, "train.precision=fp32"], id="lora-pipeline-recomputed"),
     ],
 )
 def test_what_upstream_holds(
@@ -104,24 +110,26 @@ def test_what_upstream_holds(
     columns = layout_of(recipe.model, recipe.parallel).padded_vocab_size // recipe.parallel.tensor
     for rank, noted in enumerate(measure(recipe, upstream, tmp_path / "notes")):
         stage = rank // recipe.parallel.tensor % recipe.parallel.pipeline
-        parameters = rank_parameters(recipe, stage)
+        parameters, trained = (rank_parameters(recipe, stage, which) for which in (False, True))
         # buffers are filled up so that every bucket divides evenly: by less than one element a device and bucket
-        padding = noted["gradients"] // 4 - parameters
+        padding = noted["gradients"] // 4 - trained
         assert 0 <= padding < noted["buckets"] * shards(recipe)
         assert noted["weights"] == (parameters + padding) * (2 if state == 12 else 4)
-        assert abs(noted["optimizer"] - parameters * state / shards(recipe)) <= state * shards(recipe)
+        assert abs(noted["optimizer"] - trained * state / shards(recipe)) <= state * shards(recipe)
         assert noted["layer"] == layer_activations(recipe)
         assert noted["groups"] == communicators(recipe)
         if stage == recipe.parallel.pipeline - 1:
             rows, most = noted["loss"]
-            planned = total(loss_parts(rows, columns, recipe.model.hidden_size, *((2, 10) if state == 12 else (4, 8))))
+            sizes = (2, 10) if state == 12 else (4, 8)
+            planned = total(loss_parts(rows, columns, recipe.model.hidden_size, *sizes, trained < parameters))
             # the numbers of a token that the cross-entropy makes beside its logits are small: maximum, mask, target
             assert planned <= most < planned * 1.04
         if stage == memory.stage:
             assert part(memory.static, "weights") == parameters * (2 if state == 12 else 4)
-            assert part(memory.static, "gradients") == parameters * 4
+            assert part(memory.static, "gradients") == trained * 4
             assert noted["optimizer"] == pytest.approx(part(memory.static, "optimizer state"), abs=state)
     files = [path for path in iteration_directory(recipe.path("run"), 2).rglob("*") if path.is_file()]
     written = sum(path.stat().st_size for path in files)
     # beside the tensors: names, and the arguments of the run
-    assert 0 < written - engine_checkpoint_bytes(recipe) < 62_000 * recipe.parallel.tensor * recipe.parallel.pipeline
+    most = (72_000 if recipe.train.lora.rank else 62_000) * recipe.parallel.tensor * recipe.parallel.pipeline
+    assert 0 < written - engine_checkpoint_bytes(recipe) < most

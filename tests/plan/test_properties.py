@@ -17,6 +17,7 @@ from openpangu_sft.plan.mindspeed_memory import mindspeed_memory, shards
 from openpangu_sft.recipe.schema import Recipe
 from plan.test_estimate import published, sizes
 
+TARGETS = [["all-linear"], ["q_proj", "k_proj", "v_proj"], ["o_proj", "down_proj"], ["gate_proj", "up_proj"]]
 NONE = {"train.recompute.granularity": "none"}
 
 
@@ -70,6 +71,7 @@ def recipes(draw: Any, engine: Optional[str] = None) -> Recipe:
         "precision": draw(st.sampled_from(["bf16", "fp32"])),
         "micro_batch_size": micro,
         "global_batch_size": 2 * micro * data * draw(st.integers(1, 3)),
+        "lora": {"rank": draw(st.integers(0, 2)), "targets": draw(st.sampled_from(TARGETS))},
         "recompute": {"granularity": "full" if again else "none", "method": "block", "num_layers": again},
     }
     return Recipe.model_validate(content)
@@ -84,13 +86,17 @@ def test_any_recipe_has_parts_of_a_size(recipe: Recipe) -> None:
     assert (
         memory.needed >= memory.peak >= total(memory.static) >= parameter_count(recipe.model) // recipe.parallel.world
     )
-    assert (
-        flops_per_token(other(recipe, NONE)) <= flops_per_token(recipe) < 4 / 3 * flops_per_token(other(recipe, NONE))
-    )
+    once, most = flops_per_token(other(recipe, NONE)), 3 / 2 if recipe.train.lora.rank else 4 / 3
+    assert once <= flops_per_token(recipe) < most * once
     assert idle(recipe) >= 1
     assert idle(recipe) == 1 or recipe.parallel.pipeline > 1
     assert 0 < highest_rate(recipe) < float("inf")
-    assert disk_of(recipe).checkpoint >= parameter_count(recipe.model) * 12
+    full = other(recipe, {"train.lora.rank": 0})
+    assert disk_of(full).checkpoint >= parameter_count(recipe.model) * 12
+    if recipe.train.lora.rank:
+        assert total(memory.static) < total(memory_of(full).static)
+        assert disk_of(recipe).checkpoint < disk_of(full).checkpoint
+        assert once < flops_per_token(other(full, NONE))
     json.dumps([part._asdict() for part in parts])
 
 

@@ -42,6 +42,12 @@ def test_published_recipe_on_80_columns_with_nothing_there(tmp_path: Path) -> No
     assert not list(tmp_path.iterdir())
 
 
+def test_lora_names_what_is_trained(tmp_path: Path) -> None:
+    text = run("plan", *sets(f"paths.cache={tmp_path}", "train.lora.rank=32"), env=NARROW).stdout.replace("\n", " ")
+    assert "LoRA of rank 32: 24,281,088 parameters in adapters are trained" in text
+    assert "24,281,088 of adapters x 4: accumulated in" in text
+
+
 def test_where_a_recipe_does_not_fit_auto_does(tmp_path: Path) -> None:
     shown = run("plan", "--memory", "16", *sets(f"paths.cache={tmp_path}"), env=NARROW).stdout
     assert "does not fit 16 GiB" in shown

@@ -36,7 +36,8 @@ def test_adapters_of_the_recipes(name: str) -> None:
 
 
 def test_targets_are_sorted_as_the_layer_has_them() -> None:
-    adapter = load_recipe(OPENPANGU, lora(rank=8, alpha=16, targets="[down_proj,v_proj,k_proj,q_proj]")).train.lora.adapter
+    given = lora(rank=8, alpha=16, targets="[down_proj,v_proj,k_proj,q_proj]")
+    adapter = load_recipe(OPENPANGU, given).train.lora.adapter
     assert adapter == Adapter(8, 16, ("q_proj", "k_proj", "v_proj", "down_proj"))
     assert adapter.linears == ["linear_qkv", "linear_fc2"]
 

@@ -21,6 +21,7 @@ from conftest import ROOT, TINY, conversation, write_samples
 from openpangu_sft import __version__
 from openpangu_sft.artifacts.artifact import MANIFEST, Manifest
 from openpangu_sft.checkpoint.convert import run_convert
+from openpangu_sft.checkpoint.sharding import parameter_count
 from openpangu_sft.dataset.merge import run_merge
 from openpangu_sft.dataset.preprocess import run_preprocess
 from openpangu_sft.evaluate.record import EVALUATION, read_evaluation
@@ -124,6 +125,17 @@ def test_the_page_says_what_the_run_left(recipe: Recipe) -> None:
         assert key in page.texts
     for version in read_starts(recipe.path("run"))[-1]["versions"].values():
         assert version in page.texts
+
+
+def test_the_page_says_what_was_trained(recipe: Recipe) -> None:
+    assert "all" in page_of(run_report(recipe)).texts
+    path = recipe.path("run") / MANIFEST
+    manifest = json.loads(path.read_text("utf-8"))
+    assert manifest["counts"]["trained_parameters"] == parameter_count(recipe.model)
+    manifest["settings"]["train.lora"] = {"rank": 8, "alpha": 16, "targets": ["all-linear"]}
+    manifest["counts"]["trained_parameters"] = 12345
+    path.write_text(json.dumps(manifest), "utf-8")
+    assert "12,345 (LoRA, rank 8)" in page_of(run_report(recipe)).texts
 
 
 def test_every_start_is_noted_and_the_recipe_repeats_the_run(recipe: Recipe, tmp_path: Path) -> None:

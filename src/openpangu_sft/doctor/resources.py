@@ -32,7 +32,7 @@ HIERARCHIES = (
 """Control groups v2, and v1 for memory: mount, controller, files of limit and use. See cgroups(7)."""
 CODE = Path(__file__).parents[1]
 DAY = 86400.0
-OPTIMIZER_BYTES = 12  # per parameter: its fp32 value and Adam's two moments, as in checkpoint_bytes
+OPTIMIZER_BYTES = 12  # per trained parameter: its fp32 value and Adam's two moments, as in checkpoint_bytes
 LOCAL = ("ext4", "ext3", "xfs", "btrfs", "overlay", "aufs", "tmpfs", "zfs")
 
 
@@ -112,9 +112,9 @@ def disk(context: Context) -> Finding:
 
 
 def limits(context: Context) -> Finding:
-    """ulimit: size of a file, the largest of which is the optimizer's of one rank, and number of open files."""
-    parallel, parameters = context.recipe.parallel, parameter_count(context.recipe.model)
-    largest = parameters * OPTIMIZER_BYTES // (parallel.tensor * parallel.pipeline)
+    """ulimit: size of a file, the largest of which is one rank's, of weights or optimizer, and number of open files."""
+    recipe, parallel = context.recipe, context.recipe.parallel
+    largest = max(weight_bytes(recipe), optimizer_bytes(recipe)) // (parallel.tensor * parallel.pipeline)
     size, files = resource.getrlimit(resource.RLIMIT_FSIZE)[0], resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if size != resource.RLIM_INFINITY and size < largest:
         return failed(f"files up to {gb(size)} (ulimit -f)", "ulimit -f unlimited", gb(largest))
@@ -192,7 +192,12 @@ def clock(context: Context) -> Finding:
 
 def weight_bytes(recipe: Recipe) -> int:
     """In the precision that training writes."""
-    return parameter_count(recipe.model) * (2 if recipe.train.precision == "bf16" else 4)
+    return parameter_count(recipe.model, recipe.train.lora.adapter) * (2 if recipe.train.precision == "bf16" else 4)
+
+
+def optimizer_bytes(recipe: Recipe) -> int:
+    """Of trained parameters."""
+    return parameter_count(recipe.model, recipe.train.lora.adapter, trained=True) * OPTIMIZER_BYTES
 
 
 def memory_bytes(recipe: Recipe) -> int:
@@ -203,12 +208,13 @@ def memory_bytes(recipe: Recipe) -> int:
     map_location='cpu' in Megatron's checkpointing.py) and gathers the optimizer there once to save it
     (get_parameter_state in distrib_optimizer.py).
     """
-    parallel, parameters = recipe.parallel, parameter_count(recipe.model)
+    parallel = recipe.parallel
     if recipe.train.engine == "transformers":
-        each = 4 if recipe.train.device == "cuda" else 4 + OPTIMIZER_BYTES
-        return parameters * each * parallel.devices_per_node
+        weights = parameter_count(recipe.model, recipe.train.lora.adapter) * 4
+        rest = 0 if recipe.train.device == "cuda" else optimizer_bytes(recipe)
+        return (weights + rest) * parallel.devices_per_node
     split = parallel.tensor * parallel.pipeline
-    return weight_bytes(recipe) * parallel.devices_per_node // split + parameters * OPTIMIZER_BYTES
+    return weight_bytes(recipe) * parallel.devices_per_node // split + optimizer_bytes(recipe)
 
 
 def disk_bytes(recipe: Recipe) -> dict[str, int]:

@@ -194,11 +194,11 @@ def layer_activations(recipe: Recipe) -> int:
 
 
 def _widest(recipe: Recipe) -> Part:
-    """What a layer does not keep, at its widest point: beside the gradient that bypasses the MLP (h), the larger of two.
+    """What a layer does not keep, at its widest point, the gradient that bypasses the MLP (h) included.
 
-    In the backward pass at npu_swiglu gradients of its output (f) and input (2 f), less linear_fc2's input (f), which is
-    freed, or more where it has been recomputed. In the forward pass, where linear_fc1 has an adapter, the outputs of
-    both and the scaled one or the sum (6 f), less what is kept of the MLP afterwards.
+    In the backward pass at npu_swiglu gradients of its output (f) and input (2 f), and linear_fc2's input (f) where it
+    has been recomputed; one that was kept is freed. In the forward pass, where linear_fc1 has an adapter, the outputs
+    of both and the scaled one or the sum (6 f), less what is kept of the MLP afterwards.
     """
     model, shape, adapter = recipe.model, shape_of(recipe), recipe.train.lora.adapter
     kept, recomputed = _keeps_product(recipe), recipe.train.recompute.activation

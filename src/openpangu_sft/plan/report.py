@@ -19,7 +19,8 @@ class Report(NamedTuple):
     """All that is known of a run before it begins."""
 
     recipe: Recipe
-    parameters: int
+    parameters: int  # of the model, without adapters
+    trained: int
     memory: Memory
     now: Choice  # the recipe as it is
     best: dict[float, list[Choice]]  # by memory of a device in GiB: each split, in the order of `auto`
@@ -62,6 +63,7 @@ def make_report(recipe: Recipe, gibs: Sequence[float], tokens_per_second: Option
     return Report(
         recipe,
         parameter_count(recipe.model),
+        parameter_count(recipe.model, recipe.train.lora.adapter, trained=True),
         memory_of(recipe),
         choice_of(recipe),
         {gib: ranking(all_splits(recipe), True, gib) for gib in gibs},
@@ -82,6 +84,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "engine": recipe.train.engine,
         "parallel": {**recipe.parallel.model_dump(), "data": recipe.parallel.data},
         "parameters": report.parameters,
+        "trained_parameters": report.trained,
         "memory": {
             "stage": memory.stage,
             "always": _bytes(memory.static),

@@ -40,6 +40,8 @@ def _memory(report: Report, to: Console) -> None:
     device = "NPU" if recipe.train.engine == "mindspeed" else "process"
     title = f"{recipe.train.engine}, {report.parameters:,} parameters, {parallel.world} x {device}"
     _say(to, f"{title}: {split_of(recipe)}", style="bold")
+    if rank := recipe.train.lora.rank:
+        _say(to, f"LoRA of rank {rank}: {report.trained:,} parameters in adapters are trained")
     rows = [_row(part) for part in (*memory.static, *memory.fullest.parts)]
     rows.append(("peak of tensors", _gib(memory.peak), f"in phase {memory.fullest.name}"))
     rows += [_row(part) for part in memory.outside]

@@ -46,7 +46,8 @@ def layer_activations(recipe: Recipe) -> int:
     width = 2 if _autocast(recipe) else 4
     attended = 4 if recipe.train.device == "cpu" else width  # model/layers.py: never in bf16 on a CPU
     # q, result, o_proj's input; k, v; one sum a head
-    attention = heads * (2 * attended + width * ("o_proj" in kept)) + keys * 2 * attended + 4 * model.num_attention_heads
+    attention = heads * (2 * attended + width * ("o_proj" in kept)) + keys * 2 * attended
+    attention += 4 * model.num_attention_heads
     mlp = (3 + ("down_proj" in kept)) * model.ffn_hidden_size * width  # gate, its silu, up, their product
     inner = len(kept) * adapter.rank * width if adapter else 0  # what A gives and B takes
     return tokens * (norms + inputs * model.hidden_size + attention + mlp + inner)

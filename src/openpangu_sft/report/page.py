@@ -69,6 +69,12 @@ def _duration(run: Run) -> str:
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s"
 
 
+def _trained(run: Run) -> str:
+    lora, count = run.manifest.settings.get("train.lora"), run.manifest.counts.get("trained_parameters")
+    rank = lora.get("rank") if isinstance(lora, dict) else 0
+    return f"{count:,} (LoRA, rank {rank})" if rank and isinstance(count, int) else "all"
+
+
 _Figures = dict[str, Callable[[Run], str]]
 
 _TILES: _Figures = {
@@ -77,6 +83,7 @@ _TILES: _Figures = {
     "validation loss": _validation_loss,
     "tokens/s (median)": lambda run: f"{run.median_speed:,.0f}",
     "time in iterations": _duration,
+    "trained parameters": _trained,
 }
 
 _DATA: _Figures = {

@@ -8,6 +8,7 @@ from pathlib import Path
 from openpangu_sft.artifacts.artifact import MANIFEST, Manifest, only_one_run, read_manifest, require_settings
 from openpangu_sft.checkpoint.convert import mcore_settings
 from openpangu_sft.checkpoint.hf import require_model
+from openpangu_sft.checkpoint.sharding import parameter_count
 from openpangu_sft.dataset.preprocess import data_settings
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.mindspeed.start import run_mindspeed
@@ -56,11 +57,12 @@ def run_manifest(recipe: Recipe) -> Manifest:
     if mcore.inputs["tokenizer"] != settings["tokenizer"]:
         raise UserError("made from a checkpoint with another tokenizer", where=mcore_path, remedy="run make convert")
     train = {f"train.{key}": value for key, value in recipe.train.model_dump().items()}
+    trained = parameter_count(recipe.model, recipe.train.lora.adapter, trained=True)
     return Manifest(
         "run",
         settings={**settings, **mcore_settings(recipe), **train, "parallel.data": recipe.parallel.data},
         inputs={"dataset": dataset.digest, "mcore": mcore.digest, **{f"hf.{k}": v for k, v in mcore.inputs.items()}},
-        counts=dataset.counts,
+        counts={**dataset.counts, "trained_parameters": trained},
     )
 
 

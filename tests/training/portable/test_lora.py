@@ -164,7 +164,7 @@ def test_two_processes_give_the_losses_of_one(lora: Options, tmp_path: Path, ext
     overrides = lora("train.global_batch_size=4", *extra)
     alone = losses(train([*overrides, f"paths.run={tmp_path / 'alone'}"]))
     finish(start([*overrides, "parallel.devices_per_node=2"]))
-    assert losses(tmp_path / "run") == pytest.approx(alone, rel=1e-3 if extra else 1e-6)
+    assert losses(tmp_path / "run") == pytest.approx(alone, rel=1e-5)
 
 
 def test_recomputing_activations_changes_no_loss(lora: Options, tmp_path: Path) -> None:
@@ -195,5 +195,5 @@ def test_a_full_run_and_one_with_adapters_do_not_continue_each_other(lora: Optio
     overrides = lora()
     train(overrides)
     said = refusal_of(train, options())
-    assert "train.lora = {'rank': 4, 'alpha': 12.0, 'targets': ['all-linear']}" in said
+    assert "train.lora = {'rank': 4, 'alpha': 12, 'targets': ['all-linear']}" in said
     assert "choose another paths.run" in said
