@@ -114,7 +114,7 @@ def test_stock_peft_gives_the_logits_of_the_merged_export(
     st.sampled_from([1, 2]),
     st.sets(st.sampled_from(range(4)), min_size=1),
     st.sampled_from([torch.float32, torch.bfloat16]),
-    st.integers(1, 32),
+    st.integers(1, 16),
 )
 def test_from_an_adapter_and_back_every_bit_is_the_same(
     make_recipe: MakeRecipe,

@@ -12,6 +12,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
+from adapters import base_model, peft_model
 from checkpoint_files import Tensors, assert_same_bits
 from conftest import example_texts
 from openpangu_sft.checkpoint.convert import run_convert
@@ -177,16 +178,19 @@ def test_export_and_chat_have_the_logits_of_the_trained_model(lora: Options, tmp
     overrides = [*lora(), f"paths.export={tmp_path / 'export'}"]
     recipe, run = recipe_of(overrides), train(overrides)
     run_export(recipe)
+    run_export(recipe_of([*overrides, f"paths.export={tmp_path / 'adapter'}"]), form="peft")
     ids = (torch.arange(20) * 31 % 1536)[None]
     with torch.no_grad():
         trained = build_lora(recipe, stored(run, recipe), CPU)
         hidden = trained.model(ids, segments=[[(0, 20)]], use_cache=False).last_hidden_state
         expected = trained.lm_head(hidden)
         exported = AutoModelForCausalLM.from_pretrained(tmp_path / "export").eval()(ids).logits
+        adapted = peft_model(base_model(recipe), tmp_path / "adapter")(ids).logits
         talking = Chat(recipe, run).model(ids).logits
         first = Chat(recipe, recipe.path("mcore")).model(ids).logits
     torch.testing.assert_close(exported, expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(talking, exported, rtol=0, atol=1e-6)
+    torch.testing.assert_close(adapted, exported, rtol=0, atol=1e-6)
     assert not torch.allclose(first, expected, atol=1e-3)
 
 
