@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from openpangu_sft.dataset.index_file import PREFIX
 from openpangu_sft.recipe.schema import Recipe
 from upstream import require_compiler, run_upstream
+
+RECOMPUTE = "--recompute-granularity full --recompute-method block --recompute-num-layers 3"
+"""As published: what is computed again must be cut where its own batch is, not the one that came since."""
+
+RECOMPUTE_ONE = "--recompute-granularity full --recompute-method block --recompute-num-layers 1"
+ACTIVATION = "--recompute-activation-function"
+OVERLAP = "--overlap-grad-reduce --overlap-param-gather --accumulate-allreduce-grads-in-fp32"
+
+
+def several(processes: int, *overrides: str) -> list[str]:
+    """Overrides for so many processes."""
+    return ["train.engine=mindspeed", f"parallel.devices_per_node={processes}", *overrides]
+
+
+def copy_dataset(recipe: Recipe, directory: Path) -> Path:
+    """What --data-path is, with a dataset beside which upstream may write its index."""
+    shutil.copytree(recipe.path("dataset"), directory / "copy")
+    return directory / "copy" / PREFIX
 
 
 def posttrain(upstream: Path, recipe: Recipe, data: Path, *flags: str, refused: bool = False) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -144,8 +145,18 @@ def test_from_an_adapter_and_back_every_bit_is_the_same(
     assert (again.path("export") / FILE).read_bytes() == written
 
 
-def test_what_is_written_beside_the_weights(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    recipe = make_recipe(*layout(1, 2), "train.lora.targets=[q_proj, k_proj, v_proj]")
+def test_an_adapter_of_another_dtype(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = make_recipe(*layout(2, 2))
+    path = save_adapter(recipe, tmp_path / "adapter")
+    run_convert(recipe, path)
+    wanted = {name: value.bfloat16() for name, value in load_file(str(path / FILE)).items()}
+    assert_same_bits(adapter_of(recipe, dtype="bf16"), wanted)
+
+
+def test_what_is_written_beside_the_weights(make_recipe: MakeRecipe, tiny_hf: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_hf, tmp_path / "base")
+    (tmp_path / "base/LICENSE").write_text("of the base", "utf-8")
+    recipe = make_recipe(*layout(1, 2), "train.lora.targets=[q_proj, k_proj, v_proj]", f"paths.hf={tmp_path / 'base'}")
     run_convert(recipe)
     counts = run_export(recipe, recipe.path("mcore"), form=PEFT).counts
     assert counts == {
@@ -153,7 +164,7 @@ def test_what_is_written_beside_the_weights(make_recipe: MakeRecipe, tmp_path: P
         "lora": {"rank": 4, "alpha": 6.0, "targets": ["q_proj", "k_proj", "v_proj"]},
     }  # fmt: skip
     target = recipe.path("export")
-    assert {path.name for path in target.iterdir()} == {"adapter_config.json", FILE, MANIFEST, "README.md"}
+    assert {path.name for path in target.iterdir()} == {"adapter_config.json", FILE, MANIFEST, "README.md", "LICENSE"}
     manifest = json.loads((target / MANIFEST).read_text("utf-8"))
     assert manifest["inputs"]["hf.weights"] == hf_digests(recipe.path("hf"))["weights"]
     assert json.loads((target / "adapter_config.json").read_text("utf-8")) == {
@@ -195,6 +206,8 @@ def test_new_adapters_change_nothing(make_recipe: MakeRecipe) -> None:
     adapter = adapter_of(recipe)
     assert all(value.any() == (".lora_A." in name) for name, value in adapter.items())
     assert len(adapter) == 2 * 2 * len(ALL)
+    run_convert(recipe, recipe.path("export"))
+    assert_same_bits(adapter_of(recipe), adapter)
 
 
 def test_without_adapters(make_recipe: MakeRecipe) -> None:

@@ -21,10 +21,10 @@ from openpangu_sft.util.errors import UserError
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-_USED = {"base_model_name_or_path", "lora_alpha", "peft_type", "r", "target_modules"}
-_HARMLESS = {"auto_mapping", "inference_mode", "lora_dropout", "megatron_config", "megatron_core", "peft_version"}
-_HARMLESS |= {"qalora_group_size", "revision", "task_type"}
-"""Keys that do not change what the tensors mean; any other one must be unset, those of later versions of peft too."""
+_KNOWN = {"auto_mapping", "base_model_name_or_path", "inference_mode", "lora_alpha", "lora_dropout", "megatron_config"}
+_KNOWN |= {"megatron_core", "peft_type", "peft_version", "qalora_group_size", "r", "revision"}
+_KNOWN |= {"target_modules", "task_type"}
+"""Keys that do not change what A and B mean; any other one must be unset, those of later versions of peft too."""
 _UNSET: tuple[Any, ...] = (None, False, "none", [], {})
 _INITIAL = (None, True, False, "gaussian", "orthogonal", "eva")
 """Values of init_lora_weights that leave the base as it is; with others it is changed before training."""
@@ -68,7 +68,7 @@ def open_adapter(directory: Path, model: Model) -> Weights:
 def _shared(name: str, array: Array, found: Mapping[str, Array]) -> bool:
     """Whether it is an A that is found under another name."""
     first = first_name(name)
-    return first != name and first in found and same_bits(array, found[first])
+    return ".lora_A." in name and first != name and first in found and same_bits(array, found[first])
 
 
 def _scale(config: Mapping[str, Any], path: Path) -> tuple[int, float]:
@@ -77,7 +77,7 @@ def _scale(config: Mapping[str, Any], path: Path) -> tuple[int, float]:
         what = f"peft_type is {config.get('peft_type')!r}"
         raise UserError(what, where=path, remedy="only LORA can be used")
     for key, value in config.items():
-        if key not in _USED | _HARMLESS and value not in (_INITIAL if key == "init_lora_weights" else _UNSET):
+        if key not in _KNOWN and value not in (_INITIAL if key == "init_lora_weights" else _UNSET):
             remedy = "merge it into its base with PEFT (merge_and_unload(), then save_pretrained), and give the result"
             raise UserError(f"{key} is {value!r}, which is not supported", where=path, remedy=remedy)
     rank, alpha = config.get("r"), config.get("lora_alpha")

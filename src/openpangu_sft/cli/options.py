@@ -149,6 +149,8 @@ def readable(value: object) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:.4f}"
+    if isinstance(value, list):
+        return ", ".join(map(readable, value))
     if isinstance(value, dict):
         return ", ".join(f"{name}: {readable(inner)}" for name, inner in value.items()) or "none"
     return str(value)

@@ -5,100 +5,37 @@ Real torchrun processes on the stand-in for NPUs, in fp32; runs where the source
 
 from __future__ import annotations
 
-import random
 import re
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from checkpoint_files import hf_sizes, read_hf, set_config, write_hf
-from conftest import ROOT, TINY, conversation, write_samples
-from openpangu_sft.checkpoint.convert import run_convert
-from openpangu_sft.checkpoint.sharding import hf_shapes
+from checkpoint_files import hf_sizes, read_hf
 from openpangu_sft.dataset.index_file import FIELDS, PREFIX, PackedWriter, read_rows
 from openpangu_sft.dataset.merge import run_merge
 from openpangu_sft.dataset.preprocess import run_preprocess
 from openpangu_sft.dataset.segments import segment_bounds
 from openpangu_sft.model.batches import micro_batches, training_order
-from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.tokenizer.tokenizer import IGNORED
-from openpangu_sft.training.run.metrics import read_metrics
-from openpangu_sft.training.stage import run_sft
-from posttrain import figures, losses, posttrain
+from posttrain import (
+    ACTIVATION,
+    OVERLAP,
+    RECOMPUTE,
+    RECOMPUTE_ONE,
+    copy_dataset,
+    figures,
+    losses,
+    posttrain,
+    several,
+)
+from training.mindspeed.conftest import ITERATIONS, Engine, MakeRun
 from upstream import without_patch
 
-ITERATIONS = 5
-
-SETTINGS = [
-    "model.num_layers=3",
-    "data.seq_length=96",
-    "train.global_batch_size=8",
-    f"train.iterations={ITERATIONS}",
-    "train.lr_warmup_iterations=1",
-]
-
 Rows = dict[str, np.ndarray]
-MakeRun = Callable[..., Recipe]
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory, tiny_hf: Path) -> list[str]:
-    """Overrides that name one model with random weights and one dataset of conversations."""
-    cache = tmp_path_factory.mktemp("training")
-    overrides = [*TINY, *SETTINGS, f"paths.cache={cache}", f"paths.hf={cache / 'hf'}"]
-    recipe = load_recipe(ROOT / "recipes/demo.yaml", overrides)
-    generator = torch.Generator().manual_seed(1)  # norms and biases too, so that none can be lost unnoticed
-    tensors = {
-        name: torch.randn(shape, generator=generator) * 0.3 + (0.5 if "norm" in name else 0)
-        for name, shape in hf_shapes(recipe.model).items()
-    }
-    write_hf(recipe.path("hf"), tiny_hf, tensors)
-    set_config(recipe.path("hf"), num_hidden_layers=recipe.model.num_layers)
-    drawn, talks = random.Random(1), []
-    for number in range(150):
-        contents = [f"{drawn.choice('问答说')} {number * drawn.randint(1, 9)}" for _ in range(2 * drawn.randint(1, 3))]
-        talks.append(conversation(*contents, system=drawn.choice(["", "简短"])))
-    write_samples(recipe.path("samples") / "talks.jsonl", talks)
-    run_preprocess(recipe)
-    run_merge(recipe)
-    return overrides
-
-
-@pytest.fixture
-def make_run(shared: list[str], tmp_path: Path) -> MakeRun:
-    """Gives recipes for a run of the shared model on the shared dataset, cut as overrides say."""
-
-    def make(*overrides: str) -> Recipe:
-        own = [f"paths.mcore={tmp_path / 'mcore'}", f"paths.run={tmp_path / 'run'}"]
-        recipe = load_recipe(ROOT / "recipes/demo.yaml", [*shared, *own, *overrides])
-        run_convert(recipe)
-        return recipe
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def engine(shared: list[str], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[list[float], ...]]:
-    """Losses and gradient norms of our engine's run, by its settings."""
-    done: dict[tuple[str, ...], tuple[list[float], ...]] = {}
-
-    def run(*settings: str) -> tuple[list[float], ...]:
-        if settings not in done:
-            place = tmp_path_factory.mktemp("engine")
-            own = [f"paths.mcore={place / 'mcore'}", f"paths.run={place / 'run'}"]
-            recipe = load_recipe(ROOT / "recipes/demo.yaml", [*shared, *own, *settings])
-            run_convert(recipe)
-            run_sft(recipe, [])
-            entries = read_metrics(recipe.path("run"))
-            done[settings] = tuple([entry[name] for entry in entries] for name in ("loss", "grad_norm"))
-        return done[settings]
-
-    return run
 
 
 def rows_of(recipe: Recipe) -> Rows:
@@ -135,25 +72,6 @@ def reference(recipe: Recipe, segments: np.ndarray, packs: Sequence[int] = ()) -
     return loss.item(), torch.nn.utils.clip_grad_norm_(llama.parameters(), torch.inf).item()
 
 
-def copy_dataset(recipe: Recipe, directory: Path) -> Path:
-    """What --data-path is, with a dataset beside which upstream may write its index."""
-    shutil.copytree(recipe.path("dataset"), directory / "copy")
-    return directory / "copy" / PREFIX
-
-
-RECOMPUTE = "--recompute-granularity full --recompute-method block --recompute-num-layers 3"
-"""As published: what is computed again must be cut where its own batch is, not the one that came since."""
-
-
-RECOMPUTE_ONE = "--recompute-granularity full --recompute-method block --recompute-num-layers 1"
-ACTIVATION = "--recompute-activation-function"
-OVERLAP = "--overlap-grad-reduce --overlap-param-gather --accumulate-allreduce-grads-in-fp32"
-
-
-def several(processes: int, *overrides: str) -> list[str]:
-    return ["train.engine=mindspeed", f"parallel.devices_per_node={processes}", *overrides]
-
-
 MEANS = "train.loss=micro_batch"
 
 
@@ -181,7 +99,7 @@ MEANS = "train.loss=micro_batch"
 def test_its_losses_are_those_of_the_references(
     upstream: Path,
     make_run: MakeRun,
-    engine: Callable[..., tuple[list[float], ...]],
+    engine: Engine,
     tmp_path: Path,
     overrides: list[str],
     flags: str,
