@@ -95,7 +95,7 @@ def part(parts: Sequence[Part], name: str) -> int:
         pytest.param(["parallel.context=2", "train.recompute.activation=true"], id="activation-recomputed"),
         pytest.param(["parallel.pipeline=2"], id="pipeline"),
         pytest.param(["train.micro_batch_size=2"], id="micro-batch"),
-        pytest.param([LORA], id="lora"),
+        pytest.param([LORA, "train.recompute.activation=true"], id="lora-activation-recomputed"),
         pytest.param([LORA, "parallel.context=2", "train.lora.targets=[q_proj,k_proj,v_proj]"], id="lora-of-attention"),
         pytest.param([LORA, "parallel.tensor=2"], id="lora-tensor-parallel"),
         pytest.param([LORA, "parallel.pipeline=2", *FULL, "train.precision=fp32"], id="lora-pipeline-recomputed"),

@@ -78,6 +78,7 @@ def test_what_changes_no_speed_may_differ(made: Recipe, override: str) -> None:
         (["train.device=cpu"], "train.device", "auto"),
         (["train.engine=transformers", "parallel.context=1"], "train.engine", "mindspeed"),
         (["train.recompute.num_layers=5"], "train.recompute.num_layers", "26"),
+        (["train.lora.rank=8"], "train.lora.rank", "0"),
         (["train.upstream_flags=[--use-cp-send-recv-overlap]"], "train.upstream_flags", "[]"),
         (["parallel.context=4"], "parallel.context", "2"),
         (["parallel.tensor=2"], "parallel.tensor", "1"),

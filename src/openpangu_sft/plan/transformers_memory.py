@@ -6,7 +6,6 @@ operators, and compared with them on a CPU by tests/plan/test_transformers_memor
 
 from __future__ import annotations
 
-import re
 from itertools import chain
 from math import prod
 
@@ -16,12 +15,10 @@ from openpangu_sft.plan.memory import Memory, Part, Phase, kept_by_layers, loss_
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.recipe.sections import LINEARS
 
-_LINEAR = re.compile(r"(_proj|lm_head)\.(weight|bias)$")
-
 
 def transformers_memory(recipe: Recipe) -> Memory:
     """The same for every process."""
-    trained = _trained_parameters(recipe)
+    trained = sum(_trained_sizes(recipe).values())
     static = [
         _weights(recipe),
         Part("gradients", trained * 4, f"{trained:,} of adapters x 4" if recipe.train.lora.rank else "x 4"),
@@ -90,9 +87,9 @@ def _backward(recipe: Recipe) -> Phase:
 def _step(recipe: Recipe) -> Phase:
     """AdamW: on CUDA the roots of all second moments at once, on a CPU two copies of one tensor at a time."""
     if recipe.train.device == "cpu":
-        largest = max(prod(shape) for name, shape in _shapes(recipe).items() if _is_trained(recipe, name))
+        largest = max(_trained_sizes(recipe).values())
         return Phase("optimizer step", (Part("roots", largest * 8, "of the largest tensor, twice"),))
-    size = _trained_parameters(recipe) * 4
+    size = sum(_trained_sizes(recipe).values()) * 4
     return Phase("optimizer step", (Part("roots", size, "x 4: of all second moments (on CUDA)"),))
 
 
@@ -115,32 +112,26 @@ def _batch(recipe: Recipe) -> Part:
 
 def _copies(recipe: Recipe) -> int:
     """Bytes of autocast's bf16 copies of a layer's matrices; frozen ones are held in bf16."""
-    layer = {name: shape for name, shape in _shapes(recipe).items() if name.startswith("model.layers.0.")}
-    sizes = (prod(shape) for name, shape in layer.items() if len(shape) > 1 and _is_trained(recipe, name))
+    trained = {name: size for name, size in _trained_sizes(recipe).items() if name.startswith("model.layers.0.")}
+    sizes = (size for name, size in trained.items() if "_proj." in name and name.endswith("weight"))
     return sum(sizes) * 2 if _autocast(recipe) else 0
 
 
 def _weights(recipe: Recipe) -> Part:
     """In fp32; frozen linear layers of bf16 runs in bf16."""
-    shapes, half = _shapes(recipe), recipe.train.lora.rank > 0 and _autocast(recipe)
     parameters = parameter_count(recipe.model, recipe.train.lora.adapter)
-    if not half:
+    if not (recipe.train.lora.rank and _autocast(recipe)):
         return Part("weights", parameters * 4, f"{parameters:,} x 4 bytes: fp32, also in bf16 runs")
-    linear = sum(prod(shape) for name, shape in shapes.items() if _LINEAR.search(name))
+    shapes = hf_shapes(recipe.model).items()
+    linear = sum(prod(shape) for name, shape in shapes if "_proj." in name or name.startswith("lm_head."))
     how = f"{linear:,} x 2 bytes: frozen linear layers; {parameters - linear:,} x 4"
     return Part("weights", parameters * 4 - linear * 2, how)
 
 
-def _shapes(recipe: Recipe) -> dict[str, tuple[int, ...]]:
-    return hf_shapes(recipe.model, recipe.train.lora.adapter)
-
-
-def _is_trained(recipe: Recipe, name: str) -> bool:
-    return ".lora_" in name or not recipe.train.lora.rank
-
-
-def _trained_parameters(recipe: Recipe) -> int:
-    return parameter_count(recipe.model, recipe.train.lora.adapter, trained=True)
+def _trained_sizes(recipe: Recipe) -> dict[str, int]:
+    """Numbers of parameters by name."""
+    shapes = hf_shapes(recipe.model, recipe.train.lora.adapter)
+    return {name: prod(shape) for name, shape in shapes.items() if ".lora_" in name or not recipe.train.lora.rank}
 
 
 def _vocabulary(recipe: Recipe) -> int:
