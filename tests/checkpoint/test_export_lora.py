@@ -50,6 +50,18 @@ def bf16_base(make_recipe: MakeRecipe, tiny_hf: Path, tmp_path: Path) -> str:
     return f"paths.hf={tmp_path / 'bf16'}"
 
 
+def test_what_a_cast_of_the_merged_weights_loses_is_said(
+    make_recipe: MakeRecipe, tiny_hf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors = load_file(str(tiny_hf / WEIGHTS))
+    tensors["model.layers.0.mlp.down_proj.weight"][0, 0] = 7e4
+    write_hf(tmp_path / "large", tiny_hf, tensors)
+    recipe = make_recipe(*layout(1, 1), f"paths.hf={tmp_path / 'large'}")
+    run_convert(recipe)
+    adapter_of(recipe, LLAMA, "fp16")
+    assert "1 of them became infinite" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("made_here", [True, False], ids=["ours", "upstream's"])
 @pytest.mark.parametrize(("tensor", "pipeline"), [(1, 1), (2, 2)])
 def test_the_merge_is_exact(

@@ -59,6 +59,7 @@ def test_of_the_1b(overrides: tuple[str, ...], expected: tuple[int, int, int, st
         ("1b", ("train.device_memory=32",), (1, 1, 1, "16 + act."), True),
         ("7b", (), (1, 1, 4, "2 + act."), True),  # on four
         ("7b", ("parallel.devices_per_node=1",), (1, 1, 1, "27 + act."), True),
+        ("7b", ("parallel.devices_per_node=1", "train.lora.targets=[q_proj,k_proj,v_proj]"), (1, 1, 1, "27"), True),
         ("7b", ("parallel.devices_per_node=1", "train.lora.rank=0"), (1, 1, 1, "34 + act."), False),
     ],
 )

@@ -35,6 +35,13 @@ def test_adapters_of_the_recipes(name: str) -> None:
         assert recipe.path(path) != full.path(path)
 
 
+def test_equal_adapters_are_recorded_alike() -> None:
+    given = ("[all-linear]", f"[{','.join(reversed(ALL))}]")
+    dumps = [load_recipe(OPENPANGU, lora(rank=8, targets=targets)).train.lora.model_dump() for targets in given]
+    assert dumps == [{"rank": 8, "alpha": 32, "targets": [*ALL]}] * 2
+    assert load_recipe(OPENPANGU, lora(alpha=16)).train.lora.model_dump() == {"rank": 0}
+
+
 def test_targets_are_sorted_as_the_layer_has_them() -> None:
     given = lora(rank=8, alpha=16, targets="[down_proj,v_proj,k_proj,q_proj]")
     adapter = load_recipe(OPENPANGU, given).train.lora.adapter

@@ -37,7 +37,7 @@ OLD_DEFAULTS = {
     "data.tool_prompt": None,
     "data.ignore_keys": [],
     "train.loss": "micro_batch",
-    "train.lora": {"rank": 0, "alpha": 32, "targets": ["all-linear"]},
+    "train.lora": {"rank": 0},
 }
 """Settings that manifests of earlier versions lack, with the values that these versions used."""
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Optional
+from threading import Lock
 
 import numpy as np
 
-from openpangu_sft.checkpoint.files.arrays import Array, DType
+from openpangu_sft.checkpoint.files.arrays import DTYPES, Array, DType
 from openpangu_sft.checkpoint.sharding import Block, hf_shapes, part_name, whole
 from openpangu_sft.checkpoint.weights import Part, Weights
 from openpangu_sft.recipe.sections import LINEARS, Adapter, Model
@@ -25,34 +25,30 @@ def first_name(name: str) -> str:
 
 
 class Merged(Weights):
-    """A model with its adapters merged: W + alpha / rank * B A, in fp32, rounded once to W's dtype or a given one."""
+    """A model with its adapters merged: W + alpha / rank * B A, in fp32, rounded once to W's dtype."""
 
-    def __init__(self, stored: Weights, dtype: Optional[DType] = None) -> None:
+    def __init__(self, stored: Weights, rounded: bool = True) -> None:
         assert stored.adapter
-        self._stored, self._scale = stored, stored.adapter.alpha / stored.adapter.rank
+        self._stored, self._scale, self._rounded = stored, stored.adapter.alpha / stored.adapter.rank, rounded
         self._parts = {name: parts for name, parts in stored._parts.items() if ".lora_" not in name}
-        self._dtype = dtype
-        self._merged = lru_cache(4)(self._merge)  # q, k and v are read by turns
+        self._merged, self._lock = lru_cache(4)(self._merge), Lock()  # q, k and v are read by turns
 
     @property
     def stored(self) -> Weights:
         return self._stored
 
-    def as_dtype(self, dtype: DType) -> Merged:
-        """The same, rounded once to another dtype."""
-        return Merged(self._stored, dtype)
+    def in_fp32(self) -> Merged:
+        """The same, adapted tensors not rounded: for those who round to another dtype."""
+        return Merged(self._stored, rounded=False)
 
     def dtype(self, name: str) -> DType:
-        return self._dtype or super().dtype(name) if self._adapts(name) else super().dtype(name)
-
-    def parts(self, name: str) -> Iterator[Part]:
-        for part in super().parts(name):
-            yield part._replace(array=self.read(part.block)) if self._adapts(name) else part
+        return super().dtype(name) if self._rounded or not self._adapts(name) else DTYPES["fp32"]
 
     def read(self, block: Block) -> Array:
         if not self._adapts(block.name):
             return super().read(block)
-        merged = self._merged(block.name)
+        with self._lock:  # two threads compare what was written
+            merged = self._merged(block.name)
         return merged[block.within(whole(block.name, merged.shape))]
 
     def _adapts(self, name: str) -> bool:
@@ -63,8 +59,10 @@ class Merged(Weights):
         own = part_name(name, "A")
         names = own if own in self._stored._parts else first_name(own), part_name(name, "B")
         a, b = (self._whole(part).astype(np.float64) for part in names)
-        product = (self._whole(name).astype(np.float64) + self._scale * (b @ a)).astype(np.float32)
-        merged: Array = product.astype(self.dtype(name))
+        product = b @ a
+        product *= self._scale
+        product += self._whole(name).astype(np.float32)
+        merged: Array = product.astype(np.float32).astype(self.dtype(name))
         return merged
 
     def _whole(self, name: str) -> Array:

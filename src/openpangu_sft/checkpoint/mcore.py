@@ -70,9 +70,12 @@ def write_rank(
     state: dict[str, Any] = dict(tensors)
     if not adapter:  # Megatron's layers do without them
         state.update(dict.fromkeys(extra_state_names(layout, rank[1])))
-    dtype = next(iter(tensors.values())).dtype
+    arguments = _arguments(model, layout, next(iter(tensors.values())).dtype, position)
+    if adapter:
+        named = {"lora_r": adapter.rank, "lora_alpha": adapter.alpha, "lora_target_modules": adapter.linears}
+        vars(arguments).update(named)
     content = {
-        "args": Namespace(**vars(_arguments(model, layout, dtype, position)), **_lora_arguments(adapter)),
+        "args": arguments,
         "checkpoint_version": 3.0,
         "iteration": position.iteration,
         "model": state,
@@ -81,12 +84,6 @@ def write_rank(
     path = directory / rank_file(*rank, layout.pipeline)
     path.parent.mkdir()
     return write_torch_file(content, path, advance)
-
-
-def _lora_arguments(adapter: Optional[Adapter]) -> dict[str, Any]:
-    if not adapter:
-        return {}
-    return {"lora_r": adapter.rank, "lora_alpha": adapter.alpha, "lora_target_modules": adapter.linears}
 
 
 def _arguments(model: Model, layout: Layout, dtype: DType, position: Position) -> Namespace:

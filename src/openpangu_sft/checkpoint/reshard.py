@@ -27,7 +27,7 @@ class Resharder:
     def __init__(self, weights: Weights, model: Model, dtype: Optional[DType] = None) -> None:
         self.weights, self.model, self.dtype = weights, model, dtype
         if isinstance(weights, Merged) and dtype:
-            self.weights = weights.as_dtype(dtype)
+            self.weights = weights.in_fp32()
         self.cast = CastStats()  # what the cast has lost so far; a block that is on several ranks counts once
         self._counted: set[Block] = set()
 
@@ -77,8 +77,8 @@ def differences(resharder: Resharder, written: Weights, advance: Advance = nothi
 
     parts = [
         Part(rows, part.array[rows.within(part.block)], part.where)
-        for name in written.names()
-        for part in written.parts(name)
+        for name in written.stored.names()
+        for part in written.stored.parts(name)
         for rows in row_blocks(part.block, part.array.dtype)  # a tensor on several ranks is never joined whole
     ]
     with ThreadPoolExecutor(COMPARED_AT_ONCE) as pool:

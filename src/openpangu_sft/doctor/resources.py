@@ -15,6 +15,7 @@ from openpangu_sft.checkpoint.sharding import parameter_count
 from openpangu_sft.doctor.finding import Finding, failed, ok, skipped, warning
 from openpangu_sft.doctor.linux import Mount, control_groups, inactive_file, limit, memory_available, mount_of
 from openpangu_sft.doctor.machine import Context
+from openpangu_sft.plan.transformers_memory import held_weights
 from openpangu_sft.recipe.model_config import CONFIG, model_of, read_config
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.run.retention import bytes_at_start
@@ -210,7 +211,7 @@ def memory_bytes(recipe: Recipe) -> int:
     """
     parallel = recipe.parallel
     if recipe.train.engine == "transformers":
-        weights = parameter_count(recipe.model, recipe.train.lora.adapter) * 4
+        weights = held_weights(recipe).size
         rest = 0 if recipe.train.device == "cuda" else optimizer_bytes(recipe)
         return (weights + rest) * parallel.devices_per_node
     split = parallel.tensor * parallel.pipeline

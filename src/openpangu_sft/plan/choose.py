@@ -136,7 +136,8 @@ def _least(recipe: Recipe, recompute: bool, gib: float) -> Choice:
     """A split with the least recomputation with which it fits, or with all: of activation functions first."""
     choice = choice_of(recipe)
     most = max(layout_of(recipe.model, recipe.parallel).stages) if recompute else -1
-    activation = recipe.train.engine == "mindspeed"
+    adapter = recipe.train.lora.adapter  # a frozen linear_fc2 does not keep what the activation function gives
+    activation = recipe.train.engine == "mindspeed" and (not adapter or "down_proj" in adapter.targets)
     for layers in range(0 if activation else 1, most + 1):
         if choice.fits(gib):
             break

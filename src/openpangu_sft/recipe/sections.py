@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Optional
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_serializer, model_validator
 
 from openpangu_sft.recipe.data import Data
 from openpangu_sft.recipe.section import Conflict, NotNegative, Positive, Section, Seed, UpTo1000, usable_path
@@ -173,6 +173,12 @@ class Lora(Section):
         """The adapters' shape; None without."""
         wanted = [name for names in LINEARS.values() for name in names if {name, "all-linear"} & {*self.targets}]
         return Adapter(self.rank, self.alpha, tuple(wanted)) if self.rank else None
+
+    @model_serializer
+    def _canonical(self) -> dict[str, Any]:
+        """Equal for equal adapters: settings are recorded and compared in this form."""
+        found = self.adapter
+        return {**found._asdict(), "targets": list(found.targets)} if found else {"rank": 0}
 
 
 class Parallel(Section):
