@@ -17,7 +17,7 @@ from openpangu_sft.checkpoint.lora import merged
 from openpangu_sft.checkpoint.mcore import MODEL_FILE
 from openpangu_sft.checkpoint.mcore_reader import open_mcore
 from openpangu_sft.checkpoint.weights import Weights
-from openpangu_sft.recipe.model_config import CONFIG, TRACKER, not_hf
+from openpangu_sft.recipe.model_config import ADAPTER_CONFIG, CONFIG, TRACKER, not_hf, read_object
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.tokenizer.tokenizer import tokenizer_files
 from openpangu_sft.util.console import console
@@ -89,6 +89,11 @@ def _open_adapter(recipe: Recipe, path: Path) -> CheckpointSource:
         if sums["weights"] != manifest.inputs.get("hf.weights"):
             what = "is an adapter of other weights than those of paths.hf"
             raise UserError(what, where=path, remedy="check paths.hf")
+    else:
+        named = read_object(path / ADAPTER_CONFIG).get("base_model_name_or_path")
+        console.print(
+            f"{path}: names its base {named!r}, not its sums; paths.hf is taken", markup=False, soft_wrap=True
+        )
     both = [part for weights in (base.weights, adapter) for name in weights.names() for part in weights.parts(name)]
 
     def digests() -> dict[str, str]:
