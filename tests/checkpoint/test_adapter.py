@@ -49,9 +49,10 @@ def test_any_adapter_of_stock_peft_is_merged(
     assert_same_bits(load_file(str(recipe.path("export") / WEIGHTS)), wanted)
 
 
-def test_training_begins_from_it(make_recipe: MakeRecipe, adapter: Path) -> None:
+def test_training_begins_from_it(make_recipe: MakeRecipe, adapter: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = make_recipe(*LORA)
     manifest = run_convert(recipe, adapter)
+    assert "names its base" in capsys.readouterr().err
     sums = hf_digests(recipe.path("hf"))
     assert {name: manifest.inputs[name] for name in sums} == sums
     assert "adapter" in manifest.inputs
