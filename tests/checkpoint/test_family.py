@@ -38,6 +38,8 @@ RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 SEVEN = ROOT / "recipes/openpangu-7b.yaml"
 PARAMETERS = {"demo": 1_612_800, "openpangu-1b": 1_155_912_192, "openpangu-7b": 8_030_887_936}
 PARAMETERS["openpangu-1b-fast"] = PARAMETERS["openpangu-1b"]
+PARAMETERS["openpangu-1b-lora"] = PARAMETERS["openpangu-1b"]
+PARAMETERS["openpangu-7b-lora"] = PARAMETERS["openpangu-7b"]
 UNKNOWN = "the recipe leaves out sizes of the model, and there is no config.json -> put the checkpoint there"
 
 
