@@ -199,5 +199,5 @@ def test_a_full_run_and_one_with_adapters_do_not_continue_each_other(lora: Optio
     overrides = lora()
     train(overrides)
     said = refusal_of(train, options())
-    assert "train.lora = {'rank': 4, 'alpha': 12, 'targets': ['all-linear']}" in said
+    assert "train.lora = {'rank': 4, 'alpha': 12, 'targets': ['q_proj', " in said
     assert "choose another paths.run" in said
