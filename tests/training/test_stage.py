@@ -51,6 +51,17 @@ def command(overrides: list[str], *stage: str) -> list[str]:
     ]
 
 
+def until(process: subprocess.Popen[str], words: str) -> str:
+    """Reads what a process says until a line has these words."""
+    assert process.stdout
+    said = ""
+    for line in process.stdout:
+        said += line
+        if words in line:
+            return said
+    raise AssertionError(said)
+
+
 def start(overrides: list[str], **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command(overrides),
@@ -202,6 +213,22 @@ def test_a_signal_saves_and_says_so_in_one_line(options: Options, tmp_path: Path
     assert len(losses(train(options(*shorter)))) == stopped + 1
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_second_signal_stops_within_a_micro_batch(options: Options, tmp_path: Path, processes: int) -> None:
+    long = ["train.iterations=9", "train.global_batch_size=40000", f"parallel.devices_per_node={processes}"]
+    process = start(options(*long))
+    said = until(process, "micro-batch")
+    os.killpg(process.pid, signal.SIGINT)
+    said += until(process, "stopping: a checkpoint is saved after this step, in about")
+    os.killpg(process.pid, signal.SIGINT)
+    said += process.communicate(timeout=PATIENCE)[0]
+    assert process.returncode == 130, said
+    assert "stopped by SIGINT at once: run make sft again to resume after the newest checkpoint" in said
+    assert said.count("openpangu-sft: ") == 1
+    assert "Traceback" not in said
+    assert not list((tmp_path / "run").glob("iter_*"))
+
+
 def test_two_processes_give_the_losses_of_one(options: Options, tmp_path: Path) -> None:
     same = ["train.global_batch_size=4"]
     alone = losses(train([*options(*same), f"paths.run={tmp_path / 'alone'}"]))
@@ -226,12 +253,17 @@ def test_two_processes_continue_where_they_were_interrupted(options: Options, tm
     assert losses(tmp_path / "run") == pytest.approx(losses(train(options(*alone))), rel=1e-4)
 
 
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 def test_a_worker_that_is_killed_ends_the_run_in_words(options: Options, tmp_path: Path) -> None:
     process = start(options("parallel.devices_per_node=2", "train.iterations=3000", "train.save_interval=3000"))
     wait_for_iteration(tmp_path / "run", 2, process)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    assert len(children) == 2
-    os.kill(int(children[1]), signal.SIGKILL)
+    (agent,) = children(process.pid)
+    workers = children(agent)
+    assert len(workers) == 2
+    os.kill(workers[1], signal.SIGKILL)
     output = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode in (1, 128 + signal.SIGKILL), output  # whichever of the two ended first
     assert output.count("another process of this run is gone") == 1

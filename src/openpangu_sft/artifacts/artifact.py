@@ -38,6 +38,8 @@ OLD_DEFAULTS = {
     "data.ignore_keys": [],
     "train.loss": "micro_batch",
     "train.lora": {"rank": 0},
+    "train.lr_warmup_ratio": 0.0,
+    "train.lr_wsd_decay_ratio": 0.1,
 }
 """Settings that manifests of earlier versions lack, with the values that these versions used."""
 

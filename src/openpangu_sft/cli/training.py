@@ -19,10 +19,12 @@ from openpangu_sft.util.errors import UserError, printable
 @option("--dry-run", is_flag=True, help="only print the environment and command (engine mindspeed)")
 def sft_command(recipe: Recipe, dry_run: bool) -> None:
     """Fine-tune; rerun to resume."""
+    from openpangu_sft.cli.header import show_header
     from openpangu_sft.plan.estimate import memory_of
-    from openpangu_sft.training.stage import run_sft
+    from openpangu_sft.training.stage import run_manifest, run_sft
 
-    if not worker_rank():
+    first = worker_rank() is None  # workers repeat this command
+    if first:
         show_chosen(recipe)
     if dry_run:
         from openpangu_sft.training.mindspeed.start import dry_run as command_of
@@ -32,6 +34,8 @@ def sft_command(recipe: Recipe, dry_run: bool) -> None:
             raise UserError(what, remedy="run make sft")
         print(command_of(recipe))
         return
+    if first:
+        show_header(recipe, run_manifest(recipe).counts)
     run_sft(recipe, ["sft", *recipe_arguments()], memory_of(recipe).peak)
     if not worker_rank():
         _show_run(recipe)

@@ -82,7 +82,7 @@ def training_order(packs: int, samples: int, seed: int) -> npt.NDArray[np.int64]
     """
     random = np.random.RandomState(seed)
     epochs: list[npt.NDArray[np.int64]] = []
-    while sum(map(len, epochs)) < samples:
+    while len(epochs) * packs < samples:
         epoch = np.arange(packs, dtype=np.int64)
         random.shuffle(epoch)
         epochs.append(epoch)

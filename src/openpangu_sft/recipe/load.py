@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import math
 import reprlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Callable, get_args, get_origin
 
@@ -13,8 +15,10 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.nodes import MappingNode, SequenceNode
 
+from openpangu_sft.artifacts.artifact import MANIFEST, parse_manifest
 from openpangu_sft.recipe.auto import AUTO, SECTIONS, recompute_is_auto, valid_splits, with_auto_split
 from openpangu_sft.recipe.model_config import CONFIG, model_of, read_config, require_stated
+from openpangu_sft.recipe.rules import INSTEAD, complaints
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.recipe.section import Conflict
 from openpangu_sft.recipe.sections import Model, Paths, UnknownModel
@@ -55,12 +59,38 @@ def load_recipe(path: Path, overrides: Iterable[str] = (), choose: Choose = _ref
     if content.get("parallel") == AUTO:
         content["parallel"] = with_auto_split({})
     given = [_apply(content, override) for override in overrides]
+    _drop_replaced(content, given)
     try:
         found = valid_splits({**content, "model": _model(content)})
     except ValidationError as error:
         raise _first_complaint(error, text, given, path) from None
     recompute = recompute_is_auto(content)
-    return choose(found, recompute) if recompute or len(found) > 1 else found[0]
+    recipe = choose(found, recompute) if recompute or len(found) > 1 else found[0]
+    recipe = _with_iterations(recipe)
+    for conflict in complaints(recipe):
+        raise UserError(conflict.what, where=path, remedy=conflict.remedy)
+    return recipe
+
+
+def _drop_replaced(content: dict[str, Any], given: Collection[str]) -> None:
+    """An override replaces the key that the file has in its place: train.epochs replaces train.iterations."""
+    train = content.get("train")
+    for one, other in ({**INSTEAD, **{other: one for one, other in INSTEAD.items()}}).items():
+        if one in given and other not in given and isinstance(train, dict):
+            train.pop(other.split(".")[1], None)
+
+
+def _with_iterations(recipe: Recipe) -> Recipe:
+    """train.iterations from train.epochs, as soon as there is a dataset; until then they are 0."""
+    manifest, train = recipe.path("dataset") / MANIFEST, recipe.train
+    if not train.epochs or not manifest.is_file():
+        return recipe
+    packs = 0
+    with suppress(UserError):  # the stages that read the dataset say what is wrong with it
+        packs = parse_manifest(manifest, "").counts.get("packs", 0)
+    iterations = math.ceil(train.epochs * packs / train.global_batch_size)
+    resolved = {"iterations": iterations, "epochs": 0.0 if packs else train.epochs}
+    return recipe.model_copy(update={"train": train.model_copy(update=resolved)})
 
 
 def _parse(text: str) -> Any:

@@ -24,6 +24,8 @@ OTHER_SIDE = {
     "linear_fc2": ("model.ffn_hidden_size",),
 }
 """The dimension of an adapted matrix beside model.hidden_size."""
+INSTEAD = {"train.epochs": "train.iterations", "train.lr_warmup_ratio": "train.lr_warmup_iterations"}
+"""Keys of which a recipe has one or the other."""
 REPLICAS = "parallel.data"
 """Not a key: `Parallel.data`, the number of data-parallel replicas, follows from SPLIT and WORLD."""
 
@@ -51,9 +53,16 @@ def _sizes(recipe: Sections) -> Iterator[Conflict]:
 def _others(recipe: Sections) -> Iterator[Conflict]:
     parallel, train = recipe.parallel, recipe.train
     yield from _above(recipe, "train.min_lr", "train.lr")
-    if train.lr_warmup_iterations >= train.iterations:
-        keys = ("train.lr_warmup_iterations", "train.iterations")
-        what = f"{keys[0]} {train.lr_warmup_iterations} leaves nothing of {keys[1]} {train.iterations}"
+    for one, other in INSTEAD.items():
+        values = [attrgetter(key)(recipe) for key in (one, other)]
+        if all(values):
+            yield Conflict(f"{one} {values[0]:g} and {other} {values[1]:g} exclude each other", "give one", one, other)
+    if not train.iterations and not train.epochs:
+        yield Conflict("train.iterations and train.epochs are 0", "give one", "train.iterations", "train.epochs")
+    decay = train.lr_wsd_decay_ratio * train.iterations if train.lr_decay_style == "WSD" else 0
+    if 0 < train.iterations <= train.warmup or 0 < train.iterations < train.warmup + decay:
+        what = f"a warm-up of {train.warmup} iterations leaves too few of train.iterations {train.iterations}"
+        keys = ("train.lr_warmup_iterations", "train.lr_warmup_ratio", "train.iterations", "train.lr_wsd_decay_ratio")
         yield Conflict(what, "lower the warm-up", *keys)
     yield from _indivisible(recipe, WORLD, SPLIT)
     yield from _indivisible(recipe, ("data.seq_length",), ("parallel.context",))

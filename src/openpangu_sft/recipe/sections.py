@@ -225,16 +225,22 @@ class Train(Section):
     """Packs per device and micro-batch."""
     global_batch_size: int = Positive
     """Packs per iteration, over all devices."""
-    iterations: int = Positive
-    """Training iterations (optimizer steps)."""
+    iterations: int = Field(default=0, ge=0)
+    """Training iterations (optimizer steps); or give train.epochs."""
+    epochs: float = Field(default=0.0, ge=0, le=100_000)
+    """Passes over the dataset, instead of train.iterations, which follow from its packs; the last one is rounded up."""
     lr: float = Positive
     """Peak learning rate."""
     min_lr: float = NotNegative
     """Final learning rate."""
-    lr_decay_style: Literal["cosine"] = "cosine"
-    """Decay schedule after warm-up."""
-    lr_warmup_iterations: int = NotNegative
-    """Linear warm-up iterations."""
+    lr_decay_style: Literal["cosine", "linear", "constant", "WSD"] = "cosine"
+    """After warm-up. constant: no decay. WSD (warm-up, stable, decay): decays linearly, at the end only."""
+    lr_wsd_decay_ratio: float = Field(default=0.1, gt=0, le=1)
+    """Share of the iterations, the last ones, in which WSD decays."""
+    lr_warmup_iterations: int = Field(default=0, ge=0)
+    """Linear warm-up iterations; or give train.lr_warmup_ratio."""
+    lr_warmup_ratio: float = Field(default=0.0, ge=0, lt=1)
+    """Linear warm-up as a share of the iterations."""
     weight_decay: float = NotNegative
     """Weight decay of matrices; biases and norms have none."""
     clip_grad: float = Positive
@@ -259,6 +265,11 @@ class Train(Section):
     """Extra arguments for MindSpeed-LLM (engine mindspeed): [--log-throughput]."""
     recompute: Recompute = Recompute()
     lora: Lora = Lora()
+
+    @property
+    def warmup(self) -> int:
+        """Linear warm-up iterations."""
+        return self.lr_warmup_iterations or round(self.lr_warmup_ratio * self.iterations)
 
 
 class Chat(Section):

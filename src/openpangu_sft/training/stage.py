@@ -15,7 +15,7 @@ from openpangu_sft.training.mindspeed.start import run_mindspeed
 from openpangu_sft.training.run.launch import launch, worker_rank
 from openpangu_sft.util.errors import UserError
 
-FREE_TO_CHANGE = {"train.device", "train.save_interval", "train.recompute", "train.iterations"}
+FREE_TO_CHANGE = {"train.device", "train.save_interval", "train.recompute", "train.iterations", "train.epochs"}
 FREE_TO_CHANGE |= {"train.keep_checkpoints", "train.device_tflops", "train.device_memory", "train.upstream_flags"}
 """Settings that may change when a run resumes: they do not affect the loss, or are meant to."""
 

@@ -50,8 +50,10 @@ def progress(what: str, total: int, done: int = 0) -> Iterator[Callable[[int, st
         now = time.monotonic()
         if now - last_line >= SECONDS_BETWEEN_LINES:
             last_line = now
-            left = timedelta(seconds=round((now - began) / max(position - done, 1) * (total - position)))
-            console.print(f"{what}: {position}/{total} {note} ETA {left}".replace("  ", " "), soft_wrap=True)
+            words = [f"{what}: {position}/{total}", note]
+            if position > done:
+                words.append(f"ETA {timedelta(seconds=round((now - began) / (position - done) * (total - position)))}")
+            console.print(" ".join(filter(None, words)), soft_wrap=True)
 
     yield log
 

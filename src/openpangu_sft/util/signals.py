@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Callable
 
 
@@ -25,3 +27,15 @@ def end_with_parent() -> None:
     """Called in a new process: the kernel ends it with the thread that started it, even if that is killed."""
     pr_set_pdeathsig = 1  # prctl(2)
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
+def signal_children(process: int, number: int) -> bool:
+    """Sends a signal to the children of a process; False if it has none."""
+    children: list[str] = []
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{process}/task").iterdir():
+            children += (task / "children").read_text().split()
+    for child in children:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(child), number)
+    return bool(children)

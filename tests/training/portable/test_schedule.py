@@ -27,6 +27,21 @@ def test_without_warm_up_the_first_iteration_has_the_full_rate(make_recipe: Make
     assert learning_rate(train, 1) == train.lr
 
 
+@pytest.mark.parametrize(
+    ("style", "halfway", "near_the_end"),
+    [("linear", 5.5e-4, 1e-3 - 9e-4 * 0.95), ("constant", 1e-3, 1e-3), ("WSD", 1e-3, 1e-4 + 9e-4 * 0.25)],
+)
+def test_after_the_warm_up(make_recipe: MakeRecipe, style: str, halfway: float, near_the_end: float) -> None:
+    given = ["train.lr=1e-3", "train.min_lr=1e-4", "train.iterations=125"]
+    given += ["train.lr_warmup_iterations=0", "train.lr_warmup_ratio=0.2"]
+    train = make_recipe(*given, f"train.lr_decay_style={style}", "train.lr_wsd_decay_ratio=0.16").train
+    assert train.warmup == 25
+    assert learning_rate(train, 6) == pytest.approx(2e-4)
+    assert learning_rate(train, 26) == pytest.approx(1e-3)
+    assert learning_rate(train, 76) == pytest.approx(halfway)
+    assert learning_rate(train, 121) == pytest.approx(near_the_end)
+
+
 def test_only_matrices_decay() -> None:
     model = torch.nn.Sequential(torch.nn.Embedding(4, 3), torch.nn.LayerNorm(3), torch.nn.Linear(3, 2))
     decayed, free = parameter_groups(model, 0.1)

@@ -20,6 +20,7 @@ _FIELDS = {
 }
 _ERROR = re.compile(r"^(?:\[rank\d+\]:\s*)?([A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)|EL0004): (.+)")
 _MEMORY = re.compile(r'openpangu-sft memory: (\{"peak":\d+,"left":-?\d+,"total":\d+\})')  # hooks/memory.py
+_MICRO_BATCHES = re.compile(r"openpangu-sft micro-batch: (\d{1,9})/(\d{1,9})$")  # hooks/loss.py
 
 SAVED = re.compile(r"successfully saved checkpoint at iteration\s+(\d+)")
 NO_CHECKPOINT = re.compile(r"could not (find the metadata file|load the checkpoint)|will not load any checkpoints")
@@ -39,6 +40,12 @@ def iteration_of(line: str, tokens: int) -> Optional[Row]:
     values: dict[str, Any] = {name: _number(pattern.search(line)) for name, pattern in _FIELDS.items()}
     values["seconds"] /= 1000
     return Row(iteration=int(found[1]), tokens=tokens, **values)
+
+
+def micro_batches_of(line: str) -> Optional[tuple[int, int]]:
+    """How many micro batches of an iteration are done, and how many it has; or None."""
+    found = _MICRO_BATCHES.search(line.rstrip())
+    return (int(found[1]), int(found[2])) if found else None
 
 
 def memory_of(line: str) -> Optional[DeviceMemory]:

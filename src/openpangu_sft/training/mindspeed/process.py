@@ -27,9 +27,10 @@ from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.mindspeed import log
 from openpangu_sft.training.run import memory, metrics
 from openpangu_sft.training.run.retention import prune
+from openpangu_sft.training.run.step import Step
 from openpangu_sft.util.console import console, progress, say
 from openpangu_sft.util.errors import Interrupted, UserError
-from openpangu_sft.util.signals import end_with_parent, on_signals
+from openpangu_sft.util.signals import end_with_parent, on_signals, signal_children
 
 LOGS = "logs"
 STALLED_SECONDS = 300.0
@@ -66,6 +67,7 @@ class Training:
         self.errors: list[str] = []
         self.recent: deque[metrics.Row] = deque(maxlen=50)
         self.received: list[int] = []
+        self.step = Step()
         self.saved = done
         self.without_checkpoint = False
         # upstream prints iterations in the last process only
@@ -108,18 +110,19 @@ class Training:
                     code = process.wait()
             finally:
                 _kill_session(process)
+                process.wait()
         if self.on_last_node and metrics.read_metrics(self.run):
             metrics.draw_curve(self.run)
         self._judge(code, path)
 
     def _forward(self, number: int, process: subprocess.Popen[str]) -> None:
-        """Forwards a signal to the training processes; a second one ends torchrun."""
+        """Forwards a signal to the training processes; a second one ends them."""
         self.received.append(number)
         if len(self.received) == 1:
-            say("stopping: training saves a checkpoint after this iteration (again: at once)")
-            _signal_workers(process, signal.SIGTERM)
+            say(self.step.stopping())
+            signal_children(process.pid, signal.SIGTERM)
         else:
-            process.terminate()
+            _kill_session(process)
 
     def _watch(self, process: subprocess.Popen[str], file: IO[str]) -> None:
         assert process.stdout is not None
@@ -143,7 +146,11 @@ class Training:
                 file.flush()
                 if row := log.iteration_of(line, self.tokens):
                     last, said = time.monotonic(), False
-                    advance(1, self._note(row))
+                    note = self._note(row)
+                    advance(1, note)
+                    self.step.begin(note)
+                elif micro_batches := log.micro_batches_of(line):
+                    advance(0, self.step.update(*micro_batches))
                 elif measured := log.memory_of(line):
                     self.memory = measured
                     measured.show(self.planned)
@@ -152,7 +159,7 @@ class Training:
                     prune(self.run, self.recipe.train.keep_checkpoints, self.saved)
                 elif log.NO_CHECKPOINT.search(line):
                     self.without_checkpoint = True
-                    _signal_workers(process, signal.SIGKILL)
+                    signal_children(process.pid, signal.SIGKILL)
                 elif error := log.error_of(line):
                     self.errors.append(error)
 
@@ -191,17 +198,7 @@ def _read(stream: IO[str], lines: queue.Queue[Optional[str]]) -> None:
     lines.put(None)
 
 
-def _signal_workers(process: subprocess.Popen[str], number: int) -> None:
-    """Signals the children of torchrun's agent: the training processes."""
-    with contextlib.suppress(OSError):
-        for task in Path(f"/proc/{process.pid}/task").iterdir():
-            for child in (task / "children").read_text().split():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(child), number)
-
-
 def _kill_session(process: subprocess.Popen[str]) -> None:
     """Leaves no process running: a training process left alone would occupy its NPU."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()

@@ -35,9 +35,12 @@ from openpangu_sft.training.run import memory, metrics
 from openpangu_sft.training.run.launch import worker_rank
 from openpangu_sft.training.run.provenance import record_start
 from openpangu_sft.training.run.retention import prune
-from openpangu_sft.util.console import console, progress
+from openpangu_sft.training.run.step import Step
+from openpangu_sft.util.console import console, progress, say
 from openpangu_sft.util.errors import Interrupted, UserError
 from openpangu_sft.util.signals import on_signals
+
+AT_ONCE = "at once: run make sft again to resume after the newest checkpoint"
 
 
 def train(recipe: Recipe, manifest: Manifest, command_line: Sequence[str], planned: int = 0) -> None:
@@ -51,19 +54,22 @@ def train(recipe: Recipe, manifest: Manifest, command_line: Sequence[str], plann
         UserError: the loss is not finite, or the device does not exist or is full.
         Interrupted: SIGINT or SIGTERM arrived; the run can be resumed.
     """
-    device = _device(recipe)
-    with _failures_named():
+    device, received = _device(recipe), list[int]()
+    with _failures_named(received):
         if worker_rank() is not None:  # the process group ends with the command line
             distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
             distributed.barrier()  # the first process has prepared the run's directory
-        _Training(recipe, manifest, device, planned).run(command_line)
+        _Training(recipe, manifest, device, planned, received).run(command_line)
 
 
 class _Training:
     """State of one process of a run."""
 
-    def __init__(self, recipe: Recipe, manifest: Manifest, device: torch.device, planned: int) -> None:
+    def __init__(
+        self, recipe: Recipe, manifest: Manifest, device: torch.device, planned: int, received: list[int]
+    ) -> None:
         self.recipe, self.manifest, self.device, self.planned = recipe, manifest, device, planned
+        self.received, self.step = received, Step()
         self.directory = recipe.path("run")
         self.rank = distributed.get_rank() if distributed.is_initialized() else 0
         torch.manual_seed(recipe.train.seed)
@@ -109,20 +115,29 @@ class _Training:
             metrics.keep_until(self.directory, self.iteration)
             if self.iteration:
                 console.print(f"resuming after iteration {self.iteration}")
-        received: list[int] = []
-        with on_signals(received.append), self._progress() as advance:
+        with on_signals(self._stop), self._progress() as advance:
             while self.iteration < last:
-                advance(1, self._step())
-                stop = self._any_process(received)
+                note = self._step(advance)
+                advance(1, note)
+                self.step.begin(note)
+                stop = self._any_process(self.received)
                 if stop or self.iteration % self.recipe.train.save_interval == 0 or self.iteration == last:
                     self._save()
                 if stop:
                     state = f"after iteration {self.iteration}, which is saved: run make sft again to resume"
                     raise Interrupted(stop, state)
 
-    def _step(self) -> str:
+    def _stop(self, number: int) -> None:
+        """A signal: the first one stops after this iteration, a second one within a micro batch."""
+        self.received.append(number)
+        if len(self.received) > 1:
+            raise Interrupted(number, AT_ONCE)
+        if self.rank == 0:
+            say(self.step.stopping())
+
+    def _step(self, advance: Callable[[int, str], None]) -> str:
         """One iteration; returns the note for the progress bar."""
-        began, settings = time.monotonic(), self.recipe.train
+        settings = self.recipe.train
         self.iteration += 1
         rate = learning_rate(settings, self.iteration)
         for group in self.optimizer.param_groups:
@@ -141,6 +156,7 @@ class _Training:
                     loss = self.pack_loss(batch) / divisor
                 (loss * replicas).backward()  # DistributedDataParallel averages
             total += loss.detach()
+            advance(0, self.step.update(number, len(batches)))
         if distributed.is_initialized():
             distributed.all_reduce(total)
         self.loss = total.item()
@@ -158,7 +174,7 @@ class _Training:
             lr=rate,
             grad_norm=norm,
             tokens=tokens,
-            seconds=time.monotonic() - began,
+            seconds=time.monotonic() - self.step.began,
         )
         if self.device.type == "cuda" and self.iteration == self.begun + memory.MEASURED_AFTER:
             row.memory = memory.measure()
@@ -231,7 +247,7 @@ def _device(recipe: Recipe) -> torch.device:
 
 
 @contextlib.contextmanager
-def _failures_named() -> Iterator[None]:
+def _failures_named(received: Sequence[int]) -> Iterator[None]:
     try:
         yield
     except torch.cuda.OutOfMemoryError as error:
@@ -239,5 +255,7 @@ def _failures_named() -> Iterator[None]:
     except RuntimeError as error:
         if not any(name in str(error) for name in ("gloo", "NCCL")):
             raise
+        if len(received) > 1:
+            raise Interrupted(received[-1], AT_ONCE) from None
         what = "another process of this run is gone or does not answer"
         raise UserError(what, remedy="see its message, then run make sft again") from None

@@ -13,16 +13,24 @@ from openpangu_sft.recipe.sections import Train
 def learning_rate(train: Train, iteration: int) -> float:
     """The learning rate of an iteration (from 1).
 
-    Linear warm-up from 0, then half a cosine down to min_lr (megatron/core OptimizerParamScheduler.get_lr). Megatron
-    steps the schedule after the optimizer: the first iteration of a warm-up runs at 0.
+    Linear warm-up from 0, then train.lr_decay_style (OptimizerParamScheduler.get_lr). Megatron steps the schedule after
+    the optimizer: the first iteration of a warm-up runs at 0. WSD is that of later versions, linear: in core_r0.6.0
+    it is a patch.
     """
-    done, warmup = iteration - 1, train.lr_warmup_iterations
+    done, warmup, total = iteration - 1, train.warmup, train.iterations
     if warmup and done <= warmup:
         return train.lr * done / warmup
-    if done > train.iterations:
+    if train.lr_decay_style == "constant":
+        return train.lr
+    if done > total:
         return train.min_lr
-    progress = (done - warmup) / (train.iterations - warmup)
-    return train.min_lr + (train.lr - train.min_lr) * 0.5 * (math.cos(math.pi * progress) + 1.0)
+    progress = (done - warmup) / (total - warmup)
+    share = {
+        "cosine": 0.5 * (math.cos(math.pi * progress) + 1.0),
+        "linear": 1.0 - progress,
+        "WSD": min(1.0, (total - done) / (train.lr_wsd_decay_ratio * total)),
+    }
+    return train.min_lr + (train.lr - train.min_lr) * share[train.lr_decay_style]
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from typing import NoReturn, Optional
 
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.errors import UserError
+from openpangu_sft.util.signals import end_with_parent, on_signals, signal_children
 
 
 def worker_rank() -> Optional[int]:
@@ -25,13 +26,29 @@ def launch(recipe: Recipe, command_line: Sequence[str]) -> NoReturn:
     """
     options = torchrun_options(recipe)
     os.environ.update(worker_environment(recipe))
+    agent = os.fork()
+    if not agent:
+        os.setsid()  # Ctrl-C on a terminal reaches the parent alone, which passes it on once
+        end_with_parent()
+        _run_agent([*options, "-m", "openpangu_sft", *command_line])
+
+    def forward(number: int) -> None:
+        if not signal_children(agent, number):  # they have not been started
+            os.kill(agent, number)
+
+    with on_signals(forward):  # torchrun would end the workers after 30 seconds
+        code = os.waitstatus_to_exitcode(os.waitpid(agent, 0)[1])
+    sys.exit(code if code >= 0 else 128 - code)
+
+
+def _run_agent(arguments: Sequence[str]) -> NoReturn:
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     logging.disable(logging.ERROR)  # torchrun would repeat what its workers have printed
     try:
-        torchrun.run(torchrun.parse_args([*options, "-m", "openpangu_sft", *command_line]))  # type: ignore[no-untyped-call]
+        torchrun.run(torchrun.parse_args(arguments))  # type: ignore[no-untyped-call]
     except SignalException as stop:
         sys.exit(128 + stop.sigval)
     except ChildFailedError as error:

@@ -7,6 +7,7 @@ are accumulated, and divided by the trained tokens of the global batch once, aft
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Optional
 
@@ -19,12 +20,33 @@ from torch.nn import functional
 from openpangu_sft.model.chunked_loss import loss_sum
 from openpangu_sft.tokenizer.tokenizer import IGNORED
 
+SECONDS_BETWEEN_LINES = 2.0
+
 Logged = tuple[torch.Tensor, dict[str, torch.Tensor]]
 
 _sums: list[torch.Tensor] = []
 """Of each micro batch of this iteration, fp32 [2]: the sum of losses of this rank's slice, and its trained tokens."""
 _logged: list[torch.Tensor] = []
 """What upstream averages over micro batches and logs; filled when the whole batch is known."""
+
+
+class _Progress:
+    """Prints how many micro batches of a slow iteration are done; training/mindspeed/log.py reads the line."""
+
+    def __init__(self) -> None:
+        self.done, self.printed = 0, time.monotonic()
+
+    def report(self) -> None:
+        """Called after the forward pass of each micro batch."""
+        size, now = get_num_microbatches(), time.monotonic()
+        self.done = self.done % size + 1
+        last = distributed.get_rank() == distributed.get_world_size() - 1  # which also prints the iterations
+        if last and now - self.printed >= SECONDS_BETWEEN_LINES:
+            self.printed = now
+            print(f"openpangu-sft micro-batch: {self.done}/{size}", flush=True)
+
+
+_progress = _Progress()
 
 
 def trained_positions(labels: torch.Tensor) -> torch.Tensor:
@@ -61,6 +83,8 @@ def micro_batch_loss(loss: torch.Tensor, mask: torch.Tensor) -> Logged:
     `loss` is from `output_loss`; the mask, int64 [micro_batch, slice], is 1 where there is a target.
     """
     sums = torch.stack([loss.detach(), mask.sum().float()])
+    if torch.is_grad_enabled():
+        _progress.report()
     if get_args().calculate_per_token_loss and torch.is_grad_enabled():
         logged = torch.zeros_like(sums[0])
         _sums.append(sums)

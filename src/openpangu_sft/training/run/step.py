@@ -1,0 +1,33 @@
+"""How far a step is, for its progress and for a user who stops it."""
+
+from __future__ import annotations
+
+import time
+
+SLOW = 5.0
+"""Seconds after which the micro batches of a step are shown."""
+
+
+class Step:
+    """The micro batches of one iteration. One that has none yet has not begun, or is not known."""
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self, note: str = "") -> None:
+        """`note` is that of the step before."""
+        self.began, self.done, self.size, self._note = time.monotonic(), 0, 0, note
+
+    def update(self, done: int, size: int) -> str:
+        """So many of its micro batches are done; returns a note for the progress bar."""
+        self.done, self.size = done, size
+        slow = time.monotonic() - self.began > SLOW
+        return ", ".join(filter(None, [self._note, f"micro-batch {done}/{size}" if slow else ""]))
+
+    def stopping(self) -> str:
+        """What to tell after the first signal."""
+        when = ""
+        if self.done:
+            seconds = (time.monotonic() - self.began) / self.done * (self.size - self.done)
+            when = f", in about {seconds:.0f} s"
+        return f"stopping: a checkpoint is saved after this step{when} (once more: stop now, without it)"
