@@ -10,7 +10,7 @@ import pytest
 
 from openpangu_sft.util.errors import UserError
 
-_PROGRESS = re.compile(r".+: \d+/\d+ .*ETA (\d+ days?, )?[\d:]+$")
+_PROGRESS = re.compile(r".+\): \d+/\d+( .*)?$")
 
 
 def without_progress(said: str) -> str:

@@ -169,7 +169,7 @@ def test_paths_relative_absolute_and_home(monkeypatch: pytest.MonkeyPatch) -> No
             "iterations: true",
             "train.iterations = True: Input should be a valid integer",
         ),
-        ("iterations: 600", "iterations: 0", "iterations: 0", "train.iterations = 0: Input should be greater than 0"),
+        ("iterations: 600", "iterations: 0", "iterations: 0", "train.iterations and train.epochs are 0 -> give one"),
         ("iterations: 600", "iterations:", "iterations:", "train.iterations = None: Input should be a valid integer"),
         (
             "clip_grad: 1.0",
@@ -372,7 +372,7 @@ def test_override_of_a_section_that_the_file_has_not_and_the_last_one_counts() -
         ("lr=9", "--set lr: unknown key lr -> did you mean train.lr?"),
         ("num_layers=9", "did you mean model.num_layers?"),
         ("learning_rate=9", "--set learning_rate: unknown key learning_rate -> did you mean train.lr?"),
-        ("train.num_train_epochs=3", "train.num_train_epochs -> did you mean train.iterations (iterations)?"),
+        ("train.num_train_epochs=3", "train.num_train_epochs -> did you mean train.epochs?"),
         ("data.cutoff_len=9", "did you mean data.seq_length?"),
         ("train..lr=9", "unknown key train."),
         ("train.recompute.=9", "unknown key train.recompute."),
@@ -462,7 +462,7 @@ RULES: list[tuple[tuple[str, ...], str]] = [
     (("train.min_lr=1",), "train.min_lr 1.0 is above train.lr 2e-05 -> lower train.min_lr"),
     (
         ("train.lr_warmup_iterations=600",),
-        "train.lr_warmup_iterations 600 leaves nothing of train.iterations 600 -> lower the warm-up",
+        "a warm-up of 600 iterations leaves too few of train.iterations 600 -> lower the warm-up",
     ),
     (
         ("model.num_query_groups=5",),

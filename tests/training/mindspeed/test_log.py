@@ -15,6 +15,7 @@ from openpangu_sft.training.mindspeed.log import (
     iteration_of,
     memory_is_full,
     memory_of,
+    micro_batches_of,
     warning,
 )
 from openpangu_sft.training.run.memory import DeviceMemory
@@ -56,6 +57,11 @@ def test_the_device_memory() -> None:
     assert memory_of(f"openpangu-sft memory: {memory.model_dump_json()}\n") == memory
     assert memory_of('openpangu-sft memory: {"peak":0,"left":68719476736,"total":68719476736}\n') is None
     assert memory_of('openpangu-sft memory: {"peak":3openpangu-sft') is None
+
+
+def test_micro_batches() -> None:
+    assert micro_batches_of("openpangu-sft micro-batch: 3/16\n") == (3, 16)
+    assert micro_batches_of("openpangu-sft micro-batch: 3/16openpangu") is None
 
 
 @pytest.mark.parametrize(

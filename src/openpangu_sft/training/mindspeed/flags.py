@@ -41,7 +41,6 @@ SAME = {
     "lr": "train.lr",
     "min-lr": "train.min_lr",
     "lr-decay-style": "train.lr_decay_style",
-    "lr-wsd-decay-ratio": "train.lr_wsd_decay_ratio",
     "weight-decay": "train.weight_decay",
     "clip-grad": "train.clip_grad",
     "adam-beta1": "train.adam_beta1",
@@ -154,7 +153,7 @@ def _computed(recipe: Recipe, data: Path, resumed: bool) -> dict[str, tuple[str,
     # upstream refuses a list for a single stage
     layers = ",".join(map(str, parallel.num_layer_list or ())) if parallel.pipeline > 1 else None
     recompute = train.recompute.model_dump() if train.recompute.granularity != "none" else {}
-    adapter = train.lora.adapter
+    adapter, wsd = train.lora.adapter, train.lr_decay_style == "WSD"
     return {
         # training takes this number as it is, without rounding it up
         "padded-vocab-size": ("model.vocab_size", layout_of(model, parallel).padded_vocab_size),
@@ -163,6 +162,7 @@ def _computed(recipe: Recipe, data: Path, resumed: bool) -> dict[str, tuple[str,
         "kv-head-repeat-before-uly-alltoall": ("parallel.context", repeats_kv_heads(recipe)),
         "context-parallel-algo": (ulysses, "ulysses_cp_algo" if parallel.context > 1 else None),
         "sequence-parallel": ("parallel.tensor", parallel.tensor > 1),
+        "lr-wsd-decay-ratio": ("train.lr_wsd_decay_ratio", train.lr_wsd_decay_ratio if wsd else None),
         "lr-warmup-iters": ("train.lr_warmup_iterations", train.warmup),
         "calculate-per-token-loss": ("train.loss", train.loss == "token"),
         "bf16": ("train.precision", train.precision == "bf16"),
