@@ -22,8 +22,7 @@ MEDIA = frozenset(_MEDIA.split())
 
 EMPTY: tuple[object, ...] = (None, "", [], {})  # values that hold nothing
 
-_LIKE = "label loss loss_mask loss_scale loss_weight mask masked train train_detail trainable"
-_LIKE_WEIGHTS = frozenset(_LIKE.split())
+_LIKE_WEIGHTS = ["label", "loss", "loss_mask", "loss_scale", "loss_weight", "mask", "masked", "train", "train_detail", "trainable"]
 
 
 class BadSample(Exception):
@@ -51,12 +50,10 @@ class Keys:
         for key, value in record.items():
             if key in known and (required or key not in self._ignored):
                 kept[key] = value
-            elif value in EMPTY:
-                pass
-            elif key in self._ignored or key in HARMLESS:
+            elif value not in EMPTY:
+                if key not in self._ignored and key not in HARMLESS:
+                    raise BadSample(_unknown(name, key))
                 self.counts[key] += 1
-            else:
-                raise BadSample(_unknown(name, key))
         return kept
 
 

@@ -40,7 +40,11 @@ def read_csv(path: Path, encoding: str = UTF8) -> Iterator[RawRecord]:
                 if not names:
                     names = _header(path, cells, encoding) if cells else []
                 elif cells:
-                    yield _csv_record(cells, names, f":{number}", position(), encoding)
+                    reason = lost("".join(cells), encoding)
+                    if len(cells) != len(names):
+                        reason = f"{len(cells)} cells, and the header has {len(names)}"
+                    content = None if reason else {name: cell for name, cell in zip(names, cells) if cell}
+                    yield RawRecord(f":{number}", position(), content, reason, repr(cells) if reason else "")
                 number = rows.line_num + 1
         except csv.Error as error:
             remedy = "put quotes around cells with quotes or line ends, and double the quotes inside"
@@ -48,9 +52,8 @@ def read_csv(path: Path, encoding: str = UTF8) -> Iterator[RawRecord]:
 
 
 def _header(path: Path, cells: list[str], encoding: str) -> list[str]:
-    names = list(cells)
-    if names[0] == "" and len(names) > 1:
-        names[0] = "index"  # pandas writes its index without a name; the key is known to be harmless
+    # pandas writes its index without a name; the key is known to be harmless
+    names = ["index", *cells[1:]] if cells[0] == "" and len(cells) > 1 else cells
     what = lost("".join(names), encoding)
     if len(names) == 1 and (mark := next(filter(names[0].count, ";\t"), "")):
         what = f"columns are separated by {mark!r}, not by commas"
@@ -61,15 +64,6 @@ def _header(path: Path, cells: list[str], encoding: str) -> list[str]:
     if what:
         raise UserError(what, where=f"{path}:1", remedy="correct the header, or write the file again")
     return names
-
-
-def _csv_record(cells: list[str], names: list[str], place: str, position: int, encoding: str) -> RawRecord:
-    reason = lost("".join(cells), encoding)
-    if len(cells) != len(names):
-        reason = f"{len(cells)} cells, and the header has {len(names)}"
-    if reason:
-        return RawRecord(place, position, unreadable=reason, text=repr(cells))
-    return RawRecord(place, position, {name: cell for name, cell in zip(names, cells) if cell})
 
 
 def read_parquet(path: Path, encoding: str = UTF8) -> Iterator[RawRecord]:
@@ -122,29 +116,27 @@ def _mapped(path: Path, kind: str) -> Iterator[pyarrow.NativeFile]:
         raise UserError(f"not readable as {kind}: {error}", where=path, remedy="write it again") from None
 
 
-def _rows(path: Path, batch: Any, first: int, position: int) -> Iterator[RawRecord]:
+def _rows(path: Path, batch: Any, first: int, position: int, at_once: int = ROWS_AT_ONCE) -> Iterator[RawRecord]:
     """The records of a batch whose first row has this number; one row that cannot be read spoils no other."""
     names = batch.schema.names
     if len(set(names)) < len(names):
         what = f"has the column {Counter(names).most_common(1)[0][0]!r} twice"
         raise UserError(what, where=path, remedy="keep one of them")
-    for begin in range(0, batch.num_rows, ROWS_AT_ONCE):
-        part, row = batch.slice(begin, ROWS_AT_ONCE), first + begin
+    for row in range(0, batch.num_rows, at_once):
+        part = batch.slice(row, at_once)
         try:
-            for number, content in enumerate(_contents(part), row):
-                yield RawRecord(f":row {number}", position, content)
+            part.validate(full=True)  # damaged offsets would be read from anywhere in memory
+            contents = [_without_null(content) for content in part.to_pylist(maps_as_pydicts="strict")]
         except (pyarrow.ArrowException, ValueError, OverflowError, KeyError) as error:
             # a text that is not UTF-8, a date out of range, a key of a map given twice
-            if part.num_rows > 1:
-                for number in range(part.num_rows):
-                    yield from _rows(path, part.slice(number, 1), row + number, position)
+            if at_once > 1:
+                yield from _rows(path, part, first + row, position, at_once=1)
             else:
-                yield RawRecord(f":row {row}", position, unreadable=f"not readable: {error}", text=f"columns: {names}")
-
-
-def _contents(rows: Any) -> list[Any]:
-    rows.validate(full=True)  # damaged offsets would be read from anywhere in memory
-    return [_without_null(row) for row in rows.to_pylist(maps_as_pydicts="strict")]
+                place, reason = f":row {first + row}", f"not readable: {error}"
+                yield RawRecord(place, position, unreadable=reason, text=f"columns: {names}")
+        else:
+            for number, content in enumerate(contents, first + row):
+                yield RawRecord(f":row {number}", position, content)
 
 
 def _without_null(value: Any) -> Any:
