@@ -5,12 +5,11 @@ Every record is written, or rejected with its reason: read = written + rejected 
 
 from __future__ import annotations
 
-import contextlib
 import reprlib
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from openpangu_sft.artifacts.artifact import Manifest, sha256_of, staged_directory, sum_counts
 from openpangu_sft.artifacts.changes import stamps_of, unchanged
@@ -72,77 +71,64 @@ def _fill(staging: Path, inputs: list[Input], recipe: Recipe, manifest: Manifest
     """Writes the samples of all files and fills in the manifest."""
     reasons: Counter[str] = Counter()
     mixer = Mixer(recipe.data)
+    counted = ("read", "written", "rejected", "duplicates", *(("added", "left_out") if recipe.data.sources else ()))
     per_file: dict[str, dict[str, int]] = {}
+    (staging / REJECTS).mkdir()
     with byte_progress("format", sum(item.file.path.stat().st_size for item in inputs)) as advance:
         for item in inputs:
-            path, mixer.counts = item.file.path, Counter()
-            with unchanged(stamps_of([path])), _Output(staging, item) as output:
+            path, done, counts = item.file.path, 0, Counter[str]()
+            mixer.counts, made = counts, [staging / item.samples, staging / REJECTS / item.samples]
+            with unchanged(stamps_of([path])), made[0].open("wb") as samples, made[1].open("wb") as rejects:
                 manifest.inputs[item.name] = sha256_of(path)
-                done = read = 0
-                for read, record in enumerate(read_records(path, recipe.data.encoding), 1):
-                    reason = _convert_into(output, record, item, mixer, recipe)
+                for record in read_records(path, recipe.data.encoding):
+                    lines, reason = _convert(record, item, mixer, recipe)
+                    samples.writelines(lines)
+                    counts["read"] += 1
+                    counts["written"] += len(lines)
                     if reason:
+                        rejects.write(_reject(record, item, reason))
+                        counts["rejected"] += 1
                         reasons[reason_class(reason)] += 1
-                    if read % RECORDS_PER_STEP == 0:
+                    if counts["read"] % RECORDS_PER_STEP == 0:
                         advance(record.position - done, item.name)
                         done = record.position
                 advance(path.stat().st_size - done, item.name)
-            mixed = ("duplicates", "added", "left_out") if recipe.data.sources else ("duplicates",)
-            per_file[item.name] = {"read": read, "written": output.written, "rejected": output.rejected}
-            per_file[item.name].update({key: mixer.counts[key] for key in mixed})
+            for file in made:
+                if not file.stat().st_size:
+                    file.unlink()
+            per_file[item.name] = {key: counts[key] for key in counted}
     for number, convert in enumerate(dict.fromkeys(item.convert for item in inputs)):
         if convert.unseen:
             key = f"data.sources[{number}].columns" if recipe.data.sources else "data.columns"
             what = f"no record has the column {min(convert.unseen)}"
             raise UserError(what, where=key, remedy="check its name against a record")
     totals = sum_counts(list(per_file.values()))
+    if not totals["rejected"]:
+        (staging / REJECTS).rmdir()
     manifest.counts = {**totals, "reasons": dict(sorted(reasons.items())), "files": per_file}
 
 
-def _convert_into(output: _Output, raw: RawRecord, item: Input, mixer: Mixer, recipe: Recipe) -> str:
-    """Writes one record as a sample or as a reject, or refuses it; returns the reason of a reject."""
+def _convert(raw: RawRecord, item: Input, mixer: Mixer, recipe: Recipe) -> tuple[list[bytes], str]:
+    """The lines of a record's sample, and the reason of a reject; raises `UserError` where it stops the stage."""
     before = (rules := item.convert.rules).keys.counts.copy(), rules.changes.copy()
     try:
         if raw.unreadable:
             raise BadSample(raw.unreadable)
-        output.samples(mixer.lines(item.convert(raw.content), item, raw.place))
+        return mixer.lines(item.convert(raw.content), item, raw.place), ""
     except BadSample as error:
         rules.keys.counts, rules.changes = before  # which are those of the records that are written
         if recipe.data.on_bad_sample == "refuse" and not isinstance(error, LeftOut):
             remedy = "fix it, or set data.on_bad_sample=skip to leave such records out"
             raise UserError(str(error), where=f"{item.file.path}{raw.place}", remedy=remedy) from None
-        output.reject(raw, str(error))
-        return str(error)
-    return ""
+        return [], str(error)
 
 
-class _Output(contextlib.ExitStack):
-    """The samples file and the rejects file of one raw file, each created with its first line."""
-
-    def __init__(self, directory: Path, item: Input) -> None:
-        super().__init__()
-        self._directory, self._item = directory, item
-        self._streams: dict[str, BinaryIO] = {}
-        self.written = self.rejected = 0
-
-    def samples(self, lines: list[bytes]) -> None:
-        for line in lines:
-            self._write(".", line)
-        self.written += len(lines)
-
-    def reject(self, raw: RawRecord, reason: str) -> None:
-        """Writes file, place, reason and the record, or its text where it could not be read."""
-        entry: dict[str, Any] = {"file": self._item.name, "place": raw.place.lstrip(":"), "reason": reason}
-        key, value = ("text", raw.text) if raw.unreadable else ("record", raw.content)
-        try:
-            line = compact_json({**entry, key: value})
-        except BadSample:  # a value from parquet that JSON does not have
-            line = compact_json({**entry, "text": reprlib.repr(value)})
-        self._write(REJECTS, line.encode("utf-8", "backslashreplace"))  # an unpaired surrogate becomes its JSON escape
-        self.rejected += 1
-
-    def _write(self, below: str, line: bytes) -> None:
-        if below not in self._streams:
-            (self._directory / below).mkdir(exist_ok=True)
-            self._streams[below] = self.enter_context((self._directory / below / self._item.samples).open("wb"))
-        self._streams[below].write(line + b"\n")
+def _reject(raw: RawRecord, item: Input, reason: str) -> bytes:
+    """File, place, reason and the record, or its text where it could not be read, as a line of a rejects file."""
+    entry: dict[str, Any] = {"file": item.name, "place": raw.place.lstrip(":"), "reason": reason}
+    key, value = ("text", raw.text) if raw.unreadable else ("record", raw.content)
+    try:
+        line = compact_json({**entry, key: value})
+    except BadSample:  # a value from parquet that JSON does not have
+        line = compact_json({**entry, "text": reprlib.repr(value)})
+    return f"{line}\n".encode("utf-8", "backslashreplace")  # an unpaired surrogate becomes its JSON escape

@@ -64,7 +64,7 @@ class Mixer:
             return []
         if source.system and not any(sample.meta_prompt):
             sample = replace(sample, meta_prompt=(source.system,))
-        line = json.dumps(sample.to_json(), ensure_ascii=False).encode()
+        line = json.dumps(sample.to_json(), ensure_ascii=False).encode() + b"\n"
         digest = blake2b(line, digest_size=16).digest()
         if digest in self._seen:
             self.counts["duplicates"] += 1
