@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 
 from openpangu_sft.conversations import chat, columns, preference
 from openpangu_sft.conversations.calls import tools_text
@@ -20,6 +20,7 @@ _OUTSIDE = frozenset((*SYSTEM, *TOOLS))
 _COLUMNS = columns.KNOWN | _OUTSIDE
 _CONTENT = frozenset(("parts", "role"))
 _IN_TURNS = ("role", "content")
+_FORMATS = {"samples": ("meta_prompt",), "alpaca": (*columns.PROMPT, *columns.ANSWER), **LISTS}  # keys that tell them
 _BLOBS = ("chat", "text", "dialog", "dialogue", "transcript")
 
 
@@ -61,17 +62,20 @@ class Converter:
         """The format of a record, by its keys where data.source_format is auto."""
         if self._data.source_format != "auto":
             return self._data.source_format
-        found = _formats(record, filled)
+        held = {name: filled(record, keys) for name, keys in _FORMATS.items()}
+        held["samples"] = given(record, _FORMATS["samples"])  # an empty text is no system prompt
+        found = [name for name, keys in held.items() if keys]
         if len(found) > 1:
-            fits = " and ".join(f"{', '.join(keys)} ({name})" for name, keys in found.items())
-            last = ",".join(list(found.values())[-1])
+            fits = " and ".join(f"{', '.join(held[name])} ({name})" for name in found)
+            last = ",".join(held[found[-1]])
             raise BadSample(f"fits more than one format: {fits}; leave one out, e.g. data.ignore_keys=[{last}]")
-        found = found or _formats(record, lambda record, keys: [key for key in keys if key in record])  # empty: refused
+        found = found or [name for name, keys in _FORMATS.items() if not record.keys().isdisjoint(keys)]  # but empty
         if found:
-            return next(iter(found))
-        if blobs := [key for key in _BLOBS if isinstance(record.get(key), str)]:
-            what = f"holds a conversation as one text in {blobs[0]}: turns cannot be told apart"
-            raise BadSample(f"{what}, write them as messages")
+            return found[0]
+        for key in _BLOBS:
+            if isinstance(record.get(key), str):
+                what = f"holds a conversation as one text in {key}: turns cannot be told apart"
+                raise BadSample(f"{what}, write them as messages")
         known = "messages, conversations, instruction + output, prompt + completion, meta_prompt + data"
         what = f"unknown format: keys found are {keys_of(record)}; known are {known}"
         raise BadSample(f"{what}: name your columns in data.columns")
@@ -116,18 +120,6 @@ def _renamed(record: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]
             raise BadSample(f"has {theirs} (data.columns.{ours}) and {ours}: ignore or rename one of them")
         found[ours] = found.get(ours) if value is None else value
     return found
-
-
-def _formats(
-    record: Mapping[str, Any], held: Callable[[Mapping[str, Any], Sequence[str]], list[str]]
-) -> dict[str, list[str]]:
-    """The formats that a record fits, each with the keys that say so."""
-    found = {
-        "samples": given(record, ["meta_prompt"]),
-        "alpaca": held(record, (*columns.PROMPT, *columns.ANSWER)),
-        **{name: held(record, keys) for name, keys in LISTS.items()},
-    }
-    return {name: keys for name, keys in found.items() if keys}
 
 
 def _tools(record: Mapping[str, Any]) -> str:

@@ -68,10 +68,8 @@ def _with_answer(record: dict[str, Any], chosen: Any) -> dict[str, Any]:
     if place in _LISTS:
         return record  # no list of turns: the converter says so
     asking = filled(record, (*columns.PROMPT, *columns.INPUT))
-    if len(turns) == 1 and asking:
+    if len(turns) == 1 and (asking or isinstance(chosen, str)):
         return {**record, "response": chosen if isinstance(chosen, str) else turns}
-    if len(turns) == 1 and isinstance(chosen, str):
-        raise BadSample("the chosen answer has no question: write it as turns, or its question in prompt")
     if asking and not any(isinstance(turn, dict) and record[asking[0]] in turn.values() for turn in turns):
         raise BadSample(f"has {asking[0]}, which its chosen turns do not hold: leave it out with data.ignore_keys")
     return {**_without(record, *asking[:1]), "messages": turns}
