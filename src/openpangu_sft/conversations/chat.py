@@ -90,15 +90,14 @@ def _turns(value: object, name: str, rules: Rules) -> Iterator[Message]:
     key, weight = one_of(turn, given(turn, _WEIGHTS), name)
     trained = is_trained(weight, f"{key} of {name}")
     _, content = one_of(turn, given(turn, CONTENT), name)
-    if role == "function_call":
-        with _naming(name):
-            parts = _calling(content, rules.keys)
-        yield _answer(turn, parts, name, trained, rules.keys)
-        return
     results = role in ("tool", "function")
     if results and isinstance(content, (dict, list)) and turn.get("parts") is None and not is_parts(content):
         content = [{"type": "tool_result", "content": content}]
-    parts = read_parts(content, name, rules.keys, "" if role == "assistant" else "\n")
+    if role == "function_call":
+        with _naming(name):
+            parts, role = _calling(content, rules.keys), "assistant"
+    else:
+        parts = read_parts(content, name, rules.keys, "" if role == "assistant" else "\n")
     if role == "assistant":
         yield _answer(turn, parts, name, trained, rules.keys)
         return

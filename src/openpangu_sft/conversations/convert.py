@@ -11,7 +11,7 @@ from openpangu_sft.conversations.chat import LISTS
 from openpangu_sft.conversations.conversation import Rules, Sample, parse_sample
 from openpangu_sft.conversations.fields import expect, filled, given, json_or, keys_of, kind_of, one_of
 from openpangu_sft.conversations.keys import BadSample
-from openpangu_sft.conversations.parts import Parts, is_parts, read_parts
+from openpangu_sft.conversations.parts import Parts, read_parts
 from openpangu_sft.recipe.data import Data
 
 SYSTEM = ("system", "system_prompt", "systemInstruction", "system_instruction")
@@ -49,7 +49,8 @@ class Converter:
         key = next(iter(filled(plain, names)), names[0])
         known = self.rules.keys.known("", plain, {key, *_OUTSIDE} if key else _COLUMNS)
         turns = self._turns(known, key) if key else columns.turns_of(known)
-        return chat.make_sample(self._prompts(known), turns, _tools(known), self.rules)
+        tools = {key: text for key in TOOLS if (text := tools_text(known.get(key), key))}
+        return chat.make_sample(self._prompts(known), turns, one_of(tools, list(tools))[1] or "", self.rules)
 
     def _kept(self, record: dict[str, Any]) -> dict[str, Any]:
         """The record without keys to be ignored: their names are the user's, so this precedes the renaming."""
@@ -63,7 +64,7 @@ class Converter:
         if self._data.source_format != "auto":
             return self._data.source_format
         held = {name: filled(record, keys) for name, keys in _FORMATS.items()}
-        held["samples"] = given(record, _FORMATS["samples"])  # an empty text is no system prompt
+        held["samples"] = given(record, _FORMATS["samples"])  # of which an empty text says something
         found = [name for name, keys in held.items() if keys]
         if len(found) > 1:
             fits = " and ".join(f"{', '.join(held[name])} ({name})" for name in found)
@@ -96,15 +97,13 @@ class Converter:
         key, value = one_of(record, filled(record, SYSTEM))
         if not key:
             return []
-        listed = is_parts(value)  # Anthropic's
         if isinstance(value, dict):  # Gemini's: {"parts": [{"text": …}]}
             self.rules.keys.counts.update(filled(value, ("role",)))
             value = self.rules.keys.known(key, value, _CONTENT).get("parts")
             value = [value] if isinstance(value, dict) else value
-            listed = isinstance(value, list)
-        if listed:
+        if isinstance(value, list):
             parts = read_parts(value, key, self.rules.keys)
-            value = parts.text if parts.text is not None and parts == Parts(parts.text) else value
+            value = parts.text if parts == Parts(parts.text) else value
         return [expect(str, value, key, "a text")]
 
 
@@ -120,8 +119,3 @@ def _renamed(record: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]
             raise BadSample(f"has {theirs} (data.columns.{ours}) and {ours}: ignore or rename one of them")
         found[ours] = found.get(ours) if value is None else value
     return found
-
-
-def _tools(record: Mapping[str, Any]) -> str:
-    found = {key: text for key in TOOLS if (text := tools_text(record.get(key), key))}
-    return one_of(found, list(found))[1] or ""
