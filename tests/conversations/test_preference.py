@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from converting import answer, chat, convert, converter, refused, says, user
-from openpangu_sft.conversations.preference import LeftOut
+from openpangu_sft.conversations.convert import LeftOut
 from parameter_ids import named_by
 
 CHOSEN = "preference=chosen"
