@@ -121,14 +121,13 @@ def calls_text(value: object, keys: Optional[Keys] = None) -> str:
 def tools_text(value: object, name: str = "tools") -> str:
     """Tool definitions as the JSON text of a list, empty where there are none; raises `BadSample` for another value.
 
-    The value is a list of objects, or a mapping of names to them; one may hold a list as functionDeclarations (Gemini).
+    The value is an object or a list of them; one may hold a list as functionDeclarations (Gemini).
     """
     tools = None if isinstance(value, str) and not value.strip() else json_or(value, name)
-    if tools is None:
+    if tools in (None, {}):
         return ""
-    if isinstance(tools, dict):
-        single = tools.keys() & {"name", "function", *_DECLARATIONS}
-        tools = [tools] if single else [_named(key, tool) for key, tool in tools.items()]
+    if isinstance(tools, dict) and tools.keys() & {"name", "function", *_DECLARATIONS}:
+        tools = [tools]
     found: list[object] = []
     for entry in expect(list, tools, name, "a list of tool objects"):
         tool = json_or(entry, f"an entry of {name}")
@@ -137,8 +136,3 @@ def tools_text(value: object, name: str = "tools") -> str:
     if not all(isinstance(tool, dict) for tool in found):
         raise BadSample(f"{name} is a list of something else, not a list of tool objects")
     return compact_json(found) if found else ""
-
-
-def _named(name: str, tool: object) -> object:
-    """A definition that a mapping holds under its name."""
-    return {"name": name, **tool} if isinstance(tool, dict) and not {"name", "function"} & tool.keys() else tool

@@ -12,7 +12,7 @@ import re
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Optional
+from typing import Any
 
 from openpangu_sft.conversations.calls import call_text, joined_calls, split_tags, split_thinking
 from openpangu_sft.conversations.conversation import Message, Rules, Sample, is_trained, parse_sample
@@ -157,17 +157,12 @@ def _answer(turn: Mapping[str, Any], parts: Parts, name: str, trained: bool, key
         raise BadSample(f"{name} has both content and refusal: keep one of them")
     if parts.text is None and not refusal and not calls:
         raise BadSample(f"{name} (assistant) has neither content nor tool calls")
-    thinking = _thinking(turn, name, "\n".join(parts.thinking), tags.thinking)
-    return Message("assistant", refusal or tags.text, thinking, calls[0] if calls else "", trained)
-
-
-def _thinking(turn: Mapping[str, Any], name: str, *others: Optional[str]) -> Optional[str]:
-    """The thinking of an answer, which may be in several places if they agree; None where it is blank."""
-    found = [*(optional_text(turn, key, name) for key in _THINKING), *others]
-    texts = [text for text in found if text and text.strip()]
-    if len({text.strip() for text in texts}) > 1:
+    thoughts = [*(optional_text(turn, key, name) for key in _THINKING), "\n".join(parts.thinking), tags.thinking]
+    thinking = [text for text in thoughts if text and text.strip()]
+    if len({text.strip() for text in thinking}) > 1:
         raise BadSample(f"{name} has its thinking twice: keep one of {', '.join(_THINKING)}, parts and <think>")
-    return texts[0] if texts else None
+    only = thinking[0] if thinking else None
+    return Message("assistant", refusal or tags.text, only, calls[0] if calls else "", trained)
 
 
 @contextlib.contextmanager

@@ -191,9 +191,8 @@ def _answer(found: Mapping[str, Any], content: str, name: str, keys: Keys) -> Me
             calls = calls_text(found.get("calls"), keys)
     except BadSample as error:
         raise BadSample(f"{name}: {error}") from None
-    for part, text in (("thinking", thinking), ("calls", calls)):
-        if text:
-            _require_characters(f"{part} of {name}", text)
+    _require_characters(f"thinking of {name}", thinking or "")
+    _require_characters(f"calls of {name}", calls)
     if not content.strip() and not calls:
         raise BadSample(f"{name} (assistant) is empty: there is nothing to train on but its end")
     return Message("assistant", content, thinking, calls, trained)

@@ -15,7 +15,7 @@ from openpangu_sft.conversations.chat import LISTS
 from openpangu_sft.conversations.conversation import Rules, Sample, parse_sample
 from openpangu_sft.conversations.fields import expect, filled, given, json_or, keys_of, kind_of, one_of
 from openpangu_sft.conversations.keys import EMPTY, BadSample
-from openpangu_sft.conversations.parts import Parts, read_parts
+from openpangu_sft.conversations.parts import Parts, is_parts, read_parts
 from openpangu_sft.recipe.data import Data
 
 SYSTEM = ("system", "system_prompt", "systemInstruction", "system_instruction")
@@ -106,11 +106,13 @@ class Converter:
         key, value = one_of(record, filled(record, SYSTEM))
         if not key:
             return []
+        listed = is_parts(value)  # Anthropic's
         if isinstance(value, dict):  # Gemini's: {"parts": [{"text": …}]}
             self.rules.keys.counts.update(filled(value, ("role",)))
             value = self.rules.keys.known(key, value, _CONTENT).get("parts")
             value = [value] if isinstance(value, dict) else value
-        if isinstance(value, list):
+            listed = isinstance(value, list)
+        if listed:
             parts = read_parts(value, key, self.rules.keys)
             value = parts.text if parts == Parts(parts.text) else value
         return [expect(str, value, key, "a text")]

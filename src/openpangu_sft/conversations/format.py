@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import reprlib
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -117,17 +116,14 @@ def run_format(recipe: Recipe) -> Manifest:
         notes = {"ignored_keys": rules.keys.counts, "changes": rules.changes}
         manifest.counts.update({name: dict(sorted(counted.items())) for name, counted in notes.items()})
         if not manifest.counts["written"]:
-            raise _no_sample(manifest.counts, inputs[0].file.path.parent)
+            weights = "left out by the weights of data.sources"
+            reasons = Counter({**manifest.counts["reasons"], weights: manifest.counts.get("left_out", 0)})
+            reason, times = reasons.most_common(1)[0]
+            remedies = {weights: "raise them", BAD_EXAMPLE: "add good examples"}
+            remedy = remedies.get(reason, "set data.on_bad_sample=refuse to see where it begins")
+            what = f"none of the {manifest.counts['read']} records is a sample; {times} x {reason}"
+            raise UserError(what, where=inputs[0].file.path.parent, remedy=remedy)
     return manifest
-
-
-def _no_sample(counts: Mapping[str, Any], where: Path) -> UserError:
-    weights = "left out by the weights of data.sources"
-    reason, times = Counter({**counts["reasons"], weights: counts.get("left_out", 0)}).most_common(1)[0]
-    remedies = {weights: "raise them", BAD_EXAMPLE: "add good examples"}
-    remedy = remedies.get(reason, "set data.on_bad_sample=refuse to see where it begins")
-    what = f"none of the {counts['read']} records is a sample; {times} x {reason}"
-    return UserError(what, where=where, remedy=remedy)
 
 
 def _fill(staging: Path, inputs: list[Input], recipe: Recipe, manifest: Manifest) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from openpangu_sft.artifacts.artifact import files_digest
 from openpangu_sft.conversations.calls import CALLS, THINKING
-from openpangu_sft.tokenizer.sentencepiece import DirectEncoder, Unfit
+from openpangu_sft.tokenizer.sentencepiece import DirectEncoder
 from openpangu_sft.tokenizer.template import END, HEADERS, START, TextSpan, cut_inside
 from openpangu_sft.util.errors import UserError
 
@@ -108,8 +108,8 @@ class Tokenizer:
         """
         try:
             direct = DirectEncoder(self.hf)
-        except Unfit as reason:
-            return str(reason)
+        except UserError as reason:
+            return reason.what
         compared = [TextSpan(text, trained=False, opens=opens) for text in _odd_texts() for opens in (False, True)]
         compared += spans
         for span, ids in zip(compared, direct(compared)):
