@@ -72,6 +72,7 @@ def test_a_call_its_result_and_the_answer() -> None:
         pytest.param(says("tool_call", CALL_F), answer("", calls=F), id="turn-object"),
         pytest.param(says("tool_call", [CALL_F, CALL_G]), answer("", calls=FG), id="turn-list"),
         pytest.param(says("function_call", TAG_F), answer("", calls=F), id="turn-hermes"),
+        pytest.param(says("function_call", f"a\n{TAG_F}"), answer("a", calls=F), id="turn-hermes-and-text"),
         pytest.param(
             says("function_call", f"<think>\nt\n</think>\n{json.dumps(CALL_F)}"), answer("", "t", F), id="turn-think"
         ),
@@ -216,8 +217,7 @@ def test_nulls_in_arguments_stay() -> None:
         ({"role": "function_call", "content": "null"}, "message 2: has no call"),
         ({"role": "function_call", "content": None}, "message 2: has no call"),
         ({"role": "function_call", "content": "f(x)"}, "message 2: the call is a text that cannot be read"),
-        ({"role": "function_call", "content": CALL_F, "tool_calls": [CALL_G]}, "has tool_calls beside a call"),
-        ({"role": "function_call", "content": f"a {TAG_F}"}, "has text in front of its call"),
+        ({"role": "function_call", "content": CALL_F, "tool_calls": [CALL_G]}, "has its calls twice"),
         ({"role": "user", "content": "a", "tool_calls": [CALL_F]}, "(user) has 'tool_calls': only an assistant's"),
         (
             {"content": [{"type": "tool_use", "name": "f", "input": {}}, {"type": "text", "text": "a"}]},

@@ -8,14 +8,14 @@ import pytest
 from ruamel.yaml import YAML
 
 from conftest import ROOT
-from openpangu_sft.conversations import chat, columns, convert, preference
+from openpangu_sft.conversations import chat, columns, convert
 from openpangu_sft.conversations.keys import HARMLESS
 from openpangu_sft.recipe.load import load_recipe
 
 TEXT = (ROOT / "docs/data.md").read_text("utf-8")
 NAMES = {
     *(key for keys in chat.LISTS.values() for key in keys),
-    *(*convert.SYSTEM, *convert.TOOLS, *columns.KNOWN, *preference.LABELS),
+    *(*convert.SYSTEM, *convert.TOOLS, *columns.KNOWN, *convert.LABELS),
     *(*chat.ROLE_OF, *chat.SPEAKER, *chat.CONTENT, *chat._WEIGHTS, *chat._ANSWER),
 }
 EXAMPLES = re.findall(r"(?:^    .*\n)+", TEXT, re.MULTILINE)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from converting import answer, chat, convert, converter, refused, says, user
-from openpangu_sft.conversations.preference import LeftOut
+from openpangu_sft.conversations.convert import LeftOut
 from parameter_ids import named_by
 
 CHOSEN = "preference=chosen"
@@ -126,7 +126,7 @@ def test_named_sides() -> None:
         ({"prompt": "q", "chosen": "a", "chosen_response": "a"}, "has chosen and chosen_response: keep one of them"),
         ({"prompt": "q", "rejected": "b"}, "has no answer"),
         ({"prompt": "q", "chosen": "a", "output": "c"}, "has a chosen answer and output: keep one of them"),
-        ({"chosen": "Human: q Assistant: a"}, "the chosen answer has no question"),
+        ({"chosen": "Human: q Assistant: a"}, "has no question: instruction, prompt, "),
         ({"prompt": "Human: q", "chosen": [Q, A]}, "has prompt, which its chosen turns do not hold"),
         ({"prompt": "q", "chosen": 4}, "content of message 2 is a number"),
         ({"prompt": "q", "chosen": ["a"]}, "response is a list, not a text"),

@@ -43,8 +43,7 @@ JOINED = "messages of one {} in a row joined"
         ),
         pytest.param(
             [S, A],
-            "message 1 (assistant) comes first: expected user; data.turns=lenient accepts it (counted from turn 2 on, "
-            "after the system prompt)",
+            "message 2 (assistant) comes first: expected user; data.turns=lenient accepts it",
             [answer()],
             {"conversations that begin with the assistant kept": 1},
             id="system-and-answer",

@@ -121,26 +121,18 @@ def calls_text(value: object, keys: Optional[Keys] = None) -> str:
 def tools_text(value: object, name: str = "tools") -> str:
     """Tool definitions as the JSON text of a list, empty where there are none; raises `BadSample` for another value.
 
-    The value is a list of objects, or a mapping of names to them; one may hold a list as functionDeclarations (Gemini).
+    The value is an object or a list of them; one may hold a list as functionDeclarations (Gemini).
     """
     tools = None if isinstance(value, str) and not value.strip() else json_or(value, name)
-    if tools is None:
+    if tools in (None, {}):
         return ""
-    if isinstance(tools, dict):
-        single = any(key in tools for key in ("name", "function", *_DECLARATIONS))
-        tools = [tools] if single else [_named(key, tool) for key, tool in tools.items()]
-    entries = expect(list, tools, name, "a list of tool objects")
-    tools = [declared for tool in entries for declared in _declared(json_or(tool, f"an entry of {name}"))]
-    if not all(isinstance(tool, dict) for tool in tools):
+    if isinstance(tools, dict) and tools.keys() & {"name", "function", *_DECLARATIONS}:
+        tools = [tools]
+    found: list[object] = []
+    for entry in expect(list, tools, name, "a list of tool objects"):
+        tool = json_or(entry, f"an entry of {name}")
+        held = [tool[key] for key in _DECLARATIONS if isinstance(tool, dict) and tool.keys() == {key}]
+        found += held[0] if held and isinstance(held[0], list) else [tool]
+    if not all(isinstance(tool, dict) for tool in found):
         raise BadSample(f"{name} is a list of something else, not a list of tool objects")
-    return compact_json(tools) if tools else ""
-
-
-def _named(name: str, tool: object) -> object:
-    """A definition that a mapping holds under its name."""
-    return {"name": name, **tool} if isinstance(tool, dict) and not {"name", "function"} & tool.keys() else tool
-
-
-def _declared(tool: object) -> list[object]:
-    held = next(iter(tool.values())) if isinstance(tool, dict) and len(tool) == 1 else None
-    return held if isinstance(held, list) and next(iter(tool)) in _DECLARATIONS else [tool]  # type: ignore[call-overload]
+    return compact_json(found) if found else ""

@@ -12,7 +12,7 @@ import re
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Optional
+from typing import Any
 
 from openpangu_sft.conversations.calls import call_text, joined_calls, split_tags, split_thinking
 from openpangu_sft.conversations.conversation import Message, Rules, Sample, is_trained, parse_sample
@@ -40,7 +40,6 @@ _ANSWER = (*_THINKING, "tool_calls", "function_call", "refusal")
 _SAYS = (*CONTENT, *_ANSWER)
 _KNOWN = frozenset((*SPEAKER, *_WEIGHTS, *_SAYS))
 _RESPONSE = re.compile(r"\s*<tool_response>\s*(.*?)\s*</tool_response>\s*", re.DOTALL)
-_NOT_BESIDE_CALLS = ("function_call", "tool_calls", "refusal")
 
 
 def make_sample(prompts: Sequence[str], turns: Sequence[object], tools: str, rules: Rules) -> Sample:
@@ -67,13 +66,8 @@ def make_sample(prompts: Sequence[str], turns: Sequence[object], tools: str, rul
                 raise BadSample(f"{what}, or set data.turns=lenient")
             leading.append(turn.content)
     meta_prompt = [*filter(None, dict.fromkeys(leading))] or [""]
-    try:
-        data = [message.to_json() for message in messages]
-        return parse_sample({"meta_prompt": meta_prompt, "data": data, "tools": tools}, rules)
-    except BadSample as error:
-        numbered = first > 1 and str(error).startswith("message ")
-        counted = f" (counted from turn {first} on, after the system prompt)" if numbered else ""
-        raise BadSample(f"{error}{counted}") from None
+    data = [message.to_json() for message in messages]
+    return parse_sample({"meta_prompt": meta_prompt, "data": data, "tools": tools}, rules, first)
 
 
 def _append(messages: list[Message], turn: Message) -> None:
@@ -93,23 +87,23 @@ def _turns(value: object, name: str, rules: Rules) -> Iterator[Message]:
     if role != "system":  # whose content may be null, which parquet leaves out
         _require_any(entry, _SAYS, "content", name)
     turn = rules.keys.known(name, entry, _KNOWN)
-    weights = {is_trained(turn[key], f"{key} of {name}") for key in given(turn, _WEIGHTS)}
-    if len(weights) > 1:
-        raise BadSample(f"{name} is to be trained on, and not: {', '.join(given(turn, _WEIGHTS))}")
+    key, weight = one_of(turn, given(turn, _WEIGHTS), name)
+    trained = is_trained(weight, f"{key} of {name}")
     _, content = one_of(turn, given(turn, CONTENT), name)
-    if role == "function_call":
-        yield _calling(turn, content, name, weights != {False}, rules.keys)
-        return
     results = role in ("tool", "function")
     if results and isinstance(content, (dict, list)) and turn.get("parts") is None and not is_parts(content):
         content = [{"type": "tool_result", "content": content}]
-    parts = read_parts(content, name, rules.keys, "" if role == "assistant" else "\n")
+    if role == "function_call":
+        with _naming(name):
+            parts, role = _calling(content, rules.keys), "assistant"
+    else:
+        parts = read_parts(content, name, rules.keys, "" if role == "assistant" else "\n")
     if role == "assistant":
-        yield _answer(turn, parts, name, weights != {False}, rules.keys)
+        yield _answer(turn, parts, name, trained, rules.keys)
         return
     if extra := filled(turn, _ANSWER) or parts.thinking or parts.calls or (parts.results if role == "system" else []):
         raise BadSample(f"{name} ({role}) has {reprlib.repr(extra[0])}: only an assistant's message may")
-    if True in weights:
+    if key and trained:
         rules.changes["weights of messages that are no answers ignored"] += 1
     yield from (Message("function" if role == "function" else "tool", result) for result in parts.results)
     if parts.text is None and role != "system" and not parts.results:
@@ -127,36 +121,23 @@ def _require_any(turn: Mapping[str, Any], names: Sequence[str], ours: str, name:
 
 
 def _role(turn: Mapping[str, Any], name: str) -> str:
-    keys, roles = given(turn, SPEAKER) or SPEAKER[:1], set()
-    for key in keys:
-        speaker = expect(str, turn.get(key), f"{key} of {name}", "a text")
-        role = ROLE_OF.get(speaker.strip().lower())
-        if role is None:
-            raise BadSample(f"{name} has an unknown role: {reprlib.repr(speaker)}, known: {', '.join(ROLE_OF)}")
-        roles.add(role)
-    if len(roles) > 1:
-        raise BadSample(f"{name} has {' and '.join(keys)}, which differ: keep one of them")
-    return roles.pop()
+    key, value = one_of(turn, given(turn, SPEAKER), name)
+    speaker = expect(str, value, f"{key or SPEAKER[0]} of {name}", "a text")
+    if role := ROLE_OF.get(speaker.strip().lower()):
+        return role
+    raise BadSample(f"{name} has an unknown role: {reprlib.repr(speaker)}, known: {', '.join(ROLE_OF)}")
 
 
-def _calling(turn: Mapping[str, Any], content: object, name: str, trained: bool, keys: Keys) -> Message:
-    """A turn whose content is calls: an object, a list, the JSON text of either, or <tool_call> tags."""
-    if extra := filled(turn, _NOT_BESIDE_CALLS):
-        raise BadSample(f"{name} has {extra[0]} beside a call: keep one of them")
-    thinking = None
-    with _naming(name):
-        if isinstance(content, str):
-            thinking, content = split_thinking(content)
-        if isinstance(content, str) and "<tool_call>" in content:
-            _, text, calls = split_tags(content, keys)
-            if text.strip():
-                raise BadSample("has text in front of its call: give it a message of the assistant's")
-        else:
-            listed = json_or(content, "the call")
-            if listed in EMPTY:
-                raise BadSample("has no call")
-            calls = joined_calls([call_text(call, keys) for call in (listed if isinstance(listed, list) else [listed])])
-    return Message("assistant", "", _thinking(turn, name, thinking), calls, trained)
+def _calling(content: object, keys: Keys) -> Parts:
+    """A content that is calls: an object, a list, the JSON text of either, or <tool_call> tags; thinking before it."""
+    thinking, content = split_thinking(content) if isinstance(content, str) else (None, content)
+    if isinstance(content, str) and "<tool_call>" in content:
+        return Parts(content, thinking=[thinking or ""])
+    calls = json_or(content, "the call")
+    if calls in EMPTY:
+        raise BadSample("has no call")
+    texts = [call_text(call, keys) for call in (calls if isinstance(calls, list) else [calls])]
+    return Parts(thinking=[thinking or ""], calls=texts)
 
 
 def _answer(turn: Mapping[str, Any], parts: Parts, name: str, trained: bool, keys: Keys) -> Message:
@@ -176,17 +157,12 @@ def _answer(turn: Mapping[str, Any], parts: Parts, name: str, trained: bool, key
         raise BadSample(f"{name} has both content and refusal: keep one of them")
     if parts.text is None and not refusal and not calls:
         raise BadSample(f"{name} (assistant) has neither content nor tool calls")
-    thinking = _thinking(turn, name, "\n".join(parts.thinking), tags.thinking)
-    return Message("assistant", refusal or tags.text, thinking, calls[0] if calls else "", trained)
-
-
-def _thinking(turn: Mapping[str, Any], name: str, *others: Optional[str]) -> Optional[str]:
-    """The thinking of an answer, which may be in several places if they agree; None where it is blank."""
-    found = [*(optional_text(turn, key, name) for key in _THINKING), *others]
-    texts = [text for text in found if text and text.strip()]
-    if len({text.strip() for text in texts}) > 1:
+    thoughts = [*(optional_text(turn, key, name) for key in _THINKING), "\n".join(parts.thinking), tags.thinking]
+    thinking = [text for text in thoughts if text and text.strip()]
+    if len({text.strip() for text in thinking}) > 1:
         raise BadSample(f"{name} has its thinking twice: keep one of {', '.join(_THINKING)}, parts and <think>")
-    return texts[0] if texts else None
+    only = thinking[0] if thinking else None
+    return Message("assistant", refusal or tags.text, only, calls[0] if calls else "", trained)
 
 
 @contextlib.contextmanager

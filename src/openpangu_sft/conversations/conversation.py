@@ -86,14 +86,17 @@ class Rules:
         self.changes: Counter[str] = Counter()  # repairs, by what was done
 
 
-def parse_sample(record: object, rules: Optional[Rules] = None) -> Sample:
-    """The sample in one record of a samples file; raises `BadSample` for the first rule that it breaks."""
+def parse_sample(record: object, rules: Optional[Rules] = None, first: int = 1) -> Sample:
+    """The sample in one record of a samples file; raises `BadSample` for the first rule that it breaks.
+
+    In reasons its messages are counted from `first` on.
+    """
     rules = rules or Rules()
     known = rules.keys.known("", expect(dict, record, "", "an object with meta_prompt and data"), _RECORD, True)
     for key in ("meta_prompt", "data"):
         if key not in known:
             raise BadSample(f"{key} is missing" + (': write "meta_prompt": [""] for none' if key != "data" else ""))
-    messages = _messages(known["data"], rules)
+    messages = _messages(known["data"], rules, first)
     prompts, tools = _meta_prompt(known["meta_prompt"]), tools_text(known.get("tools"))
     _require_characters("tools", tools)
     return Sample(prompts, messages, tools)
@@ -102,7 +105,7 @@ def parse_sample(record: object, rules: Optional[Rules] = None) -> Sample:
 def reason_class(reason: str) -> str:
     """A reason without numbers, quoted texts and details, by which rejected records are counted."""
     general = re.sub(r"'[^']*'|\"[^\"]*\"", "…", re.sub(r"^message \d+: ", "", reason))
-    return re.sub(r"\d+", "N", general.split(": ")[0]).split(" (counted")[0]
+    return re.sub(r"\d+", "N", general.split(": ")[0])
 
 
 def _meta_prompt(value: object) -> tuple[str, ...]:
@@ -115,9 +118,9 @@ def _meta_prompt(value: object) -> tuple[str, ...]:
     return tuple(prompts)
 
 
-def _messages(value: object, rules: Rules) -> tuple[Message, ...]:
+def _messages(value: object, rules: Rules, first: int) -> tuple[Message, ...]:
     messages: list[Message] = []
-    for number, entry in enumerate(expect(list, value, "data", "a list of messages"), 1):
+    for number, entry in enumerate(expect(list, value, "data", "a list of messages"), first):
         message = _message(entry, number, rules.keys)
         before = messages[-1].role if messages else None
         if message.role in _MAY_FOLLOW[before]:
@@ -188,9 +191,8 @@ def _answer(found: Mapping[str, Any], content: str, name: str, keys: Keys) -> Me
             calls = calls_text(found.get("calls"), keys)
     except BadSample as error:
         raise BadSample(f"{name}: {error}") from None
-    for part, text in (("thinking", thinking), ("calls", calls)):
-        if text:
-            _require_characters(f"{part} of {name}", text)
+    _require_characters(f"thinking of {name}", thinking or "")
+    _require_characters(f"calls of {name}", calls)
     if not content.strip() and not calls:
         raise BadSample(f"{name} (assistant) is empty: there is nothing to train on but its end")
     return Message("assistant", content, thinking, calls, trained)

@@ -1,16 +1,20 @@
-"""One raw record, in any of the formats known, to a sample."""
+"""One raw record, in any of the formats known, to a sample; of preference data its chosen side, or none.
+
+Source of the latter's formats: TRL (prompt, chosen, rejected; label for KTO), LLaMA-Factory (chosen and rejected beside
+conversations or instruction; kto_tag), ms-swift (rejected_response, rejected_messages; label).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 
-from openpangu_sft.conversations import chat, columns, preference
+from openpangu_sft.conversations import chat, columns
 from openpangu_sft.conversations.calls import tools_text
 from openpangu_sft.conversations.chat import LISTS
 from openpangu_sft.conversations.conversation import Rules, Sample, parse_sample
 from openpangu_sft.conversations.fields import expect, filled, given, json_or, keys_of, kind_of, one_of
-from openpangu_sft.conversations.keys import BadSample
+from openpangu_sft.conversations.keys import EMPTY, BadSample
 from openpangu_sft.conversations.parts import Parts, is_parts, read_parts
 from openpangu_sft.recipe.data import Data
 
@@ -20,7 +24,17 @@ _OUTSIDE = frozenset((*SYSTEM, *TOOLS))
 _COLUMNS = columns.KNOWN | _OUTSIDE
 _CONTENT = frozenset(("parts", "role"))
 _IN_TURNS = ("role", "content")
-_BLOBS = ("chat", "text", "dialog", "dialogue", "transcript")
+_FORMATS = {"samples": ("meta_prompt",), "alpaca": (*columns.PROMPT, *columns.ANSWER), **LISTS}  # keys that tell them
+
+LABELS = ("label", "kto_tag")
+CHOSEN = ("chosen", "chosen_response", "chosen_messages")
+REJECTED = ("rejected", "rejected_response", "rejected_responses", "rejected_messages")
+_LISTS = tuple(key for keys in LISTS.values() for key in keys)
+BAD_EXAMPLE = "a bad example, left out by data.preference=chosen"
+
+
+class LeftOut(BadSample):
+    """A record that the user's settings leave out: counted with its reason, never a reason to stop."""
 
 
 class Converter:
@@ -40,7 +54,7 @@ class Converter:
         record = expect(dict, value, "", "an object")
         self.unseen -= record.keys()
         renamed = _renamed(self._kept(record), self._outside)
-        plain = preference.chosen_side(renamed, self._data.preference, self.rules)
+        plain = _chosen_side(renamed, self._data.preference, self.rules)
         name = self._format(plain)
         if name == "samples":
             return parse_sample(plain, self.rules)
@@ -48,7 +62,8 @@ class Converter:
         key = next(iter(filled(plain, names)), names[0])
         known = self.rules.keys.known("", plain, {key, *_OUTSIDE} if key else _COLUMNS)
         turns = self._turns(known, key) if key else columns.turns_of(known)
-        return chat.make_sample(self._prompts(known), turns, _tools(known), self.rules)
+        tools = {key: text for key in TOOLS if (text := tools_text(known.get(key), key))}
+        return chat.make_sample(self._prompts(known), turns, one_of(tools, list(tools))[1] or "", self.rules)
 
     def _kept(self, record: dict[str, Any]) -> dict[str, Any]:
         """The record without keys to be ignored: their names are the user's, so this precedes the renaming."""
@@ -61,17 +76,16 @@ class Converter:
         """The format of a record, by its keys where data.source_format is auto."""
         if self._data.source_format != "auto":
             return self._data.source_format
-        found = _formats(record, filled)
+        held = {name: filled(record, keys) for name, keys in _FORMATS.items()}
+        held["samples"] = given(record, _FORMATS["samples"])  # of which an empty text says something
+        found = [name for name, keys in held.items() if keys]
         if len(found) > 1:
-            fits = " and ".join(f"{', '.join(keys)} ({name})" for name, keys in found.items())
-            last = ",".join(list(found.values())[-1])
+            fits = " and ".join(f"{', '.join(held[name])} ({name})" for name in found)
+            last = ",".join(held[found[-1]])
             raise BadSample(f"fits more than one format: {fits}; leave one out, e.g. data.ignore_keys=[{last}]")
-        found = found or _formats(record, lambda record, keys: [key for key in keys if key in record])  # empty: refused
+        found = found or [name for name, keys in _FORMATS.items() if not record.keys().isdisjoint(keys)]  # but empty
         if found:
-            return next(iter(found))
-        if blobs := [key for key in _BLOBS if isinstance(record.get(key), str)]:
-            what = f"holds a conversation as one text in {blobs[0]}: turns cannot be told apart"
-            raise BadSample(f"{what}, write them as messages")
+            return found[0]
         known = "messages, conversations, instruction + output, prompt + completion, meta_prompt + data"
         what = f"unknown format: keys found are {keys_of(record)}; known are {known}"
         raise BadSample(f"{what}: name your columns in data.columns")
@@ -100,7 +114,7 @@ class Converter:
             listed = isinstance(value, list)
         if listed:
             parts = read_parts(value, key, self.rules.keys)
-            value = parts.text if parts.text is not None and parts == Parts(parts.text) else value
+            value = parts.text if parts == Parts(parts.text) else value
         return [expect(str, value, key, "a text")]
 
 
@@ -118,18 +132,53 @@ def _renamed(record: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]
     return found
 
 
-def _formats(
-    record: Mapping[str, Any], held: Callable[[Mapping[str, Any], Sequence[str]], list[str]]
-) -> dict[str, list[str]]:
-    """The formats that a record fits, each with the keys that say so."""
-    found = {
-        "samples": given(record, ["meta_prompt"]),
-        "alpaca": held(record, (*columns.PROMPT, *columns.ANSWER)),
-        **{name: held(record, keys) for name, keys in LISTS.items()},
-    }
-    return {name: keys for name, keys in found.items() if keys}
+def _chosen_side(record: dict[str, Any], wanted: str, rules: Rules) -> dict[str, Any]:
+    """The record as one of conversations: the preferred answer at its end, without keys of preference data.
+
+    Raises `BadSample` where data.preference, `wanted`, refuses such data, `LeftOut` where it is a bad example.
+    """
+    marks = [key for key in LABELS if record.get(key) in (0, 1)]  # another value is no mark, but an unknown key
+    rules.changes.update("empty labels taken for none" for key in LABELS if key in record and record[key] in EMPTY)
+    sides = filled(record, (*CHOSEN, *REJECTED))
+    if not marks and not sides:
+        return record
+    if wanted == "refuse":
+        kind = "KTO" if marks else "DPO"
+        what = f"holds preference data ({kind}: {', '.join(marks + sides)}), which supervised fine-tuning cannot use"
+        raise BadSample(f"{what}: set data.preference=chosen to train on the chosen side only")
+    if not all(record[key] for key in marks):
+        raise LeftOut(f"{BAD_EXAMPLE}: {marks[0]} is false")
+    found = _without(record, *marks, *CHOSEN, *REJECTED)
+    if filled(record, REJECTED):
+        rules.changes["rejected answers left out"] += 1
+    side, chosen = one_of(record, filled(record, CHOSEN))
+    return _with_answer(found, chosen) if side else found
 
 
-def _tools(record: Mapping[str, Any]) -> str:
-    found = {key: text for key in TOOLS if (text := tools_text(record.get(key), key))}
-    return one_of(found, list(found))[1] or ""
+def _with_answer(record: dict[str, Any], chosen: Any) -> dict[str, Any]:
+    """The record with its preferred answer: a text, a turn, or turns, which may be the whole conversation."""
+    if answers := filled(record, columns.ANSWER):
+        raise BadSample(f"has a chosen answer and {', '.join(answers)}: keep one of them")
+    chosen = columns.turns_or(chosen)
+    turn = chosen if isinstance(chosen, dict) else {"role": "assistant", "content": chosen}
+    turns = chosen if isinstance(chosen, list) else [turn]
+    place = next(iter(filled(record, (*_LISTS, "prompt"))), "")
+    asked = json_or(record[place], place) if place in _LISTS else columns.turns_or(record.get(place))
+    if isinstance(asked, list):
+        whole = len(turns) > 1 and turns[:1] == asked[:1]
+        if whole and turns[: len(asked)] != asked:
+            raise BadSample(f"{place} and the chosen turns begin alike and differ later: keep one of them")
+        name = "messages" if place == "prompt" else place
+        return {**_without(record, place), name: turns if whole else [*asked, *turns]}
+    if place in _LISTS:
+        return record  # no list of turns: the converter says so
+    asking = filled(record, (*columns.PROMPT, *columns.INPUT))
+    if len(turns) == 1 and (asking or isinstance(chosen, str)):
+        return {**record, "response": chosen if isinstance(chosen, str) else turns}
+    if asking and not any(isinstance(turn, dict) and record[asking[0]] in turn.values() for turn in turns):
+        raise BadSample(f"has {asking[0]}, which its chosen turns do not hold: leave it out with data.ignore_keys")
+    return {**_without(record, *asking[:1]), "messages": turns}
+
+
+def _without(record: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key not in names}

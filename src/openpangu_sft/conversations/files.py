@@ -22,21 +22,15 @@ READERS: dict[str, Callable[[Path, str], Iterator[RawRecord]]] = {
     ".parquet": read_parquet,
     ".arrow": read_arrow,
 }
-SUFFIXES = (*READERS, *(kind + packed for kind in READERS for packed in COMPRESSED))  # ends of the names of raw files
-_KNOWN = f"{', '.join(READERS)}, each also with {' or '.join(COMPRESSED)}"
+_TEXTS = (".jsonl", ".json", ".csv")  # which may be compressed; tables are in themselves
+SUFFIXES = (*READERS, *(kind + packed for kind in _TEXTS for packed in COMPRESSED))  # ends of the names of raw files
+_KNOWN = f"{', '.join(READERS)}; {', '.join(_TEXTS)} also with {' or '.join(COMPRESSED)}"
 
 _ABOUT = ("readme", "license", "licence")
 # of `datasets`: the results of `map`, which it keeps beside its data, and metadata
 _OF_DATASETS = re.compile(r"cache-.*\.arrow|(dataset_infos?|dataset_dict|state)\.json")
 _LLAMA_FACTORY = {"file_name", "hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name"}
 _SPLITS = re.compile(r"(?:^|[/_.-])(train|validation|valid|val|dev|test|eval)(?=[/_.-])")
-_UNPACK = "unpack it, and put what is in it there"
-_REMEDIES = {
-    ".txt": "plain text has no roles: write each conversation as a JSON object on a line of a .jsonl file",
-    ".xlsx": "save it as CSV (UTF-8)",
-    ".xls": "save it as CSV (UTF-8)",
-    **dict.fromkeys((".zip", ".tar", ".tgz", ".bz2", ".xz", ".7z", ".rar", *COMPRESSED), _UNPACK),
-}
 
 
 @dataclass(frozen=True)
@@ -65,18 +59,17 @@ def raw_files(path: Path) -> list[RawFile]:
     if not path.exists():
         remedy = f"put files there ({_KNOWN}) or correct the path (paths.raw, data.sources)"
         raise UserError("no raw conversations here", where=path, remedy=remedy)
-    if not path.is_dir():
-        _require_named(path)
-        _require_readable(path)
-        return [RawFile(path, path.name)]
     passed: list[str] = []
-    files = sorted(_below(path, "", (), passed), key=lambda file: PurePosixPath(file.name).parts)
+    found = _below(path, "", (), passed) if path.is_dir() else [RawFile(path, path.name)]
+    files = sorted(found, key=lambda file: PurePosixPath(file.name).parts)
+    for file in files:
+        _require_usable(file)
     if passed:
         console.print(printable(f"passed over: {', '.join(sorted(passed))}"), markup=False, soft_wrap=True)
     if not files:
         raise UserError("holds no raw conversations", where=path, remedy=f"put files there: {_KNOWN}")
     splits = sorted({split for file in files for split in _SPLITS.findall(file.name.lower())})
-    if len(splits) > 1:
+    if len(files) > 1 and len(splits) > 1:
         text = f"all splits become samples: {', '.join(splits)}; for one, give a directory with its files only"
         console.print(printable(text), markup=False, soft_wrap=True)
     return files
@@ -87,16 +80,14 @@ def _below(directory: Path, prefix: str, above: tuple[Path, ...], passed: list[s
     above = (*above, directory.resolve())
     for entry in directory.iterdir():
         name = prefix + entry.name
-        _require_named(entry)
         if _is_about(entry):
             passed.append(name)
-        elif entry.is_dir():
-            if entry.resolve() in above:
-                raise UserError("is a link to a directory that it lies in", where=entry, remedy="remove it")
-            yield from _below(entry, f"{name}/", above, passed)
-        else:
-            _require_readable(entry)
+        elif not entry.is_dir():
             yield RawFile(entry, name)
+        elif entry.resolve() in above:
+            raise UserError("is a link to a directory that it lies in", where=entry, remedy="remove it")
+        else:
+            yield from _below(entry, f"{name}/", above, passed)
 
 
 def _is_about(entry: Path) -> bool:
@@ -121,20 +112,17 @@ def _refuse_llama_factory(file: Path) -> None:
         raise UserError("is LLaMA-Factory's description of data sets, which is not used", where=file, remedy=remedy)
 
 
-def _require_named(entry: Path) -> None:
-    """A manifest can hold only names in UTF-8."""
-    if LOST.search(entry.name):
-        what = f"holds a file whose name is not UTF-8: {entry.name!a}"
-        raise UserError(what, where=entry.parent, remedy="rename it")
-
-
-def _require_readable(file: Path) -> None:
-    if not file.is_file():
-        raise UserError("is not a regular file, or is a broken link", where=file, remedy="move it away")
-    if not suffix_of(file):
-        suffix = file.suffix.lower()
-        remedy = _REMEDIES.get(suffix, f"known are {_KNOWN}: convert it, or move it away")
-        raise UserError(f"unknown kind of file {suffix or '(no suffix)'}", where=file, remedy=remedy)
+def _require_usable(file: RawFile) -> None:
+    what, remedy = "", "move it away"
+    if LOST.search(file.name):  # no manifest can hold it
+        what, remedy = "has a name that is not UTF-8", "rename it"
+    elif not file.path.is_file():
+        what = "is not a regular file, or is a broken link"
+    elif not suffix_of(file.path):
+        what = f"unknown kind of file {file.path.suffix.lower() or '(no suffix)'}"
+        remedy = f"known are {_KNOWN}: unpack or convert it, or move it away"
+    if what:
+        raise UserError(what, where=file.path, remedy=remedy)
 
 
 def read_records(path: Path, encoding: str = UTF8) -> Iterator[RawRecord]:

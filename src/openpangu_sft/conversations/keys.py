@@ -51,12 +51,10 @@ class Keys:
         for key, value in record.items():
             if key in known and (required or key not in self._ignored):
                 kept[key] = value
-            elif value in EMPTY:
-                pass
-            elif key in self._ignored or key in HARMLESS:
+            elif value not in EMPTY:
+                if key not in self._ignored and key not in HARMLESS:
+                    raise BadSample(_unknown(name, key))
                 self.counts[key] += 1
-            else:
-                raise BadSample(_unknown(name, key))
         return kept
 
 

@@ -84,9 +84,9 @@ def text_lines(stream: io.BufferedReader, path: Path, encoding: str, newline: st
 
 def lost(text: str, encoding: str) -> str:
     """The reason why a text cannot be used that holds a byte which could not be decoded; else empty."""
-    if not (found := LOST.search(text)):
-        return ""
-    return f"not {encoding.upper()}: byte 0x{ord(found[0]) - 0xDC00:02x} at character {found.start() + 1}"
+    found = LOST.search(text)
+    label = encoding.upper()
+    return f"not {label}: byte 0x{ord(found[0]) - 0xDC00:02x} at character {found.start() + 1}" if found else ""
 
 
 def lines_of(stream: IO[AnyStr], path: Path) -> Iterator[AnyStr]:

@@ -11,9 +11,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
-from openpangu_sft.conversations.fields import JSON, NotStrict, parse_json, too_much
+from openpangu_sft.conversations.fields import JSON, parse_json, too_much
 from openpangu_sft.conversations.keys import BadSample
 from openpangu_sft.conversations.opening import BOM, UTF8, is_utf8, lines_of, lost, open_raw, text_lines, text_of
 from openpangu_sft.util.errors import UserError
@@ -124,17 +124,17 @@ def _text(path: Path, encoding: str) -> str:
 
 def _read_array(path: Path, encoding: str) -> Iterator[RawRecord]:
     text, size = _text(path, encoding), path.stat().st_size
-    position = _skip_blank(text, 0)
-    if position == len(text):
+    begin, index = _skip_blank(text, 0), 0
+    if begin == len(text):
         return
-    if text[position] != "[":
-        raise _no_array(path, text, position)
-    begin = _skip_blank(text, position + 1)
-    index, mark = 0, text[begin : begin + 1]
-    end = begin
+    if text[begin] != "[":
+        remedy = "keep only the list, [{…}, {…}]; jq -s . OLD.json > NEW.json makes one of objects one after another"
+        raise UserError("is not an array of records", where=path, remedy=remedy)
+    end = begin = _skip_blank(text, begin + 1)
+    mark = text[begin : begin + 1]
     while mark != "]":
-        record, end = _element(path, text, begin, index)
-        yield RawRecord(f"[{index}]", size * end // len(text), **record)
+        content, reason, end = _element(path, text, begin, index)
+        yield RawRecord(f"[{index}]", size * end // len(text), content, reason, text[begin:end] if reason else "")
         end = _skip_blank(text, end)
         mark = text[end : end + 1]
         if mark not in (",", "]"):
@@ -145,15 +145,14 @@ def _read_array(path: Path, encoding: str) -> Iterator[RawRecord]:
         raise _broken(path, text, rest, "something follows the array")
 
 
-def _element(path: Path, text: str, began: int, index: int) -> tuple[dict[str, Any], int]:
-    """Content of the record that begins here, as fields of `RawRecord`, and the position of its end."""
+def _element(path: Path, text: str, begin: int, index: int) -> tuple[object, str, int]:
+    """The record that begins here, or why it cannot be used, and the position of its end."""
     try:
         try:
-            content, end = JSON.raw_decode(text, began)
-            return {"content": content}, end
-        except NotStrict as error:  # Python's own decoder accepts it, so the next record can be found
-            end = _LENIENT.raw_decode(text, began)[1]
-            return {"unreadable": str(error), "text": text[began:end]}, end
+            content, end = JSON.raw_decode(text, begin)
+            return content, "", end
+        except BadSample as error:  # Python's own decoder accepts it, so the next record can be found
+            return None, str(error), _LENIENT.raw_decode(text, begin)[1]
     except json.JSONDecodeError as error:
         cut = error.msg.startswith("Unterminated") or error.pos >= len(text.rstrip())
         ending = ": the file ends inside it" if cut else ""
@@ -163,34 +162,8 @@ def _element(path: Path, text: str, began: int, index: int) -> tuple[dict[str, A
 
 
 def _broken(path: Path, text: str, position: int, reason: str) -> UserError:
-    line = text.count("\n", 0, position) + 1
-    column = position - text.rfind("\n", 0, position)
+    line, column = text.count("\n", 0, position) + 1, position - text.rfind("\n", 0, position)
     return UserError(f"not valid JSON: {reason} (column {column})", where=f"{path}:{line}", remedy="fix the file")
-
-
-def _no_array(path: Path, text: str, position: int) -> UserError:
-    try:
-        content, end = _LENIENT.raw_decode(text, position)
-    except (ValueError, RecursionError):
-        return _broken(path, text, position, "expecting an array of records, [ first")
-    if text[position] == "{" and text[_skip_blank(text, end) :].startswith("{"):
-        what = "holds objects one after another, not an array"
-        remedy = "write each on one line: jq -c . OLD.json > NEW.jsonl"
-    elif key := _wrapper(content):
-        quoted = json.dumps(key)[:80]
-        what = f"is one object with the records under {quoted}, not an array"
-        remedy = f"keep only that list: jq '.[{quoted}]' OLD.json > NEW.json"
-    else:
-        what, remedy = "is not an array of records", "put the records into one list: [{…}, {…}]"
-    return UserError(what, where=path, remedy=remedy)
-
-
-def _wrapper(content: object) -> str:
-    """The key of a list of objects that are no messages, else empty."""
-    for key, value in content.items() if isinstance(content, dict) else ():
-        if isinstance(value, list) and value and isinstance(value[0], dict) and not value[0].keys() & {"role", "from"}:
-            return str(key)
-    return ""
 
 
 def _skip_blank(text: str, position: int) -> int:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import errno
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +12,7 @@ from typing import Any
 import pyarrow
 from pyarrow import ipc, parquet
 
-from openpangu_sft.conversations.opening import COMPRESSED, LONGEST_LINE, UTF8, lost, open_raw, text_lines
+from openpangu_sft.conversations.opening import LONGEST_LINE, UTF8, lost, open_raw, text_lines
 from openpangu_sft.conversations.readers import RawRecord
 from openpangu_sft.util.errors import UserError
 
@@ -40,7 +37,11 @@ def read_csv(path: Path, encoding: str = UTF8) -> Iterator[RawRecord]:
                 if not names:
                     names = _header(path, cells, encoding) if cells else []
                 elif cells:
-                    yield _csv_record(cells, names, f":{number}", position(), encoding)
+                    reason = lost("".join(cells), encoding)
+                    if len(cells) != len(names):
+                        reason = f"{len(cells)} cells, and the header has {len(names)}"
+                    content = None if reason else {name: cell for name, cell in zip(names, cells) if cell}
+                    yield RawRecord(f":{number}", position(), content, reason, repr(cells) if reason else "")
                 number = rows.line_num + 1
         except csv.Error as error:
             remedy = "put quotes around cells with quotes or line ends, and double the quotes inside"
@@ -48,9 +49,8 @@ def read_csv(path: Path, encoding: str = UTF8) -> Iterator[RawRecord]:
 
 
 def _header(path: Path, cells: list[str], encoding: str) -> list[str]:
-    names = list(cells)
-    if names[0] == "" and len(names) > 1:
-        names[0] = "index"  # pandas writes its index without a name; the key is known to be harmless
+    # pandas writes its index without a name; the key is known to be harmless
+    names = ["index", *cells[1:]] if cells[0] == "" and len(cells) > 1 else cells
     what = lost("".join(names), encoding)
     if len(names) == 1 and (mark := next(filter(names[0].count, ";\t"), "")):
         what = f"columns are separated by {mark!r}, not by commas"
@@ -63,25 +63,15 @@ def _header(path: Path, cells: list[str], encoding: str) -> list[str]:
     return names
 
 
-def _csv_record(cells: list[str], names: list[str], place: str, position: int, encoding: str) -> RawRecord:
-    reason = lost("".join(cells), encoding)
-    if len(cells) != len(names):
-        reason = f"{len(cells)} cells, and the header has {len(names)}"
-    if reason:
-        return RawRecord(place, position, unreadable=reason, text=repr(cells))
-    return RawRecord(place, position, {name: cell for name, cell in zip(names, cells) if cell})
-
-
 def read_parquet(path: Path, encoding: str = UTF8) -> Iterator[RawRecord]:
     """Parquet; raises `UserError` where it is damaged, or another format. A batch of rows is in memory.
 
     Parquet stores every field of a structure in every row, null where there was none: nulls are removed at every depth.
     """
-    size = path.stat().st_size
+    row = 0
     with _mapped(path, "parquet") as source, parquet.ParquetFile(source) as file:
-        total, row = max(file.metadata.num_rows, 1), 0
         for batch in file.iter_batches(batch_size=ROWS_AT_ONCE):
-            yield from _rows(path, batch, row, size * (row + batch.num_rows) // total)
+            yield from _rows(path, batch, row, source.size() * (row + batch.num_rows) // max(file.metadata.num_rows, 1))
             row += batch.num_rows
 
 
@@ -104,47 +94,35 @@ def read_arrow(path: Path, encoding: str = UTF8) -> Iterator[RawRecord]:
 
 @contextlib.contextmanager
 def _mapped(path: Path, kind: str) -> Iterator[pyarrow.NativeFile]:
-    """The file's content, unpacked into a temporary file where it is compressed; explains errors of reading it."""
+    """The file's content; explains errors of reading it."""
     try:
-        if not (codec := COMPRESSED.get(path.suffix.lower())):
-            with pyarrow.memory_map(str(path)) as source:
-                yield source
-            return
-        with path.open("rb") as packed, tempfile.NamedTemporaryFile() as unpacked:
-            shutil.copyfileobj(pyarrow.CompressedInputStream(packed, codec), unpacked)
-            unpacked.flush()
-            with pyarrow.memory_map(unpacked.name) as source:
-                yield source
+        with pyarrow.memory_map(str(path)) as source:
+            yield source
     except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: column names that are not UTF-8
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            error.filename = tempfile.gettempdir()  # where it is unpacked
-            raise
         raise UserError(f"not readable as {kind}: {error}", where=path, remedy="write it again") from None
 
 
-def _rows(path: Path, batch: Any, first: int, position: int) -> Iterator[RawRecord]:
+def _rows(path: Path, batch: Any, first: int, position: int, at_once: int = ROWS_AT_ONCE) -> Iterator[RawRecord]:
     """The records of a batch whose first row has this number; one row that cannot be read spoils no other."""
     names = batch.schema.names
     if len(set(names)) < len(names):
         what = f"has the column {Counter(names).most_common(1)[0][0]!r} twice"
         raise UserError(what, where=path, remedy="keep one of them")
-    for begin in range(0, batch.num_rows, ROWS_AT_ONCE):
-        part, row = batch.slice(begin, ROWS_AT_ONCE), first + begin
+    for row in range(0, batch.num_rows, at_once):
+        part = batch.slice(row, at_once)
         try:
-            for number, content in enumerate(_contents(part), row):
-                yield RawRecord(f":row {number}", position, content)
+            part.validate(full=True)  # damaged offsets would be read from anywhere in memory
+            contents = [_without_null(content) for content in part.to_pylist(maps_as_pydicts="strict")]
         except (pyarrow.ArrowException, ValueError, OverflowError, KeyError) as error:
             # a text that is not UTF-8, a date out of range, a key of a map given twice
-            if part.num_rows > 1:
-                for number in range(part.num_rows):
-                    yield from _rows(path, part.slice(number, 1), row + number, position)
+            if at_once > 1:
+                yield from _rows(path, part, first + row, position, at_once=1)
             else:
-                yield RawRecord(f":row {row}", position, unreadable=f"not readable: {error}", text=f"columns: {names}")
-
-
-def _contents(rows: Any) -> list[Any]:
-    rows.validate(full=True)  # damaged offsets would be read from anywhere in memory
-    return [_without_null(row) for row in rows.to_pylist(maps_as_pydicts="strict")]
+                place, reason = f":row {first + row}", f"not readable: {error}"
+                yield RawRecord(place, position, unreadable=reason, text=f"columns: {names}")
+        else:
+            for number, content in enumerate(contents, first + row):
+                yield RawRecord(f":row {number}", position, content)
 
 
 def _without_null(value: Any) -> Any:

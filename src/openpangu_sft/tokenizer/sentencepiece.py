@@ -17,23 +17,20 @@ from typing import Any
 from sentencepiece import SentencePieceProcessor
 
 from openpangu_sft.tokenizer.template import START, TextSpan
-
-
-class Unfit(Exception):
-    """This tokenizer does more than SentencePiece alone; the text says what."""
+from openpangu_sft.util.errors import UserError
 
 
 class DirectEncoder:
-    """Encodes spans as a slow SentencePiece class of Hugging Face's does; `Unfit` where it does something else."""
+    """Encodes spans as a slow SentencePiece class of Hugging Face's does; `UserError` says what else this one does."""
 
     def __init__(self, hf: Any) -> None:
         if not isinstance(getattr(hf, "sp_model", None), SentencePieceProcessor):
-            raise Unfit("it has no sp_model of SentencePiece's")
+            raise UserError("it has no sp_model of SentencePiece's")
         if getattr(hf, "do_lower_case", False):
-            raise Unfit("it makes letters small")
+            raise UserError("it makes letters small")
         for token in hf.added_tokens_decoder.values():
             if token.lstrip or token.rstrip or token.single_word:
-                raise Unfit(f"its added token {token.content} takes spaces around it away, or wants them there")
+                raise UserError(f"its added token {token.content} takes spaces around it away, or wants them there")
         self._hf, self._model = hf, hf.sp_model
         self._added: dict[str, int] = dict(hf.added_tokens_encoder)
         longest_first = sorted(filter(None, self._added), key=len, reverse=True)
@@ -70,4 +67,4 @@ def _affixes(hf: Any) -> tuple[list[int], list[int]]:
     for begin in range(len(full) - len(bare) + 1):
         if full[begin : begin + len(bare)] == bare:
             return full[:begin], full[begin + len(bare) :]
-    raise Unfit("its special tokens change the text between them")
+    raise UserError("its special tokens change the text between them")

@@ -10,8 +10,9 @@ tokenizer may encode a text differently from its two halves.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
-from typing import Callable, NamedTuple
+from typing import Callable, NamedTuple, Optional
 
 from openpangu_sft.conversations.calls import CALLS, THINKING
 from openpangu_sft.conversations.conversation import Message, Sample
@@ -39,8 +40,27 @@ Cut = Callable[[str], Sequence[str]]
 """Cuts a content into parts that are encoded by themselves, so that no token spans two of them; one part at least."""
 
 
+Find = Callable[[str, int], Optional[re.Match[str]]]
+"""Finds the first control token in a text from a position on, as `Tokenizer.control_token` does."""
+
+
 def whole(content: str) -> Sequence[str]:
     return (content,)
+
+
+def cut_inside(text: str, find: Find, given: Sequence[int] = ()) -> list[str]:
+    """Cuts a text inside each of its control tokens, which leaves ordinary characters.
+
+    With `given`, one number for each character, only tokens with a character of which it is not 0.
+    """
+    parts, begin, searched = [], 0, 0
+    while found := find(text, searched):
+        searched = found.end()
+        if not given or any(given[found.start() : searched]):
+            searched = found.start() + 1
+            parts.append(text[begin:searched])
+            begin = searched
+    return [*parts, text[begin:]]
 
 
 def sample_spans(sample: Sample, cut: Cut = whole, tool_prompt: Sequence[str] = ()) -> Iterator[TextSpan]:

@@ -16,8 +16,8 @@ import numpy as np
 
 from openpangu_sft.artifacts.artifact import files_digest
 from openpangu_sft.conversations.calls import CALLS, THINKING
-from openpangu_sft.tokenizer.sentencepiece import DirectEncoder, Unfit
-from openpangu_sft.tokenizer.template import END, HEADERS, START, TextSpan
+from openpangu_sft.tokenizer.sentencepiece import DirectEncoder
+from openpangu_sft.tokenizer.template import END, HEADERS, START, TextSpan, cut_inside
 from openpangu_sft.util.errors import UserError
 
 IGNORED = -100  # label of a token that is not a target (PyTorch's cross_entropy default, and MindSpeed-LLM's)
@@ -80,13 +80,8 @@ class Tokenizer:
         return None
 
     def inside_control_tokens(self, text: str) -> list[str]:
-        """Cuts a text inside each of its control tokens, which leaves ordinary characters; a `Cut`."""
-        parts, begin = [], 0
-        while found := self.control_token(text, begin):
-            cut = found.start() + 1
-            parts.append(text[begin:cut])
-            begin = cut
-        return [*parts, text[begin:]]
+        """Cuts a text inside each of its control tokens; a `Cut`."""
+        return cut_inside(text, self.control_token)
 
     def control_ids(self, text: str) -> list[int]:
         """The ids of the control tokens that a text spells, in their order."""
@@ -113,8 +108,8 @@ class Tokenizer:
         """
         try:
             direct = DirectEncoder(self.hf)
-        except Unfit as reason:
-            return str(reason)
+        except UserError as reason:
+            return reason.what
         compared = [TextSpan(text, trained=False, opens=opens) for text in _odd_texts() for opens in (False, True)]
         compared += spans
         for span, ids in zip(compared, direct(compared)):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from typing import Callable, Optional
+from typing import Optional
 
 from jinja2 import TemplateError
 from jinja2.meta import find_undeclared_variables
@@ -16,6 +16,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from openpangu_sft.conversations.fields import compact_json, parse_json
 from openpangu_sft.conversations.keys import BadSample
+from openpangu_sft.tokenizer.template import Find, cut_inside
 from openpangu_sft.util.errors import UserError
 
 DEFAULT = """\
@@ -25,9 +26,6 @@ The tools you can call are described as JSON inside <tools></tools>:
 </tools>
 To call tools, answer with a JSON list of objects inside [unused11][unused12], each with function name and arguments:
 [unused11][{"name": <function name>, "arguments": <JSON object>}][unused12]"""
-
-Find = Callable[[str, int], Optional[re.Match[str]]]
-"""Finds the first control token in a text from a position on, as `Tokenizer.control_token` does."""
 
 _BEGIN, _END = "\ufdd0", "\ufdd1"
 """Around what expressions of the template give; Unicode keeps these characters out of texts that are exchanged."""
@@ -64,23 +62,14 @@ class ToolPrompt:
         return list(self._parts(tools, find)) if tools else []
 
     def _cut(self, tools: str, find: Optional[Find]) -> list[str]:
-        text, given = _without_marks(self._render(tools))
-        parts, begin, searched = [], 0, 0
-        while find and (found := find(text, searched)):
-            searched = found.end()
-            if any(given[found.start() : found.end()]):
-                searched = found.start() + 1
-                parts.append(text[begin:searched])
-                begin = searched
-        return [*parts, text[begin:]]
-
-    def _render(self, tools: str) -> str:
         if _BEGIN in tools or _END in tools:
             raise BadSample("tools holds U+FDD0 or U+FDD1, which are no characters: take them out")
         try:
-            return self._template.render(tools=parse_json(tools))
+            rendered = self._template.render(tools=parse_json(tools))
         except Exception as error:  # of any type: it may call methods and do arithmetic
             raise BadSample(f"data.tool_prompt cannot render its tools: {error}") from None
+        text, given = _without_marks(rendered)
+        return cut_inside(text, find, given) if find else [text]
 
 
 def _without_marks(rendered: str) -> tuple[str, bytes]:
