@@ -122,7 +122,7 @@ def run_together(commands: list[list[str]], scratch: Path) -> None:
     Raises `UserError` where one of them refused the checkpoint or was killed, else `RuntimeError` with its output.
     """
     cores = len(os.sched_getaffinity(0))
-    environment = {
+    env = {
         "OMP_NUM_THREADS": str(max(1, cores // len(commands))),
         **os.environ,
         "PYTHONDONTWRITEBYTECODE": "1",  # the sources stay as they were made
@@ -135,8 +135,10 @@ def run_together(commands: list[list[str]], scratch: Path) -> None:
     try:
         for command, output in zip(commands, outputs):
             with output.open("wb") as stream:
-                streams = {"stdin": subprocess.DEVNULL, "stdout": stream, "stderr": stream}
-                processes.append(subprocess.Popen(command, env=environment, preexec_fn=end_with_parent, **streams))
+                started = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=env, preexec_fn=end_with_parent
+                )
+                processes.append(started)
         while None in codes and not any(codes):  # until all have ended well or one has failed
             time.sleep(0.02)
             codes = [process.poll() for process in processes]

@@ -62,10 +62,6 @@ class _Pickler(_PythonPickler):  # type: ignore[misc]
         super().__init__(stream, _PROTOCOL)
         self.tensors: list[Stored] = []
 
-    def persistent_id(self, value: object) -> Any:
-        """Called for every object; None where it is not pickled by reference."""
-        return tuple(value) if isinstance(value, _Storage) else None
-
     def save_tensor(self, tensor: Stored) -> None:
         """A tensor with a storage of its own, contiguous."""
         storage = _Storage(("storage", _STORAGES[tensor.dtype], str(len(self.tensors)), "cpu", prod(tensor.shape)))
@@ -81,6 +77,7 @@ class _Pickler(_PythonPickler):  # type: ignore[misc]
 
     dispatch[Stored] = save_tensor
     dispatch[_Global] = save_name
+    dispatch[_Storage] = lambda self, storage: self.save_pers(tuple(storage))
     for _kind in {type(dtype) for dtype in NAMED_DTYPES.values()}:
         dispatch[_kind] = lambda self, dtype: self.save(_DTYPES[dtype])
 
@@ -95,20 +92,17 @@ def write_torch_file(content: object, path: Path, advance: Advance = nothing) ->
         OutputFile(path) as output,
         zipfile.ZipFile(cast("IO[bytes]", output), "w", zipfile.ZIP_STORED) as archive,
     ):
-        _record(archive, output, "data.pkl", pickled.getvalue())
-        _record(archive, output, "byteorder", b"little")
+        for name, data in (("data.pkl", pickled.getvalue()), ("byteorder", b"little")):
+            with _open(archive, output, name, len(data)) as record:
+                record.write(data)
         for key, tensor in enumerate(pickler.tensors):
             with _open(archive, output, f"data/{key}", tensor.nbytes) as record:
                 for chunk in tensor.chunks():
                     record.write(chunk.reshape(-1).view(np.uint8).data)
                     advance(chunk.nbytes, "")
-        _record(archive, output, "version", b"3\n")
+        with _open(archive, output, "version", 2) as record:
+            record.write(b"3\n")
     return output.entry
-
-
-def _record(archive: zipfile.ZipFile, output: OutputFile, name: str, data: bytes) -> None:
-    with _open(archive, output, name, len(data)) as record:
-        record.write(data)
 
 
 def _open(archive: zipfile.ZipFile, output: OutputFile, name: str, size: int) -> IO[bytes]:
