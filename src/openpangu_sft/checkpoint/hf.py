@@ -84,8 +84,9 @@ def _leave_out_frequencies(found: dict[str, Array], model: Model, directory: Pat
         tensor = found.pop(name)
         close = _FP32_ROUNDING * exact + np.spacing(exact.astype(tensor.dtype)).astype(np.float64)
         if tensor.shape != exact.shape or not (np.abs(tensor.astype(np.float64) - exact) <= close).all():  # NaN too
-            what = f"tensor {name} is not what rope base {model.rotary_base:.10g} and head size {model.kv_channels} of "
-            raise UserError(f"{what}config.json give", where=directory, remedy=PUBLISHED)
+            what = f"tensor {name} is not what rope base {model.rotary_base:.10g} and head size "
+            what += f"{model.kv_channels} of config.json give"
+            raise UserError(what, where=directory, remedy=PUBLISHED)
 
 
 def weight_files(directory: Path) -> list[Path]:
