@@ -10,7 +10,7 @@ import numpy as np
 
 from openpangu_sft.checkpoint.files.arrays import BF16, CHUNK, Array, Shape, Stored
 from openpangu_sft.checkpoint.files.safetensors import write_safetensors
-from openpangu_sft.checkpoint.hf_files import WEIGHTS
+from openpangu_sft.checkpoint.hf import WEIGHTS
 from openpangu_sft.checkpoint.sharding import hf_shapes
 from openpangu_sft.recipe.model_config import CONFIG, pangu_config
 from openpangu_sft.recipe.sections import Model

@@ -13,8 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from openpangu_sft.checkpoint.files.arrays import Array, Stored, slabs
-from openpangu_sft.checkpoint.hf import open_hf
-from openpangu_sft.checkpoint.hf_files import INDEX, WEIGHTS
+from openpangu_sft.checkpoint.hf import INDEX, WEIGHTS, open_hf
 from openpangu_sft.checkpoint.mcore_reader import open_mcore
 from openpangu_sft.checkpoint.sharding import hf_shapes
 from openpangu_sft.model.tensors import tensors_of

@@ -14,16 +14,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from openpangu_sft.verify.model import build, load_strictly, stand_in
-from openpangu_sft.verify.rank import read_rank
+from openpangu_sft.checkpoint.files.torch_read import load_checkpoint_file
+from openpangu_sft.model.tensors import as_tensor
+from openpangu_sft.verify.rank import build, load_strictly, stand_in
 
 
 def run_gpt(checkpoint: str, result: str) -> None:
     """Loads a checkpoint of TP 1, PP 1, and writes `model` as Megatron would save it, in the checkpoint's dtype."""
-    given, state = read_rank(Path(checkpoint), 1, 1)
+    content = load_checkpoint_file(Path(checkpoint))
+    given, state = vars(content["args"]), {name: as_tensor(value) for name, value in content["model"].items()}
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    model = build(given, state["embedding.word_embeddings.weight"].dtype)
-    load_strictly(model, state)
+    model = build(given, [given["num_layers"]], state["embedding.word_embeddings.weight"].dtype)
+    load_strictly(model, state, Path(checkpoint))
     torch.save({"model": model.state_dict_for_save_checkpoint()}, result)
 
 

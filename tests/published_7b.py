@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from checkpoint_files import Tensors, set_config
-from openpangu_sft.checkpoint.hf_files import INDEX
+from openpangu_sft.checkpoint.hf import INDEX
 from openpangu_sft.checkpoint.sharding import hf_shapes
 from openpangu_sft.recipe.sections import Model
 

@@ -23,8 +23,7 @@ from openpangu_sft.artifacts.artifact import MANIFEST
 from openpangu_sft.checkpoint.convert import run_convert
 from openpangu_sft.checkpoint.export import run_export
 from openpangu_sft.checkpoint.files.torch_read import load_checkpoint_file
-from openpangu_sft.checkpoint.hf import open_hf
-from openpangu_sft.checkpoint.hf_files import WEIGHTS
+from openpangu_sft.checkpoint.hf import WEIGHTS, open_hf
 from openpangu_sft.checkpoint.mcore_reader import open_mcore, parts_of
 from openpangu_sft.checkpoint.sharding import hf_shapes, mcore_tensors, single, whole
 from openpangu_sft.checkpoint.weights import Weights

@@ -17,8 +17,8 @@ from conftest import MakeRecipe
 from openpangu_sft.artifacts.artifact import MANIFEST
 from openpangu_sft.checkpoint.convert import run_convert
 from openpangu_sft.checkpoint.export import run_export
+from openpangu_sft.checkpoint.hf import WEIGHTS
 from openpangu_sft.checkpoint.hf_export import PEFT
-from openpangu_sft.checkpoint.hf_files import WEIGHTS
 from openpangu_sft.checkpoint.mcore_reader import open_mcore
 from openpangu_sft.checkpoint.source import hf_digests, open_checkpoint
 from openpangu_sft.recipe.sections import Adapter
@@ -205,3 +205,15 @@ def test_one_of_this_project_knows_its_base_by_its_sums(
     manifest["files"][FILE]["bytes"] += 1
     (recipe.path("export") / MANIFEST).write_text(json.dumps(manifest), "utf-8")
     assert "bytes, expected" in refusal_of(open_checkpoint, recipe, recipe.path("export"))
+
+
+def test_an_edited_configuration_of_the_same_size_is_noticed(make_recipe: MakeRecipe, adapter: Path) -> None:
+    recipe = make_recipe(*LORA)
+    run_convert(recipe, adapter)
+    run_export(recipe, recipe.path("mcore"), form=PEFT)
+    file = recipe.path("export") / CONFIG
+    text = file.read_text("utf-8")
+    file.write_text(text.replace('"lora_alpha": 6', '"lora_alpha": 7'), "utf-8")
+    assert f"{file}: was changed after it was made" in refusal_of(open_checkpoint, recipe, recipe.path("export"))
+    file.write_text(text, "utf-8")
+    open_checkpoint(recipe, recipe.path("export"))

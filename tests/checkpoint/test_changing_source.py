@@ -15,7 +15,7 @@ from conftest import TINY, MakeRecipe
 from openpangu_sft.checkpoint import convert, export
 from openpangu_sft.checkpoint.convert import run_convert
 from openpangu_sft.checkpoint.export import run_export
-from openpangu_sft.checkpoint.hf_files import WEIGHTS
+from openpangu_sft.checkpoint.hf import WEIGHTS
 from refusals import refusal_of, without_progress
 from stage_process import LARGER, Stage, larger_base, stopped_while_writing, sums
 

@@ -19,7 +19,7 @@ from openpangu_sft.artifacts.artifact import sha256_of
 from openpangu_sft.checkpoint import checklist
 from openpangu_sft.checkpoint.checklist import CHECKLIST, REMEMBERED, _listed
 from openpangu_sft.checkpoint.convert import run_convert
-from openpangu_sft.checkpoint.hf_files import WEIGHTS
+from openpangu_sft.checkpoint.hf import WEIGHTS
 from openpangu_sft.checkpoint.source import hf_digests
 from openpangu_sft.doctor import resources
 from openpangu_sft.doctor.finding import Finding, State, guarded

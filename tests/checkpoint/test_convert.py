@@ -28,11 +28,10 @@ from checkpoint_files import (
 from conftest import MakeRecipe
 from openpangu_sft.artifacts.artifact import read_manifest, require_settings
 from openpangu_sft.checkpoint.convert import mcore_settings, run_convert
-from openpangu_sft.checkpoint.hf_files import WEIGHTS
+from openpangu_sft.checkpoint.hf import WEIGHTS
 from openpangu_sft.checkpoint.mcore_reader import latest_iteration, parts_of
-from openpangu_sft.checkpoint.reshard import Resharder
 from openpangu_sft.checkpoint.sharding import Layout, extra_state_names, mcore_tensors, parameter_count, single
-from openpangu_sft.checkpoint.weights import Part, Weights
+from openpangu_sft.checkpoint.weights import Part, Resharder, Weights
 from openpangu_sft.model.tensors import tensors_of, to_array, to_tensor, weights_of
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.recipe.sections import Model

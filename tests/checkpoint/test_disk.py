@@ -18,7 +18,7 @@ from openpangu_sft.artifacts.artifact import Manifest
 from openpangu_sft.checkpoint import convert, export
 from openpangu_sft.checkpoint.convert import run_convert
 from openpangu_sft.checkpoint.export import run_export
-from openpangu_sft.checkpoint.hf_files import WEIGHTS
+from openpangu_sft.checkpoint.hf import WEIGHTS
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.errors import explain_os_error
 from openpangu_sft.verify.tensors import check_manifest

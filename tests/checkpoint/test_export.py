@@ -19,7 +19,7 @@ from checkpoint_files import BITS, assert_same_bits, read_hf, set_config
 from conftest import PATIENCE, ROOT, MakeRecipe
 from openpangu_sft.artifacts.artifact import Manifest, read_manifest
 from openpangu_sft.checkpoint.export import run_export
-from openpangu_sft.checkpoint.hf_files import WEIGHTS
+from openpangu_sft.checkpoint.hf import WEIGHTS
 from openpangu_sft.checkpoint.source import hf_digests
 from openpangu_sft.model.llama import build_model
 from openpangu_sft.recipe.model_config import read_config

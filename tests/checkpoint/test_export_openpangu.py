@@ -15,8 +15,8 @@ from checkpoint.test_export import make_run
 from checkpoint_files import assert_same_bits, set_config, write_hf
 from conftest import MakeRecipe
 from openpangu_sft.checkpoint.export import run_export
+from openpangu_sft.checkpoint.hf import WEIGHTS
 from openpangu_sft.checkpoint.hf_export import OPENPANGU
-from openpangu_sft.checkpoint.hf_files import WEIGHTS
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.tokenizer.tokenizer import load_hf
 from pangu_base import FOR_ANY_DEVICE, TRUSTED, logits, make_pangu_base

@@ -18,8 +18,8 @@ from conftest import MakeRecipe
 from openpangu_sft.artifacts.artifact import MANIFEST
 from openpangu_sft.checkpoint.convert import run_convert
 from openpangu_sft.checkpoint.export import run_export
+from openpangu_sft.checkpoint.hf import WEIGHTS
 from openpangu_sft.checkpoint.hf_export import OPENPANGU, SAME_IDS
-from openpangu_sft.checkpoint.hf_files import WEIGHTS
 from openpangu_sft.checkpoint.source import hf_digests
 from openpangu_sft.recipe.schema import Recipe
 from pangu_base import TRUSTED, make_pangu_base

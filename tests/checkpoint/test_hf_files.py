@@ -14,8 +14,7 @@ from checkpoint_files import assert_same_bits, read_hf, write_hf
 from conftest import MakeRecipe
 from openpangu_sft.checkpoint.convert import run_convert
 from openpangu_sft.checkpoint.export import run_export
-from openpangu_sft.checkpoint.hf import open_hf
-from openpangu_sft.checkpoint.hf_files import INDEX, WEIGHTS, weight_files
+from openpangu_sft.checkpoint.hf import INDEX, WEIGHTS, open_hf, weight_files
 from openpangu_sft.checkpoint.mcore_reader import open_mcore
 from openpangu_sft.model.chat import Chat
 from openpangu_sft.recipe.model_config import read_config
@@ -92,8 +91,8 @@ def test_an_adapter_without_its_configuration(adapter: Path, make_recipe: MakeRe
         ("module.", "model.module.save_pretrained"),
         ("_orig_mod.", "model._orig_mod.save_pretrained"),
         ("base_model.model.", "model.merge_and_unload().save_pretrained"),
-        ("module._orig_mod.", "model.module.save_pretrained"),
-        ("policy.", "without what wraps it"),
+        ("module._orig_mod.", "model.module._orig_mod.save_pretrained"),
+        ("policy.", "model.policy.save_pretrained"),
     ],
 )
 def test_prefixes_of_tensors_are_named(

@@ -13,7 +13,7 @@ from checkpoint_files import assert_same_bits, hf_sizes, random_checkpoint, read
 from conftest import SHARED, MakeRecipe
 from openpangu_sft.checkpoint.convert import run_convert
 from openpangu_sft.checkpoint.export import run_export
-from openpangu_sft.checkpoint.hf_files import WEIGHTS
+from openpangu_sft.checkpoint.hf import WEIGHTS
 from openpangu_sft.checkpoint.sharding import hf_shapes, parameter_count
 from openpangu_sft.recipe.model_config import model_of
 from openpangu_sft.recipe.schema import Recipe

@@ -15,8 +15,7 @@ from checkpoint_files import assert_same_bits, random_checkpoint, read_hf, read_
 from conftest import SHARED, MakeRecipe, conversation, write_samples
 from openpangu_sft.checkpoint.convert import run_convert
 from openpangu_sft.checkpoint.export import run_export
-from openpangu_sft.checkpoint.hf import open_hf
-from openpangu_sft.checkpoint.hf_files import INDEX, WEIGHTS
+from openpangu_sft.checkpoint.hf import INDEX, WEIGHTS, open_hf
 from openpangu_sft.conversations.conversation import Message
 from openpangu_sft.dataset.merge import run_merge
 from openpangu_sft.dataset.preprocess import run_preprocess
@@ -124,22 +123,15 @@ def wrong(change: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("change", "at"),
-    [
-        ("another base", 1),
-        ("another base, in bf16", 1),
-        ("scaled", 0),
-        ("a little more", 2),
-        ("not a number", 1),
-        ("no frequencies", 0),
-    ],
+    "change",
+    ["another base", "another base, in bf16", "scaled", "a little more", "not a number", "no frequencies"],
 )
 def test_frequencies_that_contradict_the_configuration_are_refused(
-    base: Path, make_recipe: MakeRecipe, change: str, at: int
+    base: Path, make_recipe: MakeRecipe, change: str
 ) -> None:
     recipe = with_tensors(make_recipe(f"paths.hf={base}"), **{FREQUENCIES.format(1): wrong(change)})
     message = refusal_of(run_convert, recipe)
-    assert message.startswith(f"{base}: tensor {FREQUENCIES.format(1)}[{at}] is ")
+    assert message.startswith(f"{base}: tensor {FREQUENCIES.format(1)} is not what rope base ")
     assert "rope base 4000000 and head size 8 of config.json give" in message
     assert message.endswith("-> take the published config.json")
     assert not recipe.path("mcore").exists()
@@ -148,4 +140,4 @@ def test_frequencies_that_contradict_the_configuration_are_refused(
 def test_frequencies_of_another_head_size_are_refused(base: Path, make_recipe: MakeRecipe) -> None:
     recipe = with_tensors(make_recipe(f"paths.hf={base}"), **{FREQUENCIES.format(0): inverse_frequencies(4e6, 16)})
     message = refusal_of(open_hf, base, recipe.model)
-    assert f"tensor {FREQUENCIES.format(0)} has shape (8,), head size 8 gives (4,)" in message
+    assert f"tensor {FREQUENCIES.format(0)} is not what rope base " in message

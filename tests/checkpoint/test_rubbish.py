@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors import deserialize
 
-from openpangu_sft.checkpoint.hf_files import WEIGHTS
+from openpangu_sft.checkpoint.hf import WEIGHTS
 from rubbish import MODEL_FILE, Outcome, Place, edits
 
 FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))

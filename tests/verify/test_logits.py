@@ -21,7 +21,7 @@ from conftest import PATIENCE, ROOT, MakeRecipe, write_packs
 from openpangu_sft.artifacts.artifact import MANIFEST
 from openpangu_sft.checkpoint.convert import run_convert
 from openpangu_sft.checkpoint.files.torch_read import load_checkpoint_file
-from openpangu_sft.checkpoint.sharding import hf_shapes
+from openpangu_sft.checkpoint.sharding import hf_shapes, single
 from openpangu_sft.conversations.conversation import Message
 from openpangu_sft.dataset.index_file import FIELDS, field_path
 from openpangu_sft.model.llama import build_model
@@ -97,7 +97,7 @@ def test_converted_checkpoint_is_the_same_model_in_megatron(
 ) -> None:
     recipe = convert_random(make_recipe, tiny_hf, tmp_path / "random", dtype, tied)
     prompts = make_prompts(tiny_hf)
-    ours = megatron_logits(converted(recipe), prompts, "fp32", recipe.model.vocab_size, 1, 1, patched)
+    ours = megatron_logits(converted(recipe), prompts, "fp32", recipe.model, single(recipe.model), core=patched)
     original = random_tensors(recipe.model, dtype)
     weights = {name: tensor.float() for name, tensor in original.items()}
     model = build_model(recipe.path("hf"), weights, "eager", torch.device("cpu")).eval()
@@ -124,8 +124,8 @@ def test_without_the_patch_megatron_refuses_the_checkpoint(
 ) -> None:
     recipe = convert_random(make_recipe, tiny_hf, tmp_path / "random", torch.float32, True)
     copy_core(tmp_path)
-    iteration, vocab_size = converted(recipe), recipe.model.vocab_size
-    message = message_of(megatron_logits, iteration, [[1, 2]], "fp32", vocab_size, 1, 1, tmp_path)
+    given = (converted(recipe), [[1, 2]], "fp32", recipe.model, single(recipe.model))
+    message = message_of(megatron_logits, *given, core=tmp_path)
     assert "Unexpected key" in message
     biases = {f"decoder.layers.{layer}.self_attention.linear_proj.bias" for layer in range(recipe.model.num_layers)}
     assert biases == set(re.findall(r'"(\S+)"', message))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,15 @@ def test_a_bit_of_the_base_is_found(trained: Recipe, name: str) -> None:
     assert "in 1 blocks of tensors, the first: model.layers.1." in message
 
 
+def test_in_another_dtype_only_rounding_differs(trained: Recipe, tmp_path: Path, patched: Path) -> None:
+    shutil.rmtree(trained.path("mcore"))
+    run_convert(trained, tmp_path / "adapter", dtype="bf16")
+    compared = compare_tensors(trained, trained.path("hf"), trained.path("mcore"))
+    assert "after rounding Hugging Face's float32 to bfloat16" in compared.figures["values equal"]
+    assert all(row.passed for row in compare_logits(trained, trained.path("hf"), compared))
+
+
 def test_megatron_gives_the_logits_of_the_base(trained: Recipe, patched: Path) -> None:
-    opened = compare_tensors(trained, trained.path("hf"), trained.path("mcore")).mcore
-    rows = compare_logits(trained, trained.path("hf"), opened)
+    compared = compare_tensors(trained, trained.path("hf"), trained.path("mcore"))
+    rows = compare_logits(trained, trained.path("hf"), compared)
     assert all(row.passed for row in rows)

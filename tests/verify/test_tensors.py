@@ -16,7 +16,7 @@ from checkpoint_files import set_config, write_hf
 from conftest import MakeRecipe
 from openpangu_sft.artifacts.artifact import MANIFEST
 from openpangu_sft.checkpoint.convert import run_convert
-from openpangu_sft.checkpoint.hf_files import WEIGHTS
+from openpangu_sft.checkpoint.hf import WEIGHTS
 from openpangu_sft.cli.checkpoints import verify_command
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.errors import UserError
@@ -103,7 +103,7 @@ def test_a_rounded_checkpoint_is_compared_after_rounding(converted: Converted) -
     shutil.rmtree(recipe.path("mcore"))
     run_convert(recipe, dtype="bf16")
     figures = compare_tensors(recipe, recipe.path("hf"), recipe.path("mcore")).figures
-    assert figures["values equal"] == "64,864, every bit, after rounding to bfloat16"
+    assert figures["values equal"] == "64,864, every bit, after rounding Hugging Face's float32 to bfloat16"
 
 
 NAMES = [
@@ -149,8 +149,8 @@ def test_the_same_model_gives_the_same_logits(
     converted: Converted, core: Path, overrides: tuple[str, ...], dtype: torch.dtype
 ) -> None:
     recipe = converted(*overrides, dtype=dtype)
-    opened = compare_tensors(recipe, recipe.path("hf"), recipe.path("mcore")).mcore
-    rows = compare_logits(recipe, recipe.path("hf"), opened)
+    compared = compare_tensors(recipe, recipe.path("hf"), recipe.path("mcore"))
+    rows = compare_logits(recipe, recipe.path("hf"), compared)
     assert [(row.prompt, row.precision) for row in rows] == [
         (prompt, precision) for precision in ("fp32", "bf16") for prompt in ("Chinese", "English")
     ]
@@ -161,14 +161,33 @@ def test_the_same_model_gives_the_same_logits(
         assert row.limit == (FP32_LIMIT if row.precision == "fp32" else BF16_LIMIT)
 
 
+def test_a_checkpoint_and_its_rounded_form_give_the_same_logits(converted: Converted, core: Path) -> None:
+    recipe = converted("parallel.tensor=2")
+    hf, mcore = recipe.path("hf"), recipe.path("mcore")
+    run_convert(recipe, dtype="bf16")
+    compared = compare_tensors(recipe, hf, mcore)
+    assert all(row.passed for row in compare_logits(recipe, hf, compared))
+
+    run_convert(recipe)
+    tensors = {name: tensor.bfloat16() for name, tensor in load_file(str(hf / WEIGHTS)).items()}
+    save_file(tensors, str(hf / WEIGHTS))  # as an export in bf16
+    compared = compare_tensors(recipe, hf, mcore)
+    assert compared.figures["values equal"] == "64,864, every bit, after rounding Megatron-core's float32 to bfloat16"
+    assert all(row.passed for row in compare_logits(recipe, hf, compared))
+
+    tensors["model.norm.weight"][0] += 1
+    save_file(tensors, str(hf / WEIGHTS))
+    assert "the first: " in refusal_of(compare_tensors, recipe, hf, mcore)
+
+
 def test_another_model_gives_other_logits(converted: Converted, core: Path) -> None:
     """A layer's k bias lost: less than rounding changes in bf16, so that fp32 has to find it."""
     recipe = converted()
-    opened = compare_tensors(recipe, recipe.path("hf"), recipe.path("mcore")).mcore
+    compared = compare_tensors(recipe, recipe.path("hf"), recipe.path("mcore"))
     tensors = load_file(str(recipe.path("hf") / WEIGHTS))
     tensors["model.layers.1.self_attn.k_proj.bias"].zero_()
     save_file(tensors, str(recipe.path("hf") / WEIGHTS))
-    rows = compare_logits(recipe, recipe.path("hf"), opened)
+    rows = compare_logits(recipe, recipe.path("hf"), compared)
     assert [row.passed for row in rows if row.precision == "fp32"] == [False, False]
 
 
@@ -227,6 +246,13 @@ def test_the_command_fails_where_a_file_is_missing(converted: Converted, option:
     assert error.startswith("openpangu-sft: ")
     assert "mp_rank_00" in error
     assert " -> " in error
+
+
+def test_an_adapter_is_not_a_megatron_checkpoint(converted: Converted, tmp_path: Path) -> None:
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter/adapter_config.json").write_text("{}", "utf-8")
+    error = error_line(run(converted(), "--tensors", "--mcore", str(tmp_path / "adapter")))
+    assert "adapter: is a LoRA adapter; a Megatron-core checkpoint is needed -> make convert FROM=" in error
 
 
 def test_without_a_checkpoint_there_is_no_verdict(converted: Converted) -> None:

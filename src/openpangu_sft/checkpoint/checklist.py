@@ -21,7 +21,7 @@ from pydantic import TypeAdapter
 from openpangu_sft.artifacts.artifact import sha256_of
 from openpangu_sft.artifacts.atomic import write_durably
 from openpangu_sft.checkpoint.files.writer import Advance, nothing
-from openpangu_sft.checkpoint.hf_files import weight_files
+from openpangu_sft.checkpoint.hf import weight_files
 from openpangu_sft.recipe.model_config import CONFIG
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.tokenizer.tokenizer import tokenizer_files
@@ -84,8 +84,11 @@ def _listed(path: Path) -> dict[str, str]:
 
 def _sums(files: Sequence[Path], memory: Path, bar: bool) -> dict[Path, str]:
     """sha256 of files; those that have not changed since they were last summed are not read."""
-    known = _remembered(memory)
-    stamps = {path: _stamp(path) for path in files}
+    known: dict[str, tuple[int, int, int, str]] = {}
+    with contextlib.suppress(OSError, ValueError):  # then all are read
+        known = _MEMORY.validate_json(memory.read_bytes())
+    found = {path: path.stat() for path in files}
+    stamps = {path: (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for path, stat in found.items()}
     keys = {path: os.path.realpath(path) for path in files}
     new = [path for path in files if known.get(keys[path], ())[:-1] != stamps[path]]
     size = sum(stamps[path][0] for path in new)
@@ -97,15 +100,3 @@ def _sums(files: Sequence[Path], memory: Path, bar: bool) -> dict[Path, str]:
         with contextlib.suppress(OSError):  # then they are read again next time
             write_durably(memory, json.dumps(known, indent=1) + "\n")
     return {path: known[keys[path]][-1] for path in files}
-
-
-def _remembered(path: Path) -> dict[str, tuple[int, int, int, str]]:
-    try:
-        return _MEMORY.validate_json(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-
-
-def _stamp(path: Path) -> tuple[int, int, int]:
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns

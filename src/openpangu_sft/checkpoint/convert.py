@@ -9,14 +9,13 @@ from typing import Optional
 from openpangu_sft.artifacts.artifact import Manifest, staged_directory
 from openpangu_sft.artifacts.changes import unchanged
 from openpangu_sft.artifacts.checks import require_apart, require_room
-from openpangu_sft.checkpoint.adapter import require_shared
 from openpangu_sft.checkpoint.files.arrays import DTYPES
-from openpangu_sft.checkpoint.lora import with_adapters
+from openpangu_sft.checkpoint.lora import require_shared, with_adapters
 from openpangu_sft.checkpoint.mcore import FIRST, iteration_directory, rank_file, write_rank, write_tracker
 from openpangu_sft.checkpoint.mcore_reader import open_mcore
-from openpangu_sft.checkpoint.reshard import Resharder, require_equal, warn_of_cast
 from openpangu_sft.checkpoint.sharding import layout_of, parameter_count
 from openpangu_sft.checkpoint.source import open_checkpoint
+from openpangu_sft.checkpoint.weights import Resharder, require_equal, warn_of_cast
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.tokenizer.tokenizer import tokenizer_digest
 from openpangu_sft.util.console import byte_progress

@@ -10,23 +10,14 @@ from typing import Optional
 from openpangu_sft.artifacts.artifact import Manifest, sha256_of, staged_directory
 from openpangu_sft.artifacts.changes import unchanged
 from openpangu_sft.artifacts.checks import require_apart, require_room
-from openpangu_sft.checkpoint.adapter import (
-    ADAPTER_WEIGHTS,
-    open_adapter,
-    peft_tensors,
-    require_shared,
-    write_adapter_config,
-)
+from openpangu_sft.checkpoint import lora
 from openpangu_sft.checkpoint.files.arrays import DTYPES
 from openpangu_sft.checkpoint.files.safetensors import write_safetensors
-from openpangu_sft.checkpoint.hf import open_hf, require_model
+from openpangu_sft.checkpoint.hf import WEIGHTS, open_hf, require_model
 from openpangu_sft.checkpoint.hf_export import LLAMA, PEFT, make_tokenizer_stock, write_companions, write_config
-from openpangu_sft.checkpoint.hf_files import WEIGHTS
-from openpangu_sft.checkpoint.lora import base_of
 from openpangu_sft.checkpoint.model_card import write_model_card
-from openpangu_sft.checkpoint.reshard import Resharder, differences, require_equal, rounded_to, warn_of_cast
 from openpangu_sft.checkpoint.source import CheckpointSource, open_checkpoint
-from openpangu_sft.checkpoint.weights import Weights
+from openpangu_sft.checkpoint.weights import Resharder, Weights, differences, require_equal, rounded_to, warn_of_cast
 from openpangu_sft.recipe.model_config import CONFIG
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.tokenizer.tokenizer import Tokenizer, tokenizer_digest, tokenizer_files
@@ -49,7 +40,7 @@ def run_export(
         source: a run, a Megatron-core checkpoint of any layout, a Hugging Face one, or a LoRA adapter; by default
             `paths.run`.
         iteration: of a Megatron-core checkpoint or run; by default the newest.
-        form: the export format, llama or openpangu (see hf_export.py), or peft for LoRA adapters alone (adapter.py).
+        form: the export format, llama or openpangu (see hf_export.py), or peft for LoRA adapters alone (lora.py).
         dtype: fp32, bf16 or fp16; by default that of the source.
 
     Raises `UserError` where there is no finished checkpoint, its training began from another model or tokenizer than
@@ -61,42 +52,41 @@ def run_export(
     path = source or recipe.path("run")
     require_apart("the source", path, "paths.export", target)
     checkpoint = open_checkpoint(recipe, path, iteration, "check the path" if source else "run make sft")
-    if form != PEFT:  # else every bit of the weights is compared
-        _require_base(checkpoint, base, path, recipe.tokenizer.trust_remote_code)
     weights, adapter = checkpoint.weights, checkpoint.weights.stored.adapter
-    stamps, sums = checkpoint.stamps, dict[str, str]()
-    if form == PEFT:
-        weights = weights.stored
+    stamps, sums, file = checkpoint.stamps, dict[str, str](), WEIGHTS
+    if form == PEFT:  # every bit of the base is compared
+        weights, file = weights.stored, lora.ADAPTER_WEIGHTS
         its = _require_base_weights(recipe, weights, path)
         stamps, sums = {**stamps, **its.stamps}, {"hf.weights": its.digests()["weights"]}
+    else:
+        _require_base(checkpoint, base, path, recipe.tokenizer.trust_remote_code)
     resharder = Resharder(weights, model, DTYPES[dtype] if dtype else None)
-    tensors = peft_tensors(resharder.hf()) if form == PEFT else resharder.hf()
-    file = ADAPTER_WEIGHTS if form == PEFT else WEIGHTS
+    tensors = lora.peft_tensors(resharder.hf()) if form == PEFT else resharder.hf()
     size = sum(tensor.nbytes for tensor in tensors.values())
     made_by = checkpoint.manifest or Manifest("")
     manifest = Manifest("hf", settings=made_by.settings)
     manifest.counts = {name: made_by.counts[name] for name in _CARRIED_OVER if name in made_by.counts}
     if checkpoint.iteration is not None and not checkpoint.manifest:
         manifest.counts["iteration"] = checkpoint.iteration
-    parameters = sum(prod(tensor.shape) for tensor in tensors.values())
     dtype_name = str(next(iter(tensors.values())).dtype)
+    parameters = sum(prod(tensor.shape) for tensor in tensors.values())
     manifest.counts.update(parameters=parameters, dtype=dtype_name, form=form)
     if adapter:
         manifest.counts["lora"] = {**adapter._asdict(), "targets": list(adapter.targets)}
     with staged_directory(target, manifest) as staging, unchanged(stamps), ThreadPoolExecutor(1) as pool:
         require_room(target, size)
         if adapter and form == PEFT:
-            write_adapter_config(staging, adapter, base)
+            lora.write_adapter_config(staging, adapter, base)
         else:
             write_config(staging, config, base, form, dtype_name)
         write_companions(staging, base, form)
         if form == LLAMA:
-            trusted = recipe.tokenizer.trust_remote_code
-            manifest.counts["fast_tokenizer"] = make_tokenizer_stock(staging, base, trusted)
+            found = make_tokenizer_stock(staging, base, recipe.tokenizer.trust_remote_code)
+            manifest.counts["fast_tokenizer"] = found
         digests = pool.submit(checkpoint.digests)  # shares the reads of the copy
         with byte_progress("export", 2 * size) as advance:
             manifest.files[file] = write_safetensors(tensors, staging / file, advance)
-            written = open_adapter(staging, model) if form == PEFT else open_hf(staging, model)
+            written = lora.open_adapter(staging, model) if form == PEFT else open_hf(staging, model)
             require_equal(resharder, written, staging, advance)
         manifest.inputs = {**made_by.inputs, **digests.result(), **sums}
         write_model_card(staging, manifest, target.name, base.name, path.absolute().name)
@@ -108,9 +98,9 @@ def _require_base_weights(recipe: Recipe, weights: Weights, path: Path) -> Check
     """Requires adapters that are beside the weights of `paths.hf`, which it opens."""
     if not weights.adapter:
         raise UserError("has no LoRA adapters", where=path, remedy="export it with FORM=llama")
-    require_shared(weights, recipe.model, path)
+    lora.require_shared(weights, recipe.model, path)
     base = open_checkpoint(recipe, recipe.path("hf"), remedy="check paths.hf")
-    beside = base_of(weights)
+    beside = lora.base_of(weights)
     resharder = rounded_to(base.weights, recipe.model, beside, path)
     size = sum(tensor.nbytes for tensor in resharder.hf().values())
     with byte_progress("comparing with paths.hf", size) as advance:

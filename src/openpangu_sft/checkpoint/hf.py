@@ -1,9 +1,8 @@
-"""Hugging Face checkpoints: config.json and safetensors, single or sharded with an index."""
+"""Hugging Face checkpoints: config.json and safetensors, single, sharded with an index, or sharded without one."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +10,28 @@ import numpy as np
 
 from openpangu_sft.checkpoint.files.arrays import Array, same_bits
 from openpangu_sft.checkpoint.files.safetensors import map_safetensors
-from openpangu_sft.checkpoint.hf_files import weight_files
 from openpangu_sft.checkpoint.sharding import hf_shapes
 from openpangu_sft.checkpoint.weights import Weights, require_tensors, weights_of_arrays
-from openpangu_sft.recipe.model_config import AGAIN, CONFIG, PUBLISHED, as_version_4, read_config, require_stated
+from openpangu_sft.recipe.model_config import (
+    AGAIN,
+    CONFIG,
+    PUBLISHED,
+    as_version_4,
+    not_hf,
+    read_config,
+    read_object,
+    require_stated,
+)
 from openpangu_sft.recipe.sections import Model
 from openpangu_sft.util.errors import UserError
 
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 _FREQUENCIES = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 _FP32_ROUNDING = 2.0**-18
 """Largest relative error of base^(-2i/d) computed in fp32: 32 units in the last place, as devices differ."""
-_WRAPPERS = {
-    "module.": "model.module.save_pretrained(…), as DistributedDataParallel or DeepSpeed wraps it",
-    "_orig_mod.": "model._orig_mod.save_pretrained(…), as torch.compile wraps it",
-    "base_model.model.": "model.merge_and_unload().save_pretrained(…), as PEFT wraps it",
-}
-"""Prefixes that wrappers put before the names of all tensors, and how to save without."""
 
 
 def require_model(directory: Path, model: Model) -> dict[str, Any]:
@@ -46,11 +49,15 @@ def open_hf(directory: Path, model: Model) -> Weights:
     """
     found: dict[str, Array] = {}
     for path in weight_files(directory):
-        for name, array in map_safetensors(path, AGAIN).items():
+        for name, array in map_safetensors(path).items():
             if name in found:
                 raise UserError(f"tensor {name} is in another shard too", where=path, remedy=AGAIN)
             found[name] = array
-    _require_bare_names(found, directory)
+    prefix = next((name[: -len(_EMBEDDING)] for name in found if name.endswith(f".{_EMBEDDING}")), "")
+    if prefix and _EMBEDDING not in found:  # of DistributedDataParallel, DeepSpeed, torch.compile, or PEFT
+        inner = "merge_and_unload()." if prefix == "base_model.model." else prefix
+        what = f"the names of its tensors begin with {prefix}: what wraps the model was saved"
+        raise UserError(what, where=directory, remedy=f"save the model itself: model.{inner}save_pretrained(…)")
     _leave_out_frequencies(found, model, directory)
     head, embedding = found.get(_HEAD), found.get(_EMBEDDING)
     if model.tie_word_embeddings and head is not None and embedding is not None:
@@ -67,15 +74,6 @@ def open_hf(directory: Path, model: Model) -> Weights:
     return weights_of_arrays(found, directory)
 
 
-def _require_bare_names(found: Mapping[str, Array], directory: Path) -> None:
-    """Refuses the state dict of a wrapper, recognised by the name of the embedding."""
-    prefix = next((name[: -len(_EMBEDDING)] for name in found if name.endswith(f".{_EMBEDDING}")), "")
-    if prefix and _EMBEDDING not in found:
-        remedy = next((how for mark, how in _WRAPPERS.items() if prefix.startswith(mark)), "without what wraps it")
-        what = f"the names of its tensors begin with {prefix}: what wraps the model was saved"
-        raise UserError(what, where=directory, remedy=f"save the model itself: {remedy}")
-
-
 def _leave_out_frequencies(found: dict[str, Array], model: Model, directory: Path) -> None:
     """Drops RoPE's inverse frequencies, which the official 7B stores for each layer, if they follow from the config.
 
@@ -84,13 +82,52 @@ def _leave_out_frequencies(found: dict[str, Array], model: Model, directory: Pat
     exact = model.rotary_base ** (-np.arange(0, model.kv_channels, 2) / model.kv_channels)
     for name in [name for name in found if _FREQUENCIES.fullmatch(name)]:
         tensor = found.pop(name)
-        if tensor.shape != exact.shape:
-            what = f"tensor {name} has shape {tensor.shape}, head size {model.kv_channels} gives {exact.shape}"
+        close = _FP32_ROUNDING * exact + np.spacing(exact.astype(tensor.dtype)).astype(np.float64)
+        if tensor.shape != exact.shape or not (np.abs(tensor.astype(np.float64) - exact) <= close).all():  # NaN too
+            what = f"tensor {name} is not what rope base {model.rotary_base:.10g} and head size "
+            what += f"{model.kv_channels} of config.json give"
             raise UserError(what, where=directory, remedy=PUBLISHED)
-        unit: Array = np.spacing(exact.astype(tensor.dtype)).astype(np.float64)
-        wrong = ~(np.abs(tensor.astype(np.float64) - exact) <= _FP32_ROUNDING * exact + unit)  # NaN is wrong too
-        if wrong.any():
-            at = int(wrong.argmax())
-            what = f"tensor {name}[{at}] is {float(tensor[at]):.7g}; rope base {model.rotary_base:.10g} and head size "
-            what += f"{model.kv_channels} of config.json give {exact[at]:.7g}"
-            raise UserError(what, where=directory, remedy=PUBLISHED)
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of a checkpoint; `UserError` for none, a missing shard, or only `.bin` files."""
+    index, names = directory / INDEX, [WEIGHTS]
+    if index.is_file() and (directory / WEIGHTS).is_file():
+        raise UserError(f"there are two sets of weights, {WEIGHTS} and {INDEX}", where=directory, remedy="remove one")
+    if index.is_file():
+        shards = read_object(index).get("weight_map")
+        if not isinstance(shards, dict) or not shards or not all(_is_file_name(name) for name in shards.values()):
+            raise UserError("weight_map names no files", where=index, remedy=AGAIN)
+        names = sorted(set(shards.values()))
+    elif not (directory / WEIGHTS).is_file():
+        names = _without_index(directory)
+    for path in (paths := [directory / name for name in names]):
+        if not path.is_file():
+            raise UserError("shard is missing", where=path, remedy="download the checkpoint again")
+        with path.open("rb") as stream:
+            if stream.read(24) == b"version https://git-lfs.":
+                raise UserError("is only a Git LFS pointer", where=path, remedy="get the file itself (git lfs pull)")
+    return paths
+
+
+def _without_index(directory: Path) -> list[str]:
+    """Shards without an index: their names give their number; opening them checks the tensors."""
+    shards = sorted(path.name for path in directory.glob("*.safetensors") if _SHARD.fullmatch(path.name))
+    if not shards and list(directory.glob("pytorch_model*.bin")):
+        what = "only .bin weights, which transformers 4.53.2 refuses to load with torch 2.1"
+        raise UserError(what, where=directory, remedy="take the safetensors files")
+    if not shards:
+        raise not_hf(directory, UserError(f"no weights here ({WEIGHTS})", where=directory, remedy="check paths.hf"))
+    counts = sorted({shard.split("-")[-1][:5] for shard in shards})
+    if len(counts) > 1:
+        what = f"has shards of {' and of '.join(map(str, map(int, counts)))}, and no {INDEX} that says which to take"
+        raise UserError(what, where=directory, remedy="remove those of one set")
+    for number in range(1, int(counts[0]) + 1):
+        name = f"model-{number:05d}-of-{counts[0]}.safetensors"
+        if name not in shards:
+            raise UserError(f"shard is missing, and so is {INDEX}", where=directory / name, remedy="download both")
+    return shards
+
+
+def _is_file_name(name: object) -> bool:
+    return isinstance(name, str) and name == Path(name).name and name.endswith(".safetensors")

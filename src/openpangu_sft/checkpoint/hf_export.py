@@ -14,7 +14,7 @@ from typing import Any, Optional
 from openpangu_sft.recipe.model_config import CONFIG, PANGU, llama_config, read_object, write_object
 from openpangu_sft.tokenizer.template import END
 from openpangu_sft.tokenizer.tokenizer import Tokenizer, load_hf, tokenizer_files
-from openpangu_sft.util.console import console
+from openpangu_sft.util.console import say
 from openpangu_sft.util.errors import UserError, naming, printable
 
 LLAMA, OPENPANGU, PEFT = "llama", "openpangu", "peft"
@@ -52,11 +52,10 @@ def write_companions(directory: Path, base: Path, form: str) -> None:
     files += [path for pattern in _LICENCES for path in base.glob(pattern)]
     if form == OPENPANGU:
         files += base.glob("*.py")
-        for name in (CONFIG, _TOKENIZER_CONFIG):
-            for module in _modules(base / name):
+        for path in (base / CONFIG, base / _TOKENIZER_CONFIG):
+            for module in _modules(path):
                 if not (base / module).is_file():
-                    what = f"names {module}, which is not there"
-                    raise UserError(what, where=base / name, remedy="download it again")
+                    raise UserError(f"names {module}, which is not there", where=path, remedy="download it again")
     for path in files:
         if path.is_file() and (form == OPENPANGU or path.suffix != ".py"):
             with naming(directory / path.name):  # shutil would name the original where the disk is full
@@ -72,8 +71,7 @@ def _with_right_eos(config: Mapping[str, Any], base: Path, name: str) -> Mapping
     ids, right = config.get("eos_token_id"), _end_id(base)
     if right is None or right in (ids if isinstance(ids, list) else [ids]):
         return config
-    what = f"{base / name}: eos_token_id is {ids}; it is exported as {right}, the id of {END}"
-    console.print(printable(what), markup=False, soft_wrap=True)
+    say(printable(f"{base / name}: eos_token_id is {ids}; it is exported as {right}, the id of {END}"))
     return {**config, "eos_token_id": right}
 
 
@@ -81,10 +79,9 @@ def _end_id(base: Path) -> Optional[int]:
     """The id of the token that ends messages, from the tokenizer's configuration: no remote code runs."""
     path = base / _TOKENIZER_CONFIG
     added = read_object(path).get("added_tokens_decoder") if path.is_file() else None
-    for number, token in added.items() if isinstance(added, dict) else ():
-        if number.isdecimal() and isinstance(token, dict) and token.get("content") == END:
-            return int(number)
-    return None
+    tokens = added.items() if isinstance(added, dict) else ()
+    ends = (number for number, token in tokens if isinstance(token, dict) and token.get("content") == END)
+    return next((int(number) for number in ends if number.isdecimal()), None)
 
 
 def make_tokenizer_stock(directory: Path, base: Path, trust_remote_code: bool) -> str:
@@ -130,14 +127,13 @@ def _alias(directory: Path, config: Mapping[str, Any]) -> Tokenizer:
 
 
 def _require_same(own: Tokenizer, stock: Tokenizer, base: Path) -> None:
-    what = ""
     for name in _OF_THE_CLASS:
         one, other = getattr(own.hf, name), getattr(stock.hf, name)
         if one != other:
             what = f"has {name} {reprlib.repr(other)} as LlamaTokenizer, {reprlib.repr(one)} with its own code"
-    if text := "" if what else stock.first_disagreement(own.hf):
+            raise UserError(what, where=base / _TOKENIZER_CONFIG, remedy=_AS_IT_IS)
+    if text := stock.first_disagreement(own.hf):
         what = f"gives other ids as LlamaTokenizer than with its own code, for {text}"
-    if what:
         raise UserError(what, where=base / _TOKENIZER_CONFIG, remedy=_AS_IT_IS)
 
 

@@ -68,14 +68,13 @@ def write_rank(
     `tensors` are all of this rank's, by Megatron-core name, an adapter's included.
     """
     state: dict[str, Any] = dict(tensors)
-    if not adapter:  # Megatron's layers do without them
+    args = arguments(model, layout, next(iter(tensors.values())).dtype, position)
+    if adapter:  # whose layers in Megatron do without extra states
+        vars(args).update(lora_r=adapter.rank, lora_alpha=adapter.alpha, lora_target_modules=adapter.linears)
+    else:
         state.update(dict.fromkeys(extra_state_names(layout, rank[1])))
-    arguments = _arguments(model, layout, next(iter(tensors.values())).dtype, position)
-    if adapter:
-        named = {"lora_r": adapter.rank, "lora_alpha": adapter.alpha, "lora_target_modules": adapter.linears}
-        vars(arguments).update(named)
     content = {
-        "args": arguments,
+        "args": args,
         "checkpoint_version": 3.0,
         "iteration": position.iteration,
         "model": state,
@@ -86,7 +85,7 @@ def write_rank(
     return write_torch_file(content, path, advance)
 
 
-def _arguments(model: Model, layout: Layout, dtype: DType, position: Position) -> Namespace:
+def arguments(model: Model, layout: Layout, dtype: DType, position: Position) -> Namespace:
     """The arguments that megatron/training/checkpointing.py compares or adopts, and those that describe the model."""
     return Namespace(
         num_layers=model.num_layers,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -14,11 +13,11 @@ import numpy as np
 from openpangu_sft.artifacts.artifact import MANIFEST, Manifest, parse_manifest, require_files
 from openpangu_sft.checkpoint.files.arrays import Array
 from openpangu_sft.checkpoint.files.torch_read import is_whole, load_checkpoint_file
-from openpangu_sft.checkpoint.lora import merged
+from openpangu_sft.checkpoint.lora import Merged
 from openpangu_sft.checkpoint.mcore import MODEL_FILE, OPTIMIZER_FILE, RELEASE, iteration_directory, rank_file
 from openpangu_sft.checkpoint.sharding import Block, Layout, mcore_tensors
 from openpangu_sft.checkpoint.weights import Part, Weights, require_tensors
-from openpangu_sft.recipe.model_config import CONFIG, TRACKER
+from openpangu_sft.recipe.model_config import ADAPTER_CONFIG, CONFIG, TRACKER
 from openpangu_sft.recipe.sections import LINEARS, Adapter, Model
 from openpangu_sft.util.errors import UserError
 
@@ -55,6 +54,8 @@ def latest_iteration(root: Path, remedy: str = "check the path") -> int:
         what = f"no checkpoint here ({TRACKER})"
         if (root / CONFIG).is_file():
             what, remedy = "is a Hugging Face checkpoint; a Megatron-core one is needed", f"make convert FROM={root}"
+        elif (root / ADAPTER_CONFIG).is_file():
+            what, remedy = "is a LoRA adapter; a Megatron-core checkpoint is needed", f"make convert FROM={root}"
         elif any(root.glob("mp_rank_*")):
             what, remedy = "is one iteration of a checkpoint", f"give the directory that contains it: {root.parent}"
         raise UserError(what, where=root, remedy=remedy)
@@ -73,7 +74,8 @@ def open_mcore(
     Raises `UserError` where there is none, it is half-written or damaged, its tensors are not the model's, or ranks
     disagree on a tensor that several hold.
     """
-    release = _is_release(root)
+    tracker = root / TRACKER  # Megatron's own converters name the directory `release`: iteration 0
+    release = tracker.is_file() and tracker.read_bytes()[:80].strip() == RELEASE.encode()
     newest = 0 if release else latest_iteration(root, remedy)
     number = newest if iteration is None else iteration
     directory = root / RELEASE if release and number == 0 else iteration_directory(root, number)
@@ -95,27 +97,20 @@ def open_mcore(
         for tensor in table:
             parts.extend(parts_of(tensor.blocks, tensors[tensor.name], where))
     weights = Weights(parts, "the ranks are not of one checkpoint", adapter)
-    return McoreCheckpoint(directory, number, layout, merged(weights), manifest)
+    return McoreCheckpoint(directory, number, layout, Merged(weights) if adapter else weights, manifest)
 
 
 def _adapter(contents: Contents, directory: Path) -> Optional[Adapter]:
     """The shape of the adapters that MindSpeed-LLM's LoRA has left; None where there are none."""
-    ranks = {str(name): len(value) for name, value in contents[0, 0]["model"].items() if _ADAPTED.search(str(name))}
-    if not ranks:
+    found = {str(name): len(value) for name, value in contents[0, 0]["model"].items() if _ADAPTED.search(str(name))}
+    if not found:
         return None
-    alpha = getattr(contents[0, 0].get("args"), "lora_alpha", None)
-    if len({*ranks.values()}) > 1 or not isinstance(alpha, (int, float)) or not alpha > 0:
-        what = f"has LoRA adapters of rank {', '.join(map(str, sorted({*ranks.values()})))}, alpha {alpha}"
+    ranks, alpha = sorted({*found.values()}), getattr(contents[0, 0].get("args"), "lora_alpha", None)
+    if len(ranks) > 1 or not isinstance(alpha, (int, float)) or not alpha > 0:
+        what = f"has LoRA adapters of rank {', '.join(map(str, ranks))}, alpha {alpha}"
         raise UserError(what, where=directory, remedy="one rank, and lora_alpha among the saved arguments, are needed")
-    found = {name.split(".")[-4] for name in ranks}
-    targets = tuple(name for linear, names in LINEARS.items() if linear in found for name in names)
-    return Adapter(next(iter(ranks.values())), float(alpha), targets)
-
-
-def _is_release(root: Path) -> bool:
-    """Whether the tracker file names the directory `release`, which Megatron's own converters write: iteration 0."""
-    path = root / TRACKER
-    return path.is_file() and path.read_bytes()[:80].strip() == RELEASE.encode()
+    linears = {name.split(".")[-4] for name in found}
+    return Adapter(ranks[0], float(alpha), tuple(n for linear in LINEARS if linear in linears for n in LINEARS[linear]))
 
 
 def parts_of(blocks: Sequence[Block], array: Array, where: Path) -> list[Part]:
@@ -129,7 +124,7 @@ def parts_of(blocks: Sequence[Block], array: Array, where: Path) -> list[Part]:
 
 
 def _manifest(root: Path, directory: Path, remedy: str) -> Optional[Manifest]:
-    """That of the iteration (of a run), or of the whole checkpoint (a converted one); its files are checked by size."""
+    """That of the iteration (of a run), or of the whole checkpoint (a converted one); its files are checked."""
     for place in (directory, root):
         if (place / MANIFEST).is_file():
             manifest = parse_manifest(place / MANIFEST, remedy)
@@ -146,10 +141,8 @@ def _read_ranks(directory: Path, remedy: str) -> Contents:
         raise UserError(what, where=directory, remedy="save it without that flag")
     found: dict[tuple[int, int], Path] = {}
     for path in sorted(directory.glob("mp_rank_*")):
-        match = _RANK.fullmatch(path.name)
-        if not match:
-            what = "has expert parallelism, which this model does not have"
-            raise UserError(what, where=path, remedy="check the path")
+        if not (match := _RANK.fullmatch(path.name)):
+            raise UserError("has expert parallelism, which this model lacks", where=path, remedy="check the path")
         found[int(match[1]), int(match[2] or 0)] = path
     if not found:
         raise UserError("holds no checkpoint (mp_rank_00)", where=directory, remedy=remedy)
@@ -168,12 +161,11 @@ def _read_rank(path: Path, remedy: str) -> Mapping[str, Any]:
         if not part.is_file() or not is_whole(part):
             state = "has no end" if part.is_file() else "is missing"
             raise UserError(f"is half-written: this file {state}", where=part, remedy=remedy)
-    loaded = load_checkpoint_file(file)
-    content: Mapping[str, Any] = loaded if isinstance(loaded, dict) else {}
-    if isinstance(content.get("model0"), dict):
+    content: Mapping[str, Any] = load_checkpoint_file(file)
+    if isinstance(content, dict) and isinstance(content.get("model0"), dict):
         what = "has several model parts in one rank (--num-layers-per-virtual-pipeline-stage)"
         raise UserError(what, where=file, remedy="save it without that flag")
-    if not isinstance(content.get("model"), dict):
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise UserError("holds no model", where=file, remedy="give a Megatron-core checkpoint")
     return content
 
@@ -213,8 +205,7 @@ def _differences(layout: Layout, args: object, model: Model) -> Iterator[str]:
     for key, size in (("num_query_groups", model.num_query_groups), ("ffn_hidden_size", model.ffn_hidden_size)):
         if size % layout.tensor:
             yield f"has TP {layout.tensor}, which does not divide model.{key} {size}"
-    described = vars(args) if isinstance(args, Namespace) else {}
-    sizes = [(key, described.get(key), getattr(model, key)) for key in _DESCRIBED]
+    sizes = [(key, getattr(args, key, None), getattr(model, key)) for key in _DESCRIBED]
     wrong = [size for size in sizes if isinstance(size[1], (int, float)) and size[1] != size[2]]
     if wrong:
         yield "; ".join(f"has {key} {found}, the recipe says {wanted}" for key, found, wanted in wrong)

@@ -105,9 +105,7 @@ def mcore_tensors(
 ) -> tuple[McoreTensor, ...]:
     """All tensors of one rank, in the model's order; each adapted one is followed by its A and B."""
     tensors = _Rank(model, layout, tp, pp).tensors()
-    if not adapter:
-        return tuple(tensors)
-    return tuple(found for tensor in tensors for found in _adapted(tensor, adapter))
+    return tuple(found for tensor in tensors for found in (_adapted(tensor, adapter) if adapter else (tensor,)))
 
 
 def _adapted(tensor: McoreTensor, adapter: Adapter) -> Iterator[McoreTensor]:
@@ -159,8 +157,8 @@ def whole(name: str, shape: Shape) -> Block:
 @lru_cache(maxsize=64)
 def parameter_count(model: Model, adapter: Optional[Adapter] = None, trained: bool = False) -> int:
     """Number of parameters, tied embeddings counted once; or of trained ones: with an adapter its own."""
-    frozen = trained and adapter is not None
-    return sum(prod(shape) for name, shape in hf_shapes(model, adapter).items() if not frozen or ".lora_" in name)
+    shapes = hf_shapes(model, adapter).items()
+    return sum(prod(shape) for name, shape in shapes if ".lora_" in name or not (trained and adapter))
 
 
 @lru_cache(maxsize=1024)
@@ -168,9 +166,8 @@ def rank_parameter_count(
     model: Model, layout: Layout, tp: int, pp: int, adapter: Optional[Adapter] = None, trained: bool = False
 ) -> int:
     """Number of parameters that one rank holds, padding of the vocabulary included; or trains: see above."""
-    frozen = trained and adapter is not None
     tensors = mcore_tensors(model, layout, tp, pp, adapter)
-    return sum(prod(tensor.shape) for tensor in tensors if not frozen or ".lora_" in tensor.name)
+    return sum(prod(tensor.shape) for tensor in tensors if ".lora_" in tensor.name or not (trained and adapter))
 
 
 class _Rank:
@@ -179,18 +176,16 @@ class _Rank:
 
     def tensors(self) -> Iterator[McoreTensor]:
         model, layout = self.model, self.layout
-        last = self.pp == layout.pipeline - 1
         if self.pp == 0:
             yield self._vocabulary("embedding.word_embeddings.weight", "model.embed_tokens.weight")
         offset = sum(layout.stages[: self.pp])
         for layer in range(layout.stages[self.pp]):
             yield from self._layer(f"decoder.layers.{layer}.", f"model.layers.{offset + layer}.")
-        if last:
+        if self.pp == layout.pipeline - 1:
             yield _stack("decoder.final_layernorm.weight", [Block("model.norm.weight", 0, model.hidden_size)])
-        if last and not model.tie_word_embeddings:
-            yield self._vocabulary("output_layer.weight", "lm_head.weight")
-        elif last and layout.pipeline > 1:
-            yield self._vocabulary("output_layer.weight", "model.embed_tokens.weight")
+            if not (model.tie_word_embeddings and layout.pipeline == 1):
+                head = "model.embed_tokens.weight" if model.tie_word_embeddings else "lm_head.weight"
+                yield self._vocabulary("output_layer.weight", head)
 
     def _layer(self, here: str, there: str) -> Iterator[McoreTensor]:
         model, (ffn_begin, ffn) = self.model, self._share(self.model.ffn_hidden_size)

@@ -7,20 +7,18 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Callable, NamedTuple, Optional
 
-from openpangu_sft.artifacts.artifact import MANIFEST, Manifest, files_digest, parse_manifest, require_files, sha256_of
+from openpangu_sft.artifacts.artifact import MANIFEST, Manifest, files_digest, read_manifest, sha256_of
 from openpangu_sft.artifacts.changes import Stamp, stamps_of
-from openpangu_sft.checkpoint.adapter import adapter_files, is_adapter, open_adapter
 from openpangu_sft.checkpoint.checklist import check_published
-from openpangu_sft.checkpoint.hf import open_hf, require_model
-from openpangu_sft.checkpoint.hf_files import weight_files
-from openpangu_sft.checkpoint.lora import merged
+from openpangu_sft.checkpoint.hf import open_hf, require_model, weight_files
+from openpangu_sft.checkpoint.lora import Merged, adapter_files, is_adapter, open_adapter
 from openpangu_sft.checkpoint.mcore import MODEL_FILE
 from openpangu_sft.checkpoint.mcore_reader import open_mcore
 from openpangu_sft.checkpoint.weights import Weights
 from openpangu_sft.recipe.model_config import ADAPTER_CONFIG, CONFIG, TRACKER, not_hf, read_object
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.tokenizer.tokenizer import tokenizer_files
-from openpangu_sft.util.console import console
+from openpangu_sft.util.console import say
 from openpangu_sft.util.errors import UserError
 
 
@@ -52,8 +50,7 @@ def open_checkpoint(
     if (path / TRACKER).is_file():
         before = stamps_of(path.glob(f"*/mp_rank_*/{MODEL_FILE}"))
         opened = open_mcore(path, recipe.model, iteration, remedy)
-        stamps = {file: before.get(file) for file in opened.files}
-        made_by = opened.manifest
+        stamps, made_by = {file: before.get(file) for file in opened.files}, opened.manifest
 
         def digests() -> dict[str, str]:
             return {"mcore": made_by.digest if made_by else files_digest(opened.files)}
@@ -72,7 +69,7 @@ def _open_hf(recipe: Recipe, path: Path, remedy: str) -> CheckpointSource:
     require_model(path, recipe.model)
     weights, published = open_hf(path, recipe.model), check_published(recipe, path)
     if published.files:
-        console.print(str(published), markup=False, soft_wrap=True)
+        say(str(published))
     return CheckpointSource(weights, None, None, lambda: hf_digests(path, published.sums), stamps)
 
 
@@ -83,24 +80,19 @@ def _open_adapter(recipe: Recipe, path: Path) -> CheckpointSource:
     adapter = open_adapter(path, recipe.model)
     manifest, sums = None, dict[str, str]()
     if (path / MANIFEST).is_file():
-        manifest = parse_manifest(path / MANIFEST, "make it again with make export FORM=peft")
-        require_files(path, manifest, "make it again with make export FORM=peft")
-        sums = base.digests()
+        manifest, sums = read_manifest(path, "hf", "make it again with make export FORM=peft"), base.digests()
         if sums["weights"] != manifest.inputs.get("hf.weights"):
             what = "is an adapter of other weights than those of paths.hf"
             raise UserError(what, where=path, remedy="check paths.hf")
     else:
         named = read_object(path / ADAPTER_CONFIG).get("base_model_name_or_path")
-        console.print(
-            f"{path}: names its base {named!r}, not its sums; paths.hf is taken", markup=False, soft_wrap=True
-        )
-    both = [part for weights in (base.weights, adapter) for name in weights.names() for part in weights.parts(name)]
+        say(f"{path}: names its base {named!r}, not its sums; paths.hf is taken")
+    merged = Merged(Weights([*base.weights.parts(), *adapter.parts()], adapter=adapter.adapter))
 
     def digests() -> dict[str, str]:
         return {**(sums or base.digests()), "adapter": files_digest(adapter_files(path))}
 
-    weights = merged(Weights(both, adapter=adapter.adapter))
-    return CheckpointSource(weights, manifest, None, digests, stamps)
+    return CheckpointSource(merged, manifest, None, digests, stamps)
 
 
 def hf_digests(directory: Path, known: Mapping[Path, str] = MappingProxyType({})) -> dict[str, str]:

@@ -1,17 +1,31 @@
-"""A model's weights by Hugging Face name, whether in safetensors files or spread over Megatron ranks."""
+"""A model's weights by Hugging Face name, in whatever files they are, and as the tensors of another checkpoint."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from math import prod
 from typing import NamedTuple, Optional
 
 import numpy as np
 
-from openpangu_sft.checkpoint.files.arrays import CHUNK, DTYPES, Array, DType, Shape, first_difference
-from openpangu_sft.checkpoint.sharding import Block, whole
-from openpangu_sft.recipe.sections import Adapter
+from openpangu_sft.checkpoint.files.arrays import (
+    CHUNK,
+    DTYPES,
+    Array,
+    DType,
+    Shape,
+    Stored,
+    convert_dtype,
+    first_difference,
+)
+from openpangu_sft.checkpoint.files.writer import Advance, nothing
+from openpangu_sft.checkpoint.sharding import Block, Layout, hf_shapes, mcore_tensors, whole
+from openpangu_sft.recipe.sections import Adapter, Model
+from openpangu_sft.util.console import say
 from openpangu_sft.util.errors import UserError
+
+COMPARED_AT_ONCE = 2
 
 
 class Part(NamedTuple):
@@ -50,8 +64,12 @@ class Weights:
         """What the checkpoint holds: adapters, if any, are not merged."""
         return self
 
+    def in_fp32(self) -> Weights:
+        """The same, what is computed not rounded: for those who round to another dtype."""
+        return self
+
     def names(self) -> list[str]:
-        """Hugging Face names."""
+        """Hugging Face names of all tensors."""
         return list(self._parts)
 
     def dtype(self, name: str) -> DType:
@@ -62,9 +80,9 @@ class Weights:
         """All dtypes, sorted, by the names that config.json uses."""
         return sorted({str(self.dtype(name)) for name in self._parts})
 
-    def parts(self, name: str) -> Iterator[Part]:
-        """The parts of a tensor."""
-        return iter(self._parts[name].values())
+    def parts(self) -> Iterator[Part]:
+        """The parts of all tensors."""
+        return (part for parts in self._parts.values() for part in parts.values())
 
     def read(self, block: Block) -> Array:
         """The values of a block: a view of one part where possible, else a copy. Read only."""
@@ -78,15 +96,10 @@ class Weights:
             gathered[part.block.within(block)] = part.array[block.within(part.block)]
         return gathered
 
-    def chunks(self, block: Block) -> Iterator[Array]:
-        """The values of a block in C order, in consecutive contiguous arrays."""
-        for rows in row_blocks(block, self.dtype(block.name)):
-            yield np.ascontiguousarray(self.read(rows))
-
 
 def row_blocks(block: Block, dtype: DType) -> Iterator[Block]:
     """A block, cut by rows into blocks of about `CHUNK` bytes."""
-    step = max(1, CHUNK * block.rows // max(1, math.prod(block.shape) * dtype.itemsize))
+    step = max(1, CHUNK * block.rows // max(1, prod(block.shape) * dtype.itemsize))
     for begin in range(0, block.rows, step):
         yield block._replace(row=block.row + begin, rows=min(step, block.rows - begin))
 
@@ -119,6 +132,88 @@ def difference(part: Part, other: Array) -> Optional[str]:
     index = first_difference(part.array, other)
     if index is None:
         return None
-    origin = (part.block.row, part.block.column)
-    place = ", ".join(str(position + begin) for position, begin in zip(index, origin))
+    place = ", ".join(str(position + begin) for position, begin in zip(index, (part.block.row, part.block.column)))
     return f"{part.block.name}[{place}] is {part.array[index]} here, {other[index]} there"
+
+
+class Resharder:
+    """Moves weights block by block; only a given dtype changes values. Without one each tensor keeps its own.
+
+    Adapters, if any, are moved too; those of merged weights are not seen.
+    """
+
+    def __init__(self, weights: Weights, model: Model, dtype: Optional[DType] = None) -> None:
+        self.weights, self.model, self.dtype = weights.in_fp32() if dtype else weights, model, dtype
+        self.cast = np.zeros(3, np.int64)  # convert_dtype's counts so far; a block that is on several ranks counts once
+        self._counted: set[Block] = set()
+
+    def mcore(self, layout: Layout, tp: int, pp: int) -> dict[str, Stored]:
+        """The tensors of a Megatron-core rank; `UserError` if one would join tensors of different dtypes."""
+        tensors = mcore_tensors(self.model, layout, tp, pp, self.weights.adapter)
+        return {tensor.name: self._stored(tensor.name, tensor.shape, tensor.blocks) for tensor in tensors}
+
+    def hf(self) -> dict[str, Stored]:
+        """The tensors of the Hugging Face checkpoint."""
+        shapes = hf_shapes(self.model, self.weights.adapter)
+        return {name: self._stored(name, shape, [whole(name, shape)]) for name, shape in shapes.items()}
+
+    def _stored(self, name: str, shape: Shape, blocks: Sequence[Block]) -> Stored:
+        dtypes = {block.name: self.weights.dtype(block.name) for block in blocks}
+        if len(set(dtypes.values())) > 1 and self.dtype is None:
+            found = ", ".join(f"{source} {dtype}" for source, dtype in dtypes.items())
+            what = f"{name} would join tensors of different dtypes: {found}"
+            raise UserError(what, remedy="ask for one dtype with DTYPE=bf16")
+        return Stored(self.dtype or dtypes[blocks[0].name], shape, lambda: self._chunks(blocks))
+
+    def _chunks(self, blocks: Sequence[Block]) -> Iterator[Array]:
+        for block in blocks:
+            counts = block not in self._counted and not block.padding
+            self._counted.add(block)
+            for rows in row_blocks(block, self.weights.dtype(block.name)):
+                converted, stats = convert_dtype(np.ascontiguousarray(self.weights.read(rows)), self.dtype)
+                if counts:
+                    self.cast += stats
+                yield converted
+
+
+def differences(resharder: Resharder, written: Weights, advance: Advance = nothing) -> Iterator[str]:
+    """The blocks of a written checkpoint that are not bit for bit their source, each with its first difference.
+
+    What the source has besides is not looked at: readers have required every tensor.
+    """
+
+    def compare(part: Part) -> Optional[str]:
+        found = difference(part, convert_dtype(resharder.weights.read(part.block), resharder.dtype)[0])
+        advance(part.array.nbytes, "checking")
+        return found
+
+    parts = [
+        Part(rows, part.array[rows.within(part.block)], part.where)
+        for part in written.stored.parts()
+        for rows in row_blocks(part.block, part.array.dtype)  # a tensor on several ranks is never joined whole
+    ]
+    with ThreadPoolExecutor(COMPARED_AT_ONCE) as pool:
+        yield from filter(None, pool.map(compare, parts))
+
+
+def require_equal(resharder: Resharder, written: Weights, where: object, advance: Advance = nothing) -> None:
+    """Compares a checkpoint, read back, with its source; `UserError` names the first element that differs."""
+    for found in differences(resharder, written, advance):
+        raise UserError(f"differs from its source: {found}", where=where, remedy="check disk and memory")
+
+
+def rounded_to(weights: Weights, model: Model, written: Weights, where: object) -> Resharder:
+    """Weights as `written` holds them: in its dtype, where the two differ; `UserError` where it has several."""
+    its, dtypes = written.dtypes(), weights.dtypes()
+    if its != dtypes and len(its) > 1:
+        what = f"has {' and '.join(its)}, the other checkpoint has {' and '.join(dtypes)}"
+        raise UserError(what, where=where, remedy="convert again with make convert")
+    return Resharder(weights, model, None if its == dtypes else np.dtype(its[0]))
+
+
+def warn_of_cast(resharder: Resharder) -> None:
+    """Prints what the cast has lost."""
+    values, changed, infinite = resharder.cast
+    if changed:
+        became = f", {infinite:,} of them became infinite" if infinite else ""
+        say(f"warning: {changed:,} of {values:,} values lost bits in {resharder.dtype}{became}")

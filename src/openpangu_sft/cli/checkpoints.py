@@ -106,7 +106,7 @@ def _compare(recipe: Recipe, hf: Path, mcore: Path, iteration: Optional[int], on
         return
     from openpangu_sft.verify.logits import compare_logits  # imports torch and transformers
 
-    rows = compare_logits(recipe, hf, compared.mcore)
+    rows = compare_logits(recipe, hf, compared)
     print_rows(
         "logits: Hugging Face against megatron-core 0.6.0 with the project's patch, on this CPU",
         LOGITS,

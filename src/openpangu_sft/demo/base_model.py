@@ -12,8 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from openpangu_sft.artifacts.artifact import Manifest, staged_directory
 from openpangu_sft.checkpoint.files.safetensors import write_safetensors
-from openpangu_sft.checkpoint.hf_files import WEIGHTS
-from openpangu_sft.checkpoint.reshard import Resharder
+from openpangu_sft.checkpoint.hf import WEIGHTS
+from openpangu_sft.checkpoint.weights import Resharder
 from openpangu_sft.model.llama import tensors_of_model
 from openpangu_sft.model.tensors import weights_of
 from openpangu_sft.recipe.model_config import CONFIG, llama_config, pangu_config, write_object

@@ -21,7 +21,7 @@ from typing import Optional
 
 from openpangu_sft.checkpoint.mcore import iteration_directory, write_tracker
 from openpangu_sft.checkpoint.mcore_reader import open_mcore
-from openpangu_sft.checkpoint.reshard import Resharder, require_equal
+from openpangu_sft.checkpoint.weights import Resharder, require_equal
 from openpangu_sft.dataset.index_file import FIELDS, PREFIX, field_path
 from openpangu_sft.demo.run import prepare
 from openpangu_sft.recipe.load import load_recipe

@@ -11,8 +11,8 @@ import torch
 from transformers.generation.streamers import BaseStreamer
 
 from openpangu_sft.artifacts.artifact import MANIFEST, parse_manifest
-from openpangu_sft.checkpoint.adapter import is_adapter
 from openpangu_sft.checkpoint.hf import open_hf
+from openpangu_sft.checkpoint.lora import is_adapter
 from openpangu_sft.checkpoint.mcore_reader import open_mcore
 from openpangu_sft.checkpoint.source import open_checkpoint
 from openpangu_sft.conversations.calls import THINKING, Answer, split_answer

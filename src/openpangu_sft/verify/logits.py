@@ -8,14 +8,14 @@ with each other, as they round in different places.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from openpangu_sft.checkpoint.files.arrays import DTYPES, DType
 from openpangu_sft.checkpoint.hf import open_hf
-from openpangu_sft.checkpoint.mcore_reader import McoreCheckpoint
 from openpangu_sft.conversations.conversation import Message
 from openpangu_sft.model.llama import build_model
 from openpangu_sft.model.tensors import TORCH_DTYPES, Precision, tensors_of
@@ -23,6 +23,7 @@ from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.tokenizer.template import prompt_spans
 from openpangu_sft.tokenizer.tokenizer import Tokenizer
 from openpangu_sft.verify.megatron import megatron_logits
+from openpangu_sft.verify.tensors import Compared
 
 Logits = npt.NDArray[np.float32]
 
@@ -56,9 +57,10 @@ class Row(NamedTuple):
         return self.measure <= self.limit
 
 
-def compare_logits(recipe: Recipe, hf: Path, mcore: McoreCheckpoint) -> list[Row]:
+def compare_logits(recipe: Recipe, hf: Path, compared: Compared) -> list[Row]:
     """Computes the logits of the prompts in fp32 and in bf16, with both implementations.
 
+    Where the dtypes differ, both have their weights rounded as the tensors were compared: what is left is the model.
     Raises `UserError` where megatron-core is not installed, the tokenizer does not load, or Megatron refuses the ranks.
     """
     tokenizer = Tokenizer(hf, recipe.tokenizer.trust_remote_code)
@@ -66,36 +68,34 @@ def compare_logits(recipe: Recipe, hf: Path, mcore: McoreCheckpoint) -> list[Row
     for system, question in CONVERSATIONS.values():
         spans = list(prompt_spans((system,), (Message("user", question),), reply=True))
         prompts.append([number for ids in tokenizer.encode(spans) for number in ids])
-    layout, vocabulary = mcore.layout, recipe.model.vocab_size
-    rows = []
+    mcore, rounded = compared.mcore, compared.rounded
+    rows: list[Row] = []
     exact: list[Logits] = []
     for precision in TORCH_DTYPES:
-        theirs = hugging_face_logits(recipe, hf, prompts, precision)
+        theirs = hugging_face_logits(recipe, hf, prompts, precision, rounded)
         exact = exact or theirs
-        ours = megatron_logits(mcore.directory, prompts, precision, vocabulary, layout.tensor, layout.pipeline)
-        for name, mine, its, reference in zip(CONVERSATIONS, ours, theirs, exact):
-            rows.append(_row(name, precision, mine, its, reference))
+        ours = megatron_logits(mcore.directory, prompts, precision, recipe.model, mcore.layout, rounded)
+        rows += [_row(precision, *row) for row in zip(CONVERSATIONS, ours, theirs, exact)]
     return rows
 
 
 @torch.no_grad()
-def hugging_face_logits(recipe: Recipe, hf: Path, prompts: list[list[int]], precision: Precision) -> list[Logits]:
-    """The logits of stock transformers: for each prompt fp32 [tokens, vocabulary]."""
+def hugging_face_logits(
+    recipe: Recipe, hf: Path, prompts: list[list[int]], precision: Precision, rounded: Optional[DType] = None
+) -> list[Logits]:
+    """The logits of stock transformers, its weights `rounded` first: for each prompt fp32 [tokens, vocabulary]."""
     tensors = tensors_of(open_hf(hf, recipe.model), recipe.model)
-    weights = {name: tensors.pop(name).to(TORCH_DTYPES[precision]) for name in list(tensors)}
+    first, dtype = getattr(torch, str(rounded or DTYPES[precision])), TORCH_DTYPES[precision]
+    weights = {name: tensors.pop(name).to(first).to(dtype) for name in list(tensors)}
     model = build_model(hf, weights, "eager", torch.device("cpu")).eval()
     return [model(torch.tensor([ids])).logits[0].float().numpy() for ids in prompts]
 
 
-def _row(prompt: str, precision: Precision, ours: Logits, theirs: Logits, exact: Logits) -> Row:
-    largest = float(np.abs(exact).max())
-    difference = float(np.abs(ours - theirs).max())
-    in_fp32 = precision == "fp32"
-    measure = difference / largest if in_fp32 else _rms(ours - exact) / _rms(theirs - exact)
+def _row(precision: Precision, prompt: str, ours: Logits, theirs: Logits, exact: Logits) -> Row:
+    largest, difference = float(np.abs(exact).max()), float(np.abs(ours - theirs).max())
     same = float(np.mean(ours.argmax(-1) == theirs.argmax(-1)))
-    limit = FP32_LIMIT if in_fp32 else BF16_LIMIT
+    measure, limit = difference / largest, FP32_LIMIT
+    if precision == "bf16":
+        rms = [float(np.sqrt(np.mean(np.square(values - exact, dtype=np.float64)))) for values in (ours, theirs)]
+        measure, limit = rms[0] / rms[1], BF16_LIMIT
     return Row(prompt, precision, len(ours), largest, difference, same, measure, limit)
-
-
-def _rms(values: Logits) -> float:
-    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))

@@ -1,74 +1,132 @@
 """One rank of the real megatron-core 0.6.0: loads its part of a checkpoint strictly, as training does; computes logits.
 
-megatron.py starts one process for each of the TP x PP ranks.
+megatron.py starts a process for each of the TP x PP ranks, as stand-ins would leak. They replace what needs a GPU or a
+compiled package: Transformer Engine, apex's norm, CUDA's current device, copies and random state, and sums of bf16,
+which gloo lacks. Everything else is Megatron-core's own code.
 
 Run as: python -m openpangu_sft.verify.rank SCRATCH RANK
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import os
 import sys
-from argparse import Namespace
+import types
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
+import packaging.version
 import torch
 
 from openpangu_sft.checkpoint.files.torch_read import load_checkpoint_file
 from openpangu_sft.model.tensors import TORCH_DTYPES, as_tensor
 from openpangu_sft.util.errors import UserError, explain_os_error
-from openpangu_sft.verify.megatron import REFUSED, file_of
-from openpangu_sft.verify.model import Arguments, build, load_strictly, stand_in
-
-_NEEDED = (
-    "num_layers hidden_size ffn_hidden_size num_attention_heads group_query_attention num_query_groups kv_channels "
-    "max_position_embeddings padded_vocab_size rotary_base norm_epsilon add_bias_linear "
-    "untie_embeddings_and_output_weights"
-)
-_USUAL = {
-    "add_qkv_bias": False,
-    "add_dense_bias": False,
-    "num_layer_list": None,
-    "rotary_interleaved": False,
-    "rotary_percent": 1.0,
-    "rotary_seq_len_interpolation_factor": None,
-}
-"""With _NEEDED the arguments that describe the model; all others are about training."""
-_AGAIN = "make it again, with make convert"
-_KIND = {"normalization": "RMSNorm", "swiglu": True, "position_embedding_type": "rope"}
+from openpangu_sft.verify.megatron import REFUSED
 
 
-def read_rank(path: Path, tensor: int, pipeline: int) -> tuple[Arguments, dict[str, Any]]:
-    """The arguments that describe the model, and the state dict, of one rank's file.
+class RMSNorm(torch.nn.Module):
+    """Root mean square norm over the last dimension, as Megatron-core's layers call it.
 
-    Raises `UserError` where it is damaged, not of a model like openPangu, or made for other TP and PP.
+    Rounds where megatron/legacy/model/rms_norm.py does, MindSpeed-LLM's norm: it matters in bf16.
     """
-    content = load_checkpoint_file(path)
-    args, state = (content.get("args"), content.get("model")) if isinstance(content, dict) else (None, None)
-    if not isinstance(args, Namespace) or not isinstance(state, dict):
-        raise UserError("holds no args and model", where=path, remedy="give a Megatron-core checkpoint")
-    expected = {"tensor_model_parallel_size": tensor, "pipeline_model_parallel_size": pipeline, **_KIND}
-    for name, value in expected.items():
-        found = vars(args).get(name)
-        if type(found) is not type(value) or found != value:
-            raise UserError(f"args.{name} is {found!r}, expected {value!r}", where=path, remedy=_AGAIN)
-    for name in _NEEDED.split():
-        if name not in args:
-            raise UserError(f"args.{name} is missing", where=path, remedy=_AGAIN)
-    given = {name: vars(args).get(name, _USUAL.get(name)) for name in (*expected, *_NEEDED.split(), *_USUAL)}
-    return given, {name: as_tensor(value) for name, value in state.items()}
+
+    def __init__(self, config: Any, hidden_size: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = torch.nn.Parameter(torch.empty(hidden_size, dtype=config.params_dtype))
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        wide = hidden.float()
+        normal = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return normal.type_as(hidden) * self.weight
 
 
-def require_same(given: Arguments) -> None:
-    """Different sizes would deadlock: `UserError` names the first argument that differs between ranks."""
-    all_given: list[Arguments] = [{}] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(all_given, given)
-    for name, value in all_given[0].items():
-        if given[name] != value:
-            raise UserError(f"args.{name} is {given[name]!r}, but {value!r} in the first rank's file")
+def stand_in(core: Path) -> None:
+    """Puts a folder that contains `megatron/core` first on the path, and installs the stand-ins."""
+    sys.path.insert(0, str(core))
+    # attention.py imports a name from setuptools that later versions do not have
+    sys.modules["pkg_resources"] = types.ModuleType("pkg_resources")
+    vars(sys.modules["pkg_resources"]).update(packaging=packaging)
+    # Megatron-core's adapter to Transformer Engine; the local layer spec uses nothing of it but the final norm
+    adapter = types.ModuleType("megatron.core.transformer.custom_layers.transformer_engine")
+    unused = ("TEDotProductAttention", "TELayerNormColumnParallelLinear", "TERowParallelLinear", "SplitAlongDim")
+    vars(adapter).update(dict.fromkeys([*unused, "get_cpu_offload_context"]), TENorm=RMSNorm)
+    sys.modules[adapter.__name__] = adapter
+    vars(torch.cuda).update(current_device=lambda: torch.device("cpu"))
+    torch.Tensor.cuda = lambda self: self  # type: ignore[assignment, method-assign, misc]
+    original = torch.distributed.all_reduce
+
+    def all_reduce(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+        wide = tensor.float()  # the tensor itself where it is fp32
+        original(wide, *args, **kwargs)
+        tensor.copy_(wide)
+
+    vars(torch.distributed).update(all_reduce=all_reduce)
+
+    import megatron.core
+    from megatron.core.tensor_parallel.random import CudaRNGStatesTracker
+
+    assert core.resolve() in Path(megatron.core.__file__).resolve().parents, megatron.core.__file__
+    CudaRNGStatesTracker.fork = lambda self, name="": contextlib.nullcontext()
+
+
+def build(given: dict[str, Any], stages: Sequence[int], dtype: torch.dtype) -> torch.nn.Module:
+    """This rank's part of the model, in evaluation mode, not initialised.
+
+    `given`: see mcore.arguments; `stages`: layers of each pipeline stage.
+    """
+    from megatron.core import parallel_state
+    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+    from megatron.core.models.gpt.gpt_model import GPTModel
+    from megatron.core.transformer import transformer_block
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    parallel_state.initialize_model_parallel(given["tensor_model_parallel_size"], len(stages))
+    # As in MindSpeed-LLM; Megatron-core 0.6.0 has even pipelines only
+    own = stages[parallel_state.get_pipeline_model_parallel_rank()]
+    transformer_block.get_num_layers_to_build = lambda config: own
+    # As in megatron/training/arguments.py: an argument that is no field of the configuration is ignored.
+    fields = {field.name for field in dataclasses.fields(TransformerConfig)}
+    options = {name: value for name, value in given.items() if name in fields}
+    options.update(
+        layernorm_epsilon=given["norm_epsilon"],
+        gated_linear_unit=True,
+        activation_func=torch.nn.functional.silu,
+        use_cpu_initialization=True,
+        perform_initialization=False,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype is torch.bfloat16,  # with it attention's softmax is in fp32
+    )
+    spec = get_gpt_layer_local_spec()
+    spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = RMSNorm
+    model: torch.nn.Module = GPTModel(
+        TransformerConfig(**options),
+        spec,
+        vocab_size=given["padded_vocab_size"],
+        max_sequence_length=given["max_position_embeddings"],
+        pre_process=parallel_state.is_pipeline_first_stage(),
+        post_process=parallel_state.is_pipeline_last_stage(),
+        share_embeddings_and_output_weights=not given["untie_embeddings_and_output_weights"],
+        position_embedding_type="rope",
+        rotary_base=given["rotary_base"],
+    )
+    return model.eval()
+
+
+def load_strictly(model: torch.nn.Module, state: dict[str, Any], where: Path) -> None:
+    """Loads as training does; `UserError` names the tensors that are missing, unexpected or of another shape."""
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        findings = "; ".join(line.strip() for line in str(error).splitlines()[1:])
+        what = f"Megatron-core does not load it: {findings}"
+        raise UserError(what, where=where, remedy="make it again, with make convert") from None
 
 
 def compute_logits(model: Any, ids: list[int], dtype: torch.dtype) -> Optional[torch.Tensor]:
@@ -109,24 +167,20 @@ def run(scratch: Path, rank: int) -> None:
     checkpoint is damaged, or is not one that training would load.
     """
     job = json.loads((scratch / "job.json").read_text("utf-8"))
-    tensor, pipeline, vocab_size, dtype = job["tensor"], job["pipeline"], job["vocab_size"], TORCH_DTYPES[job["dtype"]]
+    files, stages, dtype = list(map(Path, job["files"])), job["stages"], TORCH_DTYPES[job["precision"]]
     stand_in(Path(job["core"]))
-    path = file_of(Path(job["checkpoint"]), rank, tensor, pipeline)
-    given, state = read_rank(path, tensor, pipeline)
+    rounded = getattr(torch, job["rounded"])
+    state: dict[str, Any] = load_checkpoint_file(files[rank])["model"]
+    for name, value in state.items():
+        state[name] = as_tensor(value).to(rounded) if isinstance(value, np.ndarray) else value
     rendezvous = f"file://{scratch / 'rendezvous'}"
-    torch.distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=tensor * pipeline)
-    try:
-        require_same(given)
-        if given["padded_vocab_size"] < vocab_size:
-            raise UserError(f"args.padded_vocab_size is {given['padded_vocab_size']}, less than {vocab_size}")
-        model = build(given, dtype)
-        load_strictly(model, _without_adapters(state, model))
-    except UserError as error:
-        raise UserError(error.what, where=path, remedy=_AGAIN) from None
+    torch.distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=len(files))
+    model = build(job["arguments"], stages, dtype)
+    load_strictly(model, _without_adapters(state, model), files[rank])
     state.clear()  # the model has copies
     logits = [compute_logits(model, ids, dtype) for ids in job["prompts"]]
-    if rank == tensor * (pipeline - 1):
-        np.savez(scratch / "result.npz", *[one[:, :vocab_size].numpy() for one in logits if one is not None])
+    if rank == len(files) - len(files) // len(stages):  # the first of the last stage
+        np.savez(scratch / "result.npz", *[one[:, : job["vocab_size"]].numpy() for one in logits if one is not None])
     torch.distributed.barrier()  # no rank closes a connection that another still reads
 
 

@@ -32,7 +32,7 @@ def test_the_library_reads_what_we_write_and_we_what_it_writes(
     ours, theirs = (tmp_path_factory.getbasetemp() / name for name in ("ours", "theirs"))
     write_safetensors({name: stored(array) for name, array in tensors.items()}, ours)
     save_file({name: to_tensor(array) for name, array in tensors.items()}, str(theirs), metadata={"format": "pt"})
-    read, mapped = load_file(str(ours)), map_safetensors(theirs, "again")
+    read, mapped = load_file(str(ours)), map_safetensors(theirs)
     assert set(read) == set(mapped) == set(tensors)
     for name, array in tensors.items():
         assert same_bits(to_array(read[name]), np.ascontiguousarray(array).reshape(array.shape))
@@ -50,10 +50,10 @@ def test_a_models_file_is_the_librarys_byte_for_byte(tmp_path: Path) -> None:
 def test_a_dtype_of_quantized_weights_is_named(tmp_path: Path) -> None:
     header = json.dumps({"w": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}}).encode()
     (tmp_path / "x").write_bytes(len(header).to_bytes(8, "little") + header + b"1234")
-    assert "tensor w is F8_E4M3, expected one of F32, BF16, F16" in refusal_of(map_safetensors, tmp_path / "x", "again")
+    assert "tensor w is F8_E4M3, expected one of F32, BF16, F16" in refusal_of(map_safetensors, tmp_path / "x")
 
 
 def test_mapped_tensors_cannot_be_changed(tmp_path: Path) -> None:
     write_safetensors({"w": stored(np.ones(4, BF16))}, tmp_path / "x")
     with pytest.raises(ValueError, match="read-only"):
-        map_safetensors(tmp_path / "x", "again")["w"][0] = 0
+        map_safetensors(tmp_path / "x")["w"][0] = 0

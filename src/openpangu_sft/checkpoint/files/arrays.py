@@ -54,13 +54,9 @@ def bits(array: Array) -> Array:
 
 def first_difference(one: Array, other: Array) -> Optional[tuple[int, ...]]:
     """Index of the first element that has other bits, or None; both arrays have one shape and dtype."""
-    row = 0
     for part, counterpart in zip(slabs(one), slabs(other)):
-        differs = bits(part) != bits(counterpart)
-        if differs.any():
-            index = np.unravel_index(int(differs.argmax()), differs.shape)
-            return (int(index[0]) + row, *map(int, index[1:])) if index else ()
-        row += len(part) if part.ndim else 0
+        if (bits(part) != bits(counterpart)).any():
+            return tuple(map(int, np.unravel_index(int((bits(one) != bits(other)).argmax()), one.shape)))
     return None
 
 
@@ -69,24 +65,16 @@ def same_bits(one: Array, other: Array) -> bool:
     return one.shape == other.shape and one.dtype == other.dtype and first_difference(one, other) is None
 
 
-class CastStats(NamedTuple):
-    """Elements that were cast, those that do not survive the way back, and finite ones that became infinite."""
+def convert_dtype(array: Array, dtype: Optional[DType]) -> tuple[Array, tuple[int, int, int]]:
+    """Rounds to nearest even; keeps an array of this dtype, or where None.
 
-    values: int = 0
-    changed: int = 0
-    infinite: int = 0
-
-    def __add__(self, other: CastStats) -> CastStats:  # type: ignore[override]
-        return CastStats(*(mine + its for mine, its in zip(self, other)))
-
-
-def convert_dtype(array: Array, dtype: Optional[DType]) -> tuple[Array, CastStats]:
-    """Rounds to nearest even, and counts the elements that it changes; keeps an array of this dtype, or where None."""
+    Counts the elements that were cast, those that do not survive the way back, and finite ones that became infinite.
+    """
     if dtype is None or dtype == array.dtype:
-        return array, CastStats()
+        return array, (0, 0, 0)
     with np.errstate(over="ignore", invalid="ignore"):
         converted = array.astype(dtype)
         back = converted.astype(array.dtype)
         changed = int(np.count_nonzero((back != array) & (back == back)))
         infinite = int(np.count_nonzero(np.isinf(back) & ~np.isinf(array)))
-    return converted, CastStats(array.size, changed, infinite)
+    return converted, (array.size, changed, infinite)

@@ -105,7 +105,7 @@ class Builder:
             return self._storage(built)
         if record.name in _CONSTANTS:
             raise UnpicklingError(f"calls {record.name}")
-        made = _MAKERS.get(record.name, _itself)(built)
+        made = _MAKERS[record.name](built) if record.name in _MAKERS else built
         self._bytes -= made.nbytes if isinstance(made, np.ndarray) else len(made) if isinstance(made, bytes) else 0
         if self._bytes < 0:
             raise UnpicklingError("tensors of many times the file's size")
@@ -123,16 +123,11 @@ class Builder:
         return record
 
 
-def _itself(record: Inert) -> Inert:
-    return record
-
-
 def _arguments(record: Inert, *kinds: type) -> Any:
     """The arguments, which must be of exactly these types."""
-    args = record.args or ()
-    if tuple(map(type, args)) != kinds:
+    if tuple(map(type, record.args or ())) != kinds:
         raise UnpicklingError(f"{record.name} with other arguments than a checkpoint has")
-    return args
+    return record.args or ()
 
 
 def _sizes(values: Any) -> bool:
@@ -149,10 +144,10 @@ def _tensor(record: Inert) -> Array:
         raise UnpicklingError("a tensor without a storage")
     values = storage.state
     last = offset + sum((extent - 1) * step for extent, step in zip(size, stride))
-    if 0 not in size and last >= len(values):
-        raise UnpicklingError("a tensor reaches beyond its storage")
     if 0 in size:
         return np.empty(size, values.dtype)
+    if last >= len(values):
+        raise UnpicklingError("a tensor reaches beyond its storage")
     steps = [step * values.itemsize for step in stride]
     return np.lib.stride_tricks.as_strided(values[offset:], size, steps)
 
@@ -227,12 +222,12 @@ _MAKERS: dict[str, Callable[[Inert], Any]] = {
     "builtins.bytes": lambda record: bytes(*_arguments(record)),
     "builtins.getattr": _member,
     "_codecs.encode": _encode,
-    "_io.BytesIO": _itself,  # extra state of Transformer Engine's layers
+    "_io.BytesIO": lambda record: record,  # extra state of Transformer Engine's layers
     "numpy.dtype": _dtype,
     "numpy.core.multiarray._reconstruct": _array,
     "numpy.core.multiarray.scalar": _scalar,
     "torch.Size": lambda record: _arguments(record, tuple)[0],
-    "torch.device": _itself,
+    "torch.device": lambda record: record,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": lambda record: _arguments(record, np.ndarray, bool, dict)[0],
 }

@@ -26,13 +26,13 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _ALIGNMENT = 8
 
 
-def map_safetensors(path: Path, remedy: str) -> dict[str, Array]:
+def map_safetensors(path: Path) -> dict[str, Array]:
     """Maps the tensors of a file, to be read on use; `UserError` if it is damaged or a tensor is quantized."""
     try:
         with safe_open(str(path), "np"):  # checks the header against the file: no gaps, no overlaps, nothing beyond
             pass
     except SafetensorError as error:
-        raise UserError(f"damaged: {error}", where=path, remedy=remedy) from None
+        raise UserError(f"damaged: {error}", where=path, remedy="download it again") from None
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(length))
@@ -55,10 +55,9 @@ def write_safetensors(tensors: Mapping[str, Stored], path: Path, advance: Advanc
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     position = 0
     for name in names:
-        tensor = tensors[name]
-        end = position + tensor.nbytes
-        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": tensor.shape, "data_offsets": [position, end]}
-        position = end
+        tensor, begin = tensors[name], position
+        position += tensor.nbytes
+        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": tensor.shape, "data_offsets": [begin, position]}
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
     with naming(path), OutputFile(path) as output:

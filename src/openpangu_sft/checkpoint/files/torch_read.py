@@ -40,8 +40,6 @@ _WRITTEN = (
 
 
 class _Steps(dict[int, Any]):
-    """The functions of the opcodes."""
-
     def __missing__(self, code: int) -> None:
         raise pickle.UnpicklingError(f"opcode {_NAMES.get(code, code)}: not in protocol 2, torch.save's default")
 
@@ -53,23 +51,18 @@ class _Unpickler(_PythonUnpickler):  # type: ignore[misc]
         {code: _PythonUnpickler.dispatch[code] for code, name in _NAMES.items() if name in _WRITTEN.split()}
     )
 
-    def find_class(self, module: str, name: str) -> Inert:
-        """The record of a name."""
-        return named(module, name)
+    find_class = staticmethod(named)
 
     def persistent_load(self, pid: Any) -> Inert:
-        """The record of a storage."""
         if type(pid) is not tuple:
             raise pickle.UnpicklingError("a persistent id that names no storage")
         return Inert(STORAGE, pid)
 
     def load_setitem(self) -> None:
-        """One item of a dict."""
         value = self.stack.pop()
         self._put([self.stack.pop()], [value])
 
     def load_setitems(self) -> None:
-        """Items of a dict, from the last MARK on."""
         items = self.pop_mark()
         self._put(items[::2], items[1::2])
 

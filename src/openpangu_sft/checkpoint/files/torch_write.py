@@ -13,7 +13,7 @@ from collections import OrderedDict
 from io import BytesIO
 from math import prod
 from pathlib import Path
-from typing import IO, Any, ClassVar, cast
+from typing import IO, Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 
@@ -21,18 +21,9 @@ from openpangu_sft.checkpoint.files.arrays import BF16, DType, Stored
 from openpangu_sft.checkpoint.files.writer import Advance, Entry, OutputFile, nothing
 from openpangu_sft.util.errors import naming
 
-STORAGES: dict[str, DType] = {
-    "FloatStorage": np.dtype(np.float32),
-    "BFloat16Storage": BF16,
-    "HalfStorage": np.dtype(np.float16),
-    "DoubleStorage": np.dtype(np.float64),
-    "LongStorage": np.dtype(np.int64),
-    "IntStorage": np.dtype(np.int32),
-    "ShortStorage": np.dtype(np.int16),
-    "CharStorage": np.dtype(np.int8),
-    "ByteStorage": np.dtype(np.uint8),
-    "BoolStorage": np.dtype(bool),
-}
+_KINDS: dict[str, Any] = {"Float": "f4", "BFloat16": BF16, "Half": "f2", "Double": "f8", "Long": "i8", "Int": "i4"}
+_KINDS.update({"Short": "i2", "Char": "i1", "Byte": "u1", "Bool": "b1"})
+STORAGES: dict[str, DType] = {f"{kind}Storage": np.dtype(dtype) for kind, dtype in _KINDS.items()}
 """torch's storage classes, which stand for dtypes in a file."""
 NAMED_DTYPES: dict[str, DType] = {str(dtype): dtype for dtype in STORAGES.values()}  # names of dtypes in torch's module
 
@@ -42,11 +33,11 @@ _ROOT = "archive"
 _LOCAL_HEADER, _ZIP64_EXTRA = 30, 20
 
 
-class _Global:
+class _Global(NamedTuple):
     """A function or class of torch, written by name, as torch is not imported."""
 
-    def __init__(self, name: str, module: str = "torch") -> None:
-        self.module, self.name = module, name
+    module: str
+    name: str
 
     def __call__(self) -> None:
         """Required by pickle of a function, never called."""
@@ -57,6 +48,9 @@ class _Storage(tuple[Any, ...]):
 
 
 _PythonPickler: Any = pickle._Pickler
+_REBUILD = _Global("torch._utils", "_rebuild_tensor_v2")
+_STORAGES = {dtype: _Global("torch", name) for name, dtype in STORAGES.items()}
+_DTYPES = {dtype: _Global("torch", name) for name, dtype in NAMED_DTYPES.items()}
 
 
 class _Pickler(_PythonPickler):  # type: ignore[misc]
@@ -67,36 +61,25 @@ class _Pickler(_PythonPickler):  # type: ignore[misc]
     def __init__(self, stream: IO[bytes]) -> None:
         super().__init__(stream, _PROTOCOL)
         self.tensors: list[Stored] = []
-        self._rebuild = _Global("_rebuild_tensor_v2", "torch._utils")
-        self._storages = {dtype: _Global(name) for name, dtype in STORAGES.items()}
-        self._dtypes = {dtype: _Global(name) for name, dtype in NAMED_DTYPES.items()}
-
-    def persistent_id(self, value: object) -> Any:
-        """Called for every object; None where it is not pickled by reference."""
-        return tuple(value) if isinstance(value, _Storage) else None
 
     def save_tensor(self, tensor: Stored) -> None:
         """A tensor with a storage of its own, contiguous."""
-        number = str(len(self.tensors))
-        storage = _Storage(("storage", self._storages[tensor.dtype], number, "cpu", prod(tensor.shape)))
+        storage = _Storage(("storage", _STORAGES[tensor.dtype], str(len(self.tensors)), "cpu", prod(tensor.shape)))
         self.tensors.append(tensor)
         strides = tuple(prod(tensor.shape[axis + 1 :]) for axis in range(len(tensor.shape)))
         arguments: tuple[Any, ...] = (storage, 0, tensor.shape, strides, False, OrderedDict())
-        self.save_reduce(self._rebuild, arguments, obj=tensor)
+        self.save_reduce(_REBUILD, arguments, obj=tensor)
 
     def save_name(self, value: _Global) -> None:
         """A name; later uses refer to the memo."""
         self.write(b"c" + f"{value.module}\n{value.name}\n".encode("ascii"))
         self.memoize(value)
 
-    def save_dtype(self, dtype: DType) -> None:
-        """A dtype as torch's."""
-        self.save(self._dtypes[dtype])
-
     dispatch[Stored] = save_tensor
     dispatch[_Global] = save_name
+    dispatch[_Storage] = lambda self, storage: self.save_pers(tuple(storage))
     for _kind in {type(dtype) for dtype in NAMED_DTYPES.values()}:
-        dispatch[_kind] = save_dtype
+        dispatch[_kind] = lambda self, dtype: self.save(_DTYPES[dtype])
 
 
 def write_torch_file(content: object, path: Path, advance: Advance = nothing) -> Entry:
@@ -109,20 +92,17 @@ def write_torch_file(content: object, path: Path, advance: Advance = nothing) ->
         OutputFile(path) as output,
         zipfile.ZipFile(cast("IO[bytes]", output), "w", zipfile.ZIP_STORED) as archive,
     ):
-        _record(archive, output, "data.pkl", pickled.getvalue())
-        _record(archive, output, "byteorder", b"little")
+        for name, data in (("data.pkl", pickled.getvalue()), ("byteorder", b"little")):
+            with _open(archive, output, name, len(data)) as record:
+                record.write(data)
         for key, tensor in enumerate(pickler.tensors):
             with _open(archive, output, f"data/{key}", tensor.nbytes) as record:
                 for chunk in tensor.chunks():
                     record.write(chunk.reshape(-1).view(np.uint8).data)
                     advance(chunk.nbytes, "")
-        _record(archive, output, "version", b"3\n")
+        with _open(archive, output, "version", 2) as record:
+            record.write(b"3\n")
     return output.entry
-
-
-def _record(archive: zipfile.ZipFile, output: OutputFile, name: str, data: bytes) -> None:
-    with _open(archive, output, name, len(data)) as record:
-        record.write(data)
 
 
 def _open(archive: zipfile.ZipFile, output: OutputFile, name: str, size: int) -> IO[bytes]:

@@ -71,4 +71,4 @@ class OutputFile:
         return view.nbytes
 
     def flush(self) -> None:
-        """Part of the file interface that zipfile calls."""
+        """Called by zipfile."""

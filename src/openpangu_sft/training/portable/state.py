@@ -20,8 +20,8 @@ from openpangu_sft import __version__
 from openpangu_sft.artifacts.artifact import Manifest, read_manifest, staged_directory
 from openpangu_sft.checkpoint.files.torch_read import load_checkpoint_file
 from openpangu_sft.checkpoint.mcore import Position, iteration_directory, write_rank, write_tracker
-from openpangu_sft.checkpoint.reshard import Resharder
 from openpangu_sft.checkpoint.sharding import layout_of
+from openpangu_sft.checkpoint.weights import Resharder
 from openpangu_sft.model.llama import tensors_of_model
 from openpangu_sft.model.tensors import TORCH_DTYPES, tensors_in, weights_of
 from openpangu_sft.recipe.schema import Recipe

@@ -10,9 +10,8 @@ import pytest
 from conftest import MakeRecipe
 from openpangu_sft.checkpoint import weights
 from openpangu_sft.checkpoint.files.arrays import Array
-from openpangu_sft.checkpoint.reshard import Resharder, require_equal
 from openpangu_sft.checkpoint.sharding import Block, hf_shapes
-from openpangu_sft.checkpoint.weights import Part, Weights, row_blocks, weights_of_arrays
+from openpangu_sft.checkpoint.weights import Part, Resharder, Weights, require_equal, row_blocks, weights_of_arrays
 from openpangu_sft.recipe.sections import Model
 from refusals import refusal_of
 
@@ -60,8 +59,8 @@ def test_equal_weights_are_compared_in_pieces(model: Model, monkeypatch: pytest.
     resharder = Resharder(on_two_ranks(arrays), model)
     asked: list[Block] = []
     seen: list[int] = []
-    read = resharder.read
-    monkeypatch.setattr(resharder, "read", lambda block: asked.append(block) or read(block))
+    read = resharder.weights.read
+    monkeypatch.setattr(resharder.weights, "read", lambda block: asked.append(block) or read(block))
     require_equal(resharder, weights_of_arrays(arrays), "here", lambda size, note: seen.append(size))
     assert max(4 * math.prod(block.shape) for block in asked) <= PIECE
     assert sum(seen) == sum(array.nbytes for array in arrays.values())
