@@ -90,8 +90,7 @@ def test_links_to_directories_are_followed_but_not_in_circles(tmp_path: Path) ->
     [
         ("a.txt", "known are .jsonl, "),
         ("a.tar.gz", "unpack or convert it, or move it away"),
-        ("a.parquet.gz", "unpack or convert it, or move it away"),
-        ("a.pt", "known are .jsonl, .json, .csv, .parquet, .arrow; .jsonl, .json, .csv also with .gz or .zst"),
+        ("a.pt", "known are .jsonl, .json, .csv, .parquet, .arrow, each also with .gz or .zst"),
         ("a", "known are .jsonl"),
     ],
 )

@@ -140,7 +140,8 @@ def test_odd_keys_are_named_in_one_line() -> None:
         pytest.param({"messages": None}, "messages is null, not a list", id="null-messages"),
         pytest.param({"conversations": ""}, "conversations is a text that cannot be read", id="blank"),
         pytest.param({"instruction": "", "output": ""}, "message 1 (user) is empty", id="empty-alpaca"),
-        pytest.param({"text": "### Human: hi### Assistant: hello"}, "unknown format: keys found are text", id="text"),
+        pytest.param({"chat": "USER: hi\n\n\nASSISTANT: hello"}, "as one text in chat", id="chat"),
+        pytest.param({"text": "### Human: hi### Assistant: hello"}, "as one text in text", id="text"),
     ],
 )
 def test_a_record_of_no_known_format(record: object, reason: str) -> None:

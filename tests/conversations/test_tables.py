@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import io
+import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pyarrow
@@ -11,7 +15,7 @@ from pyarrow import ipc, parquet
 
 from openpangu_sft.conversations.format import run_format
 from openpangu_sft.recipe.load import load_recipe
-from raw_data import contents, put, read, refusal
+from raw_data import OTHER, TALK, compressed, contents, put, read, refusal
 from refusals import refusal_of
 
 DEMO = Path(__file__).resolve().parents[2] / "recipes" / "demo.yaml"
@@ -128,6 +132,16 @@ def test_damaged_arrow_is_refused(tmp_path: Path) -> None:
             assert "not readable as Arrow" in refusal(tmp_path / name)
 
 
+def test_a_full_disk_for_temporary_files_is_not_the_files_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = put(tmp_path / "a.arrow.gz", b"ARROW1")
+    monkeypatch.setattr(shutil, "copyfileobj", lambda *_: os.write(os.open("/dev/full", os.O_WRONLY), b"1"))
+    with pytest.raises(OSError, match="No space left") as found:
+        read(path)
+    assert found.value.filename == tempfile.gettempdir()
+
+
 def test_an_arrow_stream_cut_between_batches_is_refused(tmp_path: Path) -> None:
     batch = pyarrow.record_batch({"n": [1, 2]})
     sizes, path = list[int](), tmp_path / "a.arrow"
@@ -155,3 +169,21 @@ def test_offsets_beyond_the_data_spoil_only_their_row(tmp_path: Path) -> None:
 def test_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.table([[1], [2]], names=["a", "a"]), tmp_path / "a.parquet")
     assert "has the column 'a' twice -> keep one of them" in refusal(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_compressed_tables(tmp_path: Path, suffix: str) -> None:
+    table = pyarrow.Table.from_pylist([TALK, OTHER])
+    for kind in ("parquet", "stream", "file"):
+        content = io.BytesIO()
+        if kind == "parquet":
+            parquet.write_table(table, content)
+        else:
+            with (ipc.new_stream if kind == "stream" else ipc.new_file)(content, table.schema) as writer:
+                writer.write_table(table)
+        name = f"{kind}.{'parquet' if kind == 'parquet' else 'arrow'}{suffix}"
+        path = tmp_path / name
+        path.write_bytes(compressed(content.getvalue(), suffix))
+        assert contents(path) == [TALK, OTHER]
+        path.write_bytes(path.read_bytes()[:-20])
+        assert "not readable as" in refusal(path)

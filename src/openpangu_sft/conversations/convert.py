@@ -25,6 +25,7 @@ _COLUMNS = columns.KNOWN | _OUTSIDE
 _CONTENT = frozenset(("parts", "role"))
 _IN_TURNS = ("role", "content")
 _FORMATS = {"samples": ("meta_prompt",), "alpaca": (*columns.PROMPT, *columns.ANSWER), **LISTS}  # keys that tell them
+_BLOBS = ("chat", "text", "dialog", "dialogue", "transcript")
 
 LABELS = ("label", "kto_tag")
 CHOSEN = ("chosen", "chosen_response", "chosen_messages")
@@ -86,6 +87,10 @@ class Converter:
         found = found or [name for name, keys in _FORMATS.items() if not record.keys().isdisjoint(keys)]  # but empty
         if found:
             return found[0]
+        for key in _BLOBS:
+            if isinstance(record.get(key), str):
+                what = f"holds a conversation as one text in {key}: turns cannot be told apart"
+                raise BadSample(f"{what}, write them as messages")
         known = "messages, conversations, instruction + output, prompt + completion, meta_prompt + data"
         what = f"unknown format: keys found are {keys_of(record)}; known are {known}"
         raise BadSample(f"{what}: name your columns in data.columns")

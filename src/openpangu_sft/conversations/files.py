@@ -22,9 +22,8 @@ READERS: dict[str, Callable[[Path, str], Iterator[RawRecord]]] = {
     ".parquet": read_parquet,
     ".arrow": read_arrow,
 }
-_TEXTS = (".jsonl", ".json", ".csv")  # which may be compressed; tables are in themselves
-SUFFIXES = (*READERS, *(kind + packed for kind in _TEXTS for packed in COMPRESSED))  # ends of the names of raw files
-_KNOWN = f"{', '.join(READERS)}; {', '.join(_TEXTS)} also with {' or '.join(COMPRESSED)}"
+SUFFIXES = (*READERS, *(kind + packed for kind in READERS for packed in COMPRESSED))  # ends of the names of raw files
+_KNOWN = f"{', '.join(READERS)}, each also with {' or '.join(COMPRESSED)}"
 
 _ABOUT = ("readme", "license", "licence")
 # of `datasets`: the results of `map`, which it keeps beside its data, and metadata

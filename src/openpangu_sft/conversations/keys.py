@@ -22,8 +22,9 @@ MEDIA = frozenset(_MEDIA.split())
 
 EMPTY: tuple[object, ...] = (None, "", [], {})  # values that hold nothing
 
-_LIKE = "label loss loss_mask loss_scale loss_weight mask masked train train_detail trainable"
-_LIKE_WEIGHTS = frozenset(_LIKE.split())
+_LIKE_WEIGHTS = frozenset(
+    ("label", "loss", "loss_mask", "loss_scale", "loss_weight", "mask", "masked", "train", "train_detail", "trainable")
+)
 
 
 class BadSample(Exception):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
+import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +15,7 @@ from typing import Any
 import pyarrow
 from pyarrow import ipc, parquet
 
-from openpangu_sft.conversations.opening import LONGEST_LINE, UTF8, lost, open_raw, text_lines
+from openpangu_sft.conversations.opening import COMPRESSED, LONGEST_LINE, UTF8, lost, open_raw, text_lines
 from openpangu_sft.conversations.readers import RawRecord
 from openpangu_sft.util.errors import UserError
 
@@ -68,10 +71,11 @@ def read_parquet(path: Path, encoding: str = UTF8) -> Iterator[RawRecord]:
 
     Parquet stores every field of a structure in every row, null where there was none: nulls are removed at every depth.
     """
-    row = 0
+    size = path.stat().st_size
     with _mapped(path, "parquet") as source, parquet.ParquetFile(source) as file:
+        total, row = max(file.metadata.num_rows, 1), 0
         for batch in file.iter_batches(batch_size=ROWS_AT_ONCE):
-            yield from _rows(path, batch, row, source.size() * (row + batch.num_rows) // max(file.metadata.num_rows, 1))
+            yield from _rows(path, batch, row, size * (row + batch.num_rows) // total)
             row += batch.num_rows
 
 
@@ -94,11 +98,21 @@ def read_arrow(path: Path, encoding: str = UTF8) -> Iterator[RawRecord]:
 
 @contextlib.contextmanager
 def _mapped(path: Path, kind: str) -> Iterator[pyarrow.NativeFile]:
-    """The file's content; explains errors of reading it."""
+    """The file's content, unpacked into a temporary file where it is compressed; explains errors of reading it."""
     try:
-        with pyarrow.memory_map(str(path)) as source:
-            yield source
+        if not (codec := COMPRESSED.get(path.suffix.lower())):
+            with pyarrow.memory_map(str(path)) as source:
+                yield source
+            return
+        with path.open("rb") as packed, tempfile.NamedTemporaryFile() as unpacked:
+            shutil.copyfileobj(pyarrow.CompressedInputStream(packed, codec), unpacked)
+            unpacked.flush()
+            with pyarrow.memory_map(unpacked.name) as source:
+                yield source
     except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: column names that are not UTF-8
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            error.filename = tempfile.gettempdir()  # where it is unpacked
+            raise
         raise UserError(f"not readable as {kind}: {error}", where=path, remedy="write it again") from None
 
 
