@@ -16,6 +16,7 @@ from openpangu_sft.plan.estimate import memory_of
 from openpangu_sft.plan.memory import GIB
 from openpangu_sft.plan.show import advice
 from openpangu_sft.recipe.rules import complaints
+from openpangu_sft.training.run.provenance import IMAGE as IN_CONTAINER_OF_MAKE
 from openpangu_sft.util.ascend import VARIABLE
 
 FEW = "give the container more of them (NPUS=), or lower parallel.devices_per_node"
@@ -27,12 +28,11 @@ def seen(context: Context) -> Finding:
     """As many NPUs as processes, and 910B, which the recipes are written for."""
     wanted, answer = context.recipe.parallel.devices_per_node, context.npus
     expected = f"{wanted} x 910B (parallel.devices_per_node)"
-    files = len(context.device_files)
     if answer.problem:
+        files = len(context.device_files)
         found = f"{answer.problem}; {files or 'no'} device files /dev/davinci*"
-        if not context.npu_smi and files >= wanted:
-            return warning(found, answer.remedy, expected)
-        return failed(found, answer.remedy, expected)
+        state = warning if not context.npu_smi and files >= wanted else failed
+        return state(found, answer.remedy, expected)
     chips = answer.listing.chips
     names = ", ".join(f"{count} x {name}" for name, count in Counter(chip.name for chip in chips).items())
     if len(chips) < wanted:
@@ -56,10 +56,8 @@ def healthy(context: Context) -> Finding:
         return ok(f"all {len(chips)} OK, up to {hottest} °C")
     found = "\n".join(f"{context.npus.listing.name(chip)}: {chip.health}" for chip in ill)
     steps = (f"see npu-smi info -t health -i {ill[0].npu}", _others(context), "have it repaired")
-    remedy = "; ".join(filter(None, steps))
-    if any(chip.health != "Warning" for chip in ill if chip in context.used):
-        return failed(found, remedy, "OK")
-    return warning(found, remedy, "OK")
+    state = failed if any(chip.health != "Warning" for chip in ill if chip in context.used) else warning
+    return state(found, "; ".join(filter(None, steps)), "OK")
 
 
 def free(context: Context) -> Finding:
@@ -69,9 +67,12 @@ def free(context: Context) -> Finding:
         lines = [f"{listing.name(one)}: {one.name or 'a process'} ({one.pid}), {one.memory:,} MB" for one in busy]
         remedy = "; or ".join(filter(None, ["wait for them or end them", _others(context)]))
         return failed("\n".join(lines), remedy, "no process on them")
-    if full := [chip for chip in context.used if (chip.used or 0) > IDLE_MB]:
-        name = listing.name
-        lines = [f"{name(chip)}: {chip.used:,} of {chip.total:,} MB in use, by no process seen here" for chip in full]
+    lines = [
+        f"{listing.name(chip)}: {chip.used:,} of {chip.total:,} MB in use, by no process seen here"
+        for chip in context.used
+        if (chip.used or 0) > IDLE_MB
+    ]
+    if lines:
         return warning("\n".join(lines), "look for another container that uses them", "no process on them")
     if listing.processes is None:
         return ok("little of their memory is in use; npu-smi lists no processes here")
@@ -83,17 +84,21 @@ def _place(one: Union[Chip, Process]) -> tuple[int, int]:
 
 
 def _others(context: Context) -> str:
-    """How to take healthy, free NPUs, with fewer processes if need be; empty where that is impossible."""
+    """How to take healthy, free NPUs, with fewer processes if need be; empty where that is impossible. The setting is
+    make's in its containers, elsewhere CANN's.
+    """
     listing, recipe = context.npus.listing, context.recipe
     held = {_place(process) for process in listing.processes or ()}
-    fit = [chip for chip in listing.chips if chip.health in ("OK", "Warning") and (chip.used or 0) <= IDLE_MB]
-    fit = [chip for chip in fit if _place(chip) not in held]
+    well = [chip for chip in listing.chips if chip.health in ("OK", "Warning") and (chip.used or 0) <= IDLE_MB]
+    by_make = bool(context.machine.environment.get(IN_CONTAINER_OF_MAKE))
+    fit = [chip.device if by_make else listing.chips.index(chip) for chip in well if _place(chip) not in held]
     wanted = recipe.parallel.devices_per_node
     for count in range(min(len(fit), wanted), 0, -1):
         parallel = recipe.parallel.model_copy(update={"devices_per_node": count})
         if not complaints(recipe.model_copy(update={"parallel": parallel})):
             fewer = f" with SET=parallel.devices_per_node={count}" if count < wanted else ""
-            return f"take others: {context.choice(fit[:count])}{fewer}"
+            name, value = "NPUS" if by_make else f"export {VARIABLE}", ",".join(map(str, fit[:count]))
+            return f"take others: {name}={value}{fewer}"
     return ""
 
 
@@ -120,18 +125,13 @@ def device_files(context: Context) -> Finding:
         return failed(f"{len(files) or 'no'} /dev/davinci* for {wanted} processes", "see NPUs", expected)
     if closed := [file for file in [*files, *control] if not os.access(file, os.R_OK | os.W_OK)]:
         found = "\n".join(f"no permission: {_described(file)}" for file in closed)
-        return failed(found, _opened(closed[0]), expected)
+        remedy = "run this as root"
+        if os.geteuid() == 0:
+            remedy = "the container keeps root from it: give it the device (make does so; otherwise --device)"
+        elif (status := closed[0].stat()).st_gid and status.st_mode & 0o060 == 0o060:
+            remedy = f"usermod -aG {_group(closed[0])} USER, then log in again; in a container: --group-add"
+        return failed(found, remedy, expected)
     return ok(f"{len(files)} NPUs and {', '.join(CONTROL)}: {_described(files[0])}")
-
-
-def _opened(file: Path) -> str:
-    status = file.stat()
-    if os.geteuid() == 0:
-        return "the container keeps root from it: give it the device (make does so; otherwise --device)"
-    if status.st_gid and status.st_mode & 0o060 == 0o060:
-        user = os.environ.get("USER") or str(os.getuid())
-        return f"usermod -aG {_group(file)} {user}, then log in again; in a container: --group-add"
-    return "run this as root, or install the driver so that it gives them to its group (HwHiAiUser)"
 
 
 def _described(file: Path) -> str:
