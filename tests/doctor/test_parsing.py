@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from doctor_machines import RECORDED, recorded
-from openpangu_sft.doctor import ascend, npu_smi, resources
+from openpangu_sft.doctor import ascend, resources
 from openpangu_sft.doctor.ascend import in_series, is_older
 from openpangu_sft.doctor.npu_smi import Chip, Process, parse_fields, parse_info
 from openpangu_sft.util import ascend as ascend_files
@@ -21,7 +21,7 @@ def test_a_healthy_machine() -> None:
     assert listing.driver == "24.1.rc3"
     assert [chip.npu for chip in listing.chips] == list(range(8))
     assert {(chip.name, chip.health, chip.chip) for chip in listing.chips} == {("910B1", "OK", 0)}
-    assert listing.chips[7] == Chip(7, "910B1", "OK", 47, 0, 3378, 65536)
+    assert listing.chips[7] == Chip(7, "910B1", "OK", 0, 3378, 65536)
     assert listing.processes == ()
 
 
@@ -71,7 +71,6 @@ def test_several_processes_of_an_npu() -> None:
 def test_cards_of_two_chips() -> None:
     chips = parse_info(recorded("a3.txt")).chips
     assert [(chip.npu, chip.chip) for chip in chips] == [(npu, chip) for npu in range(8) for chip in range(2)]
-    assert [chip.temperature for chip in chips[:2]] == [36, 36]  # the second one's power is -
     assert [chip.device for chip in chips] == list(range(16))
 
 
@@ -88,7 +87,7 @@ def test_numbers_of_device_files() -> None:
 
 def test_an_inference_card_has_another_table() -> None:
     (chip,) = parse_info(recorded("310p.txt")).chips
-    assert chip == Chip(96, "310P3", "OK", 46, 0, 1836, 21527, 0)
+    assert chip == Chip(96, "310P3", "OK", 0, 1836, 21527, 0)
 
 
 def test_a_process_without_a_name_as_containers_show_them() -> None:
@@ -114,10 +113,10 @@ def test_what_npu_smi_says_of_a_board() -> None:
     ids=["used", "no driver", "no library", "nothing"],
 )
 def test_why_npu_smi_lists_nothing(text: str, said: str, remedy: str) -> None:
-    assert parse_info(text).chips == ()
-    answer = npu_smi.reason(text)
-    assert said in answer[0]
-    assert remedy in answer[1]
+    listing = parse_info(text)
+    assert listing.chips == ()
+    assert said in listing.problem
+    assert remedy in listing.remedy
 
 
 TABLES = "\n".join(recorded(file.name) for file in sorted(RECORDED.glob("*.txt")))
@@ -130,7 +129,7 @@ ANY_TEXT = st.text() | st.lists(ROW | st.sampled_from(TABLES.splitlines())).map(
 def test_any_text_is_parsed_to_something(text: str) -> None:
     listing = parse_info(text)
     assert all(isinstance(chip.npu, int) and chip.name for chip in listing.chips)
-    npu_smi.reason(text)
+    assert bool(listing.chips) != bool(listing.problem)
     parse_fields(text)
 
 

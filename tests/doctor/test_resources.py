@@ -48,7 +48,7 @@ def test_a_refusal_is_a_failed_line_with_its_remedy() -> None:
     ("number", "found", "remedy"),
     [
         (errno.EACCES, "/x: no permission", "check the owner and mode of this path"),
-        (errno.EIO, "/x: Input/output error", "see the system log: dmesg"),
+        (errno.EIO, "/x: Input/output error", "see dmesg"),
     ],
 )
 def test_an_error_of_the_system_is_explained(number: int, found: str, remedy: str) -> None:

@@ -17,7 +17,7 @@ from packaging.version import Version
 from openpangu_sft.doctor.finding import Finding, failed, ok, skipped, warning
 from openpangu_sft.doctor.machine import Context
 from openpangu_sft.doctor.npu_smi import parse_fields
-from openpangu_sft.util.ascend import ASCEND, install_info, parse_info, toolkit_home
+from openpangu_sft.util.ascend import ASCEND, cann_info, driver_info, toolkit_home
 
 CANN = "8.0.RC3"  # what torch_npu 2.1.0.post8 pairs with
 DRIVER = "24.1.RC3"  # the Ascend HDK of CANN 8.0.RC3
@@ -27,10 +27,10 @@ INSTALL = f"install the HDK {DRIVER} (firmware, then driver) on the host, and re
 
 
 def driver(context: Context) -> Finding:
-    info = parse_info(context.machine.read(f"{ASCEND}/driver/version.info"))
+    machine, info = context.machine, driver_info(context.machine.root)
     if not info and context.npus.problem:
         return failed(f"no {ASCEND}/driver/version.info", INSTALL, DRIVER)
-    return judge_driver(info, _cann_info(context) or {}, context.npus.listing.driver)
+    return judge_driver(info, cann_info(machine.environment, machine.root), context.npus.driver)
 
 
 def firmware(context: Context) -> Finding:
@@ -51,24 +51,18 @@ def firmware(context: Context) -> Finding:
     return failed(shown, INSTALL, "one that npu-smi finds compatible with the driver") if wrong else ok(shown)
 
 
-def _cann_info(context: Context) -> Optional[dict[str, str]]:
-    """Fields of the CANN whose environment is set here; None where there is none."""
-    home = toolkit_home(context.machine.environment)
-    info = install_info(context.machine.path(home)) if home else None
-    return None if info is None else parse_info(info)
-
-
 def cann(context: Context) -> Finding:
     """CANN's version, and whether its environment is set; the check tensors finds libraries that are not found."""
-    home, remedy = toolkit_home(context.machine.environment), "run in the image, which has it (make image or make load)"
+    machine, remedy = context.machine, "run in the image, which has it (make image or make load)"
+    home = toolkit_home(machine.environment)
     if not home:
-        if not context.machine.path(f"{TOOLKIT}/set_env.sh").is_file():
+        if not machine.path(f"{TOOLKIT}/set_env.sh").is_file():
             return failed("not installed", f"{remedy}, or install CANN {CANN}", CANN)
         entrypoint = "start it through the image's entrypoint, which does so: docker run without --entrypoint"
         remedy = entrypoint if context.in_image else f"source {TOOLKIT}/set_env.sh, then run it again"
         return failed("installed, but its environment is not set (ASCEND_TOOLKIT_HOME)", remedy, CANN)
-    info = _cann_info(context)
-    if info is None:
+    info = cann_info(machine.environment, machine.root)
+    if not info:
         found = f"no ascend_toolkit_install.info in {home}"
         return failed(found, f"fix ASCEND_TOOLKIT_HOME, or {remedy}", CANN)
     return judge_cann(info.get("version", ""), remedy)

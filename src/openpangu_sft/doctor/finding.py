@@ -51,20 +51,11 @@ def guarded(name: str, check: Callable[[], Finding]) -> Finding:
         found = check()
     except SizesUnknown as error:
         found = skipped(f"not known: {error.what} in {error.where}")
-    except UserError as error:
-        found = _refused(error)
-    except OSError as error:
-        found = _refused(explain_os_error(error), "see the system log: dmesg")
+    except (UserError, OSError) as error:
+        refusal, otherwise = (error, "") if isinstance(error, UserError) else (explain_os_error(error), "see dmesg")
+        where = f"{refusal.where}: " if refusal.where is not None else ""
+        found = failed(f"{where}{refusal.what}", refusal.remedy or otherwise)
     except Exception as error:
         found = failed(f"this check ended with {type(error).__name__}: {error}", "report this bug")
-    return replace(found, check=name, found=_shown(found.found))
-
-
-def _refused(refusal: UserError, otherwise: str = "") -> Finding:
-    where = f"{refusal.where}: " if refusal.where is not None else ""
-    return failed(f"{where}{refusal.what}", refusal.remedy or otherwise)
-
-
-def _shown(text: str) -> str:
-    """Text of files and programs without terminal control characters."""
-    return "\n".join(printable(line) for line in text[:LONGEST].splitlines())
+    shown = "\n".join(printable(line) for line in found.found[:LONGEST].splitlines())  # text of files and programs
+    return replace(found, check=name, found=shown)

@@ -11,12 +11,12 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Optional
 
-from openpangu_sft.doctor.npu_smi import Chip, Listing, parse_info, reason
+from openpangu_sft.doctor.npu_smi import Chip, Listing, parse_info
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.ascend import text_of, visible
 
@@ -32,12 +32,12 @@ class Ran(NamedTuple):
     problem: str = ""
 
 
+@dataclass(frozen=True)
 class Machine:
     """The root is another one in tests, as with HOST_ROOT of scripts/npus.sh; the environment is this process's."""
 
-    def __init__(self, root: Path = Path("/"), environment: Optional[Mapping[str, str]] = None) -> None:
-        self.root = root
-        self.environment = dict(os.environ if environment is None else environment)
+    root: Path = Path("/")
+    environment: Mapping[str, str] = field(default_factory=os.environ.copy)
 
     def path(self, name: str) -> Path:
         """An absolute path of the machine, below the root."""
@@ -89,14 +89,6 @@ def _kill(process: subprocess.Popen[str]) -> str:
     return "killed"
 
 
-class Answer(NamedTuple):
-    """What npu-smi lists, or why it lists nothing and the remedy."""
-
-    listing: Listing
-    problem: str = ""
-    remedy: str = ""
-
-
 @dataclass(frozen=True)
 class Context:
     """A recipe on a machine."""
@@ -126,23 +118,20 @@ class Context:
         return self.machine.program("npu-smi", "/usr/local/sbin", "/usr/local/bin") or ""
 
     @cached_property
-    def npus(self) -> Answer:
+    def npus(self) -> Listing:
         if not self.npu_smi:
             remedy = "install the Ascend driver on the host; a container gets npu-smi from it (make does so)"
-            return Answer(Listing(), "npu-smi is not installed", remedy)
+            return Listing(problem="npu-smi is not installed", remedy=remedy)
         ran = self.ask_npu_smi("info")
-        listing = parse_info(ran.text)
-        if listing.chips:
-            return Answer(listing)
-        said, remedy = reason(ran.text)
         if ran.problem and not ran.text.strip():
-            said, remedy = ran.problem, "a card or the driver hangs: as root, see dmesg; reboot the host"
-        return Answer(Listing(), f"npu-smi info: {said}", remedy)
+            remedy = "a card or the driver hangs: as root, see dmesg; reboot the host"
+            return Listing(problem=f"npu-smi info: {ran.problem}", remedy=remedy)
+        return parse_info(ran.text)
 
     @cached_property
     def visible(self) -> tuple[Chip, ...]:
         """The listed chips that CANN shows to a process here."""
-        chips = self.npus.listing.chips
+        chips = self.npus.chips
         return tuple(chips[index] for index in visible(self.machine.environment, len(chips)))
 
     @property

@@ -91,7 +91,7 @@ def links(context: Context) -> Finding:
         for chip in context.used:
             ran = context.machine.run(tool, "-i", str(chip.device), option, "-g", seconds=10)
             said = parse_fields(ran.text).get(field) or ran.problem or "says nothing"
-            lines += [f"{context.npus.listing.name(chip)}: {field} {said}"] if said != wanted else []
+            lines += [f"{context.npus.name(chip)}: {field} {said}"] if said != wanted else []
         return "\n".join(lines)
 
     if down := differing("-link", "link status", "UP"):

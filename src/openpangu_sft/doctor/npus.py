@@ -33,7 +33,7 @@ def seen(context: Context) -> Finding:
         found = f"{answer.problem}; {files or 'no'} device files /dev/davinci*"
         state = warning if not context.npu_smi and files >= wanted else failed
         return state(found, answer.remedy, expected)
-    chips = answer.listing.chips
+    chips = answer.chips
     names = ", ".join(f"{count} x {name}" for name, count in Counter(chip.name for chip in chips).items())
     if len(chips) < wanted:
         return failed(f"{names} ({numbers(context, chips)})", FEW, expected)
@@ -49,12 +49,11 @@ def seen(context: Context) -> Finding:
 
 def healthy(context: Context) -> Finding:
     """Health by npu-smi: Warning is a minor alarm, Alarm a major, Critical a critical one."""
-    chips = context.npus.listing.chips
+    chips = context.npus.chips
     ill = [chip for chip in chips if chip.health != "OK"]
     if not ill:
-        hottest = max((chip.temperature or 0 for chip in chips), default=0)
-        return ok(f"all {len(chips)} OK, up to {hottest} °C")
-    found = "\n".join(f"{context.npus.listing.name(chip)}: {chip.health}" for chip in ill)
+        return ok(f"all {len(chips)} OK")
+    found = "\n".join(f"{context.npus.name(chip)}: {chip.health}" for chip in ill)
     steps = (f"see npu-smi info -t health -i {ill[0].npu}", _others(context), "have it repaired")
     state = failed if any(chip.health != "Warning" for chip in ill if chip in context.used) else warning
     return state(found, "; ".join(filter(None, steps)), "OK")
@@ -62,7 +61,7 @@ def healthy(context: Context) -> Finding:
 
 def free(context: Context) -> Finding:
     """Whether other processes hold the NPUs that training would take."""
-    listing, used = context.npus.listing, {_place(chip) for chip in context.used}
+    listing, used = context.npus, {_place(chip) for chip in context.used}
     if busy := [process for process in listing.processes or () if _place(process) in used]:
         lines = [f"{listing.name(one)}: {one.name or 'a process'} ({one.pid}), {one.memory:,} MB" for one in busy]
         remedy = "; or ".join(filter(None, ["wait for them or end them", _others(context)]))
@@ -87,7 +86,7 @@ def _others(context: Context) -> str:
     """How to take healthy, free NPUs, with fewer processes if need be; empty where that is impossible. The setting is
     make's in its containers, elsewhere CANN's.
     """
-    listing, recipe = context.npus.listing, context.recipe
+    listing, recipe = context.npus, context.recipe
     held = {_place(process) for process in listing.processes or ()}
     well = [chip for chip in listing.chips if chip.health in ("OK", "Warning") and (chip.used or 0) <= IDLE_MB]
     by_make = bool(context.machine.environment.get(IN_CONTAINER_OF_MAKE))
@@ -104,7 +103,7 @@ def _others(context: Context) -> str:
 
 def numbers(context: Context, chips: Sequence[Chip]) -> str:
     """NPU 0, 1, 2; or NPU 0 chip 0, 0 chip 1, where cards have several."""
-    return "NPU " + ", ".join(context.npus.listing.name(chip)[len("NPU ") :] for chip in chips)
+    return "NPU " + ", ".join(context.npus.name(chip)[len("NPU ") :] for chip in chips)
 
 
 def device_files(context: Context) -> Finding:

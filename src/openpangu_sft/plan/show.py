@@ -32,16 +32,16 @@ def show_report(report: Report, to: Console) -> None:
     _data(report, to)
     _time(report, to)
     for line in report.warnings:
-        _say(to, line, style="yellow")
+        to.print(line, style="yellow")
 
 
 def _memory(report: Report, to: Console) -> None:
     memory, recipe, parallel = report.memory, report.recipe, report.recipe.parallel
     device = "NPU" if recipe.train.engine == "mindspeed" else "process"
     title = f"{recipe.train.engine}, {report.parameters:,} parameters, {parallel.world} x {device}"
-    _say(to, f"{title}: {split_of(recipe)}", style="bold")
+    to.print(f"{title}: {split_of(recipe)}", style="bold")
     if rank := recipe.train.lora.rank:
-        _say(to, f"LoRA of rank {rank}: {report.trained:,} parameters in adapters are trained")
+        to.print(f"LoRA of rank {rank}: {report.trained:,} parameters in adapters are trained")
     rows = [_row(part) for part in (*memory.static, *memory.fullest.parts)]
     rows.append(("peak of tensors", _gib(memory.peak), f"in phase {memory.fullest.name}"))
     rows += [_row(part) for part in memory.outside]
@@ -55,12 +55,12 @@ def _memory(report: Report, to: Console) -> None:
             "tight": f"fits {gib:g} GiB only with less than 1/10 of it left",
             "no": f"does not fit {gib:g} GiB",
         }
-        _say(to, words[verdict], style="green" if verdict == "yes" else "yellow")
+        to.print(words[verdict], style="green" if verdict == "yes" else "yellow")
         if verdict != "yes":
-            _say(to, f"  to fit: {advice(best, gib)}")
+            to.print(f"  to fit: {advice(best, gib)}")
     if report.speed.memory:
-        _say(to, f"the run in {recipe.path('run')}: {report.speed.memory}")
-    _say(to, NOT_COUNTED[recipe.train.engine])
+        to.print(f"the run in {recipe.path('run')}: {report.speed.memory}")
+    to.print(NOT_COUNTED[recipe.train.engine])
 
 
 def advice(best: Sequence[Choice], gib: float) -> str:
@@ -73,14 +73,14 @@ def advice(best: Sequence[Choice], gib: float) -> str:
 def _splits(report: Report, to: Console) -> None:
     """What auto would take, and what comes next."""
     if isinstance(report.recipe, ChosenRecipe):
-        _say(to, report.recipe.chosen)
+        to.print(report.recipe.chosen)
     head = ["", "split", "recompute", "GiB", "GFLOP", "GB sent", "work"]
     for gib, best in report.best.items():
         fitting = {f"{number}": one for number, one in enumerate(best[:SHOWN], 1) if one.fits(gib)}
         rows = [(name, *_figures(one)) for name, one in {"now": report.now, **fitting}.items()]
         takes = "takes 1" if fitting else "nothing fits" if best else "no other split is valid"
         print_rows(f"auto, on devices of {gib:g} GiB: {takes}", head, rows, to)
-    _say(to, LEGEND)
+    to.print(LEGEND)
 
 
 def _figures(one: Choice) -> tuple[str, ...]:
@@ -136,12 +136,5 @@ def _gib(size: float, digits: int = 2) -> str:
 
 
 def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:,.1f} h"
-
-
-def _say(to: Console, line: str, style: str = "") -> None:
-    to.print(line, style=style, markup=False)
+    minutes = f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
+    return f"{seconds:.0f} s" if seconds < 120 else minutes
