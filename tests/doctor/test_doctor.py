@@ -124,7 +124,7 @@ def test_a_narrow_terminal_loses_nothing(fake: FakeMachine, tmp_path: Path) -> N
 
 def test_words_are_wrapped_and_a_long_path_stays_whole(capsys: pytest.CaptureFixture[str]) -> None:
     path = f"/cache/{'a' * 60}/{'b' * 60}"
-    finding = Finding(State.FAILED, f"{path}: cannot be written\n{path} neither", "", "several words " * 20, "disk")
+    finding = Finding(State.FAILED, f"{path}: cannot be written\n{path} neither", "several words " * 20, check="disk")
     print_findings(Console(width=80), {"where": path}, [finding])
     shown = capsys.readouterr().out
     assert [line.strip() for line in shown.splitlines() if "/cache/" in line] == [

@@ -41,7 +41,7 @@ def test_a_refusal_is_a_failed_line_with_its_remedy() -> None:
     def refusing() -> Finding:
         raise UserError("is not there", where="/x", remedy="make it")
 
-    assert guarded("it", refusing) == Finding(State.FAILED, "/x: is not there", "", "make it", "it")
+    assert guarded("it", refusing) == Finding(State.FAILED, "/x: is not there", "make it", check="it")
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_an_error_of_the_system_is_explained(number: int, found: str, remedy: st
     def failing() -> Finding:
         raise OSError(number, os.strerror(number), "/x")
 
-    assert guarded("it", failing) == Finding(State.FAILED, found, "", remedy, "it")
+    assert guarded("it", failing) == Finding(State.FAILED, found, remedy, check="it")
 
 
 def test_a_program_that_hangs_is_killed_with_its_children(tmp_path: Path) -> None:

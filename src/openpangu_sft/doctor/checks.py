@@ -75,21 +75,18 @@ def run_checks(context: Context, begin: Callable[[str], object] = lambda name: N
 def where(context: Context) -> dict[str, str]:
     """Header of the table."""
     system = parse_info(context.machine.read("/etc/os-release")).get("pretty_name", "").strip('"')
+    place = "in a container that is not of this project's image" if context.in_container else "on the host"
+    if context.in_image:
+        made = json.loads(context.machine.read(f"{IMAGE}/versions.json") or "")
+        place = f"in the image {packages.NAME}:{__version__}-{made['target']}, commit {str(made['commit'])[:12]}"
     return {
-        "where": _where(context),
+        "where": place,
         "user": context.machine.environment.get("USER") or str(os.geteuid()),
         "machine": platform.node(),
         "system": f"{system or platform.system()}, kernel {platform.release()}, {platform.machine()}",
         "recipe": f"train.engine={context.recipe.train.engine} train.device={context.recipe.train.device}, "
         f"{context.recipe.parallel.nodes} x {context.recipe.parallel.devices_per_node} processes",
     }
-
-
-def _where(context: Context) -> str:
-    if context.in_image:
-        made = json.loads(context.machine.read(f"{IMAGE}/versions.json") or "")
-        return f"in the image {packages.NAME}:{__version__}-{made['target']}, commit {str(made['commit'])[:12]}"
-    return "in a container that is not of this project's image" if context.in_container else "on the host"
 
 
 STYLES = {State.OK: "green", State.WARNING: "yellow", State.FAILED: "bold red", State.SKIPPED: "dim"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Callable
 
 from openpangu_sft.util.errors import LONGEST, SizesUnknown, UserError, explain_os_error, printable
@@ -23,26 +24,13 @@ class Finding:
     """One row of the table."""
 
     state: State
-    found: str  # what is there; several lines where there are several things
+    found: str  # what is there, several lines where there are several things; or why it was skipped
+    remedy: str = ""  # of a warning or failure: what to do, as an imperative
     expected: str = ""  # what the recipe needs, unless `found` says it
-    remedy: str = ""  # what to do, as an imperative
     check: str = ""  # its name, set by `guarded`
 
 
-def ok(found: str) -> Finding:
-    return Finding(State.OK, found)
-
-
-def warning(found: str, remedy: str, expected: str = "") -> Finding:
-    return Finding(State.WARNING, found, expected, remedy)
-
-
-def failed(found: str, remedy: str, expected: str = "") -> Finding:
-    return Finding(State.FAILED, found, expected, remedy)
-
-
-def skipped(why: str) -> Finding:
-    return Finding(State.SKIPPED, why)
+ok, warning, failed, skipped = (partial(Finding, state) for state in State)
 
 
 def guarded(name: str, check: Callable[[], Finding]) -> Finding:

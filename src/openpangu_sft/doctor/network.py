@@ -28,22 +28,19 @@ HCCN_TOOL = "/usr/local/Ascend/driver/tools"
 def ports(context: Context) -> Finding:
     """Whether HCCL's ports are free, and MASTER_PORT on the first of several machines."""
     recipe, environment = context.recipe, context.machine.environment
-    wanted: dict[int, str] = {}
+    wanted: dict[str, range] = {}
     if recipe.parallel.nodes > 1 and environment.get("NODE_RANK", "0") == "0":
-        wanted[_port(environment.get("MASTER_PORT") or MASTER_PORT, "MASTER_PORT")] = "MASTER_PORT"
+        port = _port(environment.get("MASTER_PORT") or MASTER_PORT, "MASTER_PORT")
+        wanted["MASTER_PORT"] = range(port, port + 1)
     base = _port(environment.get("HCCL_IF_BASE_PORT") or HCCL_BASE, "HCCL_IF_BASE_PORT", HCCL_BASES)
-    hccl = range(base, base + HCCL_COUNT) if context.wants_npus and recipe.parallel.world > 1 else range(0)
-    wanted.update(dict.fromkeys(hccl, "HCCL"))
-    if not wanted:
-        return skipped("none is needed")
-    taken = {port: name for port, name in wanted.items() if not _is_free(port)}
+    if context.wants_npus and recipe.parallel.world > 1:
+        wanted["HCCL_IF_BASE_PORT"] = range(base, base + HCCL_COUNT)
+    taken = [f"{port} ({name})" for name, numbers in wanted.items() for port in numbers if not _is_free(port)]
     if taken:
-        name = next(iter(taken.values()))
-        remedy = f"end what listens there (ss -ltnp), or set {'HCCL_IF_BASE_PORT' if name == 'HCCL' else name}"
-        return failed(f"taken: {', '.join(f'{port} ({name})' for port, name in taken.items())}", remedy, "free ports")
-    shown = [f"{port} ({name})" for port, name in wanted.items() if name != "HCCL"]
-    shown += [f"{hccl[0]}-{hccl[-1]} (HCCL)"] if hccl else []
-    return ok(f"free: {', '.join(shown)}")
+        remedy = "end what listens there (ss -ltnp), or set this variable"
+        return failed(f"taken: {', '.join(taken)}", remedy, "free ports")
+    shown = ", ".join(f"{len(numbers)} from {numbers[0]} ({name})" for name, numbers in wanted.items())
+    return ok(f"free: {shown}") if wanted else skipped("none is needed")
 
 
 def _port(value: str, where: str, allowed: range = PORTS) -> int:
@@ -67,12 +64,9 @@ def interfaces(context: Context) -> Finding:
     """The interfaces that HCCL and gloo are told to use; raises `UserError` where one does not exist."""
     if context.recipe.parallel.world == 1:
         return skipped("not needed: one process")
-    environment, folder = context.machine.environment, context.machine.path("/sys/class/net")
-    require_network(environment, folder)
-    names = ("HCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
-    told = [f"{name}={environment[name]}" for name in names if name in environment]
-    found = sorted(path.name for path in folder.iterdir() if path.is_dir())  # bonding_masters is a file
-    return ok("; ".join([", ".join(found), *told]))
+    folder = context.machine.path("/sys/class/net")
+    require_network(context.machine.environment, folder)
+    return ok(", ".join(sorted(path.name for path in folder.iterdir() if path.is_dir())))  # bonding_masters is a file
 
 
 def links(context: Context) -> Finding:
@@ -106,9 +100,8 @@ def nodes(context: Context) -> Finding:
     """Whether other machines are reachable: the first one from all others, and those of --peer."""
     environment, count = context.machine.environment, context.recipe.parallel.nodes
     answers = {peer: reach(*split_peer(peer)) for peer in context.peers}
-    reached = {peer: answer.startswith(("answers", "reached")) for peer, answer in answers.items()}
-    lines = [f"{peer}: {answers[peer]}" for peer in sorted(answers, key=lambda peer: reached[peer])]
-    if not all(reached.values()):
+    lines = [f"{peer}: {answer}" for peer, answer in answers.items()]
+    if not all(answer.startswith(("answers", "reached")) for answer in answers.values()):
         remedy = "check its name (/etc/hosts), the network and its firewall"
         return failed("\n".join(lines), remedy, "an answer")
     if count == 1:

@@ -30,9 +30,8 @@ def seen(context: Context) -> Finding:
     expected = f"{wanted} x 910B (parallel.devices_per_node)"
     if answer.problem:
         files = len(context.device_files)
-        found = f"{answer.problem}; {files or 'no'} device files /dev/davinci*"
         state = warning if not context.npu_smi and files >= wanted else failed
-        return state(found, answer.remedy, expected)
+        return state(f"{answer.problem}; {files or 'no'} device files /dev/davinci*", answer.remedy, expected)
     chips = answer.chips
     names = ", ".join(f"{count} x {name}" for name, count in Counter(chip.name for chip in chips).items())
     if len(chips) < wanted:
@@ -150,8 +149,7 @@ def npu_memory(context: Context) -> Finding:
     sizes = [chip.total for chip in context.used if chip.total]
     if not sizes:
         return skipped("not known, see NPUs")
-    gib = min(sizes) / 1024
-    memory = memory_of(context.recipe)
+    gib, memory = min(sizes) / 1024, memory_of(context.recipe)
     found, expected = f"{gib:.4g} GiB", f"{memory.needed / GIB:.1f} GiB by make plan, and a tenth left"
     if memory.verdict(gib) == "yes":
         return ok(f"{found}; {memory.needed / GIB:.1f} needed by make plan")

@@ -80,8 +80,7 @@ def sources(context: Context, target: Path = SOURCES, patches: Path = PATCHES) -
     manifest = parse_manifest(target / MANIFEST, "run make sources")
     changed = [name for name, entry in manifest.files.items() if not _same(target / name, entry["sha256"])]
     if changed:
-        more = f", and {len(changed) - 1} more" if changed[1:] else ""
-        found = f"{changed[0]} in {target} is missing or has been changed{more}"
+        found = f"missing or changed in {target}: {', '.join(changed)}"
         return failed(found, f"remove {target}, and run make sources", "as make sources left it")
     if not compiled_helper(target).is_file() and not shutil.which("g++", path=context.machine.environment.get("PATH")):
         return failed("Megatron-LM's helper is not compiled, and g++ is not installed", "install g++")
@@ -90,10 +89,9 @@ def sources(context: Context, target: Path = SOURCES, patches: Path = PATCHES) -
 
 
 def _same(file: Path, digest: str) -> bool:
-    try:
+    with contextlib.suppress(OSError):
         return sha256_of(file) == digest
-    except OSError:
-        return False
+    return False
 
 
 def docker(context: Context) -> Finding:

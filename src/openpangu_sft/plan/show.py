@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from openpangu_sft.plan.choose import Choice, recomputed, split_of
-from openpangu_sft.plan.memory import GIB, Memory, Part
+from openpangu_sft.plan.memory import GIB, Part
 from openpangu_sft.plan.report import Report
 from openpangu_sft.recipe.schema import ChosenRecipe
 from openpangu_sft.util.console import print_rows, print_table
@@ -45,7 +45,9 @@ def _memory(report: Report, to: Console) -> None:
     rows = [_row(part) for part in (*memory.static, *memory.fullest.parts)]
     rows.append(("peak of tensors", _gib(memory.peak), f"in phase {memory.fullest.name}"))
     rows += [_row(part) for part in memory.outside]
-    rows.append(("total", _gib(memory.needed), _other_phases(memory)))
+    rest = memory.needed - memory.fullest.size
+    others = (f"{one.name} {_gib(rest + one.size, 1)}" for one in memory.phases if one is not memory.fullest)
+    rows.append(("total", _gib(memory.needed), f"in other phases: {', '.join(others)}"))
     of = f" (stage {memory.stage})" if parallel.pipeline > 1 else ""
     print_rows(f"memory of {'an' if device == 'NPU' else 'a'} {device}{of}", ["", "GiB", "how"], rows, to)
     for gib, best in report.best.items():
@@ -123,12 +125,6 @@ def _time(report: Report, to: Console) -> None:
 
 def _row(part: Part) -> tuple[str, str, str]:
     return part.name, _gib(part.size), part.how
-
-
-def _other_phases(memory: Memory) -> str:
-    others = [phase for phase in memory.phases if phase is not memory.fullest]
-    rest = memory.needed - memory.fullest.size
-    return "in other phases: " + ", ".join(f"{one.name} {_gib(rest + one.size, 1)}" for one in others)
 
 
 def _gib(size: float, digits: int = 2) -> str:
