@@ -249,7 +249,7 @@ def test_without_a_checkpoint_the_first_stage_works_and_what_needs_sizes_says_so
 
 def test_doctor_skips_what_it_cannot_know_without_sizes(tmp_path: Path) -> None:
     context = Context(load_recipe(own_recipe(tmp_path), SMALL), Machine(Path("/")))
-    for name in ("memory", "disk", "ulimits"):
+    for name in ("memory", "disk"):
         finding = guarded(name, lambda name=name: CHECKS[name](context))
         assert (finding.state, "no config.json in" in finding.found) == (State.SKIPPED, True)
     assert guarded("inputs", lambda: CHECKS["inputs"](context)).state == State.WARNING

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from doctor_machines import FakeMachine, MakeContext, context, fake
-from openpangu_sft.doctor import linux, resources
+from openpangu_sft.doctor import resources
 from openpangu_sft.doctor.finding import State
 
 __all__ = ["context", "fake"]
@@ -107,7 +107,7 @@ def test_a_container_that_sees_only_the_mount_itself(fake: FakeMachine, context:
 
 @given(st.none() | st.text() | st.from_regex(r"([0-9]{1,2}:[a-z,]*:/[^\n]*\n){0,3}"), st.sampled_from(["", "memory"]))
 def test_groups_never_lead_out_of_the_mount(text: str, controller: str) -> None:
-    groups = linux.control_groups(text, controller)
+    groups = resources.control_groups(text, controller)
     assert groups[-1] == "/"
     for group in groups:
         assert group.startswith("/")
@@ -115,8 +115,8 @@ def test_groups_never_lead_out_of_the_mount(text: str, controller: str) -> None:
 
 
 def test_cached_files_of_v1_and_v2() -> None:
-    assert linux.inactive_file("anon 5\ninactive_file 7\n") == 7
-    assert linux.inactive_file("inactive_file 3\ntotal_inactive_file 9\n") == 9
-    assert linux.inactive_file("total_inactive_file 9\ninactive_file 3\n") == 9
-    assert linux.inactive_file("inactive_file 3\ntotal_inactive_file 0\n") == 0
-    assert linux.inactive_file(None) == 0
+    assert resources.inactive_file("anon 5\ninactive_file 7\n") == 7
+    assert resources.inactive_file("inactive_file 3\ntotal_inactive_file 9\n") == 9
+    assert resources.inactive_file("total_inactive_file 9\ninactive_file 3\n") == 9
+    assert resources.inactive_file("inactive_file 3\ntotal_inactive_file 0\n") == 0
+    assert resources.inactive_file(None) == 0

@@ -1,10 +1,9 @@
-"""How doctor's checks run, and those of shared memory, limits, clock and image."""
+"""How doctor's checks run, and those of shared memory and image."""
 
 from __future__ import annotations
 
 import errno
 import os
-import resource
 import shutil
 import time
 from pathlib import Path
@@ -42,21 +41,21 @@ def test_a_refusal_is_a_failed_line_with_its_remedy() -> None:
     def refusing() -> Finding:
         raise UserError("is not there", where="/x", remedy="make it")
 
-    assert guarded("it", refusing) == Finding(State.FAILED, "/x: is not there", "", "make it", "it")
+    assert guarded("it", refusing) == Finding(State.FAILED, "/x: is not there", "make it", check="it")
 
 
 @pytest.mark.parametrize(
     ("number", "found", "remedy"),
     [
         (errno.EACCES, "/x: no permission", "check the owner and mode of this path"),
-        (errno.EIO, "/x: Input/output error", "see the system log: dmesg"),
+        (errno.EIO, "/x: Input/output error", "see dmesg"),
     ],
 )
 def test_an_error_of_the_system_is_explained(number: int, found: str, remedy: str) -> None:
     def failing() -> Finding:
         raise OSError(number, os.strerror(number), "/x")
 
-    assert guarded("it", failing) == Finding(State.FAILED, found, "", remedy, "it")
+    assert guarded("it", failing) == Finding(State.FAILED, found, remedy, check="it")
 
 
 def test_a_program_that_hangs_is_killed_with_its_children(tmp_path: Path) -> None:
@@ -110,50 +109,15 @@ def test_shared_memory(context: MakeContext, monkeypatch: pytest.MonkeyPatch, mb
     assert resources.shared_memory(context("parallel.devices_per_node=1")).state == State.SKIPPED
 
 
-@pytest.mark.parametrize(
-    ("files", "size", "state"),
-    [
-        (65536, resource.RLIM_INFINITY, State.OK),
-        (1024, resource.RLIM_INFINITY, State.WARNING),
-        (65536, 9, State.FAILED),
-    ],
-)
-def test_limits(context: MakeContext, monkeypatch: pytest.MonkeyPatch, files: int, size: int, state: State) -> None:
-    given = {resource.RLIMIT_NOFILE: (files, files), resource.RLIMIT_FSIZE: (size, size)}
-    monkeypatch.setattr(resource, "getrlimit", given.__getitem__)
-    assert resources.limits(context()).state == state
-
-
-def test_clock(fake: FakeMachine, context: MakeContext) -> None:
-    assert resources.clock(context()).state == State.OK
-    fake.program("timedatectl", "echo no")
-    assert "not kept by NTP" in resources.clock(context()).found
-    assert resources.clock(context("parallel.nodes=2", "train.global_batch_size=16")).state == State.WARNING
-
-
-@pytest.mark.parametrize(("hours", "state"), [(-25, State.FAILED), (-23, State.OK), (1, State.OK)])
-def test_a_clock_before_the_newest_of_this_codes_files(
-    context: MakeContext, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hours: int, state: State
-) -> None:
-    (tmp_path / "code/below").mkdir(parents=True)
-    newest = 1_700_000_000
-    for file, age in ("old.py", 10**8), ("below/new.py", 0), ("later.txt", -(10**8)):
-        (tmp_path / "code" / file).touch()
-        os.utime(tmp_path / "code" / file, (newest - age, newest - age))
-    monkeypatch.setattr(resources, "CODE", tmp_path / "code")
-    monkeypatch.setattr(time, "time", lambda: newest + hours * 3600.0)
-    finding = resources.clock(context())
-    assert (finding.state, "this code's files are of 2023-11-1" in finding.found) == (state, state == State.FAILED)
-
-
 def test_docker(fake: FakeMachine, context: MakeContext) -> None:
     assert packages.docker(context()).state == State.WARNING
     assert packages.docker(context("train.engine=transformers")).state == State.SKIPPED
-    fake.program("docker", 'case "$1" in version) echo 20.10.24 ;; *) exit 1 ;; esac')
+    fake.program("docker", 'echo "No such image"; exit 1')
     missing = packages.docker(context(DOCKER=""))
     assert (missing.state, "make image TARGET=npu" in missing.remedy) == (State.WARNING, True)
-    fake.program("docker", 'case "$1" in version) echo 20.10.24 ;; esac')
-    assert packages.docker(context(DOCKER="")).found.endswith("-npu, engine 20.10.24")
+    assert missing.found.endswith("-npu: No such image")
+    fake.program("docker", "echo sha256:0")
+    assert packages.docker(context(DOCKER="")).found.endswith("-npu")
 
 
 def test_where(fake: FakeMachine, context: MakeContext) -> None:
@@ -162,6 +126,4 @@ def test_where(fake: FakeMachine, context: MakeContext) -> None:
     assert where(context())["where"] == "in a container that is not of this project's image"
     fake.write("/opt/openpangu/versions.json", '{"target": "npu", "commit": "0123456789abcdef"}')
     assert where(context())["where"].endswith("-npu, commit 0123456789ab")
-    fake.write("/opt/openpangu/versions.json", "[]")
-    assert where(context())["where"].startswith("in the image openpangu-sft:")
     assert packages.docker(context()).state == State.SKIPPED

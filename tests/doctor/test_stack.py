@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from doctor_machines import DRIVER, TOOLKIT, FakeMachine, MakeContext, context, fake, recorded
+from doctor_machines import RECORDED, TOOLKIT, FakeMachine, MakeContext, context, fake, recorded
 from openpangu_sft.doctor import ascend, machine, packages, tensors
 from openpangu_sft.doctor.finding import Finding, State, guarded, ok
 from openpangu_sft.doctor.machine import Ran
@@ -24,7 +24,7 @@ def test_the_whole_stack(fake: FakeMachine, context: MakeContext) -> None:
 
 
 @pytest.mark.parametrize(
-    ("recording", "said"), [("other_driver.txt", "23.0.7, older; "), ("newer_driver.txt", "25.3.rc1, newer; ")]
+    ("recording", "said"), [("other_driver.txt", "23.0.7, older than "), ("newer_driver.txt", "25.3.rc1, newer than ")]
 )
 def test_another_driver_is_known_by_npu_smi_too(
     fake: FakeMachine, context: MakeContext, recording: str, said: str
@@ -44,34 +44,16 @@ def test_an_older_driver_that_cann_takes(fake: FakeMachine, context: MakeContext
     assert ascend.driver(context()).state == State.FAILED
 
 
-def test_firmware_of_each_npu(fake: FakeMachine, context: MakeContext, tmp_path: Path) -> None:
+def test_firmware_of_each_npu(fake: FakeMachine, context: MakeContext) -> None:
     fake.add_npus("healthy.txt")
-    fake.write(f"{DRIVER}/version.info", recorded("driver_24.1.rc3.info"))
-    assert ascend.firmware(context()).state == State.WARNING  # the recorded board's is older
-    newer = tmp_path / "board.txt"
-    newer.write_text(recorded("board.txt").replace("7.1.0.7.220", "7.5.0.1.129"))
-    fake.add_npus("healthy.txt", board=str(newer))
-    assert ascend.firmware(context()).found.startswith("7.5.0.1.129; npu-smi says")
-    script = fake.programs / "npu-smi"
-    script.write_text(
-        script.read_text().replace("case", f'[ "$5" != 6 ] || exec sed s/7.5.0.1.129/7.5.1/ {newer}\ncase', 1)
-    )
-    mixed = ascend.firmware(context())
-    assert mixed.state == State.WARNING
-    assert mixed.found.splitlines() == ["NPU 0, 1, 2, 3, 4, 5, 7: 7.5.0.1.129", "NPU 6: 7.5.1"]
-
-
-def test_the_worst_of_the_firmwares(fake: FakeMachine, context: MakeContext, tmp_path: Path) -> None:
-    good = tmp_path / "board.txt"
-    good.write_text(recorded("board.txt").replace("7.1.0.7.220", "7.5.0.1.129"))
-    fake.add_npus("healthy.txt", board=str(good))
-    fake.write(f"{DRIVER}/version.info", recorded("driver_24.1.rc3.info"))
-    script = fake.programs / "npu-smi"
-    asked = f'[ "$5" != 6 ] || exec sed s/7.5.0.1.129/9.9.9/ {good}\n[ "$5" != 2 ] || exec sed s/7.5.0/7.1.0/ {good}\n'
-    script.write_text(script.read_text().replace("case", f"{asked}case", 1))
+    assert ascend.firmware(context()) == ok("7.1.0.7.220 (NPU 0, 1, 2, 3, 4, 5, 6, 7)")
+    script, board = fake.programs / "npu-smi", RECORDED / "board.txt"
+    odd = f'[ "$5" != 6 ] || exec sed "s/7.1.0.7.220/9.9.9/; s/: OK/: NOK/" {board}'
+    script.write_text(script.read_text().replace("case", f"{odd}\ncase", 1))
     finding = ascend.firmware(context())
-    assert (finding.state, finding.found) == (State.FAILED, "9.9.9: the driver wants 7.0.0 to 7.5.99")
-    assert ascend.firmware(context("parallel.devices_per_node=4")).state == State.WARNING
+    assert (finding.state, finding.remedy) == (State.FAILED, ascend.INSTALL)
+    assert finding.found.splitlines() == ["7.1.0.7.220 (NPU 0, 1, 2, 3, 4, 5, 7)", "9.9.9 (NPU 6)"]
+    assert ascend.firmware(context("parallel.devices_per_node=4")).state == State.OK
 
 
 def test_an_npu_smi_that_hangs_is_asked_once(
@@ -85,16 +67,14 @@ def test_an_npu_smi_that_hangs_is_asked_once(
     one = context()
     assert len(one.used) == 8
     monkeypatch.setattr(machine, "NPU_SMI_SECONDS", 1.0)
-    assert ascend.firmware(one).state == State.WARNING
+    assert ascend.firmware(one).state == State.SKIPPED
     assert asked.read_text().split() == ["0"]
 
 
-def test_firmware_of_the_file_where_a_user_may_not_ask(fake: FakeMachine, context: MakeContext, tmp_path: Path) -> None:
+def test_firmware_where_a_user_may_not_ask(fake: FakeMachine, context: MakeContext, tmp_path: Path) -> None:
     (tmp_path / "board.txt").write_text("        Firmware Version               : NA\n")
     fake.add_npus("healthy.txt", board=str(tmp_path / "board.txt"))
-    assert ascend.firmware(context()).state == State.WARNING
-    fake.add_stack()
-    assert ascend.firmware(context()) == ok("7.5.0.1.129")
+    assert ascend.firmware(context()).state == State.SKIPPED
 
 
 def test_cann_step_by_step(fake: FakeMachine, context: MakeContext) -> None:
@@ -103,26 +83,13 @@ def test_cann_step_by_step(fake: FakeMachine, context: MakeContext) -> None:
     unset = ascend.cann(context(ASCEND_TOOLKIT_HOME=""))
     assert (unset.state, "set_env.sh" in unset.remedy) == (State.FAILED, True)
     assert "no ascend_toolkit_install.info" in ascend.cann(context(ASCEND_TOOLKIT_HOME="/elsewhere")).found
-    assert "libascend_hal.so is neither on" in ascend.cann(context(LD_LIBRARY_PATH=f"{TOOLKIT}/lib64")).found
-    assert "libhccl.so is neither on" in ascend.cann(context(LD_LIBRARY_PATH="")).found
     other = recorded("cann_8.0.RC3.info").replace("8.0.RC3", "7.0.0")
     fake.write(f"{TOOLKIT}/aarch64-linux/ascend_toolkit_install.info", other)
     assert ascend.cann(context()).state == State.FAILED
 
 
-def test_a_driver_that_the_loader_knows(fake: FakeMachine, context: MakeContext) -> None:
-    fake.add_stack()
-    hal = f"{DRIVER}/lib64/driver/libascend_hal.so"
-    fake.program("ldconfig", f"printf '2 libs found in cache\\n\\tlibascend_hal.so (libc6,AArch64) => {hal}\\n'")
-    one = context(LD_LIBRARY_PATH=f"{TOOLKIT}/lib64")
-    assert ascend.cann(one).state == State.OK
-    (fake.root / hal.lstrip("/")).unlink()  # the list is as old as the last call of ldconfig
-    assert ascend.cann(one).state == State.FAILED
-
-
 def test_packages_as_pinned(context: MakeContext) -> None:
     one = context("train.engine=transformers")
-    assert packages.python(one).state == State.OK
     finding = packages.packages(one)
     assert (finding.state, "torch 2.1.0" in finding.found) == (State.OK, True)
 
@@ -145,7 +112,7 @@ def test_torch_npu(context: MakeContext, monkeypatch: pytest.MonkeyPatch, versio
 
 def test_torch_npu_of_an_image_without_npus(fake: FakeMachine, context: MakeContext) -> None:
     assert packages.torch_npu(context()).found == "not installed"
-    fake.write("/opt/openpangu/torch_npu/torch_npu/__init__.py")
+    fake.write("/opt/openpangu/versions.json")
     assert "as no NPU is visible" in packages.torch_npu(context()).found
 
 
@@ -155,11 +122,10 @@ def test_torch_npu_of_an_image_without_npus(fake: FakeMachine, context: MakeCont
         ("", "ended by SIGSEGV", "ended by SIGSEGV"),
         ("", "no answer within 240 s; killed", "no answer within 240 s"),
         ("Traceback\nMemoryError", "exit code 1", "exit code 1 MemoryError"),
-        ("probe:{not json", "", "no answer probe:{not json"),
-        ("probe:[1]", "", "no answer"),
+        ("a warning of torch_npu", "", "no answer a warning of torch_npu"),
         ('probe:{"step": "import torch", "error": "ImportError: x"}', "", "import torch: ImportError: x"),
     ],
-    ids=["crash", "time limit", "exception", "cut answer", "not an object", "failed step"],
+    ids=["crash", "time limit", "exception", "no answer", "failed step"],
 )
 def test_a_probe_that_fails(text: str, problem: str, said: str) -> None:
     finding = tensors.judge(Ran(text, problem), "npu", 8)
@@ -175,7 +141,7 @@ LIBRARY = "cannot open shared object file: No such file or directory"
     ("kind", "step", "error", "remedy"),
     [
         ("npu", "import torch_npu", f"ImportError: libhccl.so: {LIBRARY}", "CANN's environment"),
-        ("npu", "import torch_npu", f"ImportError: libascend_hal.so: {LIBRARY}", "see driver"),
+        ("npu", "import torch_npu", f"ImportError: libascend_hal.so: {LIBRARY}", "on LD_LIBRARY_PATH; see driver"),
         ("npu", "import torch_npu", "ModuleNotFoundError: No module named 'torch_npu'", "see torch_npu"),
         ("npu", "import torch", "ModuleNotFoundError: No module named 'torch'", "make setup on a host"),
         ("npu", "import torch", f"ImportError: libcudart.so.12: {LIBRARY}", "one for CUDA"),

@@ -5,48 +5,22 @@ from __future__ import annotations
 from typing import Optional
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from doctor_machines import recorded
 from openpangu_sft.doctor import ascend
-from openpangu_sft.doctor.ascend import in_series, version_key
+from openpangu_sft.doctor.ascend import in_series, is_older
 from openpangu_sft.doctor.finding import State
 from openpangu_sft.util import ascend as ascend_files
 from openpangu_sft.util.ascend import VARIABLE, visible
 
-IN_ORDER = [
-    *("23.0.7", "24.1.rc1", "24.1.rc2", "24.1.rc2.2", "24.1.rc3.alpha001", "24.1.RC3", "24.1.rc3.1", "24.1.rc3.7"),
-    *("24.1.rc12", "24.1.0", "24.1.0.3", "24.1.1", "25.0.rc1", "25.0.rc1.1", "25.2.0", "25.3.rc1", "26.0.rc2"),
-]
+OLDER = ("23.0.7", "24.1.rc1", "24.1.rc2", "24.1.rc2.2", "24.1.rc3.alpha001", "24.1.RC3.beta1", "unheard of")
+NEWER = ("24.1.rc12", "24.1.0", "24.1.0.3", "24.1.1", "25.0.rc1", "25.0.rc1.1", "25.2.0", "25.3.rc1", "26.0.rc2")
 
 
-def test_order_of_versions() -> None:
-    shuffled = sorted(IN_ORDER, key=lambda version: version[::-1])
-    assert shuffled != IN_ORDER
-    assert sorted(shuffled, key=version_key) == IN_ORDER
-    assert len({version_key(version) for version in IN_ORDER}) == len(IN_ORDER)
-
-
-@pytest.mark.parametrize(
-    ("older", "newer"),
-    [
-        ("8.0.RC3.alpha001", "8.0.RC3.alpha002"),
-        ("8.0.RC3.alpha002", "8.0.RC3.beta1"),
-        ("8.0.RC3.beta1", "8.0.RC3"),
-        ("8.0.RC3", "8.0.0"),
-        ("8.0.0", "8.1.RC1"),
-        ("2.1.0", "2.1.0.post8"),
-        ("2.1.0.post8", "2.1.0.post10"),
-        ("7.1.0.11.220", "7.5.0.1.129"),
-    ],
-)
-def test_order_of_other_versions(older: str, newer: str) -> None:
-    assert version_key(older) < version_key(newer)
-
-
-def test_case_does_not_count() -> None:
-    assert version_key("24.1.RC3") == version_key("24.1.rc3")
+@pytest.mark.parametrize("version", [*OLDER, *NEWER])
+def test_versions_outside_of_a_series(version: str) -> None:
+    assert not in_series(version, "24.1.RC3")
+    assert is_older(version, "24.1.RC3") == (version in OLDER)
 
 
 @pytest.mark.parametrize(
@@ -66,15 +40,6 @@ def test_series(version: str, series: str, of_it: bool) -> None:
     assert in_series(version, series) is of_it
 
 
-@given(
-    st.lists(st.from_regex(r"[0-9]{1,2}(\.(rc|alpha|post)?[0-9]{1,3}){0,4}", fullmatch=True), min_size=2, max_size=5)
-)
-def test_a_patch_is_newer_than_what_it_patches(versions: list[str]) -> None:
-    for version in versions:
-        assert version_key(version) < version_key(f"{version}.1")
-        assert version_key(f"{version}.rc1") < version_key(version)
-
-
 CANN = ascend_files.parse_info(recorded("cann_8.0.RC3.info"))
 
 
@@ -83,10 +48,10 @@ CANN = ascend_files.parse_info(recorded("cann_8.0.RC3.info"))
     [
         ("driver_24.1.rc3.info", "", State.OK, "24.1.rc3"),
         ("", "24.1.rc3.7", State.OK, "24.1.rc3.7"),
-        ("", "23.0.7", State.WARNING, "23.0.7, older; the files here do not say"),
+        ("", "23.0.7", State.WARNING, "23.0.7, older than the one that Huawei pairs with CANN 8.0.RC3"),
         ("driver_24.1.rc2.2.info", "", State.WARNING, "CANN's own file takes it"),
         ("driver_25.3.rc1.info", "", State.OK, "names V100R001C19"),
-        ("", "25.3.rc1", State.WARNING, "does not say whether"),
+        ("", "25.3.rc1", State.WARNING, "25.3.rc1, newer than the one that Huawei pairs with CANN 8.0.RC3"),
         ("", "", State.WARNING, "not known"),
     ],
 )
@@ -100,7 +65,7 @@ def test_drivers(file: str, seen: str, state: State, said: str) -> None:
 def test_a_driver_that_has_stopped_to_serve_this_cann() -> None:
     info = ascend_files.parse_info(recorded("driver_25.3.rc1.info").replace("[V100R001C19],", ""))
     finding = ascend.judge_driver(info, CANN)
-    assert (finding.state, "does not say that" in finding.found) == (State.WARNING, True)
+    assert (finding.state, "newer than the one" in finding.found) == (State.WARNING, True)
 
 
 def test_the_recorded_cann_is_of_the_series_that_its_driver_names() -> None:
@@ -156,24 +121,6 @@ def test_npus_that_cann_shows(text: str, places: list[int]) -> None:
     """Of three. All but the last and those with a space are in the tests of CANN's own runtime, with these counts."""
     assert visible({VARIABLE: text}, 3) == places
     assert visible({}, 3) == [0, 1, 2]
-
-
-@pytest.mark.parametrize(
-    ("version", "compatibility", "state"),
-    [
-        ("7.5.0.1.129", "OK", State.OK),
-        ("7.5.0.1.129", "", State.OK),
-        ("7.5.0.1.129", "NOK", State.FAILED),
-        ("7.1.0.7.220", "OK", State.WARNING),
-        ("7.7.0.1.231", "UNKNOWN", State.FAILED),  # above the range of driver 24.1.rc3
-        ("6.4.12.1.241", "NOT SUPPORT", State.FAILED),
-        ("", "", State.WARNING),
-        ("NA", "NA", State.WARNING),
-    ],
-)
-def test_firmware(version: str, compatibility: str, state: State) -> None:
-    driver = ascend_files.parse_info(recorded("driver_24.1.rc3.info"))
-    assert ascend.judge_firmware(version, compatibility, driver).state == state
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def doctor_command(context: click.Context, recipe: Recipe, as_text: bool, peers:
     with console.status("") as status:  # shown on a terminal only
         findings = run_checks(subject, lambda name: status.update(f"checking: {name}"))
     if as_text:
-        print(as_json(where(subject), findings, subject.npus.listing.chips if subject.wants_npus else ()))
+        print(as_json(where(subject), findings, subject.npus.chips if subject.wants_npus else ()))
     else:
         print_findings(stdout(), where(subject), findings)
     context.exit(int(any(finding.state == State.FAILED for finding in findings)))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import getpass
 import json
+import os
 import platform
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import Any, Callable
+from typing import Callable
 
 from rich.console import Console
 from rich.text import Text
@@ -29,7 +29,9 @@ def on_npus(check: Check, listed: bool = False) -> Check:
 
     def checked(context: Context) -> Finding:
         if not context.wants_npus:
-            return skipped(context.no_npus)
+            train = context.recipe.train
+            device = " train.device=cpu" if train.engine == "mindspeed" else ""
+            return skipped(f"not needed by train.engine={train.engine}{device}")
         return skipped("not known, see NPUs") if listed and context.npus.problem else check(context)
 
     return checked
@@ -45,7 +47,6 @@ CHECKS: dict[str, Check] = {
     "driver": on_npus(ascend.driver),
     "firmware": on_npus(ascend.firmware),
     "CANN": on_npus(ascend.cann),
-    "Python": packages.python,
     "packages": packages.packages,
     "torch_npu": on_npus(packages.torch_npu),
     "tensors": tensors.adds,
@@ -53,8 +54,6 @@ CHECKS: dict[str, Check] = {
     "memory": resources.memory,
     "shm": resources.shared_memory,
     "disk": resources.disk,
-    "ulimits": resources.limits,
-    "clock": resources.clock,
     "inputs": resources.inputs,
     "checkpoint": resources.published,
     "ports": network.ports,
@@ -76,31 +75,18 @@ def run_checks(context: Context, begin: Callable[[str], object] = lambda name: N
 def where(context: Context) -> dict[str, str]:
     """Header of the table."""
     system = parse_info(context.machine.read("/etc/os-release")).get("pretty_name", "").strip('"')
+    place = "in a container that is not of this project's image" if context.in_container else "on the host"
+    if context.in_image:
+        made = json.loads(context.machine.read(f"{IMAGE}/versions.json") or "")
+        place = f"in the image {packages.NAME}:{__version__}-{made['target']}, commit {str(made['commit'])[:12]}"
     return {
-        "where": _where(context),
-        "user": _user(),
+        "where": place,
+        "user": context.machine.environment.get("USER") or str(os.geteuid()),
         "machine": platform.node(),
         "system": f"{system or platform.system()}, kernel {platform.release()}, {platform.machine()}",
         "recipe": f"train.engine={context.recipe.train.engine} train.device={context.recipe.train.device}, "
         f"{context.recipe.parallel.nodes} x {context.recipe.parallel.devices_per_node} processes",
     }
-
-
-def _where(context: Context) -> str:
-    if context.in_image:
-        try:
-            made: dict[str, Any] = json.loads(context.machine.read(f"{IMAGE}/versions.json") or "")
-            return f"in the image {packages.NAME}:{__version__}-{made['target']}, commit {str(made['commit'])[:12]}"
-        except (ValueError, KeyError, TypeError):
-            return f"in the image {packages.NAME}:{__version__}"
-    return "in a container that is not of this project's image" if context.in_container else "on the host"
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a uid without an entry in passwd
-        return "no name"
 
 
 STYLES = {State.OK: "green", State.WARNING: "yellow", State.FAILED: "bold red", State.SKIPPED: "dim"}

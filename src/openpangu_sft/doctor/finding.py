@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Callable
 
 from openpangu_sft.util.errors import LONGEST, SizesUnknown, UserError, explain_os_error, printable
@@ -23,26 +24,13 @@ class Finding:
     """One row of the table."""
 
     state: State
-    found: str  # what is there; several lines where there are several things
+    found: str  # what is there, several lines where there are several things; or why it was skipped
+    remedy: str = ""  # of a warning or failure: what to do, as an imperative
     expected: str = ""  # what the recipe needs, unless `found` says it
-    remedy: str = ""  # what to do, as an imperative
     check: str = ""  # its name, set by `guarded`
 
 
-def ok(found: str) -> Finding:
-    return Finding(State.OK, found)
-
-
-def warning(found: str, remedy: str, expected: str = "") -> Finding:
-    return Finding(State.WARNING, found, expected, remedy)
-
-
-def failed(found: str, remedy: str, expected: str = "") -> Finding:
-    return Finding(State.FAILED, found, expected, remedy)
-
-
-def skipped(why: str) -> Finding:
-    return Finding(State.SKIPPED, why)
+ok, warning, failed, skipped = (partial(Finding, state) for state in State)
 
 
 def guarded(name: str, check: Callable[[], Finding]) -> Finding:
@@ -51,20 +39,11 @@ def guarded(name: str, check: Callable[[], Finding]) -> Finding:
         found = check()
     except SizesUnknown as error:
         found = skipped(f"not known: {error.what} in {error.where}")
-    except UserError as error:
-        found = _refused(error)
-    except OSError as error:
-        found = _refused(explain_os_error(error), "see the system log: dmesg")
+    except (UserError, OSError) as error:
+        refusal, otherwise = (error, "") if isinstance(error, UserError) else (explain_os_error(error), "see dmesg")
+        where = f"{refusal.where}: " if refusal.where is not None else ""
+        found = failed(f"{where}{refusal.what}", refusal.remedy or otherwise)
     except Exception as error:
         found = failed(f"this check ended with {type(error).__name__}: {error}", "report this bug")
-    return replace(found, check=name, found=_shown(found.found))
-
-
-def _refused(refusal: UserError, otherwise: str = "") -> Finding:
-    where = f"{refusal.where}: " if refusal.where is not None else ""
-    return failed(f"{where}{refusal.what}", refusal.remedy or otherwise)
-
-
-def _shown(text: str) -> str:
-    """Text of files and programs without terminal control characters."""
-    return "\n".join(printable(line) for line in text[:LONGEST].splitlines())
+    shown = "\n".join(printable(line) for line in found.found[:LONGEST].splitlines())  # text of files and programs
+    return replace(found, check=name, found=shown)

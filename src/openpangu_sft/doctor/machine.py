@@ -10,16 +10,15 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Optional
 
-from openpangu_sft.doctor.npu_smi import Chip, Listing, parse_info, reason
+from openpangu_sft.doctor.npu_smi import Chip, Listing, parse_info
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.training.run.provenance import IMAGE as IN_CONTAINER_OF_MAKE
-from openpangu_sft.util.ascend import VARIABLE, text_of, visible
+from openpangu_sft.util.ascend import text_of, visible
 
 KILLED_SECONDS = 2.0  # wait for a killed program: one that the driver holds does not end
 NPU_SMI_SECONDS = 20.0  # a healthy one answers in a second or two
@@ -33,12 +32,12 @@ class Ran(NamedTuple):
     problem: str = ""
 
 
+@dataclass(frozen=True)
 class Machine:
     """The root is another one in tests, as with HOST_ROOT of scripts/npus.sh; the environment is this process's."""
 
-    def __init__(self, root: Path = Path("/"), environment: Optional[Mapping[str, str]] = None) -> None:
-        self.root = root
-        self.environment = dict(os.environ if environment is None else environment)
+    root: Path = Path("/")
+    environment: Mapping[str, str] = field(default_factory=os.environ.copy)
 
     def path(self, name: str) -> Path:
         """An absolute path of the machine, below the root."""
@@ -50,9 +49,8 @@ class Machine:
 
     def program(self, name: str, *elsewhere: str) -> Optional[str]:
         """Path of a program, on PATH or in one of the other folders."""
-        found = shutil.which(name, path=self.environment.get("PATH", os.defpath))
-        places = [found, *(str(self.path(folder) / name) for folder in elsewhere)]
-        return next((place for place in places if place and os.access(place, os.X_OK)), None)
+        folders = [self.environment.get("PATH", os.defpath), *(str(self.path(folder)) for folder in elsewhere)]
+        return shutil.which(name, path=os.pathsep.join(folders))
 
     def run(self, *command: str, seconds: float, environment: Optional[Mapping[str, str]] = None) -> Ran:
         """Runs a program; after so many seconds it is killed with all its children."""
@@ -77,9 +75,8 @@ class Machine:
             _kill(process)
             raise
         code = process.returncode
-        if code < 0:
-            return Ran(text, f"ended by {signal.Signals(-code).name}")
-        return Ran(text, f"exit code {code}" if code else "")
+        problem = f"exit code {code}" if code >= 0 else f"ended by {signal.Signals(-code).name}"
+        return Ran(text, problem if code else "")
 
 
 def _kill(process: subprocess.Popen[str]) -> str:
@@ -90,14 +87,6 @@ def _kill(process: subprocess.Popen[str]) -> str:
     except subprocess.TimeoutExpired:
         return "killed, and it does not end: the driver holds it"
     return "killed"
-
-
-class Answer(NamedTuple):
-    """What npu-smi lists, or why it lists nothing and the remedy."""
-
-    listing: Listing
-    problem: str = ""
-    remedy: str = ""
 
 
 @dataclass(frozen=True)
@@ -114,22 +103,14 @@ class Context:
         return self.recipe.train.engine == "mindspeed" and self.recipe.train.device != "cpu"
 
     @property
-    def no_npus(self) -> str:
-        """Why checks of NPUs do not apply."""
-        train = self.recipe.train
-        device = " train.device=cpu" if train.engine == "mindspeed" else ""
-        return f"not needed by train.engine={train.engine}{device}"
-
-    @property
     def in_image(self) -> bool:
         """Whether this is a container of the project's image."""
         return self.machine.path(f"{IMAGE}/versions.json").is_file()
 
     @property
     def in_container(self) -> bool:
-        marks = ("/.dockerenv", "/run/.containerenv")
-        kubernetes = "KUBERNETES_SERVICE_HOST" in self.machine.environment
-        return self.in_image or kubernetes or any(self.machine.path(mark).exists() for mark in marks)
+        marks = any(self.machine.path(mark).exists() for mark in ("/.dockerenv", "/run/.containerenv"))
+        return self.in_image or marks or "KUBERNETES_SERVICE_HOST" in self.machine.environment
 
     @cached_property
     def npu_smi(self) -> str:
@@ -137,23 +118,20 @@ class Context:
         return self.machine.program("npu-smi", "/usr/local/sbin", "/usr/local/bin") or ""
 
     @cached_property
-    def npus(self) -> Answer:
+    def npus(self) -> Listing:
         if not self.npu_smi:
             remedy = "install the Ascend driver on the host; a container gets npu-smi from it (make does so)"
-            return Answer(Listing(), "npu-smi is not installed", remedy)
+            return Listing(problem="npu-smi is not installed", remedy=remedy)
         ran = self.ask_npu_smi("info")
-        listing = parse_info(ran.text)
-        if listing.chips:
-            return Answer(listing)
-        said, remedy = reason(ran.text)
         if ran.problem and not ran.text.strip():
-            said, remedy = ran.problem, "a card or the driver hangs: as root, see dmesg; reboot the host"
-        return Answer(Listing(), f"npu-smi info: {said}", remedy)
+            remedy = "a card or the driver hangs: as root, see dmesg; reboot the host"
+            return Listing(problem=f"npu-smi info: {ran.problem}", remedy=remedy)
+        return parse_info(ran.text)
 
     @cached_property
     def visible(self) -> tuple[Chip, ...]:
         """The listed chips that CANN shows to a process here."""
-        chips = self.npus.listing.chips
+        chips = self.npus.chips
         return tuple(chips[index] for index in visible(self.machine.environment, len(chips)))
 
     @property
@@ -167,12 +145,6 @@ class Context:
         files = [file for file in self.machine.path("/dev").glob("davinci[0-9]*") if file.name[7:].isdigit()]
         files.sort(key=lambda file: int(file.name[7:]))
         return [files[index] for index in visible(self.machine.environment, len(files))]
-
-    def choice(self, chips: Sequence[Chip]) -> str:
-        """The setting that makes training take these chips: make's in its containers, elsewhere CANN's."""
-        if self.machine.environment.get(IN_CONTAINER_OF_MAKE):
-            return f"NPUS={','.join(str(chip.device) for chip in chips)}"
-        return f"export {VARIABLE}={','.join(str(self.npus.listing.chips.index(chip)) for chip in chips)}"
 
     def ask_npu_smi(self, *arguments: str) -> Ran:
         return self.machine.run(self.npu_smi, *arguments, seconds=NPU_SMI_SECONDS)

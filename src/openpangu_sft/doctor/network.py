@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import ipaddress
 import os
 import re
 import socket
-from typing import Optional
+from contextlib import suppress
 
 from openpangu_sft.doctor.finding import Finding, failed, ok, skipped, warning
-from openpangu_sft.doctor.linux import port_ranges
 from openpangu_sft.doctor.machine import Context
 from openpangu_sft.doctor.npu_smi import parse_fields
 from openpangu_sft.training.mindspeed.start import require_network
@@ -30,30 +28,19 @@ HCCN_TOOL = "/usr/local/Ascend/driver/tools"
 def ports(context: Context) -> Finding:
     """Whether HCCL's ports are free, and MASTER_PORT on the first of several machines."""
     recipe, environment = context.recipe, context.machine.environment
-    wanted: dict[int, str] = {}
+    wanted: dict[str, range] = {}
     if recipe.parallel.nodes > 1 and environment.get("NODE_RANK", "0") == "0":
-        wanted[_port(environment.get("MASTER_PORT") or MASTER_PORT, "MASTER_PORT")] = "MASTER_PORT"
+        port = _port(environment.get("MASTER_PORT") or MASTER_PORT, "MASTER_PORT")
+        wanted["MASTER_PORT"] = range(port, port + 1)
     base = _port(environment.get("HCCL_IF_BASE_PORT") or HCCL_BASE, "HCCL_IF_BASE_PORT", HCCL_BASES)
-    hccl = range(base, base + HCCL_COUNT) if context.wants_npus and recipe.parallel.world > 1 else range(0)
-    wanted.update(dict.fromkeys(hccl, "HCCL"))
-    if not wanted:
-        return skipped("none is needed")
-    taken = {port: name for port, name in wanted.items() if not _is_free(port)}
+    if context.wants_npus and recipe.parallel.world > 1:
+        wanted["HCCL_IF_BASE_PORT"] = range(base, base + HCCL_COUNT)
+    taken = [f"{port} ({name})" for name, numbers in wanted.items() for port in numbers if not _is_free(port)]
     if taken:
-        name = next(iter(taken.values()))
-        remedy = f"end what listens there (ss -ltnp), or set {'HCCL_IF_BASE_PORT' if name == 'HCCL' else name}"
-        return failed(f"taken: {', '.join(f'{port} ({name})' for port, name in taken.items())}", remedy, "free ports")
-    shown = ", ".join(f"{port} ({name})" for port, name in wanted.items() if name != "HCCL")
-    if not hccl:
-        return ok(f"free: {shown}")
-    shown = ", ".join(filter(None, [shown, f"{hccl[0]}-{hccl[-1]} (HCCL)"]))
-    read = context.machine.read
-    given_out = set().union(*port_ranges(read("/proc/sys/net/ipv4/ip_local_port_range")))
-    reserved = set().union(*port_ranges(read("/proc/sys/net/ipv4/ip_local_reserved_ports")))
-    if not given_out.intersection(hccl) <= reserved:
-        remedy = f"on the host: sysctl -w net.ipv4.ip_local_reserved_ports={hccl[0]}-{hccl[-1]}"
-        return warning(f"free now: {shown}; the system may give HCCL's to others", remedy, "reserved ports")
-    return ok(f"free: {shown}")
+        remedy = "end what listens there (ss -ltnp), or set this variable"
+        return failed(f"taken: {', '.join(taken)}", remedy, "free ports")
+    shown = ", ".join(f"{len(numbers)} from {numbers[0]} ({name})" for name, numbers in wanted.items())
+    return ok(f"free: {shown}") if wanted else skipped("none is needed")
 
 
 def _port(value: str, where: str, allowed: range = PORTS) -> int:
@@ -64,38 +51,22 @@ def _port(value: str, where: str, allowed: range = PORTS) -> int:
 
 
 def _is_free(port: int) -> bool:
-    """Over IPv4 and, where this machine has it, IPv6."""
-    for family in (socket.AF_INET, socket.AF_INET6):
-        try:
-            if not _can_listen(port, family=family):
-                return False
-        except OSError as error:
-            if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
-                raise
-    return True
-
-
-def _can_listen(port: int, address: str = "", family: int = socket.AF_INET) -> bool:
-    """Whether this user can listen on a port that no other process has; raises `OSError` for a foreign address."""
-    try:
-        with socket.create_server((address, port), family=family):
+    """Whether this user can listen on a port, over IPv4 and, where this machine has it, IPv6."""
+    both = socket.has_dualstack_ipv6()
+    with suppress(OSError):
+        family = socket.AF_INET6 if both else socket.AF_INET
+        with socket.create_server(("", port), family=family, dualstack_ipv6=both):
             return True
-    except OSError as error:
-        if error.errno in (errno.EADDRINUSE, errno.EACCES):
-            return False
-        raise
+    return False
 
 
 def interfaces(context: Context) -> Finding:
     """The interfaces that HCCL and gloo are told to use; raises `UserError` where one does not exist."""
     if context.recipe.parallel.world == 1:
         return skipped("not needed: one process")
-    environment, folder = context.machine.environment, context.machine.path("/sys/class/net")
-    require_network(environment, folder)
-    names = ("HCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
-    told = [f"{name}={environment[name]}" for name in names if name in environment]
-    found = sorted(path.name for path in folder.iterdir() if path.is_dir())  # bonding_masters is a file
-    return ok("; ".join([", ".join(found), *told]))
+    folder = context.machine.path("/sys/class/net")
+    require_network(context.machine.environment, folder)
+    return ok(", ".join(sorted(path.name for path in folder.iterdir() if path.is_dir())))  # bonding_masters is a file
 
 
 def links(context: Context) -> Finding:
@@ -106,30 +77,31 @@ def links(context: Context) -> Finding:
     if not tool:
         remedy = f"on each host: {HCCN_TOOL}/hccn_tool -i 0 -link -g, then -net_health -g"
         return warning("not known: hccn_tool is not here", remedy, "link UP")
-    down, unhealthy = [], []
-    for chip in context.used:
-        name, number = context.npus.listing.name(chip), str(chip.device)
-        link = context.machine.run(tool, "-i", number, "-link", "-g", seconds=10)
-        health = context.machine.run(tool, "-i", number, "-net_health", "-g", seconds=10)
-        state = parse_fields(link.text).get("link status") or link.problem or "says nothing"
-        checked = parse_fields(health.text).get("net health status") or health.problem or "says nothing"
-        down += [f"{name}: link {state}"] if state != "UP" else []
-        unhealthy += [f"{name}: {checked}"] if checked != "Success" else []
-    if down:
-        return failed("\n".join(down), "see its cable, module and switch: hccn_tool -i N -optical -g", "link UP")
-    if unhealthy:
+    if not context.used:
+        return skipped("not known, see NPUs")
+
+    def differing(option: str, field: str, wanted: str) -> str:
+        lines = []
+        for chip in context.used:
+            ran = context.machine.run(tool, "-i", str(chip.device), option, "-g", seconds=10)
+            said = parse_fields(ran.text).get(field) or ran.problem or "says nothing"
+            lines += [f"{context.npus.name(chip)}: {field} {said}"] if said != wanted else []
+        return "\n".join(lines)
+
+    if down := differing("-link", "link status", "UP"):
+        return failed(down, "see its cable, module and switch: hccn_tool -i N -optical -g", "link UP")
+    if unhealthy := differing("-net_health", "net health status", "Success"):
         remedy = "set the address that it checks: hccn_tool -i N -netdetect -s address A.B.C.D"
-        return warning("\n".join(unhealthy), remedy, "net health Success")
-    return ok("all links UP, net health Success") if context.used else skipped("not known, see NPUs")
+        return warning(unhealthy, remedy, "net health Success")
+    return ok("all links UP, net health Success")
 
 
 def nodes(context: Context) -> Finding:
     """Whether other machines are reachable: the first one from all others, and those of --peer."""
     environment, count = context.machine.environment, context.recipe.parallel.nodes
     answers = {peer: reach(*split_peer(peer)) for peer in context.peers}
-    reached = {peer: answer.startswith(("answers", "reached")) for peer, answer in answers.items()}
-    lines = [f"{peer}: {answers[peer]}" for peer in sorted(answers, key=lambda peer: reached[peer])]
-    if not all(reached.values()):
+    lines = [f"{peer}: {answer}" for peer, answer in answers.items()]
+    if not all(answer.startswith(("answers", "reached")) for answer in answers.values()):
         remedy = "check its name (/etc/hosts), the network and its firewall"
         return failed("\n".join(lines), remedy, "an answer")
     if count == 1:
@@ -139,7 +111,6 @@ def nodes(context: Context) -> Finding:
         return failed(f"{' and '.join(unset)} not set", remedy, f"{count} machines")
     address, rank = environment["MASTER_ADDR"], environment["NODE_RANK"]
     port = _port(environment.get("MASTER_PORT") or MASTER_PORT, "MASTER_PORT")
-    shown = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
     if rank not in map(str, range(count)):
         return failed(f"NODE_RANK={rank}", "number the machines from 0", f"0 to {count - 1}")
     if rank == "0":
@@ -148,12 +119,13 @@ def nodes(context: Context) -> Finding:
             return failed(found, "set it to this machine's address, as the others reach it", "its address")
         return ok("\n".join([f"{address} is this machine, the first of {count}", *lines]))
     answer = reach(address, port)
+    found = f"MASTER_ADDR={address}, port {port}: {answer}"
     if answer == "answers":
-        return ok("\n".join([f"{shown}, the first machine, answers", *lines]))
-    if answer.startswith("no such"):
-        return failed(f"MASTER_ADDR={address}: {answer}", "fix it, or /etc/hosts")
+        return ok("\n".join([found, *lines]))
+    if answer == "no such name":
+        return failed(found, "fix it, or /etc/hosts")
     remedy = "normal before make sft has started there; otherwise check its firewall (NODE_RANK=0)"
-    return warning(f"{shown}, the first machine: {answer}", remedy, "an answer")
+    return warning(found, remedy, "an answer")
 
 
 def split_peer(peer: str) -> tuple[str, int]:
@@ -185,17 +157,17 @@ def reach(host: str, port: int) -> str:
         return os.strerror(error.errno) if error.errno else str(error)
 
 
-def _not_mine(address: str) -> Optional[str]:
-    """Why other machines cannot reach this one by an address; None where they can."""
+def _not_mine(address: str) -> str:
+    """Why other machines cannot reach this one by an address; empty where they can."""
     try:
         family, *_, found = socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)[0]
     except (socket.gaierror, UnicodeError):
         return "is no name that is known here"
     number = str(found[0])
-    if number.startswith("127.") or number == "::1":
+    if ipaddress.ip_address(number).is_loopback:
         return "is known to this machine only"
     try:
-        _can_listen(0, number, family)
+        socket.create_server((number, 0), family=family).close()
     except OSError:
         return "is no address of this machine, which is the first one (NODE_RANK=0)"
-    return None
+    return ""

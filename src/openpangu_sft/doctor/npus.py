@@ -16,6 +16,7 @@ from openpangu_sft.plan.estimate import memory_of
 from openpangu_sft.plan.memory import GIB
 from openpangu_sft.plan.show import advice
 from openpangu_sft.recipe.rules import complaints
+from openpangu_sft.training.run.provenance import IMAGE as IN_CONTAINER_OF_MAKE
 from openpangu_sft.util.ascend import VARIABLE
 
 FEW = "give the container more of them (NPUS=), or lower parallel.devices_per_node"
@@ -27,13 +28,11 @@ def seen(context: Context) -> Finding:
     """As many NPUs as processes, and 910B, which the recipes are written for."""
     wanted, answer = context.recipe.parallel.devices_per_node, context.npus
     expected = f"{wanted} x 910B (parallel.devices_per_node)"
-    files = len(context.device_files)
     if answer.problem:
-        found = f"{answer.problem}; {files or 'no'} device files /dev/davinci*"
-        if not context.npu_smi and files >= wanted:
-            return warning(found, answer.remedy, expected)
-        return failed(found, answer.remedy, expected)
-    chips = answer.listing.chips
+        files = len(context.device_files)
+        state = warning if not context.npu_smi and files >= wanted else failed
+        return state(f"{answer.problem}; {files or 'no'} device files /dev/davinci*", answer.remedy, expected)
+    chips = answer.chips
     names = ", ".join(f"{count} x {name}" for name, count in Counter(chip.name for chip in chips).items())
     if len(chips) < wanted:
         return failed(f"{names} ({numbers(context, chips)})", FEW, expected)
@@ -49,29 +48,29 @@ def seen(context: Context) -> Finding:
 
 def healthy(context: Context) -> Finding:
     """Health by npu-smi: Warning is a minor alarm, Alarm a major, Critical a critical one."""
-    chips = context.npus.listing.chips
+    chips = context.npus.chips
     ill = [chip for chip in chips if chip.health != "OK"]
     if not ill:
-        hottest = max((chip.temperature or 0 for chip in chips), default=0)
-        return ok(f"all {len(chips)} OK, up to {hottest} °C")
-    found = "\n".join(f"{context.npus.listing.name(chip)}: {chip.health}" for chip in ill)
+        return ok(f"all {len(chips)} OK")
+    found = "\n".join(f"{context.npus.name(chip)}: {chip.health}" for chip in ill)
     steps = (f"see npu-smi info -t health -i {ill[0].npu}", _others(context), "have it repaired")
-    remedy = "; ".join(filter(None, steps))
-    if any(chip.health != "Warning" for chip in ill if chip in context.used):
-        return failed(found, remedy, "OK")
-    return warning(found, remedy, "OK")
+    state = failed if any(chip.health != "Warning" for chip in ill if chip in context.used) else warning
+    return state(found, "; ".join(filter(None, steps)), "OK")
 
 
 def free(context: Context) -> Finding:
     """Whether other processes hold the NPUs that training would take."""
-    listing, used = context.npus.listing, {_place(chip) for chip in context.used}
+    listing, used = context.npus, {_place(chip) for chip in context.used}
     if busy := [process for process in listing.processes or () if _place(process) in used]:
         lines = [f"{listing.name(one)}: {one.name or 'a process'} ({one.pid}), {one.memory:,} MB" for one in busy]
         remedy = "; or ".join(filter(None, ["wait for them or end them", _others(context)]))
         return failed("\n".join(lines), remedy, "no process on them")
-    if full := [chip for chip in context.used if (chip.used or 0) > IDLE_MB]:
-        name = listing.name
-        lines = [f"{name(chip)}: {chip.used:,} of {chip.total:,} MB in use, by no process seen here" for chip in full]
+    lines = [
+        f"{listing.name(chip)}: {chip.used:,} of {chip.total:,} MB in use, by no process seen here"
+        for chip in context.used
+        if (chip.used or 0) > IDLE_MB
+    ]
+    if lines:
         return warning("\n".join(lines), "look for another container that uses them", "no process on them")
     if listing.processes is None:
         return ok("little of their memory is in use; npu-smi lists no processes here")
@@ -83,23 +82,27 @@ def _place(one: Union[Chip, Process]) -> tuple[int, int]:
 
 
 def _others(context: Context) -> str:
-    """How to take healthy, free NPUs, with fewer processes if need be; empty where that is impossible."""
-    listing, recipe = context.npus.listing, context.recipe
+    """How to take healthy, free NPUs, with fewer processes if need be; empty where that is impossible. The setting is
+    make's in its containers, elsewhere CANN's.
+    """
+    listing, recipe = context.npus, context.recipe
     held = {_place(process) for process in listing.processes or ()}
-    fit = [chip for chip in listing.chips if chip.health in ("OK", "Warning") and (chip.used or 0) <= IDLE_MB]
-    fit = [chip for chip in fit if _place(chip) not in held]
+    well = [chip for chip in listing.chips if chip.health in ("OK", "Warning") and (chip.used or 0) <= IDLE_MB]
+    by_make = bool(context.machine.environment.get(IN_CONTAINER_OF_MAKE))
+    fit = [chip.device if by_make else listing.chips.index(chip) for chip in well if _place(chip) not in held]
     wanted = recipe.parallel.devices_per_node
     for count in range(min(len(fit), wanted), 0, -1):
         parallel = recipe.parallel.model_copy(update={"devices_per_node": count})
         if not complaints(recipe.model_copy(update={"parallel": parallel})):
             fewer = f" with SET=parallel.devices_per_node={count}" if count < wanted else ""
-            return f"take others: {context.choice(fit[:count])}{fewer}"
+            name, value = "NPUS" if by_make else f"export {VARIABLE}", ",".join(map(str, fit[:count]))
+            return f"take others: {name}={value}{fewer}"
     return ""
 
 
 def numbers(context: Context, chips: Sequence[Chip]) -> str:
     """NPU 0, 1, 2; or NPU 0 chip 0, 0 chip 1, where cards have several."""
-    return "NPU " + ", ".join(context.npus.listing.name(chip)[len("NPU ") :] for chip in chips)
+    return "NPU " + ", ".join(context.npus.name(chip)[len("NPU ") :] for chip in chips)
 
 
 def device_files(context: Context) -> Finding:
@@ -120,18 +123,13 @@ def device_files(context: Context) -> Finding:
         return failed(f"{len(files) or 'no'} /dev/davinci* for {wanted} processes", "see NPUs", expected)
     if closed := [file for file in [*files, *control] if not os.access(file, os.R_OK | os.W_OK)]:
         found = "\n".join(f"no permission: {_described(file)}" for file in closed)
-        return failed(found, _opened(closed[0]), expected)
+        remedy = "run this as root"
+        if os.geteuid() == 0:
+            remedy = "the container keeps root from it: give it the device (make does so; otherwise --device)"
+        elif (status := closed[0].stat()).st_gid and status.st_mode & 0o060 == 0o060:
+            remedy = f"usermod -aG {_group(closed[0])} USER, then log in again; in a container: --group-add"
+        return failed(found, remedy, expected)
     return ok(f"{len(files)} NPUs and {', '.join(CONTROL)}: {_described(files[0])}")
-
-
-def _opened(file: Path) -> str:
-    status = file.stat()
-    if os.geteuid() == 0:
-        return "the container keeps root from it: give it the device (make does so; otherwise --device)"
-    if status.st_gid and status.st_mode & 0o060 == 0o060:
-        user = os.environ.get("USER") or str(os.getuid())
-        return f"usermod -aG {_group(file)} {user}, then log in again; in a container: --group-add"
-    return "run this as root, or install the driver so that it gives them to its group (HwHiAiUser)"
 
 
 def _described(file: Path) -> str:
@@ -151,8 +149,7 @@ def npu_memory(context: Context) -> Finding:
     sizes = [chip.total for chip in context.used if chip.total]
     if not sizes:
         return skipped("not known, see NPUs")
-    gib = min(sizes) / 1024
-    memory = memory_of(context.recipe)
+    gib, memory = min(sizes) / 1024, memory_of(context.recipe)
     found, expected = f"{gib:.4g} GiB", f"{memory.needed / GIB:.1f} GiB by make plan, and a tenth left"
     if memory.verdict(gib) == "yes":
         return ok(f"{found}; {memory.needed / GIB:.1f} needed by make plan")

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import platform
 import shutil
 import sys
 from collections.abc import Iterator
-from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from packaging.requirements import Requirement
-from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from openpangu_sft import __version__
 from openpangu_sft.artifacts.artifact import MANIFEST, parse_manifest, sha256_of
 from openpangu_sft.doctor.finding import Finding, failed, ok, skipped, warning
-from openpangu_sft.doctor.machine import IMAGE, Context
+from openpangu_sft.doctor.machine import Context
 from openpangu_sft.training.mindspeed.sources import PATCHES, ROOT, SOURCES, compiled_helper, require_pinned
 
 if sys.version_info >= (3, 11):
@@ -29,55 +25,39 @@ else:
 
 NAME = "openpangu-sft"  # the image's, as in scripts/image/names.sh
 NAMED = ("torch", "transformers", "numpy")  # packages whose versions are always shown
-TORCH_NPU = "torch-npu"
 INSTALL = "make setup on a host; in a container take the image as it is"
 
 
-def read_project() -> dict[str, Any]:
-    """pyproject.toml of the clone or the image."""
-    content: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
-    return content
-
-
-def pins(project: dict[str, Any], group: str = "") -> Iterator[Requirement]:
-    """Requirements of the project, or of one of its dependency groups, whose markers hold on this machine."""
+def pins(group: str = "") -> Iterator[Requirement]:
+    """Requirements in pyproject.toml (of the clone or the image), or in one of its groups, whose markers hold here."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     for entry in project["dependency-groups"][group] if group else project["project"]["dependencies"]:
-        if isinstance(entry, dict):
-            yield from pins(project, entry["include-group"])
-            continue
-        requirement = Requirement(entry)
-        if requirement.marker is None or requirement.marker.evaluate():
-            yield requirement
-
-
-def python(context: Context) -> Finding:
-    wanted = SpecifierSet(read_project()["project"]["requires-python"])
-    found = f"{platform.python_implementation()} {platform.python_version()}, {sys.executable}"
-    if not wanted.contains(platform.python_version(), prereleases=True):
-        return failed(found, "make setup PYTHON=/path/to/python3.11", str(wanted))
-    return ok(found)
+        if isinstance(entry, str):  # not a group that this one includes
+            requirement = Requirement(entry)
+            if requirement.marker is None or requirement.marker.evaluate():
+                yield requirement
 
 
 def packages(context: Context) -> Finding:
     """What the engine imports, except torch_npu."""
-    project, group = read_project(), "upstream" if context.recipe.train.engine == "mindspeed" else ""
-    wanted = [*pins(project), *(pins(project, group) if group else ())]
+    wanted = [*pins(), *(pins("upstream") if context.recipe.train.engine == "mindspeed" else ())]
     wrong = [(one, version) for one in wanted if not _fits(one, version := installed(one.name))]
     if wrong:
         found = "\n".join(f"{one.name} {version or 'is not installed'}" for one, version in wrong)
         return failed(found, INSTALL, ", ".join(f"{one.name}{one.specifier}" for one, _ in wrong))
     named = ", ".join(f"{name} {installed(name)}" for name in NAMED)
-    return ok(f"{named}; all {len(wanted)} as pinned")
+    return ok(f"{named}; all {len(wanted)} as pinned, in {sys.executable}")
 
 
 def torch_npu(context: Context) -> Finding:
-    (wanted,) = [one for one in pins(read_project(), "npu") if one.name == TORCH_NPU]
-    version, expected = installed(TORCH_NPU), str(wanted.specifier)
-    if not version and context.machine.path(f"{IMAGE}/torch_npu").is_dir():
-        return failed("in the image, but not on Python's path, as no NPU is visible", "see device files", expected)
-    if not version:
-        return failed("not installed", "run in the image, which has it (make image or make load)", expected)
-    return ok(version) if _fits(wanted, version) else failed(version, "take the image as it is", expected)
+    (wanted,) = [one for one in pins("npu") if one.name == "torch-npu"]
+    version = installed(wanted.name)
+    if not version and context.in_image:
+        return failed("not on Python's path, as no NPU is visible", "see device files", str(wanted.specifier))
+    if not _fits(wanted, version):
+        remedy = "run in the image as it is, which has it (make image or make load)"
+        return failed(version or "not installed", remedy, str(wanted.specifier))
+    return ok(version)
 
 
 def installed(name: str) -> str:
@@ -100,8 +80,7 @@ def sources(context: Context, target: Path = SOURCES, patches: Path = PATCHES) -
     manifest = parse_manifest(target / MANIFEST, "run make sources")
     changed = [name for name, entry in manifest.files.items() if not _same(target / name, entry["sha256"])]
     if changed:
-        more = f", and {len(changed) - 1} more" if changed[1:] else ""
-        found = f"{changed[0]} in {target} is missing or has been changed{more}"
+        found = f"missing or changed in {target}: {', '.join(changed)}"
         return failed(found, f"remove {target}, and run make sources", "as make sources left it")
     if not compiled_helper(target).is_file() and not shutil.which("g++", path=context.machine.environment.get("PATH")):
         return failed("Megatron-LM's helper is not compiled, and g++ is not installed", "install g++")
@@ -110,10 +89,9 @@ def sources(context: Context, target: Path = SOURCES, patches: Path = PATCHES) -
 
 
 def _same(file: Path, digest: str) -> bool:
-    try:
+    with contextlib.suppress(OSError):
         return sha256_of(file) == digest
-    except OSError:
-        return False
+    return False
 
 
 def docker(context: Context) -> Finding:
@@ -122,17 +100,11 @@ def docker(context: Context) -> Finding:
         return skipped("not needed: this is the image")
     target = "npu" if context.wants_npus else "cpu"
     image, get = f"{NAME}:{__version__}-{target}", f"make image TARGET={target}, or make load of an offline bundle"
-    remedy = f"start one, then {get}; without it everything must be installed here"
-    client = context.machine.program(context.machine.environment.get("DOCKER") or "docker")
-    ask = partial(context.machine.run, client or "docker", seconds=15)
-    if client is None:
-        found = "docker is not installed"
-    elif (ran := ask("version", "--format", "{{.Server.Version}}")).problem:
-        found = "no Docker engine answers"
-    elif ask("image", "inspect", image).problem:
-        found, remedy = f"the engine has no {image}", get
-    else:
-        return ok(f"{image}, engine {ran.text.strip()}")
+    client = context.machine.environment.get("DOCKER") or "docker"
+    ran = context.machine.run(client, "image", "inspect", "--format", "{{.Id}}", image, seconds=15)
+    if not ran.problem:
+        return ok(image)
+    found = f"no {image}: {' '.join(ran.text.split()) or ran.problem}"  # in docker's words: no engine, or no image
     if not context.wants_npus:
-        return skipped(f"not needed: {found}, so stages run in Python's environment")
-    return warning(found, remedy)
+        return skipped(f"not needed: {found}; stages run in Python's environment")
+    return warning(found, f"{get}; without it everything must be installed here")

@@ -1,19 +1,18 @@
-"""Memory, shared memory, disk, limits, clock and input files against the recipe's minimum needs."""
+"""Memory, shared memory, disk and input files against the recipe's minimum needs."""
 
 from __future__ import annotations
 
 import os
-import resource
+import re
 import shutil
-import time
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Optional
 
 from openpangu_sft.artifacts.artifact import require_no_obstacle
 from openpangu_sft.checkpoint.checklist import CHECKLIST, check_published
 from openpangu_sft.checkpoint.sharding import parameter_count
 from openpangu_sft.doctor.finding import Finding, failed, ok, skipped, warning
-from openpangu_sft.doctor.linux import Mount, control_groups, inactive_file, limit, memory_available, mount_of
 from openpangu_sft.doctor.machine import Context
 from openpangu_sft.plan.transformers_memory import held_weights
 from openpangu_sft.recipe.model_config import CONFIG, model_of, read_config
@@ -22,19 +21,14 @@ from openpangu_sft.training.run.retention import bytes_at_start
 from openpangu_sft.util.errors import UserError
 
 SMALL_SHM = 1 << 30  # Docker's default is 64 MB; the real need was not measured
-FEW_FILES = 4096  # the usual soft limit is 1024; a process opens the dataset, libraries and a connection to each other
 WRITTEN = ("samples", "shards", "dataset", "mcore", "run", "export")
 STAGED = ("samples", "dataset", "mcore", "export")  # made beside their target and renamed: artifact.staged_directory
-OWN_LAYER = ("overlay", "aufs")
 HIERARCHIES = (
     ("/sys/fs/cgroup", "", "memory.max", "memory.current"),
     ("/sys/fs/cgroup/memory", "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
 )
 """Control groups v2, and v1 for memory: mount, controller, files of limit and use. See cgroups(7)."""
-CODE = Path(__file__).parents[1]
-DAY = 86400.0
 OPTIMIZER_BYTES = 12  # per trained parameter: its fp32 value and Adam's two moments, as in checkpoint_bytes
-LOCAL = ("ext4", "ext3", "xfs", "btrfs", "overlay", "aufs", "tmpfs", "zfs")
 
 
 def gb(size: float) -> str:
@@ -44,10 +38,10 @@ def gb(size: float) -> str:
 def memory(context: Context) -> Finding:
     """Available main memory, within the limits of this process's control groups: a container, Slurm job or service."""
     machine, needed = context.machine, memory_bytes(context.recipe)
-    available = memory_available(machine.read("/proc/meminfo") or "")
-    if available is None:
+    known = re.search(r"^MemAvailable:\s+([0-9]{1,15}) kB$", machine.read("/proc/meminfo") or "", re.MULTILINE)
+    if not known:
         return skipped("not known: /proc/meminfo does not say it")
-    source, groups = "available", machine.read("/proc/self/cgroup")
+    available, source, groups = int(known[1]) * 1024, "available", machine.read("/proc/self/cgroup")
     for mount, controller, top, now in HIERARCHIES:
         for group in control_groups(groups, controller):
             folder = f"{mount}{group.rstrip('/')}"
@@ -66,14 +60,43 @@ def memory(context: Context) -> Finding:
     return (failed if in_memory else warning)(found, remedy, expected)
 
 
+def control_groups(cgroup: Optional[str], controller: str) -> list[str]:
+    """A process's control group and its ancestors, as paths below their mount, the deepest first.
+
+    Only `/` where the path leads out of the mount (/../x), as in a container whose namespace begins lower. `cgroup` is
+    /proc/self/cgroup, see cgroups(7): lines of hierarchy:controllers:path. The controller is empty for v2, which has
+    one hierarchy for all.
+    """
+    group = PurePosixPath("/")
+    for controllers, path in re.findall(r"^[^:\n]*:([^:\n]*):/+(.*)$", cgroup or "", re.MULTILINE):
+        if controller in controllers.split(","):
+            group = PurePosixPath("/", path)
+    if ".." in group.parts:
+        group = PurePosixPath("/")
+    return [str(each) for each in (group, *group.parents)]
+
+
+def inactive_file(stat: Optional[str]) -> int:
+    """Bytes of cached files that a control group and its descendants can release, from its memory.stat.
+
+    v1 counts descendants in total_inactive_file only; v2 has inactive_file, which includes them.
+    """
+    found = dict(re.findall(r"^((?:total_)?inactive_file) ([0-9]{1,18})$", stat or "", re.MULTILINE))
+    return int(found.get("total_inactive_file") or found.get("inactive_file") or 0)
+
+
+def limit(text: Optional[str]) -> Optional[int]:
+    """Bytes of a control group's file; None for max, a missing file, and v1's value for “unlimited”."""
+    number = re.fullmatch(r"([0-9]{1,20})\s*", text or "")
+    return int(number[1]) if number and int(number[1]) < 1 << 60 else None
+
+
 def shared_memory(context: Context) -> Finding:
     """/dev/shm, through which the processes of a run exchange data."""
     if context.recipe.parallel.devices_per_node == 1:
         return skipped("not needed: one process (parallel.devices_per_node)")
     shm = context.machine.path("/dev/shm")
-    if not shm.is_dir():
-        return failed("no /dev/shm", "mount a tmpfs there", gb(SMALL_SHM))
-    size = shutil.disk_usage(shm).total
+    size = shutil.disk_usage(shm).total if shm.is_dir() else 0
     if size < SMALL_SHM:
         remedy = "give the container more: --ipc=host (as make does), or --shm-size=16g"
         return warning(f"/dev/shm has {gb(size)}", remedy, gb(SMALL_SHM))
@@ -83,45 +106,27 @@ def shared_memory(context: Context) -> Finding:
 def disk(context: Context) -> Finding:
     """Free space by disk, and write permission, for every path that the recipe writes to."""
     recipe, needed = context.recipe, disk_bytes(context.recipe)
-    mounts = context.machine.read("/proc/self/mountinfo") or ""
     if closed := [refusal for name in WRITTEN for refusal in _refusals(name, recipe.path(name))]:
         remedy = "; ".join(dict.fromkeys(refusal.remedy for refusal in closed))
         return failed("\n".join(f"{refusal.where} {refusal.what}" for refusal in closed), remedy)
     disks: dict[int, list[str]] = {}
     for name in WRITTEN:
         disks.setdefault(_existing(recipe.path(name)).stat().st_dev, []).append(name)
-    lines, full, lost, local = [], [], [], []
+    lines, full = [], []
     for names in disks.values():
         place = _existing(recipe.path(names[0]))
-        mount = mount_of(Path(os.path.realpath(place)), mounts) or Mount(str(place), "a disk")
         free, need = shutil.disk_usage(place).free, sum(needed.get(name, 0) for name in names)
         parts = ", ".join(f"{name} {gb(needed[name])}" for name in names if name in needed)
-        lines.append(f"{mount.point} ({mount.kind}): {gb(free)} free for {', '.join(names)}")
+        lines.append(f"{place}: {gb(free)} free for {', '.join(names)}")
         if free < need:
             full.append(f"{gb(need)} ({parts})")
-        lost += names if context.in_container and mount.kind in OWN_LAYER else []
-        local += [mount.kind] if "run" in names and mount.kind in LOCAL else []
     found = "\n".join(lines)
     if full:
         return failed(found, "free some space, or set paths.cache to another disk", ", ".join(full))
-    if lost:
+    if context.in_container and context.machine.path("/").stat().st_dev in disks:
         remedy = "mount a folder of the host there: CACHE=/data/cache, or docker run -v"
         return warning(f"{found}\nin the container's own layer, which is removed with the container", remedy)
-    if local and recipe.parallel.nodes > 1:
-        return warning(found, "paths.run and paths.mcore must be on a disk that all machines share", "a shared disk")
     return ok(f"{found}; {gb(sum(needed.values()))} needed, the data not counted")
-
-
-def limits(context: Context) -> Finding:
-    """ulimit: size of a file, the largest of which is one rank's, of weights or optimizer, and number of open files."""
-    recipe, parallel = context.recipe, context.recipe.parallel
-    largest = max(weight_bytes(recipe), optimizer_bytes(recipe)) // (parallel.tensor * parallel.pipeline)
-    size, files = resource.getrlimit(resource.RLIMIT_FSIZE)[0], resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    if size != resource.RLIM_INFINITY and size < largest:
-        return failed(f"files up to {gb(size)} (ulimit -f)", "ulimit -f unlimited", gb(largest))
-    if files != resource.RLIM_INFINITY and files < FEW_FILES:
-        return warning(f"{files:,} open files (ulimit -n)", f"ulimit -n {FEW_FILES * 16}", f"{FEW_FILES:,}")
-    return ok(f"{'any number of' if files == resource.RLIM_INFINITY else f'{files:,}'} open files, files of any size")
 
 
 def inputs(context: Context) -> Finding:
@@ -171,24 +176,6 @@ def _refusals(name: str, path: Path) -> Iterator[UserError]:
 def _existing(path: Path) -> Path:
     """The deepest existing ancestor."""
     return next(place for place in (path, *path.parents) if place.exists())
-
-
-def clock(context: Context) -> Finding:
-    """The clock against the times of this code's files, and NTP by systemd."""
-    now = time.time()
-    newest = max(file.stat().st_mtime for file in CODE.rglob("*.py"))
-    shown = time.strftime("%Y-%m-%d %H:%M %Z", time.localtime(now))
-    if now < newest - DAY:
-        made = time.strftime("%Y-%m-%d", time.localtime(newest))
-        return failed(f"{shown}, and this code's files are of {made}", "set the clock", "a time after that")
-    program = context.machine.program("timedatectl") or "timedatectl"
-    ran = context.machine.run(program, "show", "-p", "NTPSynchronized", "--value", seconds=5)
-    answer = "" if ran.problem else ran.text.strip()
-    if answer == "no" and context.recipe.parallel.nodes > 1:
-        remedy = "timedatectl set-ntp true, on every machine"
-        return warning(f"{shown}, not kept by NTP", remedy, "the same time everywhere")
-    kept = {"yes": "kept by NTP", "no": "not kept by NTP"}.get(answer, "NTP state not known here")
-    return ok(f"{shown}; {kept}")
 
 
 def weight_bytes(recipe: Recipe) -> int:

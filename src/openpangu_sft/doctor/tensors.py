@@ -6,7 +6,6 @@ import json
 import os
 import re
 import sys
-from typing import Any, Optional
 
 from openpangu_sft.doctor.finding import Finding, failed, ok
 from openpangu_sft.doctor.machine import Context, Ran
@@ -31,27 +30,17 @@ def adds(context: Context) -> Finding:
 
 def judge(ran: Ran, kind: str, count: int) -> Finding:
     """The probe's output, for so many devices of a kind, as a finding. Pure."""
-    result = _result(ran.text)
-    if result is None:
-        last = next((line for line in reversed(ran.text.splitlines()) if line.strip()), "")
-        found = f"{ran.problem or 'no answer'} {last}".strip()
+    lines = [line for line in ran.text.splitlines() if line.strip()] or [""]
+    answer = next((line[len(MARK) :] for line in reversed(lines) if line.startswith(MARK)), "")
+    if not answer:
+        found = f"{ran.problem or 'no answer'} {lines[-1]}".strip()
         return failed(found, "run python -c 'import torch, torch_npu' yourself")
+    result = json.loads(answer)
     if "error" in result:
-        step, error = str(result.get("step")), str(result["error"])
-        return failed(f"{step}: {error}", _remedy(kind, step, error))
-    devices = result.get("devices", [])
+        return failed(f"{result['step']}: {result['error']}", _remedy(kind, result["step"], result["error"]))
     names = ", ".join(f"{name} {result[name]}".strip() for name in ("torch", "torch_npu") if name in result)
-    where = devices[0] if len(devices) == 1 else f"each of {count} devices"
+    where = f"each of {count} devices" if result["devices"][1:] else result["devices"][0]
     return ok(f"{names}; 1 + 3 = 4 on {where}")
-
-
-def _result(text: str) -> Optional[dict[str, Any]]:
-    line = next((line for line in reversed(text.splitlines()) if line.startswith(MARK)), MARK)
-    try:
-        content = json.loads(line[len(MARK) :])
-    except ValueError:
-        return None
-    return content if isinstance(content, dict) else None
 
 
 _CUDA = re.compile(r"CUDA|NVIDIA|\blib(cu|nv|nccl)[a-zA-Z]*[-0-9]*\.so", re.IGNORECASE)
@@ -71,7 +60,7 @@ def _remedy(kind: str, step: str, error: str) -> str:
             return "this torch is one for CUDA, whose libraries are missing: make setup installs matching packages"
         return "set train.device=cpu, or lower parallel.devices_per_node to the number of GPUs (nvidia-smi)"
     if kind == "npu" and ("libascend_hal" in error or "driver" in error):
-        return "it needs the host's driver (/usr/local/Ascend/driver): see driver"
+        return "put /usr/local/Ascend/driver/lib64, with common and driver in it, on LD_LIBRARY_PATH; see driver"
     if kind == "npu" and (".so" in error or "CANN" in error):
-        return "set CANN's environment: see CANN"
+        return "set CANN's environment (source set_env.sh), see CANN"
     return f"run {sys.executable} -c 'import torch' yourself; make setup installs matching packages"

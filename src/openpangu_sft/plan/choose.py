@@ -14,9 +14,9 @@ from pydantic import ValidationError
 
 from openpangu_sft.checkpoint.sharding import layout_of
 from openpangu_sft.model.flops import flops_per_token, idle, micro_batches, recomputed_layers
+from openpangu_sft.plan.estimate import memory_of
 from openpangu_sft.plan.memory import GIB, Memory
-from openpangu_sft.plan.mindspeed_memory import HCCL_MIB, layer_input, mindspeed_memory, shape_of
-from openpangu_sft.plan.transformers_memory import transformers_memory
+from openpangu_sft.plan.mindspeed_memory import HCCL_MIB, layer_input, shape_of
 from openpangu_sft.recipe.auto import valid_splits, with_auto_split
 from openpangu_sft.recipe.schema import ChosenRecipe, Recipe
 from openpangu_sft.recipe.sections import Recompute
@@ -45,12 +45,6 @@ class Choice(NamedTuple):
         on_cpu = train.engine == "transformers" and train.device == "cpu"
         return on_cpu or self.memory.verdict(gib) == "yes"
 
-    def worse_by(self, other: Choice) -> str:
-        """What `other` is taken for."""
-        if self.work > other.work:
-            return f"{self.work / other.work - 1:.1%} more work"
-        return f"{(self.memory.needed - other.memory.needed) / GIB:.1f} GiB more"
-
 
 def split_of(recipe: Recipe) -> str:
     """Parallel sizes in short."""
@@ -74,7 +68,9 @@ def choose(recipes: Sequence[Recipe], recompute: bool) -> Recipe:
         if not best.fits(gib):
             what += "; nothing fits, this takes the least memory"
         elif others and others[0].fits(gib):
-            what += f"; next {others[0]}: {others[0].worse_by(best)}"
+            more = (others[0].memory.needed - best.memory.needed) / GIB
+            work = others[0].work / best.work - 1
+            what += f"; next {others[0]}: " + (f"{work:.1%} more work" if work > 0 else f"{more:.1f} GiB more")
         return ChosenRecipe.model_construct(**dict(best.recipe), chosen=what)
     return ChosenRecipe.model_construct(**dict(recipes[0]), chosen="")
 
@@ -85,11 +81,7 @@ def ranking(recipes: Sequence[Recipe], recompute: bool, gib: float) -> list[Choi
     Less work is better, then less memory.
     """
     choices = [_least(recipe, recompute, gib) for recipe in recipes]
-
-    def order(one: Choice) -> tuple[float, ...]:
-        return (0, one.work, one.memory.needed) if one.fits(gib) else (1, one.memory.needed)
-
-    return sorted(choices, key=order)
+    return sorted(choices, key=lambda one: (not one.fits(gib), one.work if one.fits(gib) else 0, one.memory.needed))
 
 
 def all_splits(recipe: Recipe) -> list[Recipe]:
@@ -125,8 +117,7 @@ def bytes_sent(recipe: Recipe, published: bool = False) -> tuple[int, int]:
 
 def choice_of(recipe: Recipe) -> Choice:
     """The figures of a recipe as it is."""
-    mindspeed = recipe.train.engine == "mindspeed"
-    memory = mindspeed_memory(recipe, HCCL_MIB) if mindspeed else transformers_memory(recipe)
+    memory = memory_of(recipe, HCCL_MIB)
     flops, (sent, to_each) = flops_per_token(recipe) * idle(recipe), bytes_sent(recipe)
     tokens = recipe.train.global_batch_size * recipe.data.seq_length / recipe.parallel.world
     return Choice(recipe, memory, flops, sent, flops + to_each * FLOPS_PER_BYTE / tokens)

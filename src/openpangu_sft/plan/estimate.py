@@ -34,9 +34,9 @@ class Disk(NamedTuple):
     most: int  # bytes of all that exist at once, while the last one is written
 
 
-def memory_of(recipe: Recipe) -> Memory:
-    """Memory of the fullest device of a run."""
-    return mindspeed_memory(recipe) if recipe.train.engine == "mindspeed" else transformers_memory(recipe)
+def memory_of(recipe: Recipe, mib: Optional[int] = None) -> Memory:
+    """Memory of the fullest device of a run, with HCCL's buffers of `mib` MiB, by default HCCL_BUFFSIZE."""
+    return mindspeed_memory(recipe, mib) if recipe.train.engine == "mindspeed" else transformers_memory(recipe)
 
 
 def course_of(recipe: Recipe, counts: dict[str, Any]) -> Course:

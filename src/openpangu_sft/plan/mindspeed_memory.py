@@ -6,6 +6,7 @@ Pure, except for HCCL_BUFFSIZE. docs/plan.md names upstream's file and function 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import NamedTuple, Optional
 
 from openpangu_sft.checkpoint.sharding import Layout, layout_of, rank_parameter_count
@@ -48,7 +49,7 @@ def mindspeed_memory(recipe: Recipe, mib: Optional[int] = None, published: bool 
         Part("the NPU itself", HELD, "in use before any process, by npu-smi"),
     )
     stages = [
-        Memory(_static(recipe, layout, stage), _phases(recipe, layout, stage, published), outside, stage)
+        Memory(_static(recipe, layout, stage), tuple(_phases(recipe, layout, stage, published)), outside, stage)
         for stage in range(layout.pipeline)
     ]
     return max(stages, key=lambda memory: memory.needed)
@@ -68,16 +69,10 @@ def shards(recipe: Recipe) -> int:
 def communicators(recipe: Recipe) -> int:
     """HCCL groups of one device, without those of a single member."""
     parallel = recipe.parallel
-    groups = {
-        "all devices": parallel.world,
-        "gradients and weights": parallel.data * parallel.context,
-        "losses": parallel.data,
-        "context": parallel.context,
-        "tensor": parallel.tensor,
-        "pipeline": parallel.pipeline,
-        "embedding": parallel.pipeline if recipe.model.tie_word_embeddings else 1,
-    }
-    return sum(size > 1 for size in groups.values())
+    groups = [parallel.world, shards(recipe), parallel.data]  # all devices; gradients and weights; losses
+    groups += [parallel.context, parallel.tensor, parallel.pipeline]
+    groups += [parallel.pipeline] * recipe.model.tie_word_embeddings  # the embedding's
+    return sum(size > 1 for size in groups)
 
 
 def _static(recipe: Recipe, layout: Layout, stage: int) -> tuple[Part, ...]:
@@ -99,60 +94,40 @@ def _static(recipe: Recipe, layout: Layout, stage: int) -> tuple[Part, ...]:
     return tuple(static)
 
 
-def _phases(recipe: Recipe, layout: Layout, stage: int, published: bool) -> tuple[Phase, ...]:
-    phases = [_loss(recipe, layout, stage, published), _backward(recipe, layout, stage)]
-    if stage == 0 and layout.pipeline > 1 and not recipe.train.lora.rank:  # without a pipeline the loss takes more
-        gradient = Part("embedding's gradient", _vocabulary(recipe, layout), "before it is added in fp32")
-        phases.append(Phase("embedding", (gradient,)))
-    return tuple(phases)
+def _phases(recipe: Recipe, layout: Layout, stage: int, published: bool) -> Iterator[Phase]:
+    """End of the forward pass (in stages without the loss, of their layers), and backward pass of the layer with most
+    live tensors. Layers keep what they do for all micro batches in flight in the schedule of one forward, one backward.
+    """
+    shape, hidden, frozen = shape_of(recipe), recipe.model.hidden_size, recipe.train.lora.rank > 0
+    layers, columns = layout.stages[stage], layout.padded_vocab_size // layout.tensor
+    in_flight, again = min(layout.pipeline - stage, micro_batches(recipe)), recomputed_layers(recipe, layers)
+    kept = kept_by_layers(layers, again, layer_input(recipe), layer_activations(recipe), in_flight)
+    vocabulary = columns * hidden * shape.element  # bytes of the embedding's gradient, before it is accumulated in fp32
 
-
-def _loss(recipe: Recipe, layout: Layout, stage: int, published: bool) -> Phase:
-    """At the end of the forward pass; in stages without the loss, at the end of their layers."""
-    parts = [_kept(recipe, layout, stage)]
+    loss, backward = [kept], [kept]
     if stage == layout.pipeline - 1:
-        shape, columns = shape_of(recipe), layout.padded_vocab_size // layout.tensor
+        # the last norm keeps its input, the output layer its own
+        final = 2 * layer_input(recipe) + 4 * shape.tokens // shape.tensor
+        loss.append(Part("kept by the last norm", final, "its input and output"))
         # in bf16 a logit is there once more in fp32, and as softmax; in fp32 the copy is the logit itself
         logit = 2 + 4 + 4 if shape.element == 2 else 4 + 4
-        parts.append(_final(recipe))
         if published:
             size = shape.tokens * columns * logit
-            parts.append(Part("logits", size, f"{columns:,} x {shape.tokens:,} x {logit}: of all positions"))
+            loss.append(Part("logits", size, f"{columns:,} x {shape.tokens:,} x {logit}: of all positions"))
         else:
-            frozen = recipe.train.lora.rank > 0
-            parts += loss_parts(shape.tokens, columns, recipe.model.hidden_size, shape.element, logit, frozen)
-    return Phase("loss", tuple(parts))
+            loss += loss_parts(shape.tokens, columns, hidden, shape.element, logit, frozen)
+    yield Phase("loss", tuple(loss))
 
+    if again == layers:
+        one = layer_activations(recipe) - layer_input(recipe)
+        backward.append(Part("one layer again", one, "what it keeps, computed from its input"))
+    backward.append(_widest(recipe))
+    if recipe.model.tie_word_embeddings and not frozen and layout.pipeline == 1:  # one weight has two gradients
+        backward.append(Part("output layer's gradient", vocabulary, "waits for the embedding's"))
+    yield Phase("backward", tuple(backward))
 
-def _backward(recipe: Recipe, layout: Layout, stage: int) -> Phase:
-    """In the backward pass of the layer with most live tensors."""
-    parts = [_kept(recipe, layout, stage)]
-    if recomputed_layers(recipe, layout.stages[stage]) == layout.stages[stage]:
-        again = layer_activations(recipe) - layer_input(recipe)
-        parts.append(Part("one layer again", again, "what it keeps, computed from its input"))
-    parts.append(_widest(recipe))
-    tied = recipe.model.tie_word_embeddings and not recipe.train.lora.rank
-    if tied and layout.pipeline == 1:  # one weight has two gradients
-        parts.append(Part("output layer's gradient", _vocabulary(recipe, layout), "waits for the embedding's"))
-    return Phase("backward", tuple(parts))
-
-
-def _vocabulary(recipe: Recipe, layout: Layout) -> int:
-    """Bytes of the embedding's gradient, before it is accumulated in fp32."""
-    return layout.padded_vocab_size // layout.tensor * recipe.model.hidden_size * shape_of(recipe).element
-
-
-def _kept(recipe: Recipe, layout: Layout, stage: int) -> Part:
-    """Of all micro batches in flight in the schedule of one forward, one backward."""
-    layers, in_flight = layout.stages[stage], min(layout.pipeline - stage, micro_batches(recipe))
-    again = recomputed_layers(recipe, layers)
-    return kept_by_layers(layers, again, layer_input(recipe), layer_activations(recipe), in_flight)
-
-
-def _final(recipe: Recipe) -> Part:
-    """The last norm keeps its input, the output layer its own."""
-    size = 2 * layer_input(recipe) + 4 * shape_of(recipe).tokens // recipe.parallel.tensor
-    return Part("kept by the last norm", size, "its input and output")
+    if stage == 0 and layout.pipeline > 1 and not frozen:  # without a pipeline the loss takes more
+        yield Phase("embedding", (Part("embedding's gradient", vocabulary, "before it is added in fp32"),))
 
 
 class Shape(NamedTuple):

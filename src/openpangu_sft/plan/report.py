@@ -29,21 +29,10 @@ class Report(NamedTuple):
     warnings: list[str]
     tokens: float  # of an iteration, as the engine counts them
     speed: Speed
+    seconds: Optional[float]  # of all iterations, at the known rate
     highest_rate: float
+    least_seconds: float  # of all iterations, at MFU 100 %
     disk: Disk
-
-    @property
-    def seconds(self) -> Optional[float]:
-        """Of all iterations, at the known rate."""
-        return self._seconds(self.speed.tokens) if self.speed.tokens else None
-
-    @property
-    def least_seconds(self) -> float:
-        """Of all iterations at MFU 100 %."""
-        return self._seconds(self.highest_rate)
-
-    def _seconds(self, rate: float) -> float:
-        return self.recipe.train.iterations * self.tokens / rate
 
 
 def make_report(recipe: Recipe, gibs: Sequence[float], tokens_per_second: Optional[float] = None) -> Report:
@@ -60,6 +49,8 @@ def make_report(recipe: Recipe, gibs: Sequence[float], tokens_per_second: Option
         if made != wanted:
             found.append(f"the dataset has packs of {made} tokens, data.seq_length is {wanted} -> make merge")
         found += warnings(recipe, counts)
+    speed, most = speed_of(recipe, tokens_per_second), highest_rate(recipe)
+    tokens = tokens_per_iteration(recipe, counts)
     return Report(
         recipe,
         parameter_count(recipe.model),
@@ -70,9 +61,11 @@ def make_report(recipe: Recipe, gibs: Sequence[float], tokens_per_second: Option
         counts,
         course_of(recipe, counts) if counts else None,
         found,
-        tokens_per_iteration(recipe, counts),
-        speed_of(recipe, tokens_per_second),
-        highest_rate(recipe),
+        tokens,
+        speed,
+        recipe.train.iterations * tokens / speed.tokens if speed.tokens else None,
+        most,
+        recipe.train.iterations * tokens / most,
         disk_of(recipe),
     )
 

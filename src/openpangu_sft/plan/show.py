@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from openpangu_sft.plan.choose import Choice, recomputed, split_of
-from openpangu_sft.plan.memory import GIB, Memory, Part
+from openpangu_sft.plan.memory import GIB, Part
 from openpangu_sft.plan.report import Report
 from openpangu_sft.recipe.schema import ChosenRecipe
 from openpangu_sft.util.console import print_rows, print_table
@@ -32,20 +32,22 @@ def show_report(report: Report, to: Console) -> None:
     _data(report, to)
     _time(report, to)
     for line in report.warnings:
-        _say(to, line, style="yellow")
+        to.print(line, style="yellow")
 
 
 def _memory(report: Report, to: Console) -> None:
     memory, recipe, parallel = report.memory, report.recipe, report.recipe.parallel
     device = "NPU" if recipe.train.engine == "mindspeed" else "process"
     title = f"{recipe.train.engine}, {report.parameters:,} parameters, {parallel.world} x {device}"
-    _say(to, f"{title}: {split_of(recipe)}", style="bold")
+    to.print(f"{title}: {split_of(recipe)}", style="bold")
     if rank := recipe.train.lora.rank:
-        _say(to, f"LoRA of rank {rank}: {report.trained:,} parameters in adapters are trained")
+        to.print(f"LoRA of rank {rank}: {report.trained:,} parameters in adapters are trained")
     rows = [_row(part) for part in (*memory.static, *memory.fullest.parts)]
     rows.append(("peak of tensors", _gib(memory.peak), f"in phase {memory.fullest.name}"))
     rows += [_row(part) for part in memory.outside]
-    rows.append(("total", _gib(memory.needed), _other_phases(memory)))
+    rest = memory.needed - memory.fullest.size
+    others = (f"{one.name} {_gib(rest + one.size, 1)}" for one in memory.phases if one is not memory.fullest)
+    rows.append(("total", _gib(memory.needed), f"in other phases: {', '.join(others)}"))
     of = f" (stage {memory.stage})" if parallel.pipeline > 1 else ""
     print_rows(f"memory of {'an' if device == 'NPU' else 'a'} {device}{of}", ["", "GiB", "how"], rows, to)
     for gib, best in report.best.items():
@@ -55,12 +57,12 @@ def _memory(report: Report, to: Console) -> None:
             "tight": f"fits {gib:g} GiB only with less than 1/10 of it left",
             "no": f"does not fit {gib:g} GiB",
         }
-        _say(to, words[verdict], style="green" if verdict == "yes" else "yellow")
+        to.print(words[verdict], style="green" if verdict == "yes" else "yellow")
         if verdict != "yes":
-            _say(to, f"  to fit: {advice(best, gib)}")
+            to.print(f"  to fit: {advice(best, gib)}")
     if report.speed.memory:
-        _say(to, f"the run in {recipe.path('run')}: {report.speed.memory}")
-    _say(to, NOT_COUNTED[recipe.train.engine])
+        to.print(f"the run in {recipe.path('run')}: {report.speed.memory}")
+    to.print(NOT_COUNTED[recipe.train.engine])
 
 
 def advice(best: Sequence[Choice], gib: float) -> str:
@@ -73,14 +75,14 @@ def advice(best: Sequence[Choice], gib: float) -> str:
 def _splits(report: Report, to: Console) -> None:
     """What auto would take, and what comes next."""
     if isinstance(report.recipe, ChosenRecipe):
-        _say(to, report.recipe.chosen)
+        to.print(report.recipe.chosen)
     head = ["", "split", "recompute", "GiB", "GFLOP", "GB sent", "work"]
     for gib, best in report.best.items():
         fitting = {f"{number}": one for number, one in enumerate(best[:SHOWN], 1) if one.fits(gib)}
         rows = [(name, *_figures(one)) for name, one in {"now": report.now, **fitting}.items()]
         takes = "takes 1" if fitting else "nothing fits" if best else "no other split is valid"
         print_rows(f"auto, on devices of {gib:g} GiB: {takes}", head, rows, to)
-    _say(to, LEGEND)
+    to.print(LEGEND)
 
 
 def _figures(one: Choice) -> tuple[str, ...]:
@@ -125,23 +127,10 @@ def _row(part: Part) -> tuple[str, str, str]:
     return part.name, _gib(part.size), part.how
 
 
-def _other_phases(memory: Memory) -> str:
-    others = [phase for phase in memory.phases if phase is not memory.fullest]
-    rest = memory.needed - memory.fullest.size
-    return "in other phases: " + ", ".join(f"{one.name} {_gib(rest + one.size, 1)}" for one in others)
-
-
 def _gib(size: float, digits: int = 2) -> str:
     return f"{size / GIB:.{digits}f}"
 
 
 def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:,.1f} h"
-
-
-def _say(to: Console, line: str, style: str = "") -> None:
-    to.print(line, style=style, markup=False)
+    minutes = f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
+    return f"{seconds:.0f} s" if seconds < 120 else minutes

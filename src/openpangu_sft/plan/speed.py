@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from operator import attrgetter
 from statistics import median
 from typing import Any, NamedTuple, Optional
+
+from pydantic import BaseModel
 
 from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.recipe.schema import Recipe
@@ -13,6 +17,10 @@ from openpangu_sft.training.run.provenance import RECIPE, read_starts
 from openpangu_sft.util.errors import UserError
 
 UNKNOWN = "unknown"
+DECISIVE = [f"train.{name}" for name in ("engine", "device", "precision", "loss")]
+DECISIVE += ["model", "parallel", "data.seq_length", "train.recompute", "train.lora"]
+DECISIVE += [f"train.{name}" for name in ("micro_batch_size", "global_batch_size", "upstream_flags")]
+"""Settings and whole sections that the speed of a run depends on; the first one that differs is named."""
 
 
 class Speed(NamedTuple):
@@ -31,13 +39,11 @@ def speed_of(recipe: Recipe, given: Optional[float]) -> Speed:
     rows = [row for row in read_metrics(run) if row["tokens"] and row["seconds"] > 0]
     if not rows:
         return Speed(None, UNKNOWN)
-    if not (run / RECIPE).is_file():
-        return Speed(None, f"{UNKNOWN}, as the run in {run} has no {RECIPE}: it is of 0.4.0 or before")
     try:
-        made = _decisive(load_recipe(run / RECIPE))
+        made = dict(_decisive(load_recipe(run / RECIPE)))
     except UserError as error:
         return Speed(None, f"{UNKNOWN}, as {run / RECIPE} is no recipe of this version: {error.what}")
-    for key, value in _decisive(recipe).items():
+    for key, value in _decisive(recipe):
         if made[key] != value:
             return Speed(None, f"{UNKNOWN}, as the run in {run} was made with {key}={made[key]}, not {value}")
     # a run may resume with other settings; its recipe is that of its last start
@@ -51,18 +57,8 @@ def speed_of(recipe: Recipe, given: Optional[float]) -> Speed:
     return Speed(rate, f"measured, median of {len(later)} iterations", memory)
 
 
-def _decisive(recipe: Recipe) -> dict[str, Any]:
+def _decisive(recipe: Recipe) -> Iterator[tuple[str, Any]]:
     """Settings that the speed of a run depends on, by key."""
-    content = recipe.model_dump()
-    train = content["train"]
-    sections = {
-        "train": {name: train[name] for name in ("engine", "device", "precision", "loss")},
-        "model": content["model"],
-        "parallel": content["parallel"],
-        "data": {"seq_length": recipe.data.seq_length},
-        "train.recompute": train["recompute"],
-        "train.lora": train["lora"],
-    }
-    found = {f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()}
-    rest = ("micro_batch_size", "global_batch_size", "upstream_flags")
-    return {**found, **{f"train.{name}": train[name] for name in rest}}
+    for key in DECISIVE:
+        value = attrgetter(key)(recipe)
+        yield from ((f"{key}.{name}", each) for name, each in value) if isinstance(value, BaseModel) else [(key, value)]

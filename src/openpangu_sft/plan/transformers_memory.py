@@ -6,6 +6,8 @@ operators, and compared with them on a CPU by tests/plan/test_transformers_memor
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from itertools import chain
 from math import prod
 
@@ -26,8 +28,7 @@ def transformers_memory(recipe: Recipe) -> Memory:
     ]
     if recipe.parallel.world > 1:
         static.append(Part("DDP's buckets", trained * 4, "x 4: gradients once more"))
-    phases = (_loss(recipe), _backward(recipe), _step(recipe))
-    return Memory(tuple(static), phases, ())
+    return Memory(tuple(static), tuple(_phases(recipe)), ())
 
 
 def layer_activations(recipe: Recipe) -> int:
@@ -55,65 +56,49 @@ def layer_input(recipe: Recipe) -> int:
     return _tokens(recipe) * recipe.model.hidden_size * 4
 
 
-def _loss(recipe: Recipe) -> Phase:
-    model, autocast = recipe.model, _autocast(recipe)
+def _phases(recipe: Recipe) -> Iterator[Phase]:
+    """Loss, backward pass and optimizer step."""
+    model, tokens, autocast = recipe.model, _tokens(recipe), _autocast(recipe)
+    width, frozen, copies = 2 if autocast else 4, recipe.train.lora.rank > 0, _copies(recipe)
+    again, vocabulary = recomputed_layers(recipe, model.num_layers), model.vocab_size * model.hidden_size
+    # ids, labels and positions in int64; cosine and sine of every position
+    batch = Part("batch", tokens * (3 * 8 + 2 * 4 * model.kv_channels), "ids, labels, positions and their angles")
+
+    def kept(copied: int) -> Part:
+        return kept_by_layers(model.num_layers, again, layer_input(recipe), layer_activations(recipe) + copied)
+
+    trained = recipe.train.micro_batch_size * (recipe.data.seq_length - 1)  # at most: every token but a pack's first
+    loss = [batch, kept(0), Part("kept by the last norm", trained * (model.hidden_size * 4 + 4), "its input")]
     # A logit and its log-softmax, with two gradients: of the log-softmax and of the logit; in bf16 all but the logit
     # are fp32.
-    width = 2 if autocast else 4
-    frozen = recipe.train.lora.rank > 0
-    output = loss_parts(_trained(recipe), model.vocab_size, model.hidden_size, width, width + 3 * 4, frozen)
-    parts = [_batch(recipe), _kept(recipe, all_copies=False), _final(recipe), *output]
+    loss += loss_parts(trained, model.vocab_size, model.hidden_size, width, width + 3 * 4, frozen)
     if autocast:
-        copies = model.num_layers * _copies(recipe)
-        if model.tie_word_embeddings or not frozen:
-            copies += _vocabulary(recipe) * 2
-        parts.append(Part("weights in bf16", copies, "autocast's copies, x 2"))
-    return Phase("loss", tuple(parts))
+        copied = model.num_layers * copies + vocabulary * 2 * (model.tie_word_embeddings or not frozen)
+        loss.append(Part("weights in bf16", copied, "autocast's copies, x 2"))
+    yield Phase("loss", tuple(loss))
 
-
-def _backward(recipe: Recipe) -> Phase:
-    model, tokens, width = recipe.model, _tokens(recipe), 2 if _autocast(recipe) else 4
-    parts = [_batch(recipe), _kept(recipe)]
-    if recomputed_layers(recipe, model.num_layers) == model.num_layers:
-        again = layer_activations(recipe) - layer_input(recipe) + _copies(recipe)
-        parts.append(Part("one layer again", again, "what it keeps, computed from its input"))
+    backward = [batch, kept(copies)]
+    if again == model.num_layers:
+        one = layer_activations(recipe) - layer_input(recipe) + copies
+        backward.append(Part("one layer again", one, "what it keeps, computed from its input"))
     gradients = tokens * (2 * model.ffn_hidden_size * width + 4 * model.hidden_size)
-    parts.append(Part("gradients in a layer", gradients, "at the product in the MLP, where they are widest"))
-    if model.tie_word_embeddings and not recipe.train.lora.rank:
-        parts.append(Part("output layer's gradient", _vocabulary(recipe) * 4, "x 4: waits for the embedding's"))
-    return Phase("backward", tuple(parts))
+    backward.append(Part("gradients in a layer", gradients, "at the product in the MLP, where they are widest"))
+    if model.tie_word_embeddings and not frozen:
+        backward.append(Part("output layer's gradient", vocabulary * 4, "x 4: waits for the embedding's"))
+    yield Phase("backward", tuple(backward))
 
-
-def _step(recipe: Recipe) -> Phase:
-    """AdamW: on CUDA the roots of all second moments at once, on a CPU two copies of one tensor at a time."""
+    # AdamW: on CUDA the roots of all second moments at once, on a CPU two copies of one tensor at a time
+    sizes = _trained_sizes(recipe).values()
+    roots = Part("roots", sum(sizes) * 4, "x 4: of all second moments (on CUDA)")
     if recipe.train.device == "cpu":
-        largest = max(_trained_sizes(recipe).values())
-        return Phase("optimizer step", (Part("roots", largest * 8, "of the largest tensor, twice"),))
-    size = sum(_trained_sizes(recipe).values()) * 4
-    return Phase("optimizer step", (Part("roots", size, "x 4: of all second moments (on CUDA)"),))
-
-
-def _kept(recipe: Recipe, all_copies: bool = True) -> Part:
-    layers, copies = recipe.model.num_layers, _copies(recipe) if all_copies else 0
-    again = recomputed_layers(recipe, layers)
-    return kept_by_layers(layers, again, layer_input(recipe), layer_activations(recipe) + copies)
-
-
-def _final(recipe: Recipe) -> Part:
-    """The last norm's input at trained positions."""
-    return Part("kept by the last norm", _trained(recipe) * (recipe.model.hidden_size * 4 + 4), "its input")
-
-
-def _batch(recipe: Recipe) -> Part:
-    """Ids, labels and positions in int64; cosine and sine of every position."""
-    size = _tokens(recipe) * (3 * 8 + 2 * 4 * recipe.model.kv_channels)
-    return Part("batch", size, "ids, labels, positions and their angles")
+        roots = Part("roots", max(sizes) * 8, "of the largest tensor, twice")
+    yield Phase("optimizer step", (roots,))
 
 
 def _copies(recipe: Recipe) -> int:
     """Bytes of autocast's bf16 copies of a layer's matrices; frozen ones are held in bf16."""
-    trained = {name: size for name, size in _trained_sizes(recipe).items() if name.startswith("model.layers.0.")}
-    sizes = (size for name, size in trained.items() if "_proj." in name and name.endswith("weight"))
+    matrix = re.compile(r"model\.layers\.0\..*_proj\..*weight").fullmatch
+    sizes = (size for name, size in _trained_sizes(recipe).items() if matrix(name))
     return sum(sizes) * 2 if _autocast(recipe) else 0
 
 
@@ -134,17 +119,8 @@ def _trained_sizes(recipe: Recipe) -> dict[str, int]:
     return {name: prod(shape) for name, shape in shapes.items() if ".lora_" in name or not recipe.train.lora.rank}
 
 
-def _vocabulary(recipe: Recipe) -> int:
-    return recipe.model.vocab_size * recipe.model.hidden_size
-
-
 def _tokens(recipe: Recipe) -> int:
     return recipe.train.micro_batch_size * recipe.data.seq_length
-
-
-def _trained(recipe: Recipe) -> int:
-    """Targets of a micro batch at most: every token but the first of a pack."""
-    return recipe.train.micro_batch_size * (recipe.data.seq_length - 1)
 
 
 def _autocast(recipe: Recipe) -> bool:

@@ -28,9 +28,19 @@ def toolkit_home(environment: Mapping[str, str]) -> str:
     return environment.get("ASCEND_TOOLKIT_HOME") or environment.get("ASCEND_HOME_PATH") or ""
 
 
-def install_info(home: Path) -> Optional[str]:
-    """The text of ascend_toolkit_install.info, which lies in a folder named by the machine, such as aarch64-linux."""
-    return next((text_of(file) for file in sorted(home.glob("*-linux/ascend_toolkit_install.info"))), None)
+def cann_info(environment: Mapping[str, str], root: Path = Path("/")) -> dict[str, str]:
+    """Fields of ascend_toolkit_install.info of the CANN whose environment is set; none where there is none.
+
+    It lies in a folder named by the machine, such as aarch64-linux.
+    """
+    home = toolkit_home(environment)
+    files = (root / home.lstrip("/")).glob("*-linux/ascend_toolkit_install.info") if home else ()
+    return parse_info(next(map(text_of, sorted(files)), None))
+
+
+def driver_info(root: Path = Path("/")) -> dict[str, str]:
+    """Fields of the driver's version.info; none where it cannot be read."""
+    return parse_info(text_of(root / f"{ASCEND}/driver/version.info".lstrip("/")))
 
 
 def text_of(file: Path) -> Optional[str]:
@@ -43,10 +53,8 @@ def text_of(file: Path) -> Optional[str]:
 
 def versions(environment: Mapping[str, str], root: Path = Path("/")) -> dict[str, str]:
     """Versions of the driver and CANN, as far as their files exist below `root`."""
-    driver, home = root / f"{ASCEND}/driver/version.info".lstrip("/"), toolkit_home(environment)
-    texts = {"Ascend driver": text_of(driver), "CANN": install_info(root / home.lstrip("/")) if home else None}
-    found = {name: parse_info(text).get("version", "") for name, text in texts.items()}
-    return {name: version for name, version in found.items() if version}
+    found = {"Ascend driver": driver_info(root), "CANN": cann_info(environment, root)}
+    return {name: info["version"] for name, info in found.items() if info.get("version")}
 
 
 def visible(environment: Mapping[str, str], count: int) -> list[int]:
