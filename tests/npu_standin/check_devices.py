@@ -142,13 +142,11 @@ def test_scripts_stay_python() -> None:
     assert torch.jit.script()(function) is function
 
 
-def test_mindspeeds_operators_are_not_compiled() -> None:
+def test_operators_are_not_compiled() -> None:
     """They are asked for at import, and refused when called."""
     operators = torch.utils.cpp_extension.load(name="x", sources=["/somewhere/mindspeed/ops/csrc/x.cpp"])
     with pytest.raises(NotImplementedError, match=r"operator x\.mul is not in the stand-in"):
         operators.mul(1)
-    with pytest.raises(FileNotFoundError):  # anything else is given to the real one
-        torch.utils.cpp_extension.load(name="x", sources=["/somewhere/mindspeed-llm/nothing.cpp"])
 
 
 def test_torchair_is_there_for_imports() -> None:

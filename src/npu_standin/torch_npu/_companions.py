@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.machinery
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, Union
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import torch
 import torch.utils.cpp_extension
 
 from ._devices import replace
-
-MINDSPEED_OPERATORS = "/mindspeed/ops/"
-"""Folder of the C++ of MindSpeed's operators (mindspeed/op_builder: every `sources()` begins with ops/csrc)."""
 
 
 class Unsupported:
@@ -40,7 +36,8 @@ def install() -> None:
     # mindspeed/op_builder/*.py registers operators with a graph compiler when it is imported
     _module("torchair", register_fx_node_ge_converter=lambda *_: lambda function: function)
     _module("torchair.ge")
-    replace(torch.utils.cpp_extension, load=_without_mindspeed(torch.utils.cpp_extension.load))
+    # there is no CANN to compile operators with; MindSpeed loads some of them when it is imported
+    replace(torch.utils.cpp_extension, load=lambda name, *_, **__: Unsupported(f"compiled operator {name}"))
     replace(torch, _amp_foreach_non_finite_check_and_unscale_=unscale)
 
 
@@ -55,22 +52,6 @@ def unscale(gradients: Sequence[torch.Tensor], found_inf: torch.Tensor, inv_scal
         if not torch.isfinite(gradient).all():
             found_inf.fill_(1.0)
         gradient.mul_(inv_scale.to(gradient.dtype))
-
-
-def _without_mindspeed(load: Callable[..., Any]) -> Callable[..., Any]:
-    """A loader of C++ that does not compile MindSpeed's operators, as there is no CANN.
-
-    MindSpeed loads some of them when it is imported, so they are refused only when called.
-    """
-
-    @functools.wraps(load)
-    def loading(name: str, sources: Union[str, Sequence[str]], *args: Any, **kwargs: Any) -> Any:
-        files = [sources] if isinstance(sources, str) else sources
-        if any(MINDSPEED_OPERATORS in file for file in files):
-            return Unsupported(f"MindSpeed's compiled operator {name}")
-        return load(name, sources, *args, **kwargs)
-
-    return loading
 
 
 def _module(name: str, **attributes: Any) -> None:
