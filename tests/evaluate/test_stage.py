@@ -39,7 +39,7 @@ from openpangu_sft.model.llama import SEGMENTS, build_model, inference_device
 from openpangu_sft.model.tensors import tensors_of
 from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.report.stage import run_report
+from openpangu_sft.report.page import run_report
 from openpangu_sft.tokenizer.tokenizer import Tokenizer
 from openpangu_sft.training.run.retention import prune
 from openpangu_sft.training.stage import run_sft

@@ -42,7 +42,6 @@ def register_hccl() -> None:
     dist.Backend.register_backend("hccl", ProcessGroupGloo, devices=["cpu", "npu"])
     replace(ProcessGroup, allreduce=allreduce, broadcast=broadcast, allgather=allgather, alltoall_base=alltoall_base)
     replace(ProcessGroup, _reduce_scatter_base=reduce_scatter_base, _allgather_base=allgather_base)
-    replace(dist, is_hccl_available=lambda: True)
 
 
 def transfer() -> None:

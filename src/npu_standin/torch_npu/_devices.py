@@ -10,13 +10,8 @@ from typing import Any
 
 import torch
 
-# fmt: off
-FACTORIES = [
-    "tensor", "as_tensor", "empty", "empty_strided", "zeros", "ones", "full", "arange", "range", "linspace", "logspace",
-    "eye", "tril_indices", "triu_indices", "rand", "randn", "randint", "randperm", "normal",
-    "empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "randint_like",
-]
-# fmt: on
+FACTORIES = "tensor as_tensor empty zeros ones full arange linspace rand randn randint randperm normal".split()
+FACTORIES += [f"{name}_like" for name in ("empty", "zeros", "ones", "full", "rand", "randn", "randint")]
 METHODS = ["to", "new_tensor", "new_empty", "new_zeros", "new_ones", "new_full"]
 
 _types = {"npu", "privateuseone"}

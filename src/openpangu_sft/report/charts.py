@@ -69,9 +69,8 @@ def _draw(label: str, runs: Sequence[Run], values: Sequence[Sequence[float]], lo
 
 
 def _inline(document: str, label: str) -> str:
-    """The svg element alone, as wide as its container; its identifiers differ from those of other charts."""
+    """The svg element alone; its identifiers differ from those of other charts."""
     svg = document[document.index("<svg") :]
-    svg = re.sub(r'width="[^"]*pt" height="[^"]*pt"|height="[^"]*pt" width="[^"]*pt"', 'width="100%"', svg, count=1)
     own = re.sub(r"\W", "", label)
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{own}-", svg)
     return re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)

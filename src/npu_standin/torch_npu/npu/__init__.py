@@ -57,12 +57,11 @@ def current_device() -> int:
 def set_device(device: DeviceLike) -> None:
     """Raises RuntimeError where there is no such NPU."""
     global _current
-    if not isinstance(device, int):
-        named = torch.device(device) if isinstance(device, str) else device
-        device = _current if named is None or named.index is None else named.index
-    if not 0 <= device < device_count():
-        raise RuntimeError(f"there is no NPU {device} among {device_count()}")
-    _current = device
+    given = None if device is None else torch.device(device).index
+    index = _current if given is None else given
+    if not 0 <= index < device_count():
+        raise RuntimeError(f"there is no NPU {index} among {device_count()}")
+    _current = index
 
 
 def get_device_name(device: DeviceLike = None) -> str:

@@ -29,8 +29,8 @@ from openpangu_sft.evaluate.stage import run_evaluate
 from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.report.charts import MOST_POINTS, charts_of, thinned
+from openpangu_sft.report.page import _names, run_report
 from openpangu_sft.report.run import Run, read_run
-from openpangu_sft.report.stage import _names, run_report
 from openpangu_sft.training.run.metrics import METRICS, read_metrics
 from openpangu_sft.training.run.provenance import RECIPE, STARTS, read_starts, record_start
 from openpangu_sft.training.stage import run_sft
