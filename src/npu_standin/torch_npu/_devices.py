@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-FACTORIES = "tensor as_tensor empty zeros ones full arange linspace rand randn randint randperm normal".split()
-FACTORIES += [f"{name}_like" for name in ("empty", "zeros", "ones", "full", "rand", "randn", "randint")]
+FILLED = ["empty", "zeros", "ones", "full", "rand", "randn", "randint"]
+FACTORIES = [*FILLED, *(f"{name}_like" for name in FILLED), "tensor", "as_tensor", "arange", "linspace", "randperm"]
 METHODS = ["to", "new_tensor", "new_empty", "new_zeros", "new_ones", "new_full"]
 
 _types = {"npu", "privateuseone"}
