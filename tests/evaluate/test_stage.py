@@ -23,6 +23,7 @@ from transformers import LlamaForCausalLM
 from conftest import ROOT, TINY, conversation, write_samples
 from openpangu_sft.checkpoint.convert import run_convert
 from openpangu_sft.checkpoint.mcore_reader import open_mcore
+from openpangu_sft.checkpoint.weights import Weights
 from openpangu_sft.cli.main import app
 from openpangu_sft.cli.reports import _show
 from openpangu_sft.conversations.conversation import Message
@@ -34,12 +35,11 @@ from openpangu_sft.evaluate.questions import questions_in, validation_questions
 from openpangu_sft.evaluate.record import EVALUATION, read_evaluation
 from openpangu_sft.evaluate.stage import run_evaluate
 from openpangu_sft.model.chat import Chat
-from openpangu_sft.model.device import inference_device
-from openpangu_sft.model.llama import SEGMENTS, build_model
+from openpangu_sft.model.llama import SEGMENTS, build_model, inference_device
 from openpangu_sft.model.tensors import tensors_of
 from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.report.stage import run_report
+from openpangu_sft.report.page import run_report
 from openpangu_sft.tokenizer.tokenizer import Tokenizer
 from openpangu_sft.training.run.retention import prune
 from openpangu_sft.training.stage import run_sft
@@ -182,9 +182,9 @@ def test_nothing_is_evaluated_twice_and_other_questions_keep_the_losses(
     answered: list[int] = []
     real_loss, real_answer = stage.validation_loss, Chat.complete
 
-    def loss(recipe: Recipe, tensors: Any, iteration: int) -> float:
+    def loss(recipe: Recipe, weights: Weights, iteration: int) -> float:
         losses.append(iteration)
-        return real_loss(recipe, tensors, iteration)
+        return real_loss(recipe, weights, iteration)
 
     def complete(self: Chat, prompt: list[int]) -> str:
         answered.append(len(prompt))
@@ -221,7 +221,7 @@ def prompt_file(tmp_path: Path, text: str = "hm\nwell") -> Path:
     return tmp_path / "p.txt"
 
 
-def no_loss(recipe: Recipe, tensors: Any, iteration: int) -> float:
+def no_loss(recipe: Recipe, weights: Weights, iteration: int) -> float:
     raise AssertionError(f"the loss of iteration {iteration} was there")
 
 
@@ -338,8 +338,7 @@ def test_validation_samples_with_a_long_prompt_are_not_asked(recipe: Recipe, mon
 @pytest.mark.parametrize("where", ["mcore", "run"])
 def test_bf16_is_that_of_stock_transformers_under_autocast(make: Callable[..., Recipe], where: str) -> None:
     recipe = make("train.precision=bf16")
-    tensors = tensors_of(open_mcore(recipe.path(where), recipe.model).weights, recipe.model)
-    loss = stage.validation_loss(recipe, tensors, 0)
+    loss = stage.validation_loss(recipe, open_mcore(recipe.path(where), recipe.model).weights, 0)
     exact = loss_alone(recipe, recipe.path(where))
     with torch.autocast("cpu", torch.bfloat16):
         rounded = loss_alone(recipe, recipe.path(where), SEGMENTS)  # eager attention would round elsewhere
@@ -359,10 +358,10 @@ def test_checkpoints_that_training_removes_meanwhile_are_left_out_of_all(
 ) -> None:
     real = stage.validation_loss
 
-    def loss(recipe: Recipe, tensors: Any, iteration: int) -> float:
+    def loss(recipe: Recipe, weights: Weights, iteration: int) -> float:
         if iteration == 0:
             prune(recipe.path("run"), 1, 6)
-        return real(recipe, tensors, iteration)
+        return real(recipe, weights, iteration)
 
     monkeypatch.setattr(stage, "validation_loss", loss)
     monkeypatch.setattr(stage, "iterations", lambda run: [2, 3, 6])  # 2 is gone as soon as it is listed
@@ -377,8 +376,8 @@ def test_a_checkpoint_that_is_removed_between_loss_and_answers_keeps_its_loss(
 ) -> None:
     real = stage.validation_loss
 
-    def loss(recipe: Recipe, tensors: Any, iteration: int) -> float:
-        found = real(recipe, tensors, iteration)
+    def loss(recipe: Recipe, weights: Weights, iteration: int) -> float:
+        found = real(recipe, weights, iteration)
         if iteration == 3:
             prune(recipe.path("run"), 1, 6)
         return found
@@ -393,9 +392,9 @@ def test_an_iteration_that_is_asked_for_by_its_number_must_be_there(
 ) -> None:
     real = stage.validation_loss
 
-    def loss(recipe: Recipe, tensors: Any, iteration: int) -> float:
+    def loss(recipe: Recipe, weights: Weights, iteration: int) -> float:
         prune(recipe.path("run"), 1, 6)
-        return real(recipe, tensors, iteration)
+        return real(recipe, weights, iteration)
 
     monkeypatch.setattr(stage, "validation_loss", loss)
     assert "iteration 3 is not there -> take another one: ITERATION=6" in refusal_of(run_evaluate, recipe, None, "3")

@@ -123,7 +123,9 @@ def test_nothing_to_ask_is_said_in_words(make_recipe: MakeRecipe, tmp_path: Path
     recipe = make_recipe()
     assert "no such directory" in refusal_of(Chat, recipe, tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    assert "neither a Hugging Face nor an mcore checkpoint" in refusal_of(Chat, recipe, tmp_path / "empty")
+    assert "neither a Hugging Face checkpoint (config.json) nor a Megatron-core one" in refusal_of(
+        Chat, recipe, tmp_path / "empty"
+    )
 
 
 def chat_command(tiny_hf: Path, tmp_path: Path) -> list[str]:

@@ -43,7 +43,6 @@ def refused(call: Callable[[], Any], said: str, kind: Any = (ValueError, Runtime
 def group_is_hccl(rank: int) -> None:
     assert dist.get_backend() == dist.get_backend(dist.new_group([0, 1])) == "hccl"
     assert dist.get_backend(dist.new_group([0, 1], backend="gloo")) == "gloo"
-    assert dist.is_hccl_available()
     assert dist.is_nccl_available()
     assert torch.cuda.device_count() == 2
 
@@ -64,14 +63,6 @@ def all_reduce(rank: int) -> None:
         mine = (values * (rank + 1)).to(dtype)
         dist.all_reduce(mine, op=dist.ReduceOp.PRODUCT)
         assert mine.tolist() == [2, 8, 18], dtype
-
-
-@check
-def all_reduce_mean(rank: int) -> None:
-    for dtype in (torch.float32, torch.bfloat16):
-        mine = torch.tensor([float(rank), 4.0]).to(dtype)
-        dist.all_reduce(mine, op=dist.ReduceOp.AVG)
-        assert mine.tolist() == [0.5, 4.0]
 
 
 @check
@@ -139,8 +130,8 @@ def reduce_scatter(rank: int) -> None:
             assert output.tolist() == [[0, 2], [4, 6]][rank], dtype
             assert given.tolist() == [0, 1, 2, 3], dtype
     output = torch.empty(1)
-    dist.reduce_scatter_tensor(output, torch.tensor([1.0, 3.0]) * rank, op=dist.ReduceOp.AVG)
-    assert output.tolist() == [[0.5], [1.5]][rank]
+    dist.reduce_scatter_tensor(output, torch.tensor([1.0, 3.0]) * (rank + 1), op=dist.ReduceOp.MAX)
+    assert output.tolist() == [[2.0], [6.0]][rank]
 
 
 @check
@@ -252,13 +243,13 @@ def gradients_go_through(rank: int) -> None:
 def what_does_not_fit_is_refused(rank: int) -> None:
     one, two, half = torch.ones(1), torch.ones(2), torch.ones(1).bfloat16()
     group = dist.group.WORLD  # torch.distributed itself sums complex numbers as pairs
-    refused(lambda: group.allreduce([torch.ones(2, dtype=torch.complex64)]), "complex64 cannot be reduced")
-    refused(lambda: dist.all_reduce(one.int(), op=dist.ReduceOp.AVG), "mean of integers")
-    refused(lambda: dist.all_gather_into_tensor(one, one), "all_gather_into_tensor: an output of 1 values")
+    refused(lambda: group.allreduce([torch.ones(2, dtype=torch.complex64)]), "Invalid scalar type")
+    refused(lambda: dist.all_reduce(one, op=dist.ReduceOp.AVG), "AVG")
+    refused(lambda: dist.all_gather_into_tensor(one, one), "all_gather_into_tensor: 1 values of .* not 2 times 1")
     refused(lambda: dist.all_gather_into_tensor(two, half), "bfloat16")
     refused(lambda: dist.all_gather([one], one), "1 outputs in a group of 2")
-    refused(lambda: dist.all_gather([one, two], one), "all_gather: an output of 2 values")
-    refused(lambda: dist.reduce_scatter_tensor(two, two), "2 values to 2 in a group of 2")
+    refused(lambda: dist.all_gather([one, two], one), "all_gather: 2 values")
+    refused(lambda: dist.reduce_scatter_tensor(two, two), "2 values of torch.float32 are not 2 times 2")
     refused(lambda: dist.reduce_scatter_tensor(one, torch.ones(2).bfloat16()), "bfloat16")
     refused(lambda: dist.all_to_all_single(torch.ones(3), torch.ones(3)), "3 rows in equal parts")
     refused(lambda: dist.all_to_all_single(torch.ones(3), two), "3 rows in equal parts")

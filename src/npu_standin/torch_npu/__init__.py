@@ -14,14 +14,7 @@ from ._attention import npu_fusion_attention
 from ._collectives import register_hccl
 from ._operators import npu_apply_adam_w, npu_rms_norm, npu_rotary_mul, npu_swiglu
 
-__all__ = [
-    "npu",
-    "npu_apply_adam_w",
-    "npu_fusion_attention",
-    "npu_rms_norm",
-    "npu_rotary_mul",
-    "npu_swiglu",
-]
+__all__ = ["npu", "npu_apply_adam_w", "npu_fusion_attention", "npu_rms_norm", "npu_rotary_mul", "npu_swiglu"]
 
 __version__ = "2.1.0.post8+standin"
 

@@ -1,20 +1,20 @@
 """npu_fusion_attention as plain torch expressions: scores, mask, softmax and values, all in memory and in fp32.
 
-Only layout TND with sparse_mode 4, which MindSpeed-LLM takes with the published flags: --reset-position-ids and
---use-flash-attn (mindspeed_llm/training/arguments.py:163, core/transformer/dot_product_attention.py:315).
+Only causal attention within the segments of a packed row, layout TND with sparse_mode 4, which MindSpeed-LLM takes with
+the published flags: --reset-position-ids and --use-flash-attn (mindspeed_llm/training/arguments.py:163,
+core/transformer/dot_product_attention.py:315).
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Optional
 
 import torch
 
 from ._operators import DTYPES, require
 
-UNLIMITED = 2147483647  # the default of pre_tockens and next_tockens
 COMPRESSED = 2048  # mode 4 takes a triangle of this size for any lengths
 STATISTICS = 8  # the NPU repeats each row's maximum and sum this many times
 
@@ -27,38 +27,36 @@ def npu_fusion_attention(
     value: torch.Tensor,
     head_num: int,
     input_layout: str,
+    *,
     pse: Optional[torch.Tensor] = None,
     padding_mask: Optional[torch.Tensor] = None,
     atten_mask: Optional[torch.Tensor] = None,
     scale: float = 1.0,
     keep_prob: float = 1.0,
-    pre_tockens: int = UNLIMITED,
-    next_tockens: int = UNLIMITED,
+    pre_tockens: int = 2147483647,
+    next_tockens: int = 2147483647,
     inner_precise: int = 0,
-    prefix: Optional[Sequence[int]] = None,
-    actual_seq_qlen: Optional[Sequence[int]] = None,
-    actual_seq_kvlen: Optional[Sequence[int]] = None,
+    actual_seq_qlen: Sequence[int] = (),
+    actual_seq_kvlen: Sequence[int] = (),
     sparse_mode: int = 0,
-    gen_mask_parallel: bool = True,
-    sync: bool = False,
 ) -> Attention:
     """softmax(query @ keyᵀ * scale, masked) @ value within each segment; autograd gives the gradients of all three.
 
     Source: torch_npu's documentation of npu_fusion_attention. Called at
-    mindspeed_llm/core/transformer/dot_product_attention.py:389.
+    mindspeed_llm/core/transformer/dot_product_attention.py:389, with these arguments.
 
     Args:
         query: [t, n, d].
         key, value: likewise, with as many heads or fewer: each serves several adjacent heads of the query.
         head_num: n of the query.
-        pse, padding_mask, prefix: not implemented (padding_mask not by the NPU either).
+        pse, padding_mask: not implemented (padding_mask not by the NPU either).
         atten_mask: bool or uint8, [2048, 2048], true above the diagonal.
         keep_prob: 1, as dropout is not implemented.
-        pre_tockens, next_tockens: how many keys back and ahead a query sees; the last query stands on the last key.
-        inner_precise: 0, 1 or 2; no effect here, where fully masked rows always give 0.
-        actual_seq_qlen: the ends of the query's segments: for lengths 2, 0, 3 it is 2, 2, 5.
-        actual_seq_kvlen: likewise of key and value. Attention never crosses segments.
-        gen_mask_parallel, sync: of dropout; no effect.
+        pre_tockens, next_tockens: how many keys back and ahead a query sees: all back, as no others are implemented,
+            and 0 ahead.
+        inner_precise: 0, 1 or 2; no effect here.
+        actual_seq_qlen: the ends of the segments: for lengths 2, 0, 3 it is 2, 2, 5.
+        actual_seq_kvlen: the same, as no others are implemented. Attention never crosses segments.
 
     Returns:
         The result, like query; maximum and sum of each row of the softmax in fp32, [t, n, 8], without a gradient; an
@@ -70,21 +68,24 @@ def npu_fusion_attention(
     """
     if (input_layout, sparse_mode) != ("TND", 4):
         raise NotImplementedError(f"attention in layout {input_layout} with sparse_mode {sparse_mode}: only TND with 4")
-    for name, given in (("pse", pse), ("padding_mask", padding_mask), ("prefix", prefix)):
-        if given is not None:
+    for name, asked in (
+        ("pse", pse is not None),
+        ("padding_mask", padding_mask is not None),
+        (f"dropout: keep_prob {keep_prob}", keep_prob != 1),
+        (f"pre_tockens {pre_tockens} of {len(query)}", pre_tockens < len(query)),
+        (f"next_tockens {next_tockens}", next_tockens != 0),
+        ("other segments of key than of query", list(actual_seq_kvlen) != list(actual_seq_qlen)),
+    ):
+        if asked:
             raise NotImplementedError(f"attention with {name}")
-    if keep_prob != 1:
-        raise NotImplementedError(f"attention dropout: keep_prob {keep_prob}")
     require(inner_precise in (0, 1, 2), f"inner_precise {inner_precise}")
-    require(pre_tockens + next_tockens >= 0, f"pre_tockens {pre_tockens} and next_tockens {next_tockens} do not meet")
     _check_tensors(query, key, value, head_num)
     _check_mask(atten_mask)
-    outputs = []
-    for rows, columns in _segments(query, key, actual_seq_qlen, actual_seq_kvlen):
-        q, k, v = (x.transpose(0, 1) for x in (query[rows], key[columns], value[columns]))
-        seen = _band(q.shape[1], k.shape[1], pre_tockens, next_tockens)
-        outputs.append([x.transpose(0, 1) for x in _attend(q, k, v, seen, scale)])
-    result, maximum, total = (torch.cat(parts) for parts in zip(*outputs))
+    _check_ends(actual_seq_qlen, len(query))
+    lengths = [end - begin for begin, end in zip([0, *actual_seq_qlen], actual_seq_qlen) if begin < end]
+    segments = zip(*(torch.split(x.transpose(0, 1), lengths, dim=1) for x in (query, key, value)))
+    parts = zip(*(_attend(q, k, v, scale) for q, k, v in segments))
+    result, maximum, total = (torch.cat(part, dim=1).transpose(0, 1) for part in parts)
     return result, maximum, total, torch.empty(0), 0, 0, 0
 
 
@@ -97,7 +98,7 @@ def _check_tensors(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, 
     require(all(len(shape) == 3 for shape in shapes), f"query, key, value of shapes {shapes} in layout TND")
     require(key.shape == value.shape, f"key of shape {shapes[1]}, value of {shapes[2]}")
     require(query.shape[1] == head_num, f"head_num {head_num} for query of shape {shapes[0]}")
-    require(query.shape[2] == key.shape[2], f"heads of {query.shape[2]} and {key.shape[2]}")
+    require(query.shape[::2] == key.shape[::2], f"query of shape {shapes[0]}, key of {shapes[1]}")
     heads = key.shape[1]
     require(heads > 0 and head_num % heads == 0, f"{heads} heads of key for {head_num} of query")
 
@@ -106,49 +107,31 @@ def _check_mask(mask: Optional[torch.Tensor]) -> None:
     if mask is None:  # the NPU would ignore the mode and let every query see every key
         raise ValueError("sparse_mode 4 without atten_mask: the NPU would mask nothing")
     require(mask.dtype in (torch.bool, torch.uint8), f"atten_mask is {mask.dtype}, not bool or uint8")
-    triangle = mask.shape == (COMPRESSED, COMPRESSED) and torch.equal(mask.bool(), _triangle())
+    triangle = mask.shape == (COMPRESSED, COMPRESSED) and torch.equal(mask.bool(), _triangle(COMPRESSED))
     require(triangle, f"sparse_mode 4 takes a {COMPRESSED}×{COMPRESSED} mask, true above the diagonal")
 
 
 @functools.lru_cache(maxsize=1)
-def _triangle() -> torch.Tensor:
-    return torch.ones(COMPRESSED, COMPRESSED, dtype=torch.bool).triu(1)
+def _triangle(size: int) -> torch.Tensor:
+    return torch.ones(size, size, dtype=torch.bool).triu(1)
 
 
-def _segments(
-    query: torch.Tensor, key: torch.Tensor, ends: Optional[Sequence[int]], kv_ends: Optional[Sequence[int]]
-) -> Iterator[tuple[slice, slice]]:
-    """Each segment of a packed row in query and key, without those of length 0."""
-    if ends is None or kv_ends is None:
-        raise ValueError("layout TND without actual_seq_qlen and actual_seq_kvlen")
-    require(len(ends) == len(kv_ends), f"{len(ends)} segments of query and {len(kv_ends)} of key")
-    for name, given, rows in (("actual_seq_qlen", ends, len(query)), ("actual_seq_kvlen", kv_ends, len(key))):
-        require(all(type(end) is int for end in given), f"{name} has other than integers: {given}")
-        require(list(given) == sorted(given), f"{name} does not rise: {given}")
-        require(len(given) > 0 and given[0] >= 0 and given[-1] == rows, f"{name} ends at {given[-1:]}, {rows} rows")
-    for begin, end, kv_begin, kv_end in zip([0, *ends], ends, [0, *kv_ends], kv_ends):
-        require(begin == end or kv_begin < kv_end, f"a segment has queries {begin} to {end} and no keys")
-        if begin < end:
-            yield slice(begin, end), slice(kv_begin, kv_end)
-
-
-def _band(sq: int, sk: int, back: int, ahead: int) -> torch.Tensor:
-    """[sq, sk], true where key j is within reach of query i, which is aligned with key i + sk - sq."""
-    query = torch.arange(sq).view(-1, 1) + sk - sq
-    key = torch.arange(sk).view(1, -1)
-    return (key <= query + ahead) & (key >= query - back)
+def _check_ends(ends: Sequence[int], rows: int) -> None:
+    require(all(type(end) is int for end in ends), f"actual_seq_qlen has other than integers: {ends}")
+    require(list(ends) == sorted(ends), f"actual_seq_qlen does not rise: {ends}")
+    require(len(ends) > 0 and ends[0] >= 0 and ends[-1] == rows, f"actual_seq_qlen ends at {ends[-1:]}, {rows} rows")
 
 
 def _attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: torch.Tensor, scale: float
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """q [n, sq, d], k and v with fewer heads, to the result, and maximum and sum of each row, [n, sq, 8]."""
+    """q [n, s, d], k and v with fewer heads, to the result, and maximum and sum of each row, [n, s, 8]."""
     each = q.shape[0] // k.shape[0]
     k, v = k.repeat_interleave(each, 0), v.repeat_interleave(each, 0)
-    scores = (q.float() @ k.float().transpose(-1, -2) * scale).masked_fill(~seen, float("-inf"))
-    maximum = scores.detach().amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).min)
+    hidden = torch.ones(q.shape[1], q.shape[1], dtype=torch.bool).triu(1)
+    scores = (q.float() @ k.float().transpose(-1, -2) * scale).masked_fill(hidden, float("-inf"))
+    maximum = scores.detach().amax(-1, keepdim=True)
     p = torch.exp(scores - maximum)
     total = p.sum(-1, keepdim=True)
-    result = p / torch.where(total == 0, torch.ones_like(total), total) @ v.float()
-    maximum, total = (x.repeat_interleave(STATISTICS, -1) for x in (maximum, total.detach()))
-    return result.to(q.dtype), maximum, total
+    maximum, sums = (x.repeat_interleave(STATISTICS, -1) for x in (maximum, total.detach()))
+    return (p / total @ v.float()).to(q.dtype), maximum, sums

@@ -19,13 +19,12 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import AllreduceOptions, ProcessGroup, ProcessGroupGloo
 from torch.distributed import distributed_c10d
 
+from ._devices import replace
 from ._operators import require
-from ._patching import replace
 
 Tensors = Sequence[torch.Tensor]
 
-REDUCED_AS = {kind: kind for kind in (torch.float64, torch.float32, torch.int64, torch.int32, torch.uint8, torch.int8)}
-REDUCED_AS |= {torch.bool: torch.uint8, torch.int16: torch.int32}
+REDUCED_AS = {torch.bool: torch.uint8, torch.int16: torch.int32}
 REDUCED_AS |= {torch.float16: torch.float32, torch.bfloat16: torch.float32}  # sums are rounded once, at the end
 
 _plain = {name: getattr(ProcessGroup, name) for name in ("allreduce", "broadcast", "allgather", "alltoall_base")}
@@ -42,9 +41,7 @@ def register_hccl() -> None:
     """Registers the backend hccl with torch.distributed."""
     dist.Backend.register_backend("hccl", ProcessGroupGloo, devices=["cpu", "npu"])
     replace(ProcessGroup, allreduce=allreduce, broadcast=broadcast, allgather=allgather, alltoall_base=alltoall_base)
-    replace(ProcessGroup, _reduce_scatter_base=reduce_scatter_base)
-    replace(ProcessGroup, _allgather_base=allgather_base)
-    replace(dist, is_hccl_available=lambda: True)
+    replace(ProcessGroup, _reduce_scatter_base=reduce_scatter_base, _allgather_base=allgather_base)
 
 
 def transfer() -> None:
@@ -60,19 +57,13 @@ def transfer() -> None:
 
 
 def allreduce(self: ProcessGroup, tensors: Tensors, opts: Any = None, *_: Any) -> DoneWork:
-    """Of tensors of any real dtype, each in place."""
-    operation: Any = dist.ReduceOp.SUM if opts is None else opts.reduceOp
-    mean = operation == dist.ReduceOp.AVG  # which gloo does not have
-    options = AllreduceOptions()
-    if not mean:  # it is a sum otherwise
-        options.reduceOp = operation
+    """Of tensors of any real dtype, each in place; gloo refuses others, and means."""
+    options = AllreduceOptions()  # a sum
+    if opts is not None:
+        options.reduceOp = opts.reduceOp
     for tensor in tensors:
-        require(tensor.dtype in REDUCED_AS, f"tensors of {tensor.dtype} cannot be reduced")
-        require(not mean or tensor.is_floating_point(), f"all_reduce: the mean of integers, {tensor.dtype}")
-        wide = tensor.detach().to(REDUCED_AS[tensor.dtype]).contiguous()
+        wide = tensor.detach().to(REDUCED_AS.get(tensor.dtype, tensor.dtype)).contiguous()
         _plain["allreduce"](self, [wide], options).wait()
-        if mean:
-            wide = wide / self.size()
         if wide.data_ptr() != tensor.data_ptr():
             tensor.detach().copy_(wide)
     return DoneWork()
@@ -90,30 +81,32 @@ def broadcast(self: ProcessGroup, tensors: Tensors, opts: Any, *_: Any) -> DoneW
 
 def allgather(self: ProcessGroup, outputs: Sequence[Tensors], inputs: Tensors, *_: Any) -> DoneWork:
     """Of tensors of any dtype, the same shape everywhere."""
-    require(len(outputs) == len(inputs), f"all_gather: {len(inputs)} inputs, {len(outputs)} lists of outputs")
     for given, tensor in zip(outputs, inputs):
         require(len(given) == self.size(), f"all_gather: {len(given)} outputs in a group of {self.size()}")
-        for output, part in zip(given, _gathered(self, tensor)):
-            _copy("all_gather", output, part)
+        for output in given:
+            _check("all_gather", output, tensor, 1)
+        mine = _bytes(tensor)
+        parts = [torch.empty_like(mine) for _ in given]
+        _plain["allgather"](self, [parts], [mine]).wait()
+        for output, part in zip(given, parts):
+            output.detach().copy_(part.view(output.dtype).view(output.shape))
     return DoneWork()
 
 
 def allgather_base(self: ProcessGroup, output: torch.Tensor, mine: torch.Tensor, *_: Any) -> DoneWork:
     """all_gather_into_tensor."""
-    parts = torch.cat([part.reshape(-1) for part in _gathered(self, mine)])
-    _copy("all_gather_into_tensor", output, parts)
-    return DoneWork()
+    _check("all_gather_into_tensor", output, mine, self.size())
+    return allgather(self, [output.view(self.size(), mine.numel()).unbind()], [mine])
 
 
 def reduce_scatter_base(
     self: ProcessGroup, output: torch.Tensor, given: torch.Tensor, opts: Any = None, *_: Any
 ) -> DoneWork:
     """reduce_scatter_tensor: all of it is reduced, and each rank keeps its part."""
-    sizes = f"{given.numel()} values to {output.numel()} in a group of {self.size()}"
-    require(given.numel() == output.numel() * self.size(), f"reduce_scatter: {sizes}")
+    _check("reduce_scatter", given, output, self.size())
     whole = given.detach().clone(memory_format=torch.contiguous_format)
     allreduce(self, [whole], opts)
-    _copy("reduce_scatter", output, whole.view(self.size(), -1)[self.rank()])
+    output.detach().copy_(whole.view(self.size(), *output.shape)[self.rank()])
     return DoneWork()
 
 
@@ -139,21 +132,12 @@ def alltoall_base(
     return DoneWork()
 
 
-def _gathered(group: ProcessGroup, tensor: torch.Tensor) -> list[torch.Tensor]:
-    """Every rank's tensor of this shape and dtype."""
-    mine = _bytes(tensor)
-    parts = [torch.empty_like(mine) for _ in range(group.size())]
-    _plain["allgather"](group, [parts], [mine]).wait()
-    return [part.view(tensor.dtype).view(tensor.shape) for part in parts]
-
-
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:
     """A copy of a tensor's bytes."""
     return tensor.detach().clone(memory_format=torch.contiguous_format).view(-1).view(torch.uint8)
 
 
-def _copy(name: str, output: torch.Tensor, part: torch.Tensor) -> None:
-    got = f"{part.numel()} values of {part.dtype}"
-    fits = (output.numel(), output.dtype) == (part.numel(), part.dtype)
-    require(fits, f"{name}: an output of {output.numel()} values of {output.dtype} for {got}")
-    output.detach().copy_(part.view(output.shape))
+def _check(name: str, whole: torch.Tensor, part: torch.Tensor, parts: int) -> None:
+    """Raises ValueError where a tensor does not consist of so many others."""
+    sizes = f"{whole.numel()} values of {whole.dtype} are not {parts} times {part.numel()} of {part.dtype}"
+    require((whole.numel(), whole.dtype) == (parts * part.numel(), part.dtype), f"{name}: {sizes}")

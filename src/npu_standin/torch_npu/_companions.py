@@ -1,33 +1,43 @@
-"""Parts of torch_npu or CANN that torch lacks: small modules, torchair, compiled operators, the gradient scaler."""
+"""Parts of torch_npu or CANN that torch lacks: names for imports, compiled operators, the gradient scaler."""
 
 from __future__ import annotations
 
-import functools
 import importlib.machinery
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, Union
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import torch
 import torch.utils.cpp_extension
 
-from ._patching import replace
-from ._unsupported import Unsupported
+from ._devices import replace
 
-MINDSPEED_OPERATORS = "/mindspeed/ops/"
-"""Folder of the C++ of MindSpeed's operators (mindspeed/op_builder: every `sources()` begins with ops/csrc)."""
+
+class Unsupported:
+    """What upstream uses at import only: has every attribute, and raises NotImplementedError when it is called."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, name: str) -> Unsupported:
+        if name.startswith("__"):  # Python's own questions, hasattr(…, "__iter__") for one
+            raise AttributeError(name)
+        return Unsupported(f"{self._name}.{name}")
+
+    def __call__(self, *_: Any, **__: Any) -> NoReturn:
+        raise NotImplementedError(f"{self._name} is not in the stand-in for torch_npu (src/npu_standin)")
 
 
 def install() -> None:
-    _module("torch_npu.profiler")  # for --profile
-    _module("torch_npu.utils")  # register_asd_hook, which detects silent data corruption with NPU_ASD_ENABLE
+    _module("acl")  # CANN's pyACL, which only mixture of experts and adaptive recompute call
+    _module("torch_npu.utils")
     _module("torch_npu.utils.collect_env", get_cann_version=lambda: "8.0.RC3")  # pairs with torch_npu 2.1.0.post8
-    _module("torch_npu.utils.flops_count")  # for MindSpeed's search for a parallel layout
     # mindspeed/op_builder/*.py registers operators with a graph compiler when it is imported
     _module("torchair", register_fx_node_ge_converter=lambda *_: lambda function: function)
-    _module("torchair.ge", **{name: type(name, (), {}) for name in ("Tensor", "TensorSpec", "DataType")})
-    replace(torch.utils.cpp_extension, load=_without_mindspeed(torch.utils.cpp_extension.load))
+    _module("torchair.ge")
+    # there is no CANN to compile operators with; MindSpeed loads some of them when it is imported
+    replace(torch.utils.cpp_extension, load=lambda name, *_, **__: Unsupported(f"compiled operator {name}"))
     replace(torch, _amp_foreach_non_finite_check_and_unscale_=unscale)
 
 
@@ -42,22 +52,6 @@ def unscale(gradients: Sequence[torch.Tensor], found_inf: torch.Tensor, inv_scal
         if not torch.isfinite(gradient).all():
             found_inf.fill_(1.0)
         gradient.mul_(inv_scale.to(gradient.dtype))
-
-
-def _without_mindspeed(load: Callable[..., Any]) -> Callable[..., Any]:
-    """A loader of C++ that does not compile MindSpeed's operators, as there is no CANN.
-
-    MindSpeed loads some of them when it is imported, so they are refused only when called.
-    """
-
-    @functools.wraps(load)
-    def loading(name: str, sources: Union[str, Sequence[str]], *args: Any, **kwargs: Any) -> Any:
-        files = [sources] if isinstance(sources, str) else sources
-        if any(MINDSPEED_OPERATORS in file for file in files):
-            return Unsupported(f"MindSpeed's compiled operator {name}")
-        return load(name, sources, *args, **kwargs)
-
-    return loading
 
 
 def _module(name: str, **attributes: Any) -> None:

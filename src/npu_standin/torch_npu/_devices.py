@@ -10,19 +10,18 @@ from typing import Any
 
 import torch
 
-from ._patching import replace
-
-# fmt: off
-FACTORIES = [
-    "tensor", "as_tensor", "empty", "empty_strided", "zeros", "ones", "full", "arange", "range", "linspace", "logspace",
-    "eye", "tril_indices", "triu_indices", "rand", "randn", "randint", "randperm", "normal",
-    "empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "randint_like",
-]
-# fmt: on
+FILLED = ["empty", "zeros", "ones", "full", "rand", "randn", "randint"]
+FACTORIES = [*FILLED, *(f"{name}_like" for name in FILLED), "tensor", "as_tensor", "arange", "linspace", "randperm"]
 METHODS = ["to", "new_tensor", "new_empty", "new_zeros", "new_ones", "new_full"]
 
 _types = {"npu", "privateuseone"}
 """Kinds of device that are the NPU; "cuda" too, once transfer_to_npu has been imported, and not before."""
+
+
+def replace(owner: Any, **values: Any) -> None:
+    """Sets attributes of a module or class; a type checker refuses assignments to torch's functions."""
+    for name, value in values.items():
+        setattr(owner, name, value)
 
 
 def to_cpu(device: Any) -> Any:
@@ -43,27 +42,19 @@ def install(npu: types.ModuleType) -> None:
     replace(torch.nn.Module, to=_with_device(torch.nn.Module.to, to=True), npu=_itself)
     replace(torch.Tensor, npu=_itself, pin_memory=_itself, is_npu=property(lambda tensor: True))
     replace(torch.Tensor, type=_with_npu_name(torch.Tensor.type))
-    replace(torch, load=_with_map_location(torch.load))
 
 
 def transfer(npu: types.ModuleType) -> None:
-    """The effect of importing torch_npu.contrib.transfer_to_npu: "cuda" is the NPU, and torch.cuda is torch.npu."""
+    """The effect of importing torch_npu.contrib.transfer_to_npu: "cuda" is the NPU, and torch.cuda is torch.npu.
+
+    torch.jit.script does nothing, as the real one has it.
+    """
     _types.add("cuda")
-    values = {name: value for name, value in vars(npu).items() if not name.startswith("__")}
-    replace(torch.cuda, **{name: value for name, value in values.items() if _is_of(npu, value)})
+    values = {name: value for name, value in vars(npu).items() if not isinstance(value, types.ModuleType)}
+    replace(torch.cuda, **{name: values[name] for name in values.keys() & vars(torch.cuda) if name[:2] != "__"})
     replace(torch.Tensor, cuda=_itself)
     replace(torch.nn.Module, cuda=_itself)
-    replace(torch.jit, script=_script)
-
-
-def _is_of(module: types.ModuleType, value: Any) -> bool:
-    """Whether a value is defined in the module, or a type of tensor, and not imported."""
-    return getattr(value, "__module__", None) == module.__name__ or isinstance(value, type(torch.FloatTensor))
-
-
-def _script(obj: Any = None, *_: Any, **__: Any) -> Any:
-    """torch.jit.script, which the real transfer_to_npu disables as well."""
-    return obj if obj is not None else (lambda function: function)
+    replace(torch.jit, script=lambda obj=None, *_, **__: (lambda function: function) if obj is None else obj)
 
 
 def _itself(self: Any, *_: Any, **__: Any) -> Any:
@@ -96,19 +87,5 @@ def _with_npu_name(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         answer = function(self, *args, **kwargs)
         return answer.replace("torch.", "torch.npu.", 1) if isinstance(answer, str) else answer
-
-    return call
-
-
-def _with_map_location(function: Callable[..., Any]) -> Callable[..., Any]:
-    """torch.load with map_location translated."""
-
-    @functools.wraps(function)
-    def call(f: Any, map_location: Any = None, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(map_location, dict):
-            map_location = {source: str(to_cpu(target)) for source, target in map_location.items()}
-        elif map_location is not None and not callable(map_location):
-            map_location = to_cpu(map_location)
-        return function(f, map_location, *args, **kwargs)
 
     return call

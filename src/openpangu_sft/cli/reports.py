@@ -37,7 +37,7 @@ def report_command(recipe: Recipe, run: Optional[Path], other: Optional[Path], h
 
     Curves, data, answers and provenance.
     """
-    from openpangu_sft.report.stage import run_report
+    from openpangu_sft.report.page import run_report
 
     print(run_report(recipe, run, other, html))
 

@@ -18,11 +18,11 @@ from openpangu_sft.conversations.files import raw_files, read_records
 from openpangu_sft.dataset.encode import Encoded, encode_samples
 from openpangu_sft.dataset.preprocess import sample_files
 from openpangu_sft.dataset.validation import is_validation
-from openpangu_sft.evaluate.record import read_evaluation
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.report.stage import PAGE
+from openpangu_sft.report.page import PAGE, loss_of, validation_loss_of
+from openpangu_sft.report.run import read_run
 from openpangu_sft.tokenizer.tokenizer import Tokenizer
-from openpangu_sft.training.run.metrics import CURVE, read_metrics
+from openpangu_sft.training.run.metrics import CURVE
 from openpangu_sft.util.console import console, print_rows, say
 from openpangu_sft.util.errors import UserError
 
@@ -35,14 +35,19 @@ def run_demo(recipe: Recipe, arguments: Sequence[str]) -> None:
 
     Raises `UserError` where a stage failed, or the tuned model does not give the trained answers.
     """
-    began = time.monotonic()
+    times, rows = [time.monotonic()], []
+
+    def note(stage: str, result: str) -> None:
+        times.append(time.monotonic())
+        rows.append([stage, f"{times[-1] - times[-2]:.1f}", result])
+
     prepare(recipe)
-    rows = [["(prepare)", f"{time.monotonic() - began:.1f}", "small random model"]]
+    note("(prepare)", "small random model")
     for stage, result_of in STAGES.items():
-        seconds = _run(stage, arguments)
-        rows.append([stage, f"{seconds:.1f}", result_of(recipe)])
-    answers, seconds = _ask(recipe)
-    rows.append(["chat", f"{seconds:.1f}", f"{len(answers)} answers, below"])
+        _run(stage, arguments)
+        note(stage, result_of(recipe))
+    answers = _ask(recipe)
+    note("chat", f"{len(answers)} answers, below")
     print_rows("make demo", ("stage", "seconds", "result"), rows)
     say(f"validation loss may rise: the demo memorises {_counts(recipe, 'dataset')['packed']} conversations")
     run, dataset, export = (recipe.path(name) for name in ("run", "dataset", "export"))
@@ -55,7 +60,7 @@ def run_demo(recipe: Recipe, arguments: Sequence[str]) -> None:
     wrong = [sample for sample, answer in answers if answer != sample.data[1].content]
     if wrong:
         raise UserError("the tuned model does not give the trained answer", remedy="raise train.iterations")
-    say(f"\nall stages in {time.monotonic() - began:.0f} s")
+    say(f"\nall stages in {time.monotonic() - times[0]:.0f} s")
 
 
 def prepare(recipe: Recipe) -> None:
@@ -73,24 +78,21 @@ def prepare(recipe: Recipe) -> None:
     make_base_model(recipe, texts)
 
 
-def _run(stage: str, arguments: Sequence[str]) -> float:
-    """Runs a stage like its Make target; returns the seconds it took."""
+def _run(stage: str, arguments: Sequence[str]) -> None:
+    """Runs a stage like its Make target."""
     console.rule(f"make {stage}", align="left")
-    began = time.monotonic()
     finished = subprocess.run([sys.executable, "-m", "openpangu_sft", stage, *arguments], check=False)
     if finished.returncode:
         raise UserError(f"{stage} ended with exit code {finished.returncode}", remedy="see its message above")
-    return time.monotonic() - began
 
 
-def _ask(recipe: Recipe) -> tuple[list[tuple[Sample, str]], float]:
+def _ask(recipe: Recipe) -> list[tuple[Sample, str]]:
     """Asks the exported model the first plain question of every example file."""
     from openpangu_sft.model.chat import Chat
 
-    began = time.monotonic()
     chat = Chat(recipe, recipe.path("export"))
     samples = [_first_plain_question(file, recipe, chat.tokenizer) for file in sample_files(recipe.path("samples"))]
-    return [(sample, chat.reply(sample.data[:1]).text) for sample in samples], time.monotonic() - began
+    return [(sample, chat.reply(sample.data[:1]).text) for sample in samples]
 
 
 def _first_plain_question(file: Path, recipe: Recipe, tokenizer: Tokenizer) -> Sample:
@@ -110,24 +112,13 @@ def _counts(recipe: Recipe, kind: str) -> dict[str, Any]:
     return read_manifest(recipe.path(kind), kind, "").counts
 
 
-def _losses(recipe: Recipe) -> str:
-    rows = read_metrics(recipe.path("run"))
-    return f"{len(rows)} iterations, loss {rows[0]['loss']:.3f} -> {rows[-1]['loss']:.3f}"
-
-
-def _validation_losses(recipe: Recipe) -> str:
-    evaluation = read_evaluation(recipe.path("run"))
-    losses = [result.loss for result in evaluation.results] if evaluation else []
-    return f"validation loss {' -> '.join(f'{loss:.3f}' for loss in losses if loss is not None)}"
-
-
 STAGES: dict[str, Callable[[Recipe], str]] = {
     "format": lambda recipe: f"{_counts(recipe, 'samples')['written']} samples",
     "preprocess": lambda recipe: f"{len(sample_files(recipe.path('samples')))} shards",
     "merge": lambda recipe: "{packs} packs, {tokens:,} tokens".format(**_counts(recipe, "dataset")),
     "convert": lambda recipe: f"{_counts(recipe, 'mcore')['parameters']:,} parameters",
-    "sft": _losses,
-    "evaluate": _validation_losses,
+    "sft": lambda recipe: f"loss {loss_of(read_run(recipe.path('run')))}",
+    "evaluate": lambda recipe: f"validation loss {validation_loss_of(read_run(recipe.path('run')))}",
     "report": lambda recipe: PAGE,
     "export": lambda recipe: "Hugging Face checkpoint",
 }

@@ -106,8 +106,10 @@ class Smoke:
         # openPangu's own class cannot be loaded without an NPU: the same weights as a Llama model
         (hf / CONFIG).write_text(json.dumps(llama_config(read_config(hf))), "utf-8")
         self._upstream("convert_ckpt.py", *published_convert(recipe, hf, theirs))
-        count, tensor = require_same_weights(recipe, ours, theirs), recipe.parallel.tensor
-        self._note(f"convert, TP {tensor}: their tensors, our tensors", f"all {count} the same, bit by bit")
+        first, second = (open_mcore(directory, recipe.model).weights for directory in (ours, theirs))
+        require_equal(Resharder(first, recipe.model), second, theirs)
+        what = f"convert, TP {recipe.parallel.tensor}: their tensors, our tensors"
+        self._note(what, f"all {len(first.names())} the same, bit by bit")
 
     def _training(self) -> None:
         references = {}
@@ -201,11 +203,10 @@ def empty(directory: Path) -> None:
 
 def published_preprocess(recipe: Recipe, file: Path, prefix: Path) -> list[str]:
     """Arguments of preprocess_data.py as in the published recipe; upstream adds _packed to the prefix."""
-    flags = {"input": file, "output-prefix": prefix, "tokenizer-name-or-path": recipe.path("hf")}
-    given = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-    given += ["--workers", "2", "--log-interval", "1000", "--tokenizer-type", "PretrainedFromHF"]
-    given += ["--handler-name", "PanguInstructionHandler", "--seq-length", str(recipe.data.seq_length), "--pack"]
-    return given
+    given = "--workers 2 --log-interval 1000 --tokenizer-type PretrainedFromHF --handler-name PanguInstructionHandler"
+    given += f" --seq-length {recipe.data.seq_length} --pack"
+    files = ["--input", str(file), "--output-prefix", str(prefix), "--tokenizer-name-or-path", str(recipe.path("hf"))]
+    return [*given.split(), *files]
 
 
 def published_convert(recipe: Recipe, hf: Path, target: Path) -> list[str]:
@@ -222,13 +223,6 @@ def require_same_dataset(ours: Path, prefix: str, theirs: Path, their_prefix: st
         our, their = field_path(ours, prefix, field, suffix), field_path(theirs, their_prefix, field, suffix)
         if our.read_bytes() != their.read_bytes():
             raise UserError(f"differs from {their}", where=our, remedy="this is a bug here: report it")
-
-
-def require_same_weights(recipe: Recipe, ours: Path, theirs: Path) -> int:
-    """Returns how many tensors two checkpoints have; raises `UserError` for the first element that differs."""
-    first, second = (open_mcore(directory, recipe.model).weights for directory in (ours, theirs))
-    require_equal(Resharder(first, recipe.model), second, theirs)
-    return len(first.names())
 
 
 def losses(run: Path) -> list[float]:

@@ -8,22 +8,32 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional
 
+import numpy as np
 import torch
 
 from openpangu_sft.artifacts.artifact import Manifest, only_one_run, read_manifest, require_settings, sha256_of
 from openpangu_sft.checkpoint.mcore import iteration_directory
 from openpangu_sft.checkpoint.mcore_reader import latest_iteration, open_mcore
+from openpangu_sft.checkpoint.weights import Weights
 from openpangu_sft.dataset.index_file import VALIDATION
 from openpangu_sft.dataset.preprocess import data_settings
-from openpangu_sft.evaluate.loss import validation_loss
 from openpangu_sft.evaluate.questions import questions_in, validation_questions
-from openpangu_sft.evaluate.record import EVALUATION, Evaluation, Result, read_evaluation, write_evaluation
+from openpangu_sft.evaluate.record import (
+    EVALUATION,
+    Evaluation,
+    Result,
+    checkpoint_name,
+    read_evaluation,
+    write_evaluation,
+)
+from openpangu_sft.model.batches import PackedDataset
 from openpangu_sft.model.chat import Chat
+from openpangu_sft.model.llama import SEGMENTS, PackLoss, build_model, inference_device
 from openpangu_sft.model.tensors import tensors_of
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.tokenizer.tokenizer import Tokenizer
 from openpangu_sft.training.run.retention import iterations
-from openpangu_sft.util.console import console
+from openpangu_sft.util.console import console, progress
 from openpangu_sft.util.errors import UserError, printable
 
 ALL = "all"
@@ -56,10 +66,10 @@ def run_evaluate(recipe: Recipe, prompts: Optional[Path] = None, wanted: Optiona
             with _may_be_gone(run, number, wanted):
                 open_mcore(run, recipe.model, number)
                 found.append(number)
-        _evaluate(recipe, evaluation, 0, mcore, None)
+        _evaluate(recipe, evaluation, 0)
         for number in found:
             with _may_be_gone(run, number, wanted):
-                _evaluate(recipe, evaluation, number, run, number)
+                _evaluate(recipe, evaluation, number)
     return evaluation
 
 
@@ -127,16 +137,15 @@ def _iterations(run: Path, wanted: Optional[str], newest: int) -> list[int]:
     return [int(wanted)]
 
 
-def _evaluate(recipe: Recipe, evaluation: Evaluation, number: int, root: Path, iteration: Optional[int]) -> None:
-    """Evaluates what is missing of a checkpoint; writes the loss before asking questions."""
+def _evaluate(recipe: Recipe, evaluation: Evaluation, number: int) -> None:
+    """Evaluates what is missing of an iteration, 0 for the initial weights; writes the loss before asking questions."""
     run = recipe.path("run")
+    root, iteration = (run, number) if number else (recipe.path("mcore"), None)
     opened = open_mcore(root, recipe.model, iteration)
     files = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in opened.files]
     result = next((one for one in evaluation.results if (one.iteration, one.files) == (number, files)), None)
     if result is None:
-        loss = None
-        if evaluation.held_out:
-            loss = validation_loss(recipe, tensors_of(opened.weights, recipe.model), number)
+        loss = validation_loss(recipe, opened.weights, number) if evaluation.held_out else None
         result = Result(number, printable(str(opened.directory)), files, loss, [])
         evaluation.add(result)
         write_evaluation(run, evaluation)
@@ -145,3 +154,24 @@ def _evaluate(recipe: Recipe, evaluation: Evaluation, number: int, root: Path, i
         torch.manual_seed(recipe.train.seed)  # with chat.temperature the same answers come again
         evaluation.add(replace(result, answers=[chat.complete(question.prompt) for question in evaluation.questions]))
         write_evaluation(run, evaluation)
+
+
+def validation_loss(recipe: Recipe, weights: Weights, iteration: int) -> float:
+    """Mean cross-entropy over all trained tokens of the validation packs, in nats.
+
+    Every token counts the same, so the loss does not depend on how samples fall into packs.
+    """
+    device = inference_device(recipe)
+    # bf16 runs under autocast, as in training
+    tensors = {name: tensor.float() for name, tensor in tensors_of(weights, recipe.model).items()}
+    pack_loss = PackLoss(build_model(recipe.path("hf"), tensors, SEGMENTS, device).eval())
+    packs = PackedDataset(recipe.path("dataset"), recipe.data.seq_length, VALIDATION)
+    total, targets = 0.0, 0
+    with torch.no_grad(), progress(f"{checkpoint_name(iteration)} (packs)", len(packs)) as advance:
+        for pack in range(len(packs)):
+            batch = packs.batch(np.array([pack]), device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.train.precision == "bf16"):
+                total += pack_loss(batch).item()
+            targets += len(batch.rows)
+            advance(1, f"loss {total / targets:.4f}")
+    return total / targets

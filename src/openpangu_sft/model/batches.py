@@ -81,12 +81,7 @@ def training_order(packs: int, samples: int, seed: int) -> npt.NDArray[np.int64]
     the same data in the same order.
     """
     random = np.random.RandomState(seed)
-    epochs: list[npt.NDArray[np.int64]] = []
-    while len(epochs) * packs < samples:
-        epoch = np.arange(packs, dtype=np.int64)
-        random.shuffle(epoch)
-        epochs.append(epoch)
-    return np.concatenate(epochs)
+    return np.concatenate([random.permutation(packs) for _ in range(-(-samples // packs))])
 
 
 def micro_batches(

@@ -13,15 +13,13 @@ from transformers.generation.streamers import BaseStreamer
 from openpangu_sft.artifacts.artifact import MANIFEST, parse_manifest
 from openpangu_sft.checkpoint.hf import open_hf
 from openpangu_sft.checkpoint.lora import is_adapter
-from openpangu_sft.checkpoint.mcore_reader import open_mcore
 from openpangu_sft.checkpoint.source import open_checkpoint
 from openpangu_sft.conversations.calls import THINKING, Answer, split_answer
 from openpangu_sft.conversations.conversation import Message
 from openpangu_sft.conversations.keys import BadSample
-from openpangu_sft.model.device import inference_device
-from openpangu_sft.model.llama import build_model
+from openpangu_sft.model.llama import build_model, inference_device
 from openpangu_sft.model.tensors import tensors_of
-from openpangu_sft.recipe.model_config import ADAPTER_CONFIG, CONFIG, TRACKER, model_of, not_hf, read_config
+from openpangu_sft.recipe.model_config import ADAPTER_CONFIG, CONFIG, TRACKER, model_of, read_config
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.tokenizer.template import prompt_spans
 from openpangu_sft.tokenizer.tokenizer import Tokenizer
@@ -43,28 +41,20 @@ class Chat:
     context: int  # longest context in tokens
 
     def __init__(self, recipe: Recipe, checkpoint: Path, iteration: Optional[int] = None) -> None:
-        if (checkpoint / TRACKER).is_file():
-            files, model = recipe.path("hf"), recipe.model
-            opened = open_mcore(checkpoint, model, iteration)
-            tensors = tensors_of(opened.weights, model)
-            converted = opened.manifest is not None and opened.manifest.kind == "mcore"
-            self.iteration = None if converted else opened.iteration
-        elif is_adapter(checkpoint):
-            files, model = recipe.path("hf"), recipe.model
-            tensors = tensors_of(open_checkpoint(recipe, checkpoint).weights, model)
-            self.iteration = _trained(checkpoint)
-        elif (checkpoint / CONFIG).is_file():
+        other = (checkpoint / TRACKER).is_file() or is_adapter(checkpoint)
+        if (checkpoint / CONFIG).is_file() and not other:
             files, model = checkpoint, model_of(read_config(checkpoint), checkpoint / CONFIG)
-            tensors = tensors_of(open_hf(checkpoint, model), model)
-            self.iteration = _trained(checkpoint)
+            weights, self.iteration = open_hf(checkpoint, model), _trained(checkpoint)
         else:
-            what = "no such directory" if not checkpoint.is_dir() else "neither a Hugging Face nor an mcore checkpoint"
-            remedy = "run make export, or give one with MODEL=…"
-            raise not_hf(checkpoint, UserError(what, where=checkpoint, remedy=remedy))
+            files, model = recipe.path("hf"), recipe.model
+            opened = open_checkpoint(recipe, checkpoint, iteration, "run make export, or give one with MODEL=…")
+            converted = opened.manifest is not None and opened.manifest.kind == "mcore"
+            weights, trained = opened.weights, opened.iteration or _trained(checkpoint)
+            self.iteration = None if converted else trained
         self.recipe, self.context = recipe, model.max_position_embeddings
         self.tool_prompt = ToolPrompt(recipe.data.tool_prompt)
         self.tokenizer = Tokenizer(files, recipe.tokenizer.trust_remote_code)
-        self.model = build_model(files, tensors, "eager", inference_device(recipe)).eval()
+        self.model = build_model(files, tensors_of(weights, model), "eager", inference_device(recipe)).eval()
 
     def reply(
         self, messages: Sequence[Message], system: str = "", tools: str = "", on_text: Optional[OnText] = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import torch
@@ -13,10 +14,29 @@ from openpangu_sft.model.chunked_loss import loss_sum
 from openpangu_sft.model.layers import segment_attention, use_segments
 from openpangu_sft.model.tensors import Tensors
 from openpangu_sft.recipe.model_config import llama_config, read_config
+from openpangu_sft.recipe.schema import Recipe
 
 SEGMENTS = "segments"
 
 AttentionInterface.register(SEGMENTS, segment_attention)  # known to transformers, which makes no mask for it
+
+
+def inference_device(recipe: Recipe) -> torch.device:
+    """The device for chat and evaluation, whatever engine trains: CUDA, or an NPU where torch_npu sees one, or the CPU;
+    `train.device=cpu` selects the CPU.
+
+    On an NPU stock transformers runs on torch_npu's kernels. This has never been run on one.
+    """
+    if recipe.train.device == "cpu":
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if recipe.train.engine == "mindspeed" and importlib.util.find_spec("torch_npu"):
+        import torch_npu
+
+        if torch_npu.npu.is_available():
+            return torch.device("npu")
+    return torch.device("cpu")
 
 
 def build_model(config_directory: Path, tensors: Tensors, attention: str, device: torch.device) -> LlamaForCausalLM:

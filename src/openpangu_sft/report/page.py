@@ -1,4 +1,7 @@
-"""The text of a report. Names, settings, questions and answers are untrusted; the charts are ours."""
+"""`make report`: the page of one run, or of two.
+
+Names, settings, questions and answers are untrusted; the charts are ours.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,23 @@ import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, Callable, Optional
 
 from markupsafe import Markup
 
+from openpangu_sft.artifacts.atomic import write_durably
+from openpangu_sft.artifacts.checks import absolute, page_place
 from openpangu_sft.evaluate.record import Question, Result, checkpoint_name
+from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.report.charts import COLOURS, charts_of
-from openpangu_sft.report.run import Run
+from openpangu_sft.report.run import Run, read_run
 from openpangu_sft.training.run.provenance import RECIPE
+from openpangu_sft.util.errors import UserError
 from openpangu_sft.util.html import render_page, share
 
-TEMPLATE = Path(__file__).with_name("page.html")
+PAGE, COMPARISON = "report.html", "comparison.html"
 
 
 @dataclass(frozen=True)
@@ -33,10 +41,32 @@ class Row:
         return len(set(self.values)) > 1
 
 
-def render_report(runs: Sequence[Run]) -> str:
-    """The page's HTML, of one run or two to be compared."""
+def run_report(
+    recipe: Recipe, run: Optional[Path] = None, other: Optional[Path] = None, html: Optional[Path] = None
+) -> Path:
+    """Writes the report of a run (default: `paths.run`), or of two to be compared; returns its path.
+
+    Its default is report.html in the first run, comparison.html with two. Raises `UserError` where a run is missing,
+    has no iteration yet or is damaged, or the page must not be written there.
+    """
+    places = [absolute(run or recipe.path("run")), *([absolute(other)] if other else [])]
+    if other and places[0].resolve() == places[1].resolve():
+        raise UserError("is the same run twice", where=other, remedy="name another one with WITH=…")
+    runs = [read_run(place, name) for place, name in zip(places, _names(places))]
+    page = page_place(html, places[0] / (COMPARISON if other else PAGE), inside=places[0])
+    write_durably(page, _render(runs))
+    return page
+
+
+def _names(places: Sequence[Path]) -> list[str]:
+    """The shortest ends of the absolute paths that differ."""
+    ends = (["/".join(place.parts[1:][-length:]) for place in places] for length in count(1))
+    return next(names for names in ends if len(set(names)) == len(names))
+
+
+def _render(runs: Sequence[Run]) -> str:
     return render_page(
-        TEMPLATE,
+        Path(__file__).with_name("page.html"),
         runs=runs,
         colours=COLOURS,
         tiles=[Row(name, [figure(run) for run in runs]) for name, figure in _TILES.items()],
@@ -51,11 +81,11 @@ def render_report(runs: Sequence[Run]) -> str:
     )
 
 
-def _loss(run: Run) -> str:
+def loss_of(run: Run) -> str:
     return f"{run.metrics[0]['loss']:.4f} → {run.metrics[-1]['loss']:.4f}"
 
 
-def _validation_loss(run: Run) -> str:
+def validation_loss_of(run: Run) -> str:
     losses = [f"{loss:.4f}" for _, loss in run.validation_losses]
     if not losses:
         return "not evaluated" if run.validation else "no validation split"
@@ -79,8 +109,8 @@ _Figures = dict[str, Callable[[Run], str]]
 
 _TILES: _Figures = {
     "iterations": lambda run: f"{run.metrics[-1]['iteration']:,} of {run.manifest.settings['train.iterations']:,}",
-    "loss": _loss,
-    "validation loss": _validation_loss,
+    "loss": loss_of,
+    "validation loss": validation_loss_of,
     "tokens/s (median)": lambda run: f"{run.median_speed:,.0f}",
     "time in iterations": _duration,
     "trained parameters": _trained,

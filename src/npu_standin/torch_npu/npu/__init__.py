@@ -10,31 +10,19 @@ from __future__ import annotations
 import collections
 import contextlib
 import os
-import time
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 from typing import Any, Optional, Union
 
 import torch
 
-from torch_npu._unsupported import Unsupported
-
 DeviceLike = Union[int, str, torch.device, None]
 
-NAME = "Ascend910B-CPU-standin"  # begins like an Ascend 910B's, which upstream checks
-MEMORY = 64 << 30  # an Ascend 910B's. Upstream divides by it; it is not a limit
+MEMORY = 64 << 30  # an Ascend 910B's; it is not a limit
 
 _KINDS = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
 globals().update({f"{kind}Tensor": getattr(torch, f"{kind}Tensor") for kind in _KINDS})
 
-# another allocator is plugged in with --memory-fragmentation and --adaptive-recompute-device-swap
-memory = Unsupported("torch_npu.npu.memory")
-
 _current = 0
-
-
-def __getattr__(name: str) -> Any:
-    raise AttributeError(f"torch_npu.npu.{name} is not in the stand-in for torch_npu (src/npu_standin)")
 
 
 def _yes(*_: Any, **__: Any) -> bool:
@@ -52,7 +40,7 @@ def _nothing(*_: Any, **__: Any) -> int:
 
 is_available = is_initialized = is_bf16_supported = _yes
 is_current_stream_capturing = _is_in_bad_fork = _no
-init = _lazy_init = synchronize = ipc_collect = empty_cache = set_compile_mode = set_option = set_stream = _nothing
+init = _lazy_init = synchronize = ipc_collect = empty_cache = set_compile_mode = set_stream = _nothing
 memory_allocated = max_memory_allocated = memory_reserved = max_memory_reserved = _nothing
 memory_cached = max_memory_cached = reset_peak_memory_stats = reset_max_memory_allocated = _nothing
 
@@ -67,21 +55,23 @@ def current_device() -> int:
 
 
 def set_device(device: DeviceLike) -> None:
+    """Raises RuntimeError where there is no such NPU."""
     global _current
-    _current = _index(device)
+    given = None if device is None else torch.device(device).index
+    index = _current if given is None else given
+    if not 0 <= index < device_count():
+        raise RuntimeError(f"there is no NPU {index} among {device_count()}")
+    _current = index
 
 
 def get_device_name(device: DeviceLike = None) -> str:
-    return NAME
+    """It begins like an Ascend 910B's, which upstream checks."""
+    return "Ascend910B-CPU-standin"
 
 
 def get_device_capability(device: DeviceLike = None) -> tuple[int, int]:
     """Enough for every check in Megatron-LM."""
     return 9, 0
-
-
-def get_device_properties(device: DeviceLike = None) -> Any:
-    return SimpleNamespace(name=NAME, total_memory=MEMORY, multi_processor_count=1, major=9, minor=0)
 
 
 @contextlib.contextmanager
@@ -95,6 +85,16 @@ def device(device: DeviceLike) -> Iterator[None]:
         set_device(outside)
 
 
+class Event:
+    """It has happened when record() returns."""
+
+    record = wait = synchronize = _nothing
+    query = _yes
+
+    def __init__(self, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False) -> None:
+        pass
+
+
 class Stream:
     """The one stream; all its work is done."""
 
@@ -102,35 +102,10 @@ class Stream:
     query = _yes
 
     def __init__(self, device: DeviceLike = None, priority: int = 0) -> None:
-        self.device = torch.device("cpu")
-
-    def record_event(self, event: Optional[Event] = None) -> Event:
-        event = event or Event()
-        event.record(self)
-        return event
-
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(self, *_: object) -> None:
         pass
 
-
-class Event:
-    """It has happened when record() returns."""
-
-    wait = synchronize = _nothing
-    query = _yes
-
-    def __init__(self, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False) -> None:
-        self._time = 0.0
-
-    def record(self, stream: Optional[Stream] = None) -> None:
-        self._time = time.perf_counter()
-
-    def elapsed_time(self, end: Event) -> float:
-        """Milliseconds."""
-        return (end._time - self._time) * 1e3
+    def record_event(self, event: Optional[Event] = None) -> Event:
+        return event or Event()
 
 
 _stream = Stream()
@@ -141,36 +116,12 @@ def current_stream(device: DeviceLike = None) -> Stream:
 
 
 default_stream = current_stream
+stream = contextlib.nullcontext  # makes a stream current, which changes nothing
 
+default_generators: dict[int, torch.Generator] = collections.defaultdict(lambda: torch.default_generator)
+"""The CPU's generator at every index."""
 
-@contextlib.contextmanager
-def stream(stream: Optional[Stream]) -> Iterator[None]:
-    """Makes a stream current, which changes nothing."""
-    yield
-
-
-class _Generators:
-    """The CPU's generator at every index."""
-
-    def __getitem__(self, index: int) -> torch.Generator:
-        return torch.default_generator
-
-    def __len__(self) -> int:
-        return device_count()
-
-
-default_generators = _Generators()
-
-
-def manual_seed(seed: int) -> None:
-    torch.default_generator.manual_seed(seed)
-
-
-manual_seed_all = manual_seed
-
-
-def initial_seed() -> int:
-    return torch.default_generator.initial_seed()
+manual_seed = manual_seed_all = torch.default_generator.manual_seed
 
 
 def get_rng_state(device: DeviceLike = None) -> torch.Tensor:
@@ -194,13 +145,3 @@ def memory_stats(device: DeviceLike = None) -> dict[str, int]:
 def mem_get_info(device: DeviceLike = None) -> tuple[int, int]:
     """Free and total bytes."""
     return MEMORY, MEMORY
-
-
-def _index(device: DeviceLike) -> int:
-    """Raises RuntimeError where there is no such NPU."""
-    if not isinstance(device, int):
-        named = torch.device(device) if isinstance(device, str) else device
-        device = _current if named is None or named.index is None else named.index
-    if not 0 <= device < device_count():
-        raise RuntimeError(f"there is no NPU {device} among {device_count()}")
-    return device

@@ -29,8 +29,8 @@ from openpangu_sft.evaluate.stage import run_evaluate
 from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.report.charts import MOST_POINTS, charts_of, thinned
+from openpangu_sft.report.page import _names, run_report
 from openpangu_sft.report.run import Run, read_run
-from openpangu_sft.report.stage import _names, run_report
 from openpangu_sft.training.run.metrics import METRICS, read_metrics
 from openpangu_sft.training.run.provenance import RECIPE, STARTS, read_starts, record_start
 from openpangu_sft.training.stage import run_sft
@@ -288,10 +288,10 @@ def test_a_long_run_is_thinned_by_means(recipe: Recipe, length: int) -> None:
     run = read_run(recipe.path("run"))
     values = [float(number % 7) for number in range(length)]
     rows = [{**run.metrics[0], "iteration": number} for number in range(1, length + 1)]
-    curve = thinned(Run(run.name, run.path, run.manifest, rows, [], None), "#3f7fe0", values)
+    iterations, means = thinned(Run(run.name, run.path, run.manifest, rows, [], None), values)
     step = -(-length // MOST_POINTS)
-    assert curve.iterations.tolist() == list(range(1, length + 1, step))
-    assert curve.values == pytest.approx([np.mean(values[begin : begin + step]) for begin in range(0, length, step)])
+    assert iterations.tolist() == list(range(1, length + 1, step))
+    assert means == pytest.approx([np.mean(values[begin : begin + step]) for begin in range(0, length, step)])
 
 
 def test_a_run_of_version_0_4_0_has_a_report_too(recipe: Recipe) -> None:
