@@ -238,8 +238,8 @@ def test_epochs() -> None:
     ("overrides", "packs", "said"),
     [
         ([], 50, "train.global_batch_size 128 is above the dataset's 50 packs"),
-        ([], 100_000, "23,200 of 100,000 packs are never seen -> for one epoch set train.iterations=782"),
-        ([], 1280, "every pack is seen 60.0 times: much for fine-tuning -> for three epochs set train.iterations=30"),
+        ([], 100_000, "23,200 of 100,000 packs are never seen -> for one epoch set train.epochs=1"),
+        ([], 1280, 'every pack is seen 60.0 times: much for fine-tuning -> for three epochs SET="train.epochs=3 '),
         ([], 1280, "the warm-up, 200 iterations, is longer than an epoch"),
         (["train.lr_warmup_iterations=10", "train.iterations=600"], 128 * 300, None),
     ],

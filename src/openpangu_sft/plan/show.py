@@ -30,7 +30,8 @@ def show_report(report: Report, to: Console) -> None:
     _memory(report, to)
     _splits(report, to)
     _data(report, to)
-    _time(report, to)
+    if report.recipe.train.iterations:
+        _time(report, to)
     for line in report.warnings:
         to.print(line, style="yellow")
 
@@ -92,10 +93,12 @@ def _figures(one: Choice) -> tuple[str, ...]:
 
 def _data(report: Report, to: Console) -> None:
     recipe, train, disk = report.recipe, report.recipe.train, report.disk
-    rows = {
-        "iterations": f"{train.iterations:,}, {train.lr_warmup_iterations / train.iterations:.0%} of them warm-up",
-        "packs seen": f"{train.iterations * train.global_batch_size:,}, {train.global_batch_size:,} per iteration",
-    }
+    rows = {"iterations": f"of {train.epochs:g} epochs: known after make merge"}
+    if train.iterations:
+        rows["iterations"] = f"{train.iterations:,}, {train.warmup / train.iterations:.0%} of them warm-up"
+        rows["packs seen"] = (
+            f"{train.iterations * train.global_batch_size:,}, {train.global_batch_size:,} per iteration"
+        )
     if report.course and report.counts:
         counts, course = report.counts, report.course
         tokens = f"{counts['tokens']:,} tokens, {counts['trained_tokens']:,} trained"
@@ -105,7 +108,8 @@ def _data(report: Report, to: Console) -> None:
     else:
         rows["dataset"] = f"none yet in {recipe.path('dataset')} -> make preprocess, make merge"
     rows["a checkpoint"] = f"{disk.checkpoint / 1e9:,.3g} GB on disk"
-    rows["checkpoints"] = f"{disk.written:,} written, {disk.kept:,} kept: {disk.most / 1e9:,.3g} GB at most"
+    if train.iterations:
+        rows["checkpoints"] = f"{disk.written:,} written, {disk.kept:,} kept: {disk.most / 1e9:,.3g} GB at most"
     print_table("data and checkpoints", rows, to)
 
 
