@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Callable, Optional
 
 from filelock import FileLock, Timeout
@@ -73,9 +72,9 @@ def sha256_of(path: Path, advance: Callable[[int, str], object] = lambda units, 
     return digest.hexdigest()
 
 
-def files_digest(files: Iterable[Path], known: Mapping[Path, str] = MappingProxyType({})) -> str:
+def files_digest(files: Iterable[Path], known: Optional[Mapping[Path, str]] = None) -> str:
     """sha256 over names and checksums of files, in the given order; `known` checksums are not computed."""
-    text = "".join(f"{path.name} {known.get(path) or sha256_of(path)}\n" for path in files)
+    text = "".join(f"{path.name} {(known or {}).get(path) or sha256_of(path)}\n" for path in files)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -127,13 +126,12 @@ def sum_counts(counts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     Earlier versions wrote fewer counts: one that is missing is 0.
     """
     total: dict[str, Any] = {}
-    for name in dict.fromkeys(name for single in counts for name in single):
-        values = [single[name] for single in counts if name in single]
-        if isinstance(values[0], dict):
-            names = sorted({inner for value in values for inner in value})
-            total[name] = {inner: sum(value.get(inner, 0) for value in values) for inner in names}
-        else:
-            total[name] = sum(values)
+    for single in counts:
+        for name, value in single.items():
+            if isinstance(value, dict):
+                total[name] = dict(sorted(sum_counts([total.get(name, {}), value]).items()))
+            else:
+                total[name] = total.get(name, 0) + value
     return total
 
 
@@ -220,12 +218,11 @@ def parse_manifest(path: Path, remedy: str) -> Manifest:
         if unknown := content.keys() - Manifest.__dataclass_fields__:
             raise TypeError(f"unknown key {min(unknown)}")
         manifest = Manifest(**content)
-        for part in (manifest.settings, manifest.inputs, manifest.counts, manifest.files):
-            if not isinstance(part, dict):
-                raise TypeError("a section is not an object")
-        for entry in manifest.files.values():
-            if not isinstance(entry, dict) or not {"bytes", "sha256"} <= set(entry):
-                raise TypeError("an entry of files has no bytes or no sha256")
+        sections = (manifest.settings, manifest.inputs, manifest.counts, manifest.files)
+        if not all(isinstance(section, dict) for section in (*sections, *manifest.files.values())):
+            raise TypeError("a section is not an object")
+        if not all({"bytes", "sha256"} <= entry.keys() for entry in manifest.files.values()):
+            raise TypeError("an entry of files has no bytes or no sha256")
     except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"not a manifest: {error}", where=path, remedy=remedy) from None
     return manifest
@@ -261,13 +258,15 @@ def _files_below(directory: Path) -> list[str]:
 
 def _entries(directory: Path, known: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Flushes the files of a directory to the disk, some at a time; returns their manifest entries."""
+
+    def entry(name: str) -> dict[str, Any]:
+        path = directory / name
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
+        size = path.stat().st_size
+        assert name not in known or known[name]["bytes"] == size, path
+        return known.get(name) or {"bytes": size, "sha256": sha256_of(path)}
+
     names = _files_below(directory)
     with ThreadPoolExecutor(FLUSHED_AT_ONCE) as pool:
-        return dict(zip(names, pool.map(lambda name: _entry(directory / name, known.get(name)), names)))
-
-
-def _entry(path: Path, known: Optional[dict[str, Any]]) -> dict[str, Any]:
-    with path.open("rb") as stream:
-        os.fsync(stream.fileno())
-    assert known is None or known["bytes"] == path.stat().st_size, path
-    return known or {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        return dict(zip(names, pool.map(entry, names)))

@@ -87,8 +87,9 @@ def join_shards(shards: Sequence[Path], staging: Path, prefix: str, packs: int, 
         with Spool(staging / "spool") as spool:
             for each in candidates:
                 spool.add(spool.write(each.segments()))
+            spool.finish()
             title, pad_id = "merge, underfilled packs (packs)", candidates[0].pad_id()
-            write_packs(title, spool, spool.finish(), plan, writer, pad_id, data.workers, kept)
+            write_packs(title, spool, plan, writer, pad_id, data.workers, kept)
     return {"packs": kept + len(plan), "packs_in_shards": packs, "packed_again": again}
 
 

@@ -119,15 +119,9 @@ def _blocks(span: Span) -> Iterator[bytes]:
 
 
 def _line_begin(file: Path, place: int, end: Optional[int] = None) -> int:
-    """The first position at or after `place` where a line begins; `end` or the file's end if there is none."""
+    """The first position at or after `place` where a line begins; if there is none, `end` or the file's end."""
     if not place:
         return 0
     with file.open("rb") as stream:
         stream.seek(place - 1)
-        position = place - 1
-        while (end is None or position < end) and (block := stream.read(SMALLEST)):
-            newline = block.find(b"\n")
-            if newline >= 0:
-                return position + newline + 1
-            position += len(block)
-    return position if end is None else end
+        return place - 1 + len(stream.readline(-1 if end is None else end - place + 1))
