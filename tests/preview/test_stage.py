@@ -17,15 +17,14 @@ from rich.console import Console
 from conftest import MakeRecipe, conversation, write_samples
 from openpangu_sft.artifacts.artifact import MANIFEST, read_manifest
 from openpangu_sft.conversations.conversation import parse_sample
-from openpangu_sft.dataset import statistics
 from openpangu_sft.dataset.encode import encode_samples, input_ids_of, labels_of
-from openpangu_sft.dataset.index_file import PREFIX, field_path
+from openpangu_sft.dataset.index_file import PREFIX, Rows, field_path
 from openpangu_sft.dataset.merge import run_merge
 from openpangu_sft.dataset.preprocess import run_preprocess
 from openpangu_sft.dataset.roles import roles_path
 from openpangu_sft.dataset.segments import segment_bounds, segment_runs
-from openpangu_sft.dataset.statistics import Rows, measure
-from openpangu_sft.preview.figures import figures_of
+from openpangu_sft.preview import figures
+from openpangu_sft.preview.figures import figures_of, measure
 from openpangu_sft.preview.segments import Token, read_segment, shown_tokens
 from openpangu_sft.preview.stage import Preview, run_preview
 from openpangu_sft.preview.terminal import show
@@ -97,7 +96,7 @@ def printed(preview: Preview, width: int = 80, colour: bool = False) -> str:
 def test_numbers_are_those_of_a_count_by_hand(
     recipe: Recipe, tokenizer: Tokenizer, block_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(statistics, "BLOCK_TOKENS", block_tokens)
+    monkeypatch.setattr(figures, "BLOCK_TOKENS", block_tokens)
     rows = Rows(recipe.path("dataset"), 160)
     found = measure(rows)
     by_hand = encoded(tokenizer)
@@ -122,7 +121,7 @@ def test_numbers_are_those_of_a_count_by_hand(
 def test_samples_are_their_encodings_in_the_order_of_the_packs(
     recipe: Recipe, tokenizer: Tokenizer, block_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(statistics, "BLOCK_TOKENS", block_tokens)
+    monkeypatch.setattr(figures, "BLOCK_TOKENS", block_tokens)
     rows = Rows(recipe.path("dataset"), 160)
     measured = measure(rows)
     by_hand = {tuple(sample.input_ids.tolist()): number for number, sample in enumerate(encoded(tokenizer))}

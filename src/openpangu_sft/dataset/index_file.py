@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from openpangu_sft.dataset.roles import AGAIN, roles_path
+from openpangu_sft.dataset.roles import AGAIN, read_roles, roles_path
 from openpangu_sft.util.errors import UserError
 
 MAGIC = b"MMIDIDX\x00\x00"
@@ -106,6 +106,18 @@ def read_rows(directory: Path, prefix: str, field: str, seq_length: int) -> Ids:
         what = f"is not the index of {rows} rows of {seq_length} tokens, which {data.name} holds"
         raise UserError(what, where=index, remedy=AGAIN)
     return np.memmap(data, "<i4", "r", shape=(rows, seq_length))
+
+
+class Rows:
+    """The three fields of a packed dataset, and its roles where it has them, mapped into memory."""
+
+    def __init__(self, directory: Path, seq_length: int, prefix: str = PREFIX) -> None:
+        fields = (read_rows(directory, prefix, field, seq_length) for field in FIELDS)
+        self.input_ids, self.segments, self.labels = fields
+        self.roles = read_roles(directory, prefix, len(self), seq_length)
+
+    def __len__(self) -> int:
+        return min(len(self.input_ids), len(self.segments), len(self.labels))
 
 
 def read_values(index: Index, begin: int, end: int) -> npt.NDArray[Any]:

@@ -12,7 +12,7 @@ from typing import Optional
 import numpy as np
 import numpy.typing as npt
 
-from openpangu_sft.artifacts.artifact import MANIFEST, Manifest
+from openpangu_sft.artifacts.artifact import MANIFEST
 from openpangu_sft.artifacts.checks import absolute, wrong_files
 from openpangu_sft.dataset.find import PackedFiles, find_dataset
 from openpangu_sft.dataset.index_file import FIELDS, Index, read_index, read_values
@@ -58,32 +58,26 @@ def run_inspect(recipe: Recipe, dataset: Optional[Path] = None) -> Report:
     if files.manifest:
         made_by = f"openpangu-sft {printable(str(files.manifest.version))} ({files.manifest.kind})"
     report = Report(str(files), {"made by": made_by})
-    report.findings += _Split(recipe, files, report.figures).inspect()
-    if files.validation:
-        figures: dict[str, str] = {}
-        report.findings += _Split(recipe, files.validation, figures).inspect()
-        report.figures.update({f"validation: {name}": value for name, value in figures.items()})
+    for split in files.splits:
+        checked = _Split(recipe, split)
+        report.findings += checked.inspect()
+        label = "validation: " if split is not files else ""
+        report.figures.update({f"{label}{name}": value for name, value in checked.figures.items()})
     if files.manifest:
-        report.findings += _wrong_files(files, files.manifest)
+        own = {each.file(name, suffix).name for each in files.splits for name in FIELDS for suffix in ("bin", "idx")}
+        for name in sorted(own - set(files.manifest.files)):
+            where = files.directory / MANIFEST
+            report.findings.append(UserError(f"does not list {name}", where=where, remedy=files.remedy))
+        report.findings += wrong_files(files.directory, files.manifest, files.remedy, own)
     return report
-
-
-def _wrong_files(files: PackedFiles, manifest: Manifest) -> list[UserError]:
-    """Every file is the one that the manifest describes."""
-    splits = [files, files.validation] if files.validation else [files]
-    own = {each.file(name, suffix).name for each in splits for name in FIELDS for suffix in ("bin", "idx")}
-    unlisted = [
-        UserError(f"does not list {name}", where=files.directory / MANIFEST, remedy=files.remedy)
-        for name in sorted(own - set(manifest.files))
-    ]
-    return unlisted + wrong_files(files.directory, manifest, files.remedy, own)
 
 
 class _Split:
     """Checks six files against each other and against the manifest's counts: training data, or the validation split."""
 
-    def __init__(self, recipe: Recipe, files: PackedFiles, figures: dict[str, str]) -> None:
-        self._recipe, self._files, self._figures = recipe, files, figures
+    def __init__(self, recipe: Recipe, files: PackedFiles) -> None:
+        self._recipe, self._files = recipe, files
+        self.figures: dict[str, str] = {}
         self._findings: list[UserError] = []
 
     def _add(self, what: str, where: Path, remedy: str = "") -> None:
@@ -92,12 +86,12 @@ class _Split:
     def inspect(self) -> list[UserError]:
         """Returns what is wrong."""
         if self._files.counts.get("packs") == 0:  # all samples of a small shard are for validation
-            self._figures["rows"] = "0"
+            self.figures["rows"] = "0"
             return []
         indexes = {name: index for name in FIELDS if (index := self._index(name))}
         for index in indexes.values():
             self._check_index(index, first := next(iter(indexes.values())))
-            self._figures["rows"] = f"{len(first.lengths):,}"
+            self.figures["rows"] = f"{len(first.lengths):,}"
         sound = not self._findings
         index = indexes.get("input_ids")
         if index and index.lengths.size and self._check_lengths(index.lengths, index.path) and sound:
@@ -142,7 +136,7 @@ class _Split:
         """Whether all rows have one length; a finding where it is not the manifest's or else the recipe's."""
         manifest, remedy = self._files.manifest, ""
         expected = manifest.settings.get("data.seq_length") if manifest else self._recipe.data.seq_length
-        self._figures["seq_length"], alike = _tokens(lengths), len(np.unique(lengths)) == 1
+        self.figures["seq_length"], alike = _tokens(lengths), len(np.unique(lengths)) == 1
         if not alike or lengths[0] != expected:
             if alike and not manifest:
                 remedy = f"set data.seq_length={lengths[0]}, or preprocess again"
@@ -161,17 +155,16 @@ class _Split:
                 rules.add(begin, *(read_values(indexes[name], begin, end) for name in FIELDS))
                 advance(end - begin, "")
         rules.finish()
-        self._figures["turns"] = self._turns(rows * seq_length)
+        self.figures["turns"] = self._turns(rows * seq_length)
         figures = {
             "tokens": f"{rules.tokens:,}",
             "packing efficiency": f"{rules.tokens / (rows * seq_length):.1%}",
             "trained tokens": f"{rules.trained / max(rules.tokens, 1):.1%}",
             "segments": f"{rules.segments:,}",
-            "longest segment": f"{rules.longest:,}",
         }
         if rules.breaches["unnumbered"].rows:
             figures = dict.fromkeys(figures, "unknown: attention_mask holds no segment numbers")
-        self._figures |= figures
+        self.figures |= figures
         remedies = {
             "vocabulary": f"check model.vocab_size and the tokenizer, or {files.remedy}",
             "unnumbered": "preprocess again with make preprocess",
@@ -181,7 +174,12 @@ class _Split:
                 what = f"{_of_rows(breach.rows, rows)}, {breach.first}{CONSEQUENCES.get(rule, '')}"
                 self._add(what, files.file(FIELD_OF[rule], "bin"), remedies.get(rule, ""))
         if files.manifest:
-            self._check_counts(rules)
+            found = {"packs": "rows", "tokens": "tokens", "trained_tokens": "trained tokens", "packed": "segments"}
+            counts = (rules.rows, rules.tokens, rules.trained, rules.segments)
+            for (key, noun), count in zip(found.items(), counts):
+                if files.counts.get(key) != count:
+                    what = f"says {key} = {files.counts.get(key)}, found {count} {noun}"
+                    self._add(what, files.directory / MANIFEST)
 
     def _turns(self, tokens: int) -> str:
         """Turns by role, as the roles beside the six files have them."""
@@ -195,17 +193,6 @@ class _Split:
         blocks = [roles[0, begin : begin + BLOCK_TOKENS] for begin in range(0, tokens, BLOCK_TOKENS)]
         counts = np.sum([count_turns(block) for block in blocks], axis=0)
         return ", ".join(f"{count:,} {role}" for role, count in zip(ROLES, counts))
-
-    def _check_counts(self, rules: PackedRules) -> None:
-        for key, count, noun in (
-            ("packs", rules.rows, "rows"),
-            ("tokens", rules.tokens, "tokens"),
-            ("trained_tokens", rules.trained, "trained tokens"),
-            ("packed", rules.segments, "segments"),
-        ):
-            if self._files.counts.get(key) != count:
-                what = f"says {key} = {self._files.counts.get(key)}, found {count} {noun}"
-                self._add(what, self._files.directory / MANIFEST)
 
 
 def _of_rows(count: int, total: int) -> str:

@@ -27,8 +27,9 @@ def run_merge(recipe: Recipe) -> Manifest:
     require_apart("paths.shards", source, "paths.dataset", target)
     settings = data_settings(recipe)
     files = sample_files(recipe.path("samples"))
-    parts = parts_of(files, _divided_into(source))
-    if left_over := {path.name for path in shard_directories(source)} - {part.name for part in parts}:
+    present = shard_directories(source)
+    parts = parts_of(files, _divided_into(present, source))
+    if left_over := {path.name for path in present} - {part.name for part in parts}:
         remedy = "remove it, or run make preprocess again"
         raise UserError("belongs to no samples file as they are now", where=source / min(left_over), remedy=remedy)
     shards = {source / part.name: _shard_of(part, source / part.name, settings) for part in parts}
@@ -61,12 +62,11 @@ def _require_both(splits: dict[str, dict[str, Any]], source: Path) -> None:
             raise UserError(what, where=source, remedy=remedy)
 
 
-def _divided_into(source: Path) -> int:
+def _divided_into(shards: dict[Path, Manifest], source: Path) -> int:
     """How many parts the inputs were divided into, according to the shards; raises `UserError` if they disagree."""
     found: dict[int, Path] = {}
-    for path in shard_directories(source):
-        part = str(read_manifest(path, "shard", "").settings.get("shard", ""))
-        found.setdefault(int(part.partition("/")[2] or 1), path)
+    for path, shard in shards.items():
+        found.setdefault(int(str(shard.settings.get("shard", "")).partition("/")[2] or 1), path)
     if len(found) > 1:
         (one, path), (other, other_path) = sorted(found.items())[:2]
         what = f"shards of different divisions: {path.name} is of {one}, {other_path.name} is of {other}"

@@ -8,7 +8,7 @@ from typing import Any, Callable
 import numpy as np
 import numpy.typing as npt
 
-from openpangu_sft.dataset.segments import Flags, misnumbered, numbers_before, segment_runs
+from openpangu_sft.dataset.segments import Flags, misnumbered, segment_runs
 from openpangu_sft.tokenizer.tokenizer import IGNORED
 
 Values = npt.NDArray[Any]  # integers [rows, seq_length]
@@ -45,7 +45,7 @@ class PackedRules:
 
     def __init__(self, vocab_size: int, trusted: bool) -> None:
         self._vocab_size, self._trusted = vocab_size, trusted
-        self.rows = self.tokens = self.trained = self.segments = self.longest = 0
+        self.rows = self.tokens = self.trained = self.segments = 0
         self._ones = self._highest = self._first_row = 0
         self.breaches = {rule: Breach() for rule in FIELD_OF}
 
@@ -57,40 +57,31 @@ class PackedRules:
         self._first_row = first_row
         trained = labels != IGNORED
         self.trained += int(trained.sum())
-        self._note(
-            "vocabulary",
-            (input_ids < 0) | (input_ids >= self._vocab_size),
-            lambda at: f"token id {input_ids[at]} is outside the vocabulary of {self._vocab_size}",
-        )
-        self._note(
-            "label",
-            trained & (labels != input_ids),
-            lambda at: f"label {labels[at]} is neither the token id there ({input_ids[at]}) nor {IGNORED}",
-        )
+        size, other = self._vocab_size, trained & (labels != input_ids)
+        outside = (input_ids < 0) | (input_ids >= size)
+        self._note("vocabulary", outside, lambda at: f"token id {input_ids[at]} is outside the vocabulary of {size}")
+        what = "is neither the token id there"
+        self._note("label", other, lambda at: f"label {labels[at]} {what} ({input_ids[at]}) nor {IGNORED}")
         # the first column is no target: no token before it predicts it
         self._note("no_target", ~trained[:, 1:].any(axis=1), lambda _: "no trained token")
 
-        before, (gap, order) = numbers_before(mask), misnumbered(mask)
+        gap, order = misnumbered(mask)
         holds_ids = (gap | order).any(axis=1) & (mask > 1).any(axis=1)
         holds_ids &= ((mask == input_ids) | (mask == 0) | (mask == 1)).all(axis=1)  # 0 and 1: their padding
         self._note("unnumbered", holds_ids, lambda _: "holds token ids")
         numbered = ~holds_ids[:, None]
         padding = (mask == 0) & numbered
         self._note("gap", gap & numbered, lambda at: f"segment number {mask[at]} after padding (0)")
-        self._note("order", order & numbered, lambda at: _out_of_order(mask[at], before[at], at[1]))
+        self._note("order", order & numbered, lambda at: _out_of_order(mask[at[0]], at[1]))
         self._note("trained_padding", padding & trained, lambda _: "padding is trained")
-        last_ids = np.broadcast_to(input_ids[:, -1:], input_ids.shape)
-        self._note(
-            "padding",
-            padding & (input_ids != last_ids),
-            lambda at: f"token id {input_ids[at]} in padding, which ends with {last_ids[at]}",
-        )
+        last, mixed = input_ids[:, -1], padding & (input_ids != input_ids[:, -1:])
+        what = "in padding, which ends with"
+        self._note("padding", mixed, lambda at: f"token id {input_ids[at]} {what} {last[at[0]]}")
 
         numbers = mask[~holds_ids]
         _, begins, ends = segment_runs(numbers)
         self.segments += len(begins)
         self.tokens += int((ends - begins).sum())
-        self.longest = max(self.longest, int((ends - begins).max(initial=0)))
         self._highest = max(self._highest, int(numbers.max(initial=0)))
         self._ones += int((mask == 1).all(axis=1).sum())
         if self._highest == 1 and not self._trusted:  # samples under one number show in their bos, which comes again
@@ -116,5 +107,6 @@ class PackedRules:
         breach.rows += count
 
 
-def _out_of_order(number: int, before: int, column: int) -> str:
-    return f"segment number {number} after {before}" if column else f"begins with segment number {number}, not 1"
+def _out_of_order(numbers: Values, column: int) -> str:
+    before = f"segment number {numbers[column]} after {numbers[column - 1]}"
+    return before if column else f"begins with segment number {numbers[0]}, not 1"

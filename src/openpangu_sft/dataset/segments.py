@@ -45,15 +45,9 @@ def misnumbered(numbers: Numbers) -> tuple[Flags, Flags]:
 
     Returns two bool arrays of that shape: a segment after padding; a number out of order.
     """
-    before = numbers_before(numbers)
+    before = np.roll(numbers, 1, axis=-1)
+    before[..., 0] = 0
     gap = (numbers != 0) & (before == 0)
     gap[..., 0] = False
     order = (numbers != 0) & ~gap & (numbers != before) & (numbers != before + 1)
     return gap, order
-
-
-def numbers_before(numbers: Numbers) -> Numbers:
-    """The number of the token before each token; 0 where a row begins."""
-    before = np.roll(numbers, 1, axis=-1)
-    before[..., 0] = 0
-    return before

@@ -21,14 +21,13 @@ from openpangu_sft.artifacts.artifact import sum_counts
 from openpangu_sft.conversations.conversation import Rules, Sample, parse_sample, reason_class
 from openpangu_sft.conversations.keys import BadSample
 from openpangu_sft.conversations.readers import RawRecord
-from openpangu_sft.dataset.encode import Encoded, TooLong, encode_samples, input_ids_of, labels_of
+from openpangu_sft.dataset.encode import Encoded, TooLong, encode_samples, input_ids_of, labels_of, training_views
 from openpangu_sft.dataset.index_file import PREFIX, VALIDATION, PackedWriter
 from openpangu_sft.dataset.packing import Plan, plan_packs
 from openpangu_sft.dataset.pool import ordered_map
 from openpangu_sft.dataset.spans import Span, lines_before, read_span, spans_of
 from openpangu_sft.dataset.spool import Spool, TokenRun
 from openpangu_sft.dataset.validation import is_validation
-from openpangu_sft.dataset.views import training_views
 from openpangu_sft.recipe.data import Data
 from openpangu_sft.tokenizer.tokenizer import Tokenizer
 from openpangu_sft.util.console import byte_progress, progress

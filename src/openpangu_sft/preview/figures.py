@@ -1,4 +1,4 @@
-"""The numbers of a preview, in the words and order of terminal and page."""
+"""The numbers of a preview: read in blocks of rows, some bytes per sample in memory; then in words."""
 
 from __future__ import annotations
 
@@ -9,12 +9,33 @@ from typing import NamedTuple
 import numpy as np
 
 from openpangu_sft.artifacts.artifact import Manifest
-from openpangu_sft.dataset.index_file import VALIDATION, Ids
-from openpangu_sft.dataset.roles import UNKNOWN
-from openpangu_sft.dataset.statistics import Statistics
+from openpangu_sft.dataset.index_file import VALIDATION, Ids, Rows
+from openpangu_sft.dataset.roles import ROLES, UNKNOWN, count_turns
+from openpangu_sft.dataset.segments import segment_runs
+from openpangu_sft.tokenizer.tokenizer import IGNORED
+from openpangu_sft.util.console import progress
 from openpangu_sft.util.errors import printable
 
+BLOCK_TOKENS = 1 << 20  # tokens of each field that are read together
+
 BARS = 16  # most bars in a histogram
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What a packed dataset holds."""
+
+    seq_length: int
+    trained_tokens: int
+    lengths: Ids  # int32 [samples], tokens of each
+    samples: Ids  # int32 [packs], samples in each
+    fill: Ids  # int32 [packs], tokens of each without its padding
+    turns: dict[str, int]  # by role; empty where roles are unknown
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens, without padding."""
+        return int(self.fill.sum(dtype=np.int64))
 
 
 class Figure(NamedTuple):
@@ -48,6 +69,28 @@ class Figures(NamedTuple):
     lengths: Histogram
     fill: Histogram
     roles: Histogram
+
+
+def measure(rows: Rows) -> Statistics:
+    """Reads a whole dataset once."""
+    seq_length = rows.input_ids.shape[1]
+    step = max(1, BLOCK_TOKENS // seq_length)
+    found: list[list[Ids]] = []
+    turns, trained = np.zeros(len(ROLES), np.int64), 0
+    with progress("reading the dataset (packs)", len(rows)) as advance:
+        for first in range(0, len(rows), step):
+            block = slice(first, first + step)
+            segments = np.asarray(rows.segments[block])
+            numbers, begins, ends = segment_runs(segments)
+            counts = (ends - begins, np.bincount(numbers, minlength=len(segments)), np.count_nonzero(segments, axis=1))
+            found.append([count.astype(np.int32) for count in counts])
+            trained += int(np.count_nonzero(rows.labels[block] != IGNORED))
+            if rows.roles is not None:
+                turns += count_turns(np.asarray(rows.roles[block]))
+            advance(len(segments), "")
+    counted = dict(zip(ROLES, turns.tolist())) if rows.roles is not None else {}
+    lengths, samples, fill = map(np.concatenate, zip(*found))
+    return Statistics(seq_length, trained, lengths, samples, fill, counted)
 
 
 def figures_of(statistics: Statistics, manifest: Manifest) -> Figures:
