@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -62,14 +63,21 @@ class Manifest:
         return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
 
 
-def sha256_of(path: Path, advance: Callable[[int, str], object] = lambda units, note: None) -> str:
-    """sha256 of a file, as hexadecimal; `advance` is called with the bytes read."""
+def sha256_of(path: Path, advance: Callable[[int, str], object] = lambda units, note: None, **span: int) -> str:
+    """sha256 of a file, or of a span (see `blocks_of`), as hexadecimal; `advance` is called with the bytes read."""
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-            advance(len(block), "")
+    for block in blocks_of(path, **span):
+        digest.update(block)
+        advance(len(block), "")
     return digest.hexdigest()
+
+
+def blocks_of(path: Path, begin: int = 0, end: int = sys.maxsize) -> Iterator[bytes]:
+    """The bytes of a file from `begin` to `end`, some at a time; fewer where it is shorter."""
+    with path.open("rb") as stream:
+        stream.seek(begin)
+        while block := stream.read(min(1 << 20, end - stream.tell())):
+            yield block
 
 
 def files_digest(files: Iterable[Path], known: Optional[Mapping[Path, str]] = None) -> str:

@@ -174,17 +174,14 @@ def _outcome(tokens: _Tokens, spans: range, data: Data) -> Union[Encoded, BadSam
     begin, kept = tokens.ends[spans.start], spans
     count = tokens.ends[spans.stop] - begin
     if count > data.seq_length:
+        above = f"above data.seq_length {data.seq_length}: shorten it"
         if data.too_long != "truncate":
-            what = f"{count} tokens, above data.seq_length {data.seq_length}: shorten it, or set data.too_long"
-            return TooLong(what)
-        answers = [
-            number + 1 for number in spans if tokens.spans[number].trained and tokens.spans[number].text.endswith(END)
-        ]
+            return TooLong(f"{count} tokens, {above}, or set data.too_long")
+        numbered = enumerate(tokens.spans[spans.start : spans.stop], spans.start + 1)
+        answers = [stop for stop, span in numbered if span.trained and span.text.endswith(END)]
         fitting = [stop for stop in answers if tokens.ends[stop] - begin <= data.seq_length]
         if not fitting:
-            count = tokens.ends[answers[0]] - begin
-            what = f"{count} tokens to the end of its first answer, above data.seq_length {data.seq_length}"
-            return TooLong(f"{what}: shorten it")
+            return TooLong(f"{tokens.ends[answers[0]] - begin} tokens to the end of its first answer, {above}")
         kept = range(spans.start, fitting[-1])
     if data.control_tokens != "allow" and (token := tokens.forged(kept)):
         return BadSample(f"the tokenizer makes {token} of some text in it, which could forge a turn: take it out")

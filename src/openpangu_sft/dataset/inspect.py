@@ -174,9 +174,9 @@ class _Split:
                 what = f"{_of_rows(breach.rows, rows)}, {breach.first}{CONSEQUENCES.get(rule, '')}"
                 self._add(what, files.file(FIELD_OF[rule], "bin"), remedies.get(rule, ""))
         if files.manifest:
-            found = {"packs": "rows", "tokens": "tokens", "trained_tokens": "trained tokens", "packed": "segments"}
-            counts = (rules.rows, rules.tokens, rules.trained, rules.segments)
-            for (key, noun), count in zip(found.items(), counts):
+            keys = ("packs", "tokens", "trained_tokens", "packed")
+            nouns = ("rows", "tokens", "trained tokens", "segments")
+            for key, noun, count in zip(keys, nouns, (rules.rows, rules.tokens, rules.trained, rules.segments)):
                 if files.counts.get(key) != count:
                     what = f"says {key} = {files.counts.get(key)}, found {count} {noun}"
                     self._add(what, files.directory / MANIFEST)

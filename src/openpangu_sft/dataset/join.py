@@ -85,7 +85,7 @@ def join_shards(shards: Sequence[Path], staging: Path, prefix: str, packs: int, 
     if again:
         with Spool(staging / "spool") as spool:
             for each in candidates:
-                spool.add(spool.write(each.segments()))
+                spool.runs.append(spool.write(each.segments()))
             spool.finish()
             title, pad_id = "merge, underfilled packs (packs)", candidates[0].pad_id()
             write_packs(title, spool, plan, writer, pad_id, data.workers, kept)

@@ -38,7 +38,14 @@ def run_merge(recipe: Recipe) -> Manifest:
     splits = {PREFIX: manifest.counts}
     if recipe.data.validation_share:
         splits[VALIDATION] = manifest.counts["validation"]
-    _require_both(splits, source)
+    for prefix, counts in splits.items():
+        if not counts["packs"]:  # a hash decides, so few samples may give an empty side
+            what, change = ("all", "lower") if prefix == PREFIX else ("none", "raise")
+            what += (
+                f" of the {sum(each['packed'] for each in splits.values()):,} samples falls into the validation split"
+            )
+            remedy = f"{change} data.validation_share, or set another data.seed, and run make preprocess again"
+            raise UserError(what, where=source, remedy=remedy)
     without = [path.name for path, shard in shards.items() if roles_path(path, PREFIX).name not in shard.files]
     if without:
         what = f"shard {without[0]} was made by an earlier version and holds no roles, so the dataset gets none"
@@ -49,17 +56,6 @@ def run_merge(recipe: Recipe) -> Manifest:
             if without:
                 roles_path(staging, prefix).unlink()
     return manifest
-
-
-def _require_both(splits: dict[str, dict[str, Any]], source: Path) -> None:
-    """Refuses an empty side of the validation split: a hash decides, so few samples may give one."""
-    samples = sum(counts["packed"] for counts in splits.values())
-    for prefix, counts in splits.items():
-        if not counts["packs"]:
-            what, change = ("all", "lower") if prefix == PREFIX else ("none", "raise")
-            remedy = f"{change} data.validation_share, or set another data.seed, and run make preprocess again"
-            what += f" of the {samples:,} samples falls into the validation split"
-            raise UserError(what, where=source, remedy=remedy)
 
 
 def _divided_into(shards: dict[Path, Manifest], source: Path) -> int:

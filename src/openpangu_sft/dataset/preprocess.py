@@ -151,9 +151,9 @@ def shard_directories(directory: Path) -> dict[Path, Manifest]:
 
 def data_settings(recipe: Recipe) -> dict[str, Any]:
     """The settings that shape tokens and packs: recorded by preprocess, required by merge and sft."""
-    keys = ("seq_length", "seed", "on_bad_sample", "control_tokens", "too_long", "validation_share")
-    shaping = ("turns", "thinking", "train_on", "tool_prompt", "ignore_keys")
-    data = {f"data.{key}": getattr(recipe.data, key) for key in (*keys, *shaping)}
+    keys = ("seq_length", "seed", "on_bad_sample", "control_tokens", "too_long", "validation_share", "turns")
+    shaping = (*keys, "thinking", "train_on", "tool_prompt", "ignore_keys")
+    data = {f"data.{key}": getattr(recipe.data, key) for key in shaping}
     return {**data, "template": TEMPLATE_DIGEST, "tokenizer": tokenizer_digest(recipe.path("hf"))}
 
 

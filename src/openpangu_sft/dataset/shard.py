@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
+from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Union
@@ -25,9 +26,9 @@ from openpangu_sft.dataset.encode import Encoded, TooLong, encode_samples, input
 from openpangu_sft.dataset.index_file import PREFIX, VALIDATION, PackedWriter
 from openpangu_sft.dataset.packing import Plan, plan_packs
 from openpangu_sft.dataset.pool import ordered_map
+from openpangu_sft.dataset.roles import BEGINS, ROLES
 from openpangu_sft.dataset.spans import Span, lines_before, read_span, spans_of
 from openpangu_sft.dataset.spool import Spool, TokenRun
-from openpangu_sft.dataset.validation import is_validation
 from openpangu_sft.recipe.data import Data
 from openpangu_sft.tokenizer.tokenizer import Tokenizer
 from openpangu_sft.util.console import byte_progress, progress
@@ -37,6 +38,9 @@ REJECTS = "rejects.jsonl"
 NOTES = ("reasons", "ignored_keys", "changes")
 ADDED = "samples added for answers with thinking"
 VALUES_AT_ONCE = 1 << 20  # tokens that a process reads or writes at once
+BITS = 64
+USER, ASSISTANT = (BEGINS + ROLES.index(role) + 1 for role in ("user", "assistant"))
+"""Roles of the start tokens of turns."""
 
 
 class Refused(NamedTuple):
@@ -106,7 +110,7 @@ def _encode(
                     for refused in result.refused:
                         _note(refused, span.file, first_line + lines + refused.line, data, stream)
             lines += result.lines
-            spool.add(result.run)
+            spool.runs.append(result.run)
             validation.append(result.validation)
             for name, counted in result.counts.items():
                 counts[name].update(counted)
@@ -162,6 +166,32 @@ def _encode_span(tokenizer: Tokenizer, data: Data, spool: Spool, span: Span) -> 
         rules.changes[ADDED] += len(kept) - 1
     counts.update(ignored_keys=+rules.keys.counts, changes=+rules.changes)
     return SpanResult(len(lines), spool.write(encoded), np.array(validation, np.bool_), refused, counts)
+
+
+def is_validation(sample: Encoded, header: Sequence[int], share: float, seed: int) -> bool:
+    """Whether a sample is kept out of training: decided by its first question, not by place or chance.
+
+    Where the same question occurs twice, in any files and under any system prompts, both samples are on the same side:
+    otherwise validation loss would partly measure memorised answers. Later questions of a conversation do not count.
+    Adding samples changes nothing about those that are there.
+
+    Args:
+        sample: its first user turn counts, which is encoded by itself: the same question has the same tokens after
+            every system prompt. A conversation without one counts as a whole; one that is trained as several samples
+            is where the last of them belongs.
+        header: token ids of the assistant's header: earlier versions hashed it with the question.
+        share: of the distinct first questions, 0 to 1. A hash decides, so the share of a few samples may differ.
+        seed: data.seed; another seed chooses other samples.
+    """
+    begins = np.flatnonzero(sample.roles >= BEGINS)
+    roles, question = sample.roles[begins], sample.marked
+    asked = np.flatnonzero(roles == USER)
+    if asked.size:  # an answer follows; with data.control_tokens=allow a question may hold start tokens
+        answer = asked[0] + int(np.argmax(roles[asked[0] :] == ASSISTANT))
+        question = question[begins[answer - 1] : begins[answer]]
+    hashed = np.concatenate([question, ~np.asarray(header)]).astype("<i4").tobytes()
+    digest = blake2b(hashed, digest_size=BITS // 8, key=seed.to_bytes(8, "little")).digest()
+    return bool(int.from_bytes(digest, "little") < share * 2**BITS)
 
 
 def _kept(outcomes: Sequence[Union[Encoded, BadSample]], data: Data) -> Union[list[Encoded], BadSample]:

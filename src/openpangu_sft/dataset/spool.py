@@ -38,7 +38,7 @@ class Spool:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         directory.mkdir()
-        self._runs: list[TokenRun] = []
+        self.runs: list[TokenRun] = []  # what processes have written; their order numbers the samples, from 0
         self._descriptors: list[int] = []
 
     def write(self, samples: Iterable[Encoded]) -> TokenRun:
@@ -52,19 +52,15 @@ class Spool:
                 stream.writelines((sample.marked.data, sample.roles.data))
         return TokenRun(path.name, begin, np.array(lengths, np.int32))
 
-    def add(self, run: TokenRun) -> None:
-        """Takes over what a process has written; this order numbers the samples, from 0."""
-        self._runs.append(run)
-
     def finish(self) -> None:
         """Ends writing, and sets `lengths`: int32 [samples], in tokens."""
-        files, counts = sorted({run.file for run in self._runs}), [len(run.lengths) for run in self._runs]
-        self.lengths: Ids = np.concatenate([np.empty(0, np.int32), *(run.lengths for run in self._runs)])
-        self._file = np.repeat(np.array([files.index(run.file) for run in self._runs], np.int16), counts)
-        begins = [run.begin + ITEM * (np.cumsum(run.lengths, dtype=np.int64) - run.lengths) for run in self._runs]
+        files, counts = sorted({run.file for run in self.runs}), [len(run.lengths) for run in self.runs]
+        self.lengths: Ids = np.concatenate([np.empty(0, np.int32), *(run.lengths for run in self.runs)])
+        self._file = np.repeat(np.array([files.index(run.file) for run in self.runs], np.int16), counts)
+        begins = [run.begin + ITEM * (np.cumsum(run.lengths, dtype=np.int64) - run.lengths) for run in self.runs]
         self._begin = np.concatenate([np.empty(0, np.int64), *begins])
         self._descriptors = [os.open(self._directory / file, os.O_RDONLY) for file in files]
-        self._runs = []
+        self.runs = []
 
     def read(self, sample: int, marked: Marked, roles: Roles) -> None:
         """Reads a sample into arrays of its length; several processes may do so at once."""

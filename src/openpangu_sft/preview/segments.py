@@ -39,7 +39,6 @@ class Turn(NamedTuple):
 
     @property
     def trained(self) -> int:
-        """Number of tokens that are targets."""
         return sum(token.trained for token in self.tokens)
 
 
@@ -54,12 +53,10 @@ class Segment(NamedTuple):
 
     @property
     def length(self) -> int:
-        """Number of tokens."""
         return sum(len(turn.tokens) for turn in self.turns)
 
     @property
     def trained(self) -> int:
-        """Number of tokens that are targets."""
         return sum(turn.trained for turn in self.turns)
 
 
