@@ -226,11 +226,12 @@ def parse_manifest(path: Path, remedy: str) -> Manifest:
         if unknown := content.keys() - Manifest.__dataclass_fields__:
             raise TypeError(f"unknown key {min(unknown)}")
         manifest = Manifest(**content)
-        sections = (manifest.settings, manifest.inputs, manifest.counts, manifest.files)
-        if not all(isinstance(section, dict) for section in (*sections, *manifest.files.values())):
-            raise TypeError("a section is not an object")
-        if not all({"bytes", "sha256"} <= entry.keys() for entry in manifest.files.values()):
-            raise TypeError("an entry of files has no bytes or no sha256")
+        for part in (manifest.settings, manifest.inputs, manifest.counts, manifest.files):
+            if not isinstance(part, dict):
+                raise TypeError("a section is not an object")
+        for entry in manifest.files.values():
+            if not isinstance(entry, dict) or not {"bytes", "sha256"} <= set(entry):
+                raise TypeError("an entry of files has no bytes or no sha256")
     except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"not a manifest: {error}", where=path, remedy=remedy) from None
     return manifest

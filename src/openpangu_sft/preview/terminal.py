@@ -79,8 +79,7 @@ def _width(token: Token) -> int:
 
 def _show_histogram(histogram: Histogram, console: Console) -> None:
     console.print()
-    note = f"  {histogram.note}" if histogram.note else ""
-    console.print(Text.assemble((histogram.title, "bold"), note))
+    console.print(Text.assemble((histogram.title, "bold"), f"  {histogram.note}".rstrip()))
     if not histogram.bars:
         return
     labels, counts = max(map(len, histogram.bars)), max(len(f"{count:,}") for count in histogram.bars.values())
