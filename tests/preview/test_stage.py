@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,16 +17,15 @@ from rich.console import Console
 from conftest import MakeRecipe, conversation, write_samples
 from openpangu_sft.artifacts.artifact import MANIFEST, read_manifest
 from openpangu_sft.conversations.conversation import parse_sample
-from openpangu_sft.dataset import statistics
 from openpangu_sft.dataset.encode import encode_samples, input_ids_of, labels_of
-from openpangu_sft.dataset.index_file import PREFIX, field_path
+from openpangu_sft.dataset.index_file import PREFIX, Rows, field_path
 from openpangu_sft.dataset.merge import run_merge
 from openpangu_sft.dataset.preprocess import run_preprocess
 from openpangu_sft.dataset.roles import roles_path
 from openpangu_sft.dataset.segments import segment_bounds, segment_runs
-from openpangu_sft.dataset.statistics import Distribution, Rows, measure
-from openpangu_sft.preview.figures import figures_of
-from openpangu_sft.preview.segments import SegmentReader, Token
+from openpangu_sft.preview import figures
+from openpangu_sft.preview.figures import figures_of, measure
+from openpangu_sft.preview.segments import Token, read_segment, shown_tokens
 from openpangu_sft.preview.stage import Preview, run_preview
 from openpangu_sft.preview.terminal import show
 from openpangu_sft.recipe.data import Data
@@ -85,11 +85,6 @@ def encoded(tokenizer: Tokenizer) -> list[Row]:
     return [Row(input_ids_of(outcome.marked), labels_of(outcome.marked)) for outcome in outcomes]  # type: ignore[union-attr]
 
 
-def reader_of(recipe: Recipe, tokenizer: Tokenizer) -> SegmentReader:
-    rows = Rows(recipe.path("dataset"), recipe.data.seq_length)
-    return SegmentReader(rows, measure(rows), tokenizer)
-
-
 def printed(preview: Preview, width: int = 80, colour: bool = False) -> str:
     stream = io.StringIO()
     system = "truecolor" if colour else None
@@ -101,7 +96,7 @@ def printed(preview: Preview, width: int = 80, colour: bool = False) -> str:
 def test_numbers_are_those_of_a_count_by_hand(
     recipe: Recipe, tokenizer: Tokenizer, block_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(statistics, "BLOCK_TOKENS", block_tokens)
+    monkeypatch.setattr(figures, "BLOCK_TOKENS", block_tokens)
     rows = Rows(recipe.path("dataset"), 160)
     found = measure(rows)
     by_hand = encoded(tokenizer)
@@ -112,26 +107,28 @@ def test_numbers_are_those_of_a_count_by_hand(
         roles.update(message["role"] for message in sample["data"])
     fill = [int((row != 0).sum()) for row in rows.segments]
 
-    assert (found.samples, found.tokens) == (len(SAMPLES), sum(lengths))
+    assert (sorted(found.lengths.tolist()), found.tokens) == (lengths, sum(lengths))
     assert found.trained_tokens == sum(int((sample.labels != IGNORED).sum()) for sample in by_hand)
     assert found.turns == {**roles, "function": 0}
-    assert found.lengths.counts.tolist() == [lengths.count(value) for value in range(161)]
-    assert found.fill.counts.tolist() == [fill.count(value) for value in range(161)]
-    assert found.lengths.quantiles == (lengths[0], lengths[(len(lengths) - 1) // 2], lengths[-1])
-    assert len(found.samples_before) == -(-len(rows) // rows.block)
+    assert found.fill.tolist() == fill
+    assert found.samples.tolist() == [int(row.max()) for row in rows.segments]
+    shown = figures_of(found, read_manifest(recipe.path("dataset"), "dataset", "")).lengths.note
+    assert shown.startswith(f"shortest {lengths[0]}, median {lengths[(len(lengths) - 1) // 2]}, mean ")
+    assert shown.endswith(f", longest {lengths[-1]}")
 
 
 @pytest.mark.parametrize("block_tokens", [1, 400, 1 << 20])
 def test_samples_are_their_encodings_in_the_order_of_the_packs(
     recipe: Recipe, tokenizer: Tokenizer, block_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(statistics, "BLOCK_TOKENS", block_tokens)
-    reader = reader_of(recipe, tokenizer)
+    monkeypatch.setattr(figures, "BLOCK_TOKENS", block_tokens)
+    rows = Rows(recipe.path("dataset"), 160)
+    measured = measure(rows)
     by_hand = {tuple(sample.input_ids.tolist()): number for number, sample in enumerate(encoded(tokenizer))}
     labels = [sample.labels for sample in encoded(tokenizer)]
     places = []
     for sample in range(1, len(SAMPLES) + 1):
-        segment = reader.read(sample)
+        segment = read_segment(rows, measured, tokenizer, sample)
         tokens = [token for turn in segment.turns for token in turn.tokens]
         number = by_hand.pop(tuple(token.number for token in tokens))
         assert [token.trained for token in tokens] == (labels[number] != IGNORED).tolist()
@@ -162,10 +159,10 @@ def test_segments_are_those_that_training_attends_to() -> None:
         assert list(zip(*(part.tolist() for part in segment_runs(np.stack(packs))))) == expected
 
 
-def test_tokens_are_shown_as_they_are(recipe: Recipe, tokenizer: Tokenizer) -> None:
+def test_tokens_are_shown_as_they_are(tokenizer: Tokenizer) -> None:
     text = "  A\tb\n好🎉\x1b[31me\u0301"
     ids = tokenizer.hf.encode(text, add_special_tokens=False)
-    tokens = reader_of(recipe, tokenizer).tokens(np.array(ids, np.int32), np.full(len(ids), IGNORED, np.int32))
+    tokens = shown_tokens(tokenizer, np.array(ids, np.int32), np.full(len(ids), IGNORED, np.int32))
     assert [token.number for token in tokens] == ids
     shown = " ".join(token.text for token in tokens)
     assert shown.startswith("· · A \\t b ↵ ")
@@ -176,10 +173,10 @@ def test_tokens_are_shown_as_they_are(recipe: Recipe, tokenizer: Tokenizer) -> N
     assert [token.ends_line for token in tokens].count(True) == 1
 
 
-def test_bytes_that_are_no_character(recipe: Recipe, tokenizer: Tokenizer) -> None:
+def test_bytes_that_are_no_character(tokenizer: Tokenizer) -> None:
     def shown(*pieces: str) -> list[Token]:
         ids = np.array(tokenizer.hf.convert_tokens_to_ids(list(pieces)), np.int32)
-        return reader_of(recipe, tokenizer).tokens(ids, ids)
+        return shown_tokens(tokenizer, ids, ids)
 
     assert [token.text for token in shown("<0xC3>", "<0xA9>", "a")] == ["…", "é", "a"]
     broken = shown("<0x89>", "<0xF0>", "<0x9F>", "a", *["<0x8E>"] * 9)
@@ -334,18 +331,13 @@ def test_a_long_reason_is_not_broken_on_a_narrow_terminal(recipe: Recipe) -> Non
 
 
 @pytest.mark.parametrize("longest", [1, 2, 15, 16, 17, 99, 100, 101, 4096, 32768])
-def test_bars_cover_all_lengths_with_round_edges(recipe: Recipe, tokenizer: Tokenizer, longest: int) -> None:
+def test_bars_cover_all_lengths_with_round_edges(recipe: Recipe, longest: int) -> None:
     rows = Rows(recipe.path("dataset"), 160)
-    measured = measure(rows)
-    counts = np.zeros(longest + 1, np.int64)
-    counts[1:] = 1
-    changed = statistics.Statistics(
-        160, len(rows), 1, Distribution(counts), measured.fill, measured.turns, measured.samples_before
-    )
+    changed = replace(measure(rows), lengths=np.arange(1, longest + 1, dtype=np.int32))
     lengths = figures_of(changed, read_manifest(recipe.path("dataset"), "dataset", "")).lengths
-    assert sum(bar.count for bar in lengths.bars) == longest
+    assert sum(lengths.bars.values()) == longest
     assert len(lengths.bars) <= 16
-    first = [int(bar.label.split("–")[0].replace(",", "")) for bar in lengths.bars]
+    first = [int(label.split("–")[0].replace(",", "")) for label in lengths.bars]
     widths = set(np.diff(first).tolist())
     assert len(widths) <= 1
     assert all(str(width).rstrip("0") in "125" for width in widths)

@@ -12,11 +12,11 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Callable, Optional
 
 from filelock import FileLock, Timeout
@@ -66,19 +66,26 @@ class Manifest:
         return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
 
 
-def sha256_of(path: Path, advance: Callable[[int, str], object] = lambda units, note: None) -> str:
-    """sha256 of a file, as hexadecimal; `advance` is called with the bytes read."""
+def sha256_of(path: Path, advance: Callable[[int, str], object] = lambda units, note: None, **span: int) -> str:
+    """sha256 of a file, or of a span (see `blocks_of`), as hexadecimal; `advance` is called with the bytes read."""
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-            advance(len(block), "")
+    for block in blocks_of(path, **span):
+        digest.update(block)
+        advance(len(block), "")
     return digest.hexdigest()
 
 
-def files_digest(files: Iterable[Path], known: Mapping[Path, str] = MappingProxyType({})) -> str:
+def blocks_of(path: Path, begin: int = 0, end: int = sys.maxsize) -> Iterator[bytes]:
+    """The bytes of a file from `begin` to `end`, some at a time; fewer where it is shorter."""
+    with path.open("rb") as stream:
+        stream.seek(begin)
+        while block := stream.read(min(1 << 20, end - stream.tell())):
+            yield block
+
+
+def files_digest(files: Iterable[Path], known: Optional[Mapping[Path, str]] = None) -> str:
     """sha256 over names and checksums of files, in the given order; `known` checksums are not computed."""
-    text = "".join(f"{path.name} {known.get(path) or sha256_of(path)}\n" for path in files)
+    text = "".join(f"{path.name} {(known or {}).get(path) or sha256_of(path)}\n" for path in files)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -132,13 +139,12 @@ def sum_counts(counts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     Earlier versions wrote fewer counts: one that is missing is 0.
     """
     total: dict[str, Any] = {}
-    for name in dict.fromkeys(name for single in counts for name in single):
-        values = [single[name] for single in counts if name in single]
-        if isinstance(values[0], dict):
-            names = sorted({inner for value in values for inner in value})
-            total[name] = {inner: sum(value.get(inner, 0) for value in values) for inner in names}
-        else:
-            total[name] = sum(values)
+    for single in counts:
+        for name, value in single.items():
+            if isinstance(value, dict):
+                total[name] = dict(sorted(sum_counts([total.get(name, {}), value]).items()))
+            else:
+                total[name] = total.get(name, 0) + value
     return total
 
 
@@ -266,13 +272,15 @@ def _files_below(directory: Path) -> list[str]:
 
 def _entries(directory: Path, known: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Flushes the files of a directory to the disk, some at a time; returns their manifest entries."""
+
+    def entry(name: str) -> dict[str, Any]:
+        path = directory / name
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
+        size = path.stat().st_size
+        assert name not in known or known[name]["bytes"] == size, path
+        return known.get(name) or {"bytes": size, "sha256": sha256_of(path)}
+
     names = _files_below(directory)
     with ThreadPoolExecutor(FLUSHED_AT_ONCE) as pool:
-        return dict(zip(names, pool.map(lambda name: _entry(directory / name, known.get(name)), names)))
-
-
-def _entry(path: Path, known: Optional[dict[str, Any]]) -> dict[str, Any]:
-    with path.open("rb") as stream:
-        os.fsync(stream.fileno())
-    assert known is None or known["bytes"] == path.stat().st_size, path
-    return known or {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        return dict(zip(names, pool.map(entry, names)))

@@ -1,10 +1,11 @@
-"""Pre-flight checks on output paths (overlap, free space), and checksums of an artifact's files."""
+"""Checks on output paths (overlap, free space), inputs that change while they are read, sums of an artifact's files."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Optional
 
@@ -12,15 +13,16 @@ from openpangu_sft.artifacts.artifact import MANIFEST, Manifest, sha256_of
 from openpangu_sft.util.console import byte_progress
 from openpangu_sft.util.errors import UserError
 
+Stamp = tuple[int, int, int, int]
+"""Device, inode, bytes and mtime in ns of a file: another one once it has been written to or replaced."""
+
 
 def require_apart(one_key: str, one: Path, other_key: str, other: Path) -> None:
     """Raises `UserError` for paths that are the same or of which one lies in the other; follows symbolic links."""
     first, second = Path(os.path.realpath(one)), Path(os.path.realpath(other))
     if first == second or first in second.parents or second in first.parents:
-        raise UserError(
-            f"{one_key} and {other_key} are the same or lie in each other: {one}, {other}",
-            remedy=f"give {other_key} a directory of its own",
-        )
+        what = f"{one_key} and {other_key} are the same or lie in each other: {one}, {other}"
+        raise UserError(what, remedy=f"give {other_key} a directory of its own")
 
 
 def require_room(target: Path, size: int) -> None:
@@ -31,11 +33,8 @@ def require_room(target: Path, size: int) -> None:
     disk = next(path for path in (target.absolute(), *target.absolute().parents) if path.is_dir())
     free = shutil.disk_usage(disk).free
     if free < size:
-        raise UserError(
-            f"needs {size / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free on this disk",
-            where=target,
-            remedy="free some space, or choose another path in the recipe",
-        )
+        what = f"needs {size / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free on this disk"
+        raise UserError(what, where=target, remedy="free some space, or choose another path in the recipe")
 
 
 def absolute(path: Path) -> Path:
@@ -71,16 +70,37 @@ def wrong_files(directory: Path, manifest: Manifest, remedy: str, known: Collect
     The absence of `known` files, which are named as in the manifest, has been reported already.
     """
     present = {name: directory / name for name in manifest.files if (directory / name).is_file()}
-    missing = sorted(set(manifest.files) - set(present) - set(known))
-    findings = [UserError("is missing", where=directory / name, remedy=remedy) for name in missing]
+    wrong = [(directory / name, "is missing") for name in sorted({*manifest.files} - {*present} - {*known})]
     total = sum(path.stat().st_size for path in present.values())
     with byte_progress(f"sha256 of {directory.name}", total) as advance:
         for name, path in present.items():
             size, entry = path.stat().st_size, manifest.files[name]
             if size != entry["bytes"]:
-                what = f"{size} bytes, the manifest has {entry['bytes']}"
-                findings.append(UserError(what, where=path, remedy=remedy))
+                wrong.append((path, f"{size} bytes, the manifest has {entry['bytes']}"))
             elif sha256_of(path, advance) != entry["sha256"]:
-                what = "its content is not what the manifest describes (sha256)"
-                findings.append(UserError(what, where=path, remedy=remedy))
-    return findings
+                wrong.append((path, "its content is not what the manifest describes (sha256)"))
+    return [UserError(what, where=path, remedy=remedy) for path, what in wrong]
+
+
+def stamps_of(files: Iterable[Path]) -> dict[Path, Optional[Stamp]]:
+    """The stamps of files; None where there is none."""
+    found: dict[Path, Optional[Stamp]] = dict.fromkeys(files)
+    for file in found:
+        with contextlib.suppress(FileNotFoundError):
+            stat = file.stat()
+            found[file] = stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+    return found
+
+
+@contextlib.contextmanager
+def unchanged(before: Mapping[Path, Optional[Stamp]]) -> Iterator[None]:
+    """Requires at the end of the block that files have their earlier stamps.
+
+    Raises `UserError` for a file that changed; in place of an error of the block too, as this is its cause.
+    """
+    try:
+        yield
+    finally:
+        for file, stamp in stamps_of(before).items():
+            if stamp != before[file]:
+                raise UserError("changed while it was read", where=file, remedy="run the stage again when it is whole")

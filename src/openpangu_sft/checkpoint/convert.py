@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Optional
 
 from openpangu_sft.artifacts.artifact import Manifest, staged_directory
-from openpangu_sft.artifacts.changes import unchanged
-from openpangu_sft.artifacts.checks import require_apart, require_room
+from openpangu_sft.artifacts.checks import require_apart, require_room, unchanged
 from openpangu_sft.checkpoint.files.arrays import DTYPES
 from openpangu_sft.checkpoint.lora import require_shared, with_adapters
 from openpangu_sft.checkpoint.mcore import FIRST, iteration_directory, rank_file, write_rank, write_tracker

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Optional
 
 from openpangu_sft.artifacts.artifact import Manifest, sha256_of, staged_directory
-from openpangu_sft.artifacts.changes import unchanged
-from openpangu_sft.artifacts.checks import require_apart, require_room
+from openpangu_sft.artifacts.checks import require_apart, require_room, unchanged
 from openpangu_sft.checkpoint import lora
 from openpangu_sft.checkpoint.files.arrays import DTYPES
 from openpangu_sft.checkpoint.files.safetensors import write_safetensors

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Callable, NamedTuple, Optional
 
 from openpangu_sft.artifacts.artifact import MANIFEST, Manifest, files_digest, read_manifest, sha256_of
-from openpangu_sft.artifacts.changes import Stamp, stamps_of
+from openpangu_sft.artifacts.checks import Stamp, stamps_of
 from openpangu_sft.checkpoint.checklist import check_published
 from openpangu_sft.checkpoint.hf import open_hf, require_model, weight_files
 from openpangu_sft.checkpoint.lora import Merged, adapter_files, is_adapter, open_adapter

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from openpangu_sft.artifacts.artifact import Manifest, sha256_of, staged_directory, sum_counts
-from openpangu_sft.artifacts.changes import stamps_of, unchanged
-from openpangu_sft.artifacts.checks import require_apart
+from openpangu_sft.artifacts.checks import require_apart, stamps_of, unchanged
 from openpangu_sft.conversations.conversation import Rules, Sample, reason_class
 from openpangu_sft.conversations.convert import BAD_EXAMPLE, Converter, LeftOut
 from openpangu_sft.conversations.fields import compact_json

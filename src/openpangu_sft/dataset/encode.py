@@ -1,4 +1,4 @@
-"""Samples to tokens, each one encoded or refused with a reason.
+"""Samples to what is trained of them, and that to tokens, each one encoded or refused with a reason.
 
 Marked tokens: int32 [tokens]; id for a token that is trained on, ~id (below 0) for one that is not.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import accumulate, chain
 from typing import NamedTuple, Union
 
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from openpangu_sft.conversations.calls import CALLS, THINKING
-from openpangu_sft.conversations.conversation import Sample
+from openpangu_sft.conversations.conversation import Message, Sample
 from openpangu_sft.conversations.keys import BadSample
 from openpangu_sft.dataset.roles import BEGINS, ROLES, Roles
 from openpangu_sft.recipe.data import Data
@@ -49,6 +50,37 @@ class Encoded(NamedTuple):
     marked: Marked
     roles: Roles
     truncated: bool = False
+
+
+def training_views(sample: Sample, data: Data) -> list[Sample]:
+    """What one sample is trained as, data.thinking and data.train_on applied: one sequence, or one for each answer.
+
+    A served model never sees its earlier thinking. So with data.thinking=last each answer with thinking ends a sample
+    of its own, whose earlier answers have none; each answer is trained on once. Raises `BadSample` where none is left.
+    """
+    messages = sample.data
+    if data.train_on == "last":
+        messages = (*map(_context, messages[:-1]), messages[-1])
+        if not messages[-1].trained:
+            raise BadSample("nothing to train on: the last answer has weight 0, and data.train_on is last")
+    if data.thinking == "all" or all(message.thinking is None for message in messages):
+        return [sample if messages is sample.data else replace(sample, data=messages)]
+    spoken = tuple(replace(message, thinking=None) for message in messages)
+    if data.thinking == "drop":
+        return [replace(sample, data=spoken)]
+    views, begin = [], 0
+    for number, message in enumerate(messages):
+        if (message.thinking is not None and message.trained) or number + 1 == len(messages):
+            end = message if message.trained else spoken[number]
+            view = (*map(_context, spoken[:begin]), *spoken[begin:number], end)
+            if any(answer.trained and answer.role == "assistant" for answer in view):
+                views.append(replace(sample, data=view))
+            begin = number + 1
+    return views
+
+
+def _context(message: Message) -> Message:
+    return replace(message, trained=False)
 
 
 def encode_samples(
@@ -142,17 +174,14 @@ def _outcome(tokens: _Tokens, spans: range, data: Data) -> Union[Encoded, BadSam
     begin, kept = tokens.ends[spans.start], spans
     count = tokens.ends[spans.stop] - begin
     if count > data.seq_length:
+        above = f"above data.seq_length {data.seq_length}: shorten it"
         if data.too_long != "truncate":
-            what = f"{count} tokens, above data.seq_length {data.seq_length}: shorten it, or set data.too_long"
-            return TooLong(what)
-        answers = [
-            number + 1 for number in spans if tokens.spans[number].trained and tokens.spans[number].text.endswith(END)
-        ]
+            return TooLong(f"{count} tokens, {above}, or set data.too_long")
+        numbered = enumerate(tokens.spans[spans.start : spans.stop], spans.start + 1)
+        answers = [stop for stop, span in numbered if span.trained and span.text.endswith(END)]
         fitting = [stop for stop in answers if tokens.ends[stop] - begin <= data.seq_length]
         if not fitting:
-            count = tokens.ends[answers[0]] - begin
-            what = f"{count} tokens to the end of its first answer, above data.seq_length {data.seq_length}"
-            return TooLong(f"{what}: shorten it")
+            return TooLong(f"{tokens.ends[answers[0]] - begin} tokens to the end of its first answer, {above}")
         kept = range(spans.start, fitting[-1])
     if data.control_tokens != "allow" and (token := tokens.forged(kept)):
         return BadSample(f"the tokenizer makes {token} of some text in it, which could forge a turn: take it out")

@@ -14,13 +14,6 @@ from openpangu_sft.util.errors import UserError
 
 NAMES = re.compile(rf"(?P<prefix>.+)_packed_({'|'.join(FIELDS)})_document(\.(bin|idx))?", re.DOTALL)
 
-REMEDIES = {
-    "shard": "run make preprocess again",
-    "dataset": AGAIN,
-    "": "preprocess the samples again with make preprocess, or copy the files again",
-}
-"""For a damaged dataset, by its kind; empty for one without a manifest."""
-
 
 @dataclass(frozen=True)
 class PackedFiles:
@@ -40,16 +33,17 @@ class PackedFiles:
         return counts.get(VALIDATION, {}) if self.prefix == VALIDATION else counts
 
     @property
-    def validation(self) -> Optional[PackedFiles]:
-        """The validation split beside it."""
-        if self.prefix == PREFIX and self.counts.get(VALIDATION, {}).get("packs"):
-            return PackedFiles(self.directory, VALIDATION, self.manifest)
-        return None
+    def splits(self) -> list[PackedFiles]:
+        """Itself, and the validation split beside it."""
+        held_out = self.prefix == PREFIX and self.counts.get(VALIDATION, {}).get("packs")
+        return [self, PackedFiles(self.directory, VALIDATION, self.manifest)] if held_out else [self]
 
     @property
     def remedy(self) -> str:
         """For damage in its files."""
-        return REMEDIES[self.manifest.kind if self.manifest else ""]
+        if not self.manifest:
+            return "preprocess the samples again with make preprocess, or copy the files again"
+        return "run make preprocess again" if self.manifest.kind == "shard" else AGAIN
 
     def file(self, name: str, suffix: str) -> Path:
         """The path of one of its six files."""
@@ -58,7 +52,7 @@ class PackedFiles:
 
 def find_dataset(path: Path) -> PackedFiles:
     """Finds the one dataset that a path means; `UserError` for none, several, or a manifest of something else."""
-    inside = _prefixes(path) if path.is_dir() else []
+    inside = _prefixes(path)
     if path.is_dir() and ((path / MANIFEST).is_file() or inside == [PREFIX]):
         return PackedFiles(path, PREFIX, _manifest(path))
     if len(inside) > 1:
@@ -77,8 +71,6 @@ def find_dataset(path: Path) -> PackedFiles:
 
 def _prefixes(directory: Path) -> list[str]:
     """The prefixes of all datasets in a directory of which any file is there."""
-    if not directory.is_dir():
-        return []
     matches = (NAMES.fullmatch(path.name) for path in directory.glob("*_packed_*_document.*"))
     return sorted({match["prefix"] for match in matches if match})
 
@@ -86,7 +78,7 @@ def _prefixes(directory: Path) -> list[str]:
 def _manifest(directory: Path) -> Optional[Manifest]:
     if not (directory / MANIFEST).is_file():
         return None
-    manifest = parse_manifest(directory / MANIFEST, REMEDIES["dataset"])
+    manifest = parse_manifest(directory / MANIFEST, AGAIN)
     if manifest.kind not in ("dataset", "shard"):
         remedy = "give a directory that make merge or make preprocess has left"
         raise UserError(f"holds {manifest.kind}, expected dataset or shard", where=directory, remedy=remedy)

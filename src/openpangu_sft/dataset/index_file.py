@@ -8,7 +8,6 @@ int32 lengths, int64 byte offsets, int64 document boundaries (0 first). Here eve
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from openpangu_sft.dataset.roles import AGAIN, roles_path
+from openpangu_sft.dataset.roles import AGAIN, read_roles, roles_path
 from openpangu_sft.util.errors import UserError
 
 MAGIC = b"MMIDIDX\x00\x00"
@@ -32,8 +31,6 @@ FIELDS = ("input_ids", "attention_mask", "labels")
 
 INTEGERS = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
 """numpy's name of each type code of Megatron's; 6 and 7 are float64 and float32."""
-
-ROWS_AT_MOST = 1 << 16  # in a block of rows that are read together
 
 
 def field_path(directory: Path, prefix: str, field: str, suffix: str) -> Path:
@@ -61,22 +58,13 @@ class Index:
     documents: npt.NDArray[np.int64]  # [documents + 1], rows before each document
 
     @property
-    def rows(self) -> int:
-        """Number of rows."""
-        return len(self.lengths)
-
-    @property
     def data(self) -> Path:
         """The path of the `.bin`."""
         return self.path.with_suffix(".bin")
 
-    def values(self) -> int:
-        """Number of values in all rows."""
-        return int(self.lengths.sum(dtype=np.int64))
-
 
 def read_index(path: Path, remedy: str) -> Index:
-    """Maps an `.idx` into memory. Its entries are not checked: see `entry_findings`.
+    """Maps an `.idx` into memory. Its entries are not checked: inspect does that.
 
     Raises `UserError` where it is not an index of integers of Megatron's, or not as long as its header says.
     """
@@ -120,18 +108,20 @@ def read_rows(directory: Path, prefix: str, field: str, seq_length: int) -> Ids:
     return np.memmap(data, "<i4", "r", shape=(rows, seq_length))
 
 
-def row_blocks(index: Index, values: int) -> Iterator[tuple[int, int]]:
-    """(begin, end) of blocks of rows with at most so many values together; a longer row is a block of its own."""
-    begin = 0
-    while begin < index.rows:
-        upto = np.cumsum(index.lengths[begin : begin + ROWS_AT_MOST], dtype=np.int64)
-        end = begin + max(1, int(np.searchsorted(upto, values, "right")))
-        yield begin, end
-        begin = end
+class Rows:
+    """The three fields of a packed dataset, and its roles where it has them, mapped into memory."""
+
+    def __init__(self, directory: Path, seq_length: int, prefix: str = PREFIX) -> None:
+        fields = (read_rows(directory, prefix, field, seq_length) for field in FIELDS)
+        self.input_ids, self.segments, self.labels = fields
+        self.roles = read_roles(directory, prefix, len(self), seq_length)
+
+    def __len__(self) -> int:
+        return min(len(self.input_ids), len(self.segments), len(self.labels))
 
 
 def read_values(index: Index, begin: int, end: int) -> npt.NDArray[Any]:
-    """Reads rows begin..end - 1, concatenated; read and not mapped, so that only one block is in memory.
+    """Reads rows begin..end - 1, of one length: [rows, seq_length]; not mapped, so that only they are in memory.
 
     Raises `UserError` where the file is shorter by now.
     """
@@ -139,7 +129,7 @@ def read_values(index: Index, begin: int, end: int) -> npt.NDArray[Any]:
     found = np.fromfile(index.data, index.dtype, count, offset=int(index.offsets[begin]))
     if len(found) != count:
         raise UserError("was cut short while it was read", where=index.data, remedy="wait until nothing writes it")
-    return found
+    return found.reshape(end - begin, -1)
 
 
 class PackedWriter:

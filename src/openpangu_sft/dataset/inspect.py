@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Optional
 
 import numpy as np
+import numpy.typing as npt
 
-from openpangu_sft.artifacts.artifact import MANIFEST, Manifest
+from openpangu_sft.artifacts.artifact import MANIFEST
 from openpangu_sft.artifacts.checks import absolute, wrong_files
 from openpangu_sft.dataset.find import PackedFiles, find_dataset
-from openpangu_sft.dataset.index_file import FIELDS, Index, read_index, read_values, row_blocks
-from openpangu_sft.dataset.index_rules import entry_findings, of_rows, rows_where, unlike_rows
+from openpangu_sft.dataset.index_file import FIELDS, Index, read_index, read_values
 from openpangu_sft.dataset.roles import ROLES, UNKNOWN, count_turns, read_roles
-from openpangu_sft.dataset.row_rules import PackedRules
+from openpangu_sft.dataset.row_rules import FIELD_OF, PackedRules
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.console import progress
 from openpangu_sft.util.errors import UserError, printable
@@ -58,32 +58,26 @@ def run_inspect(recipe: Recipe, dataset: Optional[Path] = None) -> Report:
     if files.manifest:
         made_by = f"openpangu-sft {printable(str(files.manifest.version))} ({files.manifest.kind})"
     report = Report(str(files), {"made by": made_by})
-    report.findings += _Split(recipe, files, report.figures).inspect()
-    if files.validation:
-        figures: dict[str, str] = {}
-        report.findings += _Split(recipe, files.validation, figures).inspect()
-        report.figures.update({f"validation: {name}": value for name, value in figures.items()})
+    for split in files.splits:
+        checked = _Split(recipe, split)
+        report.findings += checked.inspect()
+        label = "validation: " if split is not files else ""
+        report.figures.update({f"{label}{name}": value for name, value in checked.figures.items()})
     if files.manifest:
-        report.findings += _wrong_files(files, files.manifest)
+        own = {each.file(name, suffix).name for each in files.splits for name in FIELDS for suffix in ("bin", "idx")}
+        for name in sorted(own - set(files.manifest.files)):
+            where = files.directory / MANIFEST
+            report.findings.append(UserError(f"does not list {name}", where=where, remedy=files.remedy))
+        report.findings += wrong_files(files.directory, files.manifest, files.remedy, own)
     return report
-
-
-def _wrong_files(files: PackedFiles, manifest: Manifest) -> list[UserError]:
-    """Every file is the one that the manifest describes."""
-    splits = [files, files.validation] if files.validation else [files]
-    own = {each.file(name, suffix).name for each in splits for name in FIELDS for suffix in ("bin", "idx")}
-    unlisted = [
-        UserError(f"does not list {name}", where=files.directory / MANIFEST, remedy=files.remedy)
-        for name in sorted(own - set(manifest.files))
-    ]
-    return unlisted + wrong_files(files.directory, manifest, files.remedy, own)
 
 
 class _Split:
     """Checks six files against each other and against the manifest's counts: training data, or the validation split."""
 
-    def __init__(self, recipe: Recipe, files: PackedFiles, figures: dict[str, str]) -> None:
-        self._recipe, self._files, self._figures = recipe, files, figures
+    def __init__(self, recipe: Recipe, files: PackedFiles) -> None:
+        self._recipe, self._files = recipe, files
+        self.figures: dict[str, str] = {}
         self._findings: list[UserError] = []
 
     def _add(self, what: str, where: Path, remedy: str = "") -> None:
@@ -92,28 +86,15 @@ class _Split:
     def inspect(self) -> list[UserError]:
         """Returns what is wrong."""
         if self._files.counts.get("packs") == 0:  # all samples of a small shard are for validation
-            self._figures["rows"] = "0"
+            self.figures["rows"] = "0"
             return []
         indexes = {name: index for name in FIELDS if (index := self._index(name))}
-        readable = len(indexes) == len(FIELDS)
         for index in indexes.values():
-            findings, sound = entry_findings(index, self._files.remedy)
-            self._findings += findings
-            readable &= sound
-        if "labels" in indexes and indexes["labels"].dtype.kind == "u":
-            what = f"has values of type {indexes['labels'].dtype.name}, which cannot hold -100"
-            self._add(what, indexes["labels"].path)
-            readable = False
-        if indexes:
-            first, *others = indexes.values()
-            self._figures["rows"] = f"{first.rows:,}"
-            for other in others:
-                if unlike := unlike_rows(first, other):
-                    self._add(unlike, other.path)
-                    readable = False
-        if "input_ids" in indexes and indexes["input_ids"].rows:
-            self._check_lengths(indexes["input_ids"])
-        if readable:
+            self._check_index(index, first := next(iter(indexes.values())))
+            self.figures["rows"] = f"{len(first.lengths):,}"
+        sound = not self._findings
+        index = indexes.get("input_ids")
+        if index and index.lengths.size and self._check_lengths(index.lengths, index.path) and sound:
             self._check_rows(indexes)
         return self._findings
 
@@ -128,53 +109,77 @@ class _Split:
             self._findings.append(finding)
             return None
 
-    def _check_lengths(self, index: Index) -> None:
-        """All rows have one length, the manifest's or else the recipe's."""
-        manifest = self._files.manifest
-        expected = manifest.settings.get("data.seq_length") if manifest else self._recipe.data.seq_length
-        says = "the manifest" if manifest else "the recipe"
-        shortest, longest = int(index.lengths.min()), int(index.lengths.max())
-        if shortest == longest:
-            self._figures["seq_length"] = f"{shortest:,}"
-            if shortest != expected:
-                remedy = "" if manifest else f"set data.seq_length={shortest}, or preprocess again"
-                self._add(f"rows have {shortest} tokens, {says} has data.seq_length = {expected}", index.path, remedy)
+    def _check_index(self, index: Index, first: Index) -> None:
+        """Compares the entries of an index with each other, those of another field, and the size of the `.bin`."""
+        lengths, offsets, item = index.lengths, index.offsets, index.dtype.itemsize
+        if not (rows := len(lengths)):
+            self._add("holds no rows", index.path)
             return
-        self._figures["seq_length"] = f"{shortest:,} to {longest:,}"
-        what = f"tokens, {says} has data.seq_length = {expected}; all rows must have the same length"
-        wrong = index.lengths != (expected if isinstance(expected, int) else -1)
-        if found := rows_where(wrong, index.rows, lambda row: f"{index.lengths[row]} {what}"):
-            self._add(found, index.path)
+        # Each row against the one before it, so that one wrong length is not counted with all rows after it.
+        wrong = np.flatnonzero(offsets != np.append(0, offsets[:-1] + lengths[:-1].astype(np.int64) * item))
+        if wrong.size:
+            what = f"byte offset {offsets[wrong[0]]} does not follow from the row before it"
+            self._add(f"{_of_rows(wrong.size, rows)}, first row {wrong[0]}: {what}", index.path)
+        if not np.array_equal(index.documents, np.arange(rows + 1)):
+            self._add(f"document boundaries are not 0 to {rows}: every row is a document", index.path)
+        size, expected = index.data.stat().st_size, int(lengths.sum(dtype=np.int64)) * item
+        if size != expected:
+            state = "is cut short" if size < expected else "is longer than its index says"
+            self._add(f"{state}: {size} bytes, expected {expected}", index.data)
+        if index.path == self._files.file("labels", "idx") and index.dtype.kind == "u":
+            self._add(f"has values of type {index.dtype.name}, which cannot hold -100", index.path)
+        if not np.array_equal(lengths, first.lengths):
+            what = f"{rows} rows of {_tokens(lengths)} tokens, but {first.path.name} has"
+            self._add(f"{what} {len(first.lengths)} of {_tokens(first.lengths)}", index.path)
+
+    def _check_lengths(self, lengths: npt.NDArray[np.int32], path: Path) -> bool:
+        """Whether all rows have one length; a finding where it is not the manifest's or else the recipe's."""
+        manifest, remedy = self._files.manifest, ""
+        expected = manifest.settings.get("data.seq_length") if manifest else self._recipe.data.seq_length
+        self.figures["seq_length"], alike = _tokens(lengths), len(np.unique(lengths)) == 1
+        if not alike or lengths[0] != expected:
+            if alike and not manifest:
+                remedy = f"set data.seq_length={lengths[0]}, or preprocess again"
+            says = "the manifest" if manifest else "the recipe"
+            self._add(f"rows have {_tokens(lengths)} tokens, {says} has data.seq_length = {expected}", path, remedy)
+        return alike and lengths[0] > 0
 
     def _check_rows(self, indexes: dict[str, Index]) -> None:
         """Reads all rows, and tells which rules they break."""
-        index, files = indexes["input_ids"], self._files
+        files, (rows, seq_length) = self._files, (len(indexes["labels"].lengths), int(indexes["labels"].lengths[0]))
         rules = PackedRules(self._recipe.model.vocab_size, trusted=files.manifest is not None)
-        with progress(f"checking {files.directory.name} (packs)", index.rows) as advance:
-            for begin, end in row_blocks(index, BLOCK_TOKENS):
-                input_ids, mask, labels = (read_values(indexes[name], begin, end) for name in FIELDS)
-                rules.add(begin, index.lengths[begin:end], input_ids, mask, labels)
+        step = max(1, BLOCK_TOKENS // seq_length)
+        with progress(f"checking {files.directory.name} (packs)", rows) as advance:
+            for begin in range(0, rows, step):
+                end = min(begin + step, rows)
+                rules.add(begin, *(read_values(indexes[name], begin, end) for name in FIELDS))
                 advance(end - begin, "")
         rules.finish()
-        unknown = "unknown: attention_mask holds no segment numbers"
-        self._figures |= {
-            "turns": self._turns(index.values()),
+        self.figures["turns"] = self._turns(rows * seq_length)
+        figures = {
             "tokens": f"{rules.tokens:,}",
-            "packing efficiency": f"{rules.tokens / max(index.values(), 1):.1%}",
+            "packing efficiency": f"{rules.tokens / (rows * seq_length):.1%}",
             "trained tokens": f"{rules.trained / max(rules.tokens, 1):.1%}",
-            "segments": f"{rules.segments:,}" if rules.numbered else unknown,
-            "longest segment": f"{rules.longest:,}" if rules.numbered else unknown,
+            "segments": f"{rules.segments:,}",
         }
+        if rules.breaches["unnumbered"].rows:
+            figures = dict.fromkeys(figures, "unknown: attention_mask holds no segment numbers")
+        self.figures |= figures
         remedies = {
             "vocabulary": f"check model.vocab_size and the tokenizer, or {files.remedy}",
             "unnumbered": "preprocess again with make preprocess",
         }
         for rule, breach in rules.breaches.items():
             if breach.rows:
-                what = f"{of_rows(breach.rows, index.rows)}, {breach.first}{CONSEQUENCES.get(rule, '')}"
-                self._add(what, files.file(breach.field, "bin"), remedies.get(rule, ""))
+                what = f"{_of_rows(breach.rows, rows)}, {breach.first}{CONSEQUENCES.get(rule, '')}"
+                self._add(what, files.file(FIELD_OF[rule], "bin"), remedies.get(rule, ""))
         if files.manifest:
-            self._check_counts(rules)
+            keys = ("packs", "tokens", "trained_tokens", "packed")
+            nouns = ("rows", "tokens", "trained tokens", "segments")
+            for key, noun, count in zip(keys, nouns, (rules.rows, rules.tokens, rules.trained, rules.segments)):
+                if files.counts.get(key) != count:
+                    what = f"says {key} = {files.counts.get(key)}, found {count} {noun}"
+                    self._add(what, files.directory / MANIFEST)
 
     def _turns(self, tokens: int) -> str:
         """Turns by role, as the roles beside the six files have them."""
@@ -189,13 +194,12 @@ class _Split:
         counts = np.sum([count_turns(block) for block in blocks], axis=0)
         return ", ".join(f"{count:,} {role}" for role, count in zip(ROLES, counts))
 
-    def _check_counts(self, rules: PackedRules) -> None:
-        for key, count, noun in (
-            ("packs", rules.rows, "rows"),
-            ("tokens", rules.tokens, "tokens"),
-            ("trained_tokens", rules.trained, "trained tokens"),
-            ("packed", rules.segments, "segments"),
-        ):
-            if self._files.counts.get(key) != count:
-                what = f"says {key} = {self._files.counts.get(key)}, found {count} {noun}"
-                self._add(what, self._files.directory / MANIFEST)
+
+def _of_rows(count: int, total: int) -> str:
+    """How many rows a finding is about."""
+    return f"{count:,} of {total:,} rows"
+
+
+def _tokens(lengths: npt.NDArray[np.int32]) -> str:
+    """How many tokens rows have: all of them, or the shortest to the longest; empty where there are none."""
+    return " to ".join(f"{length:,}" for length in np.unique([lengths.min(), lengths.max()])) if lengths.size else ""

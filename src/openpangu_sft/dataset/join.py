@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from openpangu_sft.dataset.encode import Encoded, input_ids_of, labels_of
-from openpangu_sft.dataset.index_file import Ids, PackedWriter, field_path, read_rows
+from openpangu_sft.dataset.index_file import Ids, PackedWriter, Rows, field_path
 from openpangu_sft.dataset.packing import plan_packs
-from openpangu_sft.dataset.roles import AGAIN, read_roles
+from openpangu_sft.dataset.roles import AGAIN
 from openpangu_sft.dataset.segments import Int64s, segment_runs
 from openpangu_sft.dataset.shard import VALUES_AT_ONCE, write_packs
 from openpangu_sft.dataset.spool import Spool
@@ -24,45 +24,44 @@ PADDING = 0.01  # share of padding from which on a pack is underfilled
 
 
 class Underfilled:
-    """The underfilled rows of a shard, a block in memory at a time; if there are none, ask for `rows` only."""
+    """The underfilled rows of a shard, a block in memory at a time; if there are none, ask for `numbers` only."""
 
     def __init__(self, shard: Path, prefix: str, seq_length: int) -> None:
         self._shard, self._prefix, self._seq_length = shard, prefix, seq_length
-        self.rows: Int64s = np.empty(0, np.int64)  # their numbers, ascending
+        self.numbers: Int64s = np.empty(0, np.int64)  # of the rows, ascending
         if field_path(shard, prefix, "attention_mask", "bin").stat().st_size:
-            self.rows = np.flatnonzero(self._map("attention_mask")[:, -max(1, int(PADDING * seq_length))] == 0)
+            self.numbers = np.flatnonzero(self._rows().segments[:, -max(1, int(PADDING * seq_length))] == 0)
 
     def lengths(self) -> Ids:
         """Tokens of each segment: int32 [segments]."""
-        return np.concatenate([(ends - begins).astype(np.int32) for _, (_, begins, ends) in self._blocks()])
+        return np.concatenate([(ends - begins).astype(np.int32) for _, (_, begins, ends) in self._blocks(self._rows())])
 
     def segments(self) -> Iterator[Encoded]:
         """Their segments, roles 0 where the shard has none; raises `UserError` for a label not the token or -100."""
-        ids_of, labels_from = self._map("input_ids"), self._map("labels")
-        roles_of = read_roles(self._shard, self._prefix, len(ids_of), self._seq_length)
-        for block, runs in self._blocks():
-            ids, labels = ids_of[block], labels_from[block]
+        rows = self._rows()
+        for block, runs in self._blocks(rows):
+            ids, labels = rows.input_ids[block], rows.labels[block]
             marked = np.where(labels < 0, ~ids, ids)
             if (input_ids_of(marked) != ids).any() or (labels_of(marked) != labels).any():
                 where = field_path(self._shard, self._prefix, "labels", "bin")
                 raise UserError("has a label that is neither its token nor -100", where=where, remedy=AGAIN)
-            roles = np.zeros(ids.shape, np.uint8) if roles_of is None else roles_of[block]
+            roles = np.zeros(ids.shape, np.uint8) if rows.roles is None else rows.roles[block]
             for row, begin, end in np.stack(runs, axis=1).tolist():
                 yield Encoded(marked[row, begin:end], roles[row, begin:end])
 
     def pad_id(self) -> int:
         """The token of padding."""
-        return int(self._map("input_ids")[self.rows[0], -1])
+        return int(self._rows().input_ids[self.numbers[0], -1])
 
-    def _map(self, field: str) -> Ids:
-        return read_rows(self._shard, self._prefix, field, self._seq_length)
+    def _rows(self) -> Rows:  # not kept: there may be more shards than files that a process may open
+        return Rows(self._shard, self._seq_length, self._prefix)
 
-    def _blocks(self) -> Iterator[tuple[Int64s, tuple[Int64s, Int64s, Int64s]]]:
+    def _blocks(self, rows: Rows) -> Iterator[tuple[Int64s, tuple[Int64s, Int64s, Int64s]]]:
         """Numbers of rows, and the segments in them: row of the block, first column, past-the-last column."""
-        numbers, step = self._map("attention_mask"), max(1, VALUES_AT_ONCE // self._seq_length)
-        for begin in range(0, len(self.rows), step):
-            block = self.rows[begin : begin + step]
-            yield block, segment_runs(numbers[block])
+        step = max(1, VALUES_AT_ONCE // self._seq_length)
+        for begin in range(0, len(self.numbers), step):
+            block = self.numbers[begin : begin + step]
+            yield block, segment_runs(rows.segments[block])
 
 
 def join_shards(shards: Sequence[Path], staging: Path, prefix: str, packs: int, data: Data) -> dict[str, int]:
@@ -72,8 +71,8 @@ def join_shards(shards: Sequence[Path], staging: Path, prefix: str, packs: int, 
     were packed again: none where that would not save one. Raises `UserError` where a shard is damaged.
     """
     underfilled = [Underfilled(shard, prefix, data.seq_length) for shard in shards]
-    rows = [each.rows for each in underfilled]
-    candidates = [each for each in underfilled if each.rows.size]
+    rows = [each.numbers for each in underfilled]
+    candidates = [each for each in underfilled if each.numbers.size]
     # a single shard was planned as a whole: nothing to gain
     lengths = [np.empty(0, np.int32), *(each.lengths() for each in candidates if len(shards) > 1)]
     plan = plan_packs(np.concatenate(lengths), data.seq_length, data.seed)
@@ -86,9 +85,10 @@ def join_shards(shards: Sequence[Path], staging: Path, prefix: str, packs: int, 
     if again:
         with Spool(staging / "spool") as spool:
             for each in candidates:
-                spool.add(spool.write(each.segments()))
+                spool.runs.append(spool.write(each.segments()))
+            spool.finish()
             title, pad_id = "merge, underfilled packs (packs)", candidates[0].pad_id()
-            write_packs(title, spool, spool.finish(), plan, writer, pad_id, data.workers, kept)
+            write_packs(title, spool, plan, writer, pad_id, data.workers, kept)
     return {"packs": kept + len(plan), "packs_in_shards": packs, "packed_again": again}
 
 

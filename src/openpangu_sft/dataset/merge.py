@@ -27,8 +27,9 @@ def run_merge(recipe: Recipe) -> Manifest:
     require_apart("paths.shards", source, "paths.dataset", target)
     settings = data_settings(recipe)
     files = sample_files(recipe.path("samples"))
-    parts = parts_of(files, _divided_into(source))
-    if left_over := {path.name for path in shard_directories(source)} - {part.name for part in parts}:
+    present = shard_directories(source)
+    parts = parts_of(files, _divided_into(present, source))
+    if left_over := {path.name for path in present} - {part.name for part in parts}:
         remedy = "remove it, or run make preprocess again"
         raise UserError("belongs to no samples file as they are now", where=source / min(left_over), remedy=remedy)
     shards = {source / part.name: _shard_of(part, source / part.name, settings) for part in parts}
@@ -37,7 +38,14 @@ def run_merge(recipe: Recipe) -> Manifest:
     splits = {PREFIX: manifest.counts}
     if recipe.data.validation_share:
         splits[VALIDATION] = manifest.counts["validation"]
-    _require_both(splits, source)
+    for prefix, counts in splits.items():
+        if not counts["packs"]:  # a hash decides, so few samples may give an empty side
+            what, change = ("all", "lower") if prefix == PREFIX else ("none", "raise")
+            what += (
+                f" of the {sum(each['packed'] for each in splits.values()):,} samples falls into the validation split"
+            )
+            remedy = f"{change} data.validation_share, or set another data.seed, and run make preprocess again"
+            raise UserError(what, where=source, remedy=remedy)
     without = [path.name for path, shard in shards.items() if roles_path(path, PREFIX).name not in shard.files]
     if without:
         what = f"shard {without[0]} was made by an earlier version and holds no roles, so the dataset gets none"
@@ -50,23 +58,11 @@ def run_merge(recipe: Recipe) -> Manifest:
     return manifest
 
 
-def _require_both(splits: dict[str, dict[str, Any]], source: Path) -> None:
-    """Refuses an empty side of the validation split: a hash decides, so few samples may give one."""
-    samples = sum(counts["packed"] for counts in splits.values())
-    for prefix, counts in splits.items():
-        if not counts["packs"]:
-            what, change = ("all", "lower") if prefix == PREFIX else ("none", "raise")
-            remedy = f"{change} data.validation_share, or set another data.seed, and run make preprocess again"
-            what += f" of the {samples:,} samples falls into the validation split"
-            raise UserError(what, where=source, remedy=remedy)
-
-
-def _divided_into(source: Path) -> int:
+def _divided_into(shards: dict[Path, Manifest], source: Path) -> int:
     """How many parts the inputs were divided into, according to the shards; raises `UserError` if they disagree."""
     found: dict[int, Path] = {}
-    for path in shard_directories(source):
-        part = str(read_manifest(path, "shard", "").settings.get("shard", ""))
-        found.setdefault(int(part.partition("/")[2] or 1), path)
+    for path, shard in shards.items():
+        found.setdefault(int(str(shard.settings.get("shard", "")).partition("/")[2] or 1), path)
     if len(found) > 1:
         (one, path), (other, other_path) = sorted(found.items())[:2]
         what = f"shards of different divisions: {path.name} is of {one}, {other_path.name} is of {other}"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 from openpangu_sft.artifacts.artifact import MANIFEST, Manifest, read_manifest, staged_directory
-from openpangu_sft.artifacts.changes import stamps_of, unchanged
+from openpangu_sft.artifacts.checks import stamps_of, unchanged
 from openpangu_sft.conversations.conversation import Rules, parse_sample
 from openpangu_sft.conversations.files import suffix_of
 from openpangu_sft.conversations.keys import BadSample
@@ -64,14 +64,19 @@ def run_preprocess(recipe: Recipe, number: int = 1, parts: int = 1) -> list[Shar
         if found := _unchanged(recipe.path("shards") / part.name, manifest):
             shards.append(Shard(part, found, made=False))
             continue
-        tokenizer = tokenizer or _open_tokenizer(recipe, [part.span for part in mine])
+        if not tokenizer:
+            trusted, spans = recipe.tokenizer.trust_remote_code, [part.span for part in mine]
+            tokenizer = open_tokenizer(recipe.path("hf"), trusted, spans, recipe.data)
+            if len(tokenizer) > recipe.model.vocab_size:
+                what = f"the tokenizer has {len(tokenizer)} tokens, model.vocab_size is {recipe.model.vocab_size}"
+                raise UserError(what, where=recipe.path("hf"), remedy="check model.vocab_size")
         with staged_directory(recipe.path("shards") / part.name, manifest) as staging, unchanged(before):
             manifest.counts = write_shard(recipe.data, tokenizer, [part.span], staging)
         shards.append(Shard(part, manifest, made=True))
     if number == 1:
-        for path in shard_directories(recipe.path("shards")):
+        for path, shard in shard_directories(recipe.path("shards")).items():
             if path.name not in {part.name for part in all_parts}:
-                _remove_shard(path)
+                _remove_shard(path, shard)
     return shards
 
 
@@ -83,14 +88,6 @@ def _unchanged(directory: Path, wanted: Manifest) -> Optional[Manifest]:
         return None
     same = (found.settings, found.inputs, found.version) == (wanted.settings, wanted.inputs, wanted.version)
     return found if same and roles_path(Path(), PREFIX).name in found.files else None
-
-
-def _open_tokenizer(recipe: Recipe, spans: Sequence[Span]) -> Tokenizer:
-    tokenizer = open_tokenizer(recipe.path("hf"), recipe.tokenizer.trust_remote_code, spans, recipe.data)
-    if len(tokenizer) > recipe.model.vocab_size:
-        what = f"the tokenizer has {len(tokenizer)} tokens, model.vocab_size is {recipe.model.vocab_size}"
-        raise UserError(what, where=recipe.path("hf"), remedy="check model.vocab_size")
-    return tokenizer
 
 
 def open_tokenizer(directory: Path, trust_remote_code: bool, spans: Sequence[Span], data: Data) -> Tokenizer:
@@ -143,28 +140,26 @@ def sample_files(path: Path) -> list[Path]:
     return sorted(known)
 
 
-def shard_directories(directory: Path) -> list[Path]:
+def shard_directories(directory: Path) -> dict[Path, Manifest]:
     """The shards in a directory, sorted by name; nothing else is listed."""
-    found: list[Path] = []
+    found: dict[Path, Manifest] = {}
     for path in sorted(manifest.parent for manifest in directory.glob(f"[!.]*/{MANIFEST}")):
         with contextlib.suppress(UserError):
-            read_manifest(path, "shard", "")
-            found.append(path)
+            found[path] = read_manifest(path, "shard", "")
     return found
 
 
 def data_settings(recipe: Recipe) -> dict[str, Any]:
     """The settings that shape tokens and packs: recorded by preprocess, required by merge and sft."""
-    keys = ("seq_length", "seed", "on_bad_sample", "control_tokens", "too_long", "validation_share")
-    shaping = ("turns", "thinking", "train_on", "tool_prompt", "ignore_keys")
-    data = {f"data.{key}": getattr(recipe.data, key) for key in (*keys, *shaping)}
+    keys = ("seq_length", "seed", "on_bad_sample", "control_tokens", "too_long", "validation_share", "turns")
+    shaping = (*keys, "thinking", "train_on", "tool_prompt", "ignore_keys")
+    data = {f"data.{key}": getattr(recipe.data, key) for key in shaping}
     return {**data, "template": TEMPLATE_DIGEST, "tokenizer": tokenizer_digest(recipe.path("hf"))}
 
 
-def _remove_shard(path: Path) -> None:
-    own = {MANIFEST, *read_manifest(path, "shard", "").files}
+def _remove_shard(path: Path, shard: Manifest) -> None:
     for entry in sorted(path.iterdir()):
-        if entry.name not in own:
+        if entry.name not in (MANIFEST, *shard.files):
             what = "lies in the shard of a samples file that is gone, and would be removed with it"
             raise UserError(what, where=entry, remedy="move it away")
     leaving = path.with_name(f".{path.name}.staging")  # under this name nothing takes it for a shard

@@ -40,21 +40,14 @@ def positions_within(bounds: list[tuple[int, int]]) -> Int64s:
     return np.concatenate([np.arange(end - begin) for begin, end in bounds])
 
 
-def misnumbered(numbers: Numbers, begins: Flags) -> tuple[Flags, Flags]:
-    """Where numbers do not count segments: 1 first, then the same or one more, and 0 to the end of the row.
+def misnumbered(numbers: Numbers) -> tuple[Flags, Flags]:
+    """Where numbers, int [..., seq_length], do not count segments: 1 first, then the same or one more, 0 to the end.
 
-    From int [tokens], of rows that follow each other, and bool [tokens], where a row begins.
-    Returns two bool [tokens]: a segment after padding; a number out of order.
+    Returns two bool arrays of that shape: a segment after padding; a number out of order.
     """
-    before = numbers_before(numbers, begins)
-    padding = numbers == 0
-    gap = ~padding & ~begins & (before == 0)
-    order = ~padding & ~gap & (numbers != before) & (numbers != before + 1)
+    before = np.roll(numbers, 1, axis=-1)
+    before[..., 0] = 0
+    gap = (numbers != 0) & (before == 0)
+    gap[..., 0] = False
+    order = (numbers != 0) & ~gap & (numbers != before) & (numbers != before + 1)
     return gap, order
-
-
-def numbers_before(numbers: Numbers, begins: Flags) -> Numbers:
-    """The number of the token before each token; 0 where a row begins."""
-    before = np.roll(numbers, 1)
-    before[begins] = 0
-    return before

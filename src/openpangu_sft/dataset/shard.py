@@ -10,9 +10,10 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
+from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, Optional, Union
+from typing import Any, NamedTuple, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -21,22 +22,25 @@ from openpangu_sft.artifacts.artifact import sum_counts
 from openpangu_sft.conversations.conversation import Rules, Sample, parse_sample, reason_class
 from openpangu_sft.conversations.keys import BadSample
 from openpangu_sft.conversations.readers import RawRecord
-from openpangu_sft.dataset.encode import Encoded, TooLong, encode_samples, input_ids_of, labels_of
-from openpangu_sft.dataset.index_file import PREFIX, VALIDATION, Ids, PackedWriter
+from openpangu_sft.dataset.encode import Encoded, TooLong, encode_samples, input_ids_of, labels_of, training_views
+from openpangu_sft.dataset.index_file import PREFIX, VALIDATION, PackedWriter
 from openpangu_sft.dataset.packing import Plan, plan_packs
 from openpangu_sft.dataset.pool import ordered_map
+from openpangu_sft.dataset.roles import BEGINS, ROLES
 from openpangu_sft.dataset.spans import Span, lines_before, read_span, spans_of
 from openpangu_sft.dataset.spool import Spool, TokenRun
-from openpangu_sft.dataset.validation import is_validation
-from openpangu_sft.dataset.views import training_views
 from openpangu_sft.recipe.data import Data
 from openpangu_sft.tokenizer.tokenizer import Tokenizer
 from openpangu_sft.util.console import byte_progress, progress
 from openpangu_sft.util.errors import UserError, naming
 
 REJECTS = "rejects.jsonl"
+NOTES = ("reasons", "ignored_keys", "changes")
 ADDED = "samples added for answers with thinking"
 VALUES_AT_ONCE = 1 << 20  # tokens that a process reads or writes at once
+BITS = 64
+USER, ASSISTANT = (BEGINS + ROLES.index(role) + 1 for role in ("user", "assistant"))
+"""Roles of the start tokens of turns."""
 
 
 class Refused(NamedTuple):
@@ -53,12 +57,9 @@ class SpanResult(NamedTuple):
 
     lines: int
     run: TokenRun  # the samples that are encoded
-    trained: npt.NDArray[np.int64]  # [samples], tokens of each that are targets
     validation: npt.NDArray[np.bool_]  # [samples]
-    truncated: int  # conversations
     refused: list[Refused]
-    ignored_keys: Counter[str]
-    changes: Counter[str]
+    counts: dict[str, Counter[str]]  # of each side, and `NOTES`
 
 
 def write_shard(
@@ -73,22 +74,21 @@ def write_shard(
     with Spool(staging / "spool") as spool:
         encoded = [_encode(data, tokenizer, span, spool, staging / REJECTS) for span in spans]
         counts = sum_counts([counts for counts, _ in encoded])
-        lengths, validation = spool.finish(), np.concatenate([mask for _, mask in encoded])
+        spool.finish()
+        validation = np.concatenate([mask for _, mask in encoded])
         named = spans[0].file if len(spans) == 1 else spans[0].file.parent
-        if not lengths.size:
+        if not validation.size:
             raise UserError("no sample is left to train on", where=named, remedy="check the data")
         splits = [(prefix, counts, ~validation)]
         if data.validation_share:
-            splits.append((VALIDATION, counts["validation"], validation))
+            splits.append((VALIDATION, counts[VALIDATION], validation))
         for name, counted, side in splits:
             samples = np.flatnonzero(side)
-            chosen = lengths[samples]
-            plan = plan_packs(chosen, data.seq_length, data.seed)
+            plan = plan_packs(spool.lengths[samples], data.seq_length, data.seed)
             plan = Plan(samples[plan.order].astype(np.int32), plan.bounds)
             writer = PackedWriter(staging, name, len(plan), data.seq_length)
-            title = f"writing {named.name} (packs)"
-            write_packs(title, spool, lengths, plan, writer, tokenizer.pad_id, data.workers)
-            counted.update(packs=len(plan), tokens=int(chosen.sum(dtype=np.int64)))
+            write_packs(f"writing {named.name} (packs)", spool, plan, writer, tokenizer.pad_id, data.workers)
+            counted.update(packs=len(plan), tokens=int(spool.lengths[samples].sum(dtype=np.int64)))
     return counts
 
 
@@ -96,43 +96,35 @@ def _encode(
     data: Data, tokenizer: Tokenizer, span: Span, spool: Spool, rejects: Path
 ) -> tuple[dict[str, Any], npt.NDArray[np.bool_]]:
     """Encodes the lines of a span into the spool; returns counts, and which of the samples are for validation."""
-    counts: Counter[str] = Counter()
-    validation_counts: Counter[str] = Counter()
-    notes: dict[str, Counter[str]] = {name: Counter() for name in ("reasons", "ignored_keys", "changes")}
+    counts: dict[str, Counter[str]] = {name: Counter() for name in (PREFIX, VALIDATION, *NOTES)}
     validation = [np.empty(0, np.bool_)]
-    first_line: Optional[int] = None
+    lines, first_line = 0, None
     spans = spans_of(span, data.workers)
-    workers = min(data.workers, len(spans)) or 1
     encode = partial(_encode_span, tokenizer, data, spool)
-    with contextlib.ExitStack() as stack:
-        advance = stack.enter_context(byte_progress(f"encoding {span.file.name}", span.end - span.begin))
-        results = stack.enter_context(contextlib.closing(ordered_map(encode, spans, workers)))
+    results = ordered_map(encode, spans, min(data.workers, len(spans)) or 1)
+    with byte_progress(f"encoding {span.file.name}", span.end - span.begin) as advance, contextlib.closing(results):
         for result, part in zip(results, spans):
             if result.refused:
                 first_line = lines_before(span) if first_line is None else first_line  # reads the file through: once
                 with naming(rejects), rejects.open("a", encoding="utf-8", errors="backslashreplace") as stream:
                     for refused in result.refused:
-                        _note(refused, span.file, first_line + counts["lines"] + refused.line, data, stream)
-                        notes["reasons"][reason_class(refused.reason)] += 1
-            notes["ignored_keys"].update(result.ignored_keys)
-            notes["changes"].update(result.changes)
-            spool.add(result.run)
+                        _note(refused, span.file, first_line + lines + refused.line, data, stream)
+            lines += result.lines
+            spool.runs.append(result.run)
             validation.append(result.validation)
-            dropped = sum(refused.dropped for refused in result.refused)
-            rejected = len(result.refused) - dropped
-            counts.update(lines=result.lines, rejected=rejected, dropped=dropped, truncated=result.truncated)
-            for counter, chosen in ((counts, ~result.validation), (validation_counts, result.validation)):
-                counter.update(packed=int(chosen.sum()), trained_tokens=int(result.trained[chosen].sum()))
+            for name, counted in result.counts.items():
+                counts[name].update(counted)
             advance(part.end - part.begin, "")
-    added = notes["changes"][ADDED]
-    read = counts["packed"] + validation_counts["packed"] + counts["rejected"] + counts["dropped"] - added
+    training, held_out = counts[PREFIX], counts[VALIDATION]
+    left_out = training["rejected"] + training["dropped"] - counts["changes"][ADDED]
+    read = training["packed"] + held_out["packed"] + left_out
     if not read:
         raise UserError("holds no records", where=span.file, remedy="fill it, or move it away")
     names = ("packed", "rejected", "dropped", "truncated", "trained_tokens")
-    found: dict[str, Any] = {"read": read, **{name: counts[name] for name in names}}
-    found.update({name: dict(sorted(counted.items())) for name, counted in notes.items()})
+    found: dict[str, Any] = {"read": read, **{name: training[name] for name in names}}
+    found.update({name: dict(sorted(counts[name].items())) for name in NOTES})
     if data.validation_share:
-        found["validation"] = {name: validation_counts[name] for name in ("packed", "trained_tokens")}
+        found[VALIDATION] = {name: held_out[name] for name in ("packed", "trained_tokens")}
     return found, np.concatenate(validation)
 
 
@@ -150,7 +142,7 @@ def _encode_span(tokenizer: Tokenizer, data: Data, spool: Spool, span: Span) -> 
     read = [(raw, _views(raw, data, rules)) for raw in lines if raw]
     outcomes = iter(encode_samples([view for _, views in read for view in views], tokenizer, data))
     encoded, validation, refused = list[Encoded](), list[bool](), list[Refused]()
-    truncated = 0
+    counts: dict[str, Counter[str]] = {name: Counter() for name in (PREFIX, VALIDATION, "reasons")}
     for raw, views in read:
         kept = _kept(list(islice(outcomes, len(views))), data)
         if isinstance(kept, BadSample):
@@ -160,16 +152,46 @@ def _encode_span(tokenizer: Tokenizer, data: Data, spool: Spool, span: Span) -> 
             rules.changes.subtract(own.changes)
             dropped = isinstance(kept, TooLong) and data.too_long == "drop"
             refused.append(Refused(int(raw.place[1:]), str(kept), raw.text or raw.content, dropped))
+            counts[PREFIX]["dropped" if dropped else "rejected"] += 1
+            counts["reasons"][reason_class(str(kept))] += 1
             continue
-        encoded += kept
         share = data.validation_share
-        validation += [share > 0 and is_validation(kept[-1], tokenizer.header, share, data.seed)] * len(kept)
-        truncated += len(kept) < len(views) or any(sample.truncated for sample in kept)
+        held_out = share > 0 and is_validation(kept[-1], tokenizer.header, share, data.seed)
+        side = counts[VALIDATION if held_out else PREFIX]
+        side["packed"] += len(kept)
+        side["trained_tokens"] += sum(np.count_nonzero(sample.marked >= 0) for sample in kept)
+        counts[PREFIX]["truncated"] += len(kept) < len(views) or any(sample.truncated for sample in kept)
+        encoded += kept
+        validation += [held_out] * len(kept)
         rules.changes[ADDED] += len(kept) - 1
-    trained = np.array([np.count_nonzero(sample.marked >= 0) for sample in encoded], np.int64)
-    sides = np.array(validation, np.bool_)
-    run = spool.write(encoded)
-    return SpanResult(len(lines), run, trained, sides, truncated, refused, +rules.keys.counts, +rules.changes)
+    counts.update(ignored_keys=+rules.keys.counts, changes=+rules.changes)
+    return SpanResult(len(lines), spool.write(encoded), np.array(validation, np.bool_), refused, counts)
+
+
+def is_validation(sample: Encoded, header: Sequence[int], share: float, seed: int) -> bool:
+    """Whether a sample is kept out of training: decided by its first question, not by place or chance.
+
+    Where the same question occurs twice, in any files and under any system prompts, both samples are on the same side:
+    otherwise validation loss would partly measure memorised answers. Later questions of a conversation do not count.
+    Adding samples changes nothing about those that are there.
+
+    Args:
+        sample: its first user turn counts, which is encoded by itself: the same question has the same tokens after
+            every system prompt. A conversation without one counts as a whole; one that is trained as several samples
+            is where the last of them belongs.
+        header: token ids of the assistant's header: earlier versions hashed it with the question.
+        share: of the distinct first questions, 0 to 1. A hash decides, so the share of a few samples may differ.
+        seed: data.seed; another seed chooses other samples.
+    """
+    begins = np.flatnonzero(sample.roles >= BEGINS)
+    roles, question = sample.roles[begins], sample.marked
+    asked = np.flatnonzero(roles == USER)
+    if asked.size:  # an answer follows; with data.control_tokens=allow a question may hold start tokens
+        answer = asked[0] + int(np.argmax(roles[asked[0] :] == ASSISTANT))
+        question = question[begins[answer - 1] : begins[answer]]
+    hashed = np.concatenate([question, ~np.asarray(header)]).astype("<i4").tobytes()
+    digest = blake2b(hashed, digest_size=BITS // 8, key=seed.to_bytes(8, "little")).digest()
+    return bool(int.from_bytes(digest, "little") < share * 2**BITS)
 
 
 def _kept(outcomes: Sequence[Union[Encoded, BadSample]], data: Data) -> Union[list[Encoded], BadSample]:
@@ -195,18 +217,11 @@ def _views(raw: RawRecord, data: Data, rules: Rules) -> Sequence[Union[Sample, B
 
 
 def write_packs(
-    title: str,
-    spool: Spool,
-    lengths: Ids,
-    plan: Plan,
-    writer: PackedWriter,
-    pad_id: int,
-    workers: int,
-    first_row: int = 0,
+    title: str, spool: Spool, plan: Plan, writer: PackedWriter, pad_id: int, workers: int, first_row: int = 0
 ) -> None:
     """Writes a plan's packs as rows from `first_row` on: samples, by their number in the spool, then padding.
 
-    Lengths, int32 [samples], are those of all that the spool holds, in tokens; `title` is that of the progress.
+    `title` is that of the progress.
     """
 
     def write_rows(packs: range) -> range:
@@ -214,7 +229,7 @@ def write_packs(
         numbers, roles = np.zeros_like(marked), np.zeros(marked.shape, np.uint8)
         for row, pack in enumerate(packs):
             begin, packed = 0, plan[pack]
-            for number, (sample, length) in enumerate(zip(packed.tolist(), lengths[packed].tolist()), 1):
+            for number, (sample, length) in enumerate(zip(packed.tolist(), spool.lengths[packed].tolist()), 1):
                 inside = slice(begin, begin := begin + length)
                 spool.read(sample, marked[row, inside], roles[row, inside])
                 numbers[row, inside] = number

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Optional
 
+from openpangu_sft.artifacts.artifact import blocks_of, sha256_of
 from openpangu_sft.conversations.readers import RawRecord, record_of_line
 from openpangu_sft.util.errors import UserError
 
@@ -15,7 +15,6 @@ LARGEST, SMALLEST = 1 << 19, 1 << 16
 """Bytes of the spans that processes work on, one after another."""
 
 SPANS_PER_WORKER = 4
-BLOCK = 1 << 20
 
 
 class Span(NamedTuple):
@@ -97,37 +96,18 @@ def read_span(span: Span) -> Iterator[Optional[RawRecord]]:
 
 def lines_before(span: Span) -> int:
     """How many lines of the file begin before the span."""
-    return sum(block.count(b"\n") for block in _blocks(Span(span.file, 0, span.begin)))
+    return sum(block.count(b"\n") for block in blocks_of(span.file, end=span.begin))
 
 
 def sha256_of_span(span: Span) -> str:
     """sha256 of a span's bytes, as hexadecimal."""
-    digest = hashlib.sha256()
-    for block in _blocks(span):
-        digest.update(block)
-    return digest.hexdigest()
-
-
-def _blocks(span: Span) -> Iterator[bytes]:
-    """The bytes of a span, some at a time; fewer where the file is shorter by now."""
-    with span.file.open("rb") as stream:
-        stream.seek(span.begin)
-        left = span.end - span.begin
-        while left and (block := stream.read(min(left, BLOCK))):
-            yield block
-            left -= len(block)
+    return sha256_of(span.file, begin=span.begin, end=span.end)
 
 
 def _line_begin(file: Path, place: int, end: Optional[int] = None) -> int:
-    """The first position at or after `place` where a line begins; `end` or the file's end if there is none."""
+    """The first position at or after `place` where a line begins; if there is none, `end` or the file's end."""
     if not place:
         return 0
     with file.open("rb") as stream:
         stream.seek(place - 1)
-        position = place - 1
-        while (end is None or position < end) and (block := stream.read(SMALLEST)):
-            newline = block.find(b"\n")
-            if newline >= 0:
-                return position + newline + 1
-            position += len(block)
-    return position if end is None else end
+        return place - 1 + len(stream.readline(-1 if end is None else end - place + 1))

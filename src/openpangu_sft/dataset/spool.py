@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from openpangu_sft.dataset.encode import Encoded, Marked
+from openpangu_sft.dataset.index_file import Ids
 from openpangu_sft.dataset.roles import Roles
 from openpangu_sft.util.errors import naming
 
@@ -26,7 +26,7 @@ class TokenRun(NamedTuple):
 
     file: str  # its name
     begin: int  # of the first sample, in bytes
-    lengths: npt.NDArray[np.int32]  # [samples], in tokens
+    lengths: Ids  # int32 [samples], in tokens
 
 
 class Spool:
@@ -38,7 +38,7 @@ class Spool:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         directory.mkdir()
-        self._runs: list[TokenRun] = []
+        self.runs: list[TokenRun] = []  # what processes have written; their order numbers the samples, from 0
         self._descriptors: list[int] = []
 
     def write(self, samples: Iterable[Encoded]) -> TokenRun:
@@ -52,22 +52,15 @@ class Spool:
                 stream.writelines((sample.marked.data, sample.roles.data))
         return TokenRun(path.name, begin, np.array(lengths, np.int32))
 
-    def add(self, run: TokenRun) -> None:
-        """Takes over what a process has written; this order numbers the samples, from 0."""
-        self._runs.append(run)
-
-    def finish(self) -> npt.NDArray[np.int32]:
-        """Ends writing; returns the length of every sample in tokens."""
-        files = sorted({run.file for run in self._runs})
-        lengths: npt.NDArray[np.int32] = np.concatenate([np.empty(0, np.int32), *(run.lengths for run in self._runs)])
-        self._file = np.repeat(
-            np.array([files.index(run.file) for run in self._runs], np.int16), [len(run.lengths) for run in self._runs]
-        )
-        begins = [run.begin + ITEM * (np.cumsum(run.lengths, dtype=np.int64) - run.lengths) for run in self._runs]
+    def finish(self) -> None:
+        """Ends writing, and sets `lengths`: int32 [samples], in tokens."""
+        files, counts = sorted({run.file for run in self.runs}), [len(run.lengths) for run in self.runs]
+        self.lengths: Ids = np.concatenate([np.empty(0, np.int32), *(run.lengths for run in self.runs)])
+        self._file = np.repeat(np.array([files.index(run.file) for run in self.runs], np.int16), counts)
+        begins = [run.begin + ITEM * (np.cumsum(run.lengths, dtype=np.int64) - run.lengths) for run in self.runs]
         self._begin = np.concatenate([np.empty(0, np.int64), *begins])
         self._descriptors = [os.open(self._directory / file, os.O_RDONLY) for file in files]
-        self._runs = []
-        return lengths
+        self.runs = []
 
     def read(self, sample: int, marked: Marked, roles: Roles) -> None:
         """Reads a sample into arrays of its length; several processes may do so at once."""

@@ -17,7 +17,7 @@ from openpangu_sft.conversations.conversation import Sample, parse_sample
 from openpangu_sft.conversations.files import raw_files, read_records
 from openpangu_sft.dataset.encode import Encoded, encode_samples
 from openpangu_sft.dataset.preprocess import sample_files
-from openpangu_sft.dataset.validation import is_validation
+from openpangu_sft.dataset.shard import is_validation
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.report.page import PAGE, loss_of, validation_loss_of
 from openpangu_sft.report.run import read_run

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import unicodedata
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from openpangu_sft.dataset.index_file import Ids
+from openpangu_sft.dataset.index_file import Ids, Rows
 from openpangu_sft.dataset.roles import role_of
-from openpangu_sft.dataset.statistics import Rows, Statistics
+from openpangu_sft.dataset.segments import segment_runs
+from openpangu_sft.preview.figures import Statistics
 from openpangu_sft.tokenizer.tokenizer import IGNORED, Tokenizer
 from openpangu_sft.util.errors import printable
 
@@ -17,22 +18,20 @@ NEWLINE, SPACE, PART = "↵", "·", "…"
 """How tokens are shown: a line end, a space, a token that ends inside a character."""
 
 
-@dataclass(frozen=True)
-class Token:
+class Token(NamedTuple):
     """One token."""
 
     number: int  # its id
     text: str  # what it adds to the text, made visible
     trained: bool  # whether it is a target
-    control: bool = False  # whether it is an added token
+    control: bool  # whether it is an added token
 
     @property
     def ends_line(self) -> bool:
         return self.text.endswith(NEWLINE)
 
 
-@dataclass(frozen=True)
-class Turn:
+class Turn(NamedTuple):
     """One message: its start token and what follows; the first one has bos too."""
 
     role: str
@@ -40,12 +39,10 @@ class Turn:
 
     @property
     def trained(self) -> int:
-        """Number of tokens that are targets."""
         return sum(token.trained for token in self.tokens)
 
 
-@dataclass(frozen=True)
-class Segment:
+class Segment(NamedTuple):
     """One sample, and where it lies."""
 
     sample: int  # its number in the dataset, from 1
@@ -56,43 +53,38 @@ class Segment:
 
     @property
     def length(self) -> int:
-        """Number of tokens."""
         return sum(len(turn.tokens) for turn in self.turns)
 
     @property
     def trained(self) -> int:
-        """Number of tokens that are targets."""
         return sum(turn.trained for turn in self.turns)
 
 
-class SegmentReader:
-    """Reads samples from a dataset, with its own tokenizer."""
+def read_segment(rows: Rows, statistics: Statistics, tokenizer: Tokenizer, sample: int) -> Segment:
+    """One sample, counted from 1 through the packs in their order; the tokenizer is the dataset's own."""
+    upto = statistics.samples.cumsum()
+    row = int(np.searchsorted(upto, sample))
+    _, begins, ends = segment_runs(rows.segments[row : row + 1])
+    place = sample - 1 - int(upto[row])  # counted from the end of the row
+    begin, end = int(begins[place]), int(ends[place])
+    input_ids = rows.input_ids[row, begin:end]
+    tokens = shown_tokens(tokenizer, input_ids, rows.labels[row, begin:end])
+    starts = np.flatnonzero(input_ids == tokenizer.start_id)
+    edges = [0, *starts[1:].tolist(), len(tokens)]
+    roles = ["unknown role"] * max(len(starts), 1)
+    if rows.roles is not None:
+        roles = [role_of(value) for value in rows.roles[row, begin:end][starts].tolist()]
+    turns = [Turn(role, tokens[first:last]) for role, first, last in zip(roles, edges, edges[1:])]
+    return Segment(sample, row + 1, int(rows.segments[row, begin]), begin, turns)
 
-    def __init__(self, rows: Rows, statistics: Statistics, tokenizer: Tokenizer) -> None:
-        self._rows, self._statistics, self._tokenizer = rows, statistics, tokenizer
-        self._added = set(tokenizer.hf.added_tokens_decoder)
 
-    def read(self, sample: int) -> Segment:
-        """One sample, counted from 1 through the packs in their order."""
-        row, begin, end = self._rows.locate(sample - 1, self._statistics)
-        input_ids, labels = self._rows.input_ids[row, begin:end], self._rows.labels[row, begin:end]
-        tokens = self.tokens(input_ids, labels)
-        starts = np.flatnonzero(input_ids == self._tokenizer.start_id)
-        edges = [0, *starts[1:].tolist(), len(tokens)]
-        roles = ["unknown role"] * max(len(starts), 1)
-        if self._rows.roles is not None:
-            roles = [role_of(value) for value in self._rows.roles[row, begin:end][starts].tolist()]
-        turns = [Turn(role, tokens[first:last]) for role, first, last in zip(roles, edges, edges[1:])]
-        return Segment(sample, row + 1, int(self._rows.segments[row, begin]), begin, turns)
-
-    def tokens(self, input_ids: Ids, labels: Ids) -> list[Token]:
-        """Tokens for people, from int32 [tokens] each."""
-        numbers = input_ids.tolist()
-        texts = list(self._tokenizer.texts(numbers))
-        return [
-            Token(number, _shown(text), label != IGNORED, number in self._added)
-            for number, text, label in zip(numbers, texts, labels.tolist())
-        ]
+def shown_tokens(tokenizer: Tokenizer, input_ids: Ids, labels: Ids) -> list[Token]:
+    """Tokens for people, from int32 [tokens] each."""
+    numbers, added = input_ids.tolist(), set(tokenizer.hf.added_tokens_decoder)
+    return [
+        Token(number, _shown(text), label != IGNORED, number in added)
+        for number, text, label in zip(numbers, tokenizer.texts(numbers), labels.tolist())
+    ]
 
 
 def _shown(text: str) -> str:

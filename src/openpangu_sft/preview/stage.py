@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import NamedTuple, Optional
 
-from openpangu_sft.artifacts.artifact import Manifest, read_manifest, require_settings
+from openpangu_sft.artifacts.artifact import read_manifest, require_settings
 from openpangu_sft.artifacts.atomic import write_durably
 from openpangu_sft.artifacts.checks import page_place
+from openpangu_sft.dataset.index_file import Rows
 from openpangu_sft.dataset.preprocess import data_settings
 from openpangu_sft.dataset.roles import AGAIN
-from openpangu_sft.dataset.statistics import Rows, Statistics, measure
-from openpangu_sft.preview.figures import Figures, figures_of
-from openpangu_sft.preview.segments import Segment, SegmentReader
+from openpangu_sft.preview.figures import Figures, figures_of, measure
+from openpangu_sft.preview.segments import Segment, read_segment
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.tokenizer.tokenizer import Tokenizer
 from openpangu_sft.util.errors import UserError, naming
@@ -24,13 +23,10 @@ TEMPLATE = Path(__file__).with_name("page.html")
 SHOWN = 3  # samples that are shown by default
 
 
-@dataclass(frozen=True)
-class Preview:
+class Preview(NamedTuple):
     """What is shown: numbers over a whole dataset, and samples token by token."""
 
     dataset: Path
-    hf: Path
-    seq_length: int
     figures: Figures
     segments: list[Segment]
 
@@ -62,27 +58,16 @@ def run_preview(
 
     rows = Rows(directory, recipe.data.seq_length)
     statistics = measure(rows)
-    _require_counted(directory, manifest, statistics)
-    reader = SegmentReader(rows, statistics, tokenizer)
-    last = min(samples, first - 1 + (count or (SHOWN if sample is None else 1)))
-    segments = [reader.read(number) for number in range(first, last + 1)]
-    figures = figures_of(statistics, manifest)
-    preview = Preview(directory, recipe.path("hf"), recipe.data.seq_length, figures, segments)
-    with naming(html.parent):
-        html.parent.mkdir(parents=True, exist_ok=True)  # paths.cache, where the dataset lies elsewhere
-    write_durably(html, render_page(TEMPLATE, preview=preview, figures=figures))
-    return preview, html
-
-
-def _require_counted(directory: Path, manifest: Manifest, statistics: Statistics) -> None:
-    """Refuses a dataset that does not hold what its manifest says."""
-    found = {
-        "packs": statistics.packs,
-        "packed": statistics.samples,
-        "tokens": statistics.tokens,
-        "trained_tokens": statistics.trained_tokens,
-    }
-    for name, number in found.items():
+    counted = (len(statistics.fill), len(statistics.lengths), statistics.tokens, statistics.trained_tokens)
+    for name, number in zip(("packs", "packed", "tokens", "trained_tokens"), counted):
         if manifest.counts.get(name) != number:
             what = f"holds {name} {number}, its manifest says {manifest.counts.get(name)}"
             raise UserError(what, where=directory, remedy=AGAIN)
+    last = min(samples, first - 1 + (count or (SHOWN if sample is None else 1)))
+    segments = [read_segment(rows, statistics, tokenizer, number) for number in range(first, last + 1)]
+    preview = Preview(directory, figures_of(statistics, manifest), segments)
+    with naming(html.parent):
+        html.parent.mkdir(parents=True, exist_ok=True)  # paths.cache, where the dataset lies elsewhere
+    values = {"hf": recipe.path("hf"), "seq_length": recipe.data.seq_length}
+    write_durably(html, render_page(TEMPLATE, preview=preview, figures=preview.figures, **values))
+    return preview, html

@@ -48,18 +48,13 @@ def _show_segment(segment: Segment, console: Console) -> None:
 def _show_turn(turn: Turn, console: Console) -> None:
     trained = f"  {turn.trained} of {len(turn.tokens)} trained" if turn.trained else "  ignored"
     console.print(Text.assemble("  ", (turn.role, "bold"), (trained, "dim")))
-    line: list[Token] = []
-    used = 0
+    lines: list[list[Token]] = [[]]
     for token in turn.tokens:
-        if line and used + _width(token) > console.width - INDENT:
-            _show_line(line, console)
-            line, used = [], 0
-        line.append(token)
-        used += _width(token) + 1
-        if token.ends_line:
-            _show_line(line, console)
-            line, used = [], 0
-    if line:
+        used = sum(_width(before) + 1 for before in lines[-1])
+        if used and (lines[-1][-1].ends_line or used + _width(token) > console.width - INDENT):
+            lines.append([])
+        lines[-1].append(token)
+    for line in lines:
         _show_line(line, console)
 
 
@@ -84,14 +79,12 @@ def _width(token: Token) -> int:
 
 def _show_histogram(histogram: Histogram, console: Console) -> None:
     console.print()
-    note = f"  {histogram.note}" if histogram.note else ""
-    console.print(Text.assemble((histogram.title, "bold"), note))
+    console.print(Text.assemble((histogram.title, "bold"), f"  {histogram.note}".rstrip()))
     if not histogram.bars:
         return
-    labels = max(len(bar.label) for bar in histogram.bars)
-    counts = max(len(f"{bar.count:,}") for bar in histogram.bars)
-    for bar in histogram.bars:
+    labels, counts = max(map(len, histogram.bars)), max(len(f"{count:,}") for count in histogram.bars.values())
+    for label, count in histogram.bars.items():
         # rounded up: one of millions is still seen
-        length = -(-bar.count * BAR_WIDTH // max(histogram.highest, 1))
-        console.print(Text(f"  {bar.label:>{labels}}  {bar.count:>{counts},}  {'█' * length}".rstrip()))
+        length = -(-count * BAR_WIDTH // max(histogram.highest, 1))
+        console.print(Text(f"  {label:>{labels}}  {count:>{counts},}  {'█' * length}".rstrip()))
     console.print(Text(f"  {histogram.across}; {histogram.upwards}", "dim"))

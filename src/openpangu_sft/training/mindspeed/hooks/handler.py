@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from openpangu_sft.artifacts.artifact import only_one_run
 from openpangu_sft.artifacts.atomic import sync_directory
-from openpangu_sft.artifacts.changes import stamps_of, unchanged
+from openpangu_sft.artifacts.checks import stamps_of, unchanged
 from openpangu_sft.dataset.index_file import FIELDS, field_path
 from openpangu_sft.dataset.preprocess import open_tokenizer, sample_files
 from openpangu_sft.dataset.shard import write_shard

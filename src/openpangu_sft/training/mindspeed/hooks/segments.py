@@ -32,7 +32,7 @@ def positions(numbers: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
 
     Raises ValueError where numbers, int [seq_length], are not 1, 2, 3… and 0 for padding: not all rows were checked.
     """
-    wrong = np.logical_or(*misnumbered(numbers, np.arange(len(numbers)) == 0))
+    wrong = np.logical_or(*misnumbered(numbers))
     wrong[0] = numbers[0] != 1
     if wrong.any():
         column = int(np.argmax(wrong))
@@ -61,8 +61,7 @@ def check_segments(data_prefix: str) -> None:
     lengths = indexes[0].lengths
     rules = PackedRules(np.iinfo(np.int32).max, trusted=place.manifest is not None)
     for row in np.unique(np.linspace(0, len(lengths) - 1, min(CHECKED_ROWS, len(lengths)), dtype=np.int64)).tolist():
-        input_ids, mask, labels = (read_values(index, row, row + 1) for index in indexes)
-        rules.add(row, lengths[row : row + 1], input_ids, mask, labels)
+        rules.add(row, *(read_values(index, row, row + 1) for index in indexes))
     rules.finish()
     for rule in RULES:
         if rules.breaches[rule].rows:

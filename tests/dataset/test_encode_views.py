@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from conversations_drawn import PLAIN, samples
 from openpangu_sft.conversations.conversation import Message, Sample
 from openpangu_sft.conversations.keys import BadSample
-from openpangu_sft.dataset.views import training_views
+from openpangu_sft.dataset.encode import training_views
 from openpangu_sft.recipe.sections import Data
 
 

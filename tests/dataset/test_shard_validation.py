@@ -19,7 +19,7 @@ from openpangu_sft.dataset.inspect import run_inspect
 from openpangu_sft.dataset.merge import run_merge
 from openpangu_sft.dataset.preprocess import run_preprocess
 from openpangu_sft.dataset.roles import BEGINS, ROLES
-from openpangu_sft.dataset.validation import is_validation
+from openpangu_sft.dataset.shard import is_validation
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.tokenizer.tokenizer import IGNORED, Tokenizer
 from refusals import refusal_of
