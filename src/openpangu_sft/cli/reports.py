@@ -76,9 +76,6 @@ def _readable(text: str) -> str:
     return "\n".join(printable(line) for line in text.split("\n"))
 
 
-MEMORY = (32.0, 64.0)  # GiB of the current NPUs
-
-
 def _between(least: float, most: float) -> Callable[[str], float]:
     """The type of an option: a number in a range; NaN is in none."""
 
@@ -92,15 +89,16 @@ def _between(least: float, most: float) -> Callable[[str], float]:
 
 
 @stage("plan", "--memory 64 --set train.recompute.granularity=none")
-@option("--memory", type=_between(0.1, 1e5), help="GiB per device  [default: 32 and 64]")
+@option("--memory", type=_between(0.1, 1e5), help="GiB per device  [default: 32 and 64; on a CPU this machine's]")
 @option("--tokens-per-second", type=_between(0.001, 1e12), help="of the whole run  [default: measured so far]")
 @option("--json", "as_text", is_flag=True, help="print all figures as JSON, sizes in bytes")
 def plan_command(recipe: Recipe, memory: Optional[float], tokens_per_second: Optional[float], as_text: bool) -> None:
     """Estimate memory, disk and time before a run."""
+    from openpangu_sft.plan.estimate import device_memory
     from openpangu_sft.plan.report import as_json, make_report
     from openpangu_sft.plan.show import show_report
 
-    report = make_report(recipe, [memory] if memory else MEMORY, tokens_per_second)
+    report = make_report(recipe, [memory] if memory else device_memory(recipe), tokens_per_second)
     if as_text:
         print(json.dumps(as_json(report), ensure_ascii=False, indent=1))
     else:

@@ -60,7 +60,9 @@ def run_demo(recipe: Recipe, arguments: Sequence[str]) -> None:
     wrong = [sample for sample, answer in answers if answer != sample.data[1].content]
     if wrong:
         raise UserError("the tuned model does not give the trained answer", remedy="raise train.iterations")
-    say(f"\nall stages in {time.monotonic() - times[0]:.0f} s")
+    say(f"\nall stages in {time.monotonic() - times[0]:.0f} s; to ask the model yourself:")
+    recipe_file, sets = arguments[1], " ".join(arguments[3::2])
+    say(f"    make chat RECIPE={recipe_file}" + (f' SET="{sets}"' if sets else ""))
 
 
 def prepare(recipe: Recipe) -> None:

@@ -21,6 +21,7 @@ from openpangu_sft.util.ascend import VARIABLE
 
 FEW = "give the container more of them (NPUS=), or lower parallel.devices_per_node"
 IDLE_MB = 8192  # memory in use on an idle NPU is below this: 2.8 to 4.5 GB in all recordings of tests/npu_smi
+WITHOUT = "without any: RECIPE=recipes/demo.yaml"
 CONTROL = ("davinci_manager", "devmm_svm", "hisi_hdc")  # device files shared by all NPUs
 
 
@@ -31,7 +32,8 @@ def seen(context: Context) -> Finding:
     if answer.problem:
         files = len(context.device_files)
         state = warning if not context.npu_smi and files >= wanted else failed
-        return state(f"{answer.problem}; {files or 'no'} device files /dev/davinci*", answer.remedy, expected)
+        found = f"{answer.problem}; {files or 'no'} device files /dev/davinci*"
+        return state(found, f"{answer.remedy}; {WITHOUT}", expected)
     chips = answer.chips
     names = ", ".join(f"{count} x {name}" for name, count in Counter(chip.name for chip in chips).items())
     if len(chips) < wanted:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 from openpangu_sft.checkpoint.sharding import parameter_count
-from openpangu_sft.plan.memory import Memory
+from openpangu_sft.plan.memory import GIB, Memory
 from openpangu_sft.plan.mindspeed_memory import mindspeed_memory
 from openpangu_sft.plan.transformers_memory import transformers_memory
 from openpangu_sft.recipe.schema import Recipe
@@ -32,6 +34,21 @@ class Disk(NamedTuple):
     written: int  # how many the run writes
     kept: int  # how many remain at its end
     most: int  # bytes of all that exist at once, while the last one is written
+
+
+def on_this_cpu(recipe: Recipe) -> bool:
+    """Whether training would compute on this machine's CPU."""
+    train = recipe.train
+    has_cuda = train.engine == "transformers" and Path("/dev/nvidiactl").exists()
+    return train.device == "cpu" or (train.engine, train.device, has_cuda) == ("transformers", "auto", False)
+
+
+def device_memory(recipe: Recipe) -> list[float]:
+    """GiB to plan for: a process's share of this machine's memory where that is used, else those of current NPUs."""
+    if not on_this_cpu(recipe):
+        return [32.0, 64.0]
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return [round(total / recipe.parallel.devices_per_node / GIB, 1)]
 
 
 def memory_of(recipe: Recipe, mib: Optional[int] = None) -> Memory:

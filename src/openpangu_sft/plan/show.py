@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 
 from openpangu_sft.plan.choose import Choice, recomputed, split_of
+from openpangu_sft.plan.estimate import on_this_cpu
 from openpangu_sft.plan.memory import GIB, Part
 from openpangu_sft.plan.report import Report
 from openpangu_sft.recipe.schema import ChosenRecipe
@@ -34,6 +36,9 @@ def show_report(report: Report, to: Console) -> None:
         _time(report, to)
     for line in report.warnings:
         to.print(line, style="yellow")
+    no_npu = report.recipe.train.engine == "mindspeed" and not any(Path("/dev").glob("davinci[0-9]*"))
+    if no_npu and not on_this_cpu(report.recipe):
+        to.print("There is no NPU here. To try every stage on this machine: RECIPE=recipes/demo.yaml")
 
 
 def _memory(report: Report, to: Console) -> None:
@@ -116,12 +121,14 @@ def _data(report: Report, to: Console) -> None:
 def _time(report: Report, to: Console) -> None:
     speed, recipe = report.speed, report.recipe
     share = f"{recipe.parallel.world} x {recipe.train.device_tflops:g} TFLOP/s, MFU 100%"
-    rows = {"at least": f"{_duration(report.least_seconds)}: {report.highest_rate:,.0f} tokens/s, {share}"}
+    rows, cpu = {}, on_this_cpu(recipe)
+    if not cpu:
+        rows["at least"] = f"{_duration(report.least_seconds)}: {report.highest_rate:,.0f} tokens/s, {share}"
     if report.seconds is None:
         rows["likely"] = f"{speed.source} -> make plan TOKENS_PER_SECOND=…, or after the first iterations of make sft"
     else:
-        used = f"MFU {speed.tokens / report.highest_rate:.1%}" if speed.tokens else ""
-        rows["likely"] = f"{_duration(report.seconds)}: {speed.tokens:,.0f} tokens/s ({speed.source}), {used}"
+        used = f", MFU {speed.tokens / report.highest_rate:.1%}" if speed.tokens and not cpu else ""
+        rows["likely"] = f"{_duration(report.seconds)}: {speed.tokens:,.0f} tokens/s ({speed.source}){used}"
     if not report.counts:
         rows["tokens"] = "packs are assumed to be full, as there is no dataset"
     print_table("time of all iterations", rows, to)
