@@ -57,6 +57,7 @@ PYPI_INDEX ?= https://pypi.org/simple
 ##= ONLY  for verify: tensors|manifest: no logits; or only the files of MCORE against their checksums (everything)
 ##= MEMORY  for plan: GiB per device (32 and 64)
 ##= TOKENS_PER_SECOND  for plan: of the whole run (measured so far)
+##= RESUME  for sft: changed: go on with another learning rate or schedule
 ##= DRY_RUN  for sft: 0|1: 1 only prints the environment and the command of the mindspeed engine
 ##= JSON  for doctor, plan: 0|1: 1 prints the result as JSON
 ##= PEERS  for doctor: other machines to reach: PEERS="node2 node3:22"
@@ -89,7 +90,7 @@ TRL ?=
 
 # Values are text and not Make: a $ in a prompt stays a $.
 options := RECIPE SET SHARD SAMPLE HTML RUN WITH DATASET PROMPT SYSTEM TOOLS MODEL FROM ITERATION DTYPE FORM PROMPTS
-options += HF MCORE ONLY MEMORY TOKENS_PER_SECOND DRY_RUN JSON PEERS CLAIM
+options += HF MCORE ONLY MEMORY TOKENS_PER_SECOND DRY_RUN RESUME JSON PEERS CLAIM
 $(foreach v,$(options) $(typed) VENV PYPI_INDEX SIZE DATA_DIR NNODES TARGET ARCH,$(eval override $v := $$(value $v)))
 ifneq ($(NNODES),)
 override SET += parallel.nodes=$(NNODES)

@@ -54,6 +54,7 @@ VARIABLES += [
 VARIABLES += [
     "MEMORY",
     "TOKENS_PER_SECOND",
+    "RESUME",
     "DRY_RUN",
     "JSON",
     "PEERS",

@@ -22,6 +22,7 @@ from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.portable import state
 from openpangu_sft.training.run.metrics import read_metrics
+from openpangu_sft.training.run.provenance import read_starts
 from openpangu_sft.training.run.retention import iterations
 from openpangu_sft.training.stage import run_sft
 from refusals import refusal_of
@@ -253,6 +254,15 @@ def test_two_processes_continue_where_they_were_interrupted(options: Options, tm
     assert losses(tmp_path / "run") == pytest.approx(losses(train(options(*alone))), rel=1e-4)
 
 
+def test_it_goes_on_with_another_number_of_processes_and_micro_batch(options: Options, tmp_path: Path) -> None:
+    same = ["train.global_batch_size=4", "train.lr_decay_style=constant", "train.lr_warmup_iterations=1"]
+    whole = losses(train([*options(*same, "train.iterations=6"), f"paths.run={tmp_path / 'whole'}"]))
+    changes = ([], ["parallel.devices_per_node=2"], ["train.micro_batch_size=2"])
+    for done, more in enumerate(changes, 1):
+        finish(start(options(*same, f"train.iterations={2 * done}", *more)))
+    assert losses(tmp_path / "run") == pytest.approx(whole, rel=1e-6)
+
+
 def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
@@ -323,8 +333,19 @@ def test_refused_before_any_work(options: Options, tmp_path: Path, case: str, mo
 
 def test_a_run_is_not_continued_with_other_settings(options: Options) -> None:
     train(options())
-    said = "train.lr = 0.003, the recipe says 0.001 -> set these values to resume, choose another paths.run"
-    assert said in refusal_of(train, options("train.lr=0.001"))
+    said = refusal_of(train, options("train.lr=0.001"))
+    assert "train.lr = 0.003, the recipe says 0.001 -> set these values to resume (RESUME=changed takes" in said
+
+
+def test_another_learning_rate_only_when_asked(options: Options, capsys: pytest.CaptureFixture[str]) -> None:
+    train(options("train.lr_decay_style=constant"))
+    changed = recipe_of(options("train.lr_decay_style=constant", "train.lr=1e-4", "train.iterations=7"))
+    assert "train.lr = 0.003, the recipe says 0.0001" in refusal_of(run_sft, changed, [])
+    run_sft(changed, [], changed=True)
+    assert "train.lr changes: 0.003 -> 0.0001" in capsys.readouterr().err
+    assert [row["lr"] for row in read_metrics(changed.path("run"))][-2:] == [0.003, 0.0001]
+    last = read_starts(changed.path("run"))[-1]
+    assert last["changed"] == {"train.lr": "0.003 -> 0.0001", "train.iterations": "6 -> 7"}
 
 
 def test_a_directory_with_other_files_is_not_taken_for_a_run(options: Options, tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Optional
 
+import click
+
 from openpangu_sft.cli.options import option, recipe_arguments, show_chosen, stage
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.run.launch import worker_rank
@@ -17,7 +19,8 @@ from openpangu_sft.util.errors import UserError, printable
 
 @stage("sft", "--set train.lr=1e-5 --set train.iterations=1000")
 @option("--dry-run", is_flag=True, help="only print the environment and command (engine mindspeed)")
-def sft_command(recipe: Recipe, dry_run: bool) -> None:
+@option("--resume", type=click.Choice(["changed"]), help="go on with another learning rate or schedule")
+def sft_command(recipe: Recipe, dry_run: bool, resume: Optional[str]) -> None:
     """Fine-tune; rerun to resume."""
     from openpangu_sft.cli.header import show_header
     from openpangu_sft.plan.estimate import memory_of
@@ -36,7 +39,8 @@ def sft_command(recipe: Recipe, dry_run: bool) -> None:
         return
     if first:
         show_header(recipe, run_manifest(recipe).counts)
-    run_sft(recipe, ["sft", *recipe_arguments()], memory_of(recipe).peak)
+    arguments = ["sft", *recipe_arguments(), *(["--resume", resume] if resume else [])]
+    run_sft(recipe, arguments, memory_of(recipe).peak, changed=bool(resume))
     if not worker_rank():
         _show_run(recipe)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from openpangu_sft.artifacts.artifact import MANIFEST, Manifest, only_one_run, read_manifest, require_settings
 from openpangu_sft.checkpoint.convert import mcore_settings
@@ -18,17 +17,21 @@ from openpangu_sft.util.errors import UserError
 FREE_TO_CHANGE = {"train.device", "train.save_interval", "train.recompute", "train.iterations", "train.epochs"}
 FREE_TO_CHANGE |= {"train.keep_checkpoints", "train.device_tflops", "train.device_memory", "train.upstream_flags"}
 """Settings that may change when a run resumes: they do not affect the loss, or are meant to."""
+SCHEDULE = {"train.lr", "train.min_lr", "train.lr_decay_style", "train.lr_wsd_decay_ratio"}
+SCHEDULE |= {"train.lr_warmup_iterations", "train.lr_warmup_ratio"}
+"""Settings that may change when the user says so."""
 
 
-def run_sft(recipe: Recipe, command_line: Sequence[str], planned: int = 0) -> None:
+def run_sft(recipe: Recipe, command_line: Sequence[str], planned: int = 0, changed: bool = False) -> None:
     """Stage sft: `paths.dataset` and `paths.mcore` to `paths.run`; resumes a run that is there.
 
     `command_line` repeats this call in torchrun's processes; `planned` peak bytes of tensors on a device (0: unknown)
-    are compared with those measured. Raises `UserError` as `run_manifest`, or for a run with other settings.
+    are compared with those measured; `changed` lets a run go on with another learning rate or schedule. Raises
+    `UserError` as `run_manifest`, or for a run with other settings.
     """
     manifest = run_manifest(recipe)
     run = recipe.path("run")
-    _check_run(run, manifest)
+    _check_run(recipe, manifest, changed)
     if recipe.train.engine == "mindspeed":
         run_mindspeed(recipe, manifest, command_line, planned)
         return
@@ -66,16 +69,22 @@ def run_manifest(recipe: Recipe) -> Manifest:
     )
 
 
-def _check_run(run: Path, manifest: Manifest) -> None:
-    """Refuses a directory that holds anything but a run with the same inputs and settings."""
+def _check_run(recipe: Recipe, manifest: Manifest, changed: bool) -> None:
+    """Refuses a directory that holds anything but a run with the same inputs and settings, unless SCHEDULE changed."""
+    run = recipe.path("run")
     if not run.is_dir() or all(path.name.startswith(".") for path in run.iterdir()):
         return
     if not (run / MANIFEST).is_file():
         raise UserError("is not empty and holds no run", where=run, remedy="choose another paths.run")
-    remedy = "choose another paths.run for a new run, or remove this one"
-    begun = read_manifest(run, "run", remedy)
-    wanted = {key: value for key, value in manifest.settings.items() if key not in FREE_TO_CHANGE}
-    require_settings(run, begun.settings, wanted, f"set these values to resume, {remedy}")
+    remedy = "choose another paths.run for a new run"
+    begun, free = read_manifest(run, "run", remedy), set(FREE_TO_CHANGE)
+    if recipe.train.engine == "transformers":  # its checkpoints are the same for any number of processes
+        free |= {"parallel.data"} | ({"train.micro_batch_size"} if recipe.train.loss == "token" else set())
+    if changed:
+        free |= SCHEDULE
+    wanted = {key: value for key, value in manifest.settings.items() if key not in free}
+    again = "set these values to resume (RESUME=changed takes another learning rate or schedule)"
+    require_settings(run, begun.settings, wanted, f"{again}, or {remedy}")
     for name, digest in manifest.inputs.items():
         if begun.inputs.get(name) != digest:
             raise UserError(f"was started with other content of {name}", where=run, remedy=remedy)

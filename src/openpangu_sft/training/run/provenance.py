@@ -23,6 +23,7 @@ from openpangu_sft.artifacts.artifact import MANIFEST, Manifest, parse_manifest,
 from openpangu_sft.artifacts.atomic import write_durably
 from openpangu_sft.recipe.schema import ChosenRecipe, Recipe
 from openpangu_sft.util import ascend
+from openpangu_sft.util.console import say
 from openpangu_sft.util.errors import UserError
 from openpangu_sft.util.jsonl import add_line, read_lines
 
@@ -40,13 +41,18 @@ class Start(BaseModel):
     versions: dict[str, str]  # of this program, packages, driver and CANN
     image: str = ""  # name and id; empty outside a container
     sources: dict[str, str] = {}  # commit and patches of each upstream repository; of the mindspeed engine only
+    changed: dict[str, str] = {}  # settings that were others when the run last started: "2e-05 -> 1e-05"
 
 
 def record_start(
     recipe: Recipe, manifest: Manifest, iteration: int, command_line: Sequence[str], sources: Optional[Path] = None
 ) -> None:
     """Writes manifest and recipe to `paths.run`, and adds a `Start`; `sources` is the folder of upstream's sources."""
-    run = recipe.path("run")
+    run, changed = recipe.path("run"), dict[str, str]()
+    if (run / MANIFEST).is_file():
+        earlier = parse_manifest(run / MANIFEST, "").settings
+        pairs = {key: (earlier.get(key, value), value) for key, value in manifest.settings.items()}
+        changed = {key: f"{one} -> {other}" for key, (one, other) in pairs.items() if one != other}
     write_manifest(run, manifest)
     stream = io.StringIO()
     YAML(typ="safe", pure=True).dump(recipe.model_dump(), stream)
@@ -61,7 +67,10 @@ def record_start(
         versions=versions(),
         image=os.environ.get(IMAGE, ""),
         sources=_commits(sources) if sources else {},
+        changed=changed,
     )
+    for key, values in changed.items():
+        say(f"{key} changes: {values}")
     add_line(run / STARTS, start.model_dump())
 
 

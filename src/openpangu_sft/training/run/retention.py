@@ -59,7 +59,7 @@ def newest_whole(run: Path, is_whole: Callable[[int], bool], is_main: bool) -> O
                 write_tracker(run, iteration)
             return iteration
     if named or len(there) > 1:
-        remedy = "choose another paths.run, or remove this one"
+        remedy = "choose another paths.run"
         raise UserError("no checkpoint here is complete", where=run, remedy=remedy)
     return None
 
