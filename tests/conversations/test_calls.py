@@ -217,7 +217,7 @@ def test_nulls_in_arguments_stay() -> None:
         ({"role": "function_call", "content": "null"}, "message 2: has no call"),
         ({"role": "function_call", "content": None}, "message 2: has no call"),
         ({"role": "function_call", "content": "f(x)"}, "message 2: the call is a text that cannot be read"),
-        ({"role": "function_call", "content": CALL_F, "tool_calls": [CALL_G]}, "has its calls twice"),
+        ({"role": "function_call", "content": CALL_F, "tool_calls": [CALL_G]}, "has tool_calls beside a call"),
         ({"role": "user", "content": "a", "tool_calls": [CALL_F]}, "(user) has 'tool_calls': only an assistant's"),
         (
             {"content": [{"type": "tool_use", "name": "f", "input": {}}, {"type": "text", "text": "a"}]},

@@ -74,7 +74,7 @@ def test_names_of_tools(speaker: str) -> None:
         ({"role": 3, "content": "a"}, "role of message 2 is a number, not a text"),
         (says("narrator", "a"), "message 2 has an unknown role: 'narrator', known: system, "),
         (says("", "a"), "message 2 has an unknown role: ''"),
-        ({"role": "user", "from": "gpt", "content": "a"}, "message 2 has role and from: keep one of them"),
+        ({"role": "user", "from": "gpt", "content": "a"}, "message 2 has role and from, which differ"),
         (says("assistant"), "message 2 has no content: keys found are role"),
         (says("assistant", None), "message 2 (assistant) has neither content nor tool calls"),
         (says("user", None), "message 2 has no content"),
@@ -153,10 +153,10 @@ def test_weights_of_calls_and_of_what_is_no_answer() -> None:
     assert found.rules.changes == {"weights of messages that are no answers ignored": 2}
 
 
-def test_two_weights_are_refused() -> None:
+def test_weights_that_contradict_each_other() -> None:
     reason = refused(chat({**A, "weight": 1, "loss": False, "train": None}))
-    assert reason == "message 2 has weight and loss: keep one of them"
-    assert convert(chat({**A, "weight": 1, "loss": None})).data[1].trained
+    assert reason == "message 2 is to be trained on, and not: weight, loss"
+    assert convert(chat({**A, "weight": 1, "loss": True, "train": None})).data[1].trained
 
 
 # --- Parts

@@ -88,7 +88,7 @@ def test_links_to_directories_are_followed_but_not_in_circles(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("name", "remedy"),
     [
-        ("a.txt", "known are .jsonl, "),
+        ("a.txt", "write each conversation as a JSON object on a line of a .jsonl file"),
         ("a.tar.gz", "unpack or convert it, or move it away"),
         ("a.pt", "known are .jsonl, .json, .csv, .parquet, .arrow, each also with .gz or .zst"),
         ("a", "known are .jsonl"),

@@ -139,7 +139,7 @@ def test_json_lines_in_a_json_file_are_read_line_by_line(tmp_path: Path) -> None
             "a.json",
             json.dumps({"version": 1, "data": [TALK]}),
             "is not an array of records",
-            "keep only the list, [{…}, {…}]",
+            'keep only the list under "data": jq',
         ),
         ("a.json", json.dumps({"messages": [{"role": "user"}]}), "is not an array of records", "[{…}, {…}]"),
         ("a.json", json.dumps(TALK, indent=2) + json.dumps(OTHER), "is not an array of records", "jq -s ."),

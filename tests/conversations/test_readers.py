@@ -118,8 +118,11 @@ def test_a_constant_in_an_array_spoils_only_its_record(tmp_path: Path) -> None:
         ('[{"a": 1}]\n[2]', r"a\.json:2: .*something follows the array \(column 1\)"),
         ("[", r"in record \[0\]: the file ends inside it"),
         ("[" * 100_000, r"a\.json\[0\]: nested too deeply"),
-        ('{"data": [{"a": 1}]}', r"a\.json: is not an array of records -> keep only the list, "),
-        ('{\n"a": 1}\n{\n"a": 2}\n', r"is not an array of records -> .*; jq -s \. OLD\.json > NEW\.json makes one of"),
+        ('{"data": [{"a": 1}]}', r"a\.json: is not an array of records -> keep only the list under \"data\": jq '"),
+        (
+            '{\n"a": 1}\n{\n"a": 2}\n',
+            r"is not an array of records -> .*; of objects one after another jq -s \. OLD\.json > NEW\.json",
+        ),
         ('"text"', r"is not an array of records"),
         ("hello", r"is not an array of records"),
         (b'[\n\n"\xff"]', r"a\.json:3: not UTF-8: byte 0xff"),

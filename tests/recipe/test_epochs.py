@@ -10,6 +10,7 @@ from conftest import ROOT
 from openpangu_sft.artifacts.artifact import Manifest, write_manifest
 from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.recipe.sections import Train
+from openpangu_sft.training.stage import run_manifest
 from refusals import refusal_of
 
 
@@ -23,11 +24,13 @@ def write_dataset(cache: Path, packs: int) -> None:
     write_manifest(directory, Manifest("dataset", settings={}, inputs={}, counts={"packs": packs}))
 
 
-@pytest.mark.parametrize(("packs", "epochs", "iterations"), [(1280, "3", 30), (1281, "3", 31), (100, "0.5", 1)])
+@pytest.mark.parametrize(
+    ("packs", "epochs", "iterations"), [(1280, "3", 30), (1281, "3", 31), (100, "0.5", 1), (12800, "1.1", 110)]
+)
 def test_iterations_follow_from_the_packs(tmp_path: Path, packs: int, epochs: str, iterations: int) -> None:
     write_dataset(tmp_path, packs)
     train = train_of(tmp_path, f"train.epochs={epochs}", "train.lr_warmup_ratio=0.1")
-    assert (train.iterations, train.warmup) == (iterations, round(iterations / 10))
+    assert (train.iterations, train.warmup) == (iterations, iterations // 10)
 
 
 def test_without_a_dataset_they_are_not_known(tmp_path: Path) -> None:
@@ -37,7 +40,9 @@ def test_without_a_dataset_they_are_not_known(tmp_path: Path) -> None:
 
 def test_a_warm_up_longer_than_the_epochs_is_refused(tmp_path: Path) -> None:
     write_dataset(tmp_path, 1280)
-    said = refusal_of(train_of, tmp_path, "train.epochs=3")
+    overrides = [f"paths.cache={tmp_path}", "train.epochs=3"]
+    recipe = load_recipe(ROOT / "recipes/openpangu-1b.yaml", overrides)  # other stages do not mind
+    said = refusal_of(run_manifest, recipe)
     assert "a warm-up of 200 iterations leaves too few of train.iterations 30 -> lower the warm-up" in said
 
 

@@ -163,7 +163,7 @@ def test_a_variable_is_shown_at_its_targets_and_by_itself(make: Make) -> None:
         (["sft", "LR=1e-5"], 'make knows no variable LR -> write SET="train.lr=1e-5"'),
         (["sft", "learning_rate=1e-5"], 'make knows no variable learning_rate -> write SET="train.lr=1e-5"'),
         (["sft", "CUTOFF_LEN=9"], 'make knows no variable CUTOFF_LEN -> write SET="data.seq_length=9"'),
-        (["sft", "NUM_TRAIN_EPOCHS=3"], 'NUM_TRAIN_EPOCHS -> write SET="train.iterations=<iterations>"'),
+        (["sft", "NUM_TRAIN_EPOCHS=3"], 'NUM_TRAIN_EPOCHS -> write SET="train.epochs=3"'),
         (["preproces"], "make knows no target preproces -> make help-all lists them"),
         (["sft", "train"], "make knows no target train -> make help-all lists them"),
         (["sft", "SHARD=1/2"], "make sft takes no SHARD -> it is for preprocess"),

@@ -159,6 +159,24 @@ def test_arrays_keep_their_bits() -> None:
             "size mismatch for output_layer.weight: copying a param with shape torch.Size([2, 2])",
             id="shape",
         ),
+        pytest.param(
+            lambda content: setattr(content["args"], "num_layers", 7), "args.num_layers is 7, expected 4", id="layers"
+        ),
+        pytest.param(
+            lambda content: setattr(content["args"], "tensor_model_parallel_size", 2),
+            "args.tensor_model_parallel_size is 2, expected 1",
+            id="tp",
+        ),
+        pytest.param(
+            lambda content: setattr(content["args"], "normalization", np.ones(2)),
+            "args.normalization is array([1., 1.])",
+            id="array",
+        ),
+        pytest.param(
+            lambda content: setattr(content["args"], "rotary_seq_len_interpolation_factor", 4),
+            "args.rotary_seq_len_interpolation_factor is 4, expected None",
+            id="interpolation",
+        ),
         pytest.param(lambda content: content.update(args=eval), "asks for __builtin__.eval", id="code"),
     ],
 )
@@ -269,7 +287,7 @@ def test_patches_apply_below_a_clone_and_one_that_does_not_is_named(
 
     (tmp_path / "patches").mkdir()
     (tmp_path / "patches/0001.patch").write_text(
-        "--- a/megatron/absent.py\n+++ b/megatron/absent.py\n@@ -1 +1 @@\n-a\n+b\n"
+        "--- a/megatron/core/absent.py\n+++ b/megatron/core/absent.py\n@@ -1 +1 @@\n-a\n+b\n"
     )
     monkeypatch.setattr(megatron, "PATCHES", tmp_path / "patches")
     message = refusal_of(patched_core, tmp_path / "other")

@@ -29,7 +29,6 @@ MANIFEST = "manifest.json"
 ROLES_SUFFIX = "_roles.bin"
 """Of files that explain a dataset's tokens and are no part of what is trained on: outside its digest."""
 FLUSHED_AT_ONCE = 4
-SMALL = 1 << 16  # bytes of a file whose sum is checked whenever its artifact is read: settings, which may be edited
 OLD_DEFAULTS = {
     "data.validation_share": 0.0,
     "data.turns": "strict",
@@ -90,7 +89,7 @@ def files_digest(files: Iterable[Path], known: Optional[Mapping[Path, str]] = No
 
 
 def read_manifest(directory: Path, kind: str, remedy: str) -> Manifest:
-    """Reads the manifest of a complete artifact and checks the sizes of its files, and the sums of small ones.
+    """Reads the manifest of a complete artifact and checks the sizes of its files.
 
     Raises `UserError` where it is missing or of another kind, or a file is missing, cut short or edited; the remedy,
     such as "run make convert", is for one that is missing or damaged.
@@ -110,15 +109,13 @@ def read_manifest(directory: Path, kind: str, remedy: str) -> Manifest:
 
 
 def require_files(directory: Path, manifest: Manifest, remedy: str) -> None:
-    """Raises `UserError` for the first file of an artifact that is missing, or of another size (small ones: sum)."""
+    """Raises `UserError` for the first file of an artifact that is missing, or of another size."""
     for name, entry in manifest.files.items():
         file = directory / name
         if not file.is_file():
             raise UserError("a file of this result is missing", where=file, remedy=remedy)
         if (size := file.stat().st_size) != entry["bytes"]:
             raise UserError(f"{size} bytes, expected {entry['bytes']}", where=file, remedy=remedy)
-        if size <= SMALL and sha256_of(file) != entry["sha256"]:
-            raise UserError("was changed after it was made (sha256)", where=file, remedy=remedy)
 
 
 def require_settings(directory: Path, made_with: Mapping[str, Any], wanted: Mapping[str, Any], remedy: str) -> None:

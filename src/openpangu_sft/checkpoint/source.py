@@ -81,6 +81,9 @@ def _open_adapter(recipe: Recipe, path: Path) -> CheckpointSource:
     manifest, sums = None, dict[str, str]()
     if (path / MANIFEST).is_file():
         manifest, sums = read_manifest(path, "hf", "make it again with make export FORM=peft"), base.digests()
+        if sha256_of(path / ADAPTER_CONFIG) != manifest.files[ADAPTER_CONFIG]["sha256"]:
+            what, remedy = "was changed after it was made (sha256)", "make it again with make export FORM=peft"
+            raise UserError(what, where=path / ADAPTER_CONFIG, remedy=remedy)
         if sums["weights"] != manifest.inputs.get("hf.weights"):
             what = "is an adapter of other weights than those of paths.hf"
             raise UserError(what, where=path, remedy="check paths.hf")

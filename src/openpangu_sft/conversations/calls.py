@@ -126,8 +126,9 @@ def tools_text(value: object, name: str = "tools") -> str:
     tools = None if isinstance(value, str) and not value.strip() else json_or(value, name)
     if tools in (None, {}):
         return ""
-    if isinstance(tools, dict) and tools.keys() & {"name", "function", *_DECLARATIONS}:
-        tools = [tools]
+    if isinstance(tools, dict):
+        single = tools.keys() & {"name", "function", *_DECLARATIONS}
+        tools = [tools] if single else [_named(key, tool) for key, tool in tools.items()]
     found: list[object] = []
     for entry in expect(list, tools, name, "a list of tool objects"):
         tool = json_or(entry, f"an entry of {name}")
@@ -136,3 +137,8 @@ def tools_text(value: object, name: str = "tools") -> str:
     if not all(isinstance(tool, dict) for tool in found):
         raise BadSample(f"{name} is a list of something else, not a list of tool objects")
     return compact_json(found) if found else ""
+
+
+def _named(name: str, tool: object) -> object:
+    """A definition that a mapping holds under its name."""
+    return {"name": name, **tool} if isinstance(tool, dict) and not {"name", "function"} & tool.keys() else tool

@@ -87,13 +87,17 @@ def _turns(value: object, name: str, rules: Rules) -> Iterator[Message]:
     if role != "system":  # whose content may be null, which parquet leaves out
         _require_any(entry, _SAYS, "content", name)
     turn = rules.keys.known(name, entry, _KNOWN)
-    key, weight = one_of(turn, given(turn, _WEIGHTS), name)
-    trained = is_trained(weight, f"{key} of {name}")
+    weights = {is_trained(turn[key], f"{key} of {name}") for key in given(turn, _WEIGHTS)}
+    if len(weights) > 1:
+        raise BadSample(f"{name} is to be trained on, and not: {', '.join(given(turn, _WEIGHTS))}")
+    trained = weights != {False}
     _, content = one_of(turn, given(turn, CONTENT), name)
     results = role in ("tool", "function")
     if results and isinstance(content, (dict, list)) and turn.get("parts") is None and not is_parts(content):
         content = [{"type": "tool_result", "content": content}]
     if role == "function_call":
+        if extra := filled(turn, ("refusal", "tool_calls", "function_call")):
+            raise BadSample(f"{name} has {extra[0]} beside a call: keep one of them")
         with _naming(name):
             parts, role = _calling(content, rules.keys), "assistant"
     else:
@@ -103,7 +107,7 @@ def _turns(value: object, name: str, rules: Rules) -> Iterator[Message]:
         return
     if extra := filled(turn, _ANSWER) or parts.thinking or parts.calls or (parts.results if role == "system" else []):
         raise BadSample(f"{name} ({role}) has {reprlib.repr(extra[0])}: only an assistant's message may")
-    if key and trained:
+    if True in weights:
         rules.changes["weights of messages that are no answers ignored"] += 1
     yield from (Message("function" if role == "function" else "tool", result) for result in parts.results)
     if parts.text is None and role != "system" and not parts.results:
@@ -121,11 +125,16 @@ def _require_any(turn: Mapping[str, Any], names: Sequence[str], ours: str, name:
 
 
 def _role(turn: Mapping[str, Any], name: str) -> str:
-    key, value = one_of(turn, given(turn, SPEAKER), name)
-    speaker = expect(str, value, f"{key or SPEAKER[0]} of {name}", "a text")
-    if role := ROLE_OF.get(speaker.strip().lower()):
-        return role
-    raise BadSample(f"{name} has an unknown role: {reprlib.repr(speaker)}, known: {', '.join(ROLE_OF)}")
+    keys, roles = given(turn, SPEAKER) or SPEAKER[:1], set()
+    for key in keys:
+        speaker = expect(str, turn.get(key), f"{key} of {name}", "a text")
+        role = ROLE_OF.get(speaker.strip().lower())
+        if role is None:
+            raise BadSample(f"{name} has an unknown role: {reprlib.repr(speaker)}, known: {', '.join(ROLE_OF)}")
+        roles.add(role)
+    if len(roles) > 1:
+        raise BadSample(f"{name} has {' and '.join(keys)}, which differ: keep one of them")
+    return roles.pop()
 
 
 def _calling(content: object, keys: Keys) -> Parts:

@@ -118,8 +118,10 @@ def _require_usable(file: RawFile) -> None:
     elif not file.path.is_file():
         what = "is not a regular file, or is a broken link"
     elif not suffix_of(file.path):
-        what = f"unknown kind of file {file.path.suffix.lower() or '(no suffix)'}"
+        what = f"unknown kind of file {''.join(file.path.suffixes[-2:]).lower() or '(no suffix)'}"
         remedy = f"known are {_KNOWN}: unpack or convert it, or move it away"
+        if file.path.suffix.lower() == ".txt":
+            remedy = "plain text has no roles: write each conversation as a JSON object on a line of a .jsonl file"
     if what:
         raise UserError(what, where=file.path, remedy=remedy)
 

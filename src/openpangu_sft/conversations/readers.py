@@ -6,6 +6,7 @@ An unreadable record is reported as one, and reading continues after it; a file 
 from __future__ import annotations
 
 import codecs
+import contextlib
 import json
 import re
 from collections.abc import Iterator
@@ -128,7 +129,12 @@ def _read_array(path: Path, encoding: str) -> Iterator[RawRecord]:
     if begin == len(text):
         return
     if text[begin] != "[":
-        remedy = "keep only the list, [{…}, {…}]; jq -s . OLD.json > NEW.json makes one of objects one after another"
+        remedy = "put the records into one list, [{…}, {…}]; of objects one after another jq -s . OLD.json > NEW.json"
+        with contextlib.suppress(ValueError, RecursionError, AttributeError):
+            for name, value in json.loads(text).items():  # one object: the records may be under a key of it
+                if isinstance(value, list) and value and value[0].keys().isdisjoint(("role", "from")):
+                    key = json.dumps(name)[:80]
+                    remedy = f"keep only the list under {key}: jq '.[{key}]' OLD.json > NEW.json"
         raise UserError("is not an array of records", where=path, remedy=remedy)
     end = begin = _skip_blank(text, begin + 1)
     mark = text[begin : begin + 1]

@@ -118,10 +118,10 @@ def judge_cann(version: str, remedy: str) -> Finding:
 
 def in_series(version: str, series: str) -> bool:
     """Whether a version belongs to a series or its patches: 24.1.rc3.7 is of 24.1.RC3, 24.1.rc3.alpha1 is not."""
-    return bool(re.fullmatch(rf"{re.escape(series)}(\.(?!alpha|beta|rc)\w+)*", version, re.IGNORECASE))
+    return bool(re.fullmatch(rf"V?{re.escape(series)}([._-](?!alpha|beta|rc)\w+)*", version, re.IGNORECASE))
 
 
 def is_older(version: str, series: str) -> bool:
     """Whether a version that is not in a series is older: by its release and rc, so 24.1.rc3.alpha1 is."""
-    match = re.match(r"[0-9]{1,9}(\.[0-9]{1,9})*(\.?rc[0-9]{1,9})?", version, re.IGNORECASE | re.ASCII)
+    match = re.match(r"V?[0-9]{1,9}(\.[0-9]{1,9})*(\.?rc[0-9]{1,9})?", version, re.IGNORECASE | re.ASCII)
     return match is None or Version(match[0]) <= Version(series)

@@ -73,6 +73,7 @@ def make_report(recipe: Recipe, gibs: Sequence[float], tokens_per_second: Option
 def as_json(report: Report) -> dict[str, Any]:
     """Texts, numbers and lists only; sizes in bytes."""
     recipe, memory, speed = report.recipe, report.memory, report.speed
+    known = recipe.train.iterations
     return {
         "engine": recipe.train.engine,
         "parallel": {**recipe.parallel.model_dump(), "data": recipe.parallel.data},
@@ -94,13 +95,14 @@ def as_json(report: Report) -> dict[str, Any]:
         "dataset": report.counts,
         "course": report.course._asdict() if report.course else None,
         "warnings": report.warnings,
-        "checkpoints": report.disk._asdict(),
+        "iterations": known or None,  # not known with train.epochs before the dataset is merged
+        "checkpoints": report.disk._asdict() if known else None,
         "time": {
             "tokens_per_second": speed.tokens,
             "source": speed.source,
             "tokens_per_iteration": report.tokens,
-            "seconds": report.seconds,
-            "least_seconds": report.least_seconds,
+            "seconds": report.seconds if known else None,
+            "least_seconds": report.least_seconds if known else None,
             "highest_tokens_per_second": report.highest_rate,
         },
     }

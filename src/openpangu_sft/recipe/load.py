@@ -18,7 +18,7 @@ from ruamel.yaml.nodes import MappingNode, SequenceNode
 from openpangu_sft.artifacts.artifact import MANIFEST, parse_manifest
 from openpangu_sft.recipe.auto import AUTO, SECTIONS, recompute_is_auto, valid_splits, with_auto_split
 from openpangu_sft.recipe.model_config import CONFIG, model_of, read_config, require_stated
-from openpangu_sft.recipe.rules import INSTEAD, complaints
+from openpangu_sft.recipe.rules import INSTEAD
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.recipe.section import Conflict
 from openpangu_sft.recipe.sections import Model, Paths, UnknownModel
@@ -66,10 +66,7 @@ def load_recipe(path: Path, overrides: Iterable[str] = (), choose: Choose = _ref
         raise _first_complaint(error, text, given, path) from None
     recompute = recompute_is_auto(content)
     recipe = choose(found, recompute) if recompute or len(found) > 1 else found[0]
-    recipe = _with_iterations(recipe)
-    for conflict in complaints(recipe):
-        raise UserError(conflict.what, where=path, remedy=conflict.remedy)
-    return recipe
+    return _with_iterations(recipe)
 
 
 def _drop_replaced(content: dict[str, Any], given: Collection[str]) -> None:
@@ -85,10 +82,11 @@ def _with_iterations(recipe: Recipe) -> Recipe:
     manifest, train = recipe.path("dataset") / MANIFEST, recipe.train
     if not train.epochs or not manifest.is_file():
         return recipe
-    packs = 0
+    found: object = 0
     with suppress(UserError):  # the stages that read the dataset say what is wrong with it
-        packs = parse_manifest(manifest, "").counts.get("packs", 0)
-    iterations = math.ceil(train.epochs * packs / train.global_batch_size)
+        found = parse_manifest(manifest, "").counts.get("packs")
+    packs = found if isinstance(found, int) else 0
+    iterations = math.ceil(round(train.epochs * packs / train.global_batch_size, 6))
     resolved = {"iterations": iterations, "epochs": 0.0 if packs else train.epochs}
     return recipe.model_copy(update={"train": train.model_copy(update=resolved)})
 

@@ -62,6 +62,7 @@ def _others(recipe: Sections) -> Iterator[Conflict]:
     decay = train.lr_wsd_decay_ratio * train.iterations if train.lr_decay_style == "WSD" else 0
     if 0 < train.iterations <= train.warmup or 0 < train.iterations < train.warmup + decay:
         what = f"a warm-up of {train.warmup} iterations leaves too few of train.iterations {train.iterations}"
+        what += f" for the decay of train.lr_wsd_decay_ratio {train.lr_wsd_decay_ratio:g}" if decay else ""
         keys = ("train.lr_warmup_iterations", "train.lr_warmup_ratio", "train.iterations", "train.lr_wsd_decay_ratio")
         yield Conflict(what, "lower the warm-up", *keys)
     yield from _indivisible(recipe, WORLD, SPLIT)

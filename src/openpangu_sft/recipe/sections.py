@@ -269,7 +269,7 @@ class Train(Section):
     @property
     def warmup(self) -> int:
         """Linear warm-up iterations."""
-        return self.lr_warmup_iterations or round(self.lr_warmup_ratio * self.iterations)
+        return self.lr_warmup_iterations or int(self.lr_warmup_ratio * self.iterations + 1e-6)
 
 
 class Chat(Section):

@@ -55,8 +55,8 @@ def _draw(label: str, runs: Sequence[Run], values: Sequence[Sequence[float]], lo
             iterations, numbers = thinned(run, curve)
             # NaN leaves a gap; beyond 1e300 there would be no numbers left for the axis
             axis.plot(iterations, np.where(abs(numbers) < 1e300, numbers, np.nan), color=colour, linewidth=1.4)
-            if losses and run.validation_losses:
-                axis.plot(*zip(*run.validation_losses), "o", color=colour, markersize=5)
+            if marks := [one for one in run.validation_losses if losses and abs(one[1]) < 1e300]:
+                axis.plot(*zip(*marks), "o", color=colour, markersize=5)
         if not losses:
             axis.set_ylim(bottom=min(axis.dataLim.y0, 0))
         axis.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))

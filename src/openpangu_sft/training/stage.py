@@ -9,6 +9,7 @@ from openpangu_sft.checkpoint.convert import mcore_settings
 from openpangu_sft.checkpoint.hf import require_model
 from openpangu_sft.checkpoint.sharding import parameter_count
 from openpangu_sft.dataset.preprocess import data_settings
+from openpangu_sft.recipe.rules import complaints
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.mindspeed.start import run_mindspeed
 from openpangu_sft.training.run.launch import launch, worker_rank
@@ -52,6 +53,8 @@ def run_manifest(recipe: Recipe) -> Manifest:
     """The manifest of a run; raises `UserError` where an input is missing or was made with other settings."""
     dataset_path, mcore_path = recipe.path("dataset"), recipe.path("mcore")
     dataset = read_manifest(dataset_path, "dataset", "run make preprocess and make merge")
+    for conflict in complaints(recipe):  # train.epochs are iterations now
+        raise UserError(conflict.what, remedy=conflict.remedy)
     mcore = read_manifest(mcore_path, "mcore", "run make convert")
     require_model(recipe.path("hf"), recipe.model)
     settings = data_settings(recipe)

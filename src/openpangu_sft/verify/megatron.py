@@ -65,7 +65,8 @@ def patched_core(folder: Path) -> Path:
 
     Raises `UserError` where megatron-core or git is not installed, or a patch does not apply.
     """
-    patches = sorted(PATCHES.glob("*.patch"))
+    # PyPI's package has megatron/core only
+    patches = [patch for patch in sorted(PATCHES.glob("*.patch")) if "a/megatron/core/" in patch.read_text("utf-8")]
     if not patches:
         raise UserError("no patches for Megatron-LM here", where=PATCHES, remedy="run from a clone of this project")
     require_git("applies the patches to megatron-core")

@@ -18,7 +18,7 @@ from openpangu_sft.training.mindspeed.run_directory import link_data, newest_com
 from openpangu_sft.training.mindspeed.sources import ROOT, SOURCES, STAND_IN, require_ready
 from openpangu_sft.training.run.launch import torchrun_options, worker_environment
 from openpangu_sft.training.run.provenance import record_start
-from openpangu_sft.training.run.retention import bytes_at_start
+from openpangu_sft.training.run.retention import LENGTH, bytes_at_start
 from openpangu_sft.util.ascend import VARIABLE, visible
 from openpangu_sft.util.console import console
 from openpangu_sft.util.errors import UserError
@@ -48,7 +48,7 @@ def run_mindspeed(recipe: Recipe, manifest: Manifest, command_line: Sequence[str
         data = link_data(run, recipe.path("dataset"), dataset.digest)
         command, done = plan(recipe, sources, data, is_main=first)
         if done >= recipe.train.iterations:
-            console.print(f"this run has {done} iterations already: raise train.iterations to continue")
+            console.print(f"this run has {done} iterations already: raise {LENGTH} to continue")
             return
         if done:
             console.print(f"resuming after iteration {done}")

@@ -34,11 +34,11 @@ from openpangu_sft.training.portable.state import load_engine_state, newest_chec
 from openpangu_sft.training.run import memory, metrics
 from openpangu_sft.training.run.launch import worker_rank
 from openpangu_sft.training.run.provenance import record_start
-from openpangu_sft.training.run.retention import prune
+from openpangu_sft.training.run.retention import LENGTH, prune
 from openpangu_sft.training.run.step import Step
 from openpangu_sft.util.console import console, progress, say
 from openpangu_sft.util.errors import Interrupted, UserError
-from openpangu_sft.util.signals import on_signals
+from openpangu_sft.util.signals import end_with_parent, on_signals
 
 AT_ONCE = "at once: run make sft again to resume after the newest checkpoint"
 
@@ -56,7 +56,8 @@ def train(recipe: Recipe, manifest: Manifest, command_line: Sequence[str], plann
     """
     device, received = _device(recipe), list[int]()
     with _failures_named(received):
-        if worker_rank() is not None:  # the process group ends with the command line
+        if worker_rank() is not None:
+            end_with_parent()  # torchrun's agent may be killed  # the process group ends with the command line
             distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
             distributed.barrier()  # the first process has prepared the run's directory
         _Training(recipe, manifest, device, planned, received).run(command_line)
@@ -108,18 +109,19 @@ class _Training:
         last, self.begun = self.recipe.train.iterations, self.iteration
         if self.iteration >= last:
             if self.rank == 0:
-                console.print(f"this run has {self.iteration} iterations already: raise train.iterations to continue")
+                console.print(f"this run has {self.iteration} iterations already: raise {LENGTH} to continue")
             return
         if self.rank == 0:
             record_start(self.recipe, self.manifest, self.iteration, command_line)
             metrics.keep_until(self.directory, self.iteration)
             if self.iteration:
                 console.print(f"resuming after iteration {self.iteration}")
+        note = ""
         with on_signals(self._stop), self._progress() as advance:
             while self.iteration < last:
+                self.step.begin(note)
                 note = self._step(advance)
                 advance(1, note)
-                self.step.begin(note)
                 stop = self._any_process(self.received)
                 if stop or self.iteration % self.recipe.train.save_interval == 0 or self.iteration == last:
                     self._save()
@@ -255,7 +257,7 @@ def _failures_named(received: Sequence[int]) -> Iterator[None]:
     except RuntimeError as error:
         if not any(name in str(error) for name in ("gloo", "NCCL")):
             raise
-        if len(received) > 1:
+        if received:  # several signals at once may be one to this process, and two to another
             raise Interrupted(received[-1], AT_ONCE) from None
         what = "another process of this run is gone or does not answer"
         raise UserError(what, remedy="see its message, then run make sft again") from None

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn, Optional
 
 from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.util.console import say
 from openpangu_sft.util.errors import UserError
 from openpangu_sft.util.signals import end_with_parent, on_signals, signal_children
 
@@ -38,6 +40,8 @@ def launch(recipe: Recipe, command_line: Sequence[str]) -> NoReturn:
 
     with on_signals(forward):  # torchrun would end the workers after 30 seconds
         code = os.waitstatus_to_exitcode(os.waitpid(agent, 0)[1])
+    if code < 0:
+        say(f"torchrun was ended by {signal.Signals(-code).name}, not by a stop of this run: is memory full?")
     sys.exit(code if code >= 0 else 128 - code)
 
 

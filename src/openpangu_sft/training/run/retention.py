@@ -14,6 +14,7 @@ from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.console import say
 from openpangu_sft.util.errors import UserError
 
+LENGTH = "train.iterations or train.epochs"
 MOST_AT_START = 2  # checkpoints that must have room before training starts; disk may be added during a run of days
 
 
@@ -66,6 +67,8 @@ def newest_whole(run: Path, is_whole: Callable[[int], bool], is_main: bool) -> O
 
 def prune(run: Path, keep: Optional[int], newest: int) -> None:
     """Removes all checkpoints up to `newest`, the last complete one, but the `keep` newest of them."""
+    for left_over in run.glob(".iter_*.removed"):
+        shutil.rmtree(left_over)
     if keep is None:
         return
     finished = [iteration for iteration in iterations(run) if iteration <= newest]

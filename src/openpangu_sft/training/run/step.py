@@ -17,9 +17,12 @@ class Step:
     def begin(self, note: str = "") -> None:
         """`note` is that of the step before."""
         self.began, self.done, self.size, self._note = time.monotonic(), 0, 0, note
+        self._first = 0, self.began  # micro batches done when they were first counted, and when that was
 
     def update(self, done: int, size: int) -> str:
         """So many of its micro batches are done; returns a note for the progress bar."""
+        if not self.done:
+            self._first = done, time.monotonic()
         self.done, self.size = done, size
         slow = time.monotonic() - self.began > SLOW
         return ", ".join(filter(None, [self._note, f"micro-batch {done}/{size}" if slow else ""]))
@@ -27,7 +30,7 @@ class Step:
     def stopping(self) -> str:
         """What to tell after the first signal."""
         when = ""
-        if self.done:
-            seconds = (time.monotonic() - self.began) / self.done * (self.size - self.done)
+        if self.done and (since := self.done - self._first[0]):
+            seconds = (time.monotonic() - self._first[1]) / since * (self.size - self.done)
             when = f", in about {seconds:.0f} s"
         return f"stopping: a checkpoint is saved after this step{when} (once more: stop now, without it)"
