@@ -9,13 +9,12 @@ from typing import Optional
 
 import click
 
-from openpangu_sft.cli.options import option, show, show_chosen, stage, without_torch
+from openpangu_sft.cli.options import iteration_in, iteration_option, option, show, show_chosen, stage, without_torch
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.console import print_rows, print_table, say, stdout
 from openpangu_sft.util.errors import UserError, explain_os_error
 
 FROM = option("--from", "source", type=Path, metavar="DIR", help="another checkpoint, a run, or a LoRA adapter")
-ITERATION = option("--iteration", type=click.IntRange(0), metavar="N", help="of a run  [default: the newest]")
 DTYPE = option("--dtype", type=click.Choice(["fp32", "bf16", "fp16"]), help="of the result  [default: unchanged]")
 FORM = click.Choice(["llama", "openpangu", "peft"])
 ONLY = click.Choice(["tensors", "manifest"])
@@ -24,9 +23,9 @@ LOGITS = ("in", "prompt", "tokens", "logit", "difference", "same", "check")
 
 @stage("convert", "--set parallel.tensor=2 --set parallel.pipeline=2")
 @FROM
-@ITERATION
+@iteration_option
 @DTYPE
-def convert_command(recipe: Recipe, source: Optional[Path], iteration: Optional[int], dtype: Optional[str]) -> None:
+def convert_command(recipe: Recipe, source: Optional[Path], iteration: Optional[str], dtype: Optional[str]) -> None:
     """Convert a checkpoint to Megatron-core.
 
     From Hugging Face in paths.hf, or from any other, to the recipe's TP and PP.
@@ -34,16 +33,17 @@ def convert_command(recipe: Recipe, source: Optional[Path], iteration: Optional[
     from openpangu_sft.checkpoint.convert import run_convert
 
     show_chosen(recipe)
-    show("mcore checkpoint", recipe.path("mcore"), run_convert(recipe, source, iteration, dtype))
+    chosen = iteration_in(source or recipe.path("run"), iteration)
+    show("mcore checkpoint", recipe.path("mcore"), run_convert(recipe, source, chosen, dtype))
 
 
 @stage("export", "--iteration 400 --form openpangu")
 @FROM
-@ITERATION
+@iteration_option
 @DTYPE
 @option("--form", type=FORM, default="llama", show_default=True, help="export format")
 def export_command(
-    recipe: Recipe, source: Optional[Path], iteration: Optional[int], dtype: Optional[str], form: str
+    recipe: Recipe, source: Optional[Path], iteration: Optional[str], dtype: Optional[str], form: str
 ) -> None:
     """Export the run's newest checkpoint to Hugging Face.
 
@@ -53,19 +53,20 @@ def export_command(
     without_torch()
     from openpangu_sft.checkpoint.export import run_export
 
-    show("Hugging Face checkpoint", recipe.path("export"), run_export(recipe, source, iteration, form, dtype))
+    chosen = iteration_in(source or recipe.path("run"), iteration)
+    show("Hugging Face checkpoint", recipe.path("export"), run_export(recipe, source, chosen, form, dtype))
 
 
 @stage("verify", "--mcore /cache/ckpts/pangu_model_mcore --tensors")
 @option("--hf", type=Path, metavar="DIR", help="Hugging Face checkpoint  [default: paths.hf]")
 @option("--mcore", type=Path, metavar="DIR", help="Megatron-core checkpoint or run  [default: paths.mcore]")
-@ITERATION
+@iteration_option
 @option(
     "--manifest", "only", variable="ONLY", type=ONLY, flag_value="manifest", help="check mcore files' checksums only"
 )
 @option("--tensors", "only", variable="ONLY", type=ONLY, flag_value="tensors", help="compare the tensors only")
 def verify_command(
-    recipe: Recipe, hf: Optional[Path], mcore: Optional[Path], iteration: Optional[int], only: Optional[str]
+    recipe: Recipe, hf: Optional[Path], mcore: Optional[Path], iteration: Optional[str], only: Optional[str]
 ) -> None:
     """Check that two checkpoints are the same model.
 
@@ -79,7 +80,7 @@ def verify_command(
 
             print_table(f"files: {mcore}", check_manifest(mcore))
         else:
-            _compare(recipe, hf, mcore, iteration, only == "tensors")
+            _compare(recipe, hf, mcore, iteration_in(mcore, iteration), only == "tensors")
 
 
 @contextlib.contextmanager

@@ -18,13 +18,14 @@ from openpangu_sft.artifacts.artifact import Manifest
 from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.recipe.schema import ChosenRecipe, Recipe
 from openpangu_sft.recipe.sections import UnknownModel
-from openpangu_sft.util.console import console, print_table
-from openpangu_sft.util.errors import printable
+from openpangu_sft.util.console import console, print_table, say
+from openpangu_sft.util.errors import UserError, printable
 
 PREFIX = "OPENPANGU_"
 """The Makefile exports its variables under this prefix: DTYPE as OPENPANGU_DTYPE. An empty one counts as not given."""
 _exported: set[str] = set()
 
+BEST = "best"
 COUNTED = ("reasons", "ignored_keys", "changes")  # counts by name, of which `show` prints the highest
 ENTRIES_ON_A_SCREEN = 6
 
@@ -97,6 +98,30 @@ def _choose(recipes: Sequence[Recipe], recompute: bool) -> Recipe:
     from openpangu_sft.plan.choose import choose
 
     return choose(recipes, recompute)
+
+
+def iteration_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--iteration: a number, or best; see `iteration_in`."""
+
+    def number(text: str) -> str:
+        if text == BEST or text.isdecimal():
+            return text
+        raise click.BadParameter(f"{text!r} is neither the number of an iteration nor {BEST}")
+
+    return option("--iteration", type=number, metavar="N", help="of a run, or best  [default: the newest]")(function)
+
+
+def iteration_in(run: Path, given: Optional[str]) -> Optional[int]:
+    """The iteration that is meant by --iteration; None: the newest."""
+    if given != BEST:
+        return None if given is None else int(given)
+    from openpangu_sft.training.run.retention import best_iteration
+
+    if (found := best_iteration(run)) is None:
+        remedy = "give a number, or train with train.eval_interval"
+        raise UserError("no checkpoint here was evaluated during training", where=run, remedy=remedy)
+    say(f"iteration {found} has the lowest validation loss")
+    return found
 
 
 def show_chosen(recipe: Recipe) -> None:

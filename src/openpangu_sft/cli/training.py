@@ -10,7 +10,7 @@ from typing import Optional
 
 import click
 
-from openpangu_sft.cli.options import option, recipe_arguments, show_chosen, stage
+from openpangu_sft.cli.options import iteration_in, iteration_option, option, recipe_arguments, show_chosen, stage
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.run.launch import worker_rank
 from openpangu_sft.util.console import print_table, say, stdout
@@ -63,8 +63,14 @@ def curve_command(recipe: Recipe) -> None:
 @option(
     "-m", "--model", type=Path, help="checkpoint or adapter  [default: paths.export, else paths.run, else paths.hf]"
 )
+@iteration_option
 def chat_command(
-    recipe: Recipe, prompt: Optional[str], system: str, tools: Optional[Path], model: Optional[Path]
+    recipe: Recipe,
+    prompt: Optional[str],
+    system: str,
+    tools: Optional[Path],
+    model: Optional[Path],
+    iteration: Optional[str],
 ) -> None:
     """Chat with a checkpoint.
 
@@ -74,8 +80,9 @@ def chat_command(
     from openpangu_sft.model.chat import Chat, converse, default_checkpoint
 
     definitions = read_tools(tools) if tools else ""
-    checkpoint = model.absolute() if model else default_checkpoint(recipe)
-    talker = Chat(recipe, checkpoint)
+    run = recipe.path("run") if iteration else default_checkpoint(recipe)
+    checkpoint = model.absolute() if model else run
+    talker = Chat(recipe, checkpoint, iteration_in(checkpoint, iteration))
     note = f", iteration {talker.iteration}" if talker.iteration is not None else ""
     if not model and checkpoint == recipe.path("hf"):
         note = ", the base model: paths.export and paths.run hold no checkpoint"

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional
 
-import numpy as np
 import torch
 
 from openpangu_sft.artifacts.artifact import Manifest, only_one_run, read_manifest, require_settings, sha256_of
@@ -28,15 +27,15 @@ from openpangu_sft.evaluate.record import (
 )
 from openpangu_sft.model.batches import PackedDataset
 from openpangu_sft.model.chat import Chat
-from openpangu_sft.model.llama import SEGMENTS, PackLoss, build_model, inference_device
+from openpangu_sft.model.llama import SEGMENTS, build_model, inference_device, pack_losses
 from openpangu_sft.model.tensors import tensors_of
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.tokenizer.tokenizer import Tokenizer
-from openpangu_sft.training.run.retention import iterations
+from openpangu_sft.training.run.retention import best_iteration, iterations
 from openpangu_sft.util.console import console, progress
 from openpangu_sft.util.errors import UserError, printable
 
-ALL = "all"
+ALL, BEST = "all", "best"
 AGAIN = "run make preprocess and make merge again, and train on the result"
 
 
@@ -132,8 +131,13 @@ def _iterations(run: Path, wanted: Optional[str], newest: int) -> list[int]:
         return [number for number in iterations(run) if number <= newest]
     if wanted is None:
         return [newest]
+    if wanted == BEST:
+        if (best := best_iteration(run)) is None:
+            what, remedy = "no checkpoint here was evaluated during training", "give a number, or all"
+            raise UserError(what, where=run, remedy=remedy)
+        return [best]
     if not wanted.isdecimal():
-        raise UserError(f"ITERATION={wanted} is neither a number nor {ALL}", remedy=f"give one, say, {newest}")
+        raise UserError(f"ITERATION={wanted} is neither a number, {BEST} nor {ALL}", remedy=f"give one, say, {newest}")
     return [int(wanted)]
 
 
@@ -164,14 +168,11 @@ def validation_loss(recipe: Recipe, weights: Weights, iteration: int) -> float:
     device = inference_device(recipe)
     # bf16 runs under autocast, as in training
     tensors = {name: tensor.float() for name, tensor in tensors_of(weights, recipe.model).items()}
-    pack_loss = PackLoss(build_model(recipe.path("hf"), tensors, SEGMENTS, device).eval())
+    model = build_model(recipe.path("hf"), tensors, SEGMENTS, device)
     packs = PackedDataset(recipe.path("dataset"), recipe.data.seq_length, VALIDATION)
-    total, targets = 0.0, 0
-    with torch.no_grad(), progress(f"{checkpoint_name(iteration)} (packs)", len(packs)) as advance:
-        for pack in range(len(packs)):
-            batch = packs.batch(np.array([pack]), device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.train.precision == "bf16"):
-                total += pack_loss(batch).item()
-            targets += len(batch.rows)
+    total, targets, bf16 = 0.0, 0, recipe.train.precision == "bf16"
+    with progress(f"{checkpoint_name(iteration)} (packs)", len(packs)) as advance:
+        for loss, number in pack_losses(model, packs, range(len(packs)), device, bf16):
+            total, targets = total + loss, targets + number
             advance(1, f"loss {total / targets:.4f}")
     return total / targets

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.modeling_utils import AttentionInterface, no_init_weights
 
-from openpangu_sft.model.batches import Batch
+from openpangu_sft.model.batches import Batch, PackedDataset
 from openpangu_sft.model.chunked_loss import loss_sum
 from openpangu_sft.model.layers import segment_attention, use_segments
 from openpangu_sft.model.tensors import Tensors
@@ -64,6 +66,22 @@ def tensors_of_model(model: LlamaForCausalLM, dtype: torch.dtype, trained_only: 
     """The weights by Hugging Face name, cast and on the CPU; shared ones once, under their first name."""
     named = model.named_parameters()
     return {name: each.detach().to("cpu", dtype) for name, each in named if each.requires_grad or not trained_only}
+
+
+@torch.no_grad()
+def pack_losses(
+    model: LlamaForCausalLM, dataset: PackedDataset, packs: Iterable[int], device: torch.device, bf16: bool
+) -> Iterator[tuple[float, int]]:
+    """Of each pack the sum of the cross-entropy over its trained tokens, in nats, and their number.
+
+    `bf16`: under autocast, as in training.
+    """
+    pack_loss = PackLoss(model.eval())
+    for pack in packs:
+        batch = dataset.batch(np.array([pack]), device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            loss = pack_loss(batch).item()
+        yield loss, len(batch.rows)
 
 
 class PackLoss(torch.nn.Module):

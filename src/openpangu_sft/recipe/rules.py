@@ -65,6 +65,11 @@ def _others(recipe: Sections) -> Iterator[Conflict]:
         what += f" for the decay of train.lr_wsd_decay_ratio {train.lr_wsd_decay_ratio:g}" if decay else ""
         keys = ("train.lr_warmup_iterations", "train.lr_warmup_ratio", "train.iterations", "train.lr_wsd_decay_ratio")
         yield Conflict(what, "lower the warm-up", *keys)
+    if (train.keep_best or train.early_stop.patience) and not train.eval_interval:
+        wanted = ("train.keep_best", "train.early_stop.patience", "train.eval_interval")
+        yield Conflict("train.keep_best and train.early_stop need evaluations", f"set {wanted[2]}", *wanted)
+    if train.keep_best and train.eval_interval:
+        yield from _indivisible(recipe, ("train.save_interval",), ("train.eval_interval",))
     yield from _indivisible(recipe, WORLD, SPLIT)
     yield from _indivisible(recipe, ("data.seq_length",), ("parallel.context",))
     yield from _indivisible(recipe, ("train.global_batch_size",), ("train.micro_batch_size", REPLICAS))

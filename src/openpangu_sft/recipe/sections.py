@@ -210,6 +210,13 @@ class Parallel(Section):
         return self.world // (self.tensor * self.pipeline * self.context)
 
 
+class EarlyStop(Section):
+    """Ending training when the validation loss no longer falls."""
+
+    patience: int = Field(default=0, ge=0)
+    """Evaluations without a new lowest loss after which training ends; 0: it goes on."""
+
+
 class Train(Section):
     """Supervised fine-tuning."""
 
@@ -257,6 +264,11 @@ class Train(Section):
     """Iterations between checkpoints."""
     keep_checkpoints: Optional[int] = Field(default=None, gt=0)
     """Number of checkpoints to keep, the newest ones; none keeps all."""
+    eval_interval: int = Field(default=0, ge=0)
+    """Iterations between evaluations on the validation split during training; 0: none."""
+    keep_best: bool = False
+    """Keep the checkpoint with the lowest validation loss too; ITERATION=best selects it."""
+    early_stop: EarlyStop = EarlyStop()
     device_tflops: float = Field(default=313.0, ge=0.001, le=1_000_000)
     """Peak TFLOP/s per device; used only for MFU."""
     device_memory: float = Field(default=64.0, ge=0.1, le=100_000)

@@ -8,6 +8,7 @@ from openpangu_sft.artifacts.artifact import MANIFEST, Manifest, only_one_run, r
 from openpangu_sft.checkpoint.convert import mcore_settings
 from openpangu_sft.checkpoint.hf import require_model
 from openpangu_sft.checkpoint.sharding import parameter_count
+from openpangu_sft.dataset.index_file import VALIDATION
 from openpangu_sft.dataset.preprocess import data_settings
 from openpangu_sft.recipe.rules import complaints
 from openpangu_sft.recipe.schema import Recipe
@@ -16,6 +17,7 @@ from openpangu_sft.training.run.launch import launch, worker_rank
 from openpangu_sft.util.errors import UserError
 
 FREE_TO_CHANGE = {"train.device", "train.save_interval", "train.recompute", "train.iterations", "train.epochs"}
+FREE_TO_CHANGE |= {"train.eval_interval", "train.keep_best", "train.early_stop"}
 FREE_TO_CHANGE |= {"train.keep_checkpoints", "train.device_tflops", "train.device_memory", "train.upstream_flags"}
 """Settings that may change when a run resumes: they do not affect the loss, or are meant to."""
 SCHEDULE = {"train.lr", "train.min_lr", "train.lr_decay_style", "train.lr_wsd_decay_ratio"}
@@ -55,6 +57,10 @@ def run_manifest(recipe: Recipe) -> Manifest:
     dataset = read_manifest(dataset_path, "dataset", "run make preprocess and make merge")
     for conflict in complaints(recipe):  # train.epochs are iterations now
         raise UserError(conflict.what, remedy=conflict.remedy)
+    if recipe.train.eval_interval and not dataset.counts.get(VALIDATION):
+        what = "has no validation split, and train.eval_interval asks for evaluations"
+        remedy = "set data.validation_share=0.05, and run make preprocess and make merge again"
+        raise UserError(what, where=dataset_path, remedy=remedy)
     mcore = read_manifest(mcore_path, "mcore", "run make convert")
     require_model(recipe.path("hf"), recipe.model)
     settings = data_settings(recipe)

@@ -19,7 +19,8 @@ _FIELDS = {
     "grad_norm": re.compile(r"grad norm: (\S+)"),
 }
 _ERROR = re.compile(r"^(?:\[rank\d+\]:\s*)?([A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)|EL0004): (.+)")
-_MEMORY = re.compile(r'openpangu-sft memory: (\{"peak":\d+,"left":-?\d+,"total":\d+\})')  # hooks/memory.py
+_MEMORY = re.compile(r'openpangu-sft memory: (\{"peak":\d+,"left":-?\d+,"total":\d+\})')  # hooks/iteration.py
+_VALIDATION = re.compile(r"openpangu-sft validation: ([0-9.e+-]+|nan|inf)$")
 _MICRO_BATCHES = re.compile(r"openpangu-sft micro-batch: (\d{1,9})/(\d{1,9})$")  # hooks/loss.py
 
 SAVED = re.compile(r"successfully saved checkpoint at iteration\s+(\d+)")
@@ -46,6 +47,12 @@ def micro_batches_of(line: str) -> Optional[tuple[int, int]]:
     """How many micro batches of an iteration are done, and how many it has; or None."""
     found = _MICRO_BATCHES.search(line.rstrip())
     return (int(found[1]), int(found[2])) if found else None
+
+
+def validation_of(line: str) -> Optional[float]:
+    """The loss on the validation split that a line reports, or None."""
+    found = _VALIDATION.search(line.rstrip())
+    return _number(found) if found else None
 
 
 def memory_of(line: str) -> Optional[DeviceMemory]:

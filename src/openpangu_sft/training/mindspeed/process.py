@@ -26,7 +26,7 @@ from openpangu_sft.model.flops import model_flops_utilisation
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.mindspeed import log
 from openpangu_sft.training.run import memory, metrics
-from openpangu_sft.training.run.retention import prune
+from openpangu_sft.training.run.retention import prune, stops_early
 from openpangu_sft.training.run.step import Step
 from openpangu_sft.util.console import console, progress, say
 from openpangu_sft.util.errors import Interrupted, UserError
@@ -62,6 +62,9 @@ class Training:
     def __init__(self, recipe: Recipe, dataset: Manifest, done: int, planned: int = 0) -> None:
         self.recipe, self.run, self.iteration, self.planned = recipe, recipe.path("run"), done, planned
         self.memory: Optional[memory.DeviceMemory] = None
+        self.validation: Optional[float] = None
+        self.losses = {one: loss for one, loss in metrics.validation_losses(self.run).items() if one <= done}
+        self.enough = ""  # why training ends early
         # the mean of the data: upstream does not report how much of a pack is padding
         self.tokens = round(recipe.train.global_batch_size * dataset.counts["tokens"] / dataset.counts["packs"])
         self.errors: list[str] = []
@@ -149,14 +152,19 @@ class Training:
                     note = self._note(row)
                     advance(1, note)
                     self.step.begin(note)
+                    if not self.enough and (enough := stops_early(self.recipe, self.losses)):
+                        self.enough = enough
+                        signal_children(process.pid, signal.SIGTERM)
                 elif micro_batches := log.micro_batches_of(line):
                     advance(0, self.step.update(*micro_batches))
+                elif (validation := log.validation_of(line)) is not None:
+                    self.validation = validation
                 elif measured := log.memory_of(line):
                     self.memory = measured
                     measured.show(self.planned)
                 elif saved := log.SAVED.search(line):
                     self.saved = int(saved[1])
-                    prune(self.run, self.recipe.train.keep_checkpoints, self.saved)
+                    prune(self.run, self.recipe.train, self.saved)
                 elif log.NO_CHECKPOINT.search(line):
                     self.without_checkpoint = True
                     signal_children(process.pid, signal.SIGKILL)
@@ -166,6 +174,9 @@ class Training:
     def _note(self, row: metrics.Row) -> str:
         """Records an iteration; returns the note for the progress bar."""
         self.iteration, row.memory, self.memory = row.iteration, self.memory, None
+        row.validation, self.validation = self.validation, None
+        if row.validation is not None:
+            self.losses[row.iteration] = row.validation
         if warning := log.warning(row, self.recent):
             console.print(warning, style="yellow")
         self.recent.append(row)
@@ -182,6 +193,9 @@ class Training:
             if code == 0 and self.saved == self.iteration:
                 state = f"after iteration {self.iteration}, which is saved: run make sft again to resume"
             raise Interrupted(self.received[0], state)
+        if self.enough and not code and self.saved == self.iteration:
+            say(self.enough)
+            return
         what, full = "", next(filter(log.memory_is_full, self.errors), "")
         if code:
             what = f"training ended with exit code {code if code > 0 else 128 - code}"

@@ -10,7 +10,7 @@ from typing import Optional
 from openpangu_sft.checkpoint.files.torch_read import is_whole
 from openpangu_sft.checkpoint.mcore import OPTIMIZER_FILE, iteration_directory, rank_file
 from openpangu_sft.checkpoint.sharding import layout_of
-from openpangu_sft.dataset.index_file import PREFIX
+from openpangu_sft.dataset.index_file import PREFIX, VALIDATION
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.run.retention import newest_whole
 
@@ -26,7 +26,7 @@ def link_data(run: Path, dataset: Path, digest: str) -> Path:
         if stale != folder:
             shutil.rmtree(stale, ignore_errors=True)  # several nodes may do so at once
     folder.mkdir(exist_ok=True)
-    for file in dataset.glob(f"{PREFIX}_packed_*"):
+    for file in (*dataset.glob(f"{PREFIX}_packed_*"), *dataset.glob(f"{VALIDATION}_packed_*")):
         with contextlib.suppress(FileExistsError):
             (folder / file.name).symlink_to(file)
     return folder / PREFIX

@@ -17,10 +17,11 @@ from openpangu_sft.training.mindspeed.process import Command, Training
 from openpangu_sft.training.mindspeed.run_directory import link_data, newest_complete
 from openpangu_sft.training.mindspeed.sources import ROOT, SOURCES, STAND_IN, require_ready
 from openpangu_sft.training.run.launch import torchrun_options, worker_environment
+from openpangu_sft.training.run.metrics import validation_losses
 from openpangu_sft.training.run.provenance import record_start
-from openpangu_sft.training.run.retention import LENGTH, bytes_at_start
+from openpangu_sft.training.run.retention import LENGTH, bytes_at_start, stops_early
 from openpangu_sft.util.ascend import VARIABLE, visible
-from openpangu_sft.util.console import console
+from openpangu_sft.util.console import console, say
 from openpangu_sft.util.errors import UserError
 
 ENVIRONMENT = {"CUDA_DEVICE_MAX_CONNECTIONS": "1", "HCCL_CONNECT_TIMEOUT": "1200"}
@@ -47,6 +48,10 @@ def run_mindspeed(recipe: Recipe, manifest: Manifest, command_line: Sequence[str
             write_manifest(run, manifest)  # first of all: other nodes wait for it
         data = link_data(run, recipe.path("dataset"), dataset.digest)
         command, done = plan(recipe, sources, data, is_main=first)
+        losses = {one: loss for one, loss in validation_losses(run).items() if one <= done}
+        if words := stops_early(recipe, losses):
+            say(words)
+            return
         if done >= recipe.train.iterations:
             console.print(f"this run has {done} iterations already: raise {LENGTH} to continue")
             return

@@ -24,8 +24,9 @@ from transformers import LlamaForCausalLM
 
 from openpangu_sft.artifacts.artifact import Manifest
 from openpangu_sft.checkpoint.mcore_reader import open_mcore
+from openpangu_sft.dataset.index_file import VALIDATION
 from openpangu_sft.model.batches import Batch, PackedDataset, micro_batches, training_order
-from openpangu_sft.model.llama import SEGMENTS, PackLoss, build_model
+from openpangu_sft.model.llama import SEGMENTS, PackLoss, build_model, pack_losses
 from openpangu_sft.model.tensors import tensors_of
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.portable.lora import build_lora
@@ -33,8 +34,9 @@ from openpangu_sft.training.portable.schedule import learning_rate, parameter_gr
 from openpangu_sft.training.portable.state import load_engine_state, newest_checkpoint, save
 from openpangu_sft.training.run import memory, metrics
 from openpangu_sft.training.run.launch import worker_rank
+from openpangu_sft.training.run.metrics import validation_losses
 from openpangu_sft.training.run.provenance import record_start
-from openpangu_sft.training.run.retention import LENGTH, prune
+from openpangu_sft.training.run.retention import LENGTH, prune, stops_early
 from openpangu_sft.training.run.step import Step
 from openpangu_sft.util.console import console, progress, say
 from openpangu_sft.util.errors import Interrupted, UserError
@@ -103,6 +105,7 @@ class _Training:
             self.pack_loss = DistributedDataParallel(self.pack_loss)
         self.dataset = PackedDataset(recipe.path("dataset"), recipe.data.seq_length)
         self.reader = ThreadPoolExecutor(1)
+        self.losses = {one: loss for one, loss in validation_losses(self.directory).items() if one <= self.iteration}
         self.order = training_order(len(self.dataset), settings.iterations * settings.global_batch_size, settings.seed)
 
     def run(self, command_line: Sequence[str]) -> None:
@@ -111,23 +114,36 @@ class _Training:
             if self.rank == 0:
                 console.print(f"this run has {self.iteration} iterations already: raise {LENGTH} to continue")
             return
+        if words := stops_early(self.recipe, self.losses):
+            if self.rank == 0:
+                say(words)
+            return
         if self.rank == 0:
             record_start(self.recipe, self.manifest, self.iteration, command_line)
             metrics.keep_until(self.directory, self.iteration)
             if self.iteration:
                 console.print(f"resuming after iteration {self.iteration}")
-        note = ""
+        note, enough, interval = "", "", self.recipe.train.eval_interval
         with on_signals(self._stop), self._progress() as advance:
             while self.iteration < last:
                 self.step.begin(note)
-                note = self._step(advance)
+                row = self._step(advance)
+                if interval and self.iteration % interval == 0:
+                    row.validation = self.losses[self.iteration] = self._validate(advance)
+                if self.rank == 0:
+                    metrics.append(self.directory, row)
+                note = str(row)
                 advance(1, note)
-                stop = self._any_process(self.received)
-                if stop or self.iteration % self.recipe.train.save_interval == 0 or self.iteration == last:
+                stop, enough = self._any_process(self.received), stops_early(self.recipe, self.losses)
+                if stop or enough or self.iteration % self.recipe.train.save_interval == 0 or self.iteration == last:
                     self._save()
                 if stop:
                     state = f"after iteration {self.iteration}, which is saved: run make sft again to resume"
                     raise Interrupted(stop, state)
+                if enough:
+                    break
+        if enough and self.rank == 0:
+            say(enough)
 
     def _stop(self, number: int) -> None:
         """A signal: the first one stops after this iteration, a second one within a micro batch."""
@@ -137,8 +153,8 @@ class _Training:
         if self.rank == 0:
             say(self.step.stopping())
 
-    def _step(self, advance: Callable[[int, str], None]) -> str:
-        """One iteration; returns the note for the progress bar."""
+    def _step(self, advance: Callable[[int, str], None]) -> metrics.Row:
+        """One iteration."""
         settings = self.recipe.train
         self.iteration += 1
         rate = learning_rate(settings, self.iteration)
@@ -180,11 +196,23 @@ class _Training:
         )
         if self.device.type == "cuda" and self.iteration == self.begun + memory.MEASURED_AFTER:
             row.memory = memory.measure()
-        if self.rank == 0:
-            if row.memory:
-                row.memory.show(self.planned)
-            metrics.append(self.directory, row)
-        return str(row)
+        if self.rank == 0 and row.memory:
+            row.memory.show(self.planned)
+        return row
+
+    def _validate(self, advance: Callable[[int, str], None]) -> float:
+        """Loss on the validation split, as make evaluate computes it; each process takes a share of its packs."""
+        packs = PackedDataset(self.recipe.path("dataset"), self.recipe.data.seq_length, VALIDATION)
+        sums, mine = torch.zeros(2, dtype=torch.float64), range(self.rank, len(packs), self.recipe.parallel.data)
+        bf16 = self.recipe.train.precision == "bf16"
+        for done, found in enumerate(pack_losses(self.model, packs, mine, self.device, bf16), 1):
+            sums += torch.tensor(found, dtype=torch.float64)
+            advance(0, f"validation {done}/{len(mine)} packs")
+        self.model.train()
+        sums = sums.to(self.device)
+        if distributed.is_initialized():
+            distributed.all_reduce(sums)
+        return float(sums[0] / sums[1])
 
     def _read(self, batches: list[npt.NDArray[np.int64]]) -> Iterator[Batch]:
         """Micro batches; each is read while the one before it is computed."""
@@ -198,7 +226,7 @@ class _Training:
     def _save(self) -> None:
         if self.rank == 0:
             save(self.directory, self.recipe, self.manifest, self.model, self.optimizer, self.iteration, self.loss)
-            prune(self.directory, self.recipe.train.keep_checkpoints, self.iteration)
+            prune(self.directory, self.recipe.train, self.iteration)
             metrics.draw_curve(self.directory)
         if distributed.is_initialized():
             distributed.barrier()

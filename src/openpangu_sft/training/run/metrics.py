@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -25,14 +26,28 @@ class Row(BaseModel):
     tokens: Annotated[int, Field(ge=0, lt=2**53)]  # of all devices
     seconds: float
     memory: Optional[DeviceMemory] = None  # in the iteration in which it is measured
+    validation: Optional[float] = None  # loss on the validation split after it, where it is evaluated
 
     def __str__(self) -> str:
-        return f"loss {self.loss:.4f}, {self.tokens / self.seconds:,.0f} tokens/s"
+        validation = "" if self.validation is None else f", validation {self.validation:.4f}"
+        return f"loss {self.loss:.4f}{validation}, {self.tokens / self.seconds:,.0f} tokens/s"
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """All iterations so far, each with the fields of `Row`; raises `UserError` if a line is not an iteration."""
     return read_lines(run / METRICS, Row)
+
+
+def validation_losses(run: Path) -> dict[int, float]:
+    """Losses on the validation split during training, by iteration."""
+    rows = read_metrics(run)
+    return {row["iteration"]: row["validation"] for row in rows if row.get("validation") is not None}
+
+
+def since_lowest(losses: Mapping[int, float]) -> int:
+    """Evaluations since the one with the lowest loss; `losses` are by iteration, in order."""
+    found = list(losses.values())
+    return len(found) - 1 - found.index(min(found)) if found else 0
 
 
 def keep_until(run: Path, iteration: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Callable, Optional
 
@@ -11,6 +12,8 @@ from openpangu_sft.checkpoint.mcore_reader import latest_iteration
 from openpangu_sft.checkpoint.sharding import layout_of, rank_parameter_count
 from openpangu_sft.recipe.model_config import TRACKER
 from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.recipe.sections import Train
+from openpangu_sft.training.run.metrics import since_lowest, validation_losses
 from openpangu_sft.util.console import say
 from openpangu_sft.util.errors import UserError
 
@@ -65,14 +68,37 @@ def newest_whole(run: Path, is_whole: Callable[[int], bool], is_main: bool) -> O
     return None
 
 
-def prune(run: Path, keep: Optional[int], newest: int) -> None:
-    """Removes all checkpoints up to `newest`, the last complete one, but the `keep` newest of them."""
+def best_iteration(run: Path) -> Optional[int]:
+    """The checkpoint with the lowest validation loss of those that were evaluated during training, if any."""
+    losses = validation_losses(run)
+    evaluated = [iteration for iteration in iterations(run) if iteration in losses]
+    return min(evaluated, key=losses.__getitem__, default=None)
+
+
+def stops_early(recipe: Recipe, losses: Mapping[int, float]) -> str:
+    """Why train.early_stop ends training, empty where it does not; `losses` on validation data by iteration."""
+    patience, since = recipe.train.early_stop.patience, since_lowest(losses)
+    if not patience or since < patience:
+        return ""
+    best = min(losses, key=losses.__getitem__)
+    return (
+        f"stopped early: validation loss was lowest at iteration {best:,} ({losses[best]:.4f}), {since} evaluations ago"
+    )
+
+
+def prune(run: Path, train: Train, newest: int) -> None:
+    """Removes checkpoints up to `newest`, the last complete one: all but train.keep_checkpoints of them, the newest,
+    and with train.keep_best the best.
+    """
     for left_over in run.glob(".iter_*.removed"):
         shutil.rmtree(left_over)
-    if keep is None:
+    if train.keep_checkpoints is None:
         return
     finished = [iteration for iteration in iterations(run) if iteration <= newest]
-    for iteration in finished[:-keep]:
+    kept = {*finished[-train.keep_checkpoints :], best_iteration(run) if train.keep_best else None}
+    for iteration in finished:
+        if iteration in kept:
+            continue
         directory = iteration_directory(run, iteration)
         doomed = directory.with_name(f".{directory.name}.removed")  # never taken for a checkpoint while half removed
         directory.rename(doomed)

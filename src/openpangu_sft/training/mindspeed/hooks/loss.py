@@ -83,9 +83,10 @@ def micro_batch_loss(loss: torch.Tensor, mask: torch.Tensor) -> Logged:
     `loss` is from `output_loss`; the mask, int64 [micro_batch, slice], is 1 where there is a target.
     """
     sums = torch.stack([loss.detach(), mask.sum().float()])
-    if torch.is_grad_enabled():
-        _progress.report()
-    if get_args().calculate_per_token_loss and torch.is_grad_enabled():
+    if not torch.is_grad_enabled():  # of hooks/iteration.py
+        return loss, {"sums": sums}
+    _progress.report()
+    if get_args().calculate_per_token_loss:
         logged = torch.zeros_like(sums[0])
         _sums.append(sums)
         _logged.append(logged)
