@@ -59,9 +59,12 @@ class Run:
 
     @property
     def validation_losses(self) -> list[tuple[int, float]]:
-        """Iteration and loss of every evaluation; 0 is before training."""
-        results = self.evaluation.results if self.evaluation else []
-        return [(result.iteration, result.loss) for result in results if result.loss is not None]
+        """Iteration and loss of every evaluation, in training or after it; 0 is before training."""
+        found = {row["iteration"]: row["validation"] for row in self.metrics if "validation" in row}
+        for result in self.evaluation.results if self.evaluation else []:
+            if result.loss is not None:
+                found[result.iteration] = result.loss
+        return sorted(found.items())
 
     @property
     def overfitted(self) -> bool:

@@ -164,7 +164,8 @@ class Training:
                     measured.show(self.planned)
                 elif saved := log.SAVED.search(line):
                     self.saved = int(saved[1])
-                    prune(self.run, self.recipe.train, self.saved)
+                    train = self.recipe.train
+                    prune(self.run, train.keep_checkpoints, self.saved, train.keep_best)
                 elif log.NO_CHECKPOINT.search(line):
                     self.without_checkpoint = True
                     signal_children(process.pid, signal.SIGKILL)

@@ -224,9 +224,10 @@ class _Training:
         yield ahead.result()
 
     def _save(self) -> None:
+        train = self.recipe.train
         if self.rank == 0:
             save(self.directory, self.recipe, self.manifest, self.model, self.optimizer, self.iteration, self.loss)
-            prune(self.directory, self.recipe.train, self.iteration)
+            prune(self.directory, train.keep_checkpoints, self.iteration, train.keep_best)
             metrics.draw_curve(self.directory)
         if distributed.is_initialized():
             distributed.barrier()

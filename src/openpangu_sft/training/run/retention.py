@@ -12,7 +12,6 @@ from openpangu_sft.checkpoint.mcore_reader import latest_iteration
 from openpangu_sft.checkpoint.sharding import layout_of, rank_parameter_count
 from openpangu_sft.recipe.model_config import TRACKER
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.recipe.sections import Train
 from openpangu_sft.training.run.metrics import since_lowest, validation_losses
 from openpangu_sft.util.console import say
 from openpangu_sft.util.errors import UserError
@@ -86,16 +85,14 @@ def stops_early(recipe: Recipe, losses: Mapping[int, float]) -> str:
     )
 
 
-def prune(run: Path, train: Train, newest: int) -> None:
-    """Removes checkpoints up to `newest`, the last complete one: all but train.keep_checkpoints of them, the newest,
-    and with train.keep_best the best.
-    """
+def prune(run: Path, keep: Optional[int], newest: int, best: bool = False) -> None:
+    """Removes all checkpoints up to `newest`, the last complete one, but the `keep` newest of them, and the `best`."""
     for left_over in run.glob(".iter_*.removed"):
         shutil.rmtree(left_over)
-    if train.keep_checkpoints is None:
+    if keep is None:
         return
     finished = [iteration for iteration in iterations(run) if iteration <= newest]
-    kept = {*finished[-train.keep_checkpoints :], best_iteration(run) if train.keep_best else None}
+    kept = {*finished[-keep:], best_iteration(run) if best else None}
     for iteration in finished:
         if iteration in kept:
             continue
