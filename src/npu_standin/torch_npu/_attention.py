@@ -85,7 +85,8 @@ def npu_fusion_attention(
     lengths = [end - begin for begin, end in zip([0, *actual_seq_qlen], actual_seq_qlen) if begin < end]
     segments = zip(*(torch.split(x.transpose(0, 1), lengths, dim=1) for x in (query, key, value)))
     parts = zip(*(_attend(q, k, v, scale) for q, k, v in segments))
-    result, maximum, total = (torch.cat(part, dim=1).transpose(0, 1) for part in parts)
+    # contiguous, as on the NPU: what comes next would keep a copy beside it
+    result, maximum, total = (torch.cat(part, dim=1).transpose(0, 1).contiguous() for part in parts)
     return result, maximum, total, torch.empty(0), 0, 0, 0
 
 
