@@ -17,7 +17,7 @@ from openpangu_sft.training.run.launch import launch, worker_rank
 from openpangu_sft.util.errors import UserError
 
 FREE_TO_CHANGE = {"train.device", "train.save_interval", "train.recompute", "train.iterations", "train.epochs"}
-FREE_TO_CHANGE |= {"train.eval_interval", "train.keep_best", "train.early_stop"}
+FREE_TO_CHANGE |= {"train.eval_interval", "train.keep_best", "train.early_stop", "parallel.data"}
 FREE_TO_CHANGE |= {"train.keep_checkpoints", "train.device_tflops", "train.device_memory", "train.upstream_flags"}
 """Settings that may change when a run resumes: they do not affect the loss, or are meant to."""
 SCHEDULE = {"train.lr", "train.min_lr", "train.lr_decay_style", "train.lr_wsd_decay_ratio"}
@@ -87,8 +87,8 @@ def _check_run(recipe: Recipe, manifest: Manifest, changed: bool) -> None:
         raise UserError("is not empty and holds no run", where=run, remedy="choose another paths.run")
     remedy = "choose another paths.run for a new run"
     begun, free = read_manifest(run, "run", remedy), set(FREE_TO_CHANGE)
-    if recipe.train.engine == "transformers":  # its checkpoints are the same for any number of processes
-        free |= {"parallel.data"} | ({"train.micro_batch_size"} if recipe.train.loss == "token" else set())
+    if recipe.train.loss == "token":
+        free |= {"train.micro_batch_size"}
     if changed:
         free |= SCHEDULE
     wanted = {key: value for key, value in manifest.settings.items() if key not in free}
