@@ -21,7 +21,7 @@ from openpangu_sft.checkpoint.hf import WEIGHTS
 from openpangu_sft.checkpoint.hf_export import PEFT
 from openpangu_sft.checkpoint.mcore_reader import open_mcore
 from openpangu_sft.checkpoint.source import hf_digests, open_checkpoint
-from openpangu_sft.recipe.sections import Adapter
+from openpangu_sft.recipe.lora import Adapter
 from refusals import refusal_of
 
 LORA = ("train.lora.rank=4", "train.lora.alpha=6")

@@ -19,7 +19,7 @@ from openpangu_sft.doctor.checks import where
 from openpangu_sft.doctor.finding import Finding, State, guarded
 from openpangu_sft.doctor.machine import Machine, Ran
 from openpangu_sft.doctor.resources import disk_bytes, memory_bytes
-from openpangu_sft.recipe.sections import LINEARS, Adapter
+from openpangu_sft.recipe.lora import LINEARS, Adapter
 from openpangu_sft.util.errors import UserError
 
 ALL = tuple(name for names in LINEARS.values() for name in names)

@@ -6,7 +6,7 @@ import pytest
 
 from conftest import ROOT
 from openpangu_sft.recipe.load import load_recipe
-from openpangu_sft.recipe.sections import LINEARS, Adapter
+from openpangu_sft.recipe.lora import LINEARS, Adapter
 from refusals import refusal_of
 
 OPENPANGU = ROOT / "recipes/openpangu-1b.yaml"

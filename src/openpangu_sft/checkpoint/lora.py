@@ -19,8 +19,9 @@ from openpangu_sft.checkpoint.files.arrays import DTYPES, Array, DType, Shape, S
 from openpangu_sft.checkpoint.files.safetensors import map_safetensors
 from openpangu_sft.checkpoint.sharding import Block, hf_shapes, part_name, whole
 from openpangu_sft.checkpoint.weights import Part, Weights, require_tensors, weights_of_arrays
+from openpangu_sft.recipe.lora import LINEARS, Adapter
 from openpangu_sft.recipe.model_config import ADAPTER_CONFIG, AGAIN, read_object, write_object
-from openpangu_sft.recipe.sections import LINEARS, Adapter, Model
+from openpangu_sft.recipe.sections import Model
 from openpangu_sft.util.errors import UserError
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"

@@ -19,8 +19,9 @@ from openpangu_sft.checkpoint.files.arrays import DType, Stored
 from openpangu_sft.checkpoint.files.torch_write import write_torch_file
 from openpangu_sft.checkpoint.files.writer import Advance, Entry, nothing
 from openpangu_sft.checkpoint.sharding import Layout, extra_state_names
+from openpangu_sft.recipe.lora import Adapter
 from openpangu_sft.recipe.model_config import TRACKER
-from openpangu_sft.recipe.sections import Adapter, Model
+from openpangu_sft.recipe.sections import Model
 
 MODEL_FILE = "model_optim_rng.pt"
 OPTIMIZER_FILE = "distrib_optim.pt"

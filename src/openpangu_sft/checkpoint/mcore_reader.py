@@ -17,8 +17,9 @@ from openpangu_sft.checkpoint.lora import Merged
 from openpangu_sft.checkpoint.mcore import MODEL_FILE, OPTIMIZER_FILE, RELEASE, iteration_directory, rank_file
 from openpangu_sft.checkpoint.sharding import Block, Layout, mcore_tensors
 from openpangu_sft.checkpoint.weights import Part, Weights, require_tensors
+from openpangu_sft.recipe.lora import LINEARS, Adapter
 from openpangu_sft.recipe.model_config import ADAPTER_CONFIG, CONFIG, TRACKER
-from openpangu_sft.recipe.sections import LINEARS, Adapter, Model
+from openpangu_sft.recipe.sections import Model
 from openpangu_sft.util.errors import UserError
 
 Contents = Mapping[tuple[int, int], Mapping[str, Any]]  # what the ranks' files hold, by (tensor rank, pipeline rank)

@@ -19,7 +19,7 @@ from markupsafe import Markup
 from openpangu_sft import __version__
 from openpangu_sft.artifacts.artifact import Manifest
 from openpangu_sft.checkpoint.hf_export import LLAMA, PEFT, SAME_IDS
-from openpangu_sft.recipe.sections import Adapter
+from openpangu_sft.recipe.lora import Adapter
 from openpangu_sft.util.errors import printable
 
 _TRAINING = {

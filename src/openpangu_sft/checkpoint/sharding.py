@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, NamedTuple, Optional
 
 if TYPE_CHECKING:
     from openpangu_sft.checkpoint.files.arrays import Shape
-    from openpangu_sft.recipe.sections import Adapter, Model, Parallel
+    from openpangu_sft.recipe.lora import Adapter
+    from openpangu_sft.recipe.sections import Model, Parallel
 
 
 class Block(NamedTuple):

@@ -21,7 +21,8 @@ from openpangu_sft.checkpoint.files.arrays import (
 )
 from openpangu_sft.checkpoint.files.writer import Advance, nothing
 from openpangu_sft.checkpoint.sharding import Block, Layout, hf_shapes, mcore_tensors, whole
-from openpangu_sft.recipe.sections import Adapter, Model
+from openpangu_sft.recipe.lora import Adapter
+from openpangu_sft.recipe.sections import Model
 from openpangu_sft.util.console import say
 from openpangu_sft.util.errors import UserError
 

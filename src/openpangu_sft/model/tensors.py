@@ -11,7 +11,8 @@ import torch
 from openpangu_sft.checkpoint.files.arrays import BF16, Array
 from openpangu_sft.checkpoint.sharding import hf_shapes, whole
 from openpangu_sft.checkpoint.weights import Weights, weights_of_arrays
-from openpangu_sft.recipe.sections import Adapter, Model
+from openpangu_sft.recipe.lora import Adapter
+from openpangu_sft.recipe.sections import Model
 
 Tensors = dict[str, torch.Tensor]
 Precision = Literal["fp32", "bf16"]

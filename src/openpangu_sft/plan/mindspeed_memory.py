@@ -12,8 +12,8 @@ from typing import NamedTuple, Optional
 from openpangu_sft.checkpoint.sharding import Layout, layout_of, rank_parameter_count
 from openpangu_sft.model.flops import micro_batches, recomputed_layers
 from openpangu_sft.plan.memory import Memory, Part, Phase, kept_by_layers, loss_parts
+from openpangu_sft.recipe.lora import LINEARS
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.recipe.sections import LINEARS
 from openpangu_sft.training.mindspeed.flags import repeats_kv_heads
 from openpangu_sft.util.errors import UserError
 

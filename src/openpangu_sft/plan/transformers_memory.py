@@ -14,8 +14,8 @@ from math import prod
 from openpangu_sft.checkpoint.sharding import hf_shapes, parameter_count
 from openpangu_sft.model.flops import recomputed_layers
 from openpangu_sft.plan.memory import Memory, Part, Phase, kept_by_layers, loss_parts
+from openpangu_sft.recipe.lora import LINEARS
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.recipe.sections import LINEARS
 
 
 def transformers_memory(recipe: Recipe) -> Memory:

@@ -11,8 +11,9 @@ from math import prod
 from operator import attrgetter
 from pathlib import Path
 
+from openpangu_sft.recipe.lora import LINEARS
 from openpangu_sft.recipe.section import Conflict
-from openpangu_sft.recipe.sections import LINEARS, Paths, Sections
+from openpangu_sft.recipe.sections import Paths, Sections
 from openpangu_sft.util.errors import SizesUnknown
 
 SPLIT = ("parallel.tensor", "parallel.pipeline", "parallel.context")

@@ -6,11 +6,12 @@ Field names follow Megatron-LM's arguments where it has one. docs/recipe.md is g
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Optional
+from typing import Any, Literal, Optional
 
-from pydantic import Field, ValidationInfo, field_validator, model_serializer, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from openpangu_sft.recipe.data import Data
+from openpangu_sft.recipe.lora import Lora
 from openpangu_sft.recipe.section import Conflict, NotNegative, Positive, Section, Seed, UpTo1000, usable_path
 from openpangu_sft.util.errors import SizesUnknown
 
@@ -131,56 +132,6 @@ class Recompute(Section):
     """Recompute the MLP's activation function in the other layers, at almost no cost (engine mindspeed)."""
 
 
-LINEARS = {
-    "linear_qkv": ("q_proj", "k_proj", "v_proj"),
-    "linear_proj": ("o_proj",),
-    "linear_fc1": ("gate_proj", "up_proj"),
-    "linear_fc2": ("down_proj",),
-}
-"""Megatron's name of a linear layer, and the projections of Hugging Face's model that it holds."""
-
-Target = Literal["all-linear", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-
-
-class Adapter(NamedTuple):
-    """The shape of LoRA adapters: W + alpha / rank * B A, with A [rank, in features] and B [out features, rank]."""
-
-    rank: int
-    alpha: float
-    targets: tuple[str, ...]  # projections, in the order of LINEARS
-
-    @property
-    def linears(self) -> list[str]:
-        """Megatron's names of the adapted layers."""
-        return [linear for linear, names in LINEARS.items() if names[0] in self.targets]
-
-    def __str__(self) -> str:
-        return f"rank {self.rank}, alpha {self.alpha:g}, on {', '.join(self.targets)}"
-
-
-class Lora(Section):
-    """Low-rank adapters (LoRA): only they are trained, beside frozen weights."""
-
-    rank: int = Field(default=0, ge=0)
-    """Rank of the adapters; 0: full-parameter fine-tuning."""
-    alpha: int = Field(default=32, gt=0)
-    """Adapters are scaled by alpha / rank."""
-    targets: list[Target] = Field(default=["all-linear"], min_length=1)
-    """Adapted projections, by Hugging Face name; `all-linear` is all of them."""
-
-    @property
-    def adapter(self) -> Optional[Adapter]:
-        """The adapters' shape; None without."""
-        wanted = [name for names in LINEARS.values() for name in names if {name, "all-linear"} & {*self.targets}]
-        return Adapter(self.rank, self.alpha, tuple(wanted)) if self.rank else None
-
-    @model_serializer
-    def _canonical(self) -> dict[str, Any]:
-        """Equal for equal adapters: settings are recorded and compared in this form."""
-        found = self.adapter
-        return {**found._asdict(), "targets": list(found.targets)} if found else {"rank": 0}
-
-
 class Parallel(Section):
     """Parallelism, in Megatron's terms. `parallel: auto` chooses tensor, pipeline and context; see plan.md."""
 
@@ -269,6 +220,8 @@ class Train(Section):
     keep_best: bool = False
     """Keep the checkpoint with the lowest validation loss too; ITERATION=best selects it."""
     early_stop: EarlyStop = EarlyStop()
+    trackers: list[Literal["tensorboard", "swanlab", "wandb"]] = ["tensorboard"]
+    """Where losses go beside metrics.jsonl: [tensorboard, swanlab, wandb]; the last two offline without an API key."""
     device_tflops: float = Field(default=313.0, ge=0.001, le=1_000_000)
     """Peak TFLOP/s per device; used only for MFU."""
     device_memory: float = Field(default=64.0, ge=0.1, le=100_000)

@@ -14,10 +14,11 @@ from openpangu_sft.recipe.rules import complaints
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.mindspeed.start import run_mindspeed
 from openpangu_sft.training.run.launch import launch, worker_rank
+from openpangu_sft.training.run.trackers import require_trackers
 from openpangu_sft.util.errors import UserError
 
 FREE_TO_CHANGE = {"train.device", "train.save_interval", "train.recompute", "train.iterations", "train.epochs"}
-FREE_TO_CHANGE |= {"train.eval_interval", "train.keep_best", "train.early_stop", "parallel.data"}
+FREE_TO_CHANGE |= {"train.eval_interval", "train.keep_best", "train.early_stop", "train.trackers", "parallel.data"}
 FREE_TO_CHANGE |= {"train.keep_checkpoints", "train.device_tflops", "train.device_memory", "train.upstream_flags"}
 """Settings that may change when a run resumes: they do not affect the loss, or are meant to."""
 SCHEDULE = {"train.lr", "train.min_lr", "train.lr_decay_style", "train.lr_wsd_decay_ratio"}
@@ -30,10 +31,12 @@ def run_sft(recipe: Recipe, command_line: Sequence[str], planned: int = 0, chang
 
     `command_line` repeats this call in torchrun's processes; `planned` peak bytes of tensors on a device (0: unknown)
     are compared with those measured; `changed` lets a run go on with another learning rate or schedule. Raises
-    `UserError` as `run_manifest`, or for a run with other settings.
+    `UserError` as `run_manifest`, or for a run with other settings, or a tracker
+    that is not installed.
     """
     manifest = run_manifest(recipe)
     run = recipe.path("run")
+    require_trackers(recipe)
     _check_run(recipe, manifest, changed)
     if recipe.train.engine == "mindspeed":
         run_mindspeed(recipe, manifest, command_line, planned)

@@ -29,4 +29,4 @@ def test_one_process_two_and_one_again(
     rows = read_metrics(recipe.path("run"))
     undisturbed, norms = engine(*CONSTANT)
     assert [row["loss"] for row in rows] == pytest.approx(undisturbed, rel=1e-6)
-    assert [row["grad_norm"] for row in rows] == pytest.approx(norms, rel=1e-4)
+    assert [row["grad_norm"] for row in rows] == pytest.approx(norms, abs=6e-4)  # upstream prints three decimals

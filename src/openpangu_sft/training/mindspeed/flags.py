@@ -178,7 +178,6 @@ def _computed(recipe: Recipe, data: Path, resumed: bool) -> dict[str, tuple[str,
         "data-path": ("paths.dataset", data),
         "load": ("paths.mcore", run if resumed else recipe.path("mcore")),
         "save": ("paths.run", run),
-        "tensorboard-dir": ("paths.run", run / "tensorboard"),
     }
 
 

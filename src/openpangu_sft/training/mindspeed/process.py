@@ -19,7 +19,7 @@ import time
 from collections import deque
 from pathlib import Path
 from statistics import median
-from typing import IO, NamedTuple, Optional
+from typing import IO, Callable, NamedTuple, Optional
 
 from openpangu_sft.artifacts.artifact import Manifest
 from openpangu_sft.model.flops import model_flops_utilisation
@@ -28,6 +28,7 @@ from openpangu_sft.training.mindspeed import log
 from openpangu_sft.training.run import memory, metrics
 from openpangu_sft.training.run.retention import prune, stops_early
 from openpangu_sft.training.run.step import Step
+from openpangu_sft.training.run.trackers import tracked
 from openpangu_sft.util.console import console, progress, say
 from openpangu_sft.util.errors import Interrupted, UserError
 from openpangu_sft.util.signals import end_with_parent, on_signals, signal_children
@@ -71,6 +72,7 @@ class Training:
         self.recent: deque[metrics.Row] = deque(maxlen=50)
         self.received: list[int] = []
         self.step = Step()
+        self.track: Callable[[metrics.Row], None]
         self.saved = done
         self.without_checkpoint = False
         # upstream prints iterations in the last process only
@@ -90,7 +92,10 @@ class Training:
             metrics.keep_until(self.run, self.iteration)
         else:
             say(f"iterations are shown on the last node; log: {path}")
-        with path.open("w", encoding="utf-8") as file:
+        with contextlib.ExitStack() as stack:
+            if self.on_last_node:
+                self.track = stack.enter_context(tracked(self.recipe, self.iteration))
+            file = stack.enter_context(path.open("w", encoding="utf-8"))
             file.write(f"{command}\n\n")
             file.flush()
             # A session of its own: Ctrl-C on a terminal reaches this process alone, which forwards it once.
@@ -182,6 +187,7 @@ class Training:
             console.print(warning, style="yellow")
         self.recent.append(row)
         metrics.append(self.run, row)
+        self.track(row)
         return f"{row}, MFU {model_flops_utilisation(self.recipe, row.tokens / row.seconds):.1%}"
 
     def _judge(self, code: int, path: Path) -> None:

@@ -38,6 +38,7 @@ from openpangu_sft.training.run.metrics import validation_losses
 from openpangu_sft.training.run.provenance import record_start
 from openpangu_sft.training.run.retention import LENGTH, prune, stops_early
 from openpangu_sft.training.run.step import Step
+from openpangu_sft.training.run.trackers import tracked
 from openpangu_sft.util.console import console, progress, say
 from openpangu_sft.util.errors import Interrupted, UserError
 from openpangu_sft.util.signals import end_with_parent, on_signals
@@ -124,7 +125,7 @@ class _Training:
             if self.iteration:
                 console.print(f"resuming after iteration {self.iteration}")
         note, enough, interval = "", "", self.recipe.train.eval_interval
-        with on_signals(self._stop), self._progress() as advance:
+        with on_signals(self._stop), self._tracked() as track, self._progress() as advance:
             while self.iteration < last:
                 self.step.begin(note)
                 row = self._step(advance)
@@ -132,6 +133,7 @@ class _Training:
                     row.validation = self.losses[self.iteration] = self._validate(advance)
                 if self.rank == 0:
                     metrics.append(self.directory, row)
+                track(row)
                 note = str(row)
                 advance(1, note)
                 stop, enough = self._any_process(self.received), stops_early(self.recipe, self.losses)
@@ -237,6 +239,9 @@ class _Training:
         if isinstance(self.pack_loss, DistributedDataParallel) and not last:
             return self.pack_loss.no_sync()
         return contextlib.nullcontext()
+
+    def _tracked(self) -> contextlib.AbstractContextManager[Callable[[metrics.Row], None]]:
+        return contextlib.nullcontext(lambda row: None) if self.rank else tracked(self.recipe, self.iteration)
 
     def _progress(self) -> contextlib.AbstractContextManager[Callable[[int, str], None]]:
         if self.rank == 0:

@@ -1,0 +1,114 @@
+"""Trackers of a run: TensorBoard, SwanLab, Weights & Biases. Each is imported only where train.trackers names it.
+
+SwanLab and Weights & Biases take their keys, projects and modes from their own environment variables. Without a key, or
+where their server does not answer, they record offline, below the run's directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, Callable
+
+from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.training.run.metrics import Row
+from openpangu_sft.util.console import say
+from openpangu_sft.util.errors import UserError
+
+Log = Callable[[Mapping[str, float], int], object]
+"""Records values of an iteration."""
+PROJECT = "openpangu-sft"
+_PACKAGES = {"tensorboard": "tensorboardX"}
+
+
+def require_trackers(recipe: Recipe) -> None:
+    """Raises `UserError` where a tracker's package is not installed."""
+    for tracker in recipe.train.trackers:
+        package = _PACKAGES.get(tracker, tracker)
+        if not find_spec(package):
+            remedy = f"install it (pip install {package}), or take it out of train.trackers"
+            raise UserError(f"{package} is not installed", where=f"train.trackers {tracker}", remedy=remedy)
+
+
+@contextlib.contextmanager
+def tracked(recipe: Recipe, begun: int) -> Iterator[Callable[[Row], None]]:
+    """A function that sends iterations to the run's trackers; `begun` is the iteration that it resumes after."""
+    with contextlib.ExitStack() as stack:
+        logs = [stack.enter_context(_TRACKERS[name](recipe, begun)) for name in recipe.train.trackers]
+
+        def send(row: Row) -> None:
+            values = {"train/loss": row.loss, "train/lr": row.lr, "train/grad_norm": row.grad_norm}
+            values["train/tokens_per_second"] = row.tokens / row.seconds
+            if row.validation is not None:
+                values["validation/loss"] = row.validation
+            for log in logs:
+                log(values, row.iteration)
+
+        yield send
+
+
+@contextlib.contextmanager
+def _tensorboard(recipe: Recipe, begun: int) -> Iterator[Log]:
+    writer_of = import_module("tensorboardX").SummaryWriter
+    with writer_of(str(recipe.path("run") / "tensorboard"), purge_step=begun + 1, flush_secs=10) as writer:
+
+        def log(values: Mapping[str, float], iteration: int) -> None:
+            for name, value in values.items():
+                writer.add_scalar(name, value, iteration)
+
+        yield log
+
+
+@contextlib.contextmanager
+def _swanlab(recipe: Recipe, begun: int) -> Iterator[Log]:
+    swanlab, folder = import_module("swanlab"), recipe.path("run") / "swanlab"
+    settings = swanlab.Settings(interactive=False, terminal={"proxy_type": "none"})
+    names = {"project": os.environ.get("SWANLAB_PROJ_NAME", PROJECT), "name": recipe.path("run").name}
+    mode = _mode("swanlab", os.environ.get("SWANLAB_API_HOST", "https://api.swanlab.cn"))
+    swanlab.init(mode=mode, log_dir=str(folder), config=_config(recipe), settings=settings, **names)
+    try:
+        yield lambda values, iteration: swanlab.log(dict(values), step=iteration)
+    finally:
+        swanlab.finish()
+
+
+@contextlib.contextmanager
+def _wandb(recipe: Recipe, begun: int) -> Iterator[Log]:
+    wandb, run = import_module("wandb"), recipe.path("run")
+    settings = wandb.Settings(console="off", silent=True)
+    names = {"project": os.environ.get("WANDB_PROJECT", PROJECT), "name": run.name}
+    mode = _mode("wandb", os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+    wandb.init(mode=mode, dir=run, config=_config(recipe), settings=settings, **names)
+    try:
+        yield lambda values, iteration: wandb.log(dict(values), step=iteration)
+    finally:
+        wandb.finish()
+
+
+_TRACKERS = {"tensorboard": _tensorboard, "swanlab": _swanlab, "wandb": _wandb}
+
+
+def _mode(tracker: str, server: str) -> str:
+    """As the environment says; else online where it has a key and the server answers, which they would wait for."""
+    prefix = tracker.upper()
+    if mode := os.environ.get(f"{prefix}_MODE"):
+        return mode
+    if f"{prefix}_API_KEY" not in os.environ:
+        return "offline"
+    try:
+        urllib.request.urlopen(server, timeout=10).close()
+    except urllib.error.HTTPError:
+        pass  # an answer
+    except (OSError, ValueError) as error:
+        say(f"{tracker} records offline: {server} does not answer ({error})")
+        return "offline"
+    return "online"
+
+
+def _config(recipe: Recipe) -> dict[str, Any]:
+    return recipe.model_dump(mode="json", include={"model", "data", "parallel", "train"})
