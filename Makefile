@@ -82,6 +82,9 @@ TRL ?=
 ##= PYTEST_ADDOPTS  for test, test-random, test-image, test-upstream: options of pytest (-x)
 ##= LOCKFLAGS  for lock: --upgrade takes the newest version of everything
 
+##@+ Trackers
+##= SWANLAB_*, WANDB_*  passed on to training: keys, modes, projects: docs/sft.md
+
 ##@+ Several machines
 ##= NNODES  number of machines that train together (parallel.nodes)
 ##= MASTER_ADDR, MASTER_PORT, NODE_RANK

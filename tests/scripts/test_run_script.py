@@ -98,13 +98,15 @@ def test_refusals(host: Host, environment: dict[str, str], message: str) -> None
     assert not host.calls.exists()
 
 
-def test_only_options_and_what_steers_several_machines_are_passed_on(host: Host) -> None:
+def test_only_options_several_machines_and_trackers_are_passed_on(host: Host) -> None:
     environment = {
         "OPENPANGU_PROMPT": 'it\'s "50%": $HOME\n',
         "MASTER_ADDR": "10.0.0.1",
         "NODE_RANK": "1",
         "HCCL_CONNECT_TIMEOUT": "1200",
         "HCCL_IF_IP": "10.0.0.2",
+        "SWANLAB_API_KEY": "x",
+        "WANDB_MODE": "offline",
     }
     others = {
         "OPENPANGU_SFT_IMAGE": "x",
