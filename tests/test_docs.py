@@ -78,6 +78,9 @@ class Place:
         lora = published.with_name("openpangu-1b-lora.yaml")
         chosen = [override for override in PORTABLE if not override.startswith("train.recompute")]
         self._recipe(lora, lora.name, [*chosen, "train.lora.rank=4"])
+        cpu = published.with_name("cpu.yaml")
+        text = cpu.read_text("utf-8").replace("trust_remote_code: true", "trust_remote_code: false")
+        cpu.write_text(text.replace("paths:", f"paths:\n  cache: {self.cache}\n  #"), "utf-8")
         self._put_what_the_reader_has(directory)
         self.ran: set[str] = set()
 

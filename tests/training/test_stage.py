@@ -280,6 +280,22 @@ def test_a_worker_that_is_killed_ends_the_run_in_words(options: Options, tmp_pat
     assert "Traceback" not in output
 
 
+def test_a_third_signal_ends_workers_that_take_none(options: Options, tmp_path: Path) -> None:
+    process = start(options("parallel.devices_per_node=2", "train.iterations=3000", "train.save_interval=3000"))
+    wait_for_iteration(tmp_path / "run", 2, process)
+    (agent,) = children(process.pid)
+    workers = children(agent)
+    for worker in workers:
+        os.kill(worker, signal.SIGSTOP)  # as if they hung in a collective operation
+    while process.poll() is None:  # three at least: signals that arrive together are one
+        os.kill(process.pid, signal.SIGINT)
+        time.sleep(0.1)
+    output = process.communicate(timeout=PATIENCE)[0]
+    assert process.returncode == 130, output
+    assert output.count("stopped by SIGINT at once: run make sft again to resume") == 1
+    assert not [worker for worker in workers if Path(f"/proc/{worker}/cmdline").exists()]
+
+
 def test_recomputing_activations_changes_no_loss(options: Options, tmp_path: Path) -> None:
     plain = losses(train(options()))
     recompute = ["train.recompute.granularity=full", "train.recompute.num_layers=1", f"paths.run={tmp_path / 'again'}"]

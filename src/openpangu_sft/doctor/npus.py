@@ -21,7 +21,7 @@ from openpangu_sft.util.ascend import VARIABLE
 
 FEW = "give the container more of them (NPUS=), or lower parallel.devices_per_node"
 IDLE_MB = 8192  # memory in use on an idle NPU is below this: 2.8 to 4.5 GB in all recordings of tests/npu_smi
-WITHOUT = "without any: RECIPE=recipes/demo.yaml"
+WITHOUT = "without any: RECIPE=recipes/cpu.yaml, or make demo"
 CONTROL = ("davinci_manager", "devmm_svm", "hisi_hdc")  # device files shared by all NPUs
 
 

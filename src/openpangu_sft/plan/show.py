@@ -38,7 +38,7 @@ def show_report(report: Report, to: Console) -> None:
         to.print(line, style="yellow")
     no_npu = report.recipe.train.engine == "mindspeed" and not any(Path("/dev").glob("davinci[0-9]*"))
     if no_npu and not on_this_cpu(report.recipe):
-        to.print("There is no NPU here. To try every stage on this machine: RECIPE=recipes/demo.yaml")
+        to.print("There is no NPU here. To try every stage on this machine: RECIPE=recipes/cpu.yaml, or make demo")
 
 
 def _memory(report: Report, to: Console) -> None:

@@ -124,6 +124,5 @@ def test_only_what_is_named_is_imported(recipe_of: MakeRecipe, tmp_path: Path) -
 def test_a_tracker_that_is_not_installed_is_named(recipe_of: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trackers, "find_spec", lambda name: None)
     said = refusal_of(trackers.require_trackers, recipe_of("train.trackers=[wandb]"))
-    assert said == (
-        "train.trackers wandb: wandb is not installed -> install it (pip install wandb), or take it out of train.trackers"
-    )
+    remedy = "install it (pip install wandb), or take it out of train.trackers"
+    assert said == f"train.trackers wandb: wandb is not installed -> {remedy}"

@@ -33,7 +33,7 @@ from openpangu_sft.training.portable.lora import build_lora
 from openpangu_sft.training.portable.schedule import learning_rate, parameter_groups
 from openpangu_sft.training.portable.state import load_engine_state, newest_checkpoint, save
 from openpangu_sft.training.run import memory, metrics
-from openpangu_sft.training.run.launch import worker_rank
+from openpangu_sft.training.run.launch import AT_ONCE, worker_rank
 from openpangu_sft.training.run.metrics import validation_losses
 from openpangu_sft.training.run.provenance import record_start
 from openpangu_sft.training.run.retention import LENGTH, prune, stops_early
@@ -42,8 +42,6 @@ from openpangu_sft.training.run.trackers import tracked
 from openpangu_sft.util.console import console, progress, say
 from openpangu_sft.util.errors import Interrupted, UserError
 from openpangu_sft.util.signals import end_with_parent, on_signals
-
-AT_ONCE = "at once: run make sft again to resume after the newest checkpoint"
 
 
 def train(recipe: Recipe, manifest: Manifest, command_line: Sequence[str], planned: int = 0) -> None:
@@ -60,7 +58,7 @@ def train(recipe: Recipe, manifest: Manifest, command_line: Sequence[str], plann
     device, received = _device(recipe), list[int]()
     with _failures_named(received):
         if worker_rank() is not None:
-            end_with_parent()  # torchrun's agent may be killed  # the process group ends with the command line
+            end_with_parent()  # torchrun's agent may be killed
             distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
             distributed.barrier()  # the first process has prepared the run's directory
         _Training(recipe, manifest, device, planned, received).run(command_line)

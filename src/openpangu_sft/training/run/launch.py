@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -11,8 +12,10 @@ from typing import NoReturn, Optional
 
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.console import say
-from openpangu_sft.util.errors import UserError
+from openpangu_sft.util.errors import Interrupted, UserError
 from openpangu_sft.util.signals import end_with_parent, on_signals, signal_children
+
+AT_ONCE = "at once: run make sft again to resume after the newest checkpoint"
 
 
 def worker_rank() -> Optional[int]:
@@ -24,7 +27,7 @@ def launch(recipe: Recipe, command_line: Sequence[str]) -> NoReturn:
     """Runs `openpangu_sft COMMAND_LINE` in parallel.devices_per_node processes on this node.
 
     Ends this process with 0, the exit code of the first worker that failed, or 128 + the signal received. Workers print
-    their own messages. Raises `UserError` as `torchrun_options`.
+    their own messages. Raises `UserError` as `torchrun_options`, `Interrupted` after a third signal.
     """
     options = torchrun_options(recipe)
     os.environ.update(worker_environment(recipe))
@@ -34,12 +37,20 @@ def launch(recipe: Recipe, command_line: Sequence[str]) -> NoReturn:
         end_with_parent()
         _run_agent([*options, "-m", "openpangu_sft", *command_line])
 
+    received: list[int] = []
+
     def forward(number: int) -> None:
-        if not signal_children(agent, number):  # they have not been started
+        received.append(number)
+        if len(received) > 2:  # workers that hang in a collective operation take no signal; they end with the agent
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(agent, signal.SIGKILL)
+        elif not signal_children(agent, number):  # they have not been started
             os.kill(agent, number)
 
     with on_signals(forward):  # torchrun would end the workers after 30 seconds
         code = os.waitstatus_to_exitcode(os.waitpid(agent, 0)[1])
+    if len(received) > 2:
+        raise Interrupted(received[0], AT_ONCE)
     if code < 0:
         say(f"torchrun was ended by {signal.Signals(-code).name}, not by a stop of this run: is memory full?")
     sys.exit(code if code >= 0 else 128 - code)

@@ -55,7 +55,9 @@ def tracked(recipe: Recipe, begun: int) -> Iterator[Callable[[Row], None]]:
 @contextlib.contextmanager
 def _tensorboard(recipe: Recipe, begun: int) -> Iterator[Log]:
     writer_of = import_module("tensorboardX").SummaryWriter
-    with writer_of(str(recipe.path("run") / "tensorboard"), purge_step=begun + 1, filename_suffix=f".{begun}") as writer:
+    with writer_of(
+        str(recipe.path("run") / "tensorboard"), purge_step=begun + 1, filename_suffix=f".{begun}"
+    ) as writer:
 
         def log(values: Mapping[str, float], iteration: int) -> None:
             for name, value in values.items():
