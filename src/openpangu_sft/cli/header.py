@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from openpangu_sft.checkpoint.sharding import parameter_count
+from openpangu_sft.dataset.index_file import VALIDATION
 from openpangu_sft.plan.estimate import course_of, disk_of, warnings
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.console import console, print_table
@@ -40,6 +41,8 @@ def header(recipe: Recipe, counts: dict[str, Any]) -> dict[str, str]:
         rate += f" to {train.min_lr:g}"
     free = shutil.disk_usage(next(path for path in (run, *run.parents) if path.is_dir())).free
     tokens = round(course.tokens / train.iterations)
+    interval, held_out = train.eval_interval, counts.get(VALIDATION, {}).get("packs", 0)
+    validation = {"validation": f"every {interval:,} steps on {held_out:,} packs"} if interval else {}
     return {
         "model": model,
         "engine": engine,
@@ -47,6 +50,7 @@ def header(recipe: Recipe, counts: dict[str, Any]) -> dict[str, str]:
         "steps": f"{train.iterations:,} of {train.global_batch_size:,} packs ({tokens:,} tokens)",
         "epochs": f"{course.epochs:,.2f}",
         "learning rate": rate,
+        **validation,
         "checkpoints": f"every {train.save_interval:,} steps, {disk.kept:,} kept: {disk.most / 1e9:,.3g} GB at most; "
         f"{free / 1e9:,.3g} GB free",
         "writes to": os.path.relpath(run) if run.is_relative_to(Path.cwd()) else str(run),

@@ -67,7 +67,7 @@ def course_of(recipe: Recipe, counts: dict[str, Any]) -> Course:
 def disk_of(recipe: Recipe) -> Disk:
     train = recipe.train
     written = -(-train.iterations // train.save_interval)  # the last iteration is saved in any case
-    kept = min(train.keep_checkpoints or written, written)
+    kept = min((train.keep_checkpoints or written) + train.keep_best, written)
     one = engine_checkpoint_bytes(recipe)
     return Disk(one, written, kept, one * min(kept + 1, written))
 
