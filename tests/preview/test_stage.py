@@ -238,7 +238,7 @@ def test_an_id_that_the_tokenizer_does_not_have(recipe: Recipe) -> None:
     ids = np.memmap(path, "<i4", "r+")
     ids[2] = 999_999
     ids.flush()
-    assert "token id 999999 of the dataset is not in this tokenizer" in refusal_of(run_preview, recipe)
+    assert "token id 999999 is not in this tokenizer" in refusal_of(run_preview, recipe)
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "page", "there.html"])

@@ -163,8 +163,9 @@ class Tokenizer:
         context, pending = start, list[int]()
         for number in ids:
             if number not in self._added and not 0 <= number < len(self.hf):
-                what = f"token id {number} of the dataset is not in this tokenizer"
-                raise UserError(what, where=self.directory, remedy="run make preprocess and make merge again")
+                what = f"token id {number} is not in this tokenizer"
+                remedy = "take the one that dataset or model were made with (make preprocess, make merge)"
+                raise UserError(what, where=self.directory, remedy=remedy)
             pending.append(number)
             text = self._added.get(number) or self._decode([*context, *pending])[len(self._decode(context)) :]
             if text.endswith(UNDECODED) and len(pending) < CHARACTER_BYTES:
