@@ -42,7 +42,9 @@ def header(recipe: Recipe, counts: dict[str, Any]) -> dict[str, str]:
     free = shutil.disk_usage(next(path for path in (run, *run.parents) if path.is_dir())).free
     tokens = round(course.tokens / train.iterations)
     interval, held_out = train.eval_interval, counts.get(VALIDATION, {}).get("packs", 0)
-    validation = {"validation": f"every {interval:,} steps on {held_out:,} packs"} if interval else {}
+    validation = (
+        {"validation": f"every {interval:,} steps on {held_out:,} pack{'s' * (held_out != 1)}"} if interval else {}
+    )
     return {
         "model": model,
         "engine": engine,

@@ -65,7 +65,11 @@ def test_the_best_checkpoint_is_kept_and_training_ends_early(
     assert max(losses) == best + 2 * 3 < 60
     assert iterations(recipe.path("run")) == [best, max(losses)]
     said = f"stopped early: validation loss was lowest at iteration {best}"
-    assert said in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert said in shown
+    assert f"iteration 2: validation loss {losses[2]:.4f} (the lowest so far)" in shown
+    last = max(losses)
+    assert f"iteration {last}: validation loss {losses[last]:.4f} (lowest: {losses[best]:.4f} at iteration" in shown
     run_sft(recipe, [])  # it does not go on
     assert said in capsys.readouterr().err
     assert validation_losses(recipe.path("run")) == losses

@@ -183,6 +183,7 @@ class Training:
         row.validation, self.validation = self.validation, None
         if row.validation is not None:
             self.losses[row.iteration] = row.validation
+            metrics.show_validation(self.losses)
         if warning := log.warning(row, self.recent):
             console.print(warning, style="yellow")
         self.recent.append(row)

@@ -129,6 +129,8 @@ class _Training:
                 row = self._step(advance)
                 if interval and self.iteration % interval == 0:
                     row.validation = self.losses[self.iteration] = self._validate(advance)
+                    if self.rank == 0:
+                        metrics.show_validation(self.losses)
                 if self.rank == 0:
                     metrics.append(self.directory, row)
                 track(row)

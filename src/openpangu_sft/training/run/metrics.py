@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 
 from openpangu_sft.artifacts.atomic import write_durably
 from openpangu_sft.training.run.memory import DeviceMemory
+from openpangu_sft.util.console import console
 from openpangu_sft.util.jsonl import add_line, read_lines
 
 METRICS, CURVE = "metrics.jsonl", "loss.png"
@@ -29,8 +30,7 @@ class Row(BaseModel):
     validation: Optional[float] = None  # loss on the validation split after it, where it is evaluated
 
     def __str__(self) -> str:
-        validation = "" if self.validation is None else f", validation {self.validation:.4f}"
-        return f"loss {self.loss:.4f}{validation}, {self.tokens / self.seconds:,.0f} tokens/s"
+        return f"loss {self.loss:.4f}, {self.tokens / self.seconds:,.0f} tokens/s"
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -48,6 +48,13 @@ def since_lowest(losses: Mapping[int, float]) -> int:
     """Evaluations since the one with the lowest loss; `losses` are by iteration, in order."""
     found = list(losses.values())
     return len(found) - 1 - found.index(min(found)) if found else 0
+
+
+def show_validation(losses: Mapping[int, float]) -> None:
+    """Prints the last of the losses on the validation split, by iteration, on a line that stays."""
+    last, best = max(losses), min(losses, key=losses.__getitem__)
+    lowest = "the lowest so far" if best == last else f"lowest: {losses[best]:.4f} at iteration {best:,}"
+    console.print(f"iteration {last:,}: validation loss {losses[last]:.4f} ({lowest})")
 
 
 def keep_until(run: Path, iteration: int) -> None:
