@@ -118,7 +118,7 @@ def iteration_in(run: Path, given: Optional[str]) -> Optional[int]:
     from openpangu_sft.training.run.retention import best_iteration
 
     if (found := best_iteration(run)) is None:
-        remedy = "give a number, or train with train.eval_interval"
+        remedy = "name a run with evaluations (train.eval_interval), or give a number"
         raise UserError("no checkpoint here was evaluated during training", where=run, remedy=remedy)
     say(f"iteration {found} has the lowest validation loss")
     return found

@@ -69,6 +69,8 @@ def _others(recipe: Sections) -> Iterator[Conflict]:
     if (train.keep_best or train.early_stop.patience) and not train.eval_interval:
         wanted = ("train.keep_best", "train.early_stop.patience", "train.eval_interval")
         yield Conflict("train.keep_best and train.early_stop need evaluations", f"set {wanted[2]}", *wanted)
+    if train.iterations:
+        yield from _above(recipe, "train.eval_interval", "train.iterations")
     if train.keep_best and train.eval_interval:
         yield from _indivisible(recipe, ("train.save_interval",), ("train.eval_interval",))
     yield from _indivisible(recipe, WORLD, SPLIT)

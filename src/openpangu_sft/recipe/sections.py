@@ -216,7 +216,7 @@ class Train(Section):
     keep_checkpoints: Optional[int] = Field(default=None, gt=0)
     """Number of checkpoints to keep, the newest ones; none keeps all."""
     eval_interval: int = Field(default=0, ge=0)
-    """Iterations between evaluations on the validation split during training; 0: none."""
+    """Iterations between evaluations on the validation split during training, the last one included; 0: none."""
     keep_best: bool = False
     """Keep the checkpoint with the lowest validation loss too; ITERATION=best selects it."""
     early_stop: EarlyStop = EarlyStop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from openpangu_sft.dataset.preprocess import run_preprocess
 from openpangu_sft.evaluate.stage import run_evaluate
 from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.training.run.metrics import since_lowest, validation_losses
+from openpangu_sft.training.run.metrics import Row, append, since_lowest, validation_losses
 from openpangu_sft.training.run.retention import iterations
 from openpangu_sft.training.stage import run_sft
 from refusals import refusal_of
@@ -88,3 +89,19 @@ def test_what_it_needs(options: Options, make_recipe: MakeRecipe) -> None:
     assert "need evaluations -> set train.eval_interval" in refusal_of(make_recipe, "train.keep_best=true")
     keep = ("train.keep_best=true", "train.eval_interval=2", "train.save_interval=3")
     assert "train.save_interval 3 is not a multiple of train.eval_interval 2" in refusal_of(make_recipe, *keep)
+    assert "train.eval_interval 7 is above train.iterations 6" in refusal_of(make_recipe, "train.eval_interval=7")
+
+
+def test_the_last_iteration_is_evaluated_too(validating: Options) -> None:
+    recipe = recipe_of(validating("train.eval_interval=4"))
+    run_sft(recipe, [])
+    assert list(validation_losses(recipe.path("run"))) == [4, 6]
+
+
+def test_a_loss_that_is_not_a_number_is_never_the_best(validating: Options) -> None:
+    wild = ["train.lr=1e22", "train.min_lr=1e21", "train.lr_warmup_iterations=1", "train.save_interval=2"]
+    recipe = recipe_of(validating(*wild, "train.keep_best=true"))
+    assert "validation loss nan after iteration 2" in refusal_of(run_sft, recipe, [])
+    assert iterations(recipe.path("run")) == []  # not saved
+    append(recipe.path("run"), Row(iteration=2, loss=1, lr=1, grad_norm=1, tokens=1, seconds=1, validation=math.nan))
+    assert validation_losses(recipe.path("run")) == {}

@@ -126,3 +126,13 @@ def test_a_tracker_that_is_not_installed_is_named(recipe_of: MakeRecipe, monkeyp
     said = refusal_of(trackers.require_trackers, recipe_of("train.trackers=[wandb]"))
     remedy = "install it (pip install wandb), or take it out of train.trackers"
     assert said == f"train.trackers wandb: wandb is not installed -> {remedy}"
+
+
+@pytest.mark.parametrize(("tracker", "mode"), [("wandb", "online"), ("swanlab", "cloud"), ("swanlab", "online")])
+def test_online_without_a_key_would_ask_for_it(
+    recipe_of: MakeRecipe, monkeypatch: pytest.MonkeyPatch, tracker: str, mode: str
+) -> None:
+    name = tracker.upper()
+    monkeypatch.setenv(f"{name}_MODE", mode)
+    said = refusal_of(trackers.require_trackers, recipe_of(f"train.trackers=[{tracker}]"))
+    assert said == f"{name}_MODE={mode} without {name}_API_KEY -> export {name}_API_KEY, or unset {name}_MODE"

@@ -13,6 +13,7 @@ from typing import Union
 
 from openpangu_sft.checkpoint.sharding import layout_of
 from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.training.run.step import NEVER
 from openpangu_sft.util.errors import UserError
 
 Value = Union[str, int, float, Path, bool, Sequence[str], None]
@@ -162,7 +163,7 @@ def _computed(recipe: Recipe, data: Path, resumed: bool) -> dict[str, tuple[str,
         "context-parallel-algo": (ulysses, "ulysses_cp_algo" if parallel.context > 1 else None),
         "sequence-parallel": ("parallel.tensor", parallel.tensor > 1),
         # of hooks/iteration.py; upstream's own evaluation has eval-iters 0
-        "eval-interval": ("train.eval_interval", train.eval_interval or 10**9),
+        "eval-interval": ("train.eval_interval", train.eval_interval or NEVER),
         "lr-wsd-decay-ratio": ("train.lr_wsd_decay_ratio", train.lr_wsd_decay_ratio if wsd else None),
         "lr-warmup-iters": ("train.lr_warmup_iterations", train.warmup),
         "calculate-per-token-loss": ("train.loss", train.loss == "token"),

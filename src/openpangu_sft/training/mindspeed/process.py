@@ -181,7 +181,7 @@ class Training:
         """Records an iteration; returns the note for the progress bar."""
         self.iteration, row.memory, self.memory = row.iteration, self.memory, None
         row.validation, self.validation = self.validation, None
-        if row.validation is not None:
+        if row.validation is not None and math.isfinite(row.validation):
             self.losses[row.iteration] = row.validation
             metrics.show_validation(self.losses)
         if warning := log.warning(row, self.recent):

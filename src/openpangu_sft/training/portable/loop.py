@@ -123,19 +123,18 @@ class _Training:
             if self.iteration:
                 console.print(f"resuming after iteration {self.iteration}")
         note, enough, interval = "", "", self.recipe.train.eval_interval
-        with on_signals(self._stop), self._tracked() as track, self._progress() as advance:
+        with self._tracked() as track, on_signals(self._stop), self._progress() as advance:  # swanlab takes SIGINT
             while self.iteration < last:
                 self.step.begin(note)
                 row = self._step(advance)
-                if interval and self.iteration % interval == 0:
+                if interval and (self.iteration % interval == 0 or self.iteration == last):
                     row.validation = self.losses[self.iteration] = self._validate(advance)
-                    if self.rank == 0:
-                        metrics.show_validation(self.losses)
                 if self.rank == 0:
+                    if row.validation is not None:
+                        metrics.show_validation(self.losses)
                     metrics.append(self.directory, row)
                 track(row)
-                note = str(row)
-                advance(1, note)
+                advance(1, note := str(row))
                 stop, enough = self._any_process(self.received), stops_early(self.recipe, self.losses)
                 if stop or enough or self.iteration % self.recipe.train.save_interval == 0 or self.iteration == last:
                     self._save()
@@ -214,7 +213,11 @@ class _Training:
         sums = sums.to(self.device)
         if distributed.is_initialized():
             distributed.all_reduce(sums)
-        return float(sums[0] / sums[1])
+        loss = float(sums[0] / sums[1])
+        if not math.isfinite(loss):
+            what = f"validation loss {loss} after iteration {self.iteration}"
+            raise UserError(what, where=self.directory, remedy="lower train.lr; make sft resumes before it")
+        return loss
 
     def _read(self, batches: list[npt.NDArray[np.int64]]) -> Iterator[Batch]:
         """Micro batches; each is read while the one before it is computed."""

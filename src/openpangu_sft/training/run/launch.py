@@ -41,11 +41,11 @@ def launch(recipe: Recipe, command_line: Sequence[str]) -> NoReturn:
 
     def forward(number: int) -> None:
         received.append(number)
-        if len(received) > 2:  # workers that hang in a collective operation take no signal; they end with the agent
+        if len(received) > 2:  # workers that hang in a collective operation take no other signal
+            number = signal.SIGKILL
+        if not signal_children(agent, number):  # they have not been started
             with contextlib.suppress(ProcessLookupError):
-                os.kill(agent, signal.SIGKILL)
-        elif not signal_children(agent, number):  # they have not been started
-            os.kill(agent, number)
+                os.kill(agent, number)
 
     with on_signals(forward):  # torchrun would end the workers after 30 seconds
         code = os.waitstatus_to_exitcode(os.waitpid(agent, 0)[1])

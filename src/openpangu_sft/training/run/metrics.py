@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -39,9 +40,9 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def validation_losses(run: Path) -> dict[int, float]:
-    """Losses on the validation split during training, by iteration."""
-    rows = read_metrics(run)
-    return {row["iteration"]: row["validation"] for row in rows if row.get("validation") is not None}
+    """Losses on the validation split during training that are finite, by iteration."""
+    found = {row["iteration"]: row.get("validation") for row in read_metrics(run)}
+    return {iteration: loss for iteration, loss in found.items() if loss is not None and math.isfinite(loss)}
 
 
 def since_lowest(losses: Mapping[int, float]) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+NEVER = 10**9
+"""Iterations between evaluations of the mindspeed engine where the recipe has none."""
 SLOW = 5.0
 """Seconds after which the micro batches of a step are shown."""
 
@@ -29,8 +31,8 @@ class Step:
 
     def stopping(self) -> str:
         """What to tell after the first signal."""
-        when = ""
+        seconds = 0.0
         if self.done and (since := self.done - self._first[0]):
             seconds = (time.monotonic() - self._first[1]) / since * (self.size - self.done)
-            when = f", in about {seconds:.0f} s"
-        return f"stopping: a checkpoint is saved after this step{when} (once more: stop now, without it)"
+        when = f", in about {seconds:.0f} s" if seconds >= 1 else ""
+        return f"stopping: saves after this step{when} (again: stops now, unsaved)"

@@ -27,12 +27,15 @@ _PACKAGES = {"tensorboard": "tensorboardX"}
 
 
 def require_trackers(recipe: Recipe) -> None:
-    """Raises `UserError` where a tracker's package is not installed."""
+    """Raises `UserError` where a tracker's package is not installed, or it shall go online without a key."""
     for tracker in recipe.train.trackers:
         package = _PACKAGES.get(tracker, tracker)
         if not find_spec(package):
             remedy = f"install it (pip install {package}), or take it out of train.trackers"
             raise UserError(f"{package} is not installed", where=f"train.trackers {tracker}", remedy=remedy)
+        mode, key = f"{tracker.upper()}_MODE", f"{tracker.upper()}_API_KEY"
+        if os.environ.get(mode) in ("online", "cloud") and not os.environ.get(key):  # they would ask for it
+            raise UserError(f"{mode}={os.environ[mode]} without {key}", remedy=f"export {key}, or unset {mode}")
 
 
 @contextlib.contextmanager
@@ -100,7 +103,7 @@ def _mode(tracker: str, server: str) -> str:
     prefix = tracker.upper()
     if mode := os.environ.get(f"{prefix}_MODE"):
         return mode
-    if f"{prefix}_API_KEY" not in os.environ:
+    if not os.environ.get(f"{prefix}_API_KEY"):
         return "offline"
     try:
         urllib.request.urlopen(server, timeout=10).close()

@@ -21,6 +21,7 @@ from openpangu_sft.dataset.index_file import FIELDS, VALIDATION, read_rows
 from openpangu_sft.tokenizer.tokenizer import IGNORED
 from openpangu_sft.training.mindspeed.hooks.segments import positions
 from openpangu_sft.training.run.memory import MEASURED_AFTER, measure
+from openpangu_sft.training.run.step import NEVER
 
 
 def after_iteration(
@@ -30,7 +31,7 @@ def after_iteration(
     args = get_args()
     if iteration - args.iteration == MEASURED_AFTER:
         _report(f"memory: {measure().model_dump_json()}")
-    if iteration % args.eval_interval == 0:
+    if iteration % args.eval_interval == 0 or (iteration == args.train_iters and args.eval_interval < NEVER):
         timers = get_timers()
         timers("interval-time").stop()
         gathers = args.use_distributed_optimizer and args.overlap_param_gather
