@@ -64,7 +64,7 @@ class Training:
         self.recipe, self.run, self.iteration, self.planned = recipe, recipe.path("run"), done, planned
         self.memory: Optional[memory.DeviceMemory] = None
         self.validation: Optional[float] = None
-        self.losses = {one: loss for one, loss in metrics.validation_losses(self.run).items() if one <= done}
+        self.losses = metrics.validation_losses(self.run, done)
         self.enough = ""  # why training ends early
         # the mean of the data: upstream does not report how much of a pack is padding
         self.tokens = round(recipe.train.global_batch_size * dataset.counts["tokens"] / dataset.counts["packs"])

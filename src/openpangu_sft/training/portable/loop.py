@@ -34,12 +34,11 @@ from openpangu_sft.training.portable.schedule import learning_rate, parameter_gr
 from openpangu_sft.training.portable.state import load_engine_state, newest_checkpoint, save
 from openpangu_sft.training.run import memory, metrics
 from openpangu_sft.training.run.launch import AT_ONCE, worker_rank
-from openpangu_sft.training.run.metrics import validation_losses
 from openpangu_sft.training.run.provenance import record_start
-from openpangu_sft.training.run.retention import LENGTH, prune, stops_early
+from openpangu_sft.training.run.retention import nothing_to_do, prune, stops_early
 from openpangu_sft.training.run.step import Step
 from openpangu_sft.training.run.trackers import tracked
-from openpangu_sft.util.console import console, progress, say
+from openpangu_sft.util.console import progress, say
 from openpangu_sft.util.errors import Interrupted, UserError
 from openpangu_sft.util.signals import end_with_parent, on_signals
 
@@ -104,16 +103,12 @@ class _Training:
             self.pack_loss = DistributedDataParallel(self.pack_loss)
         self.dataset = PackedDataset(recipe.path("dataset"), recipe.data.seq_length)
         self.reader = ThreadPoolExecutor(1)
-        self.losses = {one: loss for one, loss in validation_losses(self.directory).items() if one <= self.iteration}
+        self.losses = metrics.validation_losses(self.directory, self.iteration)
         self.order = training_order(len(self.dataset), settings.iterations * settings.global_batch_size, settings.seed)
 
     def run(self, command_line: Sequence[str]) -> None:
         last, self.begun = self.recipe.train.iterations, self.iteration
-        if self.iteration >= last:
-            if self.rank == 0:
-                console.print(f"this run has {self.iteration} iterations already: raise {LENGTH} to continue")
-            return
-        if words := stops_early(self.recipe, self.losses):
+        if words := nothing_to_do(self.recipe, self.iteration):
             if self.rank == 0:
                 say(words)
             return
@@ -121,7 +116,7 @@ class _Training:
             record_start(self.recipe, self.manifest, self.iteration, command_line)
             metrics.keep_until(self.directory, self.iteration)
             if self.iteration:
-                console.print(f"resuming after iteration {self.iteration}")
+                say(f"resuming after iteration {self.iteration}")
         note, enough, interval = "", "", self.recipe.train.eval_interval
         with on_signals(self._stop), self._tracked() as track, self._progress() as advance:
             while self.iteration < last:

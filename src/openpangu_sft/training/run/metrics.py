@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -38,16 +38,10 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return read_lines(run / METRICS, Row)
 
 
-def validation_losses(run: Path) -> dict[int, float]:
-    """Losses on the validation split during training, by iteration."""
-    rows = read_metrics(run)
-    return {row["iteration"]: row["validation"] for row in rows if row.get("validation") is not None}
-
-
-def since_lowest(losses: Mapping[int, float]) -> int:
-    """Evaluations since the one with the lowest loss; `losses` are by iteration, in order."""
-    found = list(losses.values())
-    return len(found) - 1 - found.index(min(found)) if found else 0
+def validation_losses(run: Path, last: float = math.inf) -> dict[int, float]:
+    """Losses on the validation split during training, by iteration, up to the `last`."""
+    rows = [row for row in read_metrics(run) if "validation" in row and row["iteration"] <= last]
+    return {row["iteration"]: row["validation"] for row in rows}
 
 
 def keep_until(run: Path, iteration: int) -> None:
