@@ -20,9 +20,8 @@ from typing import Annotated, Any, Optional
 from pydantic import BaseModel, ConfigDict, StringConstraints, TypeAdapter, ValidationError
 
 from openpangu_sft.artifacts.artifact import MANIFEST, Manifest, parse_manifest, sha256_of, staged_directory
-from openpangu_sft.training.mindspeed.fetch import check_out
 from openpangu_sft.util.errors import UserError, first_complaint
-from openpangu_sft.util.git import GitFailed, apply_patch, require_git
+from openpangu_sft.util.git import GitFailed, apply_patch, check_out, require_git
 
 if sys.version_info >= (3, 11):
     import tomllib
