@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import io
+import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 import click
 
 from openpangu_sft.cli.options import iteration_in, iteration_option, option, recipe_arguments, show_chosen, stage
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.run.launch import worker_rank
-from openpangu_sft.util.console import print_table, say, stdout
+from openpangu_sft.util.console import console, print_table, say, stdout
 from openpangu_sft.util.errors import UserError, printable
 
 
@@ -22,7 +24,6 @@ from openpangu_sft.util.errors import UserError, printable
 @option("--resume", type=click.Choice(["changed"]), help="go on with another learning rate or schedule")
 def sft_command(recipe: Recipe, dry_run: bool, resume: Optional[str]) -> None:
     """Fine-tune; rerun to resume."""
-    from openpangu_sft.cli.header import show_header
     from openpangu_sft.plan.estimate import memory_of
     from openpangu_sft.training.stage import run_manifest, run_sft
 
@@ -38,7 +39,7 @@ def sft_command(recipe: Recipe, dry_run: bool, resume: Optional[str]) -> None:
         print(command_of(recipe))
         return
     if first:
-        show_header(recipe, run_manifest(recipe).counts)
+        _show_header(recipe, run_manifest(recipe).counts)
     arguments = ["sft", *recipe_arguments(), *(["--resume", resume] if resume else [])]
     run_sft(recipe, arguments, memory_of(recipe).peak, changed=bool(resume))
     if not worker_rank():
@@ -117,6 +118,48 @@ def _typed_lines() -> Iterator[str]:
             yield input("> " if sys.stdin.isatty() else "")
         except EOFError:
             return
+
+
+def _show_header(recipe: Recipe, counts: dict[str, Any]) -> None:
+    """Prints what a run is made of, how long it is, where it writes and how it is stopped, and a line for what was
+    perhaps not meant. `counts` are those of the dataset.
+    """
+    from openpangu_sft.checkpoint.sharding import parameter_count
+    from openpangu_sft.plan.estimate import course_of, disk_of, warnings
+
+    train, parallel, run = recipe.train, recipe.parallel, recipe.path("run")
+    course, disk, adapter = course_of(recipe, counts), disk_of(recipe), train.lora.adapter
+    model = f"{recipe.path('hf').name}: {parameter_count(recipe.model):,} parameters"
+    if adapter:
+        model += f", {parameter_count(recipe.model, adapter, trained=True):,} in adapters trained"
+    sizes = {"DP": parallel.data, "CP": parallel.context, "TP": parallel.tensor, "PP": parallel.pipeline}
+    split = ", ".join(f"{name} {size}" for name, size in sizes.items() if size > 1)
+    device = "NPU" if train.engine == "mindspeed" and train.device == "auto" else "process"
+    engine = f"{train.engine}, {train.precision}, {parallel.world} x {device}{f': {split}' if split else ''}"
+    if device == "process":
+        engine += f", train.device {train.device}"
+    share = counts["trained_tokens"] / counts["tokens"]
+    data = f"{counts['packed']:,} conversations in {counts['packs']:,} packs: {counts['tokens']:,} tokens"
+    rate = f"{train.lr:g}, warm-up of {train.warmup:,} steps, {train.lr_decay_style}"
+    if train.lr_decay_style != "constant":
+        rate += f" to {train.min_lr:g}"
+    free = shutil.disk_usage(next(path for path in (run, *run.parents) if path.is_dir())).free
+    tokens = round(course.tokens / train.iterations)
+    rows = {
+        "model": model,
+        "engine": engine,
+        "data": f"{data}, {share:.1%} trained",
+        "steps": f"{train.iterations:,} of {train.global_batch_size:,} packs ({tokens:,} tokens)",
+        "epochs": f"{course.epochs:,.2f}",
+        "learning rate": rate,
+        "checkpoints": f"every {train.save_interval:,} steps, {disk.kept:,} kept: {disk.most / 1e9:,.3g} GB at most; "
+        f"{free / 1e9:,.3g} GB free",
+        "writes to": os.path.relpath(run) if run.is_relative_to(Path.cwd()) else str(run),
+        "to stop": "Ctrl-C: saves after the step; make sft again resumes",
+    }
+    print_table("make sft", rows)
+    for line in warnings(recipe, counts):
+        console.print(line, style="yellow", markup=False)
 
 
 def _show_run(recipe: Recipe) -> None:

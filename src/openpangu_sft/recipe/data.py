@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Literal, Optional
 
 from pydantic import AfterValidator, Field, field_validator
@@ -32,7 +33,7 @@ Columns = Annotated[dict[Column, str], AfterValidator(_one_meaning)]
 class Source(Section):
     """One source of raw conversations among several."""
 
-    path: str
+    path: Annotated[str, AfterValidator(partial(usable_path, key="data.sources"))]
     """Raw conversations, as paths.raw."""
     format: Format = "auto"
     """As data.source_format."""
@@ -42,11 +43,6 @@ class Source(Section):
     """How often each conversation is used: 2 is twice, 0.5 is a half of them, chosen by data.seed."""
     system: Optional[str] = None
     """System prompt of conversations that have none."""
-
-    @field_validator("path")
-    @classmethod
-    def _usable(cls, value: str) -> str:
-        return usable_path(value, "data.sources")
 
 
 class Data(Section):

@@ -133,9 +133,10 @@ def _model(content: Mapping[str, Any]) -> Any:
     if not _only_incomplete(stated):
         return stated
     try:
-        checkpoint = Paths.model_validate(content.get("paths") or {})["hf"]
+        paths = Paths.model_validate(content.get("paths") or {})
     except ValidationError:
         return stated
+    checkpoint = paths.under_cache(paths.hf)
     path = checkpoint / CONFIG
     try:
         if not path.is_file():

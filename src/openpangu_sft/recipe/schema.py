@@ -55,7 +55,7 @@ class Recipe(Section):
 
     def path(self, name: str) -> Path:
         """The absolute path of an entry of `paths`."""
-        return self.paths[name]
+        return self.paths.under_cache(getattr(self.paths, name))
 
 
 class ChosenRecipe(Recipe):
@@ -170,7 +170,7 @@ def _stages(recipe: Recipe) -> Iterator[Conflict]:
 
 def _overlap(paths: Paths) -> Iterator[Conflict]:
     """Stages replace whole directories, so none may contain another's. `paths.raw` may: with samples it is not used."""
-    directories = {name: Path(os.path.normpath(paths[name])) for name in type(paths).model_fields}
+    directories = {name: Path(os.path.normpath(paths.under_cache(value))) for name, value in paths}
     del directories["cache"], directories["raw"]
     for (outer, above), (inner, below) in permutations(directories.items(), 2):
         if above == below or above in below.parents:

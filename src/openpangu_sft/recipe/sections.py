@@ -42,10 +42,6 @@ class Paths(Section):
     def _usable(cls, value: str, info: ValidationInfo) -> str:
         return usable_path(value, f"paths.{info.field_name}")
 
-    def __getitem__(self, name: str) -> Path:
-        """The absolute path of one entry."""
-        return self.under_cache(getattr(self, name))
-
     def under_cache(self, path: str) -> Path:
         """The absolute path that is meant by one below `cache` or an absolute one; `~` is expanded."""
         return Path(self.cache).expanduser().absolute() / Path(path).expanduser()

@@ -19,7 +19,7 @@ import time
 from collections import deque
 from pathlib import Path
 from statistics import median
-from typing import IO, Callable, NamedTuple, Optional
+from typing import IO, Any, Callable, NamedTuple, Optional
 
 from openpangu_sft.artifacts.artifact import Manifest
 from openpangu_sft.model.flops import model_flops_utilisation
@@ -62,8 +62,7 @@ class Training:
 
     def __init__(self, recipe: Recipe, dataset: Manifest, done: int, planned: int = 0) -> None:
         self.recipe, self.run, self.iteration, self.planned = recipe, recipe.path("run"), done, planned
-        self.memory: Optional[memory.DeviceMemory] = None
-        self.validation: Optional[float] = None
+        self.measured: dict[str, Any] = {}  # since the last iteration: fields of its row
         self.losses = metrics.validation_losses(self.run, done)
         self.enough = ""  # why training ends early
         # the mean of the data: upstream does not report how much of a pack is padding
@@ -163,9 +162,9 @@ class Training:
                 elif micro_batches := log.micro_batches_of(line):
                     advance(0, self.step.update(*micro_batches))
                 elif (validation := log.validation_of(line)) is not None:
-                    self.validation = validation
+                    self.measured["validation"] = validation
                 elif measured := log.memory_of(line):
-                    self.memory = measured
+                    self.measured["memory"] = measured
                     measured.show(self.planned)
                 elif saved := log.SAVED.search(line):
                     self.saved = int(saved[1])
@@ -179,8 +178,7 @@ class Training:
 
     def _note(self, row: metrics.Row) -> str:
         """Records an iteration; returns the note for the progress bar."""
-        self.iteration, row.memory, self.memory = row.iteration, self.memory, None
-        row.validation, self.validation = self.validation, None
+        row, self.iteration, self.measured = row.model_copy(update=self.measured), row.iteration, {}
         if row.validation is not None:
             self.losses[row.iteration] = row.validation
         if warning := log.warning(row, self.recent):

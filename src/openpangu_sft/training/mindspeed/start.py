@@ -43,7 +43,9 @@ def run_mindspeed(recipe: Recipe, manifest: Manifest, command_line: Sequence[str
     require_network(os.environ)
     dataset = read_manifest(recipe.path("dataset"), "dataset", "run make merge")
     run.mkdir(parents=True, exist_ok=True)
-    with only_one_run(_lock(recipe)):
+    # with several nodes, which share the run, each one's part of it is locked
+    locked = run if recipe.parallel.nodes == 1 else run.with_name(f"{run.name}-node{os.environ.get('NODE_RANK')}")
+    with only_one_run(locked):
         require_room(run, bytes_at_start(recipe))
         first = os.environ.get("NODE_RANK", "0") == "0"
         if not first:
@@ -74,12 +76,6 @@ def require_shared(run: Path, seconds: float = 300) -> None:
             remedy = "start it too (NODE_RANK=0), with paths.run on a disk that all nodes share"
             raise UserError(f"the first node has written nothing here for {seconds:.0f} s", where=run, remedy=remedy)
         time.sleep(min(1, seconds / 10))
-
-
-def _lock(recipe: Recipe) -> Path:
-    """What is locked: the run; with several nodes, which share the run, each node's part of it."""
-    run = recipe.path("run")
-    return run if recipe.parallel.nodes == 1 else run.with_name(f"{run.name}-node{os.environ.get('NODE_RANK')}")
 
 
 def link_data(run: Path, dataset: Path, digest: str) -> Path:
