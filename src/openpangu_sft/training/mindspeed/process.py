@@ -8,18 +8,14 @@ would kill them after 30 seconds.
 from __future__ import annotations
 
 import contextlib
-import math
 import os
-import queue
 import shlex
 import signal
 import subprocess
-import threading
 import time
 from collections import deque
 from pathlib import Path
-from statistics import median
-from typing import IO, Any, Callable, NamedTuple, Optional
+from typing import IO, Any, Callable, NamedTuple
 
 from openpangu_sft.artifacts.artifact import Manifest
 from openpangu_sft.model.flops import model_flops_utilisation
@@ -34,8 +30,6 @@ from openpangu_sft.util.errors import Interrupted, UserError
 from openpangu_sft.util.signals import end_with_parent, on_signals, signal_children
 
 LOGS = "logs"
-STALLED_SECONDS = 300.0
-"""A step is reported as slow after this time, or after ten times the usual one if that is longer."""
 
 
 class Command(NamedTuple):
@@ -133,26 +127,11 @@ class Training:
 
     def _watch(self, process: subprocess.Popen[str], file: IO[str]) -> None:
         assert process.stdout is not None
-        lines: queue.Queue[Optional[str]] = queue.Queue()
-        threading.Thread(target=_read, args=(process.stdout, lines), daemon=True).start()
-        last, said = time.monotonic(), False
         with progress("training (iterations)", self.recipe.train.iterations, self.iteration) as advance:
-            while True:
-                try:
-                    line = lines.get(timeout=5)
-                except queue.Empty:
-                    waited = time.monotonic() - last
-                    usual = median(row.seconds for row in self.recent) if self.recent else math.inf
-                    if not said and waited > max(STALLED_SECONDS, 10 * usual):
-                        said = True
-                        say(f"no iteration for {waited:.0f} s: see {file.name}")
-                    continue
-                if line is None:
-                    return
+            for line in process.stdout:
                 file.write(line)
                 file.flush()
                 if row := log.iteration_of(line, self.tokens):
-                    last, said = time.monotonic(), False
                     note = self._note(row)
                     advance(1, note)
                     self.step.begin(note)
@@ -209,12 +188,6 @@ class Training:
             what = f"training ended after iteration {self.iteration} of {self.recipe.train.iterations}"
         if what:
             raise UserError(what, where=path, remedy=memory.REMEDY if full else "see this log")
-
-
-def _read(stream: IO[str], lines: queue.Queue[Optional[str]]) -> None:
-    for line in stream:
-        lines.put(line)
-    lines.put(None)
 
 
 def _kill_session(process: subprocess.Popen[str]) -> None:
