@@ -111,7 +111,8 @@ CLAIM = "kubernetes: --claim (make: CLAIM)"
         ),
         (
             ["export", "--iteration", "x"],
-            f"export: --iteration (make: ITERATION): 'x' is not a whole number -> {SEE.format('export')}",
+            "export: --iteration (make: ITERATION): 'x' is neither the number of an iteration nor best -> "
+            f"{SEE.format('export')}",
         ),
         (["preview", "--count", "x"], f"preview: --count: 'x' is not a whole number -> {SEE.format('preview')}"),
     ),

@@ -62,13 +62,9 @@ def _show(evaluation: Evaluation, run: Path) -> None:
         lines += [(checkpoint_name(result.iteration), result.answers[number]) for result in ends]
         console.print(f"\n{question.source}", style="bold", markup=False, soft_wrap=True)
         for name, text in lines:
-            console.print(f"{name}: {_readable(text) or '(nothing)'}", markup=False, soft_wrap=True)
+            shown = "\n".join(map(printable, text.split("\n"))) or "(nothing)"  # printable escapes line breaks too
+            console.print(f"{name}: {shown}", markup=False, soft_wrap=True)
     console.print(f"\nfull results: {printable(str(run / EVALUATION))}", markup=False, soft_wrap=True)
-
-
-def _readable(text: str) -> str:
-    """Keeps line breaks, but no control characters."""
-    return "\n".join(printable(line) for line in text.split("\n"))
 
 
 def _between(least: float, most: float) -> Callable[[str], float]:

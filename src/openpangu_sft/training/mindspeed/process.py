@@ -180,7 +180,7 @@ class Training:
         if self.enough and not code and self.saved == self.iteration:
             say(self.enough)
             return
-        what, full = "", next(filter(log.memory_is_full, self.errors), "")
+        what, full = "", next(filter(log.MEMORY_IS_FULL.search, self.errors), "")
         if code:
             what = f"training ended with exit code {code if code > 0 else 128 - code}"
             what += f": {full or self.errors[0]}" if self.errors else ""

@@ -44,15 +44,10 @@ from openpangu_sft.util.signals import end_with_parent, on_signals
 
 
 def train(recipe: Recipe, manifest: Manifest, command_line: Sequence[str], planned: int = 0) -> None:
-    """Trains from the newest checkpoint of the run, or else the converted one, to train.iterations.
+    """Trains from the newest checkpoint of the run, or else the converted one, to train.iterations; see `run_sft`.
 
-    Args:
-        command_line: repeats this call; recorded in the run.
-        planned: peak bytes of tensors on a device; 0 if it is not known.
-
-    Raises:
-        UserError: the loss is not finite, or the device does not exist or is full.
-        Interrupted: SIGINT or SIGTERM arrived; the run can be resumed.
+    Raises `UserError` where the loss is not finite, or the device does not exist or is full; `Interrupted` where
+    SIGINT or SIGTERM arrived and the run can be resumed.
     """
     device, received = _device(recipe), list[int]()
     with _failures_named(received):
@@ -164,7 +159,8 @@ class _Training:
         for number, (packs, batch) in enumerate(zip(batches, self._read(batches)), 1):
             tokens += batch.tokens * replicas
             divisor = trained or self.dataset.trained_tokens(packs) * len(batches) * replicas
-            with self._synchronised(number == len(batches)):
+            waits = isinstance(self.pack_loss, DistributedDataParallel) and number < len(batches)
+            with self.pack_loss.no_sync() if waits else contextlib.nullcontext():  # gradients are averaged once
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
                     loss = self.pack_loss(batch) / divisor
                 (loss * replicas).backward()  # DistributedDataParallel averages
@@ -226,12 +222,6 @@ class _Training:
             metrics.draw_curve(self.directory)
         if distributed.is_initialized():
             distributed.barrier()
-
-    def _synchronised(self, last: bool) -> contextlib.AbstractContextManager[None]:
-        """Gradients are averaged over the replicas once, after the last micro batch."""
-        if isinstance(self.pack_loss, DistributedDataParallel) and not last:
-            return self.pack_loss.no_sync()
-        return contextlib.nullcontext()
 
     def _tracked(self) -> contextlib.AbstractContextManager[Callable[[metrics.Row], None]]:
         return contextlib.nullcontext(lambda row: None) if self.rank else tracked(self.recipe, self.iteration)
