@@ -68,17 +68,20 @@ def git(*arguments: str, folder: Path, repository: Optional[Path] = None) -> str
     return done.stdout.decode(errors="replace").strip()
 
 
-def check_out(folder: Path, repository: Path, urls: Sequence[str], commit: str, branch: str) -> int:
+def check_out(folder: Path, repository: Path, urls: Sequence[str], commit: str, branch: str, remedy: str) -> int:
     """Puts a commit's files into a new folder, with its history in a bare `repository`; returns the commit's time.
 
-    Raises `GitFailed`, with what each server said, where the commit is at none of the URLs.
+    Raises `UserError`, with what each server said, where the commit is at none of the URLs.
     """
     folder.mkdir()
     git("init", "--quiet", "--bare", "--template=", str(repository), folder=folder)
-    _fetch_any(repository, folder.name, urls, commit, branch)
-    git("checkout", "--quiet", "--force", "--detach", commit, folder=folder, repository=repository)
-    if (head := git("rev-parse", "HEAD", folder=folder, repository=repository)) != commit:
-        raise GitFailed(f"{commit} is no commit, but a name for {head}")
+    try:
+        _fetch_any(repository, folder.name, urls, commit, branch)
+        git("checkout", "--quiet", "--force", "--detach", commit, folder=folder, repository=repository)
+        if (head := git("rev-parse", "HEAD", folder=folder, repository=repository)) != commit:
+            raise GitFailed(f"{commit} is no commit, but a name for {head}")
+    except GitFailed as failure:
+        raise UserError(f"{folder.name}, commit {commit}: {failure}", remedy=remedy) from None
     return int(git("show", "--no-patch", "--format=%ct", "HEAD", folder=folder, repository=repository))
 
 
