@@ -31,9 +31,8 @@ from openpangu_sft.plan.mindspeed_memory import mindspeed_memory
 from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.tokenizer.tokenizer import IGNORED
-from openpangu_sft.training.mindspeed.run_directory import link_data
 from openpangu_sft.training.mindspeed.sources import PATCHES, ROOT, read_pins, require_ready
-from openpangu_sft.training.mindspeed.start import plan
+from openpangu_sft.training.mindspeed.start import link_data, plan
 from openpangu_sft.util.console import say
 from openpangu_sft.util.errors import UserError
 from openpangu_sft.util.git import git

@@ -85,7 +85,6 @@ SEE = "openpangu-sft {} --help shows what there is"
 CHOICES = "--dtype (make: DTYPE): 'bf61' is not one of 'fp32', 'bf16', 'fp16'"
 MEMORY, SPEED = "plan: --memory (make: MEMORY): ", "plan: --tokens-per-second (make: TOKENS_PER_SECOND): "
 CLAIM = "kubernetes: --claim (make: CLAIM)"
-NAME = "up to 253 lower-case letters, digits, '-' and '.', a letter or digit at each end (RFC 1123 subdomain)"
 
 
 @pytest.mark.parametrize(
@@ -99,13 +98,6 @@ NAME = "up to 253 lower-case letters, digits, '-' and '.', a letter or digit at 
         (["xyzzy"], "no such command: xyzzy -> openpangu-sft --help shows what there is"),
         (["convert", "--dtype", "bf61"], f"convert: {CHOICES} -> {SEE.format('convert')}"),
         (["kubernetes"], f"{CLAIM} is missing -> {SEE.format('kubernetes')}"),
-        *(
-            (
-                ["kubernetes", "--claim", name],
-                f"{CLAIM}: {name!r} is not a name in Kubernetes: {NAME} -> {SEE.format('kubernetes')}",
-            )
-            for name in ("a b", "Pangu", "-a", "a.", "a..b", "a\n", "")
-        ),
         *(
             (["plan", "--memory", gib], f"{MEMORY}{gib!r} is not a number from 0.1 to 100000 -> {SEE.format('plan')}")
             for gib in ("64GB", "nan", "inf", "0", "1e6")

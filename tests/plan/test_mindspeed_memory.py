@@ -30,8 +30,7 @@ from openpangu_sft.plan.mindspeed_memory import (
     shards,
 )
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.training.mindspeed.run_directory import link_data
-from openpangu_sft.training.mindspeed.start import plan
+from openpangu_sft.training.mindspeed.start import link_data, plan
 from upstream import require_compiler
 
 SETTINGS = ["train.engine=mindspeed", "train.precision=bf16", "train.global_batch_size=4", "train.iterations=2"]

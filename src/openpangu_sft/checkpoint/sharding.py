@@ -88,7 +88,7 @@ class Layout(NamedTuple):
 
 
 def layout_of(model: Model, parallel: Parallel) -> Layout:
-    """The layout that a recipe asks for; recipe/rules.py has checked that it divides."""
+    """The layout that a recipe asks for; recipe/schema.py has checked that it divides."""
     multiple = parallel.make_vocab_size_divisible_by * parallel.tensor
     padded = -(-model.vocab_size // multiple) * multiple
     stages = parallel.num_layer_list or [model.num_layers // parallel.pipeline] * parallel.pipeline

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Optional
 
@@ -74,23 +72,16 @@ def verify_command(
     The last line, on stdout, is PASS or FAIL.
     """
     hf, mcore = hf or recipe.path("hf"), mcore or recipe.path("mcore")
-    with _verdict(mcore if only == "manifest" else hf, mcore):
+    try:
         if only == "manifest":
             from openpangu_sft.verify.tensors import check_manifest
 
             print_table(f"files: {mcore}", check_manifest(mcore))
         else:
             _compare(recipe, hf, mcore, iteration_in(mcore, iteration), only == "tensors")
-
-
-@contextlib.contextmanager
-def _verdict(*checked: Path) -> Iterator[None]:
-    """Prints PASS or FAIL on stdout, last; the error comes before FAIL. Without a checkpoint there is no verdict."""
-    try:
-        yield
     except (UserError, OSError) as error:
-        if not all(path.is_dir() for path in checked):
-            raise
+        if not all(path.is_dir() for path in (mcore if only == "manifest" else hf, mcore)):
+            raise  # without a checkpoint there is no verdict
         known = error if isinstance(error, UserError) else explain_os_error(error)
         say(f"openpangu-sft: {known}")
         stdout().print("FAIL")

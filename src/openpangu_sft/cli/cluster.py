@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import reprlib
 from pathlib import Path
 from typing import Optional
 
@@ -49,17 +47,8 @@ def slurm_command(context: click.Context, recipe: Recipe) -> None:
     print(slurm(recipe, command, Path.cwd()), end="")
 
 
-def _object_name(context: click.Context, parameter: click.Parameter, value: str) -> str:
-    """https://kubernetes.io/docs/concepts/overview/working-with-objects/names/"""
-    label = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
-    if len(value) > 253 or not re.fullmatch(rf"{label}(\.{label})*", value):
-        rule = "up to 253 lower-case letters, digits, '-' and '.', a letter or digit at each end (RFC 1123 subdomain)"
-        raise click.BadParameter(f"{reprlib.repr(value)} is not a name in Kubernetes: {rule}")
-    return value
-
-
 @stage("kubernetes", "--claim pangu --set parallel.nodes=4 > sft.yaml")
-@option("--claim", required=True, callback=_object_name, help="PersistentVolumeClaim mounted at /cache in every pod")
+@option("--claim", required=True, help="PersistentVolumeClaim mounted at /cache in every pod")
 @click.option("--image", help="image that the cluster can pull  [default: this version's npu image]")
 def kubernetes_command(recipe: Recipe, claim: str, image: Optional[str]) -> None:
     """Print a Kubernetes (Volcano) job for parallel.nodes machines."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 from pathlib import Path
 from typing import Callable, Optional
@@ -12,7 +11,7 @@ from typing import Callable, Optional
 import click
 
 from openpangu_sft.cli.options import option, stage
-from openpangu_sft.evaluate.record import EVALUATION, Evaluation, checkpoint_name
+from openpangu_sft.evaluate.record import EVALUATION, Evaluation, checkpoint_name, perplexity
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.console import console, print_rows, stdout
 from openpangu_sft.util.errors import printable
@@ -49,7 +48,11 @@ def _show(evaluation: Evaluation, run: Path) -> None:
         print_rows(
             f"{validation['packed']:,} validation samples, {validation['trained_tokens']:,} trained tokens",
             ("checkpoint", "loss", "perplexity"),
-            [(checkpoint_name(result.iteration), *_loss(result.loss)) for result in evaluation.results],
+            [
+                (checkpoint_name(one.iteration), f"{one.loss:.4f}", perplexity(one.loss))
+                for one in evaluation.results
+                if one.loss is not None
+            ],
             console,
         )
     answered = evaluation.answered
@@ -59,21 +62,9 @@ def _show(evaluation: Evaluation, run: Path) -> None:
         lines += [(checkpoint_name(result.iteration), result.answers[number]) for result in ends]
         console.print(f"\n{question.source}", style="bold", markup=False, soft_wrap=True)
         for name, text in lines:
-            console.print(f"{name}: {_readable(text) or '(nothing)'}", markup=False, soft_wrap=True)
+            shown = "\n".join(map(printable, text.split("\n"))) or "(nothing)"  # printable escapes line breaks too
+            console.print(f"{name}: {shown}", markup=False, soft_wrap=True)
     console.print(f"\nfull results: {printable(str(run / EVALUATION))}", markup=False, soft_wrap=True)
-
-
-def _loss(loss: Optional[float]) -> tuple[str, str]:
-    if loss is None:
-        return "", ""
-    if not math.isfinite(loss):
-        return f"{loss}", f"{loss}"
-    return f"{loss:.4f}", f"{math.exp(loss):,.2f}" if loss < 50 else "above 10^21"
-
-
-def _readable(text: str) -> str:
-    """Keeps line breaks, but no control characters."""
-    return "\n".join(printable(line) for line in text.split("\n"))
 
 
 def _between(least: float, most: float) -> Callable[[str], float]:

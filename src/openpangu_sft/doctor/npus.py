@@ -15,7 +15,7 @@ from openpangu_sft.plan.choose import all_splits, ranking
 from openpangu_sft.plan.estimate import memory_of
 from openpangu_sft.plan.memory import GIB
 from openpangu_sft.plan.show import advice
-from openpangu_sft.recipe.rules import complaints
+from openpangu_sft.recipe.schema import complaints
 from openpangu_sft.training.run.provenance import IMAGE as IN_CONTAINER_OF_MAKE
 from openpangu_sft.util.ascend import VARIABLE
 

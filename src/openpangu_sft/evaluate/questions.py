@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -90,10 +89,7 @@ def _question(source: str, sample: Sample, recipe: Recipe, tokenizer: Tokenizer,
 
 def validation_questions(recipe: Recipe, tokenizer: Tokenizer) -> list[Question]:
     """The first few validation samples whose last prompt is short: their token ids as training sees them."""
-    return list(islice(_validation(recipe, tokenizer), ASKED))
-
-
-def _validation(recipe: Recipe, tokenizer: Tokenizer) -> Iterator[Question]:
+    found: list[Question] = []
     rows = Rows(recipe.path("dataset"), recipe.data.seq_length, VALIDATION)
     if rows.roles is None:
         console.print(f"roles of the validation samples are {UNKNOWN}", soft_wrap=True)
@@ -103,6 +99,8 @@ def _validation(recipe: Recipe, tokenizer: Tokenizer) -> Iterator[Question]:
         for _, begin, end in zip(*segment_runs(rows.segments[row : row + 1]))
     )
     for sample, (row, inside) in enumerate(segments, 1):
+        if len(found) == ASKED:
+            break
         ids = rows.input_ids[row, inside].tolist()
         trained = np.flatnonzero(rows.labels[row, inside] != IGNORED)
         begin = int(trained[np.flatnonzero(np.diff(trained, prepend=-1) > 1)[-1]])  # of the last answer
@@ -114,7 +112,8 @@ def _validation(recipe: Recipe, tokenizer: Tokenizer) -> Iterator[Question]:
             turns = _turns(prompt, rows.roles[row, inside][:begin], tokenizer)
         header = prompt[len(prompt) - prompt[::-1].index(tokenizer.start_id) - 1 :]
         reference = tokenizer.decode_reply(header, _without_end(answer, tokenizer))
-        yield Question(f"validation sample {sample}", turns, reference, prompt)
+        found.append(Question(f"validation sample {sample}", turns, reference, prompt))
+    return found
 
 
 def _turns(prompt: list[int], roles: Roles, tokenizer: Tokenizer) -> list[list[str]]:

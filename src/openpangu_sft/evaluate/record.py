@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -61,6 +62,11 @@ class Evaluation:
 
 def checkpoint_name(iteration: int) -> str:
     return f"iteration {iteration:,}" if iteration else "before training"
+
+
+def perplexity(loss: float) -> str:
+    """e to the power of a loss; empty where that says nothing."""
+    return f"{math.exp(loss):,.2f}" if loss < 50 else ""
 
 
 def read_evaluation(run: Path) -> Optional[Evaluation]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from openpangu_sft.dataset.index_file import PREFIX, read_rows
+from openpangu_sft.dataset.index_file import Rows
 from openpangu_sft.dataset.segments import positions_within, segment_bounds
 from openpangu_sft.tokenizer.tokenizer import IGNORED
 
@@ -53,25 +52,17 @@ class Batch:
         return int(self.input_ids.numel())
 
 
-class PackedDataset:
+class PackedDataset(Rows):
     """A dataset of stage merge; with the prefix VALIDATION its validation split."""
-
-    def __init__(self, directory: Path, seq_length: int, prefix: str = PREFIX) -> None:
-        self._input_ids = read_rows(directory, prefix, "input_ids", seq_length)
-        self._segments = read_rows(directory, prefix, "attention_mask", seq_length)
-        self._labels = read_rows(directory, prefix, "labels", seq_length)
-
-    def __len__(self) -> int:
-        return len(self._input_ids)
 
     def trained_tokens(self, packs: npt.NDArray[np.int64]) -> int:
         """Number of targets in packs."""
-        return int((self._labels[packs, 1:] != IGNORED).sum())
+        return int((self.labels[packs, 1:] != IGNORED).sum())
 
     def batch(self, packs: npt.NDArray[np.int64], device: torch.device) -> Batch:
         """Collects packs into a micro batch on a device."""
-        bounds = [segment_bounds(self._segments[pack]) for pack in packs]
-        return Batch.of(self._input_ids[packs], self._labels[packs], bounds, device)
+        bounds = [segment_bounds(self.segments[pack]) for pack in packs]
+        return Batch.of(self.input_ids[packs], self.labels[packs], bounds, device)
 
 
 def training_order(packs: int, samples: int, seed: int) -> npt.NDArray[np.int64]:

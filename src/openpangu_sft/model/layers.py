@@ -25,13 +25,8 @@ class SegmentAttention(LlamaAttention):
         wanted: Optional[torch.Tensor] = None,
         **_: Any,
     ) -> tuple[torch.Tensor, None]:
-        """Attention of a layer: [packs, tokens, hidden_size], or [wanted, hidden_size].
-
-        Args:
-            hidden_states: [packs, tokens, hidden_size].
-            position_embeddings: cosine and sine, [packs, tokens, head_dim].
-            segments: for each pack the (begin, end) of its segments, in order, without gaps.
-            wanted: the positions, one pack after another, whose results are wanted; without it all.
+        """Attention of a layer, by cosine and sine of [packs, tokens, head_dim]: [packs, tokens, hidden_size], or
+        [wanted, hidden_size] for the positions that are wanted, one pack after another. For segments see below.
         """
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
         query, key, value = (linear(hidden_states).view(shape) for linear in (self.q_proj, self.k_proj, self.v_proj))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal, Optional
+from functools import partial
+from typing import Annotated, Literal, Optional
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from openpangu_sft.recipe.section import Conflict, Positive, Section, Seed, usable_path
 
@@ -26,26 +27,22 @@ def _one_meaning(columns: dict[Column, str]) -> dict[Column, str]:
     return columns
 
 
+Columns = Annotated[dict[Column, str], AfterValidator(_one_meaning)]
+
+
 class Source(Section):
     """One source of raw conversations among several."""
 
-    path: str
+    path: Annotated[str, AfterValidator(partial(usable_path, key="data.sources"))]
     """Raw conversations, as paths.raw."""
     format: Format = "auto"
     """As data.source_format."""
-    columns: dict[Column, str] = {}
+    columns: Columns = {}
     """As data.columns."""
     weight: float = Field(default=1.0, gt=0, le=1000)
     """How often each conversation is used: 2 is twice, 0.5 is a half of them, chosen by data.seed."""
     system: Optional[str] = None
     """System prompt of conversations that have none."""
-
-    _columns = field_validator("columns")(_one_meaning)
-
-    @field_validator("path")
-    @classmethod
-    def _usable(cls, value: str) -> str:
-        return usable_path(value, "data.sources")
 
 
 class Data(Section):
@@ -59,7 +56,7 @@ class Data(Section):
     """Several sources in the place of paths.raw, source_format and columns, mixed by weight."""
     deduplicate: Literal["no", "exact"] = "no"
     """Conversations that occur twice, which are counted always: kept, or dropped but for the first."""
-    columns: dict[Column, str] = {}
+    columns: Columns = {}
     """Names of your columns: {prompt: ask, response: reply}, or {messages: talk, role: speaker, content: utterance}."""
     ignore_keys: list[str] = []
     """Keys of records, messages and parts to leave out; a key that is neither known nor harmless is refused."""
@@ -87,8 +84,6 @@ class Data(Section):
     """Seed of the order of samples and packs in a shard, and of the validation split."""
     workers: int = Positive
     """Worker processes for tokenization."""
-
-    _columns = field_validator("columns")(_one_meaning)
 
     @field_validator("encoding")
     @classmethod

@@ -18,8 +18,7 @@ from ruamel.yaml.nodes import MappingNode, SequenceNode
 from openpangu_sft.artifacts.artifact import MANIFEST, parse_manifest
 from openpangu_sft.recipe.auto import AUTO, SECTIONS, recompute_is_auto, valid_splits, with_auto_split
 from openpangu_sft.recipe.model_config import CONFIG, model_of, read_config, require_stated
-from openpangu_sft.recipe.rules import INSTEAD
-from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.recipe.schema import INSTEAD, Recipe
 from openpangu_sft.recipe.section import Conflict
 from openpangu_sft.recipe.sections import Model, Paths, UnknownModel
 from openpangu_sft.util.errors import UserError, read_utf8
@@ -134,9 +133,10 @@ def _model(content: Mapping[str, Any]) -> Any:
     if not _only_incomplete(stated):
         return stated
     try:
-        checkpoint = Paths.model_validate(content.get("paths") or {})["hf"]
+        paths = Paths.model_validate(content.get("paths") or {})
     except ValidationError:
         return stated
+    checkpoint = paths.under_cache(paths.hf)
     path = checkpoint / CONFIG
     try:
         if not path.is_file():

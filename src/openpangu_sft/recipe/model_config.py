@@ -185,7 +185,9 @@ def write_object(path: Path, content: Mapping[str, Any]) -> None:
 def _rope_complaint(config: Mapping[str, Any]) -> str:
     """Where the rotary embedding is not openPangu-Embedded's, the reason; else empty."""
     for key in _ROPE:
-        if config.get(key) is not None and not _is_default(config[key]):
+        rope = {} if config.get(key) is None else config[key]
+        kinds = [rope.get(name, "default") for name in ("rope_type", "type")] if isinstance(rope, dict) else []
+        if kinds != ["default"] * 2 or not rope.keys() <= {"rope_theta", "rope_type", "type"}:
             return f"{key} is {config[key]!r}, openPangu-Embedded has the default rotary embedding"
     sources = (config, *(config.get(key) or {} for key in _ROPE))
     bases = [source["rope_theta"] for source in sources if "rope_theta" in source]
@@ -206,10 +208,3 @@ def as_version_4(config: Mapping[str, Any]) -> dict[str, Any]:
     if written.get("num_key_value_heads", 0) is None:
         written["num_key_value_heads"] = written.get("num_attention_heads")
     return written
-
-
-def _is_default(rope: Any) -> bool:
-    """Whether nothing but the base is set."""
-    if not isinstance(rope, dict) or not rope.keys() <= {"rope_theta", "rope_type", "type"}:
-        return False
-    return all(rope.get(key, "default") == "default" for key in ("rope_type", "type"))

@@ -53,26 +53,23 @@ def _default(field: FieldInfo) -> str:
 
 
 def _values(field: FieldInfo) -> str:
-    kind = field.annotation
-    if get_origin(kind) is Union:  # Optional
-        (kind,) = (each for each in get_args(kind) if each is not type(None))
-    if get_origin(kind) is Literal:
-        return _choices(kind)
-    if get_origin(kind) is list:
-        (item,) = get_args(kind)
-        if get_origin(item) is Literal:
-            return f"a list of {_choices(item)}"
-        return f"a list of {', '.join(item.model_fields)}" if item not in _KINDS else f"a list of {_KINDS[item]}s"
-    if get_origin(kind) is dict:
-        return f"a mapping of {_choices(get_args(kind)[0])} to {_KINDS[get_args(kind)[1]]}"
     limits = [
         f"{sign} {getattr(limit, name)}" for limit in field.metadata for name, sign in _SIGNS if hasattr(limit, name)
     ]
-    return " ".join([_KINDS[kind], ", ".join(limits)]).strip()
+    return f"{_named(field.annotation)} {', '.join(limits)}".strip()
 
 
-def _choices(kind: Any) -> str:
-    return ", ".join(f"`{choice}`" for choice in get_args(kind))
+def _named(kind: Any) -> str:
+    origin, given = get_origin(kind), get_args(kind)
+    if origin is Union:  # Optional
+        return _named(given[0])
+    if origin is Literal:
+        return ", ".join(f"`{choice}`" for choice in given)
+    if origin is list:
+        return f"a list of {_named(given[0])}{'s' if given[0] in _KINDS else ''}"
+    if origin is dict:
+        return f"a mapping of {_named(given[0])} to {_named(given[1])}"
+    return _KINDS.get(kind) or ", ".join(kind.model_fields)
 
 
 _KINDS: dict[Any, str] = {str: "text", int: "integer", float: "number", bool: "`true`, `false`"}

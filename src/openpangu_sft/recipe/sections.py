@@ -10,7 +10,6 @@ from typing import Any, Literal, Optional
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from openpangu_sft.recipe.data import Data
 from openpangu_sft.recipe.lora import Lora
 from openpangu_sft.recipe.section import Conflict, NotNegative, Positive, Section, Seed, UpTo1000, usable_path
 from openpangu_sft.util.errors import SizesUnknown
@@ -42,10 +41,6 @@ class Paths(Section):
     @classmethod
     def _usable(cls, value: str, info: ValidationInfo) -> str:
         return usable_path(value, f"paths.{info.field_name}")
-
-    def __getitem__(self, name: str) -> Path:
-        """The absolute path of one entry."""
-        return self.under_cache(getattr(self, name))
 
     def under_cache(self, path: str) -> Path:
         """The absolute path that is meant by one below `cache` or an absolute one; `~` is expanded."""
@@ -246,15 +241,3 @@ class Chat(Section):
     """Sampling temperature; 0 is greedy decoding."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Nucleus sampling probability, with a temperature above 0."""
-
-
-class Sections(Section):
-    """All sections together."""
-
-    paths: Paths = Paths()
-    model: Model
-    tokenizer: Tokenizer = Tokenizer()
-    data: Data
-    parallel: Parallel
-    train: Train
-    chat: Chat = Chat()

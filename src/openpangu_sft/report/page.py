@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from openpangu_sft.artifacts.atomic import write_durably
 from openpangu_sft.artifacts.checks import absolute, page_place
-from openpangu_sft.evaluate.record import Question, Result, checkpoint_name
+from openpangu_sft.evaluate.record import Question, Result, checkpoint_name, perplexity
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.report.charts import COLOURS, charts_of
 from openpangu_sft.report.run import Run, read_run
@@ -142,7 +142,7 @@ def _validation(runs: Sequence[Run]) -> list[Row]:
 def _nats(loss: Optional[float]) -> str:
     if loss is None:
         return ""
-    return f"{loss:.4f} (perplexity {math.exp(loss):,.2f})" if loss < 50 else f"{loss:.4f}"
+    return f"{loss:.4f}" + (f" (perplexity {there})" if (there := perplexity(loss)) else "")
 
 
 def _answers(runs: Sequence[Run]) -> list[tuple[Question, dict[str, str]]]:
@@ -167,7 +167,7 @@ def _ends(run: Run, question: Question) -> list[tuple[Result, str]]:
         return []
     places = [place for place, other in enumerate(run.evaluation.questions) if other.prompt == question.prompt]
     answered = [(result, result.answers[places[0]]) for result in run.evaluation.answered if places]
-    return answered if len(answered) < 2 else [answered[0], answered[-1]]
+    return answered[:: max(1, len(answered) - 1)]
 
 
 def _table(columns: Sequence[dict[str, Any]]) -> list[Row]:

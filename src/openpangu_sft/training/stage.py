@@ -10,8 +10,7 @@ from openpangu_sft.checkpoint.hf import require_model
 from openpangu_sft.checkpoint.sharding import parameter_count
 from openpangu_sft.dataset.index_file import VALIDATION
 from openpangu_sft.dataset.preprocess import data_settings
-from openpangu_sft.recipe.rules import complaints
-from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.recipe.schema import Recipe, complaints
 from openpangu_sft.training.mindspeed.start import run_mindspeed
 from openpangu_sft.training.run.launch import launch, worker_rank
 from openpangu_sft.training.run.trackers import require_trackers

@@ -15,12 +15,8 @@ VARIABLE = "ASCEND_RT_VISIBLE_DEVICES"
 
 def parse_info(text: Optional[str]) -> dict[str, str]:
     """Lines `name=value`, names in lower case: the driver's file has Version, CANN's version."""
-    fields = {}
-    for line in (text or "").splitlines():
-        name, sign, value = line.partition("=")
-        if sign:
-            fields[name.strip().lower()] = value.strip()
-    return fields
+    lines = (line.partition("=") for line in (text or "").splitlines())
+    return {name.strip().lower(): value.strip() for name, sign, value in lines if sign}
 
 
 def toolkit_home(environment: Mapping[str, str]) -> str:

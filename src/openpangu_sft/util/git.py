@@ -11,9 +11,12 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Callable, Optional
 
+from openpangu_sft.util.console import console, say
 from openpangu_sft.util.errors import UserError
 
 _REACHES_OUT = re.compile(
@@ -65,7 +68,47 @@ def git(*arguments: str, folder: Path, repository: Optional[Path] = None) -> str
     return done.stdout.decode(errors="replace").strip()
 
 
-def fetch(repository: Path, url: str, ref: str, *options: str, note: Callable[[str], object]) -> None:
+def check_out(folder: Path, repository: Path, urls: Sequence[str], commit: str, branch: str, remedy: str) -> int:
+    """Puts a commit's files into a new folder, with its history in a bare `repository`; returns the commit's time.
+
+    Raises `UserError`, with what each server said, where the commit is at none of the URLs.
+    """
+    folder.mkdir()
+    git("init", "--quiet", "--bare", "--template=", str(repository), folder=folder)
+    try:
+        _fetch_any(repository, folder.name, urls, commit, branch)
+        git("checkout", "--quiet", "--force", "--detach", commit, folder=folder, repository=repository)
+        if (head := git("rev-parse", "HEAD", folder=folder, repository=repository)) != commit:
+            raise GitFailed(f"{commit} is no commit, but a name for {head}")
+    except GitFailed as failure:
+        raise UserError(f"{folder.name}, commit {commit}: {failure}", remedy=remedy) from None
+    return int(git("show", "--no-patch", "--format=%ct", "HEAD", folder=folder, repository=repository))
+
+
+def _fetch_any(repository: Path, name: str, urls: Sequence[str], commit: str, branch: str) -> None:
+    """Fetches the commit alone, by its id, from the first URL that has it.
+
+    Some servers serve by id only the tip of a branch: after all URLs have been asked for the commit, they are asked
+    for the branch.
+    """
+    failures: dict[str, str] = {}
+    with console.status(name) as status:  # on a terminal only
+        for by_id, url in product((True, False), urls):
+            if not by_id and _NOBODY_THERE.search(failures[url]):  # another ref would fail too
+                continue
+            wanted = [commit, "--depth=1"] if by_id else [f"refs/heads/{branch}"]
+            what = commit[:12] if by_id else f"branch {branch}, to look for it there,"
+            say(f"{name}: fetching {what} from {_without_password(url)}")
+            try:
+                _fetch(repository, url, *wanted, note=lambda line: status.update(f"{name}: {line}"))
+                git("cat-file", "-e", f"{commit}^{{commit}}", folder=repository, repository=repository)
+                return
+            except GitFailed as failure:
+                failures[url] = str(failure) if by_id else f"{failures[url]}; branch {branch}: {failure}"
+    raise GitFailed("; ".join(f"{_without_password(url)}: {failure}" for url, failure in failures.items()))
+
+
+def _fetch(repository: Path, url: str, ref: str, *options: str, note: Callable[[str], object]) -> None:
     """Fetches a ref into a bare repository; raises `GitFailed` where git exits with an error.
 
     The URL is anything that git accepts, or a folder relative to the current one; `note` gets each line of progress.
@@ -93,16 +136,6 @@ def fetch(repository: Path, url: str, ref: str, *options: str, note: Callable[[s
     finally:
         process.terminate()  # no effect where it has ended
         process.communicate()
-
-
-def nobody_there(failure: str) -> bool:
-    """Whether a fetch failed before it reached a repository, so that another ref would fail too."""
-    return bool(_NOBODY_THERE.search(failure))
-
-
-def without_password(text: str) -> str:
-    """A text without user names and passwords in its addresses."""
-    return re.sub(r"(?<=://)[^/\s@]*@", "", text)
 
 
 def apply_patch(folder: Path, patch: Path, to: str, remedy: str) -> None:
@@ -133,4 +166,9 @@ def _source(url: str) -> tuple[str, list[str]]:
 def _one_line(lines: list[str]) -> str:
     """Git's messages on one line, without passwords and repetitions."""
     words = dict.fromkeys(filter(None, (line.strip().rstrip(".") for line in lines)))
-    return without_password("; ".join(words)) or "git gave no reason"
+    return _without_password("; ".join(words)) or "git gave no reason"
+
+
+def _without_password(text: str) -> str:
+    """A text without user names and passwords in its addresses."""
+    return re.sub(r"(?<=://)[^/\s@]*@", "", text)

@@ -16,7 +16,7 @@ from openpangu_sft.artifacts.artifact import Manifest
 from openpangu_sft.checkpoint.mcore import iteration_directory, rank_file
 from openpangu_sft.recipe.model_config import TRACKER
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.training.mindspeed import run_directory, start
+from openpangu_sft.training.mindspeed import start
 from openpangu_sft.training.mindspeed.start import environment_of, require_devices, require_network
 from openpangu_sft.training.run.launch import torchrun_options
 from openpangu_sft.training.run.retention import iterations, prune
@@ -46,7 +46,7 @@ def tracker(recipe: Recipe) -> Path:
 
 
 def test_nothing_to_go_on_from(recipe: Recipe) -> None:
-    assert run_directory.newest_complete(recipe, True) is None
+    assert start.newest_complete(recipe, True) is None
 
 
 def test_the_newest_that_is_whole(recipe: Recipe) -> None:
@@ -54,16 +54,16 @@ def test_the_newest_that_is_whole(recipe: Recipe) -> None:
         checkpoint(recipe, iteration)
     tracker(recipe).write_text("10")
     checkpoint(recipe, 15)  # not finished: the tracker file does not name it
-    assert run_directory.newest_complete(recipe, True) == 10
+    assert start.newest_complete(recipe, True) == 10
 
 
 def test_without_the_tracker_file_the_newest_that_is_whole(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
     for iteration in (5, 10):
         checkpoint(recipe, iteration)
     checkpoint(recipe, 15, without="mp_rank_00_001/model_optim_rng.pt")
-    assert run_directory.newest_complete(recipe, False) == 10
+    assert start.newest_complete(recipe, False) == 10
     assert not tracker(recipe).exists()
-    assert run_directory.newest_complete(recipe, True) == 10
+    assert start.newest_complete(recipe, True) == 10
     assert f"there is no {TRACKER}" in capsys.readouterr().err
     assert tracker(recipe).read_text() == "10"
 
@@ -79,12 +79,12 @@ def test_a_file_that_is_damaged_is_not_whole(recipe: Recipe, harm: str) -> None:
     tracker(recipe).write_text("10")
     file = next(iteration_directory(recipe.path("run"), 10).rglob("distrib_optim.pt"))
     file.write_bytes(file.read_bytes()[:-100] if harm == "cut off" else SPANS_DISKS)
-    assert run_directory.newest_complete(recipe, True) == 5
+    assert start.newest_complete(recipe, True) == 5
 
 
 def test_a_first_checkpoint_that_is_cut_off_is_made_again(recipe: Recipe) -> None:
     checkpoint(recipe, 5, without="mp_rank_00_001/model_optim_rng.pt")
-    assert run_directory.newest_complete(recipe, True) is None
+    assert start.newest_complete(recipe, True) is None
 
 
 @pytest.mark.parametrize("named", ["10", None])
@@ -93,13 +93,13 @@ def test_checkpoints_none_of_which_is_whole_are_not_written_over(recipe: Recipe,
         checkpoint(recipe, iteration, without="mp_rank_00_001/model_optim_rng.pt")
     if named:
         tracker(recipe).write_text(named)
-    assert "no checkpoint here is complete" in refusal_of(run_directory.newest_complete, recipe, True)
+    assert "no checkpoint here is complete" in refusal_of(start.newest_complete, recipe, True)
 
 
 def test_a_tracker_file_that_names_no_number(recipe: Recipe) -> None:
     checkpoint(recipe, 5)
     tracker(recipe).write_text("five")
-    assert "not a number" in refusal_of(run_directory.newest_complete, recipe, True)
+    assert "not a number" in refusal_of(start.newest_complete, recipe, True)
 
 
 @pytest.mark.parametrize("missing", ["mp_rank_00_001/model_optim_rng.pt", "mp_rank_01_000/distrib_optim.pt"])
@@ -109,7 +109,7 @@ def test_an_earlier_one_where_the_newest_is_not_whole(
     checkpoint(recipe, 5)
     checkpoint(recipe, 10, without=missing)
     tracker(recipe).write_text("10")
-    assert run_directory.newest_complete(recipe, True) == 5
+    assert start.newest_complete(recipe, True) == 5
     assert "iteration 10 is not complete" in capsys.readouterr().err
     assert tracker(recipe).read_text() == "5"  # upstream reads it
 
@@ -131,13 +131,13 @@ def test_data_of_another_content_gets_a_folder_of_its_own(tmp_path: Path) -> Non
     run.mkdir()
     for field in ("input_ids", "labels", "attention_mask"):
         (dataset / f"data_packed_{field}_document.bin").touch()
-    prefix = run_directory.link_data(run, dataset, "a" * 64)
+    prefix = start.link_data(run, dataset, "a" * 64)
     assert len(list(prefix.parent.iterdir())) == 3
     index = prefix.parent / "data_train_indexmap_48ns_1234s_decoder_packed_shuffle_idx.npy"
     index.touch()
-    assert run_directory.link_data(run, dataset, "a" * 64) == prefix
+    assert start.link_data(run, dataset, "a" * 64) == prefix
     assert index.exists()
-    other = run_directory.link_data(run, dataset, "b" * 64)
+    other = start.link_data(run, dataset, "b" * 64)
     assert other != prefix
     assert not prefix.parent.exists()
     assert list(dataset.glob("*indexmap*")) == []

@@ -15,8 +15,8 @@ from openpangu_sft.dataset.preprocess import run_preprocess
 from openpangu_sft.evaluate.stage import run_evaluate
 from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.training.run.metrics import Row, append, since_lowest, validation_losses
-from openpangu_sft.training.run.retention import iterations
+from openpangu_sft.training.run.metrics import Row, append, validation_losses
+from openpangu_sft.training.run.retention import iterations, stops_early
 from openpangu_sft.training.stage import run_sft
 from refusals import refusal_of
 from training.conftest import Options
@@ -77,10 +77,14 @@ def test_the_best_checkpoint_is_kept_and_training_ends_early(
     assert [one.iteration for one in run_evaluate(recipe, wanted="best").results] == [0, best]
 
 
-def test_evaluations_since_the_lowest() -> None:
-    assert since_lowest({}) == 0
-    assert since_lowest({2: 3.0, 4: 2.0}) == 0
-    assert since_lowest({2: 1.0, 4: 2.0, 6: 1.0}) == 2
+def test_evaluations_since_the_lowest(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe("train.eval_interval=2", "train.early_stop.patience=2")
+    assert (
+        stops_early(recipe, {}) == stops_early(recipe, {2: 3.0, 4: 2.0}) == stops_early(recipe, {2: 1.0, 4: 2.0}) == ""
+    )
+    said = "stopped early: validation loss was lowest at iteration 2 (1.0000), 2 evaluations ago"
+    assert stops_early(recipe, {2: 1.0, 4: 2.0, 6: 1.0}) == said
+    assert stops_early(make_recipe(), {2: 1.0, 4: 2.0, 6: 1.0}) == ""
 
 
 def test_what_it_needs(options: Options, make_recipe: MakeRecipe) -> None:

@@ -13,93 +13,44 @@ from typing import Union
 
 from openpangu_sft.checkpoint.sharding import layout_of
 from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.recipe.sections import Model
 from openpangu_sft.training.run.step import NEVER
 from openpangu_sft.util.errors import UserError
 
 Value = Union[str, int, float, Path, bool, Sequence[str], None]
 
+_MODEL = [name for name in Model.model_fields if name not in ("vocab_size", "activation", "tie_word_embeddings")]
+_NAMED_ALIKE = """parallel.make_vocab_size_divisible_by data.seq_length train.micro_batch_size train.global_batch_size
+    train.lr train.min_lr train.lr_decay_style train.weight_decay train.clip_grad train.adam_beta1 train.adam_beta2
+    train.adam_eps train.seed train.save_interval"""
 SAME = {
-    "num-layers": "model.num_layers",
-    "hidden-size": "model.hidden_size",
-    "ffn-hidden-size": "model.ffn_hidden_size",
-    "num-attention-heads": "model.num_attention_heads",
-    "num-query-groups": "model.num_query_groups",
-    "kv-channels": "model.kv_channels",
-    "max-position-embeddings": "model.max_position_embeddings",
-    "rotary-base": "model.rotary_base",
-    "normalization": "model.normalization",
-    "norm-epsilon": "model.norm_epsilon",
-    "add-qkv-bias": "model.add_qkv_bias",
-    "add-dense-bias": "model.add_dense_bias",
-    "make-vocab-size-divisible-by": "parallel.make_vocab_size_divisible_by",
+    **{name.replace("_", "-"): f"model.{name}" for name in _MODEL},
+    **{key.partition(".")[2].replace("_", "-"): key for key in _NAMED_ALIKE.split()},
     "tensor-model-parallel-size": "parallel.tensor",
     "pipeline-model-parallel-size": "parallel.pipeline",
     "context-parallel-size": "parallel.context",
-    "seq-length": "data.seq_length",
-    "micro-batch-size": "train.micro_batch_size",
-    "global-batch-size": "train.global_batch_size",
     "train-iters": "train.iterations",
-    "lr": "train.lr",
-    "min-lr": "train.min_lr",
-    "lr-decay-style": "train.lr_decay_style",
-    "weight-decay": "train.weight_decay",
-    "clip-grad": "train.clip_grad",
-    "adam-beta1": "train.adam_beta1",
-    "adam-beta2": "train.adam_beta2",
-    "adam-eps": "train.adam_eps",
-    "seed": "train.seed",
-    "save-interval": "train.save_interval",
 }
 """Flag and the recipe key whose value it takes as it is."""
 
-FIXED: dict[str, dict[str, Value]] = {
-    "by openPangu's architecture": {
-        "use-mcore-models": True,
-        "transformer-impl": "local",
-        "group-query-attention": True,
-        "position-embedding-type": "rope",
-        "use-rotary-position-embeddings": True,
-        "swiglu": True,
-        "disable-bias-linear": True,
-        "init-method-std": 0.01,
-        "attention-dropout": 0.0,
-        "hidden-dropout": 0.0,
-        "expert-model-parallel-size": 1,
-    },
-    "by the packed dataset and its tokenizer": {
-        "stage": "sft",
-        "split": "100,0,0",
-        "is-instruction-dataset": True,
-        "reset-position-ids": True,
-        "tokenizer-type": "PretrainedFromHF",
-        "tokenizer-not-use-fast": True,
-    },
-    "as in the published script": {
-        "attention-softmax-in-fp32": True,
-        "no-masked-softmax-fusion": True,
-        "no-gradient-accumulation-fusion": True,
-        "use-flash-attn": True,
-        "use-fused-rmsnorm": True,
-        "use-fused-swiglu": True,
-        "use-fused-rotary-pos-emb": True,
-        "use-distributed-optimizer": True,
-        "overlap-grad-reduce": True,
-        "overlap-param-gather": True,
-        "accumulate-allreduce-grads-in-fp32": True,
-        "distributed-backend": "nccl",  # torch_npu's transfer_to_npu replaces it with hccl
-        "distributed-timeout-minutes": 120,
-        "optimizer": "adam",
-        "override-opt_param-scheduler": True,
-        "loss-scale": 1.0,
-        "initial-loss-scale": 4096,
-        "log-interval": 1,
-        "eval-iters": 0,
-        "manual-gc": True,
-        "manual-gc-interval": 100,
-    },
-    "so that SIGTERM saves a checkpoint": {"exit-signal-handler": True},
+FIXED = {
+    "by openPangu's architecture": """
+        --use-mcore-models --transformer-impl local --group-query-attention --position-embedding-type rope
+        --use-rotary-position-embeddings --swiglu --disable-bias-linear --init-method-std 0.01 --attention-dropout 0.0
+        --hidden-dropout 0.0 --expert-model-parallel-size 1""",
+    "by the packed dataset and its tokenizer": """
+        --stage sft --split 100,0,0 --is-instruction-dataset --reset-position-ids --tokenizer-type PretrainedFromHF
+        --tokenizer-not-use-fast""",
+    # torch_npu's transfer_to_npu replaces nccl with hccl
+    "as in the published script": """
+        --attention-softmax-in-fp32 --no-masked-softmax-fusion --no-gradient-accumulation-fusion --use-flash-attn
+        --use-fused-rmsnorm --use-fused-swiglu --use-fused-rotary-pos-emb --use-distributed-optimizer
+        --overlap-grad-reduce --overlap-param-gather --accumulate-allreduce-grads-in-fp32 --distributed-backend nccl
+        --distributed-timeout-minutes 120 --optimizer adam --override-opt_param-scheduler --loss-scale 1.0
+        --initial-loss-scale 4096 --log-interval 1 --eval-iters 0 --manual-gc --manual-gc-interval 100""",
+    "so that SIGTERM saves a checkpoint": "--exit-signal-handler",
 }
-"""Flags that no recipe changes, by the reason for their value."""
+"""Arguments that no recipe changes, by the reason for their value."""
 
 AT_BEGINNING = ("finetune", "no-load-optim", "no-load-rng")
 """Only for a new run: a resumed one loads optimizer, schedule, random state and data order from its checkpoint."""
@@ -131,11 +82,9 @@ def training_flags(recipe: Recipe, data: Path, resumed: bool) -> list[str]:
     _require_free(recipe.train.upstream_flags, {**SAME, **{flag: key for flag, (key, _) in computed.items()}})
     flags: dict[str, Value] = {flag: reduce(getattr, key.split("."), recipe) for flag, key in SAME.items()}  # type: ignore[misc]
     flags.update((flag, value) for flag, (_, value) in computed.items())
-    for fixed in FIXED.values():
-        flags.update(fixed)
     if not resumed:
         flags.update(dict.fromkeys(AT_BEGINNING, True))
-    return [*as_arguments(flags), *recipe.train.upstream_flags]
+    return [*as_arguments(flags), *" ".join(FIXED.values()).split(), *recipe.train.upstream_flags]
 
 
 def repeats_kv_heads(recipe: Recipe) -> bool:
@@ -198,7 +147,7 @@ def as_arguments(flags: dict[str, Value]) -> list[str]:
 
 def _require_free(more: Sequence[str], keys: Mapping[str, str]) -> None:
     """Refuses further flags that the recipe sets by one of its `keys`, or that break training."""
-    fixed = {flag: f"is fixed {reason}" for reason, flags in FIXED.items() for flag in flags}
+    fixed = {word[2:]: f"is fixed {reason}" for reason, words in FIXED.items() for word in words.split()}
     fixed |= dict.fromkeys(AT_BEGINNING, "depends on whether a run begins or resumes")
     fixed["exit-on-missing-checkpoint"] = "is not needed: a start without weights is refused"
     for number, word in enumerate(more):

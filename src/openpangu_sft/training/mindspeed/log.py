@@ -27,6 +27,9 @@ SAVED = re.compile(r"successfully saved checkpoint at iteration\s+(\d+)")
 NO_CHECKPOINT = re.compile(r"could not (find the metadata file|load the checkpoint)|will not load any checkpoints")
 """Nothing was loaded: upstream would train from random weights and exit with code 0."""
 
+MEMORY_IS_FULL = re.compile("out of memory|^EL0004")
+"""An error of torch, of torch_npu (“NPU out of memory. Tried to allocate …”), or of the NPU's driver."""
+
 SPIKE_WINDOW = 20
 
 
@@ -60,11 +63,6 @@ def memory_of(line: str) -> Optional[DeviceMemory]:
     found = _MEMORY.search(line)
     memory = DeviceMemory.model_validate_json(found[1]) if found else None
     return memory if memory and memory.peak else None
-
-
-def memory_is_full(error: str) -> bool:
-    """Whether an error is torch's, torch_npu's (“NPU out of memory. Tried to allocate …”) or the NPU driver's."""
-    return "out of memory" in error or error.startswith("EL0004")
 
 
 def error_of(line: str) -> Optional[str]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import queue
 import shlex
 import signal
 import subprocess
@@ -19,7 +18,7 @@ import time
 from collections import deque
 from pathlib import Path
 from statistics import median
-from typing import IO, Callable, NamedTuple, Optional
+from typing import IO, Any, Callable, NamedTuple
 
 from openpangu_sft.artifacts.artifact import Manifest
 from openpangu_sft.model.flops import model_flops_utilisation
@@ -35,7 +34,7 @@ from openpangu_sft.util.signals import end_with_parent, on_signals, signal_child
 
 LOGS = "logs"
 STALLED_SECONDS = 300.0
-"""A step is reported as slow after this time, or after ten times the usual one if that is longer."""
+"""An iteration is reported as slow after this time, or after ten times the usual one if that is longer."""
 
 
 class Command(NamedTuple):
@@ -62,9 +61,8 @@ class Training:
 
     def __init__(self, recipe: Recipe, dataset: Manifest, done: int, planned: int = 0) -> None:
         self.recipe, self.run, self.iteration, self.planned = recipe, recipe.path("run"), done, planned
-        self.memory: Optional[memory.DeviceMemory] = None
-        self.validation: Optional[float] = None
-        self.losses = {one: loss for one, loss in metrics.validation_losses(self.run).items() if one <= done}
+        self.measured: dict[str, Any] = {}  # since the last iteration: fields of its row
+        self.losses = metrics.validation_losses(self.run, done)
         self.enough = ""  # why training ends early
         # the mean of the data: upstream does not report how much of a pack is padding
         self.tokens = round(recipe.train.global_batch_size * dataset.counts["tokens"] / dataset.counts["packs"])
@@ -72,6 +70,7 @@ class Training:
         self.recent: deque[metrics.Row] = deque(maxlen=50)
         self.received: list[int] = []
         self.step = Step()
+        self.late = threading.Timer(0, say)
         self.track: Callable[[metrics.Row], None]
         self.saved = done
         self.without_checkpoint = False
@@ -117,6 +116,7 @@ class Training:
                     self._watch(process, file)
                     code = process.wait()
             finally:
+                self.late.cancel()
                 _kill_session(process)
                 process.wait()
         if self.on_last_node and metrics.read_metrics(self.run):
@@ -134,38 +134,24 @@ class Training:
 
     def _watch(self, process: subprocess.Popen[str], file: IO[str]) -> None:
         assert process.stdout is not None
-        lines: queue.Queue[Optional[str]] = queue.Queue()
-        threading.Thread(target=_read, args=(process.stdout, lines), daemon=True).start()
-        last, said = time.monotonic(), False
         with progress("training (iterations)", self.recipe.train.iterations, self.iteration) as advance:
-            while True:
-                try:
-                    line = lines.get(timeout=5)
-                except queue.Empty:
-                    waited = time.monotonic() - last
-                    usual = median(row.seconds for row in self.recent) if self.recent else math.inf
-                    if not said and waited > max(STALLED_SECONDS, 10 * usual):
-                        said = True
-                        say(f"no iteration for {waited:.0f} s: see {file.name}")
-                    continue
-                if line is None:
-                    return
+            for line in process.stdout:
                 file.write(line)
                 file.flush()
                 if row := log.iteration_of(line, self.tokens):
-                    last, said = time.monotonic(), False
                     note = self._note(row)
                     advance(1, note)
                     self.step.begin(note)
+                    self._expect_iteration(file.name)
                     if not self.enough and (enough := stops_early(self.recipe, self.losses)):
                         self.enough = enough
                         signal_children(process.pid, signal.SIGTERM)
                 elif micro_batches := log.micro_batches_of(line):
                     advance(0, self.step.update(*micro_batches))
                 elif (validation := log.validation_of(line)) is not None:
-                    self.validation = validation
+                    self.measured["validation"] = validation
                 elif measured := log.memory_of(line):
-                    self.memory = measured
+                    self.measured["memory"] = measured
                     measured.show(self.planned)
                 elif saved := log.SAVED.search(line):
                     self.saved = int(saved[1])
@@ -177,10 +163,17 @@ class Training:
                 elif error := log.error_of(line):
                     self.errors.append(error)
 
+    def _expect_iteration(self, path: str) -> None:
+        """Says so where the next one takes ten times as long as usual, and five minutes at least."""
+        seconds = max(STALLED_SECONDS, 10 * median(row.seconds for row in self.recent))
+        self.late.cancel()
+        self.late = threading.Timer(seconds, say, [f"no iteration for {seconds:.0f} s: see {path}"])
+        self.late.daemon = True
+        self.late.start()
+
     def _note(self, row: metrics.Row) -> str:
         """Records an iteration; returns the note for the progress bar."""
-        self.iteration, row.memory, self.memory = row.iteration, self.memory, None
-        row.validation, self.validation = self.validation, None
+        row, self.iteration, self.measured = row.model_copy(update=self.measured), row.iteration, {}
         if row.validation is not None and math.isfinite(row.validation):
             self.losses[row.iteration] = row.validation
             metrics.show_validation(self.losses)
@@ -204,7 +197,7 @@ class Training:
         if self.enough and not code and self.saved == self.iteration:
             say(self.enough)
             return
-        what, full = "", next(filter(log.memory_is_full, self.errors), "")
+        what, full = "", next(filter(log.MEMORY_IS_FULL.search, self.errors), "")
         if code:
             what = f"training ended with exit code {code if code > 0 else 128 - code}"
             what += f": {full or self.errors[0]}" if self.errors else ""
@@ -212,12 +205,6 @@ class Training:
             what = f"training ended after iteration {self.iteration} of {self.recipe.train.iterations}"
         if what:
             raise UserError(what, where=path, remedy=memory.REMEDY if full else "see this log")
-
-
-def _read(stream: IO[str], lines: queue.Queue[Optional[str]]) -> None:
-    for line in stream:
-        lines.put(line)
-    lines.put(None)
 
 
 def _kill_session(process: subprocess.Popen[str]) -> None:

@@ -20,9 +20,8 @@ from typing import Annotated, Any, Optional
 from pydantic import BaseModel, ConfigDict, StringConstraints, TypeAdapter, ValidationError
 
 from openpangu_sft.artifacts.artifact import MANIFEST, Manifest, parse_manifest, sha256_of, staged_directory
-from openpangu_sft.training.mindspeed.fetch import check_out
 from openpangu_sft.util.errors import UserError, first_complaint
-from openpangu_sft.util.git import GitFailed, apply_patch, require_git
+from openpangu_sft.util.git import apply_patch, check_out, require_git
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -94,8 +93,12 @@ def make_sources(target: Path = SOURCES, patches: Path = PATCHES) -> tuple[Manif
     require_git("fetches and patches the sources")
     with staged_directory(target, wanted) as staging:
         for name, pin in pins.items():
+            variable = VARIABLES[name]
+            urls = [os.environ[variable]] if os.environ.get(variable) else [pin.url, *pin.mirrors]
+            remedy = f"check the network; or name a repository that has this commit: make sources {variable}=…"
             with tempfile.TemporaryDirectory(dir=staging, prefix=".git-") as repository:
-                wanted.counts[name] = {"files": 0, "committed": _check_out(staging / name, Path(repository), pin)}
+                time = check_out(staging / name, Path(repository), urls, pin.commit, pin.branch, remedy)
+            wanted.counts[name] = {"files": 0, "committed": time}
             for patch in pin.patches:
                 apply_patch(staging / name, patches / patch, name, f"rebase the patch onto commit {pin.commit}")
         _add_megatron(staging)
@@ -106,16 +109,6 @@ def make_sources(target: Path = SOURCES, patches: Path = PATCHES) -> tuple[Manif
         _settle(staging, wanted)
     _settle(target, wanted)  # the manifest and the folder itself were written last
     return wanted, True
-
-
-def _check_out(folder: Path, repository: Path, pin: Pin) -> int:
-    variable = VARIABLES[folder.name]
-    urls = [os.environ[variable]] if os.environ.get(variable) else [pin.url, *pin.mirrors]
-    try:
-        return check_out(folder, repository, urls, pin.commit, pin.branch)
-    except GitFailed as failure:
-        remedy = f"check the network; or name a repository that has this commit: make sources {variable}=…"
-        raise UserError(f"{folder.name}, commit {pin.commit}: {failure}", remedy=remedy) from None
 
 
 def find_sources(target: Path = SOURCES, patches: Path = PATCHES) -> Optional[Manifest]:

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Optional
 
 from openpangu_sft.artifacts.artifact import MANIFEST, Manifest, only_one_run, read_manifest, write_manifest
 from openpangu_sft.artifacts.checks import require_room
-from openpangu_sft.dataset.index_file import PREFIX
+from openpangu_sft.checkpoint.files.torch_read import is_whole
+from openpangu_sft.checkpoint.mcore import OPTIMIZER_FILE, iteration_directory, rank_file
+from openpangu_sft.checkpoint.sharding import layout_of
+from openpangu_sft.dataset.index_file import PREFIX, VALIDATION
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.mindspeed.flags import training_flags
 from openpangu_sft.training.mindspeed.process import Command, Training
-from openpangu_sft.training.mindspeed.run_directory import link_data, newest_complete
 from openpangu_sft.training.mindspeed.sources import ROOT, SOURCES, STAND_IN, require_ready
 from openpangu_sft.training.run.launch import torchrun_options, worker_environment
-from openpangu_sft.training.run.metrics import validation_losses
 from openpangu_sft.training.run.provenance import record_start
-from openpangu_sft.training.run.retention import LENGTH, bytes_at_start, stops_early
+from openpangu_sft.training.run.retention import bytes_at_start, newest_whole, nothing_to_do
 from openpangu_sft.util.ascend import VARIABLE, visible
-from openpangu_sft.util.console import console, say
+from openpangu_sft.util.console import say
 from openpangu_sft.util.errors import UserError
 
 ENVIRONMENT = {"CUDA_DEVICE_MAX_CONNECTIONS": "1", "HCCL_CONNECT_TIMEOUT": "1200"}
@@ -39,7 +43,9 @@ def run_mindspeed(recipe: Recipe, manifest: Manifest, command_line: Sequence[str
     require_network(os.environ)
     dataset = read_manifest(recipe.path("dataset"), "dataset", "run make merge")
     run.mkdir(parents=True, exist_ok=True)
-    with only_one_run(_lock(recipe)):
+    # with several nodes, which share the run, each one's part of it is locked
+    locked = run if recipe.parallel.nodes == 1 else run.with_name(f"{run.name}-node{os.environ.get('NODE_RANK')}")
+    with only_one_run(locked):
         require_room(run, bytes_at_start(recipe))
         first = os.environ.get("NODE_RANK", "0") == "0"
         if not first:
@@ -48,15 +54,11 @@ def run_mindspeed(recipe: Recipe, manifest: Manifest, command_line: Sequence[str
             write_manifest(run, manifest)  # first of all: other nodes wait for it
         data = link_data(run, recipe.path("dataset"), dataset.digest)
         command, done = plan(recipe, sources, data, is_main=first)
-        losses = {one: loss for one, loss in validation_losses(run).items() if one <= done}
-        if words := stops_early(recipe, losses):
+        if words := nothing_to_do(recipe, done):
             say(words)
             return
-        if done >= recipe.train.iterations:
-            console.print(f"this run has {done} iterations already: raise {LENGTH} to continue")
-            return
         if done:
-            console.print(f"resuming after iteration {done}")
+            say(f"resuming after iteration {done}")
         if first:
             record_start(recipe, manifest, done, command_line, sources)
         Training(recipe, dataset, done, planned).start(command)
@@ -76,10 +78,33 @@ def require_shared(run: Path, seconds: float = 300) -> None:
         time.sleep(min(1, seconds / 10))
 
 
-def _lock(recipe: Recipe) -> Path:
-    """What is locked: the run; with several nodes, which share the run, each node's part of it."""
-    run = recipe.path("run")
-    return run if recipe.parallel.nodes == 1 else run.with_name(f"{run.name}-node{os.environ.get('NODE_RANK')}")
+def link_data(run: Path, dataset: Path, digest: str) -> Path:
+    """Makes a folder with links to the packed files, in which upstream writes its shuffle index; returns --data-path.
+
+    Upstream names the index by seed and number of samples only, and reuses an existing one. With one folder per
+    content of the data it never reuses the index of other data.
+    """
+    folder = run / f"data-{digest[:16]}"
+    for stale in run.glob("data-*"):
+        if stale != folder:
+            shutil.rmtree(stale, ignore_errors=True)  # several nodes may do so at once
+    folder.mkdir(exist_ok=True)
+    for file in (*dataset.glob(f"{PREFIX}_packed_*"), *dataset.glob(f"{VALIDATION}_packed_*")):
+        with contextlib.suppress(FileExistsError):
+            (folder / file.name).symlink_to(file)
+    return folder / PREFIX
+
+
+def newest_complete(recipe: Recipe, is_main: bool) -> Optional[int]:
+    """The newest iteration of the run with all files of all ranks; see retention.newest_whole."""
+    run, layout = recipe.path("run"), layout_of(recipe.model, recipe.parallel)
+
+    def is_complete(iteration: int) -> bool:
+        models = [iteration_directory(run, iteration) / rank_file(*rank, layout.pipeline) for rank in layout.ranks()]
+        files = [*models, *(model.with_name(OPTIMIZER_FILE) for model in models)]
+        return all(file.is_file() and is_whole(file) for file in files)
+
+    return newest_whole(run, is_complete, is_main)
 
 
 def plan(recipe: Recipe, sources: Path, data: Path, is_main: bool) -> tuple[Command, int]:

@@ -34,26 +34,20 @@ from openpangu_sft.training.portable.schedule import learning_rate, parameter_gr
 from openpangu_sft.training.portable.state import load_engine_state, newest_checkpoint, save
 from openpangu_sft.training.run import memory, metrics
 from openpangu_sft.training.run.launch import AT_ONCE, worker_rank
-from openpangu_sft.training.run.metrics import validation_losses
 from openpangu_sft.training.run.provenance import record_start
-from openpangu_sft.training.run.retention import LENGTH, prune, stops_early
+from openpangu_sft.training.run.retention import nothing_to_do, prune, stops_early
 from openpangu_sft.training.run.step import Step
 from openpangu_sft.training.run.trackers import tracked
-from openpangu_sft.util.console import console, progress, say
+from openpangu_sft.util.console import progress, say
 from openpangu_sft.util.errors import Interrupted, UserError
 from openpangu_sft.util.signals import end_with_parent, on_signals
 
 
 def train(recipe: Recipe, manifest: Manifest, command_line: Sequence[str], planned: int = 0) -> None:
-    """Trains from the newest checkpoint of the run, or else the converted one, to train.iterations.
+    """Trains from the newest checkpoint of the run, or else the converted one, to train.iterations; see `run_sft`.
 
-    Args:
-        command_line: repeats this call; recorded in the run.
-        planned: peak bytes of tensors on a device; 0 if it is not known.
-
-    Raises:
-        UserError: the loss is not finite, or the device does not exist or is full.
-        Interrupted: SIGINT or SIGTERM arrived; the run can be resumed.
+    Raises `UserError` where the loss is not finite, or the device does not exist or is full; `Interrupted` where
+    SIGINT or SIGTERM arrived and the run can be resumed.
     """
     device, received = _device(recipe), list[int]()
     with _failures_named(received):
@@ -104,16 +98,12 @@ class _Training:
             self.pack_loss = DistributedDataParallel(self.pack_loss)
         self.dataset = PackedDataset(recipe.path("dataset"), recipe.data.seq_length)
         self.reader = ThreadPoolExecutor(1)
-        self.losses = {one: loss for one, loss in validation_losses(self.directory).items() if one <= self.iteration}
+        self.losses = metrics.validation_losses(self.directory, self.iteration)
         self.order = training_order(len(self.dataset), settings.iterations * settings.global_batch_size, settings.seed)
 
     def run(self, command_line: Sequence[str]) -> None:
         last, self.begun = self.recipe.train.iterations, self.iteration
-        if self.iteration >= last:
-            if self.rank == 0:
-                console.print(f"this run has {self.iteration} iterations already: raise {LENGTH} to continue")
-            return
-        if words := stops_early(self.recipe, self.losses):
+        if words := nothing_to_do(self.recipe, self.iteration):
             if self.rank == 0:
                 say(words)
             return
@@ -121,7 +111,7 @@ class _Training:
             record_start(self.recipe, self.manifest, self.iteration, command_line)
             metrics.keep_until(self.directory, self.iteration)
             if self.iteration:
-                console.print(f"resuming after iteration {self.iteration}")
+                say(f"resuming after iteration {self.iteration}")
         note, enough, interval = "", "", self.recipe.train.eval_interval
         with self._tracked() as track, on_signals(self._stop), self._progress() as advance:  # swanlab takes SIGINT
             while self.iteration < last:
@@ -170,7 +160,8 @@ class _Training:
         for number, (packs, batch) in enumerate(zip(batches, self._read(batches)), 1):
             tokens += batch.tokens * replicas
             divisor = trained or self.dataset.trained_tokens(packs) * len(batches) * replicas
-            with self._synchronised(number == len(batches)):
+            waits = isinstance(self.pack_loss, DistributedDataParallel) and number < len(batches)
+            with self.pack_loss.no_sync() if waits else contextlib.nullcontext():  # gradients are averaged once
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
                     loss = self.pack_loss(batch) / divisor
                 (loss * replicas).backward()  # DistributedDataParallel averages
@@ -236,12 +227,6 @@ class _Training:
             metrics.draw_curve(self.directory)
         if distributed.is_initialized():
             distributed.barrier()
-
-    def _synchronised(self, last: bool) -> contextlib.AbstractContextManager[None]:
-        """Gradients are averaged over the replicas once, after the last micro batch."""
-        if isinstance(self.pack_loss, DistributedDataParallel) and not last:
-            return self.pack_loss.no_sync()
-        return contextlib.nullcontext()
 
     def _tracked(self) -> contextlib.AbstractContextManager[Callable[[metrics.Row], None]]:
         return contextlib.nullcontext(lambda row: None) if self.rank else tracked(self.recipe, self.iteration)

@@ -31,11 +31,8 @@ class LoraLinear(torch.nn.Linear):
 def build_lora(recipe: Recipe, tensors: Tensors, device: torch.device) -> LlamaForCausalLM:
     """The model for packs, with adapters in fp32 as its only trainable parameters.
 
-    In bf16 runs frozen matrices are held in bf16: autocast would cast them at every use.
-
-    Args:
-        recipe: has train.lora.
-        tensors: weights and adapters, by Hugging Face name and `sharding.part_name`.
+    In bf16 runs frozen matrices are held in bf16: autocast would cast them at every use. `tensors` are weights and
+    adapters, by Hugging Face name and `sharding.part_name`.
     """
     adapter = recipe.train.lora.adapter
     assert adapter

@@ -39,16 +39,10 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return read_lines(run / METRICS, Row)
 
 
-def validation_losses(run: Path) -> dict[int, float]:
-    """Losses on the validation split during training that are finite, by iteration."""
-    found = {row["iteration"]: row.get("validation") for row in read_metrics(run)}
+def validation_losses(run: Path, last: float = math.inf) -> dict[int, float]:
+    """Losses on the validation split during training that are finite, by iteration, up to the `last`."""
+    found = {row["iteration"]: row.get("validation") for row in read_metrics(run) if row["iteration"] <= last}
     return {iteration: loss for iteration, loss in found.items() if loss is not None and math.isfinite(loss)}
-
-
-def since_lowest(losses: Mapping[int, float]) -> int:
-    """Evaluations since the one with the lowest loss; `losses` are by iteration, in order."""
-    found = list(losses.values())
-    return len(found) - 1 - found.index(min(found)) if found else 0
 
 
 def show_validation(losses: Mapping[int, float]) -> None:

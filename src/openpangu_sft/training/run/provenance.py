@@ -6,6 +6,7 @@ run/starts.jsonl    time, iteration, command, versions; a line is added whenever
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import platform
@@ -83,10 +84,8 @@ def versions() -> dict[str, str]:
     """Versions of this program, Python, the packages that affect results, and driver and CANN if installed."""
     found = {"openpangu-sft": __version__, "Python": platform.python_version()}
     for package in PACKAGES:
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     return {**found, **ascend.versions(os.environ)}
 
 

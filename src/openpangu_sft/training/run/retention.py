@@ -12,11 +12,10 @@ from openpangu_sft.checkpoint.mcore_reader import latest_iteration
 from openpangu_sft.checkpoint.sharding import layout_of, rank_parameter_count
 from openpangu_sft.recipe.model_config import TRACKER
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.training.run.metrics import since_lowest, validation_losses
+from openpangu_sft.training.run.metrics import validation_losses
 from openpangu_sft.util.console import say
 from openpangu_sft.util.errors import UserError
 
-LENGTH = "train.iterations or train.epochs"
 MOST_AT_START = 2  # checkpoints that must have room before training starts; disk may be added during a run of days
 
 
@@ -75,14 +74,21 @@ def best_iteration(run: Path) -> Optional[int]:
 
 
 def stops_early(recipe: Recipe, losses: Mapping[int, float]) -> str:
-    """Why train.early_stop ends training, empty where it does not; `losses` on validation data by iteration."""
-    patience, since = recipe.train.early_stop.patience, since_lowest(losses)
+    """Why train.early_stop ends training, or nothing; `losses` on validation data are by iteration, in order."""
+    best, patience = min(losses, key=losses.__getitem__, default=0), recipe.train.early_stop.patience
+    since = sum(iteration > best for iteration in losses)
     if not patience or since < patience:
         return ""
-    best = min(losses, key=losses.__getitem__)
     return (
         f"stopped early: validation loss was lowest at iteration {best:,} ({losses[best]:.4f}), {since} evaluations ago"
     )
+
+
+def nothing_to_do(recipe: Recipe, done: int) -> str:
+    """Why a run does not go on after the iteration that it would resume from; empty where it does."""
+    if done >= recipe.train.iterations:
+        return f"this run has {done} iterations already: raise train.iterations or train.epochs to continue"
+    return stops_early(recipe, validation_losses(recipe.path("run"), done))
 
 
 def prune(run: Path, keep: Optional[int], newest: int, best: bool = False) -> None:
