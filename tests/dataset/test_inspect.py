@@ -21,11 +21,10 @@ from hypothesis import strategies as st
 from conftest import ROOT, TINY, MakeRecipe, conversation, write_samples
 from openpangu_sft import __version__
 from openpangu_sft.dataset import inspect
-from openpangu_sft.dataset.index_file import FIELDS, HEADER, field_path
+from openpangu_sft.dataset.index_file import FIELDS, HEADER, UNKNOWN, field_path
 from openpangu_sft.dataset.inspect import Report, run_inspect
 from openpangu_sft.dataset.merge import run_merge
 from openpangu_sft.dataset.preprocess import run_preprocess
-from openpangu_sft.dataset.roles import UNKNOWN
 from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.errors import UserError

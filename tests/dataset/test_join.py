@@ -15,9 +15,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from conftest import ROOT, write_packs
-from openpangu_sft.dataset.index_file import FIELDS, PREFIX, field_path, read_rows
-from openpangu_sft.dataset.join import join_shards
-from openpangu_sft.dataset.roles import read_roles, roles_path
+from openpangu_sft.dataset.index_file import FIELDS, PREFIX, field_path, read_roles, read_rows, roles_path
+from openpangu_sft.dataset.merge import join_shards
 from openpangu_sft.dataset.segments import misnumbered, segment_runs
 from openpangu_sft.recipe.data import Data
 from openpangu_sft.recipe.load import load_recipe

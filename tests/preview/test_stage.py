@@ -18,10 +18,9 @@ from conftest import MakeRecipe, conversation, write_samples
 from openpangu_sft.artifacts.artifact import MANIFEST, read_manifest
 from openpangu_sft.conversations.conversation import parse_sample
 from openpangu_sft.dataset.encode import encode_samples, input_ids_of, labels_of
-from openpangu_sft.dataset.index_file import PREFIX, Rows, field_path
+from openpangu_sft.dataset.index_file import PREFIX, Rows, field_path, roles_path
 from openpangu_sft.dataset.merge import run_merge
 from openpangu_sft.dataset.preprocess import run_preprocess
-from openpangu_sft.dataset.roles import roles_path
 from openpangu_sft.dataset.segments import segment_bounds, segment_runs
 from openpangu_sft.preview import figures
 from openpangu_sft.preview.figures import figures_of, measure

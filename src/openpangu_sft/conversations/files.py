@@ -12,7 +12,7 @@ from typing import Callable
 from openpangu_sft.conversations.opening import COMPRESSED, LOST, UTF8
 from openpangu_sft.conversations.readers import RawRecord, read_json, read_lines
 from openpangu_sft.conversations.tables import read_arrow, read_csv, read_parquet
-from openpangu_sft.util.console import console
+from openpangu_sft.util.console import say
 from openpangu_sft.util.errors import UserError, printable
 
 READERS: dict[str, Callable[[Path, str], Iterator[RawRecord]]] = {
@@ -64,13 +64,13 @@ def raw_files(path: Path) -> list[RawFile]:
     for file in files:
         _require_usable(file)
     if passed:
-        console.print(printable(f"passed over: {', '.join(sorted(passed))}"), markup=False, soft_wrap=True)
+        say(printable(f"passed over: {', '.join(sorted(passed))}"))
     if not files:
         raise UserError("holds no raw conversations", where=path, remedy=f"put files there: {_KNOWN}")
     splits = sorted({split for file in files for split in _SPLITS.findall(file.name.lower())})
     if len(files) > 1 and len(splits) > 1:
         text = f"all splits become samples: {', '.join(splits)}; for one, give a directory with its files only"
-        console.print(printable(text), markup=False, soft_wrap=True)
+        say(printable(text))
     return files
 
 

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from openpangu_sft.artifacts.artifact import MANIFEST, Manifest, parse_manifest
-from openpangu_sft.dataset.index_file import FIELDS, PREFIX, VALIDATION, field_path
-from openpangu_sft.dataset.roles import AGAIN
+from openpangu_sft.dataset.index_file import AGAIN, FIELDS, PREFIX, VALIDATION, field_path
 from openpangu_sft.util.errors import UserError
 
 NAMES = re.compile(rf"(?P<prefix>.+)_packed_({'|'.join(FIELDS)})_document(\.(bin|idx))?", re.DOTALL)

@@ -15,8 +15,16 @@ import numpy.typing as npt
 from openpangu_sft.artifacts.artifact import MANIFEST
 from openpangu_sft.artifacts.checks import absolute, wrong_files
 from openpangu_sft.dataset.find import PackedFiles, find_dataset
-from openpangu_sft.dataset.index_file import FIELDS, Index, read_index, read_values
-from openpangu_sft.dataset.roles import ROLES, UNKNOWN, count_turns, read_roles
+from openpangu_sft.dataset.index_file import (
+    FIELDS,
+    ROLES,
+    UNKNOWN,
+    Index,
+    count_turns,
+    read_index,
+    read_roles,
+    read_values,
+)
 from openpangu_sft.dataset.row_rules import FIELD_OF, PackedRules
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.console import progress

@@ -19,15 +19,14 @@ from openpangu_sft.conversations.conversation import Rules, parse_sample
 from openpangu_sft.conversations.files import suffix_of
 from openpangu_sft.conversations.keys import BadSample
 from openpangu_sft.conversations.opening import LOST, UTF8, guess
-from openpangu_sft.dataset.index_file import PREFIX
-from openpangu_sft.dataset.roles import roles_path
+from openpangu_sft.dataset.index_file import PREFIX, roles_path
 from openpangu_sft.dataset.shard import write_shard
 from openpangu_sft.dataset.spans import Part, Span, parts_of, read_span, sha256_of_span
 from openpangu_sft.recipe.data import Data
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.tokenizer.template import TEMPLATE_DIGEST, TextSpan, sample_spans
 from openpangu_sft.tokenizer.tokenizer import Tokenizer, tokenizer_digest
-from openpangu_sft.util.console import console
+from openpangu_sft.util.console import say
 from openpangu_sft.util.errors import UserError
 
 SUFFIX = ".jsonl"  # of samples files
@@ -94,7 +93,7 @@ def open_tokenizer(directory: Path, trust_remote_code: bool, spans: Sequence[Spa
     """Loads a tokenizer, which uses SentencePiece directly where some of the samples get the same ids."""
     tokenizer = Tokenizer(directory, trust_remote_code)
     if reason := tokenizer.go_direct(list(_spans_to_compare(spans, Rules(data)))):
-        console.print(f"tokenizer: its class is used, which is slower: {reason}", markup=False, soft_wrap=True)
+        say(f"tokenizer: its class is used, which is slower: {reason}")
     return tokenizer
 
 

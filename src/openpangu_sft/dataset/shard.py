@@ -23,10 +23,9 @@ from openpangu_sft.conversations.conversation import Rules, Sample, parse_sample
 from openpangu_sft.conversations.keys import BadSample
 from openpangu_sft.conversations.readers import RawRecord
 from openpangu_sft.dataset.encode import Encoded, TooLong, encode_samples, input_ids_of, labels_of, training_views
-from openpangu_sft.dataset.index_file import PREFIX, VALIDATION, PackedWriter
+from openpangu_sft.dataset.index_file import BEGINS, PREFIX, ROLES, VALIDATION, PackedWriter
 from openpangu_sft.dataset.packing import Plan, plan_packs
 from openpangu_sft.dataset.pool import ordered_map
-from openpangu_sft.dataset.roles import BEGINS, ROLES
 from openpangu_sft.dataset.spans import Span, lines_before, read_span, spans_of
 from openpangu_sft.dataset.spool import Spool, TokenRun
 from openpangu_sft.recipe.data import Data

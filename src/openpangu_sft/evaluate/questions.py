@@ -13,8 +13,7 @@ from openpangu_sft.conversations.conversation import Message, Rules, Sample
 from openpangu_sft.conversations.convert import Converter
 from openpangu_sft.conversations.files import SUFFIXES, read_records, suffix_of
 from openpangu_sft.conversations.keys import BadSample
-from openpangu_sft.dataset.index_file import VALIDATION, Rows
-from openpangu_sft.dataset.roles import BEGINS, UNKNOWN, Roles, role_of
+from openpangu_sft.dataset.index_file import BEGINS, UNKNOWN, VALIDATION, Roles, Rows, role_of
 from openpangu_sft.dataset.segments import segment_runs
 from openpangu_sft.evaluate.record import Question
 from openpangu_sft.recipe.schema import Recipe

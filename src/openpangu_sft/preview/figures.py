@@ -9,8 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from openpangu_sft.artifacts.artifact import Manifest
-from openpangu_sft.dataset.index_file import VALIDATION, Ids, Rows
-from openpangu_sft.dataset.roles import ROLES, UNKNOWN, count_turns
+from openpangu_sft.dataset.index_file import ROLES, UNKNOWN, VALIDATION, Ids, Rows, count_turns
 from openpangu_sft.dataset.segments import segment_runs
 from openpangu_sft.tokenizer.tokenizer import IGNORED
 from openpangu_sft.util.console import progress

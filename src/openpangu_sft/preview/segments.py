@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from openpangu_sft.dataset.index_file import Ids, Rows
-from openpangu_sft.dataset.roles import role_of
+from openpangu_sft.dataset.index_file import Ids, Rows, role_of
 from openpangu_sft.dataset.segments import segment_runs
 from openpangu_sft.preview.figures import Statistics
 from openpangu_sft.tokenizer.tokenizer import IGNORED, Tokenizer

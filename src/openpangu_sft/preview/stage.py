@@ -8,9 +8,8 @@ from typing import NamedTuple, Optional
 from openpangu_sft.artifacts.artifact import read_manifest, require_settings
 from openpangu_sft.artifacts.atomic import write_durably
 from openpangu_sft.artifacts.checks import page_place
-from openpangu_sft.dataset.index_file import Rows
+from openpangu_sft.dataset.index_file import AGAIN, Rows
 from openpangu_sft.dataset.preprocess import data_settings
-from openpangu_sft.dataset.roles import AGAIN
 from openpangu_sft.preview.figures import Figures, figures_of, measure
 from openpangu_sft.preview.segments import Segment, read_segment
 from openpangu_sft.recipe.schema import Recipe
