@@ -111,21 +111,13 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def _without_index(directory: Path) -> list[str]:
-    """Shards without an index: their names give their number; opening them checks the tensors."""
+    """Shards without an index; whether they are all, and of one set, shows when their tensors are opened."""
     shards = sorted(path.name for path in directory.glob("*.safetensors") if _SHARD.fullmatch(path.name))
     if not shards and list(directory.glob("pytorch_model*.bin")):
         what = "only .bin weights, which transformers 4.53.2 refuses to load with torch 2.1"
         raise UserError(what, where=directory, remedy="take the safetensors files")
     if not shards:
         raise not_hf(directory, UserError(f"no weights here ({WEIGHTS})", where=directory, remedy="check paths.hf"))
-    counts = sorted({shard.split("-")[-1][:5] for shard in shards})
-    if len(counts) > 1:
-        what = f"has shards of {' and of '.join(map(str, map(int, counts)))}, and no {INDEX} that says which to take"
-        raise UserError(what, where=directory, remedy="remove those of one set")
-    for number in range(1, int(counts[0]) + 1):
-        name = f"model-{number:05d}-of-{counts[0]}.safetensors"
-        if name not in shards:
-            raise UserError(f"shard is missing, and so is {INDEX}", where=directory / name, remedy="download both")
     return shards
 
 
