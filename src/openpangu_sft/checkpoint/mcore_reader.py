@@ -34,8 +34,6 @@ _DESCRIBED = ("num_attention_heads", "num_query_groups", "kv_channels", "rotary_
 
 
 class McoreCheckpoint(NamedTuple):
-    """An open checkpoint."""
-
     directory: Path  # of the iteration
     iteration: int
     layout: Layout
@@ -44,7 +42,6 @@ class McoreCheckpoint(NamedTuple):
 
     @property
     def files(self) -> list[Path]:
-        """The model's file of every rank."""
         return [self.directory / rank_file(*rank, self.layout.pipeline) for rank in self.layout.ranks()]
 
 
@@ -115,7 +112,6 @@ def _adapter(contents: Contents, directory: Path) -> Optional[Adapter]:
 
 
 def parts_of(blocks: Sequence[Block], array: Array, where: Path) -> list[Part]:
-    """A tensor, cut into its blocks."""
     parts, row = [], 0
     for block in blocks:
         if not block.padding:

@@ -151,7 +151,6 @@ def hf_shapes(model: Model, adapter: Optional[Adapter] = None) -> dict[str, Shap
 
 
 def whole(name: str, shape: Shape) -> Block:
-    """A whole tensor as one block."""
     return Block(name, 0, shape[0], 0, shape[1] if len(shape) > 1 else None)
 
 

@@ -27,8 +27,6 @@ _LENIENT = json.JSONDecoder()
 
 @dataclass(frozen=True)
 class RawRecord:
-    """One record of a raw file."""
-
     place: str  # suffix of the file's name: ":12" (line, from 1), "[3]" (index, from 0) or ":row 5" (from 0)
     position: int  # bytes of the file read so far, for progress; an estimate except for plain JSON lines in UTF-8
     content: object = None  # any JSON value

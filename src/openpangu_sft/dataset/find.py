@@ -45,7 +45,6 @@ class PackedFiles:
         return "run make preprocess again" if self.manifest.kind == "shard" else AGAIN
 
     def file(self, name: str, suffix: str) -> Path:
-        """The path of one of its six files."""
         return field_path(self.directory, self.prefix, name, suffix)
 
 

@@ -51,7 +51,6 @@ def field_path(directory: Path, prefix: str, field: str, suffix: str) -> Path:
 
 
 def roles_path(directory: Path, prefix: str) -> Path:
-    """The file of a packed dataset's roles."""
     return directory / f"{prefix}{ROLES_SUFFIX}"
 
 

@@ -42,8 +42,6 @@ CONSEQUENCES = {
 
 @dataclass
 class Report:
-    """What was found."""
-
     path: str  # of the dataset, as a user would name it
     figures: dict[str, str] = field(default_factory=dict)  # by name, for the screen
     findings: list[UserError] = field(default_factory=list)  # what is wrong
@@ -204,7 +202,6 @@ class _Split:
 
 
 def _of_rows(count: int, total: int) -> str:
-    """How many rows a finding is about."""
     return f"{count:,} of {total:,} rows"
 
 

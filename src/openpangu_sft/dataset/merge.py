@@ -5,7 +5,6 @@ Full packs are copied, underfilled ones of all shards are packed again.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from openpangu_sft.artifacts.artifact import Manifest, read_manifest, require_settings, staged_directory, sum_counts
+from openpangu_sft.artifacts.artifact import (
+    Manifest,
+    blocks_of,
+    read_manifest,
+    require_settings,
+    staged_directory,
+    sum_counts,
+)
 from openpangu_sft.artifacts.checks import require_apart
 from openpangu_sft.dataset.encode import Encoded, input_ids_of, labels_of
 from openpangu_sft.dataset.index_file import AGAIN, PREFIX, VALIDATION, Ids, PackedWriter, Rows, field_path, roles_path
@@ -123,7 +129,6 @@ class Underfilled:
                 yield Encoded(marked[row, begin:end], roles[row, begin:end])
 
     def pad_id(self) -> int:
-        """The token of padding."""
         return int(self._rows().input_ids[self.numbers[0], -1])
 
     def _rows(self) -> Rows:  # not kept: there may be more shards than files that a process may open
@@ -179,12 +184,11 @@ def _copy(shards: Sequence[Path], left_out: Sequence[Int64s], writer: PackedWrit
         def copy(target: Path, width: int) -> None:
             with target.open("r+b") as merged:
                 for shard, rows in zip(shards, left_out):
-                    with (shard / target.name).open("rb") as stream:
-                        ends = [*(rows * width).tolist(), stream.seek(0, os.SEEK_END)]
-                        for begin, end in zip([0, *((rows + 1) * width).tolist()], ends):
-                            stream.seek(begin)
-                            while block := stream.read(min(1 << 20, end - stream.tell())):
-                                merged.write(block)
-                                advance(len(block), "")
+                    source = shard / target.name
+                    ends = [*(rows * width).tolist(), source.stat().st_size]
+                    for begin, end in zip([0, *((rows + 1) * width).tolist()], ends):
+                        for block in blocks_of(source, begin, end):
+                            merged.write(block)
+                            advance(len(block), "")
 
         list(pool.map(copy, widths, widths.values()))

@@ -23,8 +23,6 @@ UNDRAWN = 0.03  # share of the tokens left to best fit alone, at the end, when t
 
 @dataclass(frozen=True)
 class Plan:
-    """Which samples are in which pack."""
-
     order: Ints  # int32 [samples]; every sample once, pack after pack, in their order in the pack
     bounds: npt.NDArray[np.int64]  # [packs + 1]; pack p holds `order[bounds[p] : bounds[p + 1]]`
 

@@ -74,7 +74,6 @@ def run_checks(context: Context, begin: Callable[[str], object] = lambda name: N
 
 
 def where(context: Context) -> dict[str, str]:
-    """Header of the table."""
     system = parse_info(context.machine.read("/etc/os-release")).get("pretty_name", "").strip('"')
     place = "in a container that is not of this project's image" if context.in_container else "on the host"
     if context.in_image:

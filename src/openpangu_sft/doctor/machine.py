@@ -91,8 +91,6 @@ def _kill(process: subprocess.Popen[str]) -> str:
 
 @dataclass(frozen=True)
 class Context:
-    """A recipe on a machine."""
-
     recipe: Recipe
     machine: Machine
     peers: tuple[str, ...] = ()  # other machines to reach, as host or host:port
@@ -104,7 +102,6 @@ class Context:
 
     @property
     def in_image(self) -> bool:
-        """Whether this is a container of the project's image."""
         return self.machine.path(f"{IMAGE}/versions.json").is_file()
 
     @property

@@ -22,8 +22,6 @@ BARS = 16  # most bars in a histogram
 
 @dataclass(frozen=True)
 class Statistics:
-    """What a packed dataset holds."""
-
     seq_length: int
     trained_tokens: int
     lengths: Ids  # int32 [samples], tokens of each

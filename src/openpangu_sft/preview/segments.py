@@ -18,8 +18,6 @@ NEWLINE, SPACE, PART = "↵", "·", "…"
 
 
 class Token(NamedTuple):
-    """One token."""
-
     number: int  # its id
     text: str  # what it adds to the text, made visible
     trained: bool  # whether it is a target
