@@ -74,7 +74,6 @@ class Converter:
         return {key: value for key, value in record.items() if key not in self._ignored}
 
     def _format(self, record: Mapping[str, Any]) -> str:
-        """The format of a record, by its keys where data.source_format is auto."""
         if self._data.source_format != "auto":
             return self._data.source_format
         held = {name: filled(record, keys) for name, keys in _FORMATS.items()}
@@ -107,7 +106,6 @@ class Converter:
         return [_renamed(turn, self._in_turns) if isinstance(turn, dict) else turn for turn in turns]
 
     def _prompts(self, record: Mapping[str, Any]) -> list[str]:
-        """The system prompt beside the turns, if there is one."""
         key, value = one_of(record, filled(record, SYSTEM))
         if not key:
             return []
@@ -124,7 +122,6 @@ class Converter:
 
 
 def _renamed(record: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """The record with the user's columns under our names."""
     if not names:
         return record
     found: dict[str, Any] = {}

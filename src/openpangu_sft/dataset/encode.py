@@ -126,7 +126,6 @@ def _spans(sample: Sample, tokenizer: Tokenizer, tool_prompt: ToolPrompt, policy
 
 
 def _texts(sample: Sample) -> Iterator[tuple[str, str]]:
-    """All texts of a sample that its author wrote, with their names."""
     for prompt in sample.meta_prompt:
         yield "meta_prompt", prompt
     yield "tools", sample.tools

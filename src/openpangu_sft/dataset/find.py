@@ -68,7 +68,6 @@ def find_dataset(path: Path) -> PackedFiles:
 
 
 def _prefixes(directory: Path) -> list[str]:
-    """The prefixes of all datasets in a directory of which any file is there."""
     matches = (NAMES.fullmatch(path.name) for path in directory.glob("*_packed_*_document.*"))
     return sorted({match["prefix"] for match in matches if match})
 

@@ -90,7 +90,6 @@ class _Split:
         self._findings.append(UserError(what, where=where, remedy=remedy or self._files.remedy))
 
     def inspect(self) -> list[UserError]:
-        """Returns what is wrong."""
         if self._files.counts.get("packs") == 0:  # all samples of a small shard are for validation
             self.figures["rows"] = "0"
             return []
@@ -151,7 +150,6 @@ class _Split:
         return alike and lengths[0] > 0
 
     def _check_rows(self, indexes: dict[str, Index]) -> None:
-        """Reads all rows, and tells which rules they break."""
         files, (rows, seq_length) = self._files, (len(indexes["labels"].lengths), int(indexes["labels"].lengths[0]))
         rules = PackedRules(self._recipe.model.vocab_size, trusted=files.manifest is not None)
         step = max(1, BLOCK_TOKENS // seq_length)
@@ -188,7 +186,6 @@ class _Split:
                     self._add(what, files.directory / MANIFEST)
 
     def _turns(self, tokens: int) -> str:
-        """Turns by role, as the roles beside the six files have them."""
         try:
             roles = read_roles(self._files.directory, self._files.prefix, 1, tokens)
         except UserError as finding:

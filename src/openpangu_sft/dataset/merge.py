@@ -91,7 +91,6 @@ def _divided_into(shards: dict[Path, Manifest], source: Path) -> int:
 
 
 def _shard_of(part: Part, directory: Path, settings: dict[str, Any]) -> Manifest:
-    """The manifest of the shard of one part of the inputs."""
     again = f"run make preprocess SHARD={part.part}" if part.part else "run make preprocess"
     if part.part and not directory.exists():
         raise UserError(f"part {part.part} is missing: no such shard", where=directory, remedy=again)

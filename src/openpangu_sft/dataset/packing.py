@@ -149,7 +149,6 @@ def _find(nearest: list[int], start: int) -> int:
 
 
 def _shuffled(samples: Ints, counts: Ints, random: np.random.RandomState) -> Plan:
-    """Brings the packs, and the samples in each pack, into a random order."""
     new_place = random.permutation(np.arange(len(counts), dtype=np.int32))
     mixed = random.permutation(np.arange(len(samples), dtype=np.int32))
     pack_of = np.repeat(new_place, counts)[mixed]

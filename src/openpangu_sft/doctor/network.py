@@ -44,7 +44,6 @@ def ports(context: Context) -> Finding:
 
 
 def _port(value: str, where: str, allowed: range = PORTS) -> int:
-    """Raises `UserError` unless the value is an allowed port."""
     if not re.fullmatch(r"[0-9]{1,5}", value) or int(value) not in allowed:
         raise UserError(f"{value!r} is no port", where=where, remedy=f"a number from {allowed[0]} to {allowed[-1]}")
     return int(value)

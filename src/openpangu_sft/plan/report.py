@@ -119,7 +119,6 @@ def speed_of(recipe: Recipe, given: Optional[float]) -> Speed:
 
 
 def _settings(recipe: Recipe) -> Iterator[tuple[str, Any]]:
-    """Settings that the speed of a run depends on, by key."""
     for key in DECISIVE:
         value = attrgetter(key)(recipe)
         yield from ((f"{key}.{name}", each) for name, each in value) if isinstance(value, BaseModel) else [(key, value)]

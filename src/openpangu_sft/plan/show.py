@@ -79,7 +79,6 @@ def advice(best: Sequence[Choice], gib: float) -> str:
 
 
 def _splits(report: Report, to: Console) -> None:
-    """What auto would take, and what comes next."""
     if isinstance(report.recipe, ChosenRecipe):
         to.print(report.recipe.chosen)
     head = ["", "split", "recompute", "GiB", "GFLOP", "GB sent", "work"]
