@@ -12,7 +12,7 @@ from conftest import ROOT, TINY
 from doctor_machines import ON_NPUS, FakeMachine, checks, recorded, sets, states
 from openpangu_sft.artifacts.artifact import MANIFEST
 from openpangu_sft.doctor.checks import CHECKS, print_findings
-from openpangu_sft.doctor.finding import Finding, State
+from openpangu_sft.doctor.machine import Finding, State
 from openpangu_sft.training.mindspeed.sources import SOURCES
 from parameter_ids import named_by
 

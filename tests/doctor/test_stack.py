@@ -8,8 +8,7 @@ import pytest
 
 from doctor_machines import RECORDED, TOOLKIT, FakeMachine, MakeContext, context, fake, recorded
 from openpangu_sft.doctor import ascend, machine, packages, tensors
-from openpangu_sft.doctor.finding import Finding, State, guarded, ok
-from openpangu_sft.doctor.machine import Ran
+from openpangu_sft.doctor.machine import Finding, Ran, State, guarded, ok
 from openpangu_sft.training.mindspeed.sources import make_sources
 from openpangu_sft.util.ascend import versions
 from small_upstream import SmallUpstream

@@ -7,7 +7,7 @@ import pytest
 from doctor_machines import recorded
 from openpangu_sft.doctor import ascend
 from openpangu_sft.doctor.ascend import in_series, is_older
-from openpangu_sft.doctor.finding import State
+from openpangu_sft.doctor.machine import State
 from openpangu_sft.util import ascend as ascend_files
 from openpangu_sft.util.ascend import VARIABLE, visible
 

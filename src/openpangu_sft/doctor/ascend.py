@@ -12,8 +12,7 @@ import re
 
 from packaging.version import Version
 
-from openpangu_sft.doctor.finding import Finding, failed, ok, skipped, warning
-from openpangu_sft.doctor.machine import Context
+from openpangu_sft.doctor.machine import Context, Finding, failed, ok, skipped, warning
 from openpangu_sft.doctor.npu_smi import parse_fields
 from openpangu_sft.util.ascend import ASCEND, cann_info, driver_info, toolkit_home
 

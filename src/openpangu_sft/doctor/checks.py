@@ -17,8 +17,7 @@ from rich.text import Text
 
 from openpangu_sft import __version__
 from openpangu_sft.doctor import ascend, network, npus, packages, resources, tensors
-from openpangu_sft.doctor.finding import Finding, State, guarded, skipped
-from openpangu_sft.doctor.machine import IMAGE, Context
+from openpangu_sft.doctor.machine import IMAGE, Context, Finding, State, guarded, skipped
 from openpangu_sft.doctor.npu_smi import Chip
 from openpangu_sft.util.ascend import parse_info
 

@@ -8,8 +8,7 @@ import re
 import socket
 from contextlib import suppress
 
-from openpangu_sft.doctor.finding import Finding, failed, ok, skipped, warning
-from openpangu_sft.doctor.machine import Context
+from openpangu_sft.doctor.machine import Context, Finding, failed, ok, skipped, warning
 from openpangu_sft.doctor.npu_smi import parse_fields
 from openpangu_sft.training.mindspeed.start import require_network
 from openpangu_sft.util.errors import UserError

@@ -12,8 +12,7 @@ from typing import Optional
 from openpangu_sft.artifacts.artifact import require_no_obstacle
 from openpangu_sft.checkpoint.checklist import CHECKLIST, check_published
 from openpangu_sft.checkpoint.sharding import parameter_count
-from openpangu_sft.doctor.finding import Finding, failed, ok, skipped, warning
-from openpangu_sft.doctor.machine import Context
+from openpangu_sft.doctor.machine import Context, Finding, failed, ok, skipped, warning
 from openpangu_sft.plan.transformers_memory import held_weights
 from openpangu_sft.recipe.model_config import CONFIG, model_of, read_config
 from openpangu_sft.recipe.schema import Recipe

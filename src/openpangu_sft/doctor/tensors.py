@@ -12,8 +12,7 @@ import re
 import sys
 from typing import Any
 
-from openpangu_sft.doctor.finding import Finding, failed, ok
-from openpangu_sft.doctor.machine import Context, Ran
+from openpangu_sft.doctor.machine import Context, Finding, Ran, failed, ok
 from openpangu_sft.training.mindspeed.sources import STAND_IN
 
 MARK = "probe:"  # prefix of the result line: torch_npu prints warnings of its own
