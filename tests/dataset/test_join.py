@@ -144,8 +144,7 @@ def test_workers_and_blocks_do_not_change_the_bytes(tmp_path: Path, monkeypatch:
     shards = [[random.randint(1, 100, 3).tolist() for _ in range(40)] for _ in range(3)]
     paths = write_shards(tmp_path, shards, 300)
     assert joined(tmp_path / "one", paths, 300)["packed_again"] > 100
-    for module in ("shard", "merge"):
-        monkeypatch.setattr(f"openpangu_sft.dataset.{module}.VALUES_AT_ONCE", 1000)
+    monkeypatch.setattr("openpangu_sft.dataset.segments.VALUES_AT_ONCE", 1000)
     joined(tmp_path / "two", paths, 300, workers=2)
     names = sorted(path.name for path in (tmp_path / "one").iterdir())
     assert names == sorted(path.name for path in (tmp_path / "two").iterdir())

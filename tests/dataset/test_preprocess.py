@@ -27,7 +27,7 @@ from conftest import PATIENCE, ROOT, TINY, MakeRecipe, SmallDisk, conversation, 
 from openpangu_sft import __version__
 from openpangu_sft.artifacts.artifact import read_manifest
 from openpangu_sft.conversations.conversation import Rules, parse_sample
-from openpangu_sft.dataset import pool, preprocess, shard, spans
+from openpangu_sft.dataset import pool, preprocess, spans
 from openpangu_sft.dataset.index_file import FIELDS, read_rows
 from openpangu_sft.dataset.merge import run_merge
 from openpangu_sft.dataset.pool import ordered_map
@@ -132,7 +132,7 @@ def test_one_worker_and_several_and_a_second_run_give_the_same_bytes(
     make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(spans, "SMALLEST", 700)
-    monkeypatch.setattr(shard, "VALUES_AT_ONCE", 300)
+    monkeypatch.setattr("openpangu_sft.dataset.segments.VALUES_AT_ONCE", 300)
     write_samples(make_recipe().path("samples") / "a.jsonl", [*samples(100), {"bad": 1}, *samples(60, 100)])
     trees = []
     for count in (1, 3, 3, 2):

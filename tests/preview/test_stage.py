@@ -22,7 +22,6 @@ from openpangu_sft.dataset.index_file import PREFIX, Rows, field_path, roles_pat
 from openpangu_sft.dataset.merge import run_merge
 from openpangu_sft.dataset.preprocess import run_preprocess
 from openpangu_sft.dataset.segments import segment_bounds, segment_runs
-from openpangu_sft.preview import figures
 from openpangu_sft.preview.figures import figures_of, measure
 from openpangu_sft.preview.segments import Token, read_segment, shown_tokens
 from openpangu_sft.preview.stage import Preview, run_preview
@@ -95,7 +94,7 @@ def printed(preview: Preview, width: int = 80, colour: bool = False) -> str:
 def test_numbers_are_those_of_a_count_by_hand(
     recipe: Recipe, tokenizer: Tokenizer, block_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(figures, "BLOCK_TOKENS", block_tokens)
+    monkeypatch.setattr("openpangu_sft.dataset.segments.VALUES_AT_ONCE", block_tokens)
     rows = Rows(recipe.path("dataset"), 160)
     found = measure(rows)
     by_hand = encoded(tokenizer)
@@ -120,7 +119,7 @@ def test_numbers_are_those_of_a_count_by_hand(
 def test_samples_are_their_encodings_in_the_order_of_the_packs(
     recipe: Recipe, tokenizer: Tokenizer, block_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(figures, "BLOCK_TOKENS", block_tokens)
+    monkeypatch.setattr("openpangu_sft.dataset.segments.VALUES_AT_ONCE", block_tokens)
     rows = Rows(recipe.path("dataset"), 160)
     measured = measure(rows)
     by_hand = {tuple(sample.input_ids.tolist()): number for number, sample in enumerate(encoded(tokenizer))}

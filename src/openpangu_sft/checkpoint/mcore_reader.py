@@ -77,7 +77,8 @@ def open_mcore(
     newest = 0 if release else latest_iteration(root, remedy)
     number = newest if iteration is None else iteration
     directory = root / RELEASE if release and number == 0 else iteration_directory(root, number)
-    other = _another(root, directory)
+    others = [int(path.name[5:]) for path in root.glob("iter_*") if path != directory and path.name[5:].isdecimal()]
+    other = f"take another one: ITERATION={max(others)}" if others else "there is no other one here: make it again"
     if not directory.is_dir():
         raise UserError(f"iteration {number} is not there", where=directory, remedy=other)
     if number > newest:
@@ -212,9 +213,3 @@ def _differences(layout: Layout, args: object, model: Model) -> Iterator[str]:
         yield f"tensor {_EMBEDDING} is missing"
     if rows < model.vocab_size:
         yield f"has {rows} rows in its embedding, the recipe says model.vocab_size {model.vocab_size}"
-
-
-def _another(root: Path, but: Path) -> str:
-    """The remedy where an iteration cannot be used."""
-    numbers = [int(path.name[5:]) for path in root.glob("iter_*") if path != but and path.name[5:].isdecimal()]
-    return f"take another one: ITERATION={max(numbers)}" if numbers else "there is no other one here: make it again"

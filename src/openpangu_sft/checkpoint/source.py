@@ -91,11 +91,13 @@ def _open_adapter(recipe: Recipe, path: Path) -> CheckpointSource:
         named = read_object(path / ADAPTER_CONFIG).get("base_model_name_or_path")
         say(f"{path}: names its base {named!r}, not its sums; paths.hf is taken")
     merged = Merged(Weights([*base.weights.parts(), *adapter.parts()], adapter=adapter.adapter))
-
-    def digests() -> dict[str, str]:
-        return {**(sums or base.digests()), "adapter": files_digest(adapter_files(path))}
-
-    return CheckpointSource(merged, manifest, None, digests, stamps)
+    return CheckpointSource(
+        merged,
+        manifest,
+        None,
+        lambda: {**(sums or base.digests()), "adapter": files_digest(adapter_files(path))},
+        stamps,
+    )
 
 
 def hf_digests(directory: Path, known: Mapping[Path, str] = MappingProxyType({})) -> dict[str, str]:

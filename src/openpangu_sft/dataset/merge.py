@@ -25,8 +25,8 @@ from openpangu_sft.dataset.encode import Encoded, input_ids_of, labels_of
 from openpangu_sft.dataset.index_file import AGAIN, PREFIX, VALIDATION, Ids, PackedWriter, Rows, field_path, roles_path
 from openpangu_sft.dataset.packing import plan_packs
 from openpangu_sft.dataset.preprocess import data_settings, sample_files, shard_directories
-from openpangu_sft.dataset.segments import Int64s, segment_runs
-from openpangu_sft.dataset.shard import VALUES_AT_ONCE, write_packs
+from openpangu_sft.dataset.segments import Int64s, blocks, segment_runs
+from openpangu_sft.dataset.shard import write_packs
 from openpangu_sft.dataset.spans import Part, parts_of, sha256_of_span
 from openpangu_sft.dataset.spool import Spool
 from openpangu_sft.recipe.data import Data
@@ -60,10 +60,9 @@ def run_merge(recipe: Recipe) -> Manifest:
         splits[VALIDATION] = manifest.counts["validation"]
     for prefix, counts in splits.items():
         if not counts["packs"]:  # a hash decides, so few samples may give an empty side
-            what, change = ("all", "lower") if prefix == PREFIX else ("none", "raise")
-            what += (
-                f" of the {sum(each['packed'] for each in splits.values()):,} samples falls into the validation split"
-            )
+            which, change = ("all", "lower") if prefix == PREFIX else ("none", "raise")
+            samples = sum(each["packed"] for each in splits.values())
+            what = f"{which} of the {samples:,} samples falls into the validation split"
             remedy = f"{change} data.validation_share, or set another data.seed, and run make preprocess again"
             raise UserError(what, where=source, remedy=remedy)
     without = [path.name for path, shard in shards.items() if roles_path(path, PREFIX).name not in shard.files]
@@ -135,9 +134,8 @@ class Underfilled:
 
     def _blocks(self, rows: Rows) -> Iterator[tuple[Int64s, tuple[Int64s, Int64s, Int64s]]]:
         """Numbers of rows, and the segments in them: row of the block, first column, past-the-last column."""
-        step = max(1, VALUES_AT_ONCE // self._seq_length)
-        for begin in range(0, len(self.numbers), step):
-            block = self.numbers[begin : begin + step]
+        for part in blocks(len(self.numbers), self._seq_length):
+            block = self.numbers[part.start : part.stop]
             yield block, segment_runs(rows.segments[block])
 
 

@@ -39,8 +39,6 @@ class State(str, enum.Enum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One row of the table."""
-
     state: State
     found: str  # what is there, several lines where there are several things; or why it was skipped
     remedy: str = ""  # of a warning or failure: what to do, as an imperative

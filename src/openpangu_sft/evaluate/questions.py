@@ -111,8 +111,7 @@ def _validation(recipe: Recipe, tokenizer: Tokenizer) -> Iterator[Question]:
         turns = [["prompt", tokenizer.decode(prompt)]]
         if rows.roles is not None:
             turns = _turns(prompt, rows.roles[row, inside][:begin], tokenizer)
-        header = prompt[len(prompt) - prompt[::-1].index(tokenizer.start_id) - 1 :]
-        reference = tokenizer.decode_reply(header, _without_end(answer, tokenizer))
+        reference = tokenizer.decode_reply(_without_end(answer, tokenizer))
         yield Question(f"validation sample {sample}", turns, reference, prompt)
 
 
@@ -122,7 +121,7 @@ def _turns(prompt: list[int], roles: Roles, tokenizer: Tokenizer) -> list[list[s
     found = []
     for begin, end in zip(starts, starts[1:]):
         role = role_of(int(roles[begin]))
-        text = tokenizer.decode_reply([prompt[begin]], _without_end(prompt[begin + 1 : end], tokenizer))
+        text = tokenizer.decode_reply(_without_end(prompt[begin + 1 : end], tokenizer))
         found.append([role, text.lstrip(" ").removeprefix(HEADERS[role])])
     return [turn for turn in found if turn[1] or turn[0] != "system"]
 

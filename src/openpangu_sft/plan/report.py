@@ -38,8 +38,6 @@ class Speed(NamedTuple):
 
 
 class Report(NamedTuple):
-    """All that is known of a run before it begins."""
-
     recipe: Recipe
     parameters: int  # of the model, without adapters
     trained: int

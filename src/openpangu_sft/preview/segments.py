@@ -40,8 +40,6 @@ class Turn(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """One sample, and where it lies."""
-
     sample: int  # its number in the dataset, from 1
     pack: int  # from 1
     position: int  # its segment number in the pack, from 1
