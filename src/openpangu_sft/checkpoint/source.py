@@ -76,7 +76,8 @@ def _open_hf(recipe: Recipe, path: Path, remedy: str) -> CheckpointSource:
 def _open_adapter(recipe: Recipe, path: Path) -> CheckpointSource:
     """An adapter on the weights of `paths.hf`; one of this project is refused on another base than its own."""
     base = _open_hf(recipe, recipe.path("hf"), "check paths.hf")
-    stamps = {**base.stamps, **stamps_of(adapter_files(path))}
+    files = adapter_files(path)
+    stamps = {**base.stamps, **stamps_of(files)}
     adapter = open_adapter(path, recipe.model)
     manifest, sums = None, dict[str, str]()
     if (path / MANIFEST).is_file():
