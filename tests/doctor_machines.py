@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from conftest import ROOT, MakeRecipe
-from openpangu_sft.doctor.finding import Finding
-from openpangu_sft.doctor.machine import Context, Machine
+from openpangu_sft.doctor.machine import Context, Finding, Machine
 
 Check = Callable[[Context], Finding]
 MakeContext = Callable[..., Context]

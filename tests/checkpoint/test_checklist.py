@@ -22,7 +22,7 @@ from openpangu_sft.checkpoint.convert import run_convert
 from openpangu_sft.checkpoint.hf import WEIGHTS
 from openpangu_sft.checkpoint.source import hf_digests
 from openpangu_sft.doctor import resources
-from openpangu_sft.doctor.finding import Finding, State, guarded
+from openpangu_sft.doctor.machine import Finding, State, guarded
 from openpangu_sft.recipe.schema import Recipe
 from refusals import refusal_of
 

@@ -46,17 +46,13 @@ def test_an_earlier_iteration(make_recipe: MakeRecipe) -> None:
 
 
 @pytest.mark.parametrize("dtype", list(DTYPES))
-def test_another_dtype_is_that_of_torch(
-    make_recipe: MakeRecipe, dtype: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_another_dtype_is_that_of_torch(make_recipe: MakeRecipe, dtype: str) -> None:
     recipe = make_recipe()
     trained = make_run(recipe)
     counts = run_export(recipe, dtype=dtype).counts
     assert_same_bits(weights(recipe), {name: tensor.to(DTYPES[dtype]) for name, tensor in trained.items()})
     config = json.loads((recipe.path("export") / "config.json").read_text("utf-8"))
     assert config["torch_dtype"] == counts["dtype"] == str(DTYPES[dtype]).split(".")[1]
-    said = capsys.readouterr().err
-    assert ("lost bits in" in said) == (dtype != "fp32")
     loaded = AutoModelForCausalLM.from_pretrained(str(recipe.path("export")), torch_dtype="auto")
     assert loaded.dtype == DTYPES[dtype]
 

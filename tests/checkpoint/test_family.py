@@ -22,8 +22,7 @@ from openpangu_sft.checkpoint.convert import run_convert
 from openpangu_sft.checkpoint.sharding import layout_of, mcore_tensors, parameter_count
 from openpangu_sft.cli.main import app
 from openpangu_sft.doctor.checks import CHECKS
-from openpangu_sft.doctor.finding import State, guarded
-from openpangu_sft.doctor.machine import Context, Machine
+from openpangu_sft.doctor.machine import Context, Machine, State, guarded
 from openpangu_sft.plan.choose import choose
 from openpangu_sft.plan.estimate import memory_of
 from openpangu_sft.plan.memory import GIB

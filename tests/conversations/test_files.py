@@ -101,15 +101,7 @@ def test_other_kinds_are_refused_with_the_way_out(tmp_path: Path, name: str, rem
     assert remedy in message.split(" -> ")[1]
 
 
-def test_the_description_of_llama_factory_is_refused(tmp_path: Path) -> None:
-    put(tmp_path / "mine.json", json.dumps([TALK]))
-    put(tmp_path / "dataset_info.json", json.dumps({"mine": {"file_name": "mine.json", "ranking": True}}))
-    message = refusal_of(raw_files, tmp_path)
-    assert message.startswith(f"{tmp_path}/dataset_info.json: is LLaMA-Factory's description of data sets")
-    assert "data.columns" in message.split(" -> ")[1]
-
-
-def test_a_column_named_as_a_key_of_llama_factory_is_no_description_of_its(tmp_path: Path) -> None:
+def test_the_description_of_llama_factory_is_passed_over(tmp_path: Path) -> None:
     put(tmp_path / "a.jsonl", LINES)
-    put(tmp_path / "dataset_info.json", json.dumps({"features": {"file_name": {"dtype": "string"}}}))
+    put(tmp_path / "dataset_info.json", json.dumps({"mine": {"file_name": "a.jsonl", "ranking": True}}))
     assert [file.name for file in raw_files(tmp_path)] == ["a.jsonl"]

@@ -20,12 +20,10 @@ from hypothesis import strategies as st
 
 from conftest import ROOT, TINY, MakeRecipe, conversation, write_samples
 from openpangu_sft import __version__
-from openpangu_sft.dataset import inspect
-from openpangu_sft.dataset.index_file import FIELDS, HEADER, field_path
+from openpangu_sft.dataset.index_file import FIELDS, HEADER, UNKNOWN, field_path
 from openpangu_sft.dataset.inspect import Report, run_inspect
 from openpangu_sft.dataset.merge import run_merge
 from openpangu_sft.dataset.preprocess import run_preprocess
-from openpangu_sft.dataset.roles import UNKNOWN
 from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.errors import UserError
@@ -187,7 +185,7 @@ def test_memory_does_not_grow_with_the_dataset(
     prefix = write_dataset(tmp_path, many)  # 960,000 tokens: 3.8 MB in each field
     recipe, peaks = make_recipe("data.seq_length=16"), []
     for tokens in (1 << 20, 1 << 14):
-        monkeypatch.setattr(inspect, "BLOCK_TOKENS", tokens)
+        monkeypatch.setattr("openpangu_sft.dataset.segments.VALUES_AT_ONCE", tokens)
         tracemalloc.start()
         try:
             report = run_inspect(recipe, prefix)
@@ -434,7 +432,7 @@ def test_a_damaged_row(
     said: str,
     block: int,
 ) -> None:
-    monkeypatch.setattr(inspect, "BLOCK_TOKENS", block)
+    monkeypatch.setattr("openpangu_sft.dataset.segments.VALUES_AT_ONCE", block)
     rows = sound_rows()
     rows[field][row][column] = value
     found = foreign(make_recipe, write_dataset(tmp_path, rows))
@@ -681,7 +679,7 @@ def test_any_dataset_and_any_wrong_number(
     assume(not breaks_a_rule(rows, 1536))
     prefix = write_dataset(directory, rows)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(inspect, "BLOCK_TOKENS", block)
+        patched.setattr("openpangu_sft.dataset.segments.VALUES_AT_ONCE", block)
         report = run_inspect(recipe, prefix)
         assert findings(report) == []
         numbers = [number for row in rows["attention_mask"] for number in row]

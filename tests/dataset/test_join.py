@@ -15,9 +15,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from conftest import ROOT, write_packs
-from openpangu_sft.dataset.index_file import FIELDS, PREFIX, field_path, read_rows
-from openpangu_sft.dataset.join import join_shards
-from openpangu_sft.dataset.roles import read_roles, roles_path
+from openpangu_sft.dataset.index_file import FIELDS, PREFIX, field_path, read_roles, read_rows, roles_path
+from openpangu_sft.dataset.merge import join_shards
 from openpangu_sft.dataset.segments import misnumbered, segment_runs
 from openpangu_sft.recipe.data import Data
 from openpangu_sft.recipe.load import load_recipe
@@ -145,8 +144,7 @@ def test_workers_and_blocks_do_not_change_the_bytes(tmp_path: Path, monkeypatch:
     shards = [[random.randint(1, 100, 3).tolist() for _ in range(40)] for _ in range(3)]
     paths = write_shards(tmp_path, shards, 300)
     assert joined(tmp_path / "one", paths, 300)["packed_again"] > 100
-    for module in ("shard", "join"):
-        monkeypatch.setattr(f"openpangu_sft.dataset.{module}.VALUES_AT_ONCE", 1000)
+    monkeypatch.setattr("openpangu_sft.dataset.segments.VALUES_AT_ONCE", 1000)
     joined(tmp_path / "two", paths, 300, workers=2)
     names = sorted(path.name for path in (tmp_path / "one").iterdir())
     assert names == sorted(path.name for path in (tmp_path / "two").iterdir())

@@ -27,7 +27,7 @@ from conftest import PATIENCE, ROOT, TINY, MakeRecipe, SmallDisk, conversation, 
 from openpangu_sft import __version__
 from openpangu_sft.artifacts.artifact import read_manifest
 from openpangu_sft.conversations.conversation import Rules, parse_sample
-from openpangu_sft.dataset import pool, preprocess, shard, spans
+from openpangu_sft.dataset import pool, preprocess, spans
 from openpangu_sft.dataset.index_file import FIELDS, read_rows
 from openpangu_sft.dataset.merge import run_merge
 from openpangu_sft.dataset.pool import ordered_map
@@ -132,7 +132,7 @@ def test_one_worker_and_several_and_a_second_run_give_the_same_bytes(
     make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(spans, "SMALLEST", 700)
-    monkeypatch.setattr(shard, "VALUES_AT_ONCE", 300)
+    monkeypatch.setattr("openpangu_sft.dataset.segments.VALUES_AT_ONCE", 300)
     write_samples(make_recipe().path("samples") / "a.jsonl", [*samples(100), {"bad": 1}, *samples(60, 100)])
     trees = []
     for count in (1, 3, 3, 2):
@@ -498,14 +498,17 @@ def link(path: Path) -> None:
         (lambda at: touch(at, b"{}"), "{at}: no .jsonl files here"),
         (
             lambda at: touch(Path(os.fsdecode(bytes(at) + b"/\xff.jsonl"))),
-            "{at}: the name '\\udcff.jsonl' is not UTF-8",
+            "{at}/\\udcff.jsonl: has a name that is not UTF-8 -> rename it",
         ),
         (lambda at: touch(at / "manifest.json", b"{"), "{at}/manifest.json: not a manifest"),
         (
             lambda at: touch(at / "a.jsonl", '{"meta_prompt": "你是一个有用的助手"}'.encode("gb18030")),
-            "{at}/a.jsonl: looks like GB18030, not UTF-8 -> run make format on it with data.encoding=gb18030, or save",
+            "{at}/a.jsonl:1: not UTF-8: byte 0xc4 at byte 18 of the line",
         ),
-        (lambda at: touch(at / "a.jsonl", "{}".encode("utf-16")), "{at}/a.jsonl: looks like UTF-16, not UTF-8"),
+        (
+            lambda at: touch(at / "a.jsonl", "{}".encode("utf-16")),
+            "{at}/a.jsonl:1: not UTF-8: byte 0xff at byte 1",
+        ),
     ],
     ids=[
         "no directory",

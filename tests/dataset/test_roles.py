@@ -16,11 +16,20 @@ from tokenizers.trainers import BpeTrainer
 from conftest import MakeRecipe, conversation, example_texts, write_samples
 from openpangu_sft.artifacts.artifact import MANIFEST, Manifest, read_manifest
 from openpangu_sft.conversations.conversation import parse_sample
-from openpangu_sft.dataset.index_file import FIELDS, PREFIX, VALIDATION, read_rows
+from openpangu_sft.dataset.index_file import (
+    BEGINS,
+    FIELDS,
+    PREFIX,
+    ROLES,
+    VALIDATION,
+    read_roles,
+    read_rows,
+    role_of,
+    roles_path,
+)
 from openpangu_sft.dataset.inspect import run_inspect
 from openpangu_sft.dataset.merge import run_merge
 from openpangu_sft.dataset.preprocess import run_preprocess
-from openpangu_sft.dataset.roles import BEGINS, ROLES, read_roles, role_of, roles_path
 from openpangu_sft.dataset.segments import segment_runs
 from openpangu_sft.evaluate.questions import validation_questions
 from openpangu_sft.preview.stage import run_preview

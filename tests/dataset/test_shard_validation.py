@@ -14,11 +14,10 @@ from hypothesis import strategies as st
 from conftest import MakeRecipe, conversation, write_samples
 from openpangu_sft.artifacts.artifact import Manifest, read_manifest, require_settings
 from openpangu_sft.dataset.encode import Encoded
-from openpangu_sft.dataset.index_file import PREFIX, VALIDATION, field_path, read_rows
+from openpangu_sft.dataset.index_file import BEGINS, PREFIX, ROLES, VALIDATION, field_path, read_rows
 from openpangu_sft.dataset.inspect import run_inspect
 from openpangu_sft.dataset.merge import run_merge
 from openpangu_sft.dataset.preprocess import run_preprocess
-from openpangu_sft.dataset.roles import BEGINS, ROLES
 from openpangu_sft.dataset.shard import is_validation
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.tokenizer.tokenizer import IGNORED, Tokenizer

@@ -17,8 +17,7 @@ import pytest
 from doctor_machines import Check, FakeMachine, MakeContext, context, fake
 from openpangu_sft.artifacts.artifact import Manifest, staged_directory
 from openpangu_sft.doctor import resources
-from openpangu_sft.doctor.finding import Finding, State, guarded
-from openpangu_sft.doctor.machine import Context, Machine
+from openpangu_sft.doctor.machine import Context, Finding, Machine, State, guarded
 from refusals import refusal_of
 
 __all__ = ["context", "fake"]

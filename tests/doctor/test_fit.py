@@ -6,8 +6,7 @@ import pytest
 
 from conftest import ROOT
 from doctor_machines import FakeMachine, MakeContext, context, fake
-from openpangu_sft.doctor.finding import State
-from openpangu_sft.doctor.machine import Context, Machine
+from openpangu_sft.doctor.machine import Context, Machine, State
 from openpangu_sft.doctor.npus import npu_memory
 from openpangu_sft.plan.choose import choose
 from openpangu_sft.recipe.load import load_recipe

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from doctor_machines import FakeMachine, MakeContext, context, fake
 from openpangu_sft.doctor import resources
-from openpangu_sft.doctor.finding import State
+from openpangu_sft.doctor.machine import State
 
 __all__ = ["context", "fake"]
 

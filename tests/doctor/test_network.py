@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from doctor_machines import NODES, FakeMachine, MakeContext, context, fake
 from openpangu_sft.doctor import network
-from openpangu_sft.doctor.finding import State, guarded
+from openpangu_sft.doctor.machine import State, guarded
 from openpangu_sft.util.errors import UserError
 from refusals import refusal_of
 

@@ -10,7 +10,7 @@ import pytest
 from doctor_machines import Check, FakeMachine, MakeContext, context, fake, recorded
 from openpangu_sft.doctor import ascend, npus
 from openpangu_sft.doctor.checks import CHECKS
-from openpangu_sft.doctor.finding import State
+from openpangu_sft.doctor.machine import State
 from openpangu_sft.training.run.provenance import IMAGE
 from openpangu_sft.util.ascend import VARIABLE
 

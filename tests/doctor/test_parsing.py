@@ -138,8 +138,8 @@ PARSERS: list[Callable[[str], object]] = [
     resources.inactive_file,
     lambda text: in_series(text, "24.1.RC3"),
     lambda text: is_older(text, "24.1.RC3"),
-    lambda text: ascend.judge_driver(ascend_files.parse_info(text), ascend_files.parse_info(text), text),
-    lambda text: ascend.takes({"compatible_version": text}, {"innerversion": "V100R001C18"}),
+    lambda text: ascend.judge_driver(ascend_files.parse_info(text), text),
+    lambda text: ascend.judge_driver({"version": "25.0", "compatible_version": text}),
     lambda text: visible({VARIABLE: text}, 8),
     lambda text: ascend.judge_cann(text, "x"),
 ]

@@ -16,8 +16,7 @@ from doctor_machines import ON_NPUS, FakeMachine, MakeContext, context, fake
 from openpangu_sft.checkpoint.sharding import parameter_count
 from openpangu_sft.doctor import packages, resources
 from openpangu_sft.doctor.checks import where
-from openpangu_sft.doctor.finding import Finding, State, guarded
-from openpangu_sft.doctor.machine import Machine, Ran
+from openpangu_sft.doctor.machine import Finding, Machine, Ran, State, guarded
 from openpangu_sft.doctor.resources import disk_bytes, memory_bytes
 from openpangu_sft.recipe.lora import LINEARS, Adapter
 from openpangu_sft.util.errors import UserError

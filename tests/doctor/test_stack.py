@@ -8,8 +8,7 @@ import pytest
 
 from doctor_machines import RECORDED, TOOLKIT, FakeMachine, MakeContext, context, fake, recorded
 from openpangu_sft.doctor import ascend, machine, packages, tensors
-from openpangu_sft.doctor.finding import Finding, State, guarded, ok
-from openpangu_sft.doctor.machine import Ran
+from openpangu_sft.doctor.machine import Finding, Ran, State, guarded, ok
 from openpangu_sft.training.mindspeed.sources import make_sources
 from openpangu_sft.util.ascend import versions
 from small_upstream import SmallUpstream
@@ -32,16 +31,6 @@ def test_another_driver_is_known_by_npu_smi_too(
     fake.add_npus(recording)
     finding = ascend.driver(context())
     assert (finding.state, finding.found.startswith(said)) == (State.WARNING, True)
-
-
-def test_an_older_driver_that_cann_takes(fake: FakeMachine, context: MakeContext) -> None:
-    fake.add_npus("other_driver.txt")
-    fake.add_stack(driver="driver_24.1.rc2.2.info")
-    finding = ascend.driver(context())
-    assert (finding.state, finding.found.endswith("CANN's own file takes it")) == (State.WARNING, True)
-    other = recorded("cann_8.0.RC3.info").replace("V100R001C13,V100R001C19", "V100R001C19")
-    fake.write(f"{TOOLKIT}/aarch64-linux/ascend_toolkit_install.info", other)
-    assert ascend.driver(context()).state == State.FAILED
 
 
 def test_firmware_of_each_npu(fake: FakeMachine, context: MakeContext) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Optional
-
 import pytest
 
 from doctor_machines import recorded
 from openpangu_sft.doctor import ascend
 from openpangu_sft.doctor.ascend import in_series, is_older
-from openpangu_sft.doctor.finding import State
+from openpangu_sft.doctor.machine import State
 from openpangu_sft.util import ascend as ascend_files
 from openpangu_sft.util.ascend import VARIABLE, visible
 
@@ -49,14 +47,14 @@ CANN = ascend_files.parse_info(recorded("cann_8.0.RC3.info"))
         ("driver_24.1.rc3.info", "", State.OK, "24.1.rc3"),
         ("", "24.1.rc3.7", State.OK, "24.1.rc3.7"),
         ("", "23.0.7", State.WARNING, "23.0.7, older than the one that Huawei pairs with CANN 8.0.RC3"),
-        ("driver_24.1.rc2.2.info", "", State.WARNING, "CANN's own file takes it"),
+        ("driver_24.1.rc2.2.info", "", State.WARNING, "24.1.rc2.2, older than the one that Huawei pairs"),
         ("driver_25.3.rc1.info", "", State.OK, "names V100R001C19"),
         ("", "25.3.rc1", State.WARNING, "25.3.rc1, newer than the one that Huawei pairs with CANN 8.0.RC3"),
         ("", "", State.WARNING, "not known"),
     ],
 )
 def test_drivers(file: str, seen: str, state: State, said: str) -> None:
-    finding = ascend.judge_driver(ascend_files.parse_info(recorded(file) if file else None), CANN, seen)
+    finding = ascend.judge_driver(ascend_files.parse_info(recorded(file) if file else None), seen)
     assert finding.state == state
     assert said in finding.found
     assert bool(finding.remedy) == (state != State.OK)
@@ -64,42 +62,14 @@ def test_drivers(file: str, seen: str, state: State, said: str) -> None:
 
 def test_a_driver_that_has_stopped_to_serve_this_cann() -> None:
     info = ascend_files.parse_info(recorded("driver_25.3.rc1.info").replace("[V100R001C19],", ""))
-    finding = ascend.judge_driver(info, CANN)
+    finding = ascend.judge_driver(info)
     assert (finding.state, "newer than the one" in finding.found) == (State.WARNING, True)
 
 
 def test_the_recorded_cann_is_of_the_series_that_its_driver_names() -> None:
     assert CANN["version"] == ascend.CANN
     assert CANN["innerversion"].startswith(ascend.CANN_SERIES)
-    assert ascend.serves(ascend_files.parse_info(recorded("driver_24.1.rc3.info"))) is True
-
-
-@pytest.mark.parametrize(
-    ("inner", "listed", "taken"),
-    [
-        ("V100R001C18SPC001B233", CANN["compatible_version"], True),
-        ("V100R001C13", CANN["compatible_version"], True),
-        ("V100R001C12SPC001B233", CANN["compatible_version"], False),
-        ("V100R001C23SPC002B212", CANN["compatible_version"], False),
-        ("V100R001C30SPC001B001", CANN["compatible_version"], True),
-        ("V100R003C18SPC001B001", CANN["compatible_version"], False),
-        ("", CANN["compatible_version"], None),
-        ("C18", CANN["compatible_version"], None),
-        ("V100R001C18SPC001B233", "", None),
-    ],
-)
-def test_drivers_that_cann_takes(inner: str, listed: str, taken: Optional[bool]) -> None:
-    assert ascend.takes({"compatible_version": listed}, {"innerversion": inner}) is taken
-
-
-def test_an_older_driver_that_neither_file_pairs_with_this_cann() -> None:
-    older = ascend_files.parse_info(recorded("driver_24.1.rc2.2.info").replace("V100R001C18SPC", "V100R001C12SPC"))
-    assert ascend.judge_driver(older, CANN).state == State.FAILED
-    assert ascend.judge_driver(older, {}).state == State.WARNING  # one file says nothing
-    older["compatible_version"] += ",[V100R001C19]"
-    assert ascend.judge_driver(older, CANN).state == State.WARNING
-    del older["compatible_version"]
-    assert ascend.judge_driver(older, CANN).state == State.WARNING
+    assert ascend.CANN_SERIES in ascend_files.parse_info(recorded("driver_24.1.rc3.info"))["compatible_version"]
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ PIECES = st.sampled_from(["[unused16]", "[unused17]", " ", "  ", "\n", "a", " b"
 def test_token_by_token_or_at_once(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.hf.encode(text, add_special_tokens=False)
     parts = ["" if number in tokenizer.unspoken else part for number, part in zip(ids, tokenizer.texts(ids))]
-    assert "".join(parts) == tokenizer.decode_reply(tokenizer.header, ids)
+    assert "".join(parts) == tokenizer.decode_reply(ids)
 
 
 def test_generation_streams(talker: Chat) -> None:

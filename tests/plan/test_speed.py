@@ -9,9 +9,8 @@ import pytest
 from rich.console import Console
 
 from openpangu_sft.artifacts.artifact import Manifest
-from openpangu_sft.plan.report import make_report
+from openpangu_sft.plan.report import make_report, speed_of
 from openpangu_sft.plan.show import show_report
-from openpangu_sft.plan.speed import speed_of
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.run.memory import DeviceMemory
 from openpangu_sft.training.run.metrics import Row, append

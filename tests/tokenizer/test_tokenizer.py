@@ -307,12 +307,11 @@ def reference(tokenizer: Tokenizer) -> Any:
 @example("\n")
 def test_a_reply_is_decoded_exactly(tokenizer: Tokenizer, text: str) -> None:
     text = text.replace("▁", "_")  # SentencePiece's own mark for a space, which it cannot tell from one
-    header = tokenizer.span_ids(TextSpan("[unused9]助手：", trained=False))
     reply = tokenizer.hf.encode(text, add_special_tokens=False)
-    assert tokenizer.decode_reply(header, reply) == text
-    assert tokenizer.decode_reply(header, [*reply, tokenizer.end_id]) == text
+    assert tokenizer.decode_reply(reply) == text
+    assert tokenizer.decode_reply([*reply, tokenizer.end_id]) == text
     thought = tokenizer.hf.encode(f"[unused16]{text}[unused17]{text}", add_special_tokens=False)
-    assert tokenizer.decode_reply(header, thought) == f"[unused16]{text}[unused17]{text}"
+    assert tokenizer.decode_reply(thought) == f"[unused16]{text}[unused17]{text}"
 
 
 def test_a_reply_is_not_cleaned_up(tiny_hf: Path, tmp_path: Path) -> None:
@@ -321,16 +320,14 @@ def test_a_reply_is_not_cleaned_up(tiny_hf: Path, tmp_path: Path) -> None:
     tokenizer = Tokenizer(files, trust_remote_code=False)
     text = "a . b , c n't d"
     assert tokenizer.hf.decode(tokenizer.hf.encode(text, add_special_tokens=False)) != text
-    header = tokenizer.span_ids(TextSpan("[unused9]助手：", trained=False))
-    assert tokenizer.decode_reply(header, tokenizer.hf.encode(text, add_special_tokens=False)) == text
+    assert tokenizer.decode_reply(tokenizer.hf.encode(text, add_special_tokens=False)) == text
 
 
 def test_a_reply_of_odd_tokens_is_still_text(tokenizer: Tokenizer) -> None:
-    header = tokenizer.span_ids(TextSpan("[unused9]助手：", trained=False))
-    assert tokenizer.decode_reply(header, []) == ""
-    assert tokenizer.decode_reply(header, [tokenizer.pad_id, tokenizer.end_id]) == ""
+    assert tokenizer.decode_reply([]) == ""
+    assert tokenizer.decode_reply([tokenizer.pad_id, tokenizer.end_id]) == ""
     half = tokenizer.hf.encode("\U0001f600", add_special_tokens=False)[:-1]
-    assert set(tokenizer.decode_reply(header, half)) <= {"\ufffd"}
+    assert set(tokenizer.decode_reply(half)) <= {"\ufffd"}
 
 
 # --- control tokens ----------------------------------------------------------------------------------------------

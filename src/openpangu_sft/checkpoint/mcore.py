@@ -29,7 +29,6 @@ RELEASE = "release"
 
 
 def iteration_directory(root: Path, iteration: int) -> Path:
-    """Directory of an iteration below the checkpoint's root."""
     return root / f"iter_{iteration:07d}"
 
 

@@ -34,8 +34,6 @@ _DESCRIBED = ("num_attention_heads", "num_query_groups", "kv_channels", "rotary_
 
 
 class McoreCheckpoint(NamedTuple):
-    """An open checkpoint."""
-
     directory: Path  # of the iteration
     iteration: int
     layout: Layout
@@ -44,7 +42,6 @@ class McoreCheckpoint(NamedTuple):
 
     @property
     def files(self) -> list[Path]:
-        """The model's file of every rank."""
         return [self.directory / rank_file(*rank, self.layout.pipeline) for rank in self.layout.ranks()]
 
 
@@ -80,7 +77,8 @@ def open_mcore(
     newest = 0 if release else latest_iteration(root, remedy)
     number = newest if iteration is None else iteration
     directory = root / RELEASE if release and number == 0 else iteration_directory(root, number)
-    other = _another(root, directory)
+    others = [int(path.name[5:]) for path in root.glob("iter_*") if path != directory and path.name[5:].isdecimal()]
+    other = f"take another one: ITERATION={max(others)}" if others else "there is no other one here: make it again"
     if not directory.is_dir():
         raise UserError(f"iteration {number} is not there", where=directory, remedy=other)
     if number > newest:
@@ -115,7 +113,6 @@ def _adapter(contents: Contents, directory: Path) -> Optional[Adapter]:
 
 
 def parts_of(blocks: Sequence[Block], array: Array, where: Path) -> list[Part]:
-    """A tensor, cut into its blocks."""
     parts, row = [], 0
     for block in blocks:
         if not block.padding:
@@ -216,9 +213,3 @@ def _differences(layout: Layout, args: object, model: Model) -> Iterator[str]:
         yield f"tensor {_EMBEDDING} is missing"
     if rows < model.vocab_size:
         yield f"has {rows} rows in its embedding, the recipe says model.vocab_size {model.vocab_size}"
-
-
-def _another(root: Path, but: Path) -> str:
-    """The remedy where an iteration cannot be used."""
-    numbers = [int(path.name[5:]) for path in root.glob("iter_*") if path != but and path.name[5:].isdecimal()]
-    return f"take another one: ITERATION={max(numbers)}" if numbers else "there is no other one here: make it again"

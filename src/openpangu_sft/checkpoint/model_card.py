@@ -69,7 +69,6 @@ def write_model_card(directory: Path, manifest: Manifest, name: str, base: str, 
 
 
 def _facts(manifest: Manifest, base: str) -> Iterator[tuple[str, object]]:
-    """Rows of the table."""
     inputs, counts = manifest.inputs, manifest.counts
     yield "base model", base
     for name, title in (("weights", "its weights"), ("config", "its configuration"), ("tokenizer", "its tokenizer")):

@@ -151,15 +151,12 @@ def hf_shapes(model: Model, adapter: Optional[Adapter] = None) -> dict[str, Shap
 
 
 def whole(name: str, shape: Shape) -> Block:
-    """A whole tensor as one block."""
     return Block(name, 0, shape[0], 0, shape[1] if len(shape) > 1 else None)
 
 
-@lru_cache(maxsize=64)
 def parameter_count(model: Model, adapter: Optional[Adapter] = None, trained: bool = False) -> int:
     """Number of parameters, tied embeddings counted once; or of trained ones: with an adapter its own."""
-    shapes = hf_shapes(model, adapter).items()
-    return sum(prod(shape) for name, shape in shapes if ".lora_" in name or not (trained and adapter))
+    return rank_parameter_count(model, single(model), 0, 0, adapter, trained)
 
 
 @lru_cache(maxsize=1024)

@@ -76,7 +76,8 @@ def _open_hf(recipe: Recipe, path: Path, remedy: str) -> CheckpointSource:
 def _open_adapter(recipe: Recipe, path: Path) -> CheckpointSource:
     """An adapter on the weights of `paths.hf`; one of this project is refused on another base than its own."""
     base = _open_hf(recipe, recipe.path("hf"), "check paths.hf")
-    stamps = {**base.stamps, **stamps_of(adapter_files(path))}
+    files = adapter_files(path)
+    stamps = {**base.stamps, **stamps_of(files)}
     adapter = open_adapter(path, recipe.model)
     manifest, sums = None, dict[str, str]()
     if (path / MANIFEST).is_file():
@@ -91,11 +92,13 @@ def _open_adapter(recipe: Recipe, path: Path) -> CheckpointSource:
         named = read_object(path / ADAPTER_CONFIG).get("base_model_name_or_path")
         say(f"{path}: names its base {named!r}, not its sums; paths.hf is taken")
     merged = Merged(Weights([*base.weights.parts(), *adapter.parts()], adapter=adapter.adapter))
-
-    def digests() -> dict[str, str]:
-        return {**(sums or base.digests()), "adapter": files_digest(adapter_files(path))}
-
-    return CheckpointSource(merged, manifest, None, digests, stamps)
+    return CheckpointSource(
+        merged,
+        manifest,
+        None,
+        lambda: {**(sums or base.digests()), "adapter": files_digest(adapter_files(path))},
+        stamps,
+    )
 
 
 def hf_digests(directory: Path, known: Mapping[Path, str] = MappingProxyType({})) -> dict[str, str]:

@@ -70,11 +70,9 @@ class Weights:
         return self
 
     def names(self) -> list[str]:
-        """Hugging Face names of all tensors."""
         return list(self._parts)
 
     def dtype(self, name: str) -> DType:
-        """The dtype of one tensor."""
         return next(iter(self._parts[name].values())).array.dtype
 
     def dtypes(self) -> list[str]:
@@ -82,7 +80,6 @@ class Weights:
         return sorted({str(self.dtype(name)) for name in self._parts})
 
     def parts(self) -> Iterator[Part]:
-        """The parts of all tensors."""
         return (part for parts in self._parts.values() for part in parts.values())
 
     def read(self, block: Block) -> Array:
@@ -145,8 +142,7 @@ class Resharder:
 
     def __init__(self, weights: Weights, model: Model, dtype: Optional[DType] = None) -> None:
         self.weights, self.model, self.dtype = weights.in_fp32() if dtype else weights, model, dtype
-        self.cast = np.zeros(3, np.int64)  # convert_dtype's counts so far; a block that is on several ranks counts once
-        self._counted: set[Block] = set()
+        self.overflowing: dict[str, None] = {}  # names of tensors in which finite values became infinite, so far
 
     def mcore(self, layout: Layout, tp: int, pp: int) -> dict[str, Stored]:
         """The tensors of a Megatron-core rank; `UserError` if one would join tensors of different dtypes."""
@@ -168,12 +164,11 @@ class Resharder:
 
     def _chunks(self, blocks: Sequence[Block]) -> Iterator[Array]:
         for block in blocks:
-            counts = block not in self._counted and not block.padding
-            self._counted.add(block)
             for rows in row_blocks(block, self.weights.dtype(block.name)):
-                converted, stats = convert_dtype(np.ascontiguousarray(self.weights.read(rows)), self.dtype)
-                if counts:
-                    self.cast += stats
+                values = np.ascontiguousarray(self.weights.read(rows))
+                converted = convert_dtype(values, self.dtype)
+                if converted is not values and (np.isinf(converted) & ~np.isinf(values)).any():
+                    self.overflowing[block.name] = None
                 yield converted
 
 
@@ -184,7 +179,7 @@ def differences(resharder: Resharder, written: Weights, advance: Advance = nothi
     """
 
     def compare(part: Part) -> Optional[str]:
-        found = difference(part, convert_dtype(resharder.weights.read(part.block), resharder.dtype)[0])
+        found = difference(part, convert_dtype(resharder.weights.read(part.block), resharder.dtype))
         advance(part.array.nbytes, "checking")
         return found
 
@@ -213,8 +208,6 @@ def rounded_to(weights: Weights, model: Model, written: Weights, where: object) 
 
 
 def warn_of_cast(resharder: Resharder) -> None:
-    """Prints what the cast has lost."""
-    values, changed, infinite = resharder.cast
-    if changed:
-        became = f", {infinite:,} of them became infinite" if infinite else ""
-        say(f"warning: {changed:,} of {values:,} values lost bits in {resharder.dtype}{became}")
+    """Prints where the cast has lost more than bits."""
+    if names := list(resharder.overflowing):
+        say(f"warning: in {resharder.dtype} values became infinite in {len(names):,} tensors, the first: {names[0]}")

@@ -107,8 +107,7 @@ def doctor_command(context: click.Context, recipe: Recipe, as_text: bool, peers:
     of a checkpoint with checklist.chk are cached in paths.cache).
     """
     from openpangu_sft.doctor.checks import as_json, print_findings, run_checks, where
-    from openpangu_sft.doctor.finding import State
-    from openpangu_sft.doctor.machine import Context, Machine
+    from openpangu_sft.doctor.machine import Context, Machine, State
     from openpangu_sft.doctor.network import split_peer
 
     for peer in peers:

@@ -7,7 +7,6 @@ in LLaMA-Factory (from, value; function_call and observation turns); Hermes (<to
 
 from __future__ import annotations
 
-import contextlib
 import re
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import Any
 from openpangu_sft.conversations.calls import call_text, joined_calls, split_tags, split_thinking
 from openpangu_sft.conversations.conversation import Message, Rules, Sample, is_trained, parse_sample
 from openpangu_sft.conversations.fields import expect, filled, given, json_or, keys_of, one_of, optional_text
-from openpangu_sft.conversations.keys import EMPTY, BadSample, Keys
+from openpangu_sft.conversations.keys import EMPTY, BadSample, Keys, naming_message
 from openpangu_sft.conversations.parts import Parts, is_parts, read_parts
 
 LISTS = {"openai": ("messages", "contents"), "sharegpt": ("conversations", "conversation")}
@@ -98,7 +97,7 @@ def _turns(value: object, name: str, rules: Rules) -> Iterator[Message]:
     if role == "function_call":
         if extra := filled(turn, ("refusal", "tool_calls", "function_call")):
             raise BadSample(f"{name} has {extra[0]} beside a call: keep one of them")
-        with _naming(name):
+        with naming_message(name):
             parts, role = _calling(content, rules.keys), "assistant"
     else:
         parts = read_parts(content, name, rules.keys, "" if role == "assistant" else "\n")
@@ -152,7 +151,7 @@ def _calling(content: object, keys: Keys) -> Parts:
 def _answer(turn: Mapping[str, Any], parts: Parts, name: str, trained: bool, keys: Keys) -> Message:
     if parts.results:
         raise BadSample(f"{name} (assistant) holds a tool's result: give it a message with role tool")
-    with _naming(name):
+    with naming_message(name):
         tags = split_tags(parts.text or "", keys)
         read = {key: json_or(turn[key], key) for key in filled(turn, ("function_call", "tool_calls"))}
         listed = read.pop("tool_calls", None)
@@ -172,12 +171,3 @@ def _answer(turn: Mapping[str, Any], parts: Parts, name: str, trained: bool, key
         raise BadSample(f"{name} has its thinking twice: keep one of {', '.join(_THINKING)}, parts and <think>")
     only = thinking[0] if thinking else None
     return Message("assistant", refusal or tags.text, only, calls[0] if calls else "", trained)
-
-
-@contextlib.contextmanager
-def _naming(name: str) -> Iterator[None]:
-    """Puts the message's name before what is wrong with its calls."""
-    try:
-        yield
-    except BadSample as error:
-        raise BadSample(f"{name}: {error}") from None

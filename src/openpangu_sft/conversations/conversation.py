@@ -16,7 +16,7 @@ from typing import Any, Optional
 
 from openpangu_sft.conversations.calls import calls_text, split_answer, tools_text
 from openpangu_sft.conversations.fields import expect, filled, kind_of, optional_text
-from openpangu_sft.conversations.keys import EMPTY, BadSample, Keys
+from openpangu_sft.conversations.keys import EMPTY, BadSample, Keys, naming_message
 from openpangu_sft.recipe.data import Data
 
 _RESULTS = ("tool", "function")
@@ -184,13 +184,11 @@ def _message(entry: object, number: int, keys: Keys) -> Message:
 def _answer(found: Mapping[str, Any], content: str, name: str, keys: Keys) -> Message:
     thinking, calls = optional_text(found, "thinking", name), ""
     trained = is_trained(found.get("weight"), f"weight of {name}")
-    try:
+    with naming_message(name):
         if thinking is None and found.get("calls") in EMPTY:
             thinking, content, calls = split_answer(content, keys)
         else:
             calls = calls_text(found.get("calls"), keys)
-    except BadSample as error:
-        raise BadSample(f"{name}: {error}") from None
     _require_characters(f"thinking of {name}", thinking or "")
     _require_characters(f"calls of {name}", calls)
     if not content.strip() and not calls:

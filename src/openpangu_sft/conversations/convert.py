@@ -54,7 +54,9 @@ class Converter:
         """The sample of one record, any JSON value; raises `BadSample` where there is none."""
         record = expect(dict, value, "", "an object")
         self.unseen -= record.keys()
-        renamed = _renamed(self._kept(record), self._outside)
+        self.rules.keys.counts.update(filled(record, self._ignored & record.keys()))
+        # keys to be ignored are named as the user's, so they go before the renaming
+        renamed = _renamed(_without(record, *self._ignored), self._outside)
         plain = _chosen_side(renamed, self._data.preference, self.rules)
         name = self._format(plain)
         if name == "samples":
@@ -66,15 +68,7 @@ class Converter:
         tools = {key: text for key in TOOLS if (text := tools_text(known.get(key), key))}
         return chat.make_sample(self._prompts(known), turns, one_of(tools, list(tools))[1] or "", self.rules)
 
-    def _kept(self, record: dict[str, Any]) -> dict[str, Any]:
-        """The record without keys to be ignored: their names are the user's, so this precedes the renaming."""
-        if self._ignored.isdisjoint(record):
-            return record
-        self.rules.keys.counts.update(filled(record, self._ignored & record.keys()))
-        return {key: value for key, value in record.items() if key not in self._ignored}
-
     def _format(self, record: Mapping[str, Any]) -> str:
-        """The format of a record, by its keys where data.source_format is auto."""
         if self._data.source_format != "auto":
             return self._data.source_format
         held = {name: filled(record, keys) for name, keys in _FORMATS.items()}
@@ -107,7 +101,6 @@ class Converter:
         return [_renamed(turn, self._in_turns) if isinstance(turn, dict) else turn for turn in turns]
 
     def _prompts(self, record: Mapping[str, Any]) -> list[str]:
-        """The system prompt beside the turns, if there is one."""
         key, value = one_of(record, filled(record, SYSTEM))
         if not key:
             return []
@@ -124,7 +117,6 @@ class Converter:
 
 
 def _renamed(record: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """The record with the user's columns under our names."""
     if not names:
         return record
     found: dict[str, Any] = {}

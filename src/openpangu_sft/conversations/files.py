@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Callable
 from openpangu_sft.conversations.opening import COMPRESSED, LOST, UTF8
 from openpangu_sft.conversations.readers import RawRecord, read_json, read_lines
 from openpangu_sft.conversations.tables import read_arrow, read_csv, read_parquet
-from openpangu_sft.util.console import console
+from openpangu_sft.util.console import say
 from openpangu_sft.util.errors import UserError, printable
 
 READERS: dict[str, Callable[[Path, str], Iterator[RawRecord]]] = {
@@ -26,9 +25,8 @@ SUFFIXES = (*READERS, *(kind + packed for kind in READERS for packed in COMPRESS
 _KNOWN = f"{', '.join(READERS)}, each also with {' or '.join(COMPRESSED)}"
 
 _ABOUT = ("readme", "license", "licence")
-# of `datasets`: the results of `map`, which it keeps beside its data, and metadata
+# of `datasets`: the results of `map`, which it keeps beside its data, and metadata; LLaMA-Factory's list of data sets
 _OF_DATASETS = re.compile(r"cache-.*\.arrow|(dataset_infos?|dataset_dict|state)\.json")
-_LLAMA_FACTORY = {"file_name", "hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name"}
 _SPLITS = re.compile(r"(?:^|[/_.-])(train|validation|valid|val|dev|test|eval)(?=[/_.-])")
 
 
@@ -62,15 +60,15 @@ def raw_files(path: Path) -> list[RawFile]:
     found = _below(path, "", (), passed) if path.is_dir() else [RawFile(path, path.name)]
     files = sorted(found, key=lambda file: PurePosixPath(file.name).parts)
     for file in files:
-        _require_usable(file)
+        require_usable(file)
     if passed:
-        console.print(printable(f"passed over: {', '.join(sorted(passed))}"), markup=False, soft_wrap=True)
+        say(printable(f"passed over: {', '.join(sorted(passed))}"))
     if not files:
         raise UserError("holds no raw conversations", where=path, remedy=f"put files there: {_KNOWN}")
     splits = sorted({split for file in files for split in _SPLITS.findall(file.name.lower())})
     if len(files) > 1 and len(splits) > 1:
         text = f"all splits become samples: {', '.join(splits)}; for one, give a directory with its files only"
-        console.print(printable(text), markup=False, soft_wrap=True)
+        say(printable(text))
     return files
 
 
@@ -94,24 +92,11 @@ def _is_about(entry: Path) -> bool:
     name = entry.name.lower()
     if name.startswith(".") or not entry.is_file():
         return name.startswith(".")
-    if name == "dataset_info.json":
-        _refuse_llama_factory(entry)
     return bool(_OF_DATASETS.fullmatch(name)) or (name.startswith(_ABOUT) and not suffix_of(entry))
 
 
-def _refuse_llama_factory(file: Path) -> None:
-    """LLaMA-Factory's list of data sets has the name of the hub's metadata, but names columns and ranking data."""
-    try:
-        content = json.loads(file.read_bytes())
-    except (ValueError, RecursionError):
-        return
-    entries = content.values() if isinstance(content, dict) and "features" not in content else ()
-    if any(isinstance(entry, dict) and entry.keys() & _LLAMA_FACTORY for entry in entries):
-        remedy = "move it away; name columns in data.columns, and set data.preference=chosen for a ranking data set"
-        raise UserError("is LLaMA-Factory's description of data sets, which is not used", where=file, remedy=remedy)
-
-
-def _require_usable(file: RawFile) -> None:
+def require_usable(file: RawFile) -> None:
+    """Raises `UserError` for a file that cannot be read, or of an unknown kind."""
     what, remedy = "", "move it away"
     if LOST.search(file.name):  # no manifest can hold it
         what, remedy = "has a name that is not UTF-8", "rename it"

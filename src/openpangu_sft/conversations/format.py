@@ -36,8 +36,6 @@ SETTINGS = set(_SHAPING.split())  # keys of the recipe's section data that shape
 
 @dataclass(frozen=True)
 class Input:
-    """A raw file with the settings of its source."""
-
     file: RawFile
     name: str  # in manifests and rejects; with data.sources it begins with the number of its source, from 1
     samples: str  # name of its samples file
@@ -126,7 +124,6 @@ def run_format(recipe: Recipe) -> Manifest:
 
 
 def _fill(staging: Path, inputs: list[Input], recipe: Recipe, manifest: Manifest) -> None:
-    """Writes the samples of all files and fills in the manifest."""
     reasons: Counter[str] = Counter()
     mixer = Mixer(recipe.data)
     counted = ("read", "written", "rejected", "duplicates", *(("added", "left_out") if recipe.data.sources else ()))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 _HARMLESS = """_id annotations annotator author cache_control call_id categories category conv_id conversation_hash
@@ -29,6 +30,15 @@ _LIKE_WEIGHTS = frozenset(
 
 class BadSample(Exception):
     """A sample that must not be trained on as it is; the text says why, and the remedy."""
+
+
+@contextlib.contextmanager
+def naming_message(name: str) -> Iterator[None]:
+    """Puts a message's name before what is wrong with its calls."""
+    try:
+        yield
+    except BadSample as error:
+        raise BadSample(f"{name}: {error}") from None
 
 
 class Keys:

@@ -86,7 +86,6 @@ def is_parts(content: object) -> bool:
 
 
 def _kind(part: dict[str, Any], name: str) -> str:
-    """What a part is, one of `_KEYS`."""
     kind = part.get("type")
     if kind in EMPTY:
         kind = next(iter(filled(part, (*_HELD_CALL[:2], *_RESPONSE))), "text")
@@ -98,7 +97,6 @@ def _kind(part: dict[str, Any], name: str) -> str:
 
 
 def _result(key: str, result: object, name: str, keys: Keys) -> str:
-    """The text of a tool's result."""
     if key in _RESPONSE and isinstance(result, dict) and "response" in result:
         result = keys.known(f"a {key} of {name}", result, _RESPONDED, required=True)["response"]
     if is_parts(result):

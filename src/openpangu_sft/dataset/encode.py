@@ -17,7 +17,7 @@ import numpy.typing as npt
 from openpangu_sft.conversations.calls import CALLS, THINKING
 from openpangu_sft.conversations.conversation import Message, Sample
 from openpangu_sft.conversations.keys import BadSample
-from openpangu_sft.dataset.roles import BEGINS, ROLES, Roles
+from openpangu_sft.dataset.index_file import BEGINS, ROLES, Roles
 from openpangu_sft.recipe.data import Data
 from openpangu_sft.tokenizer.template import END, START, TextSpan, sample_spans, whole
 from openpangu_sft.tokenizer.tokenizer import IGNORED, Tokenizer
@@ -45,7 +45,7 @@ class TooLong(BadSample):
 
 
 class Encoded(NamedTuple):
-    """A sample's marked tokens, the role of each (uint8, see roles.py), and whether its last messages were cut off."""
+    """A sample's marked tokens, their roles (uint8, see index_file.py), and whether its last messages were cut off."""
 
     marked: Marked
     roles: Roles
@@ -126,7 +126,6 @@ def _spans(sample: Sample, tokenizer: Tokenizer, tool_prompt: ToolPrompt, policy
 
 
 def _texts(sample: Sample) -> Iterator[tuple[str, str]]:
-    """All texts of a sample that its author wrote, with their names."""
     for prompt in sample.meta_prompt:
         yield "meta_prompt", prompt
     yield "tools", sample.tools

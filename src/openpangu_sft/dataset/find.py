@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from openpangu_sft.artifacts.artifact import MANIFEST, Manifest, parse_manifest
-from openpangu_sft.dataset.index_file import FIELDS, PREFIX, VALIDATION, field_path
-from openpangu_sft.dataset.roles import AGAIN
+from openpangu_sft.dataset.index_file import AGAIN, FIELDS, PREFIX, VALIDATION, field_path
 from openpangu_sft.util.errors import UserError
 
 NAMES = re.compile(rf"(?P<prefix>.+)_packed_({'|'.join(FIELDS)})_document(\.(bin|idx))?", re.DOTALL)
@@ -46,7 +45,6 @@ class PackedFiles:
         return "run make preprocess again" if self.manifest.kind == "shard" else AGAIN
 
     def file(self, name: str, suffix: str) -> Path:
-        """The path of one of its six files."""
         return field_path(self.directory, self.prefix, name, suffix)
 
 
@@ -70,7 +68,6 @@ def find_dataset(path: Path) -> PackedFiles:
 
 
 def _prefixes(directory: Path) -> list[str]:
-    """The prefixes of all datasets in a directory of which any file is there."""
     matches = (NAMES.fullmatch(path.name) for path in directory.glob("*_packed_*_document.*"))
     return sorted({match["prefix"] for match in matches if match})
 

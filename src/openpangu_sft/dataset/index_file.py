@@ -1,5 +1,9 @@
 """Megatron's indexed dataset files: a `.bin` of raw int32 values and an `.idx` that says where each sequence lies.
 
+Beside them lie roles, uint8 [packs, seq_length], as token ids alone do not tell the role: 0 is padding, 1 to 5 are the
+positions in `ROLES`, counted from 1; `BEGINS` is added at each start token. Datasets of version 0.5.0 and of other
+software have no such file: their roles are unknown.
+
 Layout of the `.idx`, little endian, as megatron/core/datasets/indexed_dataset.py (core_r0.6.0) writes and reads it:
 9 bytes magic, uint64 version 1, uint8 type code (4 is int32), uint64 sequences, uint64 document boundaries, then
 int32 lengths, int64 byte offsets, int64 document boundaries (0 first). Here every sequence is a document of its own.
@@ -10,12 +14,13 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 import numpy.typing as npt
 
-from openpangu_sft.dataset.roles import AGAIN, read_roles, roles_path
+from openpangu_sft.artifacts.artifact import ROLES_SUFFIX
+from openpangu_sft.tokenizer.template import HEADERS
 from openpangu_sft.util.errors import UserError
 
 MAGIC = b"MMIDIDX\x00\x00"
@@ -25,7 +30,14 @@ HEADER = struct.Struct("<9sQBQQ")
 PREFIX = "data"  # of the files in a shard and in a dataset; Megatron's --data-path is directory/data
 VALIDATION = "validation"  # of the files of the validation split, where the recipe has data.validation_share
 
+ROLES = tuple(HEADERS)
+BEGINS = 128
+
+AGAIN = "run make preprocess and make merge again"
+UNKNOWN = f"unknown: this dataset records none; {AGAIN} to see roles"
+
 Ids = npt.NDArray[np.int32]
+Roles = npt.NDArray[np.uint8]
 
 FIELDS = ("input_ids", "attention_mask", "labels")
 
@@ -36,6 +48,10 @@ INTEGERS = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
 def field_path(directory: Path, prefix: str, field: str, suffix: str) -> Path:
     """The path of one of the six files of a packed dataset, named as MindSpeed-LLM looks for them."""
     return directory / f"{prefix}_packed_{field}_document.{suffix}"
+
+
+def roles_path(directory: Path, prefix: str) -> Path:
+    return directory / f"{prefix}{ROLES_SUFFIX}"
 
 
 def index_bytes(rows: int, seq_length: int) -> bytes:
@@ -106,6 +122,31 @@ def read_rows(directory: Path, prefix: str, field: str, seq_length: int) -> Ids:
         what = f"is not the index of {rows} rows of {seq_length} tokens, which {data.name} holds"
         raise UserError(what, where=index, remedy=AGAIN)
     return np.memmap(data, "<i4", "r", shape=(rows, seq_length))
+
+
+def read_roles(directory: Path, prefix: str, rows: int, seq_length: int) -> Optional[Roles]:
+    """Maps roles into memory: uint8 [rows, seq_length], read only; None where the dataset has none.
+
+    Raises `UserError` where the file is of another size.
+    """
+    path = roles_path(directory, prefix)
+    if not path.is_file():
+        return None
+    if path.stat().st_size != rows * seq_length:
+        raise UserError(f"does not hold {rows} rows of {seq_length} roles", where=path, remedy=AGAIN)
+    return np.memmap(path, "u1", "r", shape=(rows, seq_length))
+
+
+def role_of(value: int) -> str:
+    """The name of a token's role; raises `UserError` if the value is none that preprocess writes."""
+    if not 1 <= value % BEGINS <= len(ROLES):
+        raise UserError(f"a token's role is {value}, which preprocess never writes", remedy=AGAIN)
+    return ROLES[value % BEGINS - 1]
+
+
+def count_turns(roles: Roles) -> npt.NDArray[np.int64]:
+    """int64 [roles], turns of each role."""
+    return np.bincount(roles[roles >= BEGINS] % BEGINS, minlength=len(ROLES) + 1)[1 : len(ROLES) + 1]
 
 
 class Rows:

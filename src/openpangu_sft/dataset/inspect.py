@@ -15,14 +15,21 @@ import numpy.typing as npt
 from openpangu_sft.artifacts.artifact import MANIFEST
 from openpangu_sft.artifacts.checks import absolute, wrong_files
 from openpangu_sft.dataset.find import PackedFiles, find_dataset
-from openpangu_sft.dataset.index_file import FIELDS, Index, read_index, read_values
-from openpangu_sft.dataset.roles import ROLES, UNKNOWN, count_turns, read_roles
+from openpangu_sft.dataset.index_file import (
+    FIELDS,
+    ROLES,
+    UNKNOWN,
+    Index,
+    count_turns,
+    read_index,
+    read_roles,
+    read_values,
+)
 from openpangu_sft.dataset.row_rules import FIELD_OF, PackedRules
+from openpangu_sft.dataset.segments import blocks
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.console import progress
 from openpangu_sft.util.errors import UserError, printable
-
-BLOCK_TOKENS = 1 << 20  # tokens of each field that are in memory together, or one row if it is longer
 
 CONSEQUENCES = {
     "unnumbered": " and no segment numbers: MindSpeed-LLM would cut attention at every message end (openPangu's eos "
@@ -34,8 +41,6 @@ CONSEQUENCES = {
 
 @dataclass
 class Report:
-    """What was found."""
-
     path: str  # of the dataset, as a user would name it
     figures: dict[str, str] = field(default_factory=dict)  # by name, for the screen
     findings: list[UserError] = field(default_factory=list)  # what is wrong
@@ -84,7 +89,6 @@ class _Split:
         self._findings.append(UserError(what, where=where, remedy=remedy or self._files.remedy))
 
     def inspect(self) -> list[UserError]:
-        """Returns what is wrong."""
         if self._files.counts.get("packs") == 0:  # all samples of a small shard are for validation
             self.figures["rows"] = "0"
             return []
@@ -119,7 +123,7 @@ class _Split:
         wrong = np.flatnonzero(offsets != np.append(0, offsets[:-1] + lengths[:-1].astype(np.int64) * item))
         if wrong.size:
             what = f"byte offset {offsets[wrong[0]]} does not follow from the row before it"
-            self._add(f"{_of_rows(wrong.size, rows)}, first row {wrong[0]}: {what}", index.path)
+            self._add(f"{wrong.size:,} of {rows:,} rows, first row {wrong[0]}: {what}", index.path)
         if not np.array_equal(index.documents, np.arange(rows + 1)):
             self._add(f"document boundaries are not 0 to {rows}: every row is a document", index.path)
         size, expected = index.data.stat().st_size, int(lengths.sum(dtype=np.int64)) * item
@@ -145,17 +149,14 @@ class _Split:
         return alike and lengths[0] > 0
 
     def _check_rows(self, indexes: dict[str, Index]) -> None:
-        """Reads all rows, and tells which rules they break."""
         files, (rows, seq_length) = self._files, (len(indexes["labels"].lengths), int(indexes["labels"].lengths[0]))
         rules = PackedRules(self._recipe.model.vocab_size, trusted=files.manifest is not None)
-        step = max(1, BLOCK_TOKENS // seq_length)
         with progress(f"checking {files.directory.name} (packs)", rows) as advance:
-            for begin in range(0, rows, step):
-                end = min(begin + step, rows)
-                rules.add(begin, *(read_values(indexes[name], begin, end) for name in FIELDS))
-                advance(end - begin, "")
+            for block in blocks(rows, seq_length):
+                rules.add(block.start, *(read_values(indexes[name], block.start, block.stop) for name in FIELDS))
+                advance(len(block), "")
         rules.finish()
-        self.figures["turns"] = self._turns(rows * seq_length)
+        self.figures["turns"] = self._turns(rows, seq_length)
         figures = {
             "tokens": f"{rules.tokens:,}",
             "packing efficiency": f"{rules.tokens / (rows * seq_length):.1%}",
@@ -171,7 +172,7 @@ class _Split:
         }
         for rule, breach in rules.breaches.items():
             if breach.rows:
-                what = f"{_of_rows(breach.rows, rows)}, {breach.first}{CONSEQUENCES.get(rule, '')}"
+                what = f"{breach.rows:,} of {rows:,} rows, {breach.first}{CONSEQUENCES.get(rule, '')}"
                 self._add(what, files.file(FIELD_OF[rule], "bin"), remedies.get(rule, ""))
         if files.manifest:
             keys = ("packs", "tokens", "trained_tokens", "packed")
@@ -181,23 +182,17 @@ class _Split:
                     what = f"says {key} = {files.counts.get(key)}, found {count} {noun}"
                     self._add(what, files.directory / MANIFEST)
 
-    def _turns(self, tokens: int) -> str:
-        """Turns by role, as the roles beside the six files have them."""
+    def _turns(self, rows: int, seq_length: int) -> str:
         try:
-            roles = read_roles(self._files.directory, self._files.prefix, 1, tokens)
+            roles = read_roles(self._files.directory, self._files.prefix, rows, seq_length)
         except UserError as finding:
             self._findings.append(finding)
             return "unknown: see the finding"
         if roles is None:
             return UNKNOWN
-        blocks = [roles[0, begin : begin + BLOCK_TOKENS] for begin in range(0, tokens, BLOCK_TOKENS)]
-        counts = np.sum([count_turns(block) for block in blocks], axis=0)
+        turns = [count_turns(roles[block.start : block.stop]) for block in blocks(rows, seq_length)]
+        counts = np.sum(turns, axis=0)
         return ", ".join(f"{count:,} {role}" for role, count in zip(ROLES, counts))
-
-
-def _of_rows(count: int, total: int) -> str:
-    """How many rows a finding is about."""
-    return f"{count:,} of {total:,} rows"
 
 
 def _tokens(lengths: npt.NDArray[np.int32]) -> str:

@@ -23,8 +23,6 @@ UNDRAWN = 0.03  # share of the tokens left to best fit alone, at the end, when t
 
 @dataclass(frozen=True)
 class Plan:
-    """Which samples are in which pack."""
-
     order: Ints  # int32 [samples]; every sample once, pack after pack, in their order in the pack
     bounds: npt.NDArray[np.int64]  # [packs + 1]; pack p holds `order[bounds[p] : bounds[p + 1]]`
 
@@ -151,7 +149,6 @@ def _find(nearest: list[int], start: int) -> int:
 
 
 def _shuffled(samples: Ints, counts: Ints, random: np.random.RandomState) -> Plan:
-    """Brings the packs, and the samples in each pack, into a random order."""
     new_place = random.permutation(np.arange(len(counts), dtype=np.int32))
     mixed = random.permutation(np.arange(len(samples), dtype=np.int32))
     pack_of = np.repeat(new_place, counts)[mixed]

@@ -16,18 +16,16 @@ from typing import Any, NamedTuple, Optional
 from openpangu_sft.artifacts.artifact import MANIFEST, Manifest, read_manifest, staged_directory
 from openpangu_sft.artifacts.checks import stamps_of, unchanged
 from openpangu_sft.conversations.conversation import Rules, parse_sample
-from openpangu_sft.conversations.files import suffix_of
+from openpangu_sft.conversations.files import RawFile, require_usable, suffix_of
 from openpangu_sft.conversations.keys import BadSample
-from openpangu_sft.conversations.opening import LOST, UTF8, guess
-from openpangu_sft.dataset.index_file import PREFIX
-from openpangu_sft.dataset.roles import roles_path
+from openpangu_sft.dataset.index_file import PREFIX, roles_path
 from openpangu_sft.dataset.shard import write_shard
 from openpangu_sft.dataset.spans import Part, Span, parts_of, read_span, sha256_of_span
 from openpangu_sft.recipe.data import Data
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.tokenizer.template import TEMPLATE_DIGEST, TextSpan, sample_spans
 from openpangu_sft.tokenizer.tokenizer import Tokenizer, tokenizer_digest
-from openpangu_sft.util.console import console
+from openpangu_sft.util.console import say
 from openpangu_sft.util.errors import UserError
 
 SUFFIX = ".jsonl"  # of samples files
@@ -94,7 +92,7 @@ def open_tokenizer(directory: Path, trust_remote_code: bool, spans: Sequence[Spa
     """Loads a tokenizer, which uses SentencePiece directly where some of the samples get the same ids."""
     tokenizer = Tokenizer(directory, trust_remote_code)
     if reason := tokenizer.go_direct(list(_spans_to_compare(spans, Rules(data)))):
-        console.print(f"tokenizer: its class is used, which is slower: {reason}", markup=False, soft_wrap=True)
+        say(f"tokenizer: its class is used, which is slower: {reason}")
     return tokenizer
 
 
@@ -126,15 +124,7 @@ def sample_files(path: Path) -> list[Path]:
     for entry in known:
         if entry.suffix != SUFFIX:
             raise UserError(f"is not a {SUFFIX} file", where=entry, remedy="run make format on it, or move it away")
-        if not entry.is_file():
-            raise UserError("is not a regular file, or is a broken link", where=entry, remedy="move it away")
-        with entry.open("rb") as file:
-            found = guess(file.peek(1))
-        if found not in ("", UTF8):
-            remedy = f"run make format on it with data.encoding={found}, or save it as UTF-8"
-            raise UserError(f"looks like {found.upper()}, not UTF-8", where=entry, remedy=remedy)
-        if LOST.search(entry.name):  # no manifest can hold it
-            raise UserError(f"the name {entry.name!a} is not UTF-8", where=path, remedy="rename it")
+        require_usable(RawFile(entry, entry.name))
     if not known:
         raise UserError(f"no {SUFFIX} files here", where=path, remedy="run make format, or put samples there")
     return sorted(known)

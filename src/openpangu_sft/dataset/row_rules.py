@@ -29,8 +29,6 @@ FIELD_OF = {
 
 @dataclass
 class Breach:
-    """The rows that break one rule."""
-
     rows: int = 0
     first: str = ""  # number of the first such row, column where there is one, and what is wrong there
 
@@ -50,7 +48,6 @@ class PackedRules:
         self.breaches = {rule: Breach() for rule in FIELD_OF}
 
     def add(self, first_row: int, input_ids: Values, mask: Values, labels: Values) -> None:
-        """Counts a block of rows."""
         self.rows += len(mask)
         if not mask.size:
             return

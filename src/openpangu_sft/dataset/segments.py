@@ -14,6 +14,14 @@ Numbers = npt.NDArray[Any]
 Flags = npt.NDArray[np.bool_]
 Int64s = npt.NDArray[np.int64]
 
+VALUES_AT_ONCE = 1 << 20  # tokens of a field that a process reads or writes at once
+
+
+def blocks(rows: int, seq_length: int) -> list[range]:
+    """Numbers of rows, in blocks of about `VALUES_AT_ONCE` tokens, or of one row if it is longer."""
+    step = max(1, VALUES_AT_ONCE // seq_length)
+    return [range(begin, min(begin + step, rows)) for begin in range(0, rows, step)]
+
 
 def segment_runs(numbers: Numbers) -> tuple[Int64s, Int64s, Int64s]:
     """The segments of packs, int [packs, seq_length], in order, padding left out.

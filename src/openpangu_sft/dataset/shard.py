@@ -23,10 +23,10 @@ from openpangu_sft.conversations.conversation import Rules, Sample, parse_sample
 from openpangu_sft.conversations.keys import BadSample
 from openpangu_sft.conversations.readers import RawRecord
 from openpangu_sft.dataset.encode import Encoded, TooLong, encode_samples, input_ids_of, labels_of, training_views
-from openpangu_sft.dataset.index_file import PREFIX, VALIDATION, PackedWriter
+from openpangu_sft.dataset.index_file import BEGINS, PREFIX, ROLES, VALIDATION, PackedWriter
 from openpangu_sft.dataset.packing import Plan, plan_packs
 from openpangu_sft.dataset.pool import ordered_map
-from openpangu_sft.dataset.roles import BEGINS, ROLES
+from openpangu_sft.dataset.segments import blocks
 from openpangu_sft.dataset.spans import Span, lines_before, read_span, spans_of
 from openpangu_sft.dataset.spool import Spool, TokenRun
 from openpangu_sft.recipe.data import Data
@@ -37,7 +37,6 @@ from openpangu_sft.util.errors import UserError, naming
 REJECTS = "rejects.jsonl"
 NOTES = ("reasons", "ignored_keys", "changes")
 ADDED = "samples added for answers with thinking"
-VALUES_AT_ONCE = 1 << 20  # tokens that a process reads or writes at once
 BITS = 64
 USER, ASSISTANT = (BEGINS + ROLES.index(role) + 1 for role in ("user", "assistant"))
 """Roles of the start tokens of turns."""
@@ -237,9 +236,8 @@ def write_packs(
         writer.write(first_row + packs.start, input_ids=ids, attention_mask=numbers, labels=labels, roles=roles)
         return packs
 
-    step = max(1, VALUES_AT_ONCE // writer.seq_length)
-    blocks = [range(begin, min(begin + step, len(plan))) for begin in range(0, len(plan), step)]
-    written = ordered_map(write_rows, blocks, min(workers, len(blocks)) or 1)
+    parts = blocks(len(plan), writer.seq_length)
+    written = ordered_map(write_rows, parts, min(workers, len(parts)) or 1)
     with progress(title, len(plan)) as advance, contextlib.closing(written):
         for block in written:
             advance(len(block), "")

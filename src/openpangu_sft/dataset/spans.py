@@ -95,12 +95,10 @@ def read_span(span: Span) -> Iterator[Optional[RawRecord]]:
 
 
 def lines_before(span: Span) -> int:
-    """How many lines of the file begin before the span."""
     return sum(block.count(b"\n") for block in blocks_of(span.file, end=span.begin))
 
 
 def sha256_of_span(span: Span) -> str:
-    """sha256 of a span's bytes, as hexadecimal."""
     return sha256_of(span.file, begin=span.begin, end=span.end)
 
 

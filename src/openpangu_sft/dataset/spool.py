@@ -14,8 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from openpangu_sft.dataset.encode import Encoded, Marked
-from openpangu_sft.dataset.index_file import Ids
-from openpangu_sft.dataset.roles import Roles
+from openpangu_sft.dataset.index_file import Ids, Roles
 from openpangu_sft.util.errors import naming
 
 ITEM = 5  # bytes of a token: int32 marked, uint8 role

@@ -50,7 +50,6 @@ def make_base_model(recipe: Recipe, texts: Iterable[str]) -> Manifest:
 
 
 def texts_of(value: object) -> list[str]:
-    """All texts inside a JSON value."""
     if isinstance(value, str):
         return [value]
     inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()

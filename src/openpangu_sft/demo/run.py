@@ -81,7 +81,6 @@ def prepare(recipe: Recipe) -> None:
 
 
 def _run(stage: str, arguments: Sequence[str]) -> None:
-    """Runs a stage like its Make target."""
     console.rule(f"make {stage}", align="left")
     finished = subprocess.run([sys.executable, "-m", "openpangu_sft", stage, *arguments], check=False)
     if finished.returncode:

@@ -156,7 +156,6 @@ class Smoke:
         self._note(what, f"{_shown(found)}, at most {difference:.0e} off")
 
     def _resume(self, reference: Sequence[float]) -> None:
-        """Resumes the run of one process from its first checkpoint."""
         whole, run = self.cache / "one-process", self.cache / "resumed"
         shutil.copytree(whole, run, symlinks=True)
         shutil.rmtree(iteration_directory(run, self.recipe().train.iterations))

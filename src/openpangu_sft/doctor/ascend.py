@@ -1,21 +1,18 @@
-"""Driver, firmware and CANN: which versions are here, and which go together by what their own files say.
+"""Driver, firmware and CANN: which versions are here, and whether the driver serves this CANN, by its file.
 
 A driver names in compatible_version of its version.info the series of CANN that it serves (V100R001C19 is that of
-8.0.RC3, whose own innerversion begins with it); so it says by itself whether an older CANN is still served. CANN names
-in compatible_version of its ascend_toolkit_install.info the series of drivers that it takes, single ones and ranges; a
-driver's series is the beginning of its Innerversion. These meanings are inferred from such files, not taken from a
-specification. util/ascend.py reads them; npu-smi says whether the firmware goes with the driver.
+8.0.RC3, whose own innerversion begins with it); so it says by itself whether an older CANN is still served. This is
+inferred from such files, not taken from a specification. util/ascend.py reads them; npu-smi says whether the firmware
+goes with the driver.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Optional
 
 from packaging.version import Version
 
-from openpangu_sft.doctor.finding import Finding, failed, ok, skipped, warning
-from openpangu_sft.doctor.machine import Context
+from openpangu_sft.doctor.machine import Context, Finding, failed, ok, skipped, warning
 from openpangu_sft.doctor.npu_smi import parse_fields
 from openpangu_sft.util.ascend import ASCEND, cann_info, driver_info, toolkit_home
 
@@ -27,10 +24,10 @@ INSTALL = f"install the HDK {DRIVER} (firmware, then driver) on the host, and re
 
 
 def driver(context: Context) -> Finding:
-    machine, info = context.machine, driver_info(context.machine.root)
+    info = driver_info(context.machine.root)
     if not info and context.npus.problem:
         return failed(f"no {ASCEND}/driver/version.info", INSTALL, DRIVER)
-    return judge_driver(info, cann_info(machine.environment, machine.root), context.npus.driver)
+    return judge_driver(info, context.npus.driver)
 
 
 def firmware(context: Context) -> Finding:
@@ -68,42 +65,18 @@ def cann(context: Context) -> Finding:
     return judge_cann(info.get("version", ""), remedy)
 
 
-def serves(driver: dict[str, str]) -> Optional[bool]:
-    """Whether a driver names the series of CANN as served; None where it names none."""
-    named = re.findall(r"\[([^\]]*)\]", driver.get("compatible_version", ""))
-    return CANN_SERIES in named if named else None
-
-
-def takes(cann: dict[str, str], driver: dict[str, str]) -> Optional[bool]:
-    """Whether CANN names a driver's series, by itself or in a range; None where either file does not say."""
-    own = _series(driver.get("innerversion", ""))
-    named = re.findall(r"\[([^\],]*)(?:,([^\]]*))?\]", cann.get("compatible_version", ""))
-    if not own or not named:
-        return None
-    return any(_series(low) <= own <= _series(high or low) for low, high in named)
-
-
-def _series(version: str) -> tuple[int, ...]:
-    """V100R001C18SPC001B233 is of series (100, 1, 18); empty for other texts."""
-    match = re.match(r"V([0-9]{1,9})R([0-9]{1,9})C([0-9]{1,9})", version.strip(), re.IGNORECASE)
-    return tuple(map(int, match.groups())) if match else ()
-
-
-def judge_driver(driver: dict[str, str], cann: dict[str, str], seen: str = "") -> Finding:
-    """The driver against CANN 8.0.RC3: fields of both files, which may be empty, and the version that npu-smi says."""
+def judge_driver(driver: dict[str, str], seen: str = "") -> Finding:
+    """The driver against CANN 8.0.RC3: fields of its file, which may be empty, and the version that npu-smi says."""
     version = driver.get("version") or seen
     if not version:
         return warning("not known: neither driver/version.info nor npu-smi says it", INSTALL, DRIVER)
     if in_series(version, DRIVER):
         return ok(version)
-    served, taken, older = serves(driver), takes(cann, driver), is_older(version, DRIVER)
+    older, served = is_older(version, DRIVER), CANN_SERIES in driver.get("compatible_version", "")
     if served and not older:
         return ok(f"{version}, newer; its version.info names {CANN_SERIES}, which is CANN {CANN}")
     found = f"{version}, {'older' if older else 'newer'} than the one that Huawei pairs with CANN {CANN}"
-    if older and served is taken is False:
-        return failed(f"{found}; neither its version.info nor CANN's own file names the other", INSTALL, DRIVER)
-    names = f"; its version.info names {CANN_SERIES}" if served else "; CANN's own file takes it" if taken else ""
-    return warning(found + names, f"try it; if it fails, {INSTALL}", DRIVER)
+    return warning(found, f"try it; if it fails, {INSTALL}", DRIVER)
 
 
 def judge_cann(version: str, remedy: str) -> Finding:

@@ -17,8 +17,7 @@ from rich.text import Text
 
 from openpangu_sft import __version__
 from openpangu_sft.doctor import ascend, network, npus, packages, resources, tensors
-from openpangu_sft.doctor.finding import Finding, State, guarded, skipped
-from openpangu_sft.doctor.machine import IMAGE, Context
+from openpangu_sft.doctor.machine import IMAGE, Context, Finding, State, guarded, skipped
 from openpangu_sft.doctor.npu_smi import Chip
 from openpangu_sft.util.ascend import parse_info
 
@@ -74,7 +73,6 @@ def run_checks(context: Context, begin: Callable[[str], object] = lambda name: N
 
 
 def where(context: Context) -> dict[str, str]:
-    """Header of the table."""
     system = parse_info(context.machine.read("/etc/os-release")).get("pretty_name", "").strip('"')
     place = "in a container that is not of this project's image" if context.in_container else "on the host"
     if context.in_image:

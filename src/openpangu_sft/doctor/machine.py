@@ -1,4 +1,5 @@
-"""This machine as the checks see it: files below a root, environment, and programs with a time limit.
+"""What checks share: this machine as they see it (files below a root, environment, programs with a time limit), and
+the finding that each gives: its state, what was found and expected, and the remedy.
 
 A tool of a broken card may hang in the driver for ever.
 """
@@ -6,23 +7,62 @@ A tool of a broken card may hang in the driver for ever.
 from __future__ import annotations
 
 import contextlib
+import enum
 import os
 import shutil
 import signal
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import Callable, NamedTuple, Optional
 
 from openpangu_sft.doctor.npu_smi import Chip, Listing, parse_info
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.ascend import text_of, visible
+from openpangu_sft.util.errors import LONGEST, SizesUnknown, UserError, explain_os_error, printable
 
 KILLED_SECONDS = 2.0  # wait for a killed program: one that the driver holds does not end
 NPU_SMI_SECONDS = 20.0  # a healthy one answers in a second or two
 IMAGE = "/opt/openpangu"  # where the project's image has what it adds to its base
+
+
+class State(str, enum.Enum):
+    """Only FAILED makes the exit code 1."""
+
+    OK = "ok"
+    WARNING = "warning"  # training may run; this cannot be decided from here
+    FAILED = "failed"
+    SKIPPED = "skipped"  # not applicable, or blocked by a failed check
+
+
+@dataclass(frozen=True)
+class Finding:
+    state: State
+    found: str  # what is there, several lines where there are several things; or why it was skipped
+    remedy: str = ""  # of a warning or failure: what to do, as an imperative
+    expected: str = ""  # what the recipe needs, unless `found` says it
+    check: str = ""  # its name, set by `guarded`
+
+
+ok, warning, failed, skipped = (partial(Finding, state) for state in State)
+
+
+def guarded(name: str, check: Callable[[], Finding]) -> Finding:
+    """Runs a check; an exception becomes its finding, so that no check stops the others."""
+    try:
+        found = check()
+    except SizesUnknown as error:
+        found = skipped(f"not known: {error.what} in {error.where}")
+    except (UserError, OSError) as error:
+        refusal, otherwise = (error, "") if isinstance(error, UserError) else (explain_os_error(error), "see dmesg")
+        where = f"{refusal.where}: " if refusal.where is not None else ""
+        found = failed(f"{where}{refusal.what}", refusal.remedy or otherwise)
+    except Exception as error:
+        found = failed(f"this check ended with {type(error).__name__}: {error}", "report this bug")
+    shown = "\n".join(printable(line) for line in found.found[:LONGEST].splitlines())  # text of files and programs
+    return replace(found, check=name, found=shown)
 
 
 class Ran(NamedTuple):
@@ -91,8 +131,6 @@ def _kill(process: subprocess.Popen[str]) -> str:
 
 @dataclass(frozen=True)
 class Context:
-    """A recipe on a machine."""
-
     recipe: Recipe
     machine: Machine
     peers: tuple[str, ...] = ()  # other machines to reach, as host or host:port
@@ -104,7 +142,6 @@ class Context:
 
     @property
     def in_image(self) -> bool:
-        """Whether this is a container of the project's image."""
         return self.machine.path(f"{IMAGE}/versions.json").is_file()
 
     @property

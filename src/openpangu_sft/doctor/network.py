@@ -8,8 +8,7 @@ import re
 import socket
 from contextlib import suppress
 
-from openpangu_sft.doctor.finding import Finding, failed, ok, skipped, warning
-from openpangu_sft.doctor.machine import Context
+from openpangu_sft.doctor.machine import Context, Finding, failed, ok, skipped, warning
 from openpangu_sft.doctor.npu_smi import parse_fields
 from openpangu_sft.training.mindspeed.start import require_network
 from openpangu_sft.util.errors import UserError
@@ -44,7 +43,6 @@ def ports(context: Context) -> Finding:
 
 
 def _port(value: str, where: str, allowed: range = PORTS) -> int:
-    """Raises `UserError` unless the value is an allowed port."""
     if not re.fullmatch(r"[0-9]{1,5}", value) or int(value) not in allowed:
         raise UserError(f"{value!r} is no port", where=where, remedy=f"a number from {allowed[0]} to {allowed[-1]}")
     return int(value)

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Union
 
-from openpangu_sft.doctor.finding import Finding, failed, ok, skipped, warning
-from openpangu_sft.doctor.machine import Context
+from openpangu_sft.doctor.machine import Context, Finding, failed, ok, skipped, warning
 from openpangu_sft.doctor.npu_smi import Chip, Process
 from openpangu_sft.plan.choose import all_splits, ranking
 from openpangu_sft.plan.estimate import memory_of

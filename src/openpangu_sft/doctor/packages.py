@@ -14,8 +14,7 @@ from packaging.utils import canonicalize_name
 
 from openpangu_sft import __version__
 from openpangu_sft.artifacts.artifact import MANIFEST, parse_manifest, sha256_of
-from openpangu_sft.doctor.finding import Finding, failed, ok, skipped, warning
-from openpangu_sft.doctor.machine import Context
+from openpangu_sft.doctor.machine import Context, Finding, failed, ok, skipped, warning
 from openpangu_sft.training.mindspeed.sources import PATCHES, ROOT, SOURCES, compiled_helper, require_pinned
 
 if sys.version_info >= (3, 11):

@@ -12,8 +12,7 @@ from typing import Optional
 from openpangu_sft.artifacts.artifact import require_no_obstacle
 from openpangu_sft.checkpoint.checklist import CHECKLIST, check_published
 from openpangu_sft.checkpoint.sharding import parameter_count
-from openpangu_sft.doctor.finding import Finding, failed, ok, skipped, warning
-from openpangu_sft.doctor.machine import Context
+from openpangu_sft.doctor.machine import Context, Finding, failed, ok, skipped, warning
 from openpangu_sft.plan.transformers_memory import held_weights
 from openpangu_sft.recipe.model_config import CONFIG, model_of, read_config
 from openpangu_sft.recipe.schema import Recipe
@@ -183,11 +182,6 @@ def weight_bytes(recipe: Recipe) -> int:
     return parameter_count(recipe.model, recipe.train.lora.adapter) * (2 if recipe.train.precision == "bf16" else 4)
 
 
-def optimizer_bytes(recipe: Recipe) -> int:
-    """Of trained parameters."""
-    return parameter_count(recipe.model, recipe.train.lora.adapter, trained=True) * OPTIMIZER_BYTES
-
-
 def memory_bytes(recipe: Recipe) -> int:
     """Main memory of one machine when training starts and saves.
 
@@ -197,12 +191,11 @@ def memory_bytes(recipe: Recipe) -> int:
     (get_parameter_state in distrib_optimizer.py).
     """
     parallel = recipe.parallel
+    optimizer = parameter_count(recipe.model, recipe.train.lora.adapter, trained=True) * OPTIMIZER_BYTES
     if recipe.train.engine == "transformers":
         weights = held_weights(recipe).size
-        rest = 0 if recipe.train.device == "cuda" else optimizer_bytes(recipe)
-        return (weights + rest) * parallel.devices_per_node
-    split = parallel.tensor * parallel.pipeline
-    return weight_bytes(recipe) * parallel.devices_per_node // split + optimizer_bytes(recipe)
+        return (weights + (0 if recipe.train.device == "cuda" else optimizer)) * parallel.devices_per_node
+    return weight_bytes(recipe) * parallel.devices_per_node // (parallel.tensor * parallel.pipeline) + optimizer
 
 
 def disk_bytes(recipe: Recipe) -> dict[str, int]:

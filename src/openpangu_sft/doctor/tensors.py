@@ -1,17 +1,21 @@
-"""Whether torch (and torch_npu) import and add two tensors: probe.py does so in a process of its own."""
+"""Whether torch (and torch_npu) import and add two tensors on every device that training would use.
+
+A process of its own does so, as an import may crash or hang: python -m openpangu_sft.doctor.tensors npu 8
+"""
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
 import sys
+from typing import Any
 
-from openpangu_sft.doctor.finding import Finding, failed, ok
-from openpangu_sft.doctor.machine import Context, Ran
-from openpangu_sft.doctor.probe import MARK
+from openpangu_sft.doctor.machine import Context, Finding, Ran, failed, ok
 from openpangu_sft.training.mindspeed.sources import STAND_IN
 
+MARK = "probe:"  # prefix of the result line: torch_npu prints warnings of its own
 SECONDS = 240.0  # importing torch from a cold disk takes half a minute, the first use of each NPU some seconds
 
 
@@ -24,7 +28,7 @@ def adds(context: Context) -> Finding:
         before = context.machine.environment.get("PYTHONPATH")
         environment["PYTHONPATH"] = os.pathsep.join([str(STAND_IN), *([before] if before else [])])
         kind = "standin"
-    command = (sys.executable, "-m", "openpangu_sft.doctor.probe", kind, str(count))
+    command = (sys.executable, "-m", "openpangu_sft.doctor.tensors", kind, str(count))
     return judge(context.machine.run(*command, seconds=SECONDS, environment=environment), kind, count)
 
 
@@ -64,3 +68,38 @@ def _remedy(kind: str, step: str, error: str) -> str:
     if kind == "npu" and (".so" in error or "CANN" in error):
         return "set CANN's environment (source set_env.sh), see CANN"
     return f"run {sys.executable} -c 'import torch' yourself; make setup installs matching packages"
+
+
+def probe(kind: str, count: int) -> None:
+    """Prints a line of JSON: versions and devices, or the step that failed and its error.
+
+    Args:
+        kind: npu, cuda, cpu, auto (cuda or cpu), or standin, which must be on Python's path.
+        count: devices 0 to count - 1 are used; cpu is one.
+    """
+    result: dict[str, Any] = {}
+    step = "import torch"
+    try:
+        import torch
+
+        result["torch"] = torch.__version__
+        if kind in ("npu", "standin"):
+            step = "import torch_npu"
+            result["torch_npu"] = getattr(importlib.import_module("torch_npu"), "__version__", "")
+        if kind == "auto":
+            kind = "cuda" if torch.cuda.is_available() else "cpu"
+        names = ["cpu"] if kind in ("cpu", "standin") else [f"{kind}:{number}" for number in range(count)]
+        result["devices"] = []
+        for name in names:
+            step = f"add two tensors on {name}"
+            total = torch.tensor([1.0, 2.0], device=name) + torch.tensor([3.0, 4.0], device=name)
+            if total.tolist() != [4.0, 6.0]:
+                raise ArithmeticError(f"1 + 3, 2 + 4 gave {total.tolist()}")
+            result["devices"].append(name)
+    except BaseException as error:  # an extension may raise anything; the caller reports it
+        result.update(step=step, error=f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
+    print(f"\n{MARK}{json.dumps(result)}", flush=True)
+
+
+if __name__ == "__main__":
+    probe(sys.argv[1], int(sys.argv[2]))

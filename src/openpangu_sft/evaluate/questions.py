@@ -12,8 +12,7 @@ from openpangu_sft.conversations.conversation import Message, Rules, Sample
 from openpangu_sft.conversations.convert import Converter
 from openpangu_sft.conversations.files import SUFFIXES, read_records, suffix_of
 from openpangu_sft.conversations.keys import BadSample
-from openpangu_sft.dataset.index_file import VALIDATION, Rows
-from openpangu_sft.dataset.roles import BEGINS, UNKNOWN, Roles, role_of
+from openpangu_sft.dataset.index_file import BEGINS, UNKNOWN, VALIDATION, Roles, Rows, role_of
 from openpangu_sft.dataset.segments import segment_runs
 from openpangu_sft.evaluate.record import Question
 from openpangu_sft.recipe.schema import Recipe
@@ -110,8 +109,7 @@ def validation_questions(recipe: Recipe, tokenizer: Tokenizer) -> list[Question]
         turns = [["prompt", tokenizer.decode(prompt)]]
         if rows.roles is not None:
             turns = _turns(prompt, rows.roles[row, inside][:begin], tokenizer)
-        header = prompt[len(prompt) - prompt[::-1].index(tokenizer.start_id) - 1 :]
-        reference = tokenizer.decode_reply(header, _without_end(answer, tokenizer))
+        reference = tokenizer.decode_reply(_without_end(answer, tokenizer))
         found.append(Question(f"validation sample {sample}", turns, reference, prompt))
     return found
 
@@ -122,7 +120,7 @@ def _turns(prompt: list[int], roles: Roles, tokenizer: Tokenizer) -> list[list[s
     found = []
     for begin, end in zip(starts, starts[1:]):
         role = role_of(int(roles[begin]))
-        text = tokenizer.decode_reply([prompt[begin]], _without_end(prompt[begin + 1 : end], tokenizer))
+        text = tokenizer.decode_reply(_without_end(prompt[begin + 1 : end], tokenizer))
         found.append([role, text.lstrip(" ").removeprefix(HEADERS[role])])
     return [turn for turn in found if turn[1] or turn[0] != "system"]
 

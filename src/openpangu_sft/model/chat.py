@@ -105,7 +105,7 @@ class Chat:
         answer = output[0, len(prompt) :].tolist()
         if answer and answer[-1] == self.tokenizer.end_id:
             answer.pop()
-        return self.tokenizer.decode_reply(self.tokenizer.header, answer)
+        return self.tokenizer.decode_reply(answer)
 
 
 def _answer_of(text: str) -> Answer:

@@ -47,7 +47,6 @@ class Choice(NamedTuple):
 
 
 def split_of(recipe: Recipe) -> str:
-    """Parallel sizes in short."""
     parallel = recipe.parallel
     return f"DP {parallel.data}, CP {parallel.context}, TP {parallel.tensor}, PP {parallel.pipeline}"
 
@@ -116,7 +115,6 @@ def bytes_sent(recipe: Recipe, published: bool = False) -> tuple[int, int]:
 
 
 def choice_of(recipe: Recipe) -> Choice:
-    """The figures of a recipe as it is."""
     memory = memory_of(recipe, HCCL_MIB)
     flops, (sent, to_each) = flops_per_token(recipe) * idle(recipe), bytes_sent(recipe)
     tokens = recipe.train.global_batch_size * recipe.data.seq_length / recipe.parallel.world

@@ -34,8 +34,6 @@ class Phase(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """Memory of the fullest device of a run."""
-
     static: tuple[Part, ...]  # held from the first iteration to the last
     phases: tuple[Phase, ...]  # each iteration passes through all of them; the largest decides
     outside: tuple[Part, ...]  # held by other libraries beside torch's tensors, as far as it is documented

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from operator import attrgetter
+from statistics import median
 from typing import Any, NamedTuple, Optional
+
+from pydantic import BaseModel
 
 from openpangu_sft.artifacts.artifact import MANIFEST, read_manifest
 from openpangu_sft.checkpoint.sharding import parameter_count
@@ -11,13 +15,29 @@ from openpangu_sft.model.flops import highest_rate
 from openpangu_sft.plan.choose import Choice, all_splits, choice_of, ranking
 from openpangu_sft.plan.estimate import Course, Disk, course_of, disk_of, memory_of, tokens_per_iteration, warnings
 from openpangu_sft.plan.memory import Memory, Part
-from openpangu_sft.plan.speed import Speed, speed_of
+from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.recipe.schema import ChosenRecipe, Recipe
+from openpangu_sft.training.run.memory import DeviceMemory
+from openpangu_sft.training.run.metrics import read_metrics
+from openpangu_sft.training.run.provenance import RECIPE, read_starts
+from openpangu_sft.util.errors import UserError
+
+UNKNOWN = "unknown"
+DECISIVE = [f"train.{name}" for name in ("engine", "device", "precision", "loss")]
+DECISIVE += ["model", "parallel", "data.seq_length", "train.recompute", "train.lora"]
+DECISIVE += [f"train.{name}" for name in ("micro_batch_size", "global_batch_size", "upstream_flags")]
+"""Settings and whole sections that the speed of a run depends on; the first one that differs is named."""
+
+
+class Speed(NamedTuple):
+    """Tokens/s over all devices, None where unknown; and its source: given, measured, or why it is unknown."""
+
+    tokens: Optional[float]
+    source: str
+    memory: Optional[DeviceMemory] = None  # measured by the same run, where it had devices
 
 
 class Report(NamedTuple):
-    """All that is known of a run before it begins."""
-
     recipe: Recipe
     parameters: int  # of the model, without adapters
     trained: int
@@ -68,6 +88,38 @@ def make_report(recipe: Recipe, gibs: Sequence[float], tokens_per_second: Option
         recipe.train.iterations * tokens / most,
         disk_of(recipe),
     )
+
+
+def speed_of(recipe: Recipe, given: Optional[float]) -> Speed:
+    """The given tokens/s, or those of the run in paths.run where it has the recipe's settings."""
+    if given:
+        return Speed(given, "given")
+    run = recipe.path("run")
+    rows = [row for row in read_metrics(run) if row["tokens"] and row["seconds"] > 0]
+    if not rows:
+        return Speed(None, UNKNOWN)
+    try:
+        made = dict(_settings(load_recipe(run / RECIPE)))
+    except UserError as error:
+        return Speed(None, f"{UNKNOWN}, as {run / RECIPE} is no recipe of this version: {error.what}")
+    for key, value in _settings(recipe):
+        if made[key] != value:
+            return Speed(None, f"{UNKNOWN}, as the run in {run} was made with {key}={made[key]}, not {value}")
+    # a run may resume with other settings; its recipe is that of its last start
+    last = max((start["iteration"] for start in read_starts(run)[-1:]), default=0)
+    rows = [row for row in rows if row["iteration"] > last]
+    if not rows:
+        return Speed(None, UNKNOWN)
+    later = rows[1:] or rows  # the first iteration compiles and allocates
+    rate = median(row["tokens"] / row["seconds"] for row in later)
+    memory = next((DeviceMemory(**row["memory"]) for row in reversed(rows) if "memory" in row), None)
+    return Speed(rate, f"measured, median of {len(later)} iterations", memory)
+
+
+def _settings(recipe: Recipe) -> Iterator[tuple[str, Any]]:
+    for key in DECISIVE:
+        value = attrgetter(key)(recipe)
+        yield from ((f"{key}.{name}", each) for name, each in value) if isinstance(value, BaseModel) else [(key, value)]
 
 
 def as_json(report: Report) -> dict[str, Any]:

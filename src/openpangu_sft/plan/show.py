@@ -79,7 +79,6 @@ def advice(best: Sequence[Choice], gib: float) -> str:
 
 
 def _splits(report: Report, to: Console) -> None:
-    """What auto would take, and what comes next."""
     if isinstance(report.recipe, ChosenRecipe):
         to.print(report.recipe.chosen)
     head = ["", "split", "recompute", "GiB", "GFLOP", "GB sent", "work"]
@@ -101,9 +100,8 @@ def _data(report: Report, to: Console) -> None:
     rows = {"iterations": f"of {train.epochs:g} epochs: known after make merge"}
     if train.iterations:
         rows["iterations"] = f"{train.iterations:,}, {train.warmup / train.iterations:.0%} of them warm-up"
-        rows["packs seen"] = (
-            f"{train.iterations * train.global_batch_size:,}, {train.global_batch_size:,} per iteration"
-        )
+        packs = train.iterations * train.global_batch_size
+        rows["packs seen"] = f"{packs:,}, {train.global_batch_size:,} per iteration"
     if report.course and report.counts:
         counts, course = report.counts, report.course
         tokens = f"{counts['tokens']:,} tokens, {counts['trained_tokens']:,} trained"

@@ -57,7 +57,6 @@ def layer_input(recipe: Recipe) -> int:
 
 
 def _phases(recipe: Recipe) -> Iterator[Phase]:
-    """Loss, backward pass and optimizer step."""
     model, tokens, autocast = recipe.model, _tokens(recipe), _autocast(recipe)
     width, frozen, copies = 2 if autocast else 4, recipe.train.lora.rank > 0, _copies(recipe)
     again, vocabulary = recomputed_layers(recipe, model.num_layers), model.vocab_size * model.hidden_size

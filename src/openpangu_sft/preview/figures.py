@@ -9,22 +9,17 @@ from typing import NamedTuple
 import numpy as np
 
 from openpangu_sft.artifacts.artifact import Manifest
-from openpangu_sft.dataset.index_file import VALIDATION, Ids, Rows
-from openpangu_sft.dataset.roles import ROLES, UNKNOWN, count_turns
-from openpangu_sft.dataset.segments import segment_runs
+from openpangu_sft.dataset.index_file import ROLES, UNKNOWN, VALIDATION, Ids, Rows, count_turns
+from openpangu_sft.dataset.segments import blocks, segment_runs
 from openpangu_sft.tokenizer.tokenizer import IGNORED
 from openpangu_sft.util.console import progress
 from openpangu_sft.util.errors import printable
-
-BLOCK_TOKENS = 1 << 20  # tokens of each field that are read together
 
 BARS = 16  # most bars in a histogram
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What a packed dataset holds."""
-
     seq_length: int
     trained_tokens: int
     lengths: Ids  # int32 [samples], tokens of each
@@ -39,8 +34,6 @@ class Statistics:
 
 
 class Figure(NamedTuple):
-    """One number, and what explains it."""
-
     name: str
     value: str
     note: str = ""
@@ -74,15 +67,14 @@ class Figures(NamedTuple):
 def measure(rows: Rows) -> Statistics:
     """Reads a whole dataset once."""
     seq_length = rows.input_ids.shape[1]
-    step = max(1, BLOCK_TOKENS // seq_length)
     found: list[list[Ids]] = []
     turns, trained = np.zeros(len(ROLES), np.int64), 0
     with progress("reading the dataset (packs)", len(rows)) as advance:
-        for first in range(0, len(rows), step):
-            block = slice(first, first + step)
+        for numbers in blocks(len(rows), seq_length):
+            block = slice(numbers.start, numbers.stop)
             segments = np.asarray(rows.segments[block])
-            numbers, begins, ends = segment_runs(segments)
-            counts = (ends - begins, np.bincount(numbers, minlength=len(segments)), np.count_nonzero(segments, axis=1))
+            row, begins, ends = segment_runs(segments)
+            counts = (ends - begins, np.bincount(row, minlength=len(segments)), np.count_nonzero(segments, axis=1))
             found.append([count.astype(np.int32) for count in counts])
             trained += int(np.count_nonzero(rows.labels[block] != IGNORED))
             if rows.roles is not None:

@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from openpangu_sft.dataset.index_file import Ids, Rows
-from openpangu_sft.dataset.roles import role_of
+from openpangu_sft.dataset.index_file import Ids, Rows, role_of
 from openpangu_sft.dataset.segments import segment_runs
 from openpangu_sft.preview.figures import Statistics
 from openpangu_sft.tokenizer.tokenizer import IGNORED, Tokenizer
@@ -19,8 +18,6 @@ NEWLINE, SPACE, PART = "↵", "·", "…"
 
 
 class Token(NamedTuple):
-    """One token."""
-
     number: int  # its id
     text: str  # what it adds to the text, made visible
     trained: bool  # whether it is a target
@@ -43,8 +40,6 @@ class Turn(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """One sample, and where it lies."""
-
     sample: int  # its number in the dataset, from 1
     pack: int  # from 1
     position: int  # its segment number in the pack, from 1

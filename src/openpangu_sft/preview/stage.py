@@ -8,9 +8,8 @@ from typing import NamedTuple, Optional
 from openpangu_sft.artifacts.artifact import read_manifest, require_settings
 from openpangu_sft.artifacts.atomic import write_durably
 from openpangu_sft.artifacts.checks import page_place
-from openpangu_sft.dataset.index_file import Rows
+from openpangu_sft.dataset.index_file import AGAIN, Rows
 from openpangu_sft.dataset.preprocess import data_settings
-from openpangu_sft.dataset.roles import AGAIN
 from openpangu_sft.preview.figures import Figures, figures_of, measure
 from openpangu_sft.preview.segments import Segment, read_segment
 from openpangu_sft.recipe.schema import Recipe
@@ -51,18 +50,11 @@ def run_preview(
     settings = data_settings(recipe)
     needed = {key: settings[key] for key in ("data.seq_length", "template", "tokenizer")}
     require_settings(directory, manifest.settings, needed, AGAIN)
-    first = 1 if sample is None else sample
-    samples = manifest.counts["packed"]
-    if not 1 <= first <= samples:
-        raise UserError(f"there is no sample {first}", where=directory, remedy=f"choose one from 1 to {samples:,}")
-
     rows = Rows(directory, recipe.data.seq_length)
     statistics = measure(rows)
-    counted = (len(statistics.fill), len(statistics.lengths), statistics.tokens, statistics.trained_tokens)
-    for name, number in zip(("packs", "packed", "tokens", "trained_tokens"), counted):
-        if manifest.counts.get(name) != number:
-            what = f"holds {name} {number}, its manifest says {manifest.counts.get(name)}"
-            raise UserError(what, where=directory, remedy=AGAIN)
+    first, samples = 1 if sample is None else sample, len(statistics.lengths)
+    if not 1 <= first <= samples:
+        raise UserError(f"there is no sample {first}", where=directory, remedy=f"choose one from 1 to {samples:,}")
     last = min(samples, first - 1 + (count or (SHOWN if sample is None else 1)))
     segments = [read_segment(rows, statistics, tokenizer, number) for number in range(first, last + 1)]
     preview = Preview(directory, figures_of(statistics, manifest), segments)

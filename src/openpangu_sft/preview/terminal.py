@@ -6,7 +6,6 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from openpangu_sft.preview.figures import Histogram
 from openpangu_sft.preview.segments import NEWLINE, PART, SPACE, Segment, Token, Turn
 from openpangu_sft.preview.stage import Preview
 from openpangu_sft.util.console import print_rows
@@ -19,7 +18,6 @@ LEGEND = (
     f"{UNDERLINE * 3} under a token: trained; none: ignored. {SPACE} is a space, {NEWLINE} a newline, "
     f"{PART} a part of the character that follows."
 )
-BAR_WIDTH = 40
 
 
 def show(preview: Preview, console: Console) -> None:
@@ -32,9 +30,10 @@ def show(preview: Preview, console: Console) -> None:
     figures = preview.figures
     values = max(len(figure.value) for figure in figures.single)
     rows = [(figure.name, figure.value.rjust(values), figure.note) for figure in figures.single]
+    turns = figures.roles.note or ", ".join(f"{count:,} {role}" for role, count in figures.roles.bars.items())
+    rows += [(each.title, "", each.note) for each in (figures.lengths, figures.fill)]
+    rows.append((figures.roles.title, "", turns))
     print_rows(f"dataset: {printable(str(preview.dataset))}", (), rows, console)
-    for histogram in (figures.lengths, figures.fill, figures.roles):
-        _show_histogram(histogram, console)
 
 
 def _show_segment(segment: Segment, console: Console) -> None:
@@ -75,16 +74,3 @@ def _show_line(tokens: list[Token], console: Console) -> None:
 
 def _width(token: Token) -> int:
     return max(cell_len(token.text), len(str(token.number)))
-
-
-def _show_histogram(histogram: Histogram, console: Console) -> None:
-    console.print()
-    console.print(Text.assemble((histogram.title, "bold"), f"  {histogram.note}".rstrip()))
-    if not histogram.bars:
-        return
-    labels, counts = max(map(len, histogram.bars)), max(len(f"{count:,}") for count in histogram.bars.values())
-    for label, count in histogram.bars.items():
-        # rounded up: one of millions is still seen
-        length = -(-count * BAR_WIDTH // max(histogram.highest, 1))
-        console.print(Text(f"  {label:>{labels}}  {count:>{counts},}  {'█' * length}".rstrip()))
-    console.print(Text(f"  {histogram.across}; {histogram.upwards}", "dim"))

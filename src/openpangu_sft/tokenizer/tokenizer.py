@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 import reprlib
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any, Optional
 
@@ -139,27 +138,17 @@ class Tokenizer:
                 return reprlib.repr(next(filter(differs, some), " ".join(some)))
         return ""
 
-    def decode_reply(self, header: Sequence[int], reply: Sequence[int]) -> str:
-        """Text of generated tokens that follow a header.
-
-        Stretches between control tokens are decoded one by one and each together with the header, because SentencePiece
-        classes change or drop the first character of whatever they decode. End tokens and the like are left out.
-        """
-        before = self._decode(header)
-        text = ""
-        for control, stretch in groupby(reply, key=self._added.__contains__):
-            if control:
-                text += "".join(self._added[number] for number in stretch if number not in self.unspoken)
-            else:
-                text += self._decode([*header, *stretch])[len(before) :]
-        return text
+    def decode_reply(self, reply: Sequence[int]) -> str:
+        """Text of generated tokens; end tokens and the like are left out."""
+        return "".join(text for number, text in zip(reply, self.texts(reply)) if number not in self.unspoken)
 
     def texts(self, ids: Iterable[int]) -> Iterator[str]:
         """What each token adds to the text; nothing where it ends inside a character, which its last token adds.
 
-        Raises `UserError` where an id is not in this tokenizer.
+        Each is decoded after what precedes it, or an "a", because SentencePiece classes change or drop the first
+        character of whatever they decode. Raises `UserError` where an id is not in this tokenizer.
         """
-        start: list[int] = self.hf.encode("a", add_special_tokens=False)  # see decode_reply
+        start: list[int] = self.hf.encode("a", add_special_tokens=False)
         context, pending = start, list[int]()
         for number in ids:
             if number not in self._added and not 0 <= number < len(self.hf):

@@ -66,8 +66,7 @@ def compare_logits(recipe: Recipe, hf: Path, compared: Compared) -> list[Row]:
     tokenizer = Tokenizer(hf, recipe.tokenizer.trust_remote_code)
     prompts = []
     for system, question in CONVERSATIONS.values():
-        spans = list(prompt_spans((system,), (Message("user", question),), reply=True))
-        prompts.append([number for ids in tokenizer.encode(spans) for number in ids])
+        prompts.append(tokenizer.prompt_ids(prompt_spans((system,), (Message("user", question),), reply=True)))
     mcore, rounded = compared.mcore, compared.rounded
     rows: list[Row] = []
     exact: list[Logits] = []

@@ -28,26 +28,9 @@ from openpangu_sft.model.tensors import TORCH_DTYPES, as_tensor
 from openpangu_sft.util.errors import UserError, explain_os_error
 from openpangu_sft.verify.megatron import REFUSED
 
-COMPARED = [
-    "num_layers",
-    "hidden_size",
-    "ffn_hidden_size",
-    "num_attention_heads",
-    "num_query_groups",
-    "kv_channels",
-    "padded_vocab_size",
-    "normalization",
-    "swiglu",
-    "norm_epsilon",
-    "rotary_base",
-    "add_qkv_bias",
-    "add_dense_bias",
-    "untie_embeddings_and_output_weights",
-    "num_layer_list",
-    "tensor_model_parallel_size",
-    "pipeline_model_parallel_size",
-    "rotary_seq_len_interpolation_factor",
-]
+COMPARED = """num_layers hidden_size ffn_hidden_size num_attention_heads num_query_groups kv_channels padded_vocab_size
+    normalization swiglu norm_epsilon rotary_base add_qkv_bias add_dense_bias untie_embeddings_and_output_weights
+    num_layer_list tensor_model_parallel_size pipeline_model_parallel_size rotary_seq_len_interpolation_factor"""
 """Arguments in a checkpoint that must be the recipe's."""
 
 
@@ -178,7 +161,7 @@ def _require_arguments(found: dict[str, Any], wanted: dict[str, Any], file: Path
 
     Training compares some of them (check_checkpoint_args), and takes others from its command line.
     """
-    for name in COMPARED:
+    for name in COMPARED.split():
         value, expected = found.get(name), wanted.get(name)
         if not isinstance(value, (int, float, str, type(None))) or (value or None) != (expected or None):
             remedy = "was it made with the model and parallel sizes of this recipe?"

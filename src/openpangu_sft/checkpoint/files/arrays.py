@@ -33,7 +33,6 @@ class Stored(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Size in bytes."""
         return self.dtype.itemsize * prod(self.shape)
 
 
@@ -65,16 +64,7 @@ def same_bits(one: Array, other: Array) -> bool:
     return one.shape == other.shape and one.dtype == other.dtype and first_difference(one, other) is None
 
 
-def convert_dtype(array: Array, dtype: Optional[DType]) -> tuple[Array, tuple[int, int, int]]:
-    """Rounds to nearest even; keeps an array of this dtype, or where None.
-
-    Counts the elements that were cast, those that do not survive the way back, and finite ones that became infinite.
-    """
-    if dtype is None or dtype == array.dtype:
-        return array, (0, 0, 0)
+def convert_dtype(array: Array, dtype: Optional[DType]) -> Array:
+    """Rounds to nearest even; keeps an array of this dtype, or where None."""
     with np.errstate(over="ignore", invalid="ignore"):
-        converted = array.astype(dtype)
-        back = converted.astype(array.dtype)
-        changed = int(np.count_nonzero((back != array) & (back == back)))
-        infinite = int(np.count_nonzero(np.isinf(back) & ~np.isinf(array)))
-    return converted, (array.size, changed, infinite)
+        return array.astype(dtype or array.dtype, copy=False)
