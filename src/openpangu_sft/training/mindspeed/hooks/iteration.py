@@ -17,7 +17,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.training import get_args, get_timers
 from torch import distributed
 
-from openpangu_sft.dataset.index_file import FIELDS, VALIDATION, read_rows
+from openpangu_sft.dataset.index_file import FIELDS, VALIDATION, field_path, read_rows
 from openpangu_sft.tokenizer.tokenizer import IGNORED
 from openpangu_sft.training.mindspeed.hooks.segments import positions
 from openpangu_sft.training.run.memory import MEASURED_AFTER, measure
@@ -31,7 +31,9 @@ def after_iteration(
     args = get_args()
     if iteration - args.iteration == MEASURED_AFTER:
         _report(f"memory: {measure().model_dump_json()}")
-    if iteration % args.eval_interval == 0 or (iteration == args.train_iters and args.eval_interval < NEVER):
+    last = iteration == args.train_iters and args.eval_interval < NEVER
+    held_out = field_path(Path(args.data_path[0]).parent, VALIDATION, "labels", "bin")  # none where it is run by hand
+    if (iteration % args.eval_interval == 0 or last) and held_out.is_file():
         timers = get_timers()
         timers("interval-time").stop()
         gathers = args.use_distributed_optimizer and args.overlap_param_gather
