@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,6 +101,32 @@ def chat_command(
             raise answer
         else:
             say(str(answer))
+
+
+@stage("serve", "--model /cache/export --port 8000")
+@option("-m", "--model", type=Path, help="checkpoint or adapter  [default: as for chat]")
+@iteration_option
+@option("--host", default="127.0.0.1", show_default=True, help="address to listen on; others need OPENPANGU_API_KEY")
+@option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="port to listen on")
+def serve_command(recipe: Recipe, model: Optional[Path], iteration: Optional[str], host: str, port: int) -> None:
+    """Serve a checkpoint to OpenAI clients.
+
+    For trying it out on any machine; docs/serving.md has vLLM on NPUs.
+    """
+    from openpangu_sft.model.chat import Chat, default_checkpoint
+    from openpangu_sft.serve.app import Endpoint, serve
+
+    key = os.environ.get("OPENPANGU_API_KEY", "")
+    if host not in ("127.0.0.1", "::1", "localhost") and not key:
+        raise UserError(f"--host {host} without a key: anybody could ask", remedy="export OPENPANGU_API_KEY=…")
+    with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as listening:
+        run = recipe.path("run") if iteration else default_checkpoint(recipe)
+        checkpoint = model.absolute() if model else run
+        chat = Chat(recipe, checkpoint, iteration_in(checkpoint, iteration))
+        name = printable(checkpoint.name)
+        address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}/v1"
+        say(f"serving {name} at {address}; Ctrl-C to stop")
+        serve(Endpoint(chat, name, key), listening)
 
 
 @stage("demo", "--set paths.cache=/tmp/demo", default_recipe="recipes/demo.yaml")

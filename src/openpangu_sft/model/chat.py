@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Callable, Optional, Union
+from typing import Any, Callable, Literal, NamedTuple, Optional, Union
 
 import torch
 from transformers.generation.streamers import BaseStreamer
@@ -14,19 +14,41 @@ from openpangu_sft.artifacts.artifact import MANIFEST, parse_manifest
 from openpangu_sft.checkpoint.hf import open_hf
 from openpangu_sft.checkpoint.lora import is_adapter
 from openpangu_sft.checkpoint.source import open_checkpoint
-from openpangu_sft.conversations.calls import THINKING, Answer, split_answer
+from openpangu_sft.conversations.calls import CALLS, THINKING, Answer, split_answer
 from openpangu_sft.conversations.conversation import Message
 from openpangu_sft.conversations.keys import BadSample
 from openpangu_sft.model.llama import build_model, inference_device
 from openpangu_sft.model.tensors import tensors_of
 from openpangu_sft.recipe.model_config import ADAPTER_CONFIG, CONFIG, TRACKER, model_of, read_config
 from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.recipe.sections import Chat as Settings
 from openpangu_sft.tokenizer.template import prompt_spans
 from openpangu_sft.tokenizer.tokenizer import Tokenizer
 from openpangu_sft.tokenizer.tool_prompt import ToolPrompt
 from openpangu_sft.util.errors import UserError
 
 OnText = Callable[[str], None]
+
+
+class Completion(NamedTuple):
+    """What a model has generated: the answer, control tokens included, and the number of its tokens."""
+
+    text: str
+    tokens: int
+    ended: bool  # by the end token, and not by the limit of tokens
+
+
+class Parts:
+    """Tells of which part of an answer the text of each token is."""
+
+    def __init__(self) -> None:
+        self._tag = ""
+
+    def __call__(self, text: str) -> tuple[Literal["thinking", "text", "calls"], str]:
+        """The part, and the text without the tokens that begin and end parts."""
+        if text in (*THINKING, *CALLS):
+            self._tag, text = text, ""
+        return "thinking" if self._tag == THINKING[0] else "calls" if self._tag == CALLS[0] else "text", text
 
 
 class Chat:
@@ -59,11 +81,15 @@ class Chat:
     def reply(
         self, messages: Sequence[Message], system: str = "", tools: str = "", on_text: Optional[OnText] = None
     ) -> Answer:
-        """The assistant's next message; `on_text` gets the text of each token, that of a control token alone.
+        """The assistant's next message; arguments and errors are those of `prompt` and `complete`."""
+        return answer_of(self.complete(self.prompt(messages, system, tools), on_text).text)
+
+    def prompt(self, messages: Sequence[Message], system: str = "", tools: str = "") -> list[int]:
+        """Token ids of a conversation, which end with the assistant's header.
 
         Messages have no thinking, as a served model sees them; control tokens in the assistant's are plain text. Tools
-        are the JSON text of a list. Raises `UserError` for a control token in another's message, tools that cannot be
-        rendered, or more than the model's context.
+        are the JSON text of a list. Raises `UserError` for a control token in another's message, or tools that cannot
+        be rendered.
         """
         for text in (system, tools, *(message.content for message in messages if message.role != "assistant")):
             if not text.isascii() and text.encode("utf-8", "replace").decode("utf-8") != text:
@@ -76,18 +102,26 @@ class Chat:
             raise UserError(str(error), remedy="check data.tool_prompt") from None
         cut = self.tokenizer.inside_control_tokens
         spans = prompt_spans((system,), messages, reply=True, cut=cut, tool_prompt=tool_prompt)
-        return _answer_of(self.complete(self.tokenizer.prompt_ids(spans), on_text))
+        return self.tokenizer.prompt_ids(spans)
 
-    def complete(self, prompt: list[int], on_text: Optional[OnText] = None) -> str:
-        """The answer, control tokens included, to token ids that end with the assistant's header.
-
-        Raises `UserError` for a prompt longer than the model's context.
-        """
+    def room(self, prompt: list[int]) -> int:
+        """How many tokens an answer may have; raises `UserError` where a prompt leaves none."""
         room = self.context - len(prompt)
         if room <= 0:
             what = f"the conversation has {len(prompt)} tokens, more than the model can hold"
             raise UserError(what, remedy="shorten it, or begin a new one")
-        settings = self.recipe.chat
+        return room
+
+    def complete(
+        self, prompt: list[int], on_text: Optional[OnText] = None, settings: Optional[Settings] = None
+    ) -> Completion:
+        """The answer to token ids that end with the assistant's header; from several threads at once, if wanted.
+
+        `on_text` gets the text of each token, that of a control token alone; `settings` are the recipe's by default.
+        Raises `UserError` for a prompt longer than the model's context.
+        """
+        room = self.room(prompt)
+        settings = settings or self.recipe.chat
         sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         if settings.temperature > 0:
             sampling.update(do_sample=True, temperature=settings.temperature, top_p=settings.top_p)
@@ -103,12 +137,11 @@ class Chat:
                 **sampling,
             )
         answer = output[0, len(prompt) :].tolist()
-        if answer and answer[-1] == self.tokenizer.end_id:
-            answer.pop()
-        return self.tokenizer.decode_reply(answer)
+        ended = answer[-1:] == [self.tokenizer.end_id]
+        return Completion(self.tokenizer.decode_reply(answer[: len(answer) - ended]), len(answer), ended)
 
 
-def _answer_of(text: str) -> Answer:
+def answer_of(text: str) -> Answer:
     """The parts of a generated answer, which may be cut off inside of its thinking or its calls."""
     if not text.startswith(THINKING[0]):
         return split_answer(text)
