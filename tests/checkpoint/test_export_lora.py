@@ -60,7 +60,7 @@ def test_what_a_cast_of_the_merged_weights_loses_is_said(
     recipe = make_recipe(*layout(1, 1), f"paths.hf={tmp_path / 'large'}")
     run_convert(recipe)
     adapter_of(recipe, LLAMA, "fp16")
-    assert "became infinite in 1 tensors, the first: model.layers.0.mlp.down_proj.weight" in capsys.readouterr().err
+    assert "became infinite in model.layers.0.mlp.down_proj.weight" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("made_here", [True, False], ids=["ours", "upstream's"])

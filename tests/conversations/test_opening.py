@@ -143,21 +143,14 @@ def test_json_lines_in_a_json_file_are_read_line_by_line(tmp_path: Path) -> None
         ),
         ("a.json", json.dumps({"messages": [{"role": "user"}]}), "is not an array of records", "[{…}, {…}]"),
         ("a.json", json.dumps(TALK, indent=2) + json.dumps(OTHER), "is not an array of records", "jq -s ."),
+        ("a.jsonl", json.dumps(TALK, indent=2), "holds objects over several lines", "jq -c . OLD.jsonl > NEW.jsonl"),
+        ("a.jsonl.gz", json.dumps([TALK], indent=2), "holds an array over several lines", "name it .json"),
     ],
 )
 def test_other_json_is_refused(tmp_path: Path, name: str, text: str, what: str, remedy: str) -> None:
     message = refusal(put(tmp_path / name, text))
     assert message.startswith(f"{tmp_path / name}: {what}")
     assert remedy in message.split(" -> ")[1]
-
-
-@pytest.mark.parametrize(
-    ("value", "said"),
-    [(TALK, "an object over several lines: write each on one, jq -c"), ([TALK], "an array over several lines; if")],
-)
-def test_json_over_several_lines_is_named(tmp_path: Path, value: object, said: str) -> None:
-    first, *_ = read(put(tmp_path / "a.jsonl", json.dumps(value, indent=2)))
-    assert first.unreadable.startswith(f"not valid JSON: {said}")
 
 
 # --- Encodings

@@ -503,12 +503,9 @@ def link(path: Path) -> None:
         (lambda at: touch(at / "manifest.json", b"{"), "{at}/manifest.json: not a manifest"),
         (
             lambda at: touch(at / "a.jsonl", '{"meta_prompt": "你是一个有用的助手"}'.encode("gb18030")),
-            "{at}/a.jsonl:1: not UTF-8: byte 0xc4 at byte 18 of the line",
+            "{at}/a.jsonl: looks like GB18030, not UTF-8 -> run make format on it with data.encoding=gb18030, or save",
         ),
-        (
-            lambda at: touch(at / "a.jsonl", "{}".encode("utf-16")),
-            "{at}/a.jsonl:1: not UTF-8: byte 0xff at byte 1",
-        ),
+        (lambda at: touch(at / "a.jsonl", "{}".encode("utf-16")), "{at}/a.jsonl: looks like UTF-16, not UTF-8"),
     ],
     ids=[
         "no directory",

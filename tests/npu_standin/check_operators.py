@@ -5,6 +5,7 @@ Run by test_npu_standin.py, in a process of its own.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import apex.optimizers
@@ -135,6 +136,19 @@ def test_apply_adam_w(chosen: Any, maximize: bool) -> None:
     torch.testing.assert_close(value, torchs.data, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(mean, optimizer.state[torchs]["exp_avg"])
     torch.testing.assert_close(square, optimizer.state[torchs]["exp_avg_sq"])
+
+
+@pytest.mark.parametrize("bad", [None, math.inf, -math.inf, math.nan])
+def test_unscale(bad: Any) -> None:
+    """As megatron/core/optimizer/optimizer.py calls it, through torch's name."""
+    gradients_ = [torch.arange(3.0), torch.ones(2).bfloat16()]
+    if bad is not None:
+        gradients_[1][0] = bad
+    found = torch.zeros(1)
+    torch._amp_foreach_non_finite_check_and_unscale_(gradients_, found, torch.tensor([0.5]))
+    assert found.item() == (bad is not None)
+    assert gradients_[0].tolist() == [0.0, 0.5, 1.0]
+    assert gradients_[1][1] == 0.5
 
 
 X = torch.ones(2, 3, 4, 6)

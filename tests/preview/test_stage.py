@@ -222,6 +222,15 @@ def test_nothing_to_show_or_another_recipe(recipe: Recipe, make_recipe: MakeReci
     )
 
 
+def test_a_dataset_that_is_not_what_its_manifest_says(recipe: Recipe) -> None:
+    path = field_path(recipe.path("dataset"), "data", "labels", "bin")
+    labels = np.memmap(path, "<i4", "r+")
+    labels[np.flatnonzero(labels != IGNORED)[0]] = IGNORED
+    labels.flush()
+    trained = read_manifest(recipe.path("dataset"), "dataset", "").counts["trained_tokens"]
+    assert f"holds trained_tokens {trained - 1}, its manifest says {trained}" in refusal_of(run_preview, recipe)
+
+
 def test_an_id_that_the_tokenizer_does_not_have(recipe: Recipe) -> None:
     path = field_path(recipe.path("dataset"), "data", "input_ids", "bin")
     ids = np.memmap(path, "<i4", "r+")

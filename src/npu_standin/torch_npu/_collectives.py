@@ -31,11 +31,14 @@ _plain = {name: getattr(ProcessGroup, name) for name in ("allreduce", "broadcast
 
 
 class DoneWork:
+    """A completed work, which asynchronous callers get."""
+
     def wait(self, timeout: Optional[timedelta] = None) -> bool:
         return True
 
 
 def register_hccl() -> None:
+    """Registers the backend hccl with torch.distributed."""
     dist.Backend.register_backend("hccl", ProcessGroupGloo, devices=["cpu", "npu"])
     replace(ProcessGroup, allreduce=allreduce, broadcast=broadcast, allgather=allgather, alltoall_base=alltoall_base)
     replace(ProcessGroup, _reduce_scatter_base=reduce_scatter_base, _allgather_base=allgather_base)
@@ -130,6 +133,7 @@ def alltoall_base(
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy of a tensor's bytes."""
     return tensor.detach().clone(memory_format=torch.contiguous_format).view(-1).view(torch.uint8)
 
 

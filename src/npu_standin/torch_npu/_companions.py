@@ -1,12 +1,14 @@
-"""Parts of torch_npu or CANN that torch lacks: names for imports, compiled operators."""
+"""Parts of torch_npu or CANN that torch lacks: names for imports, compiled operators, the gradient scaler."""
 
 from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
 import sys
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
+import torch
 import torch.utils.cpp_extension
 
 from ._devices import replace
@@ -36,6 +38,20 @@ def install() -> None:
     _module("torchair.ge")
     # there is no CANN to compile operators with; MindSpeed loads some of them when it is imported
     replace(torch.utils.cpp_extension, load=lambda name, *_, **__: Unsupported(f"compiled operator {name}"))
+    replace(torch, _amp_foreach_non_finite_check_and_unscale_=unscale)
+
+
+@torch.no_grad()
+def unscale(gradients: Sequence[torch.Tensor], found_inf: torch.Tensor, inv_scale: torch.Tensor) -> None:
+    """Multiplies gradients by inv_scale in place; sets found_inf, one float, to 1 where one of them is not finite.
+
+    Source: torch's documentation of GradScaler; Megatron-LM calls it at megatron/core/optimizer/optimizer.py:285.
+    torch 2.1 has it for CUDA only.
+    """
+    for gradient in gradients:
+        if not torch.isfinite(gradient).all():
+            found_inf.fill_(1.0)
+        gradient.mul_(inv_scale.to(gradient.dtype))
 
 
 def _module(name: str, **attributes: Any) -> None:

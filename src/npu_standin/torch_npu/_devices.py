@@ -33,6 +33,7 @@ def to_cpu(device: Any) -> Any:
 
 
 def install(npu: types.ModuleType) -> None:
+    """Installs torch.npu."""
     torch.utils.rename_privateuse1_backend("npu")  # so that torch.device("npu") is a device
     replace(torch, npu=npu)
     sys.modules["torch.npu"] = npu

@@ -27,7 +27,6 @@ from openpangu_sft.util.errors import UserError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
-_FILE_NAME = re.compile(r"[^/\0]+\.safetensors")
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 _FREQUENCIES = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
@@ -97,10 +96,9 @@ def weight_files(directory: Path) -> list[Path]:
         raise UserError(f"there are two sets of weights, {WEIGHTS} and {INDEX}", where=directory, remedy="remove one")
     if index.is_file():
         shards = read_object(index).get("weight_map")
-        listed = list(shards.values()) if isinstance(shards, dict) else []
-        if not listed or not all(isinstance(name, str) and _FILE_NAME.fullmatch(name) for name in listed):
+        if not isinstance(shards, dict) or not shards or not all(_is_file_name(name) for name in shards.values()):
             raise UserError("weight_map names no files", where=index, remedy=AGAIN)
-        names = sorted({*listed})
+        names = sorted(set(shards.values()))
     elif not (directory / WEIGHTS).is_file():
         names = _without_index(directory)
     for path in (paths := [directory / name for name in names]):
@@ -113,11 +111,23 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def _without_index(directory: Path) -> list[str]:
-    """Shards without an index; whether they are all, and of one set, shows when their tensors are opened."""
+    """Shards without an index: their names give their number; opening them checks the tensors."""
     shards = sorted(path.name for path in directory.glob("*.safetensors") if _SHARD.fullmatch(path.name))
     if not shards and list(directory.glob("pytorch_model*.bin")):
         what = "only .bin weights, which transformers 4.53.2 refuses to load with torch 2.1"
         raise UserError(what, where=directory, remedy="take the safetensors files")
     if not shards:
         raise not_hf(directory, UserError(f"no weights here ({WEIGHTS})", where=directory, remedy="check paths.hf"))
+    counts = sorted({shard.split("-")[-1][:5] for shard in shards})
+    if len(counts) > 1:
+        what = f"has shards of {' and of '.join(map(str, map(int, counts)))}, and no {INDEX} that says which to take"
+        raise UserError(what, where=directory, remedy="remove those of one set")
+    for number in range(1, int(counts[0]) + 1):
+        name = f"model-{number:05d}-of-{counts[0]}.safetensors"
+        if name not in shards:
+            raise UserError(f"shard is missing, and so is {INDEX}", where=directory / name, remedy="download both")
     return shards
+
+
+def _is_file_name(name: object) -> bool:
+    return isinstance(name, str) and name == Path(name).name and name.endswith(".safetensors")

@@ -20,12 +20,15 @@ from openpangu_sft.conversations.opening import BOM, UTF8, is_utf8, lines_of, lo
 from openpangu_sft.util.errors import UserError
 
 _BLANK = re.compile(r"[ \t\r\n]*")
+_INDENTED = re.compile(rb'(?:\xef\xbb\xbf)?\s*([\[{])[ \t]*\r?\n\s+["{]')
 _FIRST_LINE = 1 << 24  # characters that are looked at to tell JSON lines from an array
 _LENIENT = json.JSONDecoder()
 
 
 @dataclass(frozen=True)
 class RawRecord:
+    """One record of a raw file."""
+
     place: str  # suffix of the file's name: ":12" (line, from 1), "[3]" (index, from 0) or ":row 5" (from 0)
     position: int  # bytes of the file read so far, for progress; an estimate except for plain JSON lines in UTF-8
     content: object = None  # any JSON value
@@ -36,9 +39,13 @@ class RawRecord:
 def read_lines(path: Path, encoding: str = UTF8) -> Iterator[RawRecord]:
     """JSON lines: a value per line; accepts blank lines, CRLF and a byte order mark. One line is in memory.
 
-    Raises `UserError` where it has a line that is too long.
+    Raises `UserError` where it begins with a value over several lines, or has a line that is too long.
     """
     with open_raw(path, encoding) as (stream, position):
+        if found := _INDENTED.match(stream.peek(1)):
+            what = f"holds {'an array' if found[1] == b'[' else 'objects'} over several lines, not one on each line"
+            step = "name it .json" if found[1] == b"[" else "write each on one line: jq -c . OLD.jsonl > NEW.jsonl"
+            raise UserError(what, where=path, remedy=step)
         if is_utf8(encoding):
             for number, line in enumerate(lines_of(stream, path), 1):
                 if record := record_of_line(line, number, position(), first=number == 1):
@@ -82,8 +89,6 @@ def _record_of_text(text: str, place: str, position: int) -> RawRecord:
         reason = f"the last line is cut off, or not JSON: {reason}"
     elif text.strip() == "[":
         reason = "not valid JSON: an array over several lines; if the file is one array, name it .json"
-    elif text.strip() == "{":
-        reason = "not valid JSON: an object over several lines: write each on one, jq -c . OLD.jsonl > NEW.jsonl"
     return RawRecord(place, position, unreadable=reason, text=text.rstrip("\r\n"))
 
 

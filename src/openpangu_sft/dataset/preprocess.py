@@ -18,6 +18,7 @@ from openpangu_sft.artifacts.checks import stamps_of, unchanged
 from openpangu_sft.conversations.conversation import Rules, parse_sample
 from openpangu_sft.conversations.files import RawFile, require_usable, suffix_of
 from openpangu_sft.conversations.keys import BadSample
+from openpangu_sft.conversations.opening import UTF8, guess
 from openpangu_sft.dataset.index_file import PREFIX, roles_path
 from openpangu_sft.dataset.shard import write_shard
 from openpangu_sft.dataset.spans import Part, Span, parts_of, read_span, sha256_of_span
@@ -125,6 +126,11 @@ def sample_files(path: Path) -> list[Path]:
         if entry.suffix != SUFFIX:
             raise UserError(f"is not a {SUFFIX} file", where=entry, remedy="run make format on it, or move it away")
         require_usable(RawFile(entry, entry.name))
+        with entry.open("rb") as file:
+            found = guess(file.peek(1))
+        if found not in ("", UTF8):
+            remedy = f"run make format on it with data.encoding={found}, or save it as UTF-8"
+            raise UserError(f"looks like {found.upper()}, not UTF-8", where=entry, remedy=remedy)
     if not known:
         raise UserError(f"no {SUFFIX} files here", where=path, remedy="run make format, or put samples there")
     return sorted(known)

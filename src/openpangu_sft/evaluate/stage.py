@@ -156,9 +156,7 @@ def _evaluate(recipe: Recipe, evaluation: Evaluation, number: int) -> None:
     if len(result.answers) < len(evaluation.questions):
         chat = Chat(recipe, root, iteration)
         torch.manual_seed(recipe.train.seed)  # with chat.temperature the same answers come again
-        evaluation.add(
-            replace(result, answers=[chat.complete(question.prompt).text for question in evaluation.questions])
-        )
+        evaluation.add(replace(result, answers=[chat.complete(each.prompt).text for each in evaluation.questions]))
         write_evaluation(run, evaluation)
 
 

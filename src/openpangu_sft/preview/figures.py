@@ -131,7 +131,7 @@ def _fill(fill: Ids, whole: int) -> Histogram:
     least, middle, most = (value / whole for value in _quantiles(fill))
     note = f"emptiest {least:.1%}, median {middle:.1%}, fullest {most:.1%}"
     across, ticks = "share of a pack that is not padding", ("0%", "50%", "100%")
-    return Histogram("Packing efficiency", across, "packs", bars, ticks, note)
+    return Histogram("Packs by efficiency", across, "packs", bars, ticks, note)
 
 
 def _quantiles(values: Ids) -> tuple[int, int, int]:

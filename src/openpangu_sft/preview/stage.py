@@ -52,6 +52,11 @@ def run_preview(
     require_settings(directory, manifest.settings, needed, AGAIN)
     rows = Rows(directory, recipe.data.seq_length)
     statistics = measure(rows)
+    counted = (len(statistics.fill), len(statistics.lengths), statistics.tokens, statistics.trained_tokens)
+    for name, number in zip(("packs", "packed", "tokens", "trained_tokens"), counted):
+        if manifest.counts.get(name) != number:
+            what = f"holds {name} {number}, its manifest says {manifest.counts.get(name)}"
+            raise UserError(what, where=directory, remedy=AGAIN)
     first, samples = 1 if sample is None else sample, len(statistics.lengths)
     if not 1 <= first <= samples:
         raise UserError(f"there is no sample {first}", where=directory, remedy=f"choose one from 1 to {samples:,}")

@@ -59,9 +59,7 @@ class Request(BaseModel):
     store: Any = None
 
     def prompt(self, chat: Chat) -> list[int]:
-        """Token ids to the assistant's header. Raises `BadSample` for messages that make no conversation, `UserError` as
-        `Chat.prompt`.
-        """
+        """Token ids to the assistant's header; raises `BadSample` for messages that are none, else as `Chat.prompt`."""
         data = chat.recipe.data
         rules = data.model_copy(update={"turns": "lenient", "ignore_keys": [*data.ignore_keys, *IGNORED]})
         tools = self.tools if self.tools and self.tool_choice != "none" else []

@@ -139,7 +139,7 @@ class Tokenizer:
         return ""
 
     def decode_reply(self, reply: Sequence[int]) -> str:
-        """Text of generated tokens; end tokens and the like are left out."""
+        """Text of generated tokens, without end tokens and a character that is cut off; raises as `texts`."""
         return "".join(text for number, text in zip(reply, self.texts(reply)) if number not in self.unspoken)
 
     def texts(self, ids: Iterable[int]) -> Iterator[str]:

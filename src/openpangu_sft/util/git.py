@@ -74,15 +74,15 @@ def check_out(folder: Path, repository: Path, urls: Sequence[str], commit: str, 
     Raises `UserError`, with what each server said, where the commit is at none of the URLs.
     """
     folder.mkdir()
-    git("init", "--quiet", "--bare", "--template=", str(repository), folder=folder)
     try:
+        git("init", "--quiet", "--bare", "--template=", str(repository), folder=folder)
         _fetch_any(repository, folder.name, urls, commit, branch)
         git("checkout", "--quiet", "--force", "--detach", commit, folder=folder, repository=repository)
         if (head := git("rev-parse", "HEAD", folder=folder, repository=repository)) != commit:
             raise GitFailed(f"{commit} is no commit, but a name for {head}")
+        return int(git("show", "--no-patch", "--format=%ct", "HEAD", folder=folder, repository=repository))
     except GitFailed as failure:
         raise UserError(f"{folder.name}, commit {commit}: {failure}", remedy=remedy) from None
-    return int(git("show", "--no-patch", "--format=%ct", "HEAD", folder=folder, repository=repository))
 
 
 def _fetch_any(repository: Path, name: str, urls: Sequence[str], commit: str, branch: str) -> None:

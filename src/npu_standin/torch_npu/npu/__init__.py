@@ -76,6 +76,7 @@ def get_device_capability(device: DeviceLike = None) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def device(device: DeviceLike) -> Iterator[None]:
+    """Makes a device current within a block."""
     outside = current_device()
     set_device(device)
     try:

@@ -147,7 +147,8 @@ def as_arguments(flags: dict[str, Value]) -> list[str]:
 
 def _require_free(more: Sequence[str], keys: Mapping[str, str]) -> None:
     """Refuses further flags that the recipe sets by one of its `keys`, or that break training."""
-    fixed = {word[2:]: f"is fixed {reason}" for reason, words in FIXED.items() for word in words.split()}
+    flags = [(word, reason) for reason, words in FIXED.items() for word in words.split() if word.startswith("--")]
+    fixed = {word[2:]: f"is fixed {reason}" for word, reason in flags}
     fixed |= dict.fromkeys(AT_BEGINNING, "depends on whether a run begins or resumes")
     fixed["exit-on-missing-checkpoint"] = "is not needed: a start without weights is refused"
     for number, word in enumerate(more):

@@ -86,9 +86,10 @@ def stops_early(recipe: Recipe, losses: Mapping[int, float]) -> str:
 
 def nothing_to_do(recipe: Recipe, done: int) -> str:
     """Why a run does not go on after the iteration that it would resume from; empty where it does."""
-    if done >= recipe.train.iterations:
-        return f"this run has {done} iterations already: raise train.iterations or train.epochs to continue"
-    return stops_early(recipe, validation_losses(recipe.path("run"), done))
+    if words := stops_early(recipe, validation_losses(recipe.path("run"), done)):
+        return words
+    more = "raise train.iterations or train.epochs to continue"
+    return f"this run has {done} iterations already: {more}" if done >= recipe.train.iterations else ""
 
 
 def prune(run: Path, keep: Optional[int], newest: int, best: bool = False) -> None:
