@@ -210,6 +210,5 @@ def rounded_to(weights: Weights, model: Model, written: Weights, where: object) 
 def warn_of_cast(resharder: Resharder) -> None:
     """Prints where the cast has lost more than bits."""
     if names := list(resharder.overflowing):
-        say(
-            f"warning: in {resharder.dtype} values became infinite in {', '.join(names[:3])}{' and more' * (len(names) > 3)}"
-        )
+        first = ", ".join(names[:3]) + (", and more" if len(names) > 3 else "")
+        say(f"warning: in {resharder.dtype} values became infinite in {first}")
