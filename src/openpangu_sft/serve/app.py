@@ -88,6 +88,8 @@ class Endpoint:
             async for _ in answer.deltas():
                 if await http.is_disconnected():
                     return Response(status_code=CLOSED)
+        except _Stopped:
+            return _error(503, "the server is stopping", "stopping")
         finally:
             answer.cancelled.set()
         return JSONResponse(answer.whole())
@@ -107,10 +109,14 @@ class _Answer:
         self.cancelled = threading.Event()
         self._completion: Completion
 
-    def _generate(self) -> Completion:
+    def _generate(self) -> bool:
+        """False where nobody waited for the end."""
         chat = self._endpoint.chat
         try:
-            return chat.complete(self._prompt, self._put, self._request.settings(chat.recipe.chat))
+            self._completion = chat.complete(self._prompt, self._put, self._request.settings(chat.recipe.chat))
+            return True
+        except _Stopped:
+            return False
         finally:
             self._loop.call_soon_threadsafe(self._texts.put_nowait, None)
 
@@ -126,7 +132,8 @@ class _Answer:
             name, piece = parts(text)
             if piece and name != "calls":
                 yield {"reasoning_content" if name == "thinking" else "content": piece}
-        self._completion = await done
+        if not await done:
+            raise _Stopped
         if calls := self._calls():
             yield {"tool_calls": [{"index": number, **call} for number, call in enumerate(calls)]}
 
