@@ -45,10 +45,11 @@ PYPI_INDEX ?= https://pypi.org/simple
 ##= PROMPT  for chat: one question to answer
 ##= SYSTEM  for chat: system prompt
 ##= TOOLS  for chat: a JSON file of tool definitions
-##= MODEL  for chat: another checkpoint or LoRA adapter (paths.export, else paths.run, else paths.hf)
+##= LISTEN  for serve: ADDRESS:PORT (127.0.0.1:8000); other addresses need OPENPANGU_API_KEY in the environment
+##= MODEL  for chat, serve: another checkpoint or LoRA adapter (paths.export, else paths.run, else paths.hf)
 ##= FROM  for convert, export: another checkpoint, a run, or a LoRA adapter (paths.hf; paths.run)
 ##= FROM  for load: an archive of make save (this folder)
-##= ITERATION  for convert, export, verify, evaluate, chat: iteration of a run, or best; for evaluate also: all (newest)
+##= ITERATION  for convert, export, verify, evaluate, chat, serve: iteration of a run, or best; for evaluate also: all (newest)
 ##= DTYPE  for convert, export: fp32|bf16|fp16: type of the weights (unchanged)
 ##= FORM  for export: llama|openpangu|peft: llama loads without remote code, peft is LoRA adapters alone (llama)
 ##= PROMPTS  for evaluate: questions, a .txt file with one per line, or conversations (some of the validation set)
@@ -93,7 +94,7 @@ TRL ?=
 
 # Values are text and not Make: a $ in a prompt stays a $.
 options := RECIPE SET SHARD SAMPLE HTML RUN WITH DATASET PROMPT SYSTEM TOOLS MODEL FROM ITERATION DTYPE FORM PROMPTS
-options += HF MCORE ONLY MEMORY TOKENS_PER_SECOND DRY_RUN RESUME JSON PEERS CLAIM
+options += HF MCORE ONLY MEMORY TOKENS_PER_SECOND DRY_RUN RESUME JSON PEERS CLAIM LISTEN
 $(foreach v,$(options) $(typed) VENV PYPI_INDEX SIZE DATA_DIR NNODES TARGET ARCH,$(eval override $v := $$(value $v)))
 ifneq ($(NNODES),)
 override SET += parallel.nodes=$(NNODES)
@@ -121,6 +122,7 @@ convert: ## convert a checkpoint to Megatron-core
 sft: ## fine-tune; rerun to resume
 export: ## convert a checkpoint of the run to Hugging Face
 chat: ## talk to the trained model
+serve: ## answer OpenAI clients with it
 
 ##@ Inspect
 preview: ## show what training will see, token by token
@@ -135,7 +137,7 @@ smoke: ## compare MindSpeed-LLM's own commands with ours on a CPU, in minutes
 slurm: ## print a Slurm script for several machines
 kubernetes: ## print a Kubernetes (Volcano) job
 
-commands := demo doctor plan format preprocess merge convert sft export chat
+commands := demo doctor plan format preprocess merge convert sft export chat serve
 commands += preview inspect verify evaluate report curve smoke slurm kubernetes
 # What a command takes of the options, by the ##= lines, reaches it as OPENPANGU_RECIPE and so on.
 taken = $(filter RECIPE SET $(shell awk -v mode=taken -v target=$1 -f scripts/targets.awk Makefile),$(options))

@@ -103,23 +103,29 @@ def chat_command(
             say(str(answer))
 
 
-@stage("serve", "--model /cache/export --port 8000")
+@stage("serve", "--model /cache/export --listen 127.0.0.1:8000")
 @option("-m", "--model", type=Path, help="checkpoint or adapter  [default: as for chat]")
 @iteration_option
-@option("--host", default="127.0.0.1", show_default=True, help="address to listen on; others need OPENPANGU_API_KEY")
-@option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="port to listen on")
-def serve_command(recipe: Recipe, model: Optional[Path], iteration: Optional[str], host: str, port: int) -> None:
+@option("--listen", default="127.0.0.1:8000", show_default=True, metavar="ADDRESS:PORT", help="where to listen")
+def serve_command(recipe: Recipe, model: Optional[Path], iteration: Optional[str], listen: str) -> None:
     """Serve a checkpoint to OpenAI clients.
 
-    For trying it out on any machine; docs/serving.md has vLLM on NPUs.
+    On any machine, for trying it out; docs/serving.md has vLLM on NPUs. Beyond this machine it listens only with a key
+    (OPENPANGU_API_KEY).
     """
     from openpangu_sft.model.chat import Chat, default_checkpoint
     from openpangu_sft.serve.app import Endpoint, serve
 
     key = os.environ.get("OPENPANGU_API_KEY", "")
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise UserError(f"{listen!r} is no ADDRESS:PORT", where="LISTEN", remedy="give one, say, 127.0.0.1:8000")
+    host = host.strip("[]")
     if host not in ("127.0.0.1", "::1", "localhost") and not key:
-        raise UserError(f"--host {host} without a key: anybody could ask", remedy="export OPENPANGU_API_KEY=…")
-    with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as listening:
+        what = f"{host} without a key: anybody who reaches it could ask"
+        raise UserError(what, where="LISTEN", remedy="export OPENPANGU_API_KEY=…")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, int(port)), family=family) as listening:
         run = recipe.path("run") if iteration else default_checkpoint(recipe)
         checkpoint = model.absolute() if model else run
         chat = Chat(recipe, checkpoint, iteration_in(checkpoint, iteration))
