@@ -19,6 +19,7 @@ from torch import distributed
 
 from openpangu_sft.dataset.index_file import FIELDS, VALIDATION, field_path, read_rows
 from openpangu_sft.tokenizer.tokenizer import IGNORED
+from openpangu_sft.training.mindspeed.hooks.loss import evaluation
 from openpangu_sft.training.mindspeed.hooks.segments import positions
 from openpangu_sft.training.run.memory import MEASURED_AFTER, measure
 from openpangu_sft.training.run.step import NEVER
@@ -71,19 +72,20 @@ def _validation_loss(model: Sequence[Any], forward_step: Callable[..., Any], con
     for chunk in model:
         chunk.eval()
     timers, config.timers = config.timers, None
-    found = get_forward_backward_func()(
-        forward_step_func=forward_step,
-        data_iterator=batches(),
-        model=model,
-        num_microbatches=micro_batches,
-        seq_length=args.seq_length,
-        micro_batch_size=args.micro_batch_size,
-        decoder_seq_length=args.decoder_seq_length,
-        forward_only=True,
-    )
+    with evaluation() as found:
+        get_forward_backward_func()(
+            forward_step_func=forward_step,
+            data_iterator=batches(),
+            model=model,
+            num_microbatches=micro_batches,
+            seq_length=args.seq_length,
+            micro_batch_size=args.micro_batch_size,
+            decoder_seq_length=args.decoder_seq_length,
+            forward_only=True,
+        )
     config.timers = timers
     for chunk in model:
         chunk.train()
-    sums = sum((one["sums"] for one in found), torch.zeros(2, device="cuda"))
+    sums = sum(found, torch.zeros(2, device="cuda"))
     distributed.all_reduce(sums, group=mpu.get_data_parallel_group(with_context_parallel=True))
     return float(sums[0] / sums[1])

@@ -7,8 +7,9 @@ are accumulated, and divided by the trained tokens of the global batch once, aft
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Optional
 
 import torch
@@ -28,6 +29,8 @@ _sums: list[torch.Tensor] = []
 """Of each micro batch of this iteration, fp32 [2]: the sum of losses of this rank's slice, and its trained tokens."""
 _logged: list[torch.Tensor] = []
 """What upstream averages over micro batches and logs; filled when the whole batch is known."""
+_evaluated: Optional[list[torch.Tensor]] = None
+"""As _sums, of an evaluation of ours."""
 
 
 class _Progress:
@@ -83,10 +86,13 @@ def micro_batch_loss(loss: torch.Tensor, mask: torch.Tensor) -> Logged:
     `loss` is from `output_loss`; the mask, int64 [micro_batch, slice], is 1 where there is a target.
     """
     sums = torch.stack([loss.detach(), mask.sum().float()])
-    if not torch.is_grad_enabled():  # of hooks/iteration.py
-        return loss, {"sums": sums}
-    _progress.report()
-    if get_args().calculate_per_token_loss:
+    trains = torch.is_grad_enabled()
+    if not trains and _evaluated is not None:
+        _evaluated.append(sums)
+        return loss, {}
+    if trains:
+        _progress.report()
+    if trains and get_args().calculate_per_token_loss:
         logged = torch.zeros_like(sums[0])
         _sums.append(sums)
         _logged.append(logged)
@@ -98,6 +104,20 @@ def micro_batch_loss(loss: torch.Tensor, mask: torch.Tensor) -> Logged:
     _require_number(mean)
     distributed.all_reduce(mean, group=mpu.get_data_parallel_group())
     return loss * context / sums[1], {"lm loss": mean / mpu.get_data_parallel_world_size()}
+
+
+@contextlib.contextmanager
+def evaluation() -> Iterator[list[torch.Tensor]]:
+    """Inside, evaluated micro batches are collected: the sum of the losses and the number of targets of each, [2].
+
+    Outside, upstream's own evaluation (--eval-iters) gets means.
+    """
+    global _evaluated
+    _evaluated = []
+    try:
+        yield _evaluated
+    finally:
+        _evaluated = None
 
 
 def weighing_tokens(finalize: Callable[[Any], None]) -> Callable[[Any], None]:
