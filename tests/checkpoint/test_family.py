@@ -33,7 +33,8 @@ from openpangu_sft.recipe.schema import Recipe
 from parameter_ids import named_by
 from refusals import refusal_of
 
-RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+CPU = ROOT / "recipes/cpu.yaml"
+RECIPES = [path for path in sorted((ROOT / "recipes").glob("*.yaml")) if path != CPU]
 SEVEN = ROOT / "recipes/openpangu-7b.yaml"
 PARAMETERS = {"demo": 1_612_800, "openpangu-1b": 1_155_912_192, "openpangu-7b": 8_030_887_936}
 PARAMETERS["openpangu-1b-fast"] = PARAMETERS["openpangu-1b"]
@@ -53,6 +54,12 @@ def test_every_recipe_is_planned_without_a_checkpoint(path: Path, tmp_path: Path
     assert report.parameters == PARAMETERS[path.stem]
     assert report.memory.verdict(64) == "yes"
     assert json.dumps(as_json(report))
+
+
+def test_the_recipe_that_takes_its_sizes_from_the_checkpoint_says_where_to_put_it(tmp_path: Path) -> None:
+    recipe = load_recipe(CPU, [f"paths.cache={tmp_path}"], choose)
+    said = refusal_of(make_report, recipe, [64.0])
+    assert said.startswith(f"{tmp_path}/ckpts/pangu_model: the recipe leaves out sizes of the model")
 
 
 def test_the_7b_recipe_has_the_sizes_of_the_published_config() -> None:

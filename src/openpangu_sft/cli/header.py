@@ -36,7 +36,7 @@ def header(recipe: Recipe, counts: dict[str, Any]) -> dict[str, str]:
         engine += f", train.device {train.device}"
     share = counts["trained_tokens"] / counts["tokens"]
     data = f"{counts['packed']:,} conversations in {counts['packs']:,} packs: {counts['tokens']:,} tokens"
-    rate = f"{train.lr:g}, warm-up of {train.warmup:,} steps, {train.lr_decay_style}"
+    rate = f"{train.lr:g}, warm-up of {train.warmup:,} step{'s' * (train.warmup != 1)}, {train.lr_decay_style}"
     if train.lr_decay_style != "constant":
         rate += f" to {train.min_lr:g}"
     free = shutil.disk_usage(next(path for path in (run, *run.parents) if path.is_dir())).free

@@ -132,6 +132,8 @@ def test_a_spike_is_named_once_and_a_steady_loss_never() -> None:
 
 def test_no_number_is_named() -> None:
     assert losses(2.0, math.nan) == ["iteration 2: loss nan, gradient norm 1.0"]
+    row = Row(iteration=3, loss=2.0, lr=1e-5, grad_norm=1.0, tokens=4, seconds=1.0, validation=math.inf)
+    assert warning(row, []) == "iteration 3: loss 2.0, gradient norm 1.0, validation loss inf"
 
 
 def test_a_small_loss_may_double() -> None:

@@ -77,10 +77,11 @@ def error_of(line: str) -> Optional[str]:
 
 def warning(row: Row, before: Sequence[Row]) -> Optional[str]:
     """A loss or norm that is not finite, or a loss above twice the median of the last ones and by more than 1."""
-    validation = 0.0 if row.validation is None else row.validation
-    if not all(map(math.isfinite, (row.loss, row.grad_norm, validation))):
-        more = "" if math.isfinite(validation) else f", validation loss {validation}"
-        return f"iteration {row.iteration}: loss {row.loss}, gradient norm {row.grad_norm}{more}"
+    values = {"loss": row.loss, "gradient norm": row.grad_norm}
+    if row.validation is not None:
+        values["validation loss"] = row.validation
+    if not all(map(math.isfinite, values.values())):
+        return f"iteration {row.iteration}: {', '.join(f'{name} {value}' for name, value in values.items())}"
     losses = [earlier.loss for earlier in before if math.isfinite(earlier.loss)][-SPIKE_WINDOW:]
     usual = median(losses) if len(losses) >= SPIKE_WINDOW // 2 else math.inf
     if row.loss > max(2 * usual, usual + 1):

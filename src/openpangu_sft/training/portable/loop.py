@@ -207,7 +207,7 @@ class _Training:
         loss = float(sums[0] / sums[1])
         if not math.isfinite(loss):
             what = f"validation loss {loss} after iteration {self.iteration}"
-            raise UserError(what, where=self.directory, remedy="lower train.lr; make sft resumes before it")
+            raise UserError(what, where=self.directory, remedy="lower train.lr (RESUME=changed): it was not saved")
         return loss
 
     def _read(self, batches: list[npt.NDArray[np.int64]]) -> Iterator[Batch]:

@@ -33,8 +33,7 @@ def after_iteration(
     if iteration - args.iteration == MEASURED_AFTER:
         _report(f"memory: {measure().model_dump_json()}")
     last = iteration == args.train_iters and args.eval_interval < NEVER
-    held_out = field_path(Path(args.data_path[0]).parent, VALIDATION, "labels", "bin")  # none where it is run by hand
-    if (iteration % args.eval_interval == 0 or last) and held_out.is_file():
+    if (iteration % args.eval_interval == 0 or last) and _has_validation():
         timers = get_timers()
         timers("interval-time").stop()
         gathers = args.use_distributed_optimizer and args.overlap_param_gather
@@ -44,6 +43,11 @@ def after_iteration(
         if gathers:
             optimizer.enable_pre_hook()
         timers("interval-time").start(barrier=True)
+
+
+def _has_validation() -> bool:
+    """Always with make sft, which has checked it; perhaps not where upstream is run by hand."""
+    return field_path(Path(get_args().data_path[0]).parent, VALIDATION, "labels", "bin").is_file()
 
 
 def _report(line: str) -> None:
