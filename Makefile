@@ -225,14 +225,18 @@ compile = $(bin)uv --no-config --no-python-downloads pip compile --quiet --defau
     --no-emit-index-url --custom-compile-command 'make lock' $(LOCKFLAGS)
 # The image installs torch separately: PyTorch's CPU build (locks/torch-cpu.txt, by hand) or PyPI's with CUDA libraries.
 cuda = $(shell sed -n 's/^\(nvidia-[a-z0-9-]*\|triton\)==.*/\1/p' locks/portable.txt)
+# lm-eval requires these for some tasks, and imports them only there; they have no wheels.
+sources := rouge-score sqlitedict word2number
+never = $(foreach name,$1,"\n$(name) ; python_version < '3'")
 beside_torch := filelock fsspec jinja2 markupsafe mpmath networkx sympy typing-extensions
 left_out = $(foreach name,$1,--no-emit-package $(name))
 lock: env ## update locks/ from pyproject.toml
-	@$(compile) --group dev --group upstream pyproject.toml --output-file locks/portable.txt
+	@printf '%b' $(call never,$(sources)) | $(compile) --overrides /dev/stdin --group dev --group upstream pyproject.toml \
+	    --output-file locks/portable.txt
 	@echo uv | $(compile) - --output-file locks/uv.txt
 	@$(compile) $(call left_out,$(cuda) torch) --constraint locks/portable.txt pyproject.toml --output-file locks/image-cpu.txt
-	@echo torch==2.1.0 | $(compile) $(call left_out,$(cuda) torch) --constraint locks/portable.txt --overrides /dev/stdin \
-	    --group npu pyproject.toml --output-file locks/image-npu.txt
+	@printf '%b' torch==2.1.0 $(call never,$(sources)) | $(compile) $(call left_out,$(cuda) torch) --overrides /dev/stdin \
+	    --constraint locks/portable.txt --group npu pyproject.toml --output-file locks/image-npu.txt
 	@$(compile) --group pyproject.toml:sbom --output-file locks/sbom.txt
 	@echo torch==2.1.0 | $(compile) $(call left_out,$(beside_torch)) --constraint locks/portable.txt - \
 	    --output-file locks/torch-pypi.txt

@@ -14,15 +14,18 @@ mark='# Written by scripts/compose.sh for this host; run it again for other NPUs
 has_npus || die "this host has no NPU ($host_root/dev/davinci_manager) -> docker compose run cpu does not need this file"
 find_npus
 {
-    printf '%s\nservices:\n  npu:\n' "$mark"
-    if [[ -n $npu_visible ]]; then
-        printf '    runtime: ascend\n    environment:\n      - ASCEND_VISIBLE_DEVICES=%s\n' "$npu_visible"
-    else
-        printf '    devices:\n'
-        printf '      - "%s"\n' "${npu_devices[@]}"
-        printf '    volumes:\n'
-        printf '      - "%s:ro"\n' "${npu_mounts[@]}"
-    fi
+    printf '%s\nservices:\n' "$mark"
+    for service in npu vllm; do
+        printf '  %s:\n' "$service"
+        if [[ -n $npu_visible ]]; then
+            printf '    runtime: ascend\n    environment:\n      - ASCEND_VISIBLE_DEVICES=%s\n' "$npu_visible"
+        else
+            printf '    devices:\n'
+            printf '      - "%s"\n' "${npu_devices[@]}"
+            printf '    volumes:\n'
+            printf '      - "%s:ro"\n' "${npu_mounts[@]}"
+        fi
+    done
 } >"$file.new"
 mv "$file.new" "$file"
 printf 'compose: %s has NPUs %s\n' "$file" "${NPUS:-all}" >&2

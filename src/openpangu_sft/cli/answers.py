@@ -6,8 +6,9 @@ import json
 import sys
 from pathlib import Path
 
-from openpangu_sft.conversations.calls import CALLS, THINKING, Answer, call_text, tools_text
+from openpangu_sft.conversations.calls import Answer, call_text, tools_text
 from openpangu_sft.conversations.keys import BadSample
+from openpangu_sft.model.chat import Parts
 from openpangu_sft.util.errors import UserError
 
 
@@ -15,24 +16,21 @@ class AnswerPrinter:
     """Prints an answer token by token: thinking to stderr, text and calls to stdout."""
 
     def __init__(self) -> None:
-        self._part, self._calls = "", ""
+        self._parts, self._part, self._calls = Parts(), "text", ""
 
     def __call__(self, text: str) -> None:
         """Takes the text of the next token."""
-        if text in (*THINKING, *CALLS):
-            if text == THINKING[0]:
-                print("thinking: ", end="", file=sys.stderr, flush=True)
-            elif text == THINKING[1]:
-                print(file=sys.stderr, flush=True)
-            self._part = text
-        elif self._part == CALLS[0]:
+        before, (self._part, text) = self._part, self._parts(text)
+        if self._part != before and "thinking" in (self._part, before):
+            print("thinking: " if self._part == "thinking" else "\n", end="", file=sys.stderr, flush=True)
+        if self._part == "calls":
             self._calls += text
         else:
-            print(text, end="", file=sys.stderr if self._part == THINKING[0] else sys.stdout, flush=True)
+            print(text, end="", file=sys.stderr if self._part == "thinking" else sys.stdout, flush=True)
 
     def end(self, answer: Answer) -> None:
         """Ends the line and prints the calls, one on a line, or what the model wrote in their place."""
-        if self._part == THINKING[0]:  # cut off by chat.max_new_tokens
+        if self._part == "thinking":  # cut off by chat.max_new_tokens
             print(file=sys.stderr)
         if answer.text or not self._calls:
             print(flush=True)
@@ -40,7 +38,7 @@ class AnswerPrinter:
             print(f"call: {call['name']} {json.dumps(call['arguments'], ensure_ascii=False)}", flush=True)
         if self._calls and not answer.calls:
             print(f"no valid call: {self._calls}", flush=True)
-        self._part, self._calls = "", ""
+        self._parts, self._part, self._calls = Parts(), "text", ""
 
 
 def read_tools(path: Path) -> str:

@@ -79,7 +79,7 @@ def chat_command(
     Thinking goes to stderr, the answer and its tool calls to stdout.
     """
     from openpangu_sft.cli.answers import AnswerPrinter, read_tools
-    from openpangu_sft.model.chat import Chat, converse, default_checkpoint
+    from openpangu_sft.model.chat import Chat, Dialogue, default_checkpoint
 
     definitions = read_tools(tools) if tools else ""
     run = recipe.path("run") if iteration else default_checkpoint(recipe)
@@ -89,18 +89,23 @@ def chat_command(
     if not model and checkpoint == recipe.path("hf"):
         note = ", the base model: paths.export and paths.run hold no checkpoint"
     print(printable(f"model: {checkpoint}{note}"), file=sys.stderr, flush=True)
-    if prompt is None and sys.stdin.isatty():
-        say("Empty line: new conversation. Ctrl-D: quit.")
     stdout()  # a model may write what the locale does not have
-    printer = AnswerPrinter()
-    lines = iter([prompt]) if prompt is not None else _typed_lines()
-    for answer in converse(talker, lines, system, definitions, printer):
-        if not isinstance(answer, UserError):
-            printer.end(answer)
-        elif prompt is not None:
-            raise answer
-        else:
-            say(str(answer))
+    dialogue, printer, typed = Dialogue(talker, system, definitions), AnswerPrinter(), sys.stdin.isatty()
+    if prompt is not None:
+        printer.end(dialogue.ask(prompt, printer))
+        return
+    if typed:
+        say("/reset begins anew, /save FILE keeps it; Ctrl-C ends an answer, Ctrl-D quits.")
+    for line in map(str.strip, _typed_lines()):
+        try:
+            if line == "/reset":
+                dialogue.messages = ()
+            elif line.startswith("/save "):
+                dialogue.save(Path(line[len("/save ") :].strip()))
+            elif line:
+                printer.end(dialogue.ask(line, printer, breaks=typed))
+        except UserError as error:
+            say(str(error))
 
 
 @stage("serve", "--model /cache/export --listen 127.0.0.1:8000")

@@ -16,6 +16,9 @@ from openpangu_sft.util.errors import UserError, first_complaint
 
 EVALUATION = "evaluation.json"
 
+Scores = dict[str, list[float]]
+"""Of a benchmark: value and standard error, if it has one, by "task metric"."""
+
 
 @dataclass(frozen=True)
 class Question:
@@ -36,6 +39,7 @@ class Result:
     files: list[list[Any]]  # name, size and time of its files, to see whether they have changed
     loss: Optional[float]  # mean cross-entropy per trained validation token, in nats; None without a validation split
     answers: list[str]  # one for each question; empty before they are asked
+    benchmarks: dict[str, Scores] = field(default_factory=dict)  # by name as given
 
 
 @dataclass

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 import torch
 
@@ -35,11 +35,16 @@ from openpangu_sft.training.run.retention import best_iteration, iterations
 from openpangu_sft.util.console import console, progress
 from openpangu_sft.util.errors import UserError, printable
 
+if TYPE_CHECKING:
+    from openpangu_sft.evaluate.benchmark import Benchmarks
+
 ALL, BEST = "all", "best"
 AGAIN = "run make preprocess and make merge again, and train on the result"
 
 
-def run_evaluate(recipe: Recipe, prompts: Optional[Path] = None, wanted: Optional[str] = None) -> Evaluation:
+def run_evaluate(
+    recipe: Recipe, prompts: Optional[Path] = None, wanted: Optional[str] = None, tasks: Sequence[str] = ()
+) -> Evaluation:
     """Evaluates the initial weights and checkpoints of `paths.run`, and returns the run's evaluation.json.
 
     Earlier results are reused. Raises `UserError` where there is no run, its dataset has changed, or there is nothing
@@ -47,28 +52,30 @@ def run_evaluate(recipe: Recipe, prompts: Optional[Path] = None, wanted: Optiona
 
     Args:
         prompts: a file of questions; default: some of the validation samples.
-        wanted: the number of an iteration, or all; default: the newest.
+        wanted: the number of an iteration, best or all; default: the newest.
+        tasks: benchmarks of lm-evaluation-harness; questions of an earlier evaluation stay with them.
     """
+    benchmarks = _benchmarks(tasks) if tasks else None
     run = recipe.path("run")
     manifest = read_manifest(run, "run", "run make sft")
     newest = latest_iteration(run, "let make sft come to its first checkpoint")
     dataset = _dataset(recipe, manifest)
-    evaluation = _prepare(recipe, dataset, prompts)
+    evaluation = _prepare(recipe, dataset, prompts, bool(tasks))
     mcore = recipe.path("mcore")
     if read_manifest(mcore, "mcore", "run make convert").digest != manifest.inputs["mcore"]:
         raise UserError("is not what this run began with", where=mcore, remedy="check paths.mcore, or convert again")
     with only_one_run(run / EVALUATION):
-        evaluation = _resumed(read_evaluation(run), evaluation)
+        evaluation = _resumed(read_evaluation(run), evaluation, bool(tasks and not prompts))
         open_mcore(mcore, recipe.model)
         found = []
         for number in _iterations(run, wanted, newest):  # all are checked before the first evaluation, which takes long
             with _may_be_gone(run, number, wanted):
                 open_mcore(run, recipe.model, number)
                 found.append(number)
-        _evaluate(recipe, evaluation, 0)
+        _evaluate(recipe, evaluation, 0, benchmarks)
         for number in found:
             with _may_be_gone(run, number, wanted):
-                _evaluate(recipe, evaluation, number)
+                _evaluate(recipe, evaluation, number, benchmarks)
     return evaluation
 
 
@@ -94,10 +101,19 @@ def _dataset(recipe: Recipe, run: Manifest) -> Manifest:
     return dataset
 
 
-def _prepare(recipe: Recipe, dataset: Manifest, prompts: Optional[Path]) -> Evaluation:
+def _benchmarks(tasks: Sequence[str]) -> Benchmarks:
+    try:
+        from openpangu_sft.evaluate.benchmark import Benchmarks  # imports the harness, and takes seconds
+    except ModuleNotFoundError as error:
+        what, remedy = f"{error.name} is not installed", "run make setup, or use the npu image"
+        raise UserError(what, where="BENCH", remedy=remedy) from None
+    return Benchmarks(tasks)
+
+
+def _prepare(recipe: Recipe, dataset: Manifest, prompts: Optional[Path], other: bool) -> Evaluation:
     tokenizer = Tokenizer(recipe.path("hf"), recipe.tokenizer.trust_remote_code)
     validation = dataset.counts.get(VALIDATION, {})
-    if not validation and prompts is None:
+    if not (validation or prompts or other):
         raise UserError(
             "there is no validation split (data.validation_share is 0), and no prompts are given",
             where=recipe.path("dataset"),
@@ -114,15 +130,17 @@ def _prepare(recipe: Recipe, dataset: Manifest, prompts: Optional[Path]) -> Eval
     return Evaluation(inputs, settings, validation, questions)
 
 
-def _resumed(earlier: Optional[Evaluation], now: Evaluation) -> Evaluation:
-    """The earlier evaluation if it is the same, else a new one with the losses that still hold."""
+def _resumed(earlier: Optional[Evaluation], now: Evaluation, any_questions: bool) -> Evaluation:
+    """The earlier evaluation if it is the same, else a new one with losses and benchmarks that still hold."""
     if earlier is None or earlier.version != now.version:
         return now
-    if (earlier.inputs, earlier.settings, earlier.questions) == (now.inputs, now.settings, now.questions):
-        return earlier
+    same_chat, asked = earlier.settings == now.settings, (earlier.inputs, earlier.questions)
     old, new = ((one.inputs.get("dataset"), one.settings.get("train.precision")) for one in (earlier, now))
+    if same_chat and (asked == (now.inputs, now.questions) or (any_questions and old == new)):
+        return earlier
     if old == new:  # what the loss depends on
-        now.results = [replace(result, answers=[]) for result in earlier.results if result.loss is not None]
+        kept = [replace(one, answers=[], benchmarks=one.benchmarks if same_chat else {}) for one in earlier.results]
+        now.results = [one for one in kept if one.loss is not None or one.benchmarks]
     return now
 
 
@@ -141,7 +159,7 @@ def _iterations(run: Path, wanted: Optional[str], newest: int) -> list[int]:
     return [int(wanted)]
 
 
-def _evaluate(recipe: Recipe, evaluation: Evaluation, number: int) -> None:
+def _evaluate(recipe: Recipe, evaluation: Evaluation, number: int, benchmarks: Optional[Benchmarks]) -> None:
     """Evaluates what is missing of an iteration, 0 for the initial weights; writes the loss before asking questions."""
     run = recipe.path("run")
     root, iteration = (run, number) if number else (recipe.path("mcore"), None)
@@ -153,10 +171,20 @@ def _evaluate(recipe: Recipe, evaluation: Evaluation, number: int) -> None:
         result = Result(number, printable(str(opened.directory)), files, loss, [])
         evaluation.add(result)
         write_evaluation(run, evaluation)
+    missing = [name for name in benchmarks.names if name not in result.benchmarks] if benchmarks else []
+    if not missing and len(result.answers) == len(evaluation.questions):
+        return
+    chat = Chat(recipe, root, iteration)
     if len(result.answers) < len(evaluation.questions):
-        chat = Chat(recipe, root, iteration)
         torch.manual_seed(recipe.train.seed)  # with chat.temperature the same answers come again
-        evaluation.add(replace(result, answers=[chat.complete(each.prompt).text for each in evaluation.questions]))
+        result = replace(result, answers=[chat.complete(each.prompt).text for each in evaluation.questions])
+        evaluation.add(result)
+        write_evaluation(run, evaluation)
+    for name in missing:
+        assert benchmarks
+        console.print(f"{checkpoint_name(number)}: {printable(name)}", soft_wrap=True)
+        result = replace(result, benchmarks={**result.benchmarks, name: benchmarks.scores(name, chat)})
+        evaluation.add(result)
         write_evaluation(run, evaluation)
 
 

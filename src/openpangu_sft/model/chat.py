@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Callable, Literal, NamedTuple, Optional, Union
+from typing import Any, Callable, Literal, NamedTuple, Optional
 
 import torch
 from transformers.generation.streamers import BaseStreamer
@@ -15,7 +17,7 @@ from openpangu_sft.checkpoint.hf import open_hf
 from openpangu_sft.checkpoint.lora import is_adapter
 from openpangu_sft.checkpoint.source import open_checkpoint
 from openpangu_sft.conversations.calls import CALLS, THINKING, Answer, split_answer
-from openpangu_sft.conversations.conversation import Message
+from openpangu_sft.conversations.conversation import Message, Sample
 from openpangu_sft.conversations.keys import BadSample
 from openpangu_sft.model.llama import build_model, inference_device
 from openpangu_sft.model.tensors import tensors_of
@@ -87,10 +89,12 @@ class Chat:
     def prompt(self, messages: Sequence[Message], system: str = "", tools: str = "") -> list[int]:
         """Token ids of a conversation, which end with the assistant's header.
 
-        Messages have no thinking, as a served model sees them; control tokens in the assistant's are plain text. Tools
-        are the JSON text of a list. Raises `UserError` for a control token in another's message, or tools that cannot
-        be rendered.
+        Thinking is left out, as a served model sees it, unless data.thinking is all; control tokens in the assistant's
+        messages are plain text. Tools are the JSON text of a list. Raises `UserError` for a control token in another's
+        message, or tools that cannot be rendered.
         """
+        if self.recipe.data.thinking != "all":
+            messages = [replace(message, thinking=None) for message in messages]
         for text in (system, tools, *(message.content for message in messages if message.role != "assistant")):
             if not text.isascii() and text.encode("utf-8", "replace").decode("utf-8") != text:
                 raise UserError("the message holds bytes that are not UTF-8", remedy="write it as UTF-8")
@@ -170,26 +174,41 @@ class _Stream(BaseStreamer):
         """Called by `generate` after the last token."""
 
 
-def converse(
-    chat: Chat, lines: Iterator[str], system: str = "", tools: str = "", on_text: Optional[OnText] = None
-) -> Iterator[Union[Answer, UserError]]:
-    """Answers line after line in one conversation; an empty line starts a new one.
+class Dialogue:
+    """A conversation with a model; `messages` so far, with their thinking."""
 
-    A line that cannot be answered gives the error, and the conversation goes on without it.
-    """
-    history: tuple[Message, ...] = ()
-    for line in lines:
-        if not line.strip():
-            history = ()
-            continue
-        asked = (*history, Message("user", line.strip()))
+    def __init__(self, chat: Chat, system: str = "", tools: str = "") -> None:
+        self._chat, self._system, self._tools = chat, system, tools
+        self.messages: tuple[Message, ...] = ()
+
+    def ask(self, text: str, on_text: OnText, breaks: bool = False) -> Answer:
+        """The answer to a user's next message; raises as `Chat.reply`, and then the message is forgotten.
+
+        With `breaks` Ctrl-C ends the answer only, which stays as far as it has come.
+        """
+        asked, texts = (*self.messages, Message("user", text)), list[str]()
+
+        def take(text: str) -> None:
+            texts.append(text)
+            on_text(text)
+
         try:
-            answer = chat.reply(asked, system, tools, on_text)
-        except UserError as error:
-            yield error
-            continue
-        history = (*asked, Message("assistant", answer.text, calls=answer.calls))
-        yield answer
+            answer = self._chat.reply(asked, self._system, self._tools, take)
+        except KeyboardInterrupt:
+            if not breaks:
+                raise
+            answer = answer_of("".join(texts))
+        self.messages = (*asked, Message("assistant", answer.text, answer.thinking, answer.calls))
+        return answer
+
+    def save(self, path: Path) -> None:
+        """Adds it to a samples file, as one line; raises `UserError` where that cannot be written."""
+        sample = Sample((self._system,), self.messages, self._tools)
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(sample.to_json(), ensure_ascii=False) + "\n")
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            raise UserError(f"cannot be written: {error}", where=path, remedy="name another file") from None
 
 
 def default_checkpoint(recipe: Recipe) -> Path:
