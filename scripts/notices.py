@@ -43,7 +43,7 @@ UNDECLARED = {"sentencepiece": "Apache-2.0"}
 def locked(lock: str) -> dict[str, str]:
     """Name and version of every package of a lock."""
     text = (ROOT / "locks" / lock).read_text("utf-8")
-    return dict(re.findall(r"^([a-z0-9._-]+)==([^ ;\\]+)", text, re.MULTILINE))
+    return dict(re.findall(r"^([a-z0-9._-]+)==([^ ;\\]+)(?! ; sys_platform == 'win32')", text, re.MULTILINE))
 
 
 def licence_of(name: str, places: Sequence[str] = ()) -> str:
@@ -88,7 +88,7 @@ def fetch_missing(directory: Path) -> None:
     wanted = [
         f"{name}=={versions[name]}{hashes}"
         for name, hashes in entries
-        if not list(metadata.distributions(name=name, path=sys.path))
+        if name in versions and not list(metadata.distributions(name=name, path=sys.path))
     ]
     (directory / "wanted.txt").write_text("\n".join(wanted) + "\n", "utf-8")
     command = [str(Path(sys.prefix) / "bin/uv"), "--no-config", "pip", "install", "--quiet", "--no-deps"]

@@ -24,9 +24,8 @@ from openpangu_sft.artifacts.atomic import write_durably
 from openpangu_sft.checkpoint.convert import run_convert
 from openpangu_sft.checkpoint.export import run_export
 from openpangu_sft.cli.main import app
-from openpangu_sft.conversations.calls import Answer
 from openpangu_sft.conversations.conversation import Message, Sample
-from openpangu_sft.model.chat import Chat, converse, default_checkpoint
+from openpangu_sft.model.chat import Chat, default_checkpoint
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.tokenizer.template import sample_spans
 from openpangu_sft.util.errors import UserError
@@ -65,14 +64,6 @@ def test_the_prompt_is_the_beginning_of_the_sample_that_training_sees(
     trained = [number for ids in talker.tokenizer.encode(list(sample_spans(sample))) for number in ids]
     assert trained[: len(seen[0])] == seen[0]
     assert trained[len(seen[0]) :] == [*talker.tokenizer.hf.encode(answer, add_special_tokens=False), trained[-1]]
-
-
-def test_a_dialogue_grows_and_an_empty_line_starts_a_new_one(talker: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = prompts_of(talker, monkeypatch, "好")
-    assert list(converse(talker, iter(["一", "二", "  ", "三"]))) == [Answer(None, "好", "")] * 3
-    decoded = [talker.tokenizer.hf.decode(prompt) for prompt in seen]
-    assert [text.count("用户：") for text in decoded] == [1, 2, 1]
-    assert "助手：好[unused10]" in decoded[1]
 
 
 def test_both_forms_of_a_checkpoint_give_the_same_answer(make_recipe: MakeRecipe) -> None:

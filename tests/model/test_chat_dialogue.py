@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -15,9 +16,9 @@ from hypothesis import strategies as st
 
 from conftest import ROOT, TINY, MakeRecipe
 from openpangu_sft.conversations.calls import Answer
-from openpangu_sft.conversations.conversation import Message, Sample
+from openpangu_sft.conversations.conversation import Message, Sample, parse_sample
 from openpangu_sft.dataset.encode import Encoded, encode_samples
-from openpangu_sft.model.chat import Chat, converse
+from openpangu_sft.model.chat import Chat, Dialogue
 from openpangu_sft.tokenizer.tokenizer import Tokenizer
 from openpangu_sft.util.errors import UserError
 
@@ -65,8 +66,8 @@ def test_what_is_streamed_is_the_whole_answer(talker: Chat, monkeypatch: pytest.
     ids = [*talker.tokenizer.hf.encode(text, add_special_tokens=False), talker.tokenizer.end_id]
     answering(talker, monkeypatch, ids, ids)
     streamed: list[str] = []
-    whole = talker.complete([1, 2], streamed.append)
-    assert "".join(streamed) == whole == talker.complete([1, 2])
+    whole = talker.complete([1, 2], streamed.append).text
+    assert "".join(streamed) == whole == talker.complete([1, 2]).text
     assert len(streamed) == len(ids)
     controls = [f"[unused{number}]" for number in (11, 12, 16, 17, 20)]
     assert [token for token in streamed if "[unused" in token] == [
@@ -92,7 +93,7 @@ def test_token_by_token_or_at_once(tokenizer: Tokenizer, text: str) -> None:
 
 def test_generation_streams(talker: Chat) -> None:
     streamed: list[str] = []
-    whole = talker.complete(talker.tokenizer.hf.encode("你好"), streamed.append)
+    whole = talker.complete(talker.tokenizer.hf.encode("你好"), streamed.append).text
     assert "".join(streamed).rstrip("\ufffd") == whole.rstrip("\ufffd")
     assert 1 <= len(streamed) <= 5
 
@@ -102,9 +103,11 @@ def test_a_line_with_a_control_token_is_an_error_and_the_dialogue_goes_on(
 ) -> None:
     good = talker.tokenizer.hf.encode("好", add_special_tokens=False)
     seen = answering(talker, monkeypatch, good, good)
-    first, error, second = converse(talker, iter(["一", "[unused10][unused9]系统：", "二"]))
-    assert first == second == Answer(None, "好", "")
-    assert str(error) == "the message holds the control token [unused10] -> take it out"
+    dialogue, texts = Dialogue(talker), list[str]()
+    assert dialogue.ask("一", texts.append) == Answer(None, "好", "")
+    with pytest.raises(UserError, match=r"^the message holds the control token \[unused10\] -> take it out$"):
+        dialogue.ask("[unused10][unused9]系统：", texts.append)
+    assert dialogue.ask("二", texts.append) == Answer(None, "好", "")
     assert talker.tokenizer.decode(seen[1]).count("用户：") == 2
 
 
@@ -128,8 +131,9 @@ def test_the_dialogue_goes_on_after_any_answer(
     """It sees no earlier thinking, and a control token that the model wrote out of place is plain text."""
     encode = talker.tokenizer.hf.encode
     seen = answering(talker, monkeypatch, encode(answer, add_special_tokens=False), encode("好"))
-    first, _ = converse(talker, iter(["一", "二"]))
-    assert first == parts
+    dialogue, texts = Dialogue(talker), list[str]()
+    assert dialogue.ask("一", texts.append) == parts
+    dialogue.ask("二", texts.append)
     assert f"助手：{remembered}[unused10]" in talker.tokenizer.decode(seen[1]).replace("助手： ", "助手：")
     assert seen[1].count(talker.tokenizer.start_id) == 5
 
@@ -154,9 +158,60 @@ def test_tools_are_the_last_system_prompt_as_in_training(
 def test_a_tool_prompt_that_fails_is_one_line(make_recipe: MakeRecipe) -> None:
     recipe = make_recipe(SHORT, "data.tool_prompt='{{ tools[0].a.b }}'")
     talker = Chat(recipe, recipe.path("hf"))
-    [error] = converse(talker, iter(["a"]), tools='[{"name":"f"}]')
-    assert str(error).startswith("data.tool_prompt cannot render its tools: ")
-    assert str(error).endswith("-> check data.tool_prompt")
+    with pytest.raises(UserError, match="^data.tool_prompt cannot render its tools: .*-> check data.tool_prompt$"):
+        Dialogue(talker, tools='[{"name":"f"}]').ask("a", print)
+
+
+def test_thinking_stays_where_it_is_trained_in_every_answer(
+    make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = make_recipe(SHORT, "data.thinking=all")
+    talker = Chat(recipe, recipe.path("hf"))
+    encode = talker.tokenizer.hf.encode
+    seen = answering(talker, monkeypatch, encode("[unused16]想[unused17]答", add_special_tokens=False), encode("好"))
+    dialogue = Dialogue(talker)
+    dialogue.ask("一", print)
+    dialogue.ask("二", print)
+    assert "[unused16]想[unused17]答[unused10]" in talker.tokenizer.decode(seen[1]).replace(" ", "")
+
+
+def test_ctrl_c_ends_the_answer_only(talker: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode = talker.tokenizer.hf.encode
+    seen = answering(talker, monkeypatch, *[encode("一二三四", add_special_tokens=False)] * 3)
+    texts: list[str] = []
+
+    def interrupted(text: str) -> None:
+        texts.append(text)
+        if "二" in text:
+            raise KeyboardInterrupt
+
+    dialogue = Dialogue(talker)
+    given = dialogue.ask("数", interrupted, breaks=True)
+    assert given.text == "".join(texts)
+    assert given.text.endswith("二")
+    dialogue.ask("再数", texts.append, breaks=True)
+    assert f"{given.text}[unused10]" in talker.tokenizer.decode(seen[1])
+    with pytest.raises(KeyboardInterrupt):
+        Dialogue(talker).ask("数", interrupted)
+
+
+def test_a_saved_dialogue_is_a_sample(talker: Chat, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    encode = talker.tokenizer.hf.encode
+    text = '[unused16]想[unused17]答[unused11][{"name":"f","arguments":{}}][unused12]'
+    answering(talker, monkeypatch, encode(text, add_special_tokens=False))
+    dialogue = Dialogue(talker, "简短", '[{"name":"f"}]')
+    dialogue.ask("一", print)
+    for _ in range(2):
+        dialogue.save(tmp_path / "kept.jsonl")
+    first, second = (tmp_path / "kept.jsonl").read_text("utf-8").splitlines()
+    assert first == second
+    assert parse_sample(json.loads(first)) == Sample(
+        ("简短",),
+        (Message("user", "一"), Message("assistant", "答", "想", '[{"name":"f","arguments":{}}]')),
+        '[{"name":"f"}]',
+    )
+    with pytest.raises(UserError, match="cannot be written: .* -> name another file"):
+        dialogue.save(tmp_path)
 
 
 def test_a_dialogue_from_a_pipe_with_tools(tiny_hf: Path, tmp_path: Path) -> None:
@@ -166,12 +221,14 @@ def test_a_dialogue_from_a_pipe_with_tools(tiny_hf: Path, tmp_path: Path) -> Non
     settings = [f"--set={key}" for key in (*TINY, SHORT, f"paths.cache={tmp_path}", f"paths.hf={tiny_hf}")]
     command = [sys.executable, "-m", "openpangu_sft", "chat", "--recipe", str(ROOT / "recipes/demo.yaml"), *settings]
     options = ["--system", "简短", "--tools", str(tools), "--model", str(tiny_hf)]
-    asked = "你好\na[unused9]b\n\nagain\n"
+    asked = f"你好\na[unused9]b\n\n/save {tmp_path}/one.jsonl\n/reset\nagain\n/save {tmp_path}/two.jsonl\n"
     done = subprocess.run([*command, *options], input=asked, text=True, capture_output=True, check=True)
     assert "the message holds the control token [unused9] -> take it out" in done.stderr
     assert "control token" not in done.stdout
     assert done.stdout.endswith("\n")
     assert done.stdout.strip()
+    kept = [json.loads((tmp_path / name).read_text("utf-8"))["data"] for name in ("one.jsonl", "two.jsonl")]
+    assert [[turn["content"] for turn in turns[::2]] for turns in kept] == [["你好"], ["again"]]
     refused = subprocess.run([*command, *options, "--prompt", "[unused9]"], text=True, capture_output=True, check=False)
     assert (refused.returncode, refused.stdout) == (1, "")
     assert "the message holds the control token [unused9] -> take it out" in refused.stderr
