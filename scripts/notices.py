@@ -43,7 +43,7 @@ UNDECLARED = {"sentencepiece": "Apache-2.0"}
 def locked(lock: str) -> dict[str, str]:
     """Name and version of every package of a lock."""
     text = (ROOT / "locks" / lock).read_text("utf-8")
-    return dict(re.findall(r"^([a-z0-9._-]+)==([^ ;\\]+)(?! ; sys_platform == 'win32')", text, re.MULTILINE))
+    return dict(re.findall(r"^([a-z0-9._-]+)==([^ ;\\]+)(?= )(?! ; sys_platform == 'win32')", text, re.MULTILINE))
 
 
 def licence_of(name: str, places: Sequence[str] = ()) -> str:

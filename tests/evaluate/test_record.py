@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import pytest
 from hypothesis import given
@@ -23,8 +23,9 @@ from openpangu_sft.evaluate.record import (
     read_evaluation,
     write_evaluation,
 )
+from openpangu_sft.evaluate.scores import RULES, Score
 from openpangu_sft.evaluate.stage import _resumed
-from openpangu_sft.report.page import _answers, _validation
+from openpangu_sft.report.page import _answers, _by_iteration
 from openpangu_sft.report.run import Run
 from openpangu_sft.util.errors import UserError
 from refusals import refusal_of
@@ -35,7 +36,7 @@ GOOD = {
     "held_out": {"packed": 3, "packs": 1, "tokens": 90, "trained_tokens": 40},
     "questions": [
         {"source": "p.txt:1", "turns": [["system", "s"], ["user", "q"]], "reference": "", "prompt": [1, 2]},
-        {"source": "p.txt:2", "turns": [["user", "r"]], "reference": "x", "prompt": [1, 3]},
+        {"source": "p.jsonl:2", "turns": [["user", "r"]], "reference": "x", "prompt": [1, 3], "score": "exact"},
     ],
     "results": [
         {"iteration": 0, "checkpoint": "/c", "files": [["a.pt", 1, 2]], "loss": 2.5, "answers": ["b", "c"]},
@@ -66,7 +67,7 @@ def used(evaluation: Evaluation, run: Path) -> None:
     _show(evaluation, run)
     runs = [Run("run", run, Manifest("run"), [], [], evaluation)]
     _answers(runs)
-    _validation(runs)
+    _by_iteration([evaluation.scores])
 
 
 def places(content: Any) -> Iterator[tuple[Any, Any]]:
@@ -111,6 +112,7 @@ def test_whatever_stands_in_it_is_usable_or_refused(run: Path, place: int, value
         (["results", 0, "iteration"], "0", "results.0.iteration: Input should be a valid integer"),
         (["questions", 1, "turns", 0], ["user"], "questions.1.turns.0: List should have at least 2 items"),
         (["held_out"], {"packed": 3}, "held_out: packed or trained_tokens is missing"),
+        (["questions", 1, "score"], "fuzzy", "questions.1.score: Input should be 'exact', 'contains' or 'choice'"),
         (["inputs"], [], "inputs: Input should be an object"),
     ],
 )
@@ -140,13 +142,80 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
 
 @given(st.lists(texts, max_size=3), st.floats(allow_nan=False), st.data())
 def test_it_is_read_as_it_was_written(run: Path, asked: list[str], loss: float, data: st.DataObject) -> None:
-    questions = [Question(f"p:{number}", [["user", text]], text, [number]) for number, text in enumerate(asked)]
+    scores = data.draw(st.lists(st.sampled_from([None, *RULES]), min_size=len(asked), max_size=len(asked)))
+    questions = [
+        Question(f"p:{number}", [["user", text]], text, [number], score)
+        for number, (text, score) in enumerate(zip(asked, scores))
+    ]
     answers = data.draw(st.just([]) | st.lists(texts, min_size=len(asked), max_size=len(asked)))
     results = [Result(0, "/c", [["a", 1, 2]], loss, answers), Result(3, "/c", [], None, [])]
     evaluation = Evaluation({"dataset": "x"}, {"chat.top_p": 1.0, "chat.max_new_tokens": 4}, {}, questions, results)
     write_evaluation(run, evaluation)
     assert read_evaluation(run) == evaluation
     used(evaluation, run)
+
+
+def test_a_file_of_a_version_without_scores_is_read_as_unscored(run: Path) -> None:
+    content: Any = copy.deepcopy(GOOD)
+    del content["questions"][1]["score"]
+    write(run, content)
+    evaluation = read_evaluation(run)
+    assert evaluation
+    assert [question.score for question in evaluation.questions] == [None, None]
+    assert evaluation.scores == {}
+
+
+@pytest.mark.parametrize(
+    ("answers", "verdict"),
+    [
+        ([], ""),
+        (["12"], "right"),
+        (["13"], "wrong"),
+        (["13", "12"], "became right"),
+        (["12", "12", "13"], "became wrong"),
+        (["13", "12", "11"], "wrong"),
+        (["12", "13", "It is 12."], "right"),
+        (["[unused16]12[unused17]13"], "wrong"),
+        (["[unused16]12, so 1", "[unused16]13?[unused17]12"], "became right"),
+        (['[unused11][{"name":"f","arguments":{"x":12}}][unused12]'], "wrong"),
+        (['12[unused11][{"name":"f","arguments":{}}][unused12]'], "right"),
+    ],
+)
+def test_only_the_text_of_answers_is_scored(answers: list[str], verdict: str) -> None:
+    question = Question("p:1", [["user", "q"]], "12", [1], "contains")
+    assert question.verdict(*answers) == verdict
+    assert replace(question, score=None).verdict(*answers) == ""
+
+
+def test_scores_count_the_scored_questions_of_checkpoints_that_were_asked() -> None:
+    questions = [Question(f"p:{number}", [["user", "q"]], "B", [1], score) for number, score in enumerate(SCORED)]
+    before = Result(0, "/c", [], None, ["", "B", "B", "A"])
+    after = Result(6, "/c", [], None, ["B", "B", "A and B", "So it is B"])
+    evaluation = Evaluation({}, {}, {}, questions, [before, Result(3, "/c", [], 1.0, []), after])
+    assert evaluation.scores == {0: "2/3", 6: "3/3"}
+
+
+SCORED: list[Optional[Score]] = [None, "exact", "contains", "choice"]
+
+
+def test_what_has_changed_is_printed_first_and_thinking_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [("a", None), ("b", "exact"), ("c", "exact"), ("d", "exact"), ("e", "exact")]
+    questions = [Question(f"p:{name}", [["user", f"q {name}"]], "12", [1], score) for name, score in asked]
+    before = Result(0, "/c", [], None, ["12", "12", "12", "11", "9"])
+    after = Result(6, "/c", [], None, ["12", "12", "13", "[unused16]1 + 11\n= 12[unused17]12", "9"])
+    _show(Evaluation({}, {}, {}, questions, [before, after]), tmp_path)
+    shown = capsys.readouterr().out
+    assert [line.split("│")[1:-1] for line in shown.splitlines() if line.startswith("│")] == [
+        [" before training ", " 2/4   "],
+        [" iteration 6     ", " 2/4   "],
+    ]
+    headings = [line for line in shown.splitlines() if line.startswith("p:")]
+    assert headings == ["p:d: became right", "p:c: became wrong", "p:e: wrong", "p:b: right", "p:a"]
+    wanted = "p:d: became right\nuser: q d\nexpected: 12\nbefore training: 11\n"
+    assert wanted + "iteration 6, thinking: 1 + 11\n= 12\niteration 6: 12\n\n" in shown
+    assert "p:a\nuser: q a\nreference: 12\n" in shown
 
 
 def test_nothing_is_there_yet(tmp_path: Path) -> None:

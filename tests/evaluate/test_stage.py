@@ -27,6 +27,7 @@ from openpangu_sft.checkpoint.weights import Weights
 from openpangu_sft.cli.main import app
 from openpangu_sft.cli.reports import _show
 from openpangu_sft.conversations.conversation import Message
+from openpangu_sft.conversations.format import run_format
 from openpangu_sft.dataset.index_file import VALIDATION, read_rows
 from openpangu_sft.dataset.merge import run_merge
 from openpangu_sft.dataset.preprocess import run_preprocess
@@ -34,7 +35,7 @@ from openpangu_sft.evaluate import questions, stage
 from openpangu_sft.evaluate.questions import questions_in, validation_questions
 from openpangu_sft.evaluate.record import EVALUATION, read_evaluation
 from openpangu_sft.evaluate.stage import run_evaluate
-from openpangu_sft.model.chat import Chat
+from openpangu_sft.model.chat import Chat, Completion
 from openpangu_sft.model.llama import SEGMENTS, build_model, inference_device
 from openpangu_sft.model.tensors import tensors_of
 from openpangu_sft.recipe.load import load_recipe
@@ -172,6 +173,86 @@ def test_prompts_from_a_file(recipe: Recipe, tmp_path: Path) -> None:
     conversations.write_text(json.dumps([{"messages": openai}]), "utf-8")
     (question,) = run_evaluate(recipe, conversations).questions
     assert (question.turns, question.reference) == ([["system", "S"], ["user", "Q"]], "A")
+
+
+def asked_as(tmp_path: Path, *records: dict[str, Any]) -> Path:
+    """A prompt file of records."""
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
+    return tmp_path / "q.jsonl"
+
+
+def test_questions_of_every_format_may_have_a_score(recipe: Recipe, tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "[unused16]hm[unused17]42"}]
+    prompts = asked_as(
+        tmp_path,
+        {"meta_prompt": [""], "data": turns, "score": "exact"},
+        {"messages": turns, "score": "contains"},
+        {"instruction": "q", "output": "b", "score": "choice"},
+        {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "score": None},
+        {"prompt": "q", "completion": "a"},
+    )
+    tokenizer = Tokenizer(recipe.path("hf"), recipe.tokenizer.trust_remote_code)
+    found = questions_in(prompts, recipe, tokenizer)
+    assert [(one.score, one.reference) for one in found] == [
+        ("exact", "42"),
+        ("contains", "42"),
+        ("choice", "b"),
+        (None, "a"),
+        (None, "a"),
+    ]
+    (tmp_path / "q.csv").write_text("instruction,output,score\nq,12,contains\nq,12,\n", "utf-8")
+    found = questions_in(tmp_path / "q.csv", recipe, tokenizer)
+    assert [one.score for one in found] == ["contains", None]
+
+
+def test_scores_before_and_after_training(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = iter(["twelve", "12", "So it is 12", "1"])
+    monkeypatch.setattr(Chat, "complete", lambda self, prompt: Completion(next(answers), 1, True))
+    record = {"instruction": "6 + 6?", "output": "12", "score": "contains"}
+    evaluation = run_evaluate(recipe, asked_as(tmp_path, record, {**record, "instruction": "11 + 1?"}))
+    assert evaluation.scores == {0: "1/2", 6: "1/2"}
+    assert read_evaluation(recipe.path("run")) == evaluation
+    _show(evaluation, recipe.path("run"))
+    headings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("q.jsonl:")]
+    assert headings == ["q.jsonl:1: became right", "q.jsonl:2: became wrong"]
+
+
+CALL = {"type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"output": "a", "score": "fuzzy"}, "score is 'fuzzy', expected exact, contains, choice"),
+        ({"output": "a", "score": 4.5}, "score is 4.5, expected exact"),
+        ({"output": "a", "score": ["exact"]}, "score is ['exact'], expected exact"),
+        ({"output": "", "score": "exact"}, "message 2 (assistant) is empty"),
+        ({"output": "。", "score": "contains"}, "score contains expects text as the last answer, and no calls"),
+        ({"output": "AB", "score": "choice"}, "score choice expects one letter from A to Z as the last answer"),
+        (
+            {"output": {"role": "assistant", "content": "12", "tool_calls": [CALL]}, "score": "exact"},
+            "score exact expects text as the last answer, and no calls",
+        ),
+    ],
+)
+def test_scores_that_are_none(recipe: Recipe, tmp_path: Path, record: dict[str, Any], message: str) -> None:
+    good = {"instruction": "q", "output": "a", "score": "exact"}
+    prompts = asked_as(tmp_path, good, {"instruction": "q", **record})
+    refusal = refusal_of(run_evaluate, recipe, prompts)
+    assert f"q.jsonl:2: {message}" in refusal
+    assert not (recipe.path("run") / EVALUATION).exists()
+
+
+def test_score_is_a_key_of_prompt_files_only(make: Callable[..., Recipe], tmp_path: Path) -> None:
+    record = {"instruction": "q", "output": "a", "score": "exact"}
+    prompts = asked_as(tmp_path, record)
+    recipe = make(f"paths.raw={prompts}", f"paths.samples={tmp_path / 'samples'}")
+    assert "unknown key score" in refusal_of(run_format, recipe)
+    ignored = make("data.ignore_keys=[score]")
+    tokenizer = Tokenizer(ignored.path("hf"), ignored.tokenizer.trust_remote_code)
+    assert [one.score for one in questions_in(prompts, ignored, tokenizer)] == [None]
 
 
 def test_nothing_is_evaluated_twice_and_other_questions_keep_the_losses(

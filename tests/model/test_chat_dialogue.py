@@ -158,7 +158,7 @@ def test_tools_are_the_last_system_prompt_as_in_training(
 def test_a_tool_prompt_that_fails_is_one_line(make_recipe: MakeRecipe) -> None:
     recipe = make_recipe(SHORT, "data.tool_prompt='{{ tools[0].a.b }}'")
     talker = Chat(recipe, recipe.path("hf"))
-    with pytest.raises(UserError, match="^data.tool_prompt cannot render its tools: .*-> check data.tool_prompt$"):
+    with pytest.raises(UserError, match=r"^data.tool_prompt cannot render its tools: .*-> check data.tool_prompt$"):
         Dialogue(talker, tools='[{"name":"f"}]').ask("a", print)
 
 
@@ -210,7 +210,7 @@ def test_a_saved_dialogue_is_a_sample(talker: Chat, monkeypatch: pytest.MonkeyPa
         (Message("user", "一"), Message("assistant", "答", "想", '[{"name":"f","arguments":{}}]')),
         '[{"name":"f"}]',
     )
-    with pytest.raises(UserError, match="cannot be written: .* -> name another file"):
+    with pytest.raises(UserError, match=r"cannot be written: .* -> name another file"):
         dialogue.save(tmp_path)
 
 

@@ -223,6 +223,61 @@ def test_answers_of_two_runs_that_began_with_different_models(recipe: Recipe, ot
         assert page.texts.count(f"{run.name}, before training") == questions
 
 
+def scored(run: Path, *answers: list[str]) -> None:
+    """Scores the first two questions of a run, and puts their answers of each checkpoint in place."""
+    evaluation = json.loads((run / EVALUATION).read_text("utf-8"))
+    for question in evaluation["questions"][:2]:
+        question.update(score="exact", reference="12")
+    for result, first in zip(evaluation["results"], answers):
+        result["answers"][:2] = first
+    (run / EVALUATION).write_text(json.dumps(evaluation), "utf-8")
+
+
+def cards(path: Path) -> list[list[str]]:
+    """Name of each question on the page, and its verdicts."""
+    source = path.read_text("utf-8")
+    found = re.findall(r'<section class="card question">\s*<h3>(.*?)</h3>', source)
+    return [[text.strip() for text in Texts(heading).texts if text.strip()] for heading in found]
+
+
+def test_scores_and_what_has_changed_first(recipe: Recipe) -> None:
+    scored(recipe.path("run"), ["12", "1"], ["1", "1"], ["[unused16]5?[unused17]12", "12."])
+    path = run_report(recipe)
+    source = path.read_text("utf-8")
+    rows = re.findall("<tr[^>]*><th>([^<]+)</th><td>([^<]+)</td>", source[source.index('id="scores"') :])
+    assert rows[:3] == [("before training", "1/2"), ("iteration 3", "0/2"), ("iteration 6", "2/2")]
+    first, second, *others = [question.source for question in read_evaluation(recipe.path("run")).questions]
+    assert cards(path) == [[second, "became right"], [first, "right"], *([other] for other in others)]
+    texts = [text for text in page_of(path).texts if text.strip()]
+    thinking = texts.index("iteration 6, thinking")
+    assert texts[thinking : thinking + 4] == ["iteration 6, thinking", "5?", "iteration 6", "12"]
+    assert (texts.count("expected"), texts.count("reference")) == (2, len(others))
+
+
+def test_a_page_without_scores_has_no_table_of_them(recipe: Recipe) -> None:
+    path = run_report(recipe)
+    assert 'id="scores"' not in path.read_text("utf-8")
+    assert all(len(card) == 1 for card in cards(path))
+
+
+def test_scores_of_two_runs(recipe: Recipe, other: Path) -> None:
+    run = recipe.path("run")
+    shutil.copy(run / EVALUATION, other)
+    scored(run, ["12", "1"], ["", ""], ["12", "12"])
+    scored(other, ["12", "1"], ["", ""], ["12", "1"])
+    path = run_report(recipe, None, other)
+    source = path.read_text("utf-8")
+    assert "<th>iteration 6</th><td>2/2</td><td>1/2</td>" in source
+    assert "different questions" not in source
+    changed, same, *_ = cards(path)
+    assert changed[1:] == [f"{run.name}: became right", "other: wrong"]
+    assert same[1:] == [f"{run.name}: right", "other: right"]
+    evaluation = json.loads((other / EVALUATION).read_text("utf-8"))
+    evaluation["questions"][0]["prompt"].append(1)
+    (other / EVALUATION).write_text(json.dumps(evaluation), "utf-8")
+    assert "The runs were asked different questions." in run_report(recipe, None, other).read_text("utf-8")
+
+
 def test_two_runs_whose_paths_differ_far_from_the_end(recipe: Recipe, other: Path, tmp_path: Path) -> None:
     places = [tmp_path / name / "experiment" / "run" for name in ("a", "b")]
     for place, run in zip(places, (recipe.path("run"), other)):

@@ -11,7 +11,7 @@ from typing import Callable, Optional
 import click
 
 from openpangu_sft.cli.options import option, stage
-from openpangu_sft.evaluate.record import EVALUATION, Evaluation, checkpoint_name, perplexity
+from openpangu_sft.evaluate.record import EVALUATION, VERDICTS, Evaluation, checkpoint_name, perplexity, shown_answer
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.console import console, print_rows, stdout
 from openpangu_sft.util.errors import printable
@@ -42,25 +42,30 @@ def report_command(recipe: Recipe, run: Optional[Path], other: Optional[Path], h
 
 
 def _show(evaluation: Evaluation, run: Path) -> None:
-    """Prints the loss of each checkpoint, then every question with the first and the last answer."""
-    console = stdout()
+    """Prints loss and score of each checkpoint, then every question with the first and the last answer."""
+    console, title, scores = stdout(), f"{len(evaluation.questions):,} questions", evaluation.scores
     if validation := evaluation.held_out:
-        print_rows(
-            f"{validation['packed']:,} validation samples, {validation['trained_tokens']:,} trained tokens",
-            ("checkpoint", "loss", "perplexity"),
-            [
-                (checkpoint_name(one.iteration), f"{one.loss:.4f}", perplexity(one.loss))
-                for one in evaluation.results
-                if one.loss is not None
-            ],
-            console,
-        )
+        title = f"{validation['packed']:,} validation samples, {validation['trained_tokens']:,} trained tokens, {title}"
+    table = [("checkpoint", "loss", "perplexity", "score")]
+    for one in evaluation.results:
+        loss = ("", "") if one.loss is None else (f"{one.loss:.4f}", perplexity(one.loss))
+        table.append((checkpoint_name(one.iteration), *loss, scores.get(one.iteration, "")))
+    filled = [column for column in zip(*table) if any(column[1:])]
+    if len(filled) > 1:
+        head, *rows = zip(*filled)
+        print_rows(title, head, rows, console)
     answered = evaluation.answered
     ends = answered[:: max(1, len(answered) - 1)]  # the base model and the newest checkpoint
+    asked = []
     for number, question in enumerate(evaluation.questions):
-        lines = [*question.turns, *([("reference", question.reference)] if question.reference else [])]
-        lines += [(checkpoint_name(result.iteration), result.answers[number]) for result in ends]
-        console.print(f"\n{question.source}", style="bold", markup=False, soft_wrap=True)
+        answers = {checkpoint_name(one.iteration): one.answers[number] for one in ends}
+        asked.append((question, question.verdict(*answers.values()), answers))
+    for question, verdict, answers in sorted(asked, key=lambda each: VERDICTS.index(each[1])):
+        reference = ("expected" if question.score else "reference", question.reference)
+        lines = [*question.turns, *([reference] if question.reference else [])]
+        lines += [line for each in answers.items() for line in shown_answer(*each).items()]
+        heading = ": ".join(filter(None, (question.source, verdict)))
+        console.print(f"\n{heading}", style="bold", markup=False, soft_wrap=True)
         for name, text in lines:
             shown = "\n".join(map(printable, text.split("\n"))) or "(nothing)"  # printable escapes line breaks too
             console.print(f"{name}: {shown}", markup=False, soft_wrap=True)

@@ -50,6 +50,14 @@ def split_answer(content: str, keys: Optional[Keys] = None) -> Answer:
     return Answer(None, content, "")
 
 
+def answer_of(text: str) -> Answer:
+    """The parts of a generated answer, which may be cut off inside of its thinking or its calls."""
+    if not text.startswith(THINKING[0]):
+        return split_answer(text)
+    thinking, _, rest = text.removeprefix(THINKING[0]).partition(THINKING[1])
+    return split_answer(rest)._replace(thinking=thinking)
+
+
 def split_thinking(content: str) -> tuple[Optional[str], str]:
     """Thinking and text of an answer with <think> tags (DeepSeek-R1, Qwen3); raises `BadSample` for one out of place.
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Optional
 
 import numpy as np
 
 from openpangu_sft.conversations.conversation import Message, Rules, Sample
 from openpangu_sft.conversations.convert import Converter
 from openpangu_sft.conversations.files import SUFFIXES, read_records, suffix_of
-from openpangu_sft.conversations.keys import BadSample
+from openpangu_sft.conversations.keys import EMPTY, BadSample
 from openpangu_sft.dataset.index_file import BEGINS, UNKNOWN, VALIDATION, Roles, Rows, role_of
 from openpangu_sft.dataset.segments import segment_runs
 from openpangu_sft.evaluate.record import Question
+from openpangu_sft.evaluate.scores import RULES, Score
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.tokenizer.template import HEADERS, prompt_spans
 from openpangu_sft.tokenizer.tokenizer import IGNORED, Tokenizer
@@ -29,9 +32,9 @@ LONGEST = 2048  # most tokens of a validation prompt: the memory of generation's
 
 def questions_in(path: Path, recipe: Recipe, tokenizer: Tokenizer) -> list[Question]:
     """The questions of a prompt file: .txt with one on each line; or conversations in any format that `make format`
-    takes, of which the last answer is the reference and all before it is the prompt.
+    takes, of which the last answer is the reference and all before it is the prompt; the key "score" is ours.
 
-    Raises `UserError` where it cannot be read, holds none, or one is no question or leaves no room for an answer.
+    Raises `UserError` where it cannot be read, holds none, or one is no question, cannot be scored or is too long.
     """
     if not path.is_file():
         what = "is a directory" if path.is_dir() else "no such file"
@@ -41,27 +44,37 @@ def questions_in(path: Path, recipe: Recipe, tokenizer: Tokenizer) -> list[Quest
         raise UserError(f"unknown kind of file {path.suffix or '(no suffix)'}", where=path, remedy=f"known: {known}")
     read = _lines(path) if path.suffix.lower() == ".txt" else _conversations(path, recipe)
     found = [
-        _question(f"{printable(path.name)}{place}", sample, recipe, tokenizer, f"{path}{place}")
-        for place, sample in read
+        replace(_question(f"{printable(path.name)}{place}", sample, recipe, tokenizer, f"{path}{place}"), score=score)
+        for place, sample, score in read
     ]
     if not found:
         raise UserError("holds no questions", where=path, remedy="write one on each line")
     return found
 
 
-def _lines(path: Path) -> Iterator[tuple[str, Sample]]:
+def _lines(path: Path) -> Iterator[tuple[str, Sample, None]]:
     for number, line in enumerate(read_utf8(path).splitlines(), 1):
         if line.strip():
-            yield f":{number}", Sample(("",), (Message("user", line.strip()), Message("assistant", "")))
+            yield f":{number}", Sample(("",), (Message("user", line.strip()), Message("assistant", ""))), None
 
 
-def _conversations(path: Path, recipe: Recipe) -> Iterator[tuple[str, Sample]]:
+def _conversations(path: Path, recipe: Recipe) -> Iterator[tuple[str, Sample, Optional[Score]]]:
     convert = Converter(recipe.data, Rules(recipe.data, trains=False))
     for record in read_records(path, recipe.data.encoding):
         try:
             if record.unreadable:
                 raise BadSample(record.unreadable)
-            yield record.place, convert(record.content)
+            content: Any = record.content
+            ours = isinstance(content, dict) and "score" not in recipe.data.ignore_keys
+            score = content.pop("score", None) if ours else None  # which conversations to train on do not have
+            if score not in (*EMPTY, *RULES):
+                raise BadSample(f"score is {reprlib.repr(score)}, expected {', '.join(RULES)}")
+            sample = convert(content)
+            text, calls = sample.data[-1].content, sample.data[-1].calls
+            if score and (calls or not RULES[score](text, text)):
+                wanted = "one letter from A to Z" if score == "choice" else "text"
+                raise BadSample(f"score {score} expects {wanted} as the last answer, and no calls")
+            yield record.place, sample, score or None
         except BadSample as error:
             raise UserError(str(error), where=f"{path}{record.place}", remedy="fix it") from None
 

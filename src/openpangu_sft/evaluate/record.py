@@ -12,9 +12,12 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from openpangu_sft import __version__
 from openpangu_sft.artifacts.atomic import write_durably
+from openpangu_sft.conversations.calls import answer_of
+from openpangu_sft.evaluate.scores import RULES, Score
 from openpangu_sft.util.errors import UserError, first_complaint
 
 EVALUATION = "evaluation.json"
+VERDICTS = ("became right", "became wrong", "wrong", "right", "")  # questions are shown in this order
 
 Scores = dict[str, list[float]]
 """Of a benchmark: value and standard error, if it has one, by "task metric"."""
@@ -28,6 +31,12 @@ class Question:
     turns: list[Annotated[list[str], Field(min_length=2, max_length=2)]]  # role, content; the system prompt is first
     reference: str  # the answer there, or empty
     prompt: list[int]  # token ids for the model, the assistant's header last
+    score: Optional[Score] = None  # how answers are compared with the reference; None: not at all
+
+    def verdict(self, *answers: str) -> str:
+        """One of `VERDICTS` on the last of some generated answers, "became" unless on the first too; empty for none."""
+        right = [RULES[self.score](self.reference, answer_of(one).text) for one in answers if self.score]
+        return ("became " if right[0] != right[-1] else "") + ("right" if right[-1] else "wrong") if right else ""
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,13 @@ class Evaluation:
         """The results that have answers."""
         return [result for result in self.results if result.answers]
 
+    @property
+    def scores(self) -> dict[int, str]:
+        """Right answers of all that are scored, as 7/10, by iteration; empty without questions that have a score."""
+        verdicts = {one.iteration: [*map(Question.verdict, self.questions, one.answers)] for one in self.answered}
+        scored = sum(question.score is not None for question in self.questions)
+        return {number: f"{found.count('right')}/{scored}" for number, found in verdicts.items() if scored}
+
     def add(self, result: Result) -> None:
         """Adds a result, or replaces that of its iteration."""
         others = [other for other in self.results if other.iteration != result.iteration]
@@ -66,6 +82,12 @@ class Evaluation:
 
 def checkpoint_name(iteration: int) -> str:
     return f"iteration {iteration:,}" if iteration else "before training"
+
+
+def shown_answer(who: str, answer: str) -> dict[str, str]:
+    """What is shown of a generated answer: its thinking, if any, apart from text and calls."""
+    found = answer_of(answer)
+    return {**({f"{who}, thinking": found.thinking} if found.thinking else {}), who: found.text + found.calls}
 
 
 def perplexity(loss: float) -> str:

@@ -16,7 +16,7 @@ from openpangu_sft.artifacts.artifact import MANIFEST, parse_manifest
 from openpangu_sft.checkpoint.hf import open_hf
 from openpangu_sft.checkpoint.lora import is_adapter
 from openpangu_sft.checkpoint.source import open_checkpoint
-from openpangu_sft.conversations.calls import CALLS, THINKING, Answer, split_answer
+from openpangu_sft.conversations.calls import CALLS, THINKING, Answer, answer_of
 from openpangu_sft.conversations.conversation import Message, Sample
 from openpangu_sft.conversations.keys import BadSample
 from openpangu_sft.model.llama import build_model, inference_device
@@ -143,14 +143,6 @@ class Chat:
         answer = output[0, len(prompt) :].tolist()
         ended = answer[-1:] == [self.tokenizer.end_id]
         return Completion(self.tokenizer.decode_reply(answer[: len(answer) - ended]), len(answer), ended)
-
-
-def answer_of(text: str) -> Answer:
-    """The parts of a generated answer, which may be cut off inside of its thinking or its calls."""
-    if not text.startswith(THINKING[0]):
-        return split_answer(text)
-    thinking, _, rest = text.removeprefix(THINKING[0]).partition(THINKING[1])
-    return split_answer(rest)._replace(thinking=thinking)
 
 
 class _Stream(BaseStreamer):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from openpangu_sft.artifacts.atomic import write_durably
 from openpangu_sft.artifacts.checks import absolute, page_place
-from openpangu_sft.evaluate.record import Question, Result, checkpoint_name, perplexity
+from openpangu_sft.evaluate.record import VERDICTS, Question, Result, checkpoint_name, perplexity, shown_answer
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.report.charts import COLOURS, charts_of
 from openpangu_sft.report.run import Run, read_run
@@ -72,7 +72,8 @@ def _render(runs: Sequence[Run]) -> str:
         tiles=[Row(name, [figure(run) for run in runs]) for name, figure in _TILES.items()],
         charts=[(title, Markup(svg)) for title, svg in charts_of(runs)],
         data=[Row(name, [figure(run) for run in runs]) for name, figure in _DATA.items()],
-        validation=_validation(runs),
+        validation=_by_iteration([{place: _nats(loss) for place, loss in run.validation_losses} for run in runs]),
+        scores=_by_iteration([run.evaluation.scores if run.evaluation else {} for run in runs]),
         answers=_answers(runs),
         settings=_table([run.manifest.settings for run in runs]),
         inputs=_table([run.manifest.inputs for run in runs]),
@@ -130,23 +131,18 @@ _DATA: _Figures = {
 }
 
 
-def _validation(runs: Sequence[Run]) -> list[Row]:
-    """Validation loss by iteration."""
-    losses = [dict(run.validation_losses) for run in runs]
-    return [
-        Row(checkpoint_name(number), [_nats(each.get(number)) for each in losses])
-        for number in sorted({number for each in losses for number in each})
-    ]
+def _by_iteration(figures: Sequence[Mapping[int, str]]) -> list[Row]:
+    """A row for each checkpoint that a run has a figure of."""
+    numbers = sorted({number for each in figures for number in each})
+    return [Row(checkpoint_name(number), [each.get(number, "") for each in figures]) for number in numbers]
 
 
-def _nats(loss: Optional[float]) -> str:
-    if loss is None:
-        return ""
+def _nats(loss: float) -> str:
     return f"{loss:.4f}" + (f" (perplexity {there})" if (there := perplexity(loss)) else "")
 
 
-def _answers(runs: Sequence[Run]) -> list[tuple[Question, dict[str, str]]]:
-    """The questions of the first run that has any, each with the answers of all runs that were asked it."""
+def _answers(runs: Sequence[Run]) -> list[tuple[Question, dict[str, str], dict[str, str]]]:
+    """The questions of the first run that has any, each with verdicts on all runs that were asked it, and answers."""
     asked = next((run.evaluation.questions for run in runs if run.evaluation and run.evaluation.answered), [])
     found = []
     for question in asked:
@@ -156,9 +152,10 @@ def _answers(runs: Sequence[Run]) -> list[tuple[Question, dict[str, str]]]:
         for run, iteration, answer in given:
             who = checkpoint_name(iteration)
             alone = len(runs) == 1 or (not iteration and len(before) == 1)
-            lines[who if alone else f"{run.name}, {who}"] = answer
-        found.append((question, lines))
-    return found
+            lines.update(shown_answer(who if alone else f"{run.name}, {who}", answer))
+        verdicts = {each.name: question.verdict(*(answer for run, _, answer in given if run is each)) for each in runs}
+        found.append((question, verdicts, lines))
+    return sorted(found, key=lambda each: min(map(VERDICTS.index, each[1].values())))
 
 
 def _ends(run: Run, question: Question) -> list[tuple[Result, str]]:

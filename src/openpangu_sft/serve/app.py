@@ -23,9 +23,9 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from openpangu_sft.conversations.calls import call_text
+from openpangu_sft.conversations.calls import answer_of, call_text
 from openpangu_sft.conversations.keys import BadSample
-from openpangu_sft.model.chat import Chat, Completion, Parts, answer_of
+from openpangu_sft.model.chat import Chat, Completion, Parts
 from openpangu_sft.serve.request import Request
 from openpangu_sft.util.errors import UserError
 
