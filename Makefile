@@ -53,6 +53,7 @@ PYPI_INDEX ?= https://pypi.org/simple
 ##= DTYPE  for convert, export: fp32|bf16|fp16: type of the weights (unchanged)
 ##= FORM  for export: llama|openpangu|peft: llama loads without remote code, peft is LoRA adapters alone (llama)
 ##= PROMPTS  for evaluate: questions, a .txt file with one per line, or conversations (some of the validation set)
+##= BENCH  for evaluate: tasks of lm-evaluation-harness, or YAML files of tasks, with commas
 ##= HF  for verify: Hugging Face checkpoint (paths.hf)
 ##= MCORE  for verify: Megatron-core checkpoint or run (paths.mcore)
 ##= ONLY  for verify: tensors|manifest: no logits; or only the files of MCORE against their checksums (everything)
@@ -94,7 +95,7 @@ TRL ?=
 
 # Values are text and not Make: a $ in a prompt stays a $.
 options := RECIPE SET SHARD SAMPLE HTML RUN WITH DATASET PROMPT SYSTEM TOOLS MODEL FROM ITERATION DTYPE FORM PROMPTS
-options += HF MCORE ONLY MEMORY TOKENS_PER_SECOND DRY_RUN RESUME JSON PEERS CLAIM LISTEN
+options += HF MCORE ONLY MEMORY TOKENS_PER_SECOND DRY_RUN RESUME JSON PEERS CLAIM LISTEN BENCH
 $(foreach v,$(options) $(typed) VENV PYPI_INDEX SIZE DATA_DIR NNODES TARGET ARCH,$(eval override $v := $$(value $v)))
 ifneq ($(NNODES),)
 override SET += parallel.nodes=$(NNODES)

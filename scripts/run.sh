@@ -74,7 +74,7 @@ mount() { # <absolute path>
 }
 # Variables that a container needs: options, and what several machines and the libraries between them use.
 read -ra options <<<"${MAKE_OPTIONS:-}"
-mapfile -t variables < <(compgen -e | grep -E '^(MASTER_ADDR|MASTER_PORT|NNODES|NODE_RANK|OMP_NUM_THREADS|OPENPANGU_API_KEY|NO_COLOR|TERM|(GLOO|TP)_SOCKET_IFNAME|(HCCL|WANDB|SWANLAB)_.*)$')
+mapfile -t variables < <(compgen -e | grep -E '^(MASTER_ADDR|MASTER_PORT|NNODES|NODE_RANK|OMP_NUM_THREADS|OPENPANGU_API_KEY|NO_COLOR|TERM|(GLOO|TP)_SOCKET_IFNAME|(HCCL|HF|WANDB|SWANLAB)_.*)$')
 given=() sets=()
 for option in "${options[@]}"; do
     variable=OPENPANGU_$option

@@ -21,6 +21,7 @@ from click.testing import CliRunner
 from transformers import LlamaForCausalLM
 
 from conftest import ROOT, TINY, conversation, write_samples
+from evaluate.test_benchmark import CHOICE, task
 from openpangu_sft.checkpoint.convert import run_convert
 from openpangu_sft.checkpoint.mcore_reader import open_mcore
 from openpangu_sft.checkpoint.weights import Weights
@@ -32,6 +33,7 @@ from openpangu_sft.dataset.index_file import VALIDATION, read_rows
 from openpangu_sft.dataset.merge import run_merge
 from openpangu_sft.dataset.preprocess import run_preprocess
 from openpangu_sft.evaluate import questions, stage
+from openpangu_sft.evaluate.benchmark import Benchmarks
 from openpangu_sft.evaluate.questions import questions_in, validation_questions
 from openpangu_sft.evaluate.record import EVALUATION, read_evaluation
 from openpangu_sft.evaluate.stage import run_evaluate
@@ -631,3 +633,30 @@ def test_an_npu_is_taken_where_torch_npu_sees_one(
         assert inference_device(npus) == "npu"
         fake.npu.is_available = lambda: False
         assert inference_device(npus) == "cpu"
+
+
+def test_benchmarks_before_and_after_once_each(
+    make: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the questions of an earlier evaluation, and without any questions where there are none to ask."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
+    recipe, name = make(), task(tmp_path, CHOICE)
+    (tmp_path / "asked.txt").write_text("一？\n", "utf-8")
+    asked = run_evaluate(recipe, tmp_path / "asked.txt")
+    found = run_evaluate(recipe, wanted="all", tasks=[name])
+    assert found.questions == asked.questions
+    assert [result.answers for result in found.results][:: len(found.results) - 1] == [
+        result.answers for result in asked.results
+    ]
+    [benchmark] = Benchmarks([name]).names
+    assert [[*result.benchmarks] for result in found.results] == [[benchmark]] * 3
+    assert [*found.benchmarks["capitals acc"]] == [0, 3, 6]
+    _show(found, recipe.path("run"))
+    assert re.search(r"capitals acc +│? *before training +│? *[0-9.]+ ± [0-9.]+", capsys.readouterr().out)
+    page = run_report(recipe).read_text("utf-8")
+    assert "<h3>capitals acc</h3>" in page
+    monkeypatch.setattr(Benchmarks, "scores", lambda *_: pytest.fail("is done already"))
+    assert run_evaluate(recipe, wanted="all", tasks=[name]).results == found.results
+    (tmp_path / "asked.txt").write_text("二？\n", "utf-8")
+    other = run_evaluate(recipe, tmp_path / "asked.txt")
+    assert [[*result.benchmarks] for result in other.results] == [[benchmark]] * 3

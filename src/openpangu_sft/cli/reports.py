@@ -19,12 +19,14 @@ from openpangu_sft.util.errors import printable
 
 @stage("evaluate", "--iteration all --prompts prompts.txt")
 @option("--prompts", type=Path, metavar="FILE", help="questions, one per line in a .txt, or conversations")
-@option("--iteration", metavar="N", help="of the run, or all  [default: the newest]")
-def evaluate_command(recipe: Recipe, prompts: Optional[Path], iteration: Optional[str]) -> None:
-    """Validation loss and answers, before and after training."""
+@option("--iteration", metavar="N", help="of the run, best, or all  [default: the newest]")
+@option("--bench", default="", metavar="TASKS", help="of lm-evaluation-harness, or YAML files of tasks, with commas")
+def evaluate_command(recipe: Recipe, prompts: Optional[Path], iteration: Optional[str], bench: str) -> None:
+    """Validation loss, answers and benchmarks, before and after training."""
     from openpangu_sft.evaluate.stage import run_evaluate
 
-    _show(run_evaluate(recipe, prompts, iteration), recipe.path("run"))
+    tasks = [task.strip() for task in bench.split(",") if task.strip()]
+    _show(run_evaluate(recipe, prompts, iteration, tasks), recipe.path("run"))
 
 
 @stage("report", "--run /cache/sft_outputs --with /cache/sft_lower_lr")
@@ -54,6 +56,13 @@ def _show(evaluation: Evaluation, run: Path) -> None:
     if len(filled) > 1:
         head, *rows = zip(*filled)
         print_rows(title, head, rows, console)
+    benchmarks = [
+        (label, checkpoint_name(number), value)
+        for label, values in evaluation.benchmarks.items()
+        for number, value in values.items()
+    ]
+    if benchmarks:
+        print_rows("benchmarks, with standard errors", ("task and metric", "checkpoint", "value"), benchmarks, console)
     answered = evaluation.answered
     ends = answered[:: max(1, len(answered) - 1)]  # the base model and the newest checkpoint
     asked = []

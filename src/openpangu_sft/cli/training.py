@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import socket
@@ -118,9 +119,6 @@ def serve_command(recipe: Recipe, model: Optional[Path], iteration: Optional[str
     On any machine, for trying it out; docs/serving.md has vLLM on NPUs. Beyond this machine it listens only with a key
     (OPENPANGU_API_KEY).
     """
-    from openpangu_sft.model.chat import Chat, default_checkpoint
-    from openpangu_sft.serve.app import Endpoint, serve
-
     key = os.environ.get("OPENPANGU_API_KEY", "")
     host, _, port = listen.rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65535:
@@ -130,14 +128,24 @@ def serve_command(recipe: Recipe, model: Optional[Path], iteration: Optional[str
         what = f"{host} without a key: anybody who reaches it could ask"
         raise UserError(what, where="LISTEN", remedy="export OPENPANGU_API_KEY=…")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.create_server((host, int(port)), family=family) as listening:
+    try:
+        listening = socket.create_server((host, int(port)), family=family)
+    except OSError as error:
+        what = f"{listen}: {str(error.strerror).partition(' (')[0]}"  # Python adds the address
+        raise UserError(what, where="LISTEN", remedy="give another address or port") from None
+    from openpangu_sft.model.chat import Chat, default_checkpoint
+    from openpangu_sft.serve.app import Endpoint, serve
+
+    with listening:
         run = recipe.path("run") if iteration else default_checkpoint(recipe)
         checkpoint = model.absolute() if model else run
         chat = Chat(recipe, checkpoint, iteration_in(checkpoint, iteration))
         name = printable(checkpoint.name)
         address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}/v1"
         say(f"serving {name} at {address}; Ctrl-C to stop")
-        serve(Endpoint(chat, name, key), listening)
+        with contextlib.suppress(KeyboardInterrupt):  # raised again when all connections are closed
+            serve(Endpoint(chat, name, key), listening)
+    say("stopped")
 
 
 @stage("demo", "--set paths.cache=/tmp/demo", default_recipe="recipes/demo.yaml")

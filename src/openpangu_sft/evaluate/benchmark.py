@@ -20,6 +20,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import load_yaml_config
 
+from openpangu_sft.artifacts.artifact import sha256_of
 from openpangu_sft.conversations.calls import THINKING
 from openpangu_sft.conversations.conversation import Message
 from openpangu_sft.evaluate.record import Scores
@@ -97,18 +98,24 @@ class _Model(HFLM):  # type: ignore[misc]  # lm_eval has no types
 
 
 class Benchmarks:
-    """Tasks by their names in the harness, or in YAML files of its form; raises `UserError` for one that is neither."""
+    """Tasks by their names in the harness, or in YAML files of its form; raises `UserError` for one that is neither.
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self.names = names
-        files = [name for name in names if Path(name).is_file()]
-        self._manager = TaskManager(verbosity="ERROR", include_defaults=len(files) < len(names))  # reads 10,000 files
+    The names that results are kept under are in `names`: a file's has the beginning of its sha256.
+    """
+
+    def __init__(self, tasks: Sequence[str]) -> None:
+        files = [task for task in tasks if Path(task).is_file()]
+        self._manager = TaskManager(verbosity="ERROR", include_defaults=len(files) < len(tasks))  # reads 10,000 files
         self._tasks: dict[str, Any] = {}
-        for name in names:
-            if name not in files and name not in self._manager.all_tasks:
-                what = f"{name} is no task of lm-evaluation-harness, nor a file"
+        for task in tasks:
+            if task in files:
+                self._tasks[f"{task} {sha256_of(Path(task))[:8]}"] = _task_in(task)
+            elif task in self._manager.all_tasks:
+                self._tasks[task] = task
+            else:
+                what = f"{task} is no task of lm-evaluation-harness, nor a file"
                 raise UserError(what, where="BENCH", remedy="see lm-eval --tasks list")
-            self._tasks[name] = _task_in(name) if name in files else name
+        self.names = [*self._tasks]
 
     def scores(self, name: str, chat: Chat) -> Scores:
         """Asks a model one of them; raises `UserError` where its data cannot be had or a prompt does not fit."""
@@ -121,7 +128,7 @@ class Benchmarks:
                 fewshot_as_multiturn=True,
                 log_samples=False,
             )
-        except (OSError, ValueError, DatasetsError) as error:
+        except (OSError, ValueError, AssertionError, DatasetsError) as error:
             first_line = (str(error).strip().splitlines() or [repr(error)])[0]
             raise UserError(
                 f"cannot be run: {first_line}", where=f"BENCH={name}", remedy="see docs/evaluate.md"

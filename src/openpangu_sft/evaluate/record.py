@@ -74,6 +74,15 @@ class Evaluation:
         scored = sum(question.score is not None for question in self.questions)
         return {number: f"{found.count('right')}/{scored}" for number, found in verdicts.items() if scored}
 
+    @property
+    def benchmarks(self) -> dict[str, dict[int, str]]:
+        """Value and standard error by task with metric, and iteration."""
+        found: dict[str, dict[int, str]] = {}
+        for one in self.results:
+            for label, numbers in (each for scores in one.benchmarks.values() for each in scores.items()):
+                found.setdefault(label, {})[one.iteration] = " ± ".join(f"{number:.4f}" for number in numbers)
+        return found
+
     def add(self, result: Result) -> None:
         """Adds a result, or replaces that of its iteration."""
         others = [other for other in self.results if other.iteration != result.iteration]

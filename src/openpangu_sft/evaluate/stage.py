@@ -130,7 +130,7 @@ def _prepare(recipe: Recipe, dataset: Manifest, prompts: Optional[Path], other: 
     return Evaluation(inputs, settings, validation, questions)
 
 
-def _resumed(earlier: Optional[Evaluation], now: Evaluation, any_questions: bool) -> Evaluation:
+def _resumed(earlier: Optional[Evaluation], now: Evaluation, any_questions: bool = False) -> Evaluation:
     """The earlier evaluation if it is the same, else a new one with losses and benchmarks that still hold."""
     if earlier is None or earlier.version != now.version:
         return now

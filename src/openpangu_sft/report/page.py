@@ -74,6 +74,7 @@ def _render(runs: Sequence[Run]) -> str:
         data=[Row(name, [figure(run) for run in runs]) for name, figure in _DATA.items()],
         validation=_by_iteration([{place: _nats(loss) for place, loss in run.validation_losses} for run in runs]),
         scores=_by_iteration([run.evaluation.scores if run.evaluation else {} for run in runs]),
+        benchmarks=_benchmarks(runs),
         answers=_answers(runs),
         settings=_table([run.manifest.settings for run in runs]),
         inputs=_table([run.manifest.inputs for run in runs]),
@@ -135,6 +136,11 @@ def _by_iteration(figures: Sequence[Mapping[int, str]]) -> list[Row]:
     """A row for each checkpoint that a run has a figure of."""
     numbers = sorted({number for each in figures for number in each})
     return [Row(checkpoint_name(number), [each.get(number, "") for each in figures]) for number in numbers]
+
+
+def _benchmarks(runs: Sequence[Run]) -> dict[str, list[Row]]:
+    found = [run.evaluation.benchmarks if run.evaluation else {} for run in runs]
+    return {label: _by_iteration([each.get(label, {}) for each in found]) for each in found for label in each}
 
 
 def _nats(loss: float) -> str:
