@@ -97,6 +97,8 @@ class Place:
         prepare(recipe)
         shutil.move(recipe.path("raw"), self.clone / "conversations")
         (self.clone / "prompts.txt").write_text("云雾茶社几点开门？\n", "utf-8")
+        questions = next(block.lines for block in blocks(ROOT / "docs/evaluate.md") if block.lines[0].startswith("{"))
+        (self.clone / "questions.jsonl").write_text("\n".join(questions), "utf-8")
         shutil.move(recipe.path("hf"), self.clone / "openPangu-Embedded-1B")
         (directory / "home").mkdir()
         (directory / "home/cache").symlink_to(self.cache)

@@ -13,20 +13,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openpangu_sft.artifacts.artifact import Manifest
 from openpangu_sft.cli.reports import _show
 from openpangu_sft.evaluate.record import (
     EVALUATION,
     Evaluation,
     Question,
     Result,
+    compared,
     read_evaluation,
     write_evaluation,
 )
 from openpangu_sft.evaluate.scores import RULES, Score
 from openpangu_sft.evaluate.stage import _resumed
-from openpangu_sft.report.page import _answers, _by_iteration
-from openpangu_sft.report.run import Run
+from openpangu_sft.report.page import _by_iteration
 from openpangu_sft.util.errors import UserError
 from refusals import refusal_of
 
@@ -65,8 +64,7 @@ def write(run: Path, content: object) -> None:
 def used(evaluation: Evaluation, run: Path) -> None:
     """What make evaluate and make report take from it."""
     _show(evaluation, run)
-    runs = [Run("run", run, Manifest("run"), [], [], evaluation)]
-    _answers(runs)
+    compared({"a": evaluation, "b": None})
     _by_iteration([evaluation.scores])
 
 
@@ -196,6 +194,17 @@ def test_scores_count_the_scored_questions_of_checkpoints_that_were_asked() -> N
 
 
 SCORED: list[Optional[Score]] = [None, "exact", "contains", "choice"]
+
+
+def test_a_file_may_ask_the_same_twice() -> None:
+    twice = [Question(f"p:{number}", [["user", "q"]], "B", [1], "choice") for number in (1, 2)]
+    evaluation = Evaluation({}, {}, {}, twice, [Result(0, "/c", [], None, ["A", "B"])])
+    assert [
+        (question.source, verdicts["run"], lines) for question, verdicts, lines in compared({"run": evaluation})
+    ] == [
+        ("p:1", "wrong", {"before training": "A"}),
+        ("p:2", "right", {"before training": "B"}),
+    ]
 
 
 def test_what_has_changed_is_printed_first_and_thinking_apart(

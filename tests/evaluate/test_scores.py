@@ -121,6 +121,7 @@ def test_contains_no_part_of_a_word_or_a_number(expected: str, answer: str) -> N
         *["故选：B。", "应选（B）", "我的选择是B", "因此选择选项B", "选B，A错误", "选B，不选A", "不应选A，选B"],
         "答案是 A 吗？再算一遍，应该选 B。",
         "选项A错误，选项B正确，所以答案选B",
+        "答案是B。选项A错误，选项C也错误。",
         "正确的选项为 B。A、C、D 不对",
         "A. 上海\nB. 北京\nC. 广州\n答案：B",
         *["答案是 \\boxed{B}", "$$\\boxed{\\text{B}}$$", "The answer is:\n\n$$\n\\boxed{\\text{B}}\n$$"],
@@ -139,12 +140,29 @@ def test_an_answer_decides_for_b(answer: str) -> None:
     "answer",
     [
         *["", "A", "北京", "Banana", "12", "不知道", "BB", "a b"],
-        *["A和B", "答案是A和B", "选A、B", "选AB", "B 或 C", "A、B、C 都有可能", "The answer is A or B", "选 A, B."],
         *["答案：A", "答案是A，而不是B", "选项B错误，答案是A", "The answer is A, not B", "\\boxed{A}, not B"],
     ],
 )
 def test_an_answer_does_not_decide_for_b(answer: str) -> None:
     assert not choice("B", answer)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "A和B",
+        "答案是A和B",
+        "选A、B",
+        "选A、B、D。",
+        "选AB",
+        "A 或 B",
+        "A、B、C 都有可能",
+        "The answer is A or B",
+        "选 A, B.",
+    ],
+)
+def test_several_letters_decide_for_none(answer: str) -> None:
+    assert not any(choice(letter, answer) for letter in "ABCD")
 
 
 @pytest.mark.parametrize(

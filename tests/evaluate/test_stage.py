@@ -231,11 +231,11 @@ CALL = {"type": "function", "function": {"name": "f", "arguments": "{}"}}
         ({"output": "a", "score": 4.5}, "score is 4.5, expected exact"),
         ({"output": "a", "score": ["exact"]}, "score is ['exact'], expected exact"),
         ({"output": "", "score": "exact"}, "message 2 (assistant) is empty"),
-        ({"output": "。", "score": "contains"}, "score contains expects text as the last answer, and no calls"),
-        ({"output": "AB", "score": "choice"}, "score choice expects one letter from A to Z as the last answer"),
+        ({"output": "。", "score": "contains"}, "score contains expects a text as the last answer"),
+        ({"output": "AB", "score": "choice"}, "score choice expects a text as the last answer, for choice one letter"),
         (
             {"output": {"role": "assistant", "content": "12", "tool_calls": [CALL]}, "score": "exact"},
-            "score exact expects text as the last answer, and no calls",
+            "score exact expects a text as the last answer, for choice one letter, and no calls",
         ),
     ],
 )

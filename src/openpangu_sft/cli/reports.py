@@ -11,7 +11,7 @@ from typing import Callable, Optional
 import click
 
 from openpangu_sft.cli.options import option, stage
-from openpangu_sft.evaluate.record import EVALUATION, VERDICTS, Evaluation, checkpoint_name, perplexity, shown_answer
+from openpangu_sft.evaluate.record import EVALUATION, Evaluation, checkpoint_name, compared, perplexity
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.console import console, print_rows, stdout
 from openpangu_sft.util.errors import printable
@@ -63,19 +63,11 @@ def _show(evaluation: Evaluation, run: Path) -> None:
     ]
     if benchmarks:
         print_rows("benchmarks, with standard errors", ("task and metric", "checkpoint", "value"), benchmarks, console)
-    answered = evaluation.answered
-    ends = answered[:: max(1, len(answered) - 1)]  # the base model and the newest checkpoint
-    asked = []
-    for number, question in enumerate(evaluation.questions):
-        answers = {checkpoint_name(one.iteration): one.answers[number] for one in ends}
-        asked.append((question, question.verdict(*answers.values()), answers))
-    for question, verdict, answers in sorted(asked, key=lambda each: VERDICTS.index(each[1])):
-        reference = ("expected" if question.score else "reference", question.reference)
-        lines = [*question.turns, *([reference] if question.reference else [])]
-        lines += [line for each in answers.items() for line in shown_answer(*each).items()]
-        heading = ": ".join(filter(None, (question.source, verdict)))
+    for question, verdicts, lines in compared({"": evaluation}):
+        heading = ": ".join(filter(None, (question.source, *verdicts.values())))
         console.print(f"\n{heading}", style="bold", markup=False, soft_wrap=True)
-        for name, text in lines:
+        reference = ("expected" if question.score else "reference", question.reference)
+        for name, text in [*question.turns, *([reference] if question.reference else []), *lines.items()]:
             shown = "\n".join(map(printable, text.split("\n"))) or "(nothing)"  # printable escapes line breaks too
             console.print(f"{name}: {shown}", markup=False, soft_wrap=True)
     console.print(f"\nfull results: {printable(str(run / EVALUATION))}", markup=False, soft_wrap=True)

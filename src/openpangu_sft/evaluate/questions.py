@@ -64,16 +64,14 @@ def _conversations(path: Path, recipe: Recipe) -> Iterator[tuple[str, Sample, Op
         try:
             if record.unreadable:
                 raise BadSample(record.unreadable)
-            content: Any = record.content
-            ours = isinstance(content, dict) and "score" not in recipe.data.ignore_keys
-            score = content.pop("score", None) if ours else None  # which conversations to train on do not have
+            keys: Any = {} if "score" in recipe.data.ignore_keys else record.content
+            score = keys.pop("score", None) if isinstance(keys, dict) else None  # a key of prompt files only
             if score not in (*EMPTY, *RULES):
                 raise BadSample(f"score is {reprlib.repr(score)}, expected {', '.join(RULES)}")
-            sample = convert(content)
+            sample = convert(record.content)
             text, calls = sample.data[-1].content, sample.data[-1].calls
             if score and (calls or not RULES[score](text, text)):
-                wanted = "one letter from A to Z" if score == "choice" else "text"
-                raise BadSample(f"score {score} expects {wanted} as the last answer, and no calls")
+                raise BadSample(f"score {score} expects a text as the last answer, for choice one letter, and no calls")
             yield record.place, sample, score or None
         except BadSample as error:
             raise UserError(str(error), where=f"{path}{record.place}", remedy="fix it") from None

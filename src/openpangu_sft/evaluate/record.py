@@ -1,4 +1,4 @@
-"""evaluation.json in a run: questions, and loss and answers of its checkpoints."""
+"""evaluation.json in a run: questions, loss and answers of its checkpoints, and what training has changed."""
 
 from __future__ import annotations
 
@@ -93,12 +93,6 @@ def checkpoint_name(iteration: int) -> str:
     return f"iteration {iteration:,}" if iteration else "before training"
 
 
-def shown_answer(who: str, answer: str) -> dict[str, str]:
-    """What is shown of a generated answer: its thinking, if any, apart from text and calls."""
-    found = answer_of(answer)
-    return {**({f"{who}, thinking": found.thinking} if found.thinking else {}), who: found.text + found.calls}
-
-
 def perplexity(loss: float) -> str:
     """e to the power of a loss; empty where that says nothing."""
     return f"{math.exp(loss):,.2f}" if loss < 50 else ""
@@ -129,3 +123,32 @@ def _damaged(path: Path, what: str) -> UserError:
 def write_evaluation(run: Path, evaluation: Evaluation) -> None:
     """Writes it into the run, whole or not at all."""
     write_durably(run / EVALUATION, json.dumps(asdict(evaluation), ensure_ascii=False, indent=1) + "\n")
+
+
+def compared(evaluations: dict[str, Optional[Evaluation]]) -> list[tuple[Question, dict[str, str], dict[str, str]]]:
+    """The questions of the first evaluation that has answers, those with other verdicts after training first.
+
+    Each has verdicts by the names of the evaluations, and lines: answers before and after, thinking apart, by whose.
+    """
+    found = []
+    for question in next((one.questions for one in evaluations.values() if one and one.answered), []):
+        given = {name: _ends(one, question) if one else {} for name, one in evaluations.items()}
+        before = {answers[0] for answers in given.values() if 0 in answers}
+        lines = {}  # where all began with the same answer, it is shown once
+        for name, answers in given.items():
+            for iteration, answer in answers.items():
+                alone = len(given) == 1 or (not iteration and len(before) == 1)
+                who = checkpoint_name(iteration) if alone else f"{name}, {checkpoint_name(iteration)}"
+                thinking, text, calls = answer_of(answer)
+                lines.update({f"{who}, thinking": thinking} if thinking else {})
+                lines[who] = text + calls
+        found.append((question, {name: question.verdict(*answers.values()) for name, answers in given.items()}, lines))
+    return sorted(found, key=lambda each: min(map(VERDICTS.index, each[1].values())))
+
+
+def _ends(evaluation: Evaluation, question: Question) -> dict[int, str]:
+    """Answers of the first and the last checkpoint that were asked a question, by iteration."""
+    places = [place for place, other in enumerate(evaluation.questions) if other.prompt == question.prompt]
+    places.sort(key=lambda place: evaluation.questions[place] != question)  # a file may ask twice
+    answered = [(one.iteration, one.answers[places[0]]) for one in evaluation.answered if places]
+    return dict(answered[:: max(1, len(answered) - 1)])

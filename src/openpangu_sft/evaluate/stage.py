@@ -114,11 +114,9 @@ def _prepare(recipe: Recipe, dataset: Manifest, prompts: Optional[Path], other: 
     tokenizer = Tokenizer(recipe.path("hf"), recipe.tokenizer.trust_remote_code)
     validation = dataset.counts.get(VALIDATION, {})
     if not (validation or prompts or other):
-        raise UserError(
-            "there is no validation split (data.validation_share is 0), and no prompts are given",
-            where=recipe.path("dataset"),
-            remedy=f"give PROMPTS=…; or set data.validation_share=0.05, {AGAIN}",
-        )
+        what = "there is no validation split (data.validation_share is 0), and no prompts are given"
+        remedy = f"give PROMPTS=…; or set data.validation_share=0.05, {AGAIN}"
+        raise UserError(what, where=recipe.path("dataset"), remedy=remedy)
     inputs = {"dataset": dataset.digest}
     if prompts is None:
         questions = validation_questions(recipe, tokenizer)

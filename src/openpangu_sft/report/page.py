@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from openpangu_sft.artifacts.atomic import write_durably
 from openpangu_sft.artifacts.checks import absolute, page_place
-from openpangu_sft.evaluate.record import VERDICTS, Question, Result, checkpoint_name, perplexity, shown_answer
+from openpangu_sft.evaluate.record import checkpoint_name, compared, perplexity
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.report.charts import COLOURS, charts_of
 from openpangu_sft.report.run import Run, read_run
@@ -75,7 +75,7 @@ def _render(runs: Sequence[Run]) -> str:
         validation=_by_iteration([{place: _nats(loss) for place, loss in run.validation_losses} for run in runs]),
         scores=_by_iteration([run.evaluation.scores if run.evaluation else {} for run in runs]),
         benchmarks=_benchmarks(runs),
-        answers=_answers(runs),
+        answers=compared({run.name: run.evaluation for run in runs}),
         settings=_table([run.manifest.settings for run in runs]),
         inputs=_table([run.manifest.inputs for run in runs]),
         software=_table([_software(run) for run in runs]),
@@ -145,32 +145,6 @@ def _benchmarks(runs: Sequence[Run]) -> dict[str, list[Row]]:
 
 def _nats(loss: float) -> str:
     return f"{loss:.4f}" + (f" (perplexity {there})" if (there := perplexity(loss)) else "")
-
-
-def _answers(runs: Sequence[Run]) -> list[tuple[Question, dict[str, str], dict[str, str]]]:
-    """The questions of the first run that has any, each with verdicts on all runs that were asked it, and answers."""
-    asked = next((run.evaluation.questions for run in runs if run.evaluation and run.evaluation.answered), [])
-    found = []
-    for question in asked:
-        given = [(run, result.iteration, answer) for run in runs for result, answer in _ends(run, question)]
-        before = {answer for _, iteration, answer in given if not iteration}
-        lines = {}  # where all began with the same answer, it is shown once
-        for run, iteration, answer in given:
-            who = checkpoint_name(iteration)
-            alone = len(runs) == 1 or (not iteration and len(before) == 1)
-            lines.update(shown_answer(who if alone else f"{run.name}, {who}", answer))
-        verdicts = {each.name: question.verdict(*(answer for run, _, answer in given if run is each)) for each in runs}
-        found.append((question, verdicts, lines))
-    return sorted(found, key=lambda each: min(map(VERDICTS.index, each[1].values())))
-
-
-def _ends(run: Run, question: Question) -> list[tuple[Result, str]]:
-    """The first and the last checkpoint of a run that were asked a question, with their answers."""
-    if not run.evaluation:
-        return []
-    places = [place for place, other in enumerate(run.evaluation.questions) if other.prompt == question.prompt]
-    answered = [(result, result.answers[places[0]]) for result in run.evaluation.answered if places]
-    return answered[:: max(1, len(answered) - 1)]
 
 
 def _table(columns: Sequence[dict[str, Any]]) -> list[Row]:
