@@ -18,7 +18,7 @@ from checkpoint.test_export import CPU, make_run
 from conftest import PATIENCE, SHARED, MakeRecipe, example_texts
 from openpangu_sft.checkpoint import hf_export as forms
 from openpangu_sft.checkpoint.export import run_export
-from openpangu_sft.checkpoint.hf_export import SAME_IDS, make_tokenizer_stock
+from openpangu_sft.checkpoint.hf_export import SAME_IDS, VLLM_TEMPLATE, make_tokenizer_stock
 from openpangu_sft.model.llama import build_model
 from openpangu_sft.tokenizer.tokenizer import Tokenizer, load_hf
 from pangu_base import TRUSTED, logits, make_pangu_base
@@ -76,6 +76,9 @@ def test_it_loads_in_a_fresh_process_without_code(base: Path, tmp_path: Path, ma
     own = load_hf(base, trust_remote_code=True)
     text = own.apply_chat_template([{"role": "user", "content": "你好"}], tokenize=False)
     assert result["ids"] == dict.fromkeys(["LlamaTokenizer", "LlamaTokenizerFast"], own(text)["input_ids"])
+    stock, of_vllm = load_hf(target, trust_remote_code=False), (target / VLLM_TEMPLATE).read_text("utf-8")
+    chat = stock.apply_chat_template([{"role": "user", "content": "你好"}], chat_template=of_vllm, tokenize=False)
+    assert stock(chat, add_special_tokens=False)["input_ids"] == own(text)["input_ids"]  # as vLLM encodes a chat
 
 
 def test_what_changes_in_the_tokenizers_configuration(base: Path, make_recipe: MakeRecipe) -> None:
@@ -198,7 +201,7 @@ def test_where_the_fast_class_differs_the_card_says_so(
         assert stock.encode(text) == own.encode(text)
     card = (exported / "README.md").read_text("utf-8")
     assert "with `use_fast=False`, as training did, and start vLLM with `--tokenizer-mode slow`" in card
-    assert "vllm serve export --tokenizer-mode slow\n" in card
+    assert "vllm serve export --chat-template export/chat_template_vllm.jinja --tokenizer-mode slow\n" in card
 
 
 @pytest.mark.parametrize("place", ["list", "config.json"])

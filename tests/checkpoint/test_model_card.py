@@ -80,7 +80,7 @@ def test_what_it_says_is_true(make_recipe: MakeRecipe) -> None:
         "trained with transformers": transformers.__version__,
     }
     assert "The fast one, which transformers and vLLM make of it" in text
-    assert "vllm serve export\n" in text
+    assert "vllm serve export --chat-template export/chat_template_vllm.jinja\n" in text
 
 
 def test_it_says_nothing_of_machine_user_and_time(make_recipe: MakeRecipe, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ _TOKENIZER_CONFIG = "tokenizer_config.json"
 _GENERATION_CONFIG = "generation_config.json"
 _ALSO = (_GENERATION_CONFIG, "chat_template.jinja")
 _LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "*Notice*", "*NOTICE*")
-_VLLM_TEMPLATE = "chat_template_vllm.jinja"
+VLLM_TEMPLATE = "chat_template_vllm.jinja"
 """The template with bos, which vLLM's chat endpoint does not add."""
 _OF_THE_CLASS = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "chat_template")
 """Attributes that a class may define itself, so that another class lacks them."""
@@ -111,7 +111,7 @@ def make_tokenizer_stock(directory: Path, base: Path, trust_remote_code: bool) -
         _require_same(own, stock, base)
     template, bos = stock.hf.chat_template, stock.hf.bos_token
     if isinstance(template, str) and stock.opening:
-        (directory / _VLLM_TEMPLATE).write_text(bos + template.removeprefix(bos), "utf-8")
+        (directory / VLLM_TEMPLATE).write_text(bos + template.removeprefix(bos), "utf-8")
     try:
         fast = load_hf(directory, trust_remote_code=False, use_fast=True)
     except UserError:

@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from openpangu_sft import __version__
 from openpangu_sft.artifacts.artifact import Manifest
-from openpangu_sft.checkpoint.hf_export import LLAMA, PEFT, SAME_IDS
+from openpangu_sft.checkpoint.hf_export import LLAMA, PEFT, SAME_IDS, VLLM_TEMPLATE
 from openpangu_sft.recipe.lora import Adapter
 from openpangu_sft.util.errors import printable
 
@@ -64,6 +64,7 @@ def write_model_card(directory: Path, manifest: Manifest, name: str, base: str, 
         source=source,
         trained="dataset" in manifest.inputs,
         version=__version__,
+        vllm_template=(directory / VLLM_TEMPLATE).is_file(),
     )
     (directory / "README.md").write_text(card, "utf-8")
 
