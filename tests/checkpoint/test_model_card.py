@@ -79,7 +79,7 @@ def test_what_it_says_is_true(make_recipe: MakeRecipe) -> None:
         "trained with torch": torch.__version__,
         "trained with transformers": transformers.__version__,
     }
-    assert "The fast one, which transformers and vLLM make of it" in text
+    assert "The fast one, which transformers makes of it" in text
     assert "vllm serve export --chat-template export/chat_template_vllm.jinja\n" in text
 
 
