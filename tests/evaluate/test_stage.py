@@ -572,7 +572,9 @@ def test_a_run_of_another_dataset_or_base_is_refused(make: Callable[..., Recipe]
     assert "no such directory" in refusal_of(run_evaluate, recipe)
 
 
-def test_without_a_validation_split_prompts_are_needed(tmp_path: Path, trained: list[str]) -> None:
+def test_without_a_validation_split_prompts_or_benchmarks_are_needed(
+    tmp_path: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     overrides = [*trained, "data.validation_share=0", f"paths.run={tmp_path / 'run'}"]
     overrides += [f"paths.dataset={tmp_path / 'dataset'}", f"paths.shards={tmp_path / 'shards'}"]
     recipe = load_recipe(ROOT / "recipes/demo.yaml", [*overrides, "train.iterations=3"])
@@ -580,6 +582,9 @@ def test_without_a_validation_split_prompts_are_needed(tmp_path: Path, trained: 
     run_merge(recipe)
     run_sft(recipe, [])
     assert "there is no validation split (data.validation_share is 0)" in refusal_of(run_evaluate, recipe)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
+    evaluation = run_evaluate(recipe, tasks=[task(tmp_path, CHOICE)])
+    assert (evaluation.questions, [len(result.benchmarks) for result in evaluation.results]) == ([], [1, 1])
     prompts = tmp_path / "p.txt"
     prompts.write_text("hm", "utf-8")
     evaluation = run_evaluate(recipe, prompts)

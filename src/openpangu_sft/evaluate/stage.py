@@ -119,7 +119,7 @@ def _prepare(recipe: Recipe, dataset: Manifest, prompts: Optional[Path], other: 
         raise UserError(what, where=recipe.path("dataset"), remedy=remedy)
     inputs = {"dataset": dataset.digest}
     if prompts is None:
-        questions = validation_questions(recipe, tokenizer)
+        questions = validation_questions(recipe, tokenizer) if validation else []
     else:
         questions = questions_in(prompts, recipe, tokenizer)
         inputs["prompts"] = sha256_of(prompts)
