@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import pty
 import re
+import select
 import subprocess
 import sys
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +19,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import ROOT, TINY, MakeRecipe
+from conftest import PATIENCE, ROOT, TINY, MakeRecipe
 from openpangu_sft.conversations.calls import Answer
 from openpangu_sft.conversations.conversation import Message, Sample, parse_sample
 from openpangu_sft.dataset.encode import Encoded, encode_samples
@@ -232,3 +237,47 @@ def test_a_dialogue_from_a_pipe_with_tools(tiny_hf: Path, tmp_path: Path) -> Non
     refused = subprocess.run([*command, *options, "--prompt", "[unused9]"], text=True, capture_output=True, check=False)
     assert (refused.returncode, refused.stdout) == (1, "")
     assert "the message holds the control token [unused9] -> take it out" in refused.stderr
+
+
+def test_ctrl_c_on_a_terminal(tiny_hf: Path, tmp_path: Path) -> None:
+    """It ends an answer, or does nothing at the prompt; Ctrl-D ends the session."""
+    settings = [f"--set={key}" for key in (*TINY, "chat.max_new_tokens=9999", f"paths.cache={tmp_path}")]
+    command = [sys.executable, "-m", "openpangu_sft", "chat", "--recipe", str(ROOT / "recipes/demo.yaml"), *settings]
+    ours, its = pty.openpty()
+    process = subprocess.Popen(
+        [*command, f"--set=paths.hf={tiny_hf}", "--model", str(tiny_hf)],
+        stdin=its,
+        stdout=its,
+        stderr=its,
+        preexec_fn=lambda: fcntl.ioctl(its, termios.TIOCSCTTY, 0),
+        start_new_session=True,
+    )
+    os.close(its)
+
+    def read_until(mark: bytes) -> bytes:
+        read = b""
+        while mark not in read:
+            assert select.select([ours], [], [], PATIENCE)[0], read
+            read += os.read(ours, 1024)
+        return read
+
+    try:
+        assert b"/reset begins anew, /save FILE keeps it; Ctrl-C ends an answer, Ctrl-D quits." in read_until(b"> ")
+        os.write(ours, "你好\n".encode())
+        read_until(b"\n")
+        os.read(ours, 1)  # the answer has begun
+        os.write(ours, b"\x03")
+        read_until(b"> ")
+        os.write(ours, b"\x03")
+        read_until(b"> ")
+        os.write(ours, f"/save {tmp_path}/kept.jsonl\n".encode())
+        read_until(b"\n")
+        read_until(b"> ")
+        os.write(ours, b"\x04")
+        assert process.wait(PATIENCE) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+    [line] = (tmp_path / "kept.jsonl").read_text("utf-8").splitlines()
+    assert [turn["role"] for turn in json.loads(line)["data"]] == ["user", "assistant"]

@@ -164,6 +164,10 @@ def _typed_lines() -> Iterator[str]:
             yield input("> " if sys.stdin.isatty() else "")
         except EOFError:
             return
+        except KeyboardInterrupt:
+            if not sys.stdin.isatty():
+                raise
+            print()  # a Ctrl-C that came after the answer's end
 
 
 def _show_run(recipe: Recipe) -> None:
