@@ -62,7 +62,6 @@ PYPI_INDEX ?= https://pypi.org/simple
 ##= RESUME  for sft: changed: go on with another learning rate or schedule
 ##= DRY_RUN  for sft: 0|1: 1 only prints the environment and the command of the mindspeed engine
 ##= JSON  for doctor, plan: 0|1: 1 prints the result as JSON
-##= PEERS  for doctor: other machines to reach: PEERS="node2 node3:22"
 ##= CLAIM  for kubernetes: PersistentVolumeClaim mounted at /cache
 ##= REGISTRY  for push: registry.example.org/team
 ##= DIST, LEVEL  for save: directory of the archive (dist); gzip level, 1 to 9 (6)
@@ -95,7 +94,7 @@ TRL ?=
 
 # Values are text and not Make: a $ in a prompt stays a $.
 options := RECIPE SET SHARD SAMPLE HTML RUN WITH DATASET PROMPT SYSTEM TOOLS MODEL FROM ITERATION DTYPE FORM PROMPTS
-options += HF MCORE ONLY MEMORY TOKENS_PER_SECOND DRY_RUN RESUME JSON PEERS CLAIM LISTEN BENCH
+options += HF MCORE ONLY MEMORY TOKENS_PER_SECOND DRY_RUN RESUME JSON CLAIM LISTEN BENCH
 $(foreach v,$(options) $(typed) VENV PYPI_INDEX SIZE DATA_DIR NNODES TARGET ARCH,$(eval override $v := $$(value $v)))
 ifneq ($(NNODES),)
 override SET += parallel.nodes=$(NNODES)

@@ -128,8 +128,8 @@ def fake(tmp_path: Path) -> FakeMachine:
 def context(fake: FakeMachine, make_recipe: MakeRecipe) -> Callable[..., Context]:
     """Makes a recipe for eight NPUs, with overrides, on the fake machine as it is now."""
 
-    def make(*overrides: str, peers: tuple[str, ...] = (), **environment: str) -> Context:
+    def make(*overrides: str, **environment: str) -> Context:
         machine = Machine(fake.root, {**fake.environment, **environment})
-        return Context(make_recipe(*ON_NPUS, "train.device=auto", *overrides), machine, peers)
+        return Context(make_recipe(*ON_NPUS, "train.device=auto", *overrides), machine)
 
     return make

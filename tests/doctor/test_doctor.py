@@ -14,7 +14,6 @@ from openpangu_sft.artifacts.artifact import MANIFEST
 from openpangu_sft.doctor.checks import CHECKS, print_findings
 from openpangu_sft.doctor.machine import Finding, State
 from openpangu_sft.training.mindspeed.sources import SOURCES
-from parameter_ids import named_by
 
 NPU_RUN = sets(*TINY, *ON_NPUS, "train.device=auto")
 OF_CLONE = set() if (SOURCES / MANIFEST).is_file() else {"patches"}
@@ -163,20 +162,6 @@ def test_the_demo_passes_on_this_machine(tmp_path: Path) -> None:
     assert {found[check] for check in ("packages", "tensors")} == {"ok"}
     assert {found[check] for check in ("NPUs", "driver", "CANN", "torch_npu", "patches")} == {"skipped"}
     assert not (tmp_path / "cache").exists()
-
-
-@pytest.mark.parametrize(
-    ("peer", "said"),
-    named_by(
-        0,
-        ("a b:c", "--peer: 'a b:c' is no host or host:port -> write node2, node2:22 or [2001:db8::2]:22"),
-        ("node2:99999", "--peer node2:99999: '99999' is no port -> a number from 1 to 65535"),
-    ),
-)
-def test_a_wrong_peer_is_one_line(fake: FakeMachine, peer: str, said: str) -> None:
-    finished = fake.doctor("--peer", peer)
-    assert (finished.returncode, finished.stdout) == (1, "")
-    assert finished.stderr == f"openpangu-sft: {said}\n"
 
 
 def test_every_check_is_in_the_documentation() -> None:

@@ -7,14 +7,10 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from doctor_machines import NODES, FakeMachine, MakeContext, context, fake
 from openpangu_sft.doctor import network
 from openpangu_sft.doctor.machine import State, guarded
-from openpangu_sft.util.errors import UserError
-from refusals import refusal_of
 
 __all__ = ["context", "fake"]
 
@@ -143,78 +139,22 @@ def test_the_other_machines(context: MakeContext, listening: socket.socket) -> N
     assert unknown.state == State.FAILED
 
 
-def test_peers(context: MakeContext, listening: socket.socket) -> None:
-    port = listening.getsockname()[1]
-    assert network.nodes(context(peers=(f"localhost:{port}",))).found == f"localhost:{port}: answers"
-    listening.close()
-    refusing = network.nodes(context(peers=(f"localhost:{port}",)))
-    said = f"localhost:{port}: reached; nothing listens on port {port}"
-    assert (refusing.state, refusing.found) == (State.OK, said)  # it refuses, so it is there
-    finding = network.nodes(context(peers=("nowhere.invalid",)))
-    assert (finding.state, finding.found) == (State.FAILED, "nowhere.invalid: no such name")
-
-
-@pytest.mark.parametrize(
-    ("peer", "host", "port"),
-    [
-        ("node2", "node2", 22),
-        ("node2:2222", "node2", 2222),
-        ("10.0.0.2:1", "10.0.0.2", 1),
-        ("::1", "::1", 22),
-        ("[::1]", "::1", 22),
-        ("[::1]:65535", "::1", 65535),
-        ("[fe80::1%eth0]:22", "fe80::1%eth0", 22),
-    ],
-)
-def test_what_a_peer_is(peer: str, host: str, port: int) -> None:
-    assert network.split_peer(peer) == (host, port)
-
-
-@pytest.mark.parametrize(
-    "peer",
-    ["", ":22", "node2:", "node2:ssh", "a b", "node2:22:23", "[node2]:22", "[::1", "::1]:22", "[]:22", "[::1]22"],
-)
-def test_what_is_no_peer(peer: str) -> None:
-    assert "is no host or host:port" in refusal_of(network.split_peer, peer)
-
-
-@pytest.mark.parametrize("port", ["0", "65536", "99999", "123456"])
-@pytest.mark.parametrize("host", ["node2", "[::1]"])
-def test_a_peer_with_a_number_that_is_no_port(host: str, port: str) -> None:
-    said = refusal_of(network.split_peer, f"{host}:{port}")
-    assert said == f"--peer {host}:{port}: '{port}' is no port -> a number from 1 to 65535"
-
-
-@given(st.text())
-def test_any_text_is_a_peer_or_refused(text: str) -> None:
-    try:
-        host, port = network.split_peer(text)
-    except UserError:
-        return
-    assert host in text
-    assert port in range(1, 65536)
-
-
 NO_NAMES = ["a..b", "a" * 70, ".", "nowhere.invalid"]
 
 
 @pytest.mark.parametrize("name", NO_NAMES)
 def test_names_that_cannot_be(context: MakeContext, name: str) -> None:
-    peer = network.nodes(context(peers=(name,)))
-    assert (peer.state, peer.found) == (State.FAILED, f"{name}: no such name")
     for rank, said in ("0", "is no name that is known here"), ("1", "no such name"):
         first = network.nodes(context(*NODES, MASTER_ADDR=name, NODE_RANK=rank))
         assert (first.state, said in first.found) == (State.FAILED, True)
 
 
-def test_a_peer_over_ipv6(context: MakeContext) -> None:
+def test_the_first_machine_over_ipv6(context: MakeContext) -> None:
     try:
         server = socket.create_server(("::1", 0), family=socket.AF_INET6)
     except OSError:
         pytest.skip("no IPv6 here")
     with server:
-        peer = f"[::1]:{server.getsockname()[1]}"
-        assert network.nodes(context(peers=(peer,))).found == f"{peer}: answers"
         environment = {"MASTER_ADDR": "::1", "MASTER_PORT": str(server.getsockname()[1]), "NODE_RANK": "1"}
         assert (
             network.nodes(context(*NODES, **environment)).found

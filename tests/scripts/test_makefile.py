@@ -57,7 +57,6 @@ VARIABLES += [
     "RESUME",
     "DRY_RUN",
     "JSON",
-    "PEERS",
     "CLAIM",
     "REGISTRY",
     "SIZE",

@@ -22,7 +22,7 @@ from openpangu_sft.util.errors import printable
 @option("--iteration", metavar="N", help="of the run, best, or all  [default: the newest]")
 @option("--bench", default="", metavar="TASKS", help="of lm-evaluation-harness, or YAML files of tasks, with commas")
 def evaluate_command(recipe: Recipe, prompts: Optional[Path], iteration: Optional[str], bench: str) -> None:
-    """Validation loss, answers and benchmarks, before and after training."""
+    """Loss, answers and benchmarks, before and after."""
     from openpangu_sft.evaluate.stage import run_evaluate
 
     tasks = [task.strip() for task in bench.split(",") if task.strip()]
@@ -104,9 +104,8 @@ def plan_command(recipe: Recipe, memory: Optional[float], tokens_per_second: Opt
 
 @stage("doctor", "--recipe recipes/demo.yaml --json")
 @option("--json", "as_text", is_flag=True, help="print one JSON object")
-@option("--peer", "peers", variable="PEERS", multiple=True, metavar="HOST[:PORT]", help="machine to reach; repeatable")
 @click.pass_context
-def doctor_command(context: click.Context, recipe: Recipe, as_text: bool, peers: tuple[str, ...]) -> None:
+def doctor_command(context: click.Context, recipe: Recipe, as_text: bool) -> None:
     """Check this machine against the recipe.
 
     Each problem comes with a remedy. The exit code is 1 if a check failed, 0 with warnings. Changes nothing (checksums
@@ -114,12 +113,9 @@ def doctor_command(context: click.Context, recipe: Recipe, as_text: bool, peers:
     """
     from openpangu_sft.doctor.checks import as_json, print_findings, run_checks, where
     from openpangu_sft.doctor.machine import Context, Machine, State
-    from openpangu_sft.doctor.network import split_peer
 
-    for peer in peers:
-        split_peer(peer)  # typos are reported before any check runs
     machine = Machine(Path(os.environ.get("HOST_ROOT") or "/"))
-    subject = Context(recipe, machine, peers)
+    subject = Context(recipe, machine)
     with console.status("") as status:  # shown on a terminal only
         findings = run_checks(subject, lambda name: status.update(f"checking: {name}"))
     if as_text:

@@ -133,7 +133,6 @@ def _kill(process: subprocess.Popen[str]) -> str:
 class Context:
     recipe: Recipe
     machine: Machine
-    peers: tuple[str, ...] = ()  # other machines to reach, as host or host:port
 
     @property
     def wants_npus(self) -> bool:

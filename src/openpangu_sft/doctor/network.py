@@ -15,7 +15,6 @@ from openpangu_sft.util.errors import UserError
 
 SECONDS = 3.0
 MASTER_PORT = "6000"  # default of the variable, as in training/run/launch.py
-SSH = "22"
 PORTS = range(1, 1 << 16)
 HCCL_BASE, HCCL_COUNT = "60000", 16
 HCCL_BASES = range(1024, 65521)
@@ -95,15 +94,10 @@ def links(context: Context) -> Finding:
 
 
 def nodes(context: Context) -> Finding:
-    """Whether other machines are reachable: the first one from all others, and those of --peer."""
+    """Whether the first machine is reachable from the others."""
     environment, count = context.machine.environment, context.recipe.parallel.nodes
-    answers = {peer: reach(*split_peer(peer)) for peer in context.peers}
-    lines = [f"{peer}: {answer}" for peer, answer in answers.items()]
-    if not all(answer.startswith(("answers", "reached")) for answer in answers.values()):
-        remedy = "check its name (/etc/hosts), the network and its firewall"
-        return failed("\n".join(lines), remedy, "an answer")
     if count == 1:
-        return ok("\n".join(lines)) if lines else skipped("not needed: one machine")
+        return skipped("not needed: one machine")
     if unset := [name for name in ("MASTER_ADDR", "NODE_RANK") if not environment.get(name)]:
         remedy = "export it on every machine, see docs/operations.md"
         return failed(f"{' and '.join(unset)} not set", remedy, f"{count} machines")
@@ -115,29 +109,15 @@ def nodes(context: Context) -> Finding:
         if problem := _not_mine(address):
             found = f"MASTER_ADDR={address} {problem}"
             return failed(found, "set it to this machine's address, as the others reach it", "its address")
-        return ok("\n".join([f"{address} is this machine, the first of {count}", *lines]))
+        return ok(f"{address} is this machine, the first of {count}")
     answer = reach(address, port)
     found = f"MASTER_ADDR={address}, port {port}: {answer}"
     if answer == "answers":
-        return ok("\n".join([found, *lines]))
+        return ok(found)
     if answer == "no such name":
         return failed(found, "fix it, or /etc/hosts")
     remedy = "normal before make sft has started there; otherwise check its firewall (NODE_RANK=0)"
     return warning(found, remedy, "an answer")
-
-
-def split_peer(peer: str) -> tuple[str, int]:
-    """Parses host, host:port, an IPv6 address or [address]:port, by default SSH's; raises `UserError` for others."""
-    named = re.fullmatch(r"([^\s:\[\]]+)(?::([0-9]+))?", peer)
-    match = named or re.fullmatch(r"\[(.+)\](?::([0-9]+))?", peer)
-    host, port = match.groups() if match else (peer, None)
-    try:
-        if not named:
-            ipaddress.IPv6Address(host)
-    except ValueError:
-        remedy = "write node2, node2:22 or [2001:db8::2]:22"
-        raise UserError(f"{peer!r} is no host or host:port", where="--peer", remedy=remedy) from None
-    return host, _port(port or SSH, f"--peer {peer}")
 
 
 def reach(host: str, port: int) -> str:
