@@ -12,8 +12,7 @@ from openpangu_sft.artifacts.artifact import Manifest
 from openpangu_sft.plan.report import make_report, speed_of
 from openpangu_sft.plan.show import show_report
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.training.run.memory import DeviceMemory
-from openpangu_sft.training.run.metrics import Row, append
+from openpangu_sft.training.run.metrics import DeviceMemory, Row, append
 from openpangu_sft.training.run.provenance import RECIPE, record_start
 from plan.test_estimate import published
 

@@ -17,8 +17,7 @@ from openpangu_sft.plan.estimate import Course, Disk, course_of, disk_of, memory
 from openpangu_sft.plan.memory import Memory, Part
 from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.recipe.schema import ChosenRecipe, Recipe
-from openpangu_sft.training.run.memory import DeviceMemory
-from openpangu_sft.training.run.metrics import read_metrics
+from openpangu_sft.training.run.metrics import DeviceMemory, read_metrics
 from openpangu_sft.training.run.provenance import RECIPE, read_starts
 from openpangu_sft.util.errors import UserError
 

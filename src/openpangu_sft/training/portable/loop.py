@@ -32,11 +32,10 @@ from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.portable.lora import build_lora
 from openpangu_sft.training.portable.schedule import learning_rate, parameter_groups
 from openpangu_sft.training.portable.state import load_engine_state, newest_checkpoint, save
-from openpangu_sft.training.run import memory, metrics
+from openpangu_sft.training.run import metrics
 from openpangu_sft.training.run.launch import AT_ONCE, worker_rank
 from openpangu_sft.training.run.provenance import record_start
 from openpangu_sft.training.run.retention import nothing_to_do, prune, stops_early
-from openpangu_sft.training.run.step import Step
 from openpangu_sft.training.run.trackers import tracked
 from openpangu_sft.util.console import progress, say
 from openpangu_sft.util.errors import Interrupted, UserError
@@ -65,7 +64,7 @@ class _Training:
         self, recipe: Recipe, manifest: Manifest, device: torch.device, planned: int, received: list[int]
     ) -> None:
         self.recipe, self.manifest, self.device, self.planned = recipe, manifest, device, planned
-        self.received, self.step = received, Step()
+        self.received, self.step = received, metrics.Step()
         self.directory = recipe.path("run")
         self.rank = distributed.get_rank() if distributed.is_initialized() else 0
         torch.manual_seed(recipe.train.seed)
@@ -186,8 +185,8 @@ class _Training:
             tokens=tokens,
             seconds=time.monotonic() - self.step.began,
         )
-        if self.device.type == "cuda" and self.iteration == self.begun + memory.MEASURED_AFTER:
-            row.memory = memory.measure()
+        if self.device.type == "cuda" and self.iteration == self.begun + metrics.MEASURED_AFTER:
+            row.memory = metrics.measure()
         if self.rank == 0 and row.memory:
             row.memory.show(self.planned)
         return row
@@ -275,7 +274,7 @@ def _failures_named(received: Sequence[int]) -> Iterator[None]:
     try:
         yield
     except torch.cuda.OutOfMemoryError as error:
-        raise UserError(str(error).partition(" If reserved")[0], remedy=memory.REMEDY) from None
+        raise UserError(str(error).partition(" If reserved")[0], remedy=metrics.LESS_MEMORY) from None
     except RuntimeError as error:
         if not any(name in str(error) for name in ("gloo", "NCCL")):
             raise
