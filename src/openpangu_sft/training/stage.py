@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 from openpangu_sft.artifacts.artifact import MANIFEST, Manifest, only_one_run, read_manifest, require_settings
@@ -45,11 +46,8 @@ def run_sft(recipe: Recipe, command_line: Sequence[str], planned: int = 0, chang
         launch(recipe, command_line)
     from openpangu_sft.training.portable.loop import train  # imports torch and transformers, after the checks
 
-    if rank:
-        train(recipe, manifest, command_line, planned)
-        return
     run.mkdir(parents=True, exist_ok=True)
-    with only_one_run(run):
+    with contextlib.nullcontext() if rank else only_one_run(run):
         train(recipe, manifest, command_line, planned)
 
 
