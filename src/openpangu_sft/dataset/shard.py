@@ -159,7 +159,9 @@ def _encode_span(tokenizer: Tokenizer, data: Data, spool: Spool, span: Span) -> 
         encoded += kept
         validation += [held_out] * len(kept)
         counts["ignored_keys"].update(rules.keys.counts)
-        counts["changes"].update(+rules.changes, **{ADDED: len(kept) - 1} if len(kept) > 1 else {})
+        counts["changes"].update(+rules.changes)
+        if len(kept) > 1:
+            counts["changes"][ADDED] += len(kept) - 1
     return SpanResult(len(lines), spool.write(encoded), np.array(validation, np.bool_), refused, counts)
 
 

@@ -225,7 +225,7 @@ def load_hf(directory: Path, trust_remote_code: bool, use_fast: bool = False) ->
 
 
 class DirectEncoder:
-    """SentencePiece without the Hugging Face class around it: the same ids, from batches of text, much faster.
+    """SentencePiece without Hugging Face's class: the same ids, from batches of text, several times as fast.
 
     A slow SentencePiece class (transformers 4.53.2, PreTrainedTokenizer.tokenize; `_tokenize` of openPangu's class and
     of LlamaTokenizer with legacy=true) splits a text at added tokens, encodes each text between them by

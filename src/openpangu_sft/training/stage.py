@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 
 from openpangu_sft.artifacts.artifact import MANIFEST, Manifest, only_one_run, read_manifest, require_settings
@@ -46,8 +45,11 @@ def run_sft(recipe: Recipe, command_line: Sequence[str], planned: int = 0, chang
         launch(recipe, command_line)
     from openpangu_sft.training.portable.loop import train  # imports torch and transformers, after the checks
 
+    if rank:
+        train(recipe, manifest, command_line, planned)
+        return
     run.mkdir(parents=True, exist_ok=True)
-    with contextlib.nullcontext() if rank else only_one_run(run):
+    with only_one_run(run):
         train(recipe, manifest, command_line, planned)
 
 

@@ -68,7 +68,8 @@ def newest_checkpoint(run: Path, is_main: bool) -> int:
 
     def is_whole(iteration: int) -> bool:
         with contextlib.suppress(UserError):
-            return bool(read_manifest(iteration_directory(run, iteration), "checkpoint", ""))
+            read_manifest(iteration_directory(run, iteration), "checkpoint", "")
+            return True
         return False
 
     return newest_whole(run, is_whole, is_main) or 0
