@@ -26,7 +26,7 @@ from openpangu_sft.doctor.machine import Context, Machine, State, guarded
 from openpangu_sft.plan.choose import choose
 from openpangu_sft.plan.estimate import memory_of
 from openpangu_sft.plan.memory import GIB
-from openpangu_sft.plan.report import as_json, make_report
+from openpangu_sft.plan.report import Report, as_json
 from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.recipe.model_config import model_of
 from openpangu_sft.recipe.schema import Recipe
@@ -50,7 +50,7 @@ def seven(overrides: Sequence[str] = ()) -> Recipe:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_is_planned_without_a_checkpoint(path: Path, tmp_path: Path) -> None:
-    report = make_report(load_recipe(path, [f"paths.cache={tmp_path}"], choose), [64.0])
+    report = Report(load_recipe(path, [f"paths.cache={tmp_path}"], choose), [64.0])
     assert report.parameters == PARAMETERS[path.stem]
     assert report.memory.verdict(64) == "yes"
     assert json.dumps(as_json(report))
@@ -58,7 +58,7 @@ def test_every_recipe_is_planned_without_a_checkpoint(path: Path, tmp_path: Path
 
 def test_the_recipe_that_takes_its_sizes_from_the_checkpoint_says_where_to_put_it(tmp_path: Path) -> None:
     recipe = load_recipe(CPU, [f"paths.cache={tmp_path}"], choose)
-    said = refusal_of(make_report, recipe, [64.0])
+    said = refusal_of(Report, recipe, [64.0])
     assert said.startswith(f"{tmp_path}/ckpts/pangu_model: the recipe leaves out sizes of the model")
 
 

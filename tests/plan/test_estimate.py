@@ -27,7 +27,7 @@ from openpangu_sft.plan.mindspeed_memory import (
     mindspeed_memory,
     rank_parameters,
 )
-from openpangu_sft.plan.report import as_json, make_report
+from openpangu_sft.plan.report import Report, as_json
 from openpangu_sft.plan.transformers_memory import transformers_memory
 from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.recipe.schema import Recipe
@@ -274,7 +274,7 @@ def test_the_highest_rate_is_that_of_mfu_1() -> None:
 
 
 def test_report_without_a_dataset_and_as_json(tmp_path: Path) -> None:
-    report = make_report(published(f"paths.cache={tmp_path}"), [16, 64], 1e5)
+    report = Report(published(f"paths.cache={tmp_path}"), [16, 64], 1e5)
     assert report.counts is None
     assert report.seconds == pytest.approx(600 * 128 * 32768 / 1e5)
     assert report.least_seconds < report.seconds
@@ -287,6 +287,6 @@ def test_report_without_a_dataset_and_as_json(tmp_path: Path) -> None:
     assert shown["auto"]["64"][0]["work"] < shown["now"]["work"]
     assert shown["chosen"] is None
     assert not list(tmp_path.iterdir())
-    adapters = make_report(published(f"paths.cache={tmp_path}", "train.lora.rank=32"), [64])
+    adapters = Report(published(f"paths.cache={tmp_path}", "train.lora.rank=32"), [64])
     assert as_json(adapters)["parameters"] == 1_155_912_192
     assert as_json(adapters)["trained_parameters"] == ADAPTERS

@@ -20,7 +20,6 @@ from openpangu_sft.checkpoint.mcore import iteration_directory
 from openpangu_sft.checkpoint.sharding import hf_shapes, layout_of
 from openpangu_sft.dataset.merge import run_merge
 from openpangu_sft.dataset.preprocess import run_preprocess
-from openpangu_sft.plan.estimate import engine_checkpoint_bytes
 from openpangu_sft.plan.memory import Part, loss_parts, total
 from openpangu_sft.plan.mindspeed_memory import (
     communicators,
@@ -31,6 +30,7 @@ from openpangu_sft.plan.mindspeed_memory import (
 )
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.mindspeed.start import link_data, plan
+from openpangu_sft.training.run.retention import checkpoint_bytes
 from upstream import require_compiler
 
 SETTINGS = ["train.engine=mindspeed", "train.precision=bf16", "train.global_batch_size=4", "train.iterations=2"]
@@ -131,4 +131,4 @@ def test_what_upstream_holds(
     written = sum(path.stat().st_size for path in files)
     # beside the tensors: names, and the arguments of the run
     most = (72_000 if recipe.train.lora.rank else 62_000) * recipe.parallel.tensor * recipe.parallel.pipeline
-    assert 0 < written - engine_checkpoint_bytes(recipe) < most
+    assert 0 < written - checkpoint_bytes(recipe) < most

@@ -14,7 +14,7 @@ from conftest import ROOT, MakeRecipe, conversation, write_samples
 from openpangu_sft.artifacts.artifact import Manifest
 from openpangu_sft.dataset.merge import run_merge
 from openpangu_sft.dataset.preprocess import run_preprocess
-from openpangu_sft.plan.report import make_report
+from openpangu_sft.plan.report import Report
 from openpangu_sft.plan.show import show_report
 from openpangu_sft.util.console import stdout
 
@@ -90,14 +90,14 @@ def test_with_a_dataset(make_recipe: MakeRecipe, capsys: pytest.CaptureFixture[s
     write_samples(recipe.path("samples") / "a.jsonl", [conversation(f"问 {n}", f"答 {n}") for n in range(200)])
     run_preprocess(recipe)
     counts = run_merge(recipe).counts
-    report = make_report(recipe, [32])
+    report = Report(recipe, [32])
     assert report.counts == counts
     assert report.course is not None
     assert report.course.epochs == 120 / counts["packs"]
     show_report(report, stdout())
     shown = capsys.readouterr().out
     assert f"{counts['packs']:,} packs" in shown
-    longer = make_report(make_recipe("data.seq_length=256"), [32])
+    longer = Report(make_recipe("data.seq_length=256"), [32])
     assert longer.warnings[0] == "the dataset has packs of 128 tokens, data.seq_length is 256 -> make merge"
 
 

@@ -9,11 +9,10 @@ import pytest
 from rich.console import Console
 
 from openpangu_sft.artifacts.artifact import Manifest
-from openpangu_sft.plan.report import make_report, speed_of
+from openpangu_sft.plan.report import Report, speed_of
 from openpangu_sft.plan.show import show_report
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.training.run.memory import DeviceMemory
-from openpangu_sft.training.run.metrics import Row, append
+from openpangu_sft.training.run.metrics import DeviceMemory, Row, append
 from openpangu_sft.training.run.provenance import RECIPE, record_start
 from plan.test_estimate import published
 
@@ -52,7 +51,7 @@ def test_a_run_of_the_same_recipe_is_measured(made: Recipe) -> None:
     log(made.path("run"), 100, 20, 20, 60, float("nan"))
     assert speed_of(made, None) == (ITERATION / 20, "measured, median of 3 iterations", None)
     assert speed_of(made, 5.0) == (5.0, "given", None)
-    report = make_report(made, [64])
+    report = Report(made, [64])
     assert report.seconds == pytest.approx(600 * 20)
 
 
@@ -92,7 +91,7 @@ def test_a_run_of_another_recipe_says_nothing(made: Recipe, overrides: list[str]
     assert speed.tokens is None
     assert speed.source.startswith("unknown, as the run in ")
     assert f"{key}={was}" in speed.source
-    report = make_report(other, [64])
+    report = Report(other, [64])
     assert report.seconds is None
     batch, length = other.train.global_batch_size, other.data.seq_length
     assert report.least_seconds == pytest.approx(600 * batch * length / report.highest_rate)
@@ -127,5 +126,5 @@ def test_device_memory_that_a_run_measured(made: Recipe) -> None:
     append(made.path("run"), Row(iteration=3, memory=memory, **figures))
     assert speed_of(made, None).memory == memory
     screen = Console(file=io.StringIO(), width=400)
-    show_report(make_report(made, [64]), screen)
+    show_report(Report(made, [64]), screen)
     assert ": peak 41.0 GiB of tensors measured, 17.0 of 61.0 GiB left" in screen.file.getvalue()  # type: ignore[attr-defined]

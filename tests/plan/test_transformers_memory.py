@@ -23,13 +23,13 @@ from openpangu_sft.dataset.merge import run_merge
 from openpangu_sft.dataset.preprocess import run_preprocess
 from openpangu_sft.model.batches import Batch
 from openpangu_sft.model.llama import SEGMENTS, PackLoss, build_model
-from openpangu_sft.plan.estimate import engine_checkpoint_bytes
 from openpangu_sft.plan.memory import Phase
 from openpangu_sft.plan.transformers_memory import layer_activations, transformers_memory
 from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.portable.lora import build_lora
 from openpangu_sft.training.portable.schedule import parameter_groups
+from openpangu_sft.training.run.retention import checkpoint_bytes
 from openpangu_sft.training.stage import run_sft
 from parameter_ids import named_by
 
@@ -215,5 +215,5 @@ def test_a_checkpoint_on_disk(make_recipe: MakeRecipe, precision: str, rank: int
     run_sft(recipe, [])
     directory = iteration_directory(recipe.path("run"), 3)
     written = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
-    names_and_settings = written - engine_checkpoint_bytes(recipe)
+    names_and_settings = written - checkpoint_bytes(recipe)
     assert 0 < names_and_settings < 60_000

@@ -92,10 +92,10 @@ def _between(least: float, most: float) -> Callable[[str], float]:
 def plan_command(recipe: Recipe, memory: Optional[float], tokens_per_second: Optional[float], as_text: bool) -> None:
     """Estimate memory, disk and time before a run."""
     from openpangu_sft.plan.estimate import device_memory
-    from openpangu_sft.plan.report import as_json, make_report
+    from openpangu_sft.plan.report import Report, as_json
     from openpangu_sft.plan.show import show_report
 
-    report = make_report(recipe, [memory] if memory else device_memory(recipe), tokens_per_second)
+    report = Report(recipe, [memory] if memory else device_memory(recipe), tokens_per_second)
     if as_text:
         print(json.dumps(as_json(report), ensure_ascii=False, indent=1))
     else:

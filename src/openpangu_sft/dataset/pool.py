@@ -50,24 +50,21 @@ def ordered_map(
 
     try:
         _start(function, workers, processes)
-        for item in items:  # the next one is read while the workers work
-            while len(busy) == workers:
-                collect()
-            idle = next(connection for connection in processes if connection not in busy)
-            with _alive(processes[idle]):
-                idle.send(item)
-            busy[idle] = given
-            given += 1
-            while given - taken >= AHEAD * workers and taken not in done:
-                collect()
-            while taken in done:
+        waiting = ((item,) for item in items)
+        following = next(waiting, None)
+        while following or taken < given:
+            if taken in done:
                 yield done.pop(taken)
                 taken += 1
-        while taken < given:
-            while taken not in done:
+            elif not following or len(busy) == workers or given - taken >= AHEAD * workers:
                 collect()
-            yield done.pop(taken)
-            taken += 1
+            else:
+                idle = next(connection for connection in processes if connection not in busy)
+                with _alive(processes[idle]):
+                    idle.send(following[0])
+                busy[idle] = given
+                given += 1
+                following = next(waiting, None)  # read while the workers work
     finally:
         for process in processes.values():
             process.kill()

@@ -137,18 +137,14 @@ def _note(refused: Refused, file: Path, line: int, data: Data, stream: Any) -> N
 
 def _encode_span(tokenizer: Tokenizer, data: Data, spool: Spool, span: Span) -> SpanResult:
     """Encodes the samples of a span into the spool's file of the process that it is called in."""
-    lines, rules = list(read_span(span)), Rules(data)
-    read = [(raw, _views(raw, data, rules)) for raw in lines if raw]
-    outcomes = iter(encode_samples([view for _, views in read for view in views], tokenizer, data))
+    lines = list(read_span(span))
+    read = [(raw, rules := Rules(data), _views(raw, data, rules)) for raw in lines if raw]
+    outcomes = iter(encode_samples([view for _, _, views in read for view in views], tokenizer, data))
     encoded, validation, refused = list[Encoded](), list[bool](), list[Refused]()
-    counts: dict[str, Counter[str]] = {name: Counter() for name in (PREFIX, VALIDATION, "reasons")}
-    for raw, views in read:
+    counts: dict[str, Counter[str]] = {name: Counter() for name in (PREFIX, VALIDATION, *NOTES)}
+    for raw, rules, views in read:
         kept = _kept(list(islice(outcomes, len(views))), data)
         if isinstance(kept, BadSample):
-            own = Rules(data)
-            _views(raw, data, own)  # once more, to take back what it has added to the counts
-            rules.keys.counts.subtract(own.keys.counts)
-            rules.changes.subtract(own.changes)
             dropped = isinstance(kept, TooLong) and data.too_long == "drop"
             refused.append(Refused(int(raw.place[1:]), str(kept), raw.text or raw.content, dropped))
             counts[PREFIX]["dropped" if dropped else "rejected"] += 1
@@ -162,8 +158,10 @@ def _encode_span(tokenizer: Tokenizer, data: Data, spool: Spool, span: Span) -> 
         counts[PREFIX]["truncated"] += len(kept) < len(views) or any(sample.truncated for sample in kept)
         encoded += kept
         validation += [held_out] * len(kept)
-        rules.changes[ADDED] += len(kept) - 1
-    counts.update(ignored_keys=+rules.keys.counts, changes=+rules.changes)
+        counts["ignored_keys"].update(rules.keys.counts)
+        counts["changes"].update(+rules.changes)
+        if len(kept) > 1:
+            counts["changes"][ADDED] += len(kept) - 1
     return SpanResult(len(lines), spool.write(encoded), np.array(validation, np.bool_), refused, counts)
 
 

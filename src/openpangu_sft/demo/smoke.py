@@ -86,7 +86,11 @@ class Smoke:
         theirs.mkdir()
         for file in sorted(recipe.path("samples").glob("*.jsonl")):
             (theirs / "merged").mkdir(exist_ok=True)
-            self._upstream("preprocess_data.py", *published_preprocess(recipe, file, theirs / "merged" / file.stem))
+            # as in the published recipe; upstream adds _packed to the prefix
+            command = ["--input", str(file), "--output-prefix", str(theirs / "merged" / file.stem), "--workers", "2"]
+            command += ["--log-interval", "1000", "--handler-name", "PanguInstructionHandler", "--pack"]
+            command += ["--tokenizer-type", "PretrainedFromHF", "--tokenizer-name-or-path", str(recipe.path("hf"))]
+            self._upstream("preprocess_data.py", *command, "--seq-length", str(recipe.data.seq_length))
             ours = recipe.path("shards") / file.stem
             require_same_dataset(ours, PREFIX, theirs / "merged", file.stem)
         self._note("preprocess: their bytes, our bytes", "the same")
@@ -105,7 +109,12 @@ class Smoke:
         shutil.copytree(recipe.path("hf"), hf)
         # openPangu's own class cannot be loaded without an NPU: the same weights as a Llama model
         (hf / CONFIG).write_text(json.dumps(llama_config(read_config(hf))), "utf-8")
-        self._upstream("convert_ckpt.py", *published_convert(recipe, hf, theirs))
+        # as in the published recipe, but with the checkpoint's dtype
+        given = "--model-type GPT --load-model-type hf --save-model-type mg --use-mcore-models --params-dtype fp32"
+        given += f" --target-tensor-parallel-size {recipe.parallel.tensor} --target-pipeline-parallel-size 1"
+        given += " --add-qkv-bias --add-dense-bias"
+        command = [*given.split(), "--load-dir", str(hf), "--save-dir", str(theirs), "--tokenizer-model", str(hf)]
+        self._upstream("convert_ckpt.py", *command)
         first, second = (open_mcore(directory, recipe.model).weights for directory in (ours, theirs))
         require_equal(Resharder(first, recipe.model), second, theirs)
         what = f"convert, TP {recipe.parallel.tensor}: their tensors, our tensors"
@@ -198,22 +207,6 @@ def empty(directory: Path) -> None:
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     (directory / MARK).touch()
-
-
-def published_preprocess(recipe: Recipe, file: Path, prefix: Path) -> list[str]:
-    """Arguments of preprocess_data.py as in the published recipe; upstream adds _packed to the prefix."""
-    given = "--workers 2 --log-interval 1000 --tokenizer-type PretrainedFromHF --handler-name PanguInstructionHandler"
-    given += f" --seq-length {recipe.data.seq_length} --pack"
-    files = ["--input", str(file), "--output-prefix", str(prefix), "--tokenizer-name-or-path", str(recipe.path("hf"))]
-    return [*given.split(), *files]
-
-
-def published_convert(recipe: Recipe, hf: Path, target: Path) -> list[str]:
-    """Arguments of convert_ckpt.py as in the published recipe, but with the checkpoint's dtype."""
-    given = "--model-type GPT --load-model-type hf --save-model-type mg --use-mcore-models --params-dtype fp32"
-    given += f" --target-tensor-parallel-size {recipe.parallel.tensor} --target-pipeline-parallel-size 1"
-    given += " --add-qkv-bias --add-dense-bias"
-    return [*given.split(), "--load-dir", str(hf), "--save-dir", str(target), "--tokenizer-model", str(hf)]
 
 
 def require_same_dataset(ours: Path, prefix: str, theirs: Path, their_prefix: str) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
-from openpangu_sft.checkpoint.sharding import parameter_count
 from openpangu_sft.plan.memory import GIB, Memory
 from openpangu_sft.plan.mindspeed_memory import mindspeed_memory
 from openpangu_sft.plan.transformers_memory import transformers_memory
@@ -68,16 +67,8 @@ def disk_of(recipe: Recipe) -> Disk:
     train = recipe.train
     written = -(-train.iterations // train.save_interval)  # the last iteration is saved in any case
     kept = min((train.keep_checkpoints or written) + train.keep_best, written)
-    one = engine_checkpoint_bytes(recipe)
+    one = checkpoint_bytes(recipe)
     return Disk(one, written, kept, one * min(kept + 1, written))
-
-
-def engine_checkpoint_bytes(recipe: Recipe) -> int:
-    """Bytes of one checkpoint. The portable engine writes fp32 weights beside the model's only where that is bf16."""
-    if recipe.train.engine == "mindspeed":
-        return checkpoint_bytes(recipe)
-    weights, trained = (parameter_count(recipe.model, recipe.train.lora.adapter, which) for which in (False, True))
-    return weights * 2 + trained * 12 if recipe.train.precision == "bf16" else weights * 4 + trained * 8
 
 
 def warnings(recipe: Recipe, counts: dict[str, Any]) -> Iterator[str]:

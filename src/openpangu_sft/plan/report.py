@@ -13,12 +13,11 @@ from openpangu_sft.artifacts.artifact import MANIFEST, read_manifest
 from openpangu_sft.checkpoint.sharding import parameter_count
 from openpangu_sft.model.flops import highest_rate
 from openpangu_sft.plan.choose import Choice, all_splits, choice_of, ranking
-from openpangu_sft.plan.estimate import Course, Disk, course_of, disk_of, memory_of, tokens_per_iteration, warnings
-from openpangu_sft.plan.memory import Memory, Part
+from openpangu_sft.plan.estimate import Course, course_of, disk_of, memory_of, tokens_per_iteration, warnings
+from openpangu_sft.plan.memory import Part
 from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.recipe.schema import ChosenRecipe, Recipe
-from openpangu_sft.training.run.memory import DeviceMemory
-from openpangu_sft.training.run.metrics import read_metrics
+from openpangu_sft.training.run.metrics import DeviceMemory, read_metrics
 from openpangu_sft.training.run.provenance import RECIPE, read_starts
 from openpangu_sft.util.errors import UserError
 
@@ -37,57 +36,37 @@ class Speed(NamedTuple):
     memory: Optional[DeviceMemory] = None  # measured by the same run, where it had devices
 
 
-class Report(NamedTuple):
-    recipe: Recipe
-    parameters: int  # of the model, without adapters
-    trained: int
-    memory: Memory
-    now: Choice  # the recipe as it is
-    best: dict[float, list[Choice]]  # by memory of a device in GiB: each split, in the order of `auto`
-    counts: Optional[dict[str, Any]]  # of the dataset; None without one, and so is `course`
-    course: Optional[Course]
-    warnings: list[str]
-    tokens: float  # of an iteration, as the engine counts them
-    speed: Speed
-    seconds: Optional[float]  # of all iterations, at the known rate
-    highest_rate: float
-    least_seconds: float  # of all iterations, at MFU 100 %
-    disk: Disk
+class Report:
+    """The plan of a recipe: from the dataset's manifest, the run's metrics and recipe, and nothing else."""
 
+    def __init__(self, recipe: Recipe, gibs: Sequence[float], tokens_per_second: Optional[float] = None) -> None:
+        """Without tokens/s of the whole run those are taken that a run with these settings in paths.run has measured.
 
-def make_report(recipe: Recipe, gibs: Sequence[float], tokens_per_second: Optional[float] = None) -> Report:
-    """Reads the dataset's manifest, the run's metrics and recipe, and nothing else.
-
-    Without tokens/s of the whole run those are taken that a run with these settings in paths.run has measured.
-    Raises `UserError` where the dataset is incomplete.
-    """
-    directory = recipe.path("dataset")
-    counts, found = None, []
-    if (directory / MANIFEST).is_file():
-        dataset = read_manifest(directory, "dataset", "run make preprocess and make merge again")
-        counts, made, wanted = dataset.counts, dataset.settings.get("data.seq_length"), recipe.data.seq_length
-        if made != wanted:
-            found.append(f"the dataset has packs of {made} tokens, data.seq_length is {wanted} -> make merge")
-        found += warnings(recipe, counts)
-    speed, most = speed_of(recipe, tokens_per_second), highest_rate(recipe)
-    tokens = tokens_per_iteration(recipe, counts)
-    return Report(
-        recipe,
-        parameter_count(recipe.model),
-        parameter_count(recipe.model, recipe.train.lora.adapter, trained=True),
-        memory_of(recipe),
-        choice_of(recipe),
-        {gib: ranking(all_splits(recipe), True, gib) for gib in gibs},
-        counts,
-        course_of(recipe, counts) if counts else None,
-        found,
-        tokens,
-        speed,
-        recipe.train.iterations * tokens / speed.tokens if speed.tokens else None,
-        most,
-        recipe.train.iterations * tokens / most,
-        disk_of(recipe),
-    )
+        Raises `UserError` where the dataset is incomplete.
+        """
+        directory = recipe.path("dataset")
+        self.counts: Optional[dict[str, Any]] = None  # of the dataset; None without one, and so is `course`
+        self.course: Optional[Course] = None
+        self.warnings: list[str] = []
+        if (directory / MANIFEST).is_file():
+            dataset = read_manifest(directory, "dataset", "run make preprocess and make merge again")
+            made, wanted = dataset.settings.get("data.seq_length"), recipe.data.seq_length
+            if made != wanted:
+                what = f"the dataset has packs of {made} tokens, data.seq_length is {wanted} -> make merge"
+                self.warnings.append(what)
+            self.counts, self.course = dataset.counts, course_of(recipe, dataset.counts)
+            self.warnings += warnings(recipe, dataset.counts)
+        self.recipe, self.memory, self.disk = recipe, memory_of(recipe), disk_of(recipe)
+        self.parameters = parameter_count(recipe.model)  # without adapters
+        self.trained = parameter_count(recipe.model, recipe.train.lora.adapter, trained=True)
+        self.now = choice_of(recipe)  # the recipe as it is
+        # by memory of a device in GiB: each split, in the order of `auto`
+        self.best = {gib: ranking(all_splits(recipe), True, gib) for gib in gibs}
+        self.speed, self.highest_rate = speed_of(recipe, tokens_per_second), highest_rate(recipe)
+        self.tokens = tokens_per_iteration(recipe, self.counts)  # of an iteration, as the engine counts them
+        tokens, known = recipe.train.iterations * self.tokens, self.speed.tokens
+        self.seconds = tokens / known if known else None  # of all iterations, at the known rate
+        self.least_seconds = tokens / self.highest_rate  # of all iterations, at MFU 100 %
 
 
 def speed_of(recipe: Recipe, given: Optional[float]) -> Speed:

@@ -18,8 +18,7 @@ from openpangu_sft.training.mindspeed.log import (
     micro_batches_of,
     warning,
 )
-from openpangu_sft.training.run.memory import DeviceMemory
-from openpangu_sft.training.run.metrics import Row
+from openpangu_sft.training.run.metrics import DeviceMemory, Row
 from parameter_ids import named_by
 from upstream_log import FULL_DEVICE, ITERATION
 

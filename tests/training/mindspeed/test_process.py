@@ -24,8 +24,7 @@ from openpangu_sft.dataset.preprocess import run_preprocess
 from openpangu_sft.recipe.model_config import TRACKER
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.mindspeed.process import Command, Training
-from openpangu_sft.training.run.memory import DeviceMemory
-from openpangu_sft.training.run.metrics import read_metrics
+from openpangu_sft.training.run.metrics import DeviceMemory, read_metrics
 from openpangu_sft.training.run.retention import iterations
 from refusals import refusal_of
 from upstream import require_compiler

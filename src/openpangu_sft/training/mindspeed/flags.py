@@ -14,7 +14,6 @@ from typing import Union
 from openpangu_sft.checkpoint.sharding import layout_of
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.recipe.sections import Model
-from openpangu_sft.training.run.step import NEVER
 from openpangu_sft.util.errors import UserError
 
 Value = Union[str, int, float, Path, bool, Sequence[str], None]
@@ -51,6 +50,9 @@ FIXED = {
     "so that SIGTERM saves a checkpoint": "--exit-signal-handler",
 }
 """Arguments that no recipe changes, by the reason for their value."""
+
+NEVER = 10**9
+"""Iterations between evaluations where the recipe has none."""
 
 AT_BEGINNING = ("finetune", "no-load-optim", "no-load-rng")
 """Only for a new run: a resumed one loads optimizer, schedule, random state and data order from its checkpoint."""

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any, Optional
 
-from openpangu_sft.training.run.memory import DeviceMemory
-from openpangu_sft.training.run.metrics import Row
+from openpangu_sft.training.run.metrics import DeviceMemory, Row
 
 _ITERATION = re.compile(r"iteration\s+([1-9]\d{0,11})/\s*\d+ \|")
 _FIELDS = {

@@ -24,9 +24,8 @@ from openpangu_sft.artifacts.artifact import Manifest
 from openpangu_sft.model.flops import model_flops_utilisation
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.mindspeed import log
-from openpangu_sft.training.run import memory, metrics
+from openpangu_sft.training.run import metrics
 from openpangu_sft.training.run.retention import prune, stops_early
-from openpangu_sft.training.run.step import Step
 from openpangu_sft.training.run.trackers import tracked
 from openpangu_sft.util.console import console, progress, say
 from openpangu_sft.util.errors import Interrupted, UserError
@@ -69,7 +68,7 @@ class Training:
         self.errors: list[str] = []
         self.recent: deque[metrics.Row] = deque(maxlen=50)
         self.received: list[int] = []
-        self.step = Step()
+        self.step = metrics.Step()
         self.late = threading.Timer(0, say)
         self.track: Callable[[metrics.Row], None]
         self.saved = done
@@ -204,7 +203,7 @@ class Training:
         elif self.iteration < self.recipe.train.iterations and self.on_last_node:
             what = f"training ended after iteration {self.iteration} of {self.recipe.train.iterations}"
         if what:
-            raise UserError(what, where=path, remedy=memory.REMEDY if full else "see this log")
+            raise UserError(what, where=path, remedy=metrics.LESS_MEMORY if full else "see this log")
 
 
 def _kill_session(process: subprocess.Popen[str]) -> None:

@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import LlamaForCausalLM
 
 from openpangu_sft.artifacts.artifact import Manifest
+from openpangu_sft.checkpoint.mcore import iteration_directory
 from openpangu_sft.checkpoint.mcore_reader import open_mcore
 from openpangu_sft.dataset.index_file import VALIDATION
 from openpangu_sft.model.batches import Batch, PackedDataset, micro_batches, training_order
@@ -32,11 +33,10 @@ from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.portable.lora import build_lora
 from openpangu_sft.training.portable.schedule import learning_rate, parameter_groups
 from openpangu_sft.training.portable.state import load_engine_state, newest_checkpoint, save
-from openpangu_sft.training.run import memory, metrics
+from openpangu_sft.training.run import metrics
 from openpangu_sft.training.run.launch import AT_ONCE, worker_rank
 from openpangu_sft.training.run.provenance import record_start
 from openpangu_sft.training.run.retention import nothing_to_do, prune, stops_early
-from openpangu_sft.training.run.step import Step
 from openpangu_sft.training.run.trackers import tracked
 from openpangu_sft.util.console import progress, say
 from openpangu_sft.util.errors import Interrupted, UserError
@@ -65,16 +65,12 @@ class _Training:
         self, recipe: Recipe, manifest: Manifest, device: torch.device, planned: int, received: list[int]
     ) -> None:
         self.recipe, self.manifest, self.device, self.planned = recipe, manifest, device, planned
-        self.received, self.step = received, Step()
+        self.received, self.step = received, metrics.Step()
         self.directory = recipe.path("run")
         self.rank = distributed.get_rank() if distributed.is_initialized() else 0
         torch.manual_seed(recipe.train.seed)
-        newest = newest_checkpoint(self.directory, is_main=self.rank == 0)
-        self.iteration, self.loss, state = 0, math.nan, {}
-        if newest:
-            self.iteration, directory, found = newest
-            self.loss = found.counts["loss"]
-            state = load_engine_state(directory)
+        self.iteration = newest_checkpoint(self.directory, is_main=self.rank == 0)
+        state = load_engine_state(iteration_directory(self.directory, self.iteration)) if self.iteration else {}
         self.model = _model(recipe, state, device).train()
         settings, recompute = recipe.train, recipe.train.recompute
         recomputed = recompute.num_layers if recompute.granularity == "full" else 0
@@ -127,7 +123,7 @@ class _Training:
                 advance(1, note := str(row))
                 stop, enough = self._any_process(self.received), stops_early(self.recipe, self.losses)
                 if stop or enough or self.iteration % self.recipe.train.save_interval == 0 or self.iteration == last:
-                    self._save()
+                    self._save(row.loss)
                 if stop:
                     state = f"after iteration {self.iteration}, which is saved: run make sft again to resume"
                     raise Interrupted(stop, state)
@@ -169,25 +165,23 @@ class _Training:
             advance(0, self.step.update(number, len(batches)))
         if distributed.is_initialized():
             distributed.all_reduce(total)
-        self.loss = total.item()
+        mean = total.item()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_grad).item()
-        if not math.isfinite(self.loss) or not math.isfinite(norm):
-            raise UserError(
-                f"loss {self.loss}, gradient norm {norm} at iteration {self.iteration}",
-                where=self.directory,
-                remedy="lower train.lr, or look at the packs of this iteration",
-            )
+        if not math.isfinite(mean) or not math.isfinite(norm):
+            what = f"loss {mean}, gradient norm {norm} at iteration {self.iteration}"
+            remedy = "lower train.lr, or look at the packs of this iteration"
+            raise UserError(what, where=self.directory, remedy=remedy)
         self.optimizer.step()
         row = metrics.Row(
             iteration=self.iteration,
-            loss=self.loss,
+            loss=mean,
             lr=rate,
             grad_norm=norm,
             tokens=tokens,
             seconds=time.monotonic() - self.step.began,
         )
-        if self.device.type == "cuda" and self.iteration == self.begun + memory.MEASURED_AFTER:
-            row.memory = memory.measure()
+        if self.device.type == "cuda" and self.iteration == self.begun + metrics.MEASURED_AFTER:
+            row.memory = metrics.measure()
         if self.rank == 0 and row.memory:
             row.memory.show(self.planned)
         return row
@@ -219,10 +213,10 @@ class _Training:
             ahead = following
         yield ahead.result()
 
-    def _save(self) -> None:
+    def _save(self, loss: float) -> None:
         train = self.recipe.train
         if self.rank == 0:
-            save(self.directory, self.recipe, self.manifest, self.model, self.optimizer, self.iteration, self.loss)
+            save(self.directory, self.recipe, self.manifest, self.model, self.optimizer, self.iteration, loss)
             prune(self.directory, train.keep_checkpoints, self.iteration, train.keep_best)
             metrics.draw_curve(self.directory)
         if distributed.is_initialized():
@@ -275,7 +269,7 @@ def _failures_named(received: Sequence[int]) -> Iterator[None]:
     try:
         yield
     except torch.cuda.OutOfMemoryError as error:
-        raise UserError(str(error).partition(" If reserved")[0], remedy=memory.REMEDY) from None
+        raise UserError(str(error).partition(" If reserved")[0], remedy=metrics.LESS_MEMORY) from None
     except RuntimeError as error:
         if not any(name in str(error) for name in ("gloo", "NCCL")):
             raise

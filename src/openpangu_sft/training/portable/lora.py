@@ -40,7 +40,9 @@ def build_lora(recipe: Recipe, tensors: Tensors, device: torch.device) -> LlamaF
     frozen, parts = {}, {}
     for name, tensor in tensors.items():
         if ".lora_" in name:
-            parts[name] = _linear(tensor.float().to(device))
+            outputs, inputs = tensor.shape
+            parts[name] = torch.nn.Linear(inputs, outputs, bias=False, device="meta")
+            parts[name].weight = torch.nn.Parameter(tensor.float().to(device))
         else:
             frozen[name] = tensor.to(reduced if "_proj." in name or name == "lm_head.weight" else torch.float32)
     model = build_model(recipe.path("hf"), frozen, SEGMENTS, device).requires_grad_(False)
@@ -52,9 +54,3 @@ def build_lora(recipe: Recipe, tensors: Tensors, device: torch.device) -> LlamaF
             module.lora_B = parts[part_name(f"{name}.weight", "B")]
             module.scale = adapter.alpha / adapter.rank
     return model
-
-
-def _linear(weight: torch.Tensor) -> torch.nn.Linear:
-    linear = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    linear.weight = torch.nn.Parameter(weight)
-    return linear

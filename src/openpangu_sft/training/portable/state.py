@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
 import transformers
@@ -63,17 +63,16 @@ def save(
     write_tracker(run, iteration)
 
 
-def newest_checkpoint(run: Path, is_main: bool) -> Optional[tuple[int, Path, Manifest]]:
-    """Iteration, directory and manifest of a run's newest complete checkpoint, if any; see retention.newest_whole."""
-    found: dict[int, Manifest] = {}
+def newest_checkpoint(run: Path, is_main: bool) -> int:
+    """The iteration of a run's newest complete checkpoint, 0 if there is none; see retention.newest_whole."""
 
     def is_whole(iteration: int) -> bool:
         with contextlib.suppress(UserError):
-            found[iteration] = read_manifest(iteration_directory(run, iteration), "checkpoint", "")
-        return iteration in found
+            read_manifest(iteration_directory(run, iteration), "checkpoint", "")
+            return True
+        return False
 
-    iteration = newest_whole(run, is_whole, is_main)
-    return None if iteration is None else (iteration, iteration_directory(run, iteration), found[iteration])
+    return newest_whole(run, is_whole, is_main) or 0
 
 
 def load_engine_state(directory: Path) -> dict[str, Any]:

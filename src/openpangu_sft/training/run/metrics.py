@@ -1,9 +1,13 @@
-"""Metrics of a run: one line per iteration in metrics.jsonl, and the loss curve loss.png."""
+"""Metrics of a run: one line per iteration in metrics.jsonl, and the loss curve loss.png.
+
+And what is measured on the way: device memory, once in a start of training, and how far a step is.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -11,11 +15,40 @@ from typing import Annotated, Any, Optional
 from pydantic import BaseModel, Field
 
 from openpangu_sft.artifacts.atomic import write_durably
-from openpangu_sft.training.run.memory import DeviceMemory
-from openpangu_sft.util.console import console
+from openpangu_sft.util.console import console, say
 from openpangu_sft.util.jsonl import add_line, read_lines
 
 METRICS, CURVE = "metrics.jsonl", "loss.png"
+
+MEASURED_AFTER = 2
+"""Iterations of a start after which memory is measured: Adam's moments are allocated at the end of the first one."""
+LOW_MEMORY = 0.05
+"""Share of a device below which a warning is printed: later allocations fragment. A choice, not a measurement."""
+LESS_MEMORY = "recompute more (train.recompute), split the model further (parallel) or lower data.seq_length"
+LESS_MEMORY += "; see make plan"
+SLOW = 5.0
+"""Seconds after which the micro batches of a step are shown."""
+
+_MIB, _GIB = 1 << 20, 1 << 30
+
+
+class DeviceMemory(BaseModel):
+    """In bytes, of the device where each is worst."""
+
+    peak: int  # of tensors, since the start
+    left: int  # of the device beside this peak and what other libraries hold: HCCL, CANN, CUDA
+    total: int  # of the device, as its driver counts
+
+    def __str__(self) -> str:
+        left = f"{self.left / _GIB:.1f} of {self.total / _GIB:.1f} GiB left"
+        return f"peak {self.peak / _GIB:.1f} GiB of tensors measured, {left}"
+
+    def show(self, planned: int) -> None:
+        """Beside the planned peak of tensors in bytes, 0 if it is not known; with a warning where little is left."""
+        say(f"device memory: {self}" + (f"; planned: {planned / _GIB:.1f} GiB" if planned else ""))
+        if self.left < LOW_MEMORY * self.total:
+            what = f"less than {LOW_MEMORY:.0%} of a device is left: a later iteration may run out of memory"
+            console.print(f"{what} -> {LESS_MEMORY}", style="yellow", soft_wrap=True)
 
 
 class Row(BaseModel):
@@ -83,3 +116,50 @@ def draw_curve(run: Path) -> Path:
     path = run / CURVE
     figure.savefig(path)
     return path
+
+
+def measure(device: str = "cuda") -> DeviceMemory:
+    """Memory of torch.cuda's current device, the worst over all processes, which exchange it on `device`.
+
+    The caching allocator's unused blocks count as left: it returns them before it fails.
+    """
+    import torch
+    from torch import distributed
+
+    free, total = torch.cuda.mem_get_info()
+    peak = torch.cuda.max_memory_allocated()
+    left = free + torch.cuda.memory_reserved() - peak
+    # in MiB, which fp32 holds exactly: HCCL has no maximum of int64
+    worst = torch.tensor([peak // _MIB, -left // _MIB, -total // _MIB], dtype=torch.float32, device=device)
+    if distributed.is_initialized():
+        distributed.all_reduce(worst, distributed.ReduceOp.MAX)
+    peak, left, total = (int(mib) * _MIB for mib in worst.tolist())
+    return DeviceMemory(peak=peak, left=-left, total=-total)
+
+
+class Step:
+    """The micro batches of one iteration. One that has none yet has not begun, or is not known."""
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self, note: str = "") -> None:
+        """`note` is that of the step before."""
+        self.began, self.done, self.size, self._note = time.monotonic(), 0, 0, note
+        self._first = 0, self.began  # micro batches done when they were first counted, and when that was
+
+    def update(self, done: int, size: int) -> str:
+        """So many of its micro batches are done; returns a note for the progress bar."""
+        if not self.done:
+            self._first = done, time.monotonic()
+        self.done, self.size = done, size
+        slow = time.monotonic() - self.began > SLOW
+        return ", ".join(filter(None, [self._note, f"micro-batch {done}/{size}" if slow else ""]))
+
+    def stopping(self) -> str:
+        """What to tell after the first signal."""
+        seconds = 0.0
+        if self.done and (since := self.done - self._first[0]):
+            seconds = (time.monotonic() - self._first[1]) / since * (self.size - self.done)
+        when = f", in about {seconds:.0f} s" if seconds >= 1 else ""
+        return f"stopping: saves after this step{when} (again: stops now, unsaved)"

@@ -25,7 +25,6 @@ from openpangu_sft.artifacts.atomic import write_durably
 from openpangu_sft.recipe.schema import ChosenRecipe, Recipe
 from openpangu_sft.util import ascend
 from openpangu_sft.util.console import say
-from openpangu_sft.util.errors import UserError
 from openpangu_sft.util.jsonl import add_line, read_lines
 
 RECIPE, STARTS = "recipe.yaml", "starts.jsonl"
@@ -67,7 +66,7 @@ def record_start(
         command=["openpangu-sft", *command_line],
         versions=versions(),
         image=os.environ.get(IMAGE, ""),
-        sources=_commits(sources) if sources else {},
+        sources=_commits(parse_manifest(sources / MANIFEST, "")) if sources else {},
         changed=changed,
     )
     for key, values in changed.items():
@@ -89,12 +88,8 @@ def versions() -> dict[str, str]:
     return {**found, **ascend.versions(os.environ)}
 
 
-def _commits(directory: Path) -> dict[str, str]:
-    try:
-        settings = parse_manifest(directory / MANIFEST, "").settings
-    except (OSError, UserError):
-        return {}
+def _commits(sources: Manifest) -> dict[str, str]:
     return {
         name: " + ".join([chosen["commit"], *(f"{name}/{Path(patch).stem}" for patch in chosen["patches"])])
-        for name, chosen in settings.items()
+        for name, chosen in sources.settings.items()
     }

@@ -20,16 +20,19 @@ MOST_AT_START = 2  # checkpoints that must have room before training starts; dis
 
 
 def checkpoint_bytes(recipe: Recipe) -> int:
-    """Size of a checkpoint of the mindspeed engine: weights, and of those that are trained fp32 values and two moments.
+    """Size of a checkpoint: weights, and of those that are trained fp32 values and two moments.
 
-    Summed over ranks: with pipeline parallelism the last stage writes tied embeddings again.
+    The transformers engine writes fp32 values beside the model's only where that is bf16. Summed over ranks: with
+    pipeline parallelism the last stage writes tied embeddings again.
     """
     model, adapter, layout = recipe.model, recipe.train.lora.adapter, layout_of(recipe.model, recipe.parallel)
     weights, trained = (
         sum(rank_parameter_count(model, layout, *rank, adapter, which) for rank in layout.ranks())
         for which in (False, True)
     )
-    return weights * (2 if recipe.train.precision == "bf16" else 4) + trained * 12
+    if recipe.train.precision == "bf16":
+        return weights * 2 + trained * 12
+    return weights * 4 + trained * (12 if recipe.train.engine == "mindspeed" else 8)
 
 
 def bytes_at_start(recipe: Recipe) -> int:

@@ -59,7 +59,7 @@ class PanguInstructionHandler:
 
     def serialize_to_disk(self, iteration_batch_size: int = 50) -> None:
         """Writes the six files, or one line with the reason why not."""
-        with one_line(), _own_settings_named():
+        with one_line("make preprocess"):
             spans = [Span(file, 0, file.stat().st_size) for file in self._files]
             data = _settings(self._args)
             # trusted: upstream has run its code already
@@ -88,17 +88,6 @@ def _settings(args: Namespace) -> Data:
         detail = error.errors(include_url=False)[0]
         flag = f"--{str(detail['loc'][0]).replace('_', '-')} {detail['input']}"
         raise UserError(detail["msg"], where=flag, remedy="give another value") from None
-
-
-@contextlib.contextmanager
-def _own_settings_named() -> Iterator[None]:
-    """Explains recipe settings in messages: the published command has no flags for them."""
-    try:
-        yield
-    except UserError as error:
-        if "data." in f"{error.what}{error.remedy}":
-            error.remedy = " ".join(filter(None, [error.remedy, "(data.… are settings of make preprocess)"]))
-        raise
 
 
 @contextlib.contextmanager

@@ -19,10 +19,10 @@ from torch import distributed
 
 from openpangu_sft.dataset.index_file import FIELDS, VALIDATION, field_path, read_rows
 from openpangu_sft.tokenizer.tokenizer import IGNORED
+from openpangu_sft.training.mindspeed.flags import NEVER
 from openpangu_sft.training.mindspeed.hooks.loss import evaluation
 from openpangu_sft.training.mindspeed.hooks.segments import positions
-from openpangu_sft.training.run.memory import MEASURED_AFTER, measure
-from openpangu_sft.training.run.step import NEVER
+from openpangu_sft.training.run.metrics import MEASURED_AFTER, measure
 
 
 def after_iteration(
