@@ -130,7 +130,6 @@ inspect: ## check a packed dataset, also MindSpeed-LLM's
 verify: ## check that two checkpoints are the same model
 evaluate: ## validation loss and answers, before and after training
 report: ## HTML report of a run, or of two side by side
-curve: ## redraw the run's loss.png, also while it trains
 
 ##@+ For NPUs
 smoke: ## compare MindSpeed-LLM's own commands with ours on a CPU, in minutes
@@ -138,7 +137,7 @@ slurm: ## print a Slurm script for several machines
 kubernetes: ## print a Kubernetes (Volcano) job
 
 commands := demo doctor plan format preprocess merge convert sft export chat serve
-commands += preview inspect verify evaluate report curve smoke slurm kubernetes
+commands += preview inspect verify evaluate report smoke slurm kubernetes
 # What a command takes of the options, by the ##= lines, reaches it as OPENPANGU_RECIPE and so on.
 taken = $(filter RECIPE SET $(shell awk -v mode=taken -v target=$1 -f scripts/targets.awk Makefile),$(options))
 given = $(foreach v,$(call taken,$1),$(if $(value $v),$v))

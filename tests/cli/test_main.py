@@ -33,7 +33,6 @@ STAGES = [
     "preview",
     "inspect",
     "verify",
-    "curve",
     "evaluate",
     "report",
     "plan",

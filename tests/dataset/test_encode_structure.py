@@ -15,7 +15,7 @@ from conversations_drawn import PLAIN, TOKENS, samples
 from openpangu_sft.conversations.conversation import Message, Sample
 from openpangu_sft.conversations.keys import BadSample
 from openpangu_sft.dataset.encode import Encoded, encode_samples, input_ids_of, training_views
-from openpangu_sft.recipe.sections import Data
+from openpangu_sft.recipe.data import Data
 from openpangu_sft.tokenizer.template import TextSpan
 from openpangu_sft.tokenizer.tokenizer import Tokenizer
 

@@ -13,7 +13,7 @@ from conversations_drawn import PLAIN, samples
 from openpangu_sft.conversations.conversation import Message, Sample
 from openpangu_sft.conversations.keys import BadSample
 from openpangu_sft.dataset.encode import training_views
-from openpangu_sft.recipe.sections import Data
+from openpangu_sft.recipe.data import Data
 
 
 def views(sample: Sample, **settings: Any) -> list[Sample]:

@@ -514,7 +514,7 @@ def test_a_random_answer_can_be_repeated(make: Callable[..., Recipe]) -> None:
     [
         ("p.txt", b"", "holds no questions -> write one on each line"),
         ("p.txt", b"ok\n\xff\n", "not UTF-8"),
-        ("p.txt", b"ok\nend [unused10]\n", "p.txt:2: holds the control token [unused10] -> take it out"),
+        ("p.txt", b"ok\nend [unused10]\n", "p.txt:2: the message holds the control token [unused10] -> take it out"),
         ("p.yaml", b"a: b", "unknown kind of file .yaml -> known: .txt, "),
         ("p.jsonl", b'{"messages": []}\n', "p.jsonl:1: "),
         ("p.jsonl", b"{\n", "p.jsonl:1: "),
@@ -657,7 +657,7 @@ def test_benchmarks_before_and_after_once_each(
     assert [[*result.benchmarks] for result in found.results] == [[benchmark]] * 3
     assert [*found.benchmarks["capitals acc"]] == [0, 3, 6]
     _show(found, recipe.path("run"))
-    assert re.search(r"capitals acc +│? *before training +│? *[0-9.]+ ± [0-9.]+", capsys.readouterr().out)
+    assert re.search(r"capitals acc\n(.*\n)?.*before training[ │]+[0-9.]+ ± [0-9.]+", capsys.readouterr().out)
     page = run_report(recipe).read_text("utf-8")
     assert "<h3>capitals acc</h3>" in page
     monkeypatch.setattr(Benchmarks, "scores", lambda *_: pytest.fail("is done already"))

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 STAGES = ["format", "preprocess", "merge", "convert", "sft", "export"]
 FIRST = ["demo", "doctor", "plan", "setup", "help", "help-all", *STAGES, "chat", "preview", "inspect", "verify"]
-FIRST += ["evaluate", "report", "curve"]
+FIRST += ["evaluate", "report"]
 TARGETS = [*FIRST, "sources", "smoke", "slurm", "kubernetes", "test-upstream", "shell", "image", "image-diff", "save"]
 TARGETS += [
     "load",

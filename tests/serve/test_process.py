@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import openai
 import pytest
 
@@ -59,11 +58,6 @@ def test_ctrl_c_ends_answers_and_then_the_server(serving: tuple[Any, openai.Open
     assert "Traceback" not in said
     with pytest.raises(openai.APIConnectionError):
         client.models.list()
-
-
-def test_health(serving: tuple[Any, openai.OpenAI]) -> None:
-    _, client = serving
-    assert httpx.get(f"{str(client.base_url).removesuffix('/v1/')}/health").status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import click
 from openpangu_sft.cli.options import option, stage
 from openpangu_sft.evaluate.record import EVALUATION, Evaluation, checkpoint_name, compared, perplexity
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.util.console import console, print_rows, stdout
+from openpangu_sft.util.console import console, print_rows, print_table, stdout
 from openpangu_sft.util.errors import printable
 
 
@@ -56,13 +56,8 @@ def _show(evaluation: Evaluation, run: Path) -> None:
     if len(filled) > 1:
         head, *rows = zip(*filled)
         print_rows(title, head, rows, console)
-    benchmarks = [
-        (label, checkpoint_name(number), value)
-        for label, values in evaluation.benchmarks.items()
-        for number, value in values.items()
-    ]
-    if benchmarks:
-        print_rows("benchmarks, with standard errors", ("task and metric", "checkpoint", "value"), benchmarks, console)
+    for label, values in evaluation.benchmarks.items():
+        print_table(label, {checkpoint_name(number): value for number, value in values.items()}, console)
     for question, verdicts, lines in compared({"": evaluation}):
         heading = ": ".join(filter(None, (question.source, *verdicts.values())))
         console.print(f"\n{heading}", style="bold", markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Commands of training: sft, curve, chat, demo."""
+"""Commands of training and its result: sft, chat, serve, demo."""
 
 from __future__ import annotations
 
@@ -46,17 +46,6 @@ def sft_command(recipe: Recipe, dry_run: bool, resume: Optional[str]) -> None:
     run_sft(recipe, arguments, memory_of(recipe).peak, changed=bool(resume))
     if not worker_rank():
         _show_run(recipe)
-
-
-@stage("curve", "--set paths.run=/cache/sft_outputs")
-def curve_command(recipe: Recipe) -> None:
-    """Redraw loss.png of a run, also while it trains."""
-    from openpangu_sft.training.run.metrics import draw_curve, read_metrics
-
-    run = recipe.path("run")
-    if not read_metrics(run):
-        raise UserError("no iteration yet", where=run, remedy="run make sft, or check paths.run")
-    print(draw_curve(run))
 
 
 @stage("chat", "--model /cache/ckpts/pangu_model --prompt 你好")

@@ -39,17 +39,10 @@ class _Model(HFLM):  # type: ignore[misc]  # lm_eval has no types
         logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of what is meant here
         thinking: int = chat.tokenizer.hf.convert_tokens_to_ids(THINKING[1])
         hf = chat.tokenizer.hf
-        super().__init__(chat.model, "causal", tokenizer=hf, batch_size=AT_ONCE, think_end_token=thinking)
+        super().__init__(
+            chat.model, "causal", tokenizer=hf, max_length=chat.context, batch_size=AT_ONCE, think_end_token=thinking
+        )
         self._chat, self._prompts = chat, dict[str, list[int]]()
-
-    @property
-    def max_length(self) -> int:
-        return self._chat.context
-
-    @property
-    def max_gen_toks(self) -> int:
-        """For tasks that say no other."""
-        return min(self._chat.recipe.chat.max_new_tokens, self._chat.context // 2)
 
     @property
     def eot_token_id(self) -> int:

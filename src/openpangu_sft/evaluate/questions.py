@@ -18,8 +18,9 @@ from openpangu_sft.dataset.index_file import BEGINS, UNKNOWN, VALIDATION, Roles,
 from openpangu_sft.dataset.segments import segment_runs
 from openpangu_sft.evaluate.record import Question
 from openpangu_sft.evaluate.scores import RULES, Score
+from openpangu_sft.model.chat import prompt_ids
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.tokenizer.template import HEADERS, prompt_spans
+from openpangu_sft.tokenizer.template import HEADERS
 from openpangu_sft.tokenizer.tokenizer import IGNORED, Tokenizer
 from openpangu_sft.tokenizer.tool_prompt import ToolPrompt
 from openpangu_sft.util.console import console
@@ -78,17 +79,14 @@ def _conversations(path: Path, recipe: Recipe) -> Iterator[tuple[str, Sample, Op
 
 
 def _question(source: str, sample: Sample, recipe: Recipe, tokenizer: Tokenizer, where: str) -> Question:
-    """The question that ends with a sample's last answer; a served model does not see its earlier thinking."""
-    asked, answer = [replace(message, thinking=None) for message in sample.data[:-1]], sample.data[-1]
-    for text in (*sample.meta_prompt, sample.tools, *(part for each in asked for part in (each.content, each.calls))):
-        if token := tokenizer.control_token(text):
-            raise UserError(f"holds the control token {token.group()}", where=where, remedy="take it out")
+    """The question that ends with a sample's last answer."""
+    *asked, answer = sample.data
     try:
-        tools = ToolPrompt(recipe.data.tool_prompt)(sample.tools, tokenizer.control_token)
-    except BadSample as error:
-        raise UserError(str(error), where=where, remedy="check data.tool_prompt") from None
-    spans = prompt_spans(sample.meta_prompt, asked, reply=True, tool_prompt=tools)
-    prompt, room = tokenizer.prompt_ids(spans), recipe.model.max_position_embeddings
+        prompt = prompt_ids(tokenizer, recipe.data, sample.meta_prompt, asked, sample.tools)
+    except UserError as error:
+        raise UserError(error.what, where=where, remedy=error.remedy) from None
+    tools = ToolPrompt(recipe.data.tool_prompt)(sample.tools, tokenizer.control_token)
+    room = recipe.model.max_position_embeddings
     if len(prompt) >= room:
         what = f"has {len(prompt):,} tokens, and the model holds {room:,}, the answer's among them"
         raise UserError(what, where=where, remedy="shorten it")

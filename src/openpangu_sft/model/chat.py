@@ -21,6 +21,7 @@ from openpangu_sft.conversations.conversation import Message, Sample
 from openpangu_sft.conversations.keys import BadSample
 from openpangu_sft.model.llama import build_model, inference_device
 from openpangu_sft.model.tensors import tensors_of
+from openpangu_sft.recipe.data import Data
 from openpangu_sft.recipe.model_config import ADAPTER_CONFIG, CONFIG, TRACKER, model_of, read_config
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.recipe.sections import Chat as Settings
@@ -53,6 +54,30 @@ class Parts:
         return "thinking" if self._tag == THINKING[0] else "calls" if self._tag == CALLS[0] else "text", text
 
 
+def prompt_ids(
+    tokenizer: Tokenizer, data: Data, systems: Sequence[str], messages: Sequence[Message], tools: str = ""
+) -> list[int]:
+    """Token ids of a conversation, which end with the assistant's header.
+
+    Thinking is left out, as a served model sees it, unless data.thinking is all; control tokens in the assistant's
+    messages are plain text. Tools are the JSON text of a list. Raises `UserError` for a control token in another's
+    message, or tools that cannot be rendered.
+    """
+    if data.thinking != "all":
+        messages = [replace(message, thinking=None) for message in messages]
+    for text in (*systems, tools, *(message.content for message in messages if message.role != "assistant")):
+        if not text.isascii() and text.encode("utf-8", "replace").decode("utf-8") != text:
+            raise UserError("the message holds bytes that are not UTF-8", remedy="write it as UTF-8")
+        if token := tokenizer.control_token(text):
+            raise UserError(f"the message holds the control token {token.group()}", remedy="take it out")
+    try:
+        tool_prompt = ToolPrompt(data.tool_prompt)(tools, tokenizer.control_token)
+    except BadSample as error:
+        raise UserError(str(error), remedy="check data.tool_prompt") from None
+    cut = tokenizer.inside_control_tokens
+    return tokenizer.prompt_ids(prompt_spans(systems, messages, reply=True, cut=cut, tool_prompt=tool_prompt))
+
+
 class Chat:
     """A model with its tokenizer, from a Hugging Face or Megatron-core checkpoint, a run (its newest by default), or a
     LoRA adapter.
@@ -76,7 +101,6 @@ class Chat:
             weights, trained = opened.weights, opened.iteration or _trained(checkpoint)
             self.iteration = None if converted else trained
         self.recipe, self.context = recipe, model.max_position_embeddings
-        self.tool_prompt = ToolPrompt(recipe.data.tool_prompt)
         self.tokenizer = Tokenizer(files, recipe.tokenizer.trust_remote_code)
         self.model = build_model(files, tensors_of(weights, model), "eager", inference_device(recipe)).eval()
 
@@ -87,26 +111,8 @@ class Chat:
         return answer_of(self.complete(self.prompt(messages, system, tools), on_text).text)
 
     def prompt(self, messages: Sequence[Message], system: str = "", tools: str = "") -> list[int]:
-        """Token ids of a conversation, which end with the assistant's header.
-
-        Thinking is left out, as a served model sees it, unless data.thinking is all; control tokens in the assistant's
-        messages are plain text. Tools are the JSON text of a list. Raises `UserError` for a control token in another's
-        message, or tools that cannot be rendered.
-        """
-        if self.recipe.data.thinking != "all":
-            messages = [replace(message, thinking=None) for message in messages]
-        for text in (system, tools, *(message.content for message in messages if message.role != "assistant")):
-            if not text.isascii() and text.encode("utf-8", "replace").decode("utf-8") != text:
-                raise UserError("the message holds bytes that are not UTF-8", remedy="write it as UTF-8")
-            if token := self.tokenizer.control_token(text):
-                raise UserError(f"the message holds the control token {token.group()}", remedy="take it out")
-        try:
-            tool_prompt = self.tool_prompt(tools, self.tokenizer.control_token)
-        except BadSample as error:
-            raise UserError(str(error), remedy="check data.tool_prompt") from None
-        cut = self.tokenizer.inside_control_tokens
-        spans = prompt_spans((system,), messages, reply=True, cut=cut, tool_prompt=tool_prompt)
-        return self.tokenizer.prompt_ids(spans)
+        """Token ids of a conversation, which end with the assistant's header; raises as `prompt_ids`."""
+        return prompt_ids(self.tokenizer, self.recipe.data, (system,), messages, tools)
 
     def room(self, prompt: list[int]) -> int:
         """How many tokens an answer may have; raises `UserError` where a prompt leaves none."""

@@ -46,19 +46,9 @@ class Endpoint:
         self.chat, self.name, self._key = chat, name, key
         self.stopping = threading.Event()
         self.pool = ThreadPoolExecutor(AT_ONCE)
+        completions = Route("/v1/chat/completions", self._completions, methods=["POST"])
+        self.app = Starlette(routes=[Route("/v1/models", self._models), completions])
         self._began = int(time.time())
-
-    def app(self) -> Starlette:
-        """The ASGI application."""
-        routes = [
-            Route("/health", self._health),
-            Route("/v1/models", self._models),
-            Route("/v1/chat/completions", self._completions, methods=["POST"]),
-        ]
-        return Starlette(routes=routes)
-
-    async def _health(self, http: HttpRequest) -> Response:
-        return Response()
 
     async def _models(self, http: HttpRequest) -> Response:
         if not self._admits(http):
@@ -144,7 +134,7 @@ class _Answer:
             async for delta in self.deltas():
                 yield self._event(delta)
             yield self._event({}, self._reason())
-            if self._request.stream_options and self._request.stream_options.include_usage:
+            if (self._request.stream_options or {}).get("include_usage"):
                 yield _event({**self._head, "object": "chat.completion.chunk", "choices": [], "usage": self._usage()})
             yield "data: [DONE]\n\n"
         except _Stopped:
@@ -198,7 +188,7 @@ def _error(status: int, message: str, code: Optional[str] = None) -> JSONRespons
 
 class _Server(uvicorn.Server):
     def __init__(self, endpoint: Endpoint) -> None:
-        super().__init__(uvicorn.Config(endpoint.app(), log_level="warning", timeout_graceful_shutdown=10))
+        super().__init__(uvicorn.Config(endpoint.app, log_level="warning", timeout_graceful_shutdown=10))
         self._stopping = endpoint.stopping
 
     def handle_exit(self, sig: int, frame: Any) -> None:

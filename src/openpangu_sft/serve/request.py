@@ -22,16 +22,6 @@ IGNORED = ["refusal", "annotations", "audio", "reasoning", "reasoning_content"]
 """Keys of messages that clients send back as they got them; a served model does not see its earlier thinking."""
 
 
-class _Options(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    include_usage: bool = False
-
-
-class _Text(BaseModel):
-    type: Literal["text"]
-
-
 class Request(BaseModel):
     """The fields that are taken, and of others the values that change nothing."""
 
@@ -40,7 +30,7 @@ class Request(BaseModel):
     messages: list[dict[str, Any]] = Field(min_length=1)
     model: str
     stream: bool = False
-    stream_options: Optional[_Options] = None
+    stream_options: Optional[dict[Literal["include_usage"], bool]] = None
     max_tokens: Optional[int] = Field(default=None, gt=0)
     max_completion_tokens: Optional[int] = Field(default=None, gt=0)
     temperature: Optional[float] = Field(default=None, ge=0)
@@ -48,7 +38,7 @@ class Request(BaseModel):
     tools: Optional[list[dict[str, Any]]] = None
     tool_choice: Literal["auto", "none", None] = None
     parallel_tool_calls: Literal[True, None] = None
-    response_format: Optional[_Text] = None
+    response_format: Optional[dict[Literal["type"], Literal["text"]]] = None
     n: Literal[1, None] = None
     logprobs: Literal[False, None] = None
     frequency_penalty: Optional[float] = Field(default=None, ge=0, le=0)
