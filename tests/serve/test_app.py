@@ -18,7 +18,7 @@ from openai import OpenAI
 from conftest import PATIENCE, MakeRecipe
 from openpangu_sft.conversations.conversation import Message
 from openpangu_sft.model.chat import Chat
-from openpangu_sft.serve.app import Endpoint, _Server
+from openpangu_sft.serve.app import Endpoint, Server
 
 TOOLS: Any = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
 CALL = '[{"name": "weather", "arguments": {"city": "北京"}}]'
@@ -37,7 +37,7 @@ def endpoint(chat: Chat) -> Iterator[tuple[Endpoint, OpenAI]]:
     """A server with a key, in a thread of this process, and a client that has it."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         found = Endpoint(chat, "tiny", "secret")
-        server = _Server(found)
+        server = Server(found)
         thread = threading.Thread(target=server.run, args=([listening],))
         thread.start()
         address = f"http://127.0.0.1:{listening.getsockname()[1]}/v1"

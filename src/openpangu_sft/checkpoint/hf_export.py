@@ -26,8 +26,7 @@ _TOKENIZER_CONFIG = "tokenizer_config.json"
 _GENERATION_CONFIG = "generation_config.json"
 _ALSO = (_GENERATION_CONFIG, "chat_template.jinja")
 _LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "*Notice*", "*NOTICE*")
-VLLM_TEMPLATE = "chat_template_vllm.jinja"
-"""The template with bos, which vLLM's chat endpoint does not add."""
+VLLM_TEMPLATE = "chat_template_vllm.jinja"  # with bos, which vLLM's chat endpoint does not add
 _OF_THE_CLASS = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "chat_template")
 """Attributes that a class may define itself, so that another class lacks them."""
 

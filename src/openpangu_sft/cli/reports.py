@@ -25,8 +25,8 @@ def evaluate_command(recipe: Recipe, prompts: Optional[Path], iteration: Optiona
     """Loss, answers and benchmarks, before and after."""
     from openpangu_sft.evaluate.stage import run_evaluate
 
-    tasks = [task.strip() for task in bench.split(",") if task.strip()]
-    _show(run_evaluate(recipe, prompts, iteration, tasks), recipe.path("run"))
+    tasks = filter(None, map(str.strip, bench.split(",")))
+    _show(run_evaluate(recipe, prompts, iteration, [*tasks]), recipe.path("run"))
 
 
 @stage("report", "--run /cache/sft_outputs --with /cache/sft_lower_lr")

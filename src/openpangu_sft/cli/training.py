@@ -72,8 +72,7 @@ def chat_command(
     from openpangu_sft.model.chat import Chat, Dialogue, default_checkpoint
 
     definitions = read_tools(tools) if tools else ""
-    run = recipe.path("run") if iteration else default_checkpoint(recipe)
-    checkpoint = model.absolute() if model else run
+    checkpoint = model.absolute() if model else recipe.path("run") if iteration else default_checkpoint(recipe)
     talker = Chat(recipe, checkpoint, iteration_in(checkpoint, iteration))
     note = f", iteration {talker.iteration}" if talker.iteration is not None else ""
     if not model and checkpoint == recipe.path("hf"):
@@ -123,17 +122,16 @@ def serve_command(recipe: Recipe, model: Optional[Path], iteration: Optional[str
         what = f"{listen}: {str(error.strerror).partition(' (')[0]}"  # Python adds the address
         raise UserError(what, where="LISTEN", remedy="give another address or port") from None
     from openpangu_sft.model.chat import Chat, default_checkpoint
-    from openpangu_sft.serve.app import Endpoint, serve
+    from openpangu_sft.serve.app import Endpoint, Server
 
     with listening:
-        run = recipe.path("run") if iteration else default_checkpoint(recipe)
-        checkpoint = model.absolute() if model else run
+        checkpoint = model.absolute() if model else recipe.path("run") if iteration else default_checkpoint(recipe)
         chat = Chat(recipe, checkpoint, iteration_in(checkpoint, iteration))
         name = printable(checkpoint.name)
         address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}/v1"
         say(f"serving {name} at {address}; Ctrl-C to stop")
         with contextlib.suppress(KeyboardInterrupt):  # raised again when all connections are closed
-            serve(Endpoint(chat, name, key), listening)
+            Server(Endpoint(chat, name, key)).run([listening])
     say("stopped")
 
 

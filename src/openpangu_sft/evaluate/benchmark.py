@@ -28,8 +28,7 @@ from openpangu_sft.model.chat import Chat
 from openpangu_sft.tokenizer.template import TextSpan
 from openpangu_sft.util.errors import UserError
 
-AT_ONCE = 4
-"""Samples in a batch: the logits of one of 2,000 tokens take 1.2 GB in fp32."""
+AT_ONCE = 4  # samples in a batch: the logits of one of 2,000 tokens take 1.2 GB in fp32
 
 
 class _Model(HFLM):  # type: ignore[misc]  # lm_eval has no types

@@ -19,8 +19,7 @@ from openpangu_sft.util.errors import UserError, first_complaint
 EVALUATION = "evaluation.json"
 VERDICTS = ("became right", "became wrong", "wrong", "right", "")  # questions are shown in this order
 
-Scores = dict[str, list[float]]
-"""Of a benchmark: value and standard error, if it has one, by "task metric"."""
+Scores = dict[str, list[float]]  # of a benchmark: value and standard error, if it has one, by "task metric"
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
@@ -102,11 +103,10 @@ def _dataset(recipe: Recipe, run: Manifest) -> Manifest:
 
 
 def _benchmarks(tasks: Sequence[str]) -> Benchmarks:
-    try:
-        from openpangu_sft.evaluate.benchmark import Benchmarks  # imports the harness, and takes seconds
-    except ModuleNotFoundError as error:
-        what, remedy = f"{error.name} is not installed", "run make setup, or use the npu image"
-        raise UserError(what, where="BENCH", remedy=remedy) from None
+    if not find_spec("lm_eval"):
+        raise UserError("lm-eval is not installed", where="BENCH", remedy="run make setup, or use the npu image")
+    from openpangu_sft.evaluate.benchmark import Benchmarks  # imports the harness, and takes seconds
+
     return Benchmarks(tasks)
 
 

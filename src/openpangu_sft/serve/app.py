@@ -8,31 +8,80 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
-import socket
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Optional
+from typing import Any, Literal, Optional
 
 import uvicorn
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.applications import Starlette
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from openpangu_sft.conversations.calls import answer_of, call_text
+from openpangu_sft.conversations.conversation import Message, Rules
+from openpangu_sft.conversations.convert import Converter
 from openpangu_sft.conversations.keys import BadSample
 from openpangu_sft.model.chat import Chat, Completion, Parts
-from openpangu_sft.serve.request import Request
+from openpangu_sft.recipe.sections import Chat as Settings
 from openpangu_sft.util.errors import UserError
 
-AT_ONCE = 4
-"""Requests that are answered at the same time; others wait."""
-CLOSED = 499
-"""Status of a request that its client has given up, in logs; nobody receives it."""
+AT_ONCE = 4  # requests that are answered at the same time; others wait
+CLOSED = 499  # status of a request that its client has given up, in logs; nobody receives it
+ANSWER = {"role": "assistant", "content": "."}
+"""Stands for the answer, as conversations end with one."""
+IGNORED = ["refusal", "annotations", "audio", "reasoning", "reasoning_content"]
+"""Keys of messages that clients send back as they got them; a served model does not see its earlier thinking."""
+
+
+class Request(BaseModel):
+    """A request for a chat completion: the fields that are taken, and of others the values that change nothing.
+
+    Source: https://platform.openai.com/docs/api-reference/chat/create. What is not done here is refused.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    messages: list[dict[str, Any]] = Field(min_length=1)
+    model: str
+    stream: bool = False
+    stream_options: Optional[dict[Literal["include_usage"], bool]] = None
+    max_tokens: Optional[int] = Field(default=None, gt=0)
+    max_completion_tokens: Optional[int] = Field(default=None, gt=0)
+    temperature: Optional[float] = Field(default=None, ge=0)
+    top_p: Optional[float] = Field(default=None, gt=0, le=1)
+    tools: Optional[list[dict[str, Any]]] = None
+    tool_choice: Literal["auto", "none", None] = None
+    parallel_tool_calls: Literal[True, None] = None
+    response_format: Optional[dict[Literal["type"], Literal["text"]]] = None
+    n: Literal[1, None] = None
+    logprobs: Literal[False, None] = None
+    frequency_penalty: Optional[float] = Field(default=None, ge=0, le=0)
+    presence_penalty: Optional[float] = Field(default=None, ge=0, le=0)
+    stop: Optional[Sequence[str]] = Field(default=None, max_length=0)
+    user: Any = None  # whoever asks, and notes for the service: they change no answer
+    metadata: Any = None
+    store: Any = None
+
+    def prompt(self, chat: Chat) -> list[int]:
+        """Token ids to the assistant's header; raises `BadSample` for messages that are none, else as `Chat.prompt`."""
+        data = chat.recipe.data
+        rules = data.model_copy(update={"turns": "lenient", "ignore_keys": [*data.ignore_keys, *IGNORED]})
+        tools = self.tools if self.tools and self.tool_choice != "none" else []
+        record = {"messages": [*self.messages, ANSWER], "tools": tools}
+        sample = Converter(rules, Rules(rules, trains=False))(record)
+        asked: Sequence[Message] = sample.data[:-1]
+        return chat.prompt(asked, "\n".join(sample.meta_prompt), sample.tools)
+
+    def settings(self, default: Settings) -> Settings:
+        """How the answer is sampled: what the request says, else the recipe's."""
+        tokens = self.max_completion_tokens or self.max_tokens
+        given = {"max_new_tokens": tokens, "temperature": self.temperature, "top_p": self.top_p}
+        return default.model_copy(update={name: value for name, value in given.items() if value is not None})
 
 
 class _Stopped(Exception):
@@ -186,7 +235,9 @@ def _error(status: int, message: str, code: Optional[str] = None) -> JSONRespons
     return JSONResponse({"error": error}, status)
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
+    """Answers requests on the sockets that `run` gets, until SIGINT or SIGTERM, which is raised again at the end."""
+
     def __init__(self, endpoint: Endpoint) -> None:
         super().__init__(uvicorn.Config(endpoint.app, log_level="warning", timeout_graceful_shutdown=10))
         self._stopping = endpoint.stopping
@@ -195,8 +246,3 @@ class _Server(uvicorn.Server):
         """Called for SIGINT and SIGTERM: answers end at their next token, so that connections close."""
         self._stopping.set()
         super().handle_exit(sig, frame)
-
-
-def serve(endpoint: Endpoint, listening: socket.socket) -> None:
-    """Answers requests until SIGINT or SIGTERM, which is raised again at the end."""
-    _Server(endpoint).run([listening])
