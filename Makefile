@@ -223,7 +223,7 @@ compile = $(bin)uv --no-config --no-python-downloads pip compile --quiet --defau
     --python-version 3.9 --universal --fork-strategy fewest --only-binary :all: --generate-hashes --no-annotate \
     --no-emit-index-url --custom-compile-command 'make lock' $(LOCKFLAGS)
 # The image installs torch separately: PyTorch's CPU build (locks/torch-cpu.txt, by hand) or PyPI's with CUDA libraries.
-cuda = $(shell sed -n 's/^\(nvidia-[a-z0-9-]*\|triton\)==.*/\1/p' locks/portable.txt)
+cuda = $(shell sed -n 's/^\(nvidia-[a-z0-9-]*-cu12\|triton\)==.*/\1/p' locks/portable.txt)
 # lm-eval requires these for some tasks, and imports them only there; they have no wheels.
 sources := rouge-score sqlitedict word2number
 never = $(foreach name,$1,"\n$(name) ; python_version < '3'")

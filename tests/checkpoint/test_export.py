@@ -175,7 +175,7 @@ def test_tokenizer_files_are_the_bases_byte_for_byte(tmp_path: Path, tiny_hf: Pa
     for name in copied:
         assert (recipe.path("export") / name).read_bytes() == (tmp_path / "base" / name).read_bytes()
     assert {path.name for path in recipe.path("export").iterdir()} == {
-        *copied, "config.json", WEIGHTS, "manifest.json", "README.md"
+        *copied, "chat_template_vllm.jinja", "config.json", WEIGHTS, "manifest.json", "README.md"
     }  # fmt: skip
     assert tokenizer_digest(recipe.path("export")) == tokenizer_digest(tiny_hf)
 
