@@ -22,6 +22,15 @@ from openpangu_sft.serve.app import Endpoint, Server
 
 TOOLS: Any = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
 CALL = '[{"name": "weather", "arguments": {"city": "北京"}}]'
+CALLED: Any = {
+    "role": "assistant",
+    "content": None,
+    "tool_calls": [
+        {"id": f"c{number}", "type": "function", "function": {"name": "weather", "arguments": f'{{"day":{number}}}'}}
+        for number in (1, 2)
+    ],
+}
+RESULTS: Any = [{"role": "tool", "tool_call_id": f"c{number}", "content": f"第{number}天"} for number in (1, 2)]
 QUESTION: Any = [{"role": "user", "content": "你好"}]
 Answering = Callable[..., list[list[int]]]
 
@@ -171,7 +180,26 @@ def test_a_server_that_stops_ends_its_answers(endpoint: tuple[Endpoint, OpenAI],
     ("given", "said"),
     [
         ({"messages": [{"role": "user", "content": "[unused10]"}]}, "the message holds the control token [unused10]"),
-        ({"messages": [{"role": "nobody", "content": "a"}]}, "nobody"),
+        ({"messages": [{"role": "nobody", "content": "a"}]}, "messages.0.role: Input should be 'system', 'developer'"),
+        (
+            {"messages": [*QUESTION, {"role": "assistant", "content": "九"}]},
+            "the last one is to be a user's or a tool's",
+        ),
+        ({"messages": [{"role": "system", "content": "a"}]}, "the last one is to be a user's or a tool's"),
+        ({"messages": [*QUESTION, {"role": "system", "content": "a"}]}, "a system message comes after others"),
+        ({"messages": [*QUESTION, {"role": "tool", "tool_call_id": "a", "content": "b"}]}, "has the tool_call_id 'a'"),
+        ({"messages": [*QUESTION, CALLED, *QUESTION]}, "each of the calls ['c1', 'c2'] needs one result"),
+        ({"messages": [*QUESTION, CALLED, RESULTS[0], *QUESTION]}, "each of the calls ['c1', 'c2'] needs one result"),
+        ({"messages": [*QUESTION, CALLED, RESULTS[0], RESULTS[0]]}, "each of the calls ['c1', 'c2'] needs one result"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "a"}}]}]},
+            "messages.0.content.0.type: Input should be 'text'",
+        ),
+        ({"messages": [{"role": "user", "content": "a", "weight": 0}]}, "messages.0.weight: Extra inputs"),
+        ({"messages": [{"role": "user", "content": "a" * (1 << 22)}]}, "the request has more than 4,194,304 bytes"),
+        ({"tools": [{"type": "function"}]}, "tools.0.function: Field required"),
+        ({"temperature": 3}, "temperature: Input should be less than or equal to 2"),
+        ({"extra_body": {"tool_choice": "required"}}, "tool_choice: Input should be 'auto', 'none' or None"),
         ({"messages": []}, "messages: List should have at least 1 item"),
         ({"n": 2}, "n: Input should be 1"),
         ({"stop": ["a"]}, "stop: "),
@@ -192,3 +220,82 @@ def test_another_model_and_another_key(endpoint: tuple[Endpoint, OpenAI]) -> Non
         client.chat.completions.create(model="gpt-4", messages=QUESTION)
     with pytest.raises(openai.AuthenticationError, match="missing or wrong"):
         client.with_options(api_key="other").models.list()
+
+
+def test_results_of_tools_are_in_the_order_of_their_calls(
+    endpoint: tuple[Endpoint, OpenAI], answering: Answering, chat: Chat
+) -> None:
+    _, client = endpoint
+    seen = answering("好")
+    for results in (RESULTS, RESULTS[::-1]):
+        client.chat.completions.create(model="tiny", messages=[*QUESTION, CALLED, *results], tools=TOOLS)
+    assert seen[0] == seen[1]
+    text = chat.tokenizer.decode(seen[0])
+    assert text.index('[{"name":"weather","arguments":{"day":1}},{"name":"weather","arguments":{"day":2}}]') > 0
+    assert text.index("第1天") < text.index("第2天")
+
+
+@pytest.mark.parametrize(
+    ("answer", "content", "reason"),
+    [
+        ('看[unused11][{"name"', '看[unused11][{"name"', "stop"),
+        ("[unused11]没有[unused12]", "[unused11]没有[unused12]", "stop"),
+        ("[unused16]想[unused17]", "", "stop"),
+        ("", "", "stop"),
+    ],
+)
+@pytest.mark.parametrize("stream", [True, False])
+def test_no_call_is_text_and_any_answer_can_be_sent_back(
+    endpoint: tuple[Endpoint, OpenAI], answering: Answering, answer: str, content: str, reason: str, stream: bool
+) -> None:
+    _, client = endpoint
+    answering(answer)
+    if stream:
+        chunks = [*client.chat.completions.create(model="tiny", messages=QUESTION, tools=TOOLS, stream=True)]
+        found = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+        assert (found, chunks[-1].choices[0].finish_reason) == (content, reason)
+        return
+    choice = client.chat.completions.create(model="tiny", messages=QUESTION, tools=TOOLS).choices[0]
+    assert (choice.message.content, choice.finish_reason) == (content, reason)
+    history: Any = [*QUESTION, choice.message.model_dump(), *QUESTION]
+    assert client.chat.completions.create(model="tiny", messages=history).choices[0].message.content == content
+
+
+def test_earlier_thinking_is_seen_only_where_it_is_trained_in_every_answer(
+    make_recipe: MakeRecipe, endpoint: tuple[Endpoint, OpenAI], answering: Answering, chat: Chat
+) -> None:
+    _, client = endpoint
+    seen = answering("好")
+    history: Any = [*QUESTION, {"role": "assistant", "content": "答", "reasoning_content": "想"}, *QUESTION]
+    client.chat.completions.create(model="tiny", messages=history)
+    chat.recipe = make_recipe("data.thinking=all")
+    client.chat.completions.create(model="tiny", messages=history)
+    assert ["[unused16]想[unused17]" in chat.tokenizer.decode(prompt) for prompt in seen] == [False, True]
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-45, 1e-9, 0.009])
+def test_a_temperature_next_to_nothing_is_greedy(endpoint: tuple[Endpoint, OpenAI], temperature: float) -> None:
+    _, client = endpoint
+    answers = [
+        client.chat.completions.create(model="tiny", messages=QUESTION, max_tokens=5, temperature=value)
+        for value in (0, temperature)
+    ]
+    assert answers[0].choices[0].message.content == answers[1].choices[0].message.content
+
+
+def test_a_stream_that_the_server_ends_is_an_error(endpoint: tuple[Endpoint, OpenAI], answering: Answering) -> None:
+    found, client = endpoint
+    answering("好" * 100_000, before=lambda number: number == 3 and found.stopping.set())
+    with pytest.raises(openai.APIError, match="the server is stopping"):
+        list(client.chat.completions.create(model="tiny", messages=QUESTION, stream=True))
+
+
+def test_a_client_that_leaves_before_its_request_is_whole(
+    endpoint: tuple[Endpoint, OpenAI], caplog: pytest.LogCaptureFixture
+) -> None:
+    _, client = endpoint
+    with socket.create_connection((client.base_url.host, client.base_url.port or 0)) as half:
+        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer secret\r\nContent-Length: 99\r\n"
+        half.sendall(f"{head}\r\n{{".encode())
+    assert [model.id for model in client.models.list()] == ["tiny"]  # the server has seen the end of the other by then
+    assert "Traceback" not in caplog.text

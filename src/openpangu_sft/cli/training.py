@@ -89,8 +89,8 @@ def chat_command(
         try:
             if line == "/reset":
                 dialogue.messages = ()
-            elif line.startswith("/save "):
-                dialogue.save(Path(line[len("/save ") :].strip()))
+            elif line.partition(" ")[0] == "/save":
+                dialogue.save(Path(line.partition(" ")[2].strip()))
             elif line:
                 printer.end(dialogue.ask(line, printer, breaks=typed))
         except UserError as error:
@@ -108,6 +108,9 @@ def serve_command(recipe: Recipe, model: Optional[Path], iteration: Optional[str
     (OPENPANGU_API_KEY).
     """
     key = os.environ.get("OPENPANGU_API_KEY", "")
+    if not key.isascii() or key != key.strip():
+        remedy = "take letters and digits"
+        raise UserError("no client can send this key", where="OPENPANGU_API_KEY", remedy=remedy)
     host, _, port = listen.rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65535:
         raise UserError(f"{listen!r} is no ADDRESS:PORT", where="LISTEN", remedy="give one, say, 127.0.0.1:8000")

@@ -31,6 +31,7 @@ from openpangu_sft.tokenizer.tool_prompt import ToolPrompt
 from openpangu_sft.util.errors import UserError
 
 OnText = Callable[[str], None]
+COLDEST = 0.01  # a lower temperature is greedy: logits divided by it overflow
 
 
 class Completion(NamedTuple):
@@ -133,7 +134,7 @@ class Chat:
         room = self.room(prompt)
         settings = settings or self.recipe.chat
         sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        if settings.temperature > 0:
+        if settings.temperature >= COLDEST:
             sampling.update(do_sample=True, temperature=settings.temperature, top_p=settings.top_p)
         input_ids = torch.tensor([prompt], device=self.model.device)
         with torch.no_grad():
@@ -195,6 +196,8 @@ class Dialogue:
         except KeyboardInterrupt:
             if not breaks:
                 raise
+            if not texts:
+                return Answer(None, "", "")  # as if it had not been asked
             answer = answer_of("".join(texts))
         self.messages = (*asked, Message("assistant", answer.text, answer.thinking, answer.calls))
         return answer
@@ -202,10 +205,12 @@ class Dialogue:
     def save(self, path: Path) -> None:
         """Adds it to a samples file, as one line; raises `UserError` where that cannot be written."""
         sample = Sample((self._system,), self.messages, self._tools)
+        if not self.messages:
+            raise UserError("there is nothing to save yet", remedy="ask something first")
         try:
-            with path.open("a", encoding="utf-8") as file:
+            with path.expanduser().open("a", encoding="utf-8") as file:
                 file.write(json.dumps(sample.to_json(), ensure_ascii=False) + "\n")
-        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        except (OSError, ValueError, RuntimeError) as error:  # a NUL in the path; ~ of nobody
             raise UserError(f"cannot be written: {error}", where=path, remedy="name another file") from None
 
 

@@ -11,77 +11,27 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, Optional
+from typing import Any, Optional
 
 import uvicorn
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from openpangu_sft.conversations.calls import answer_of, call_text
-from openpangu_sft.conversations.conversation import Message, Rules
-from openpangu_sft.conversations.convert import Converter
 from openpangu_sft.conversations.keys import BadSample
 from openpangu_sft.model.chat import Chat, Completion, Parts
-from openpangu_sft.recipe.sections import Chat as Settings
+from openpangu_sft.serve.request import Request
 from openpangu_sft.util.errors import UserError
 
 AT_ONCE = 4  # requests that are answered at the same time; others wait
 CLOSED = 499  # status of a request that its client has given up, in logs; nobody receives it
-ANSWER = {"role": "assistant", "content": "."}
-"""Stands for the answer, as conversations end with one."""
-IGNORED = ["refusal", "annotations", "audio", "reasoning", "reasoning_content"]
-"""Keys of messages that clients send back as they got them; a served model does not see its earlier thinking."""
-
-
-class Request(BaseModel):
-    """A request for a chat completion: the fields that are taken, and of others the values that change nothing.
-
-    Source: https://platform.openai.com/docs/api-reference/chat/create. What is not done here is refused.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    messages: list[dict[str, Any]] = Field(min_length=1)
-    model: str
-    stream: bool = False
-    stream_options: Optional[dict[Literal["include_usage"], bool]] = None
-    max_tokens: Optional[int] = Field(default=None, gt=0)
-    max_completion_tokens: Optional[int] = Field(default=None, gt=0)
-    temperature: Optional[float] = Field(default=None, ge=0)
-    top_p: Optional[float] = Field(default=None, gt=0, le=1)
-    tools: Optional[list[dict[str, Any]]] = None
-    tool_choice: Literal["auto", "none", None] = None
-    parallel_tool_calls: Literal[True, None] = None
-    response_format: Optional[dict[Literal["type"], Literal["text"]]] = None
-    n: Literal[1, None] = None
-    logprobs: Literal[False, None] = None
-    frequency_penalty: Optional[float] = Field(default=None, ge=0, le=0)
-    presence_penalty: Optional[float] = Field(default=None, ge=0, le=0)
-    stop: Optional[Sequence[str]] = Field(default=None, max_length=0)
-    user: Any = None  # whoever asks, and notes for the service: they change no answer
-    metadata: Any = None
-    store: Any = None
-
-    def prompt(self, chat: Chat) -> list[int]:
-        """Token ids to the assistant's header; raises `BadSample` for messages that are none, else as `Chat.prompt`."""
-        data = chat.recipe.data
-        rules = data.model_copy(update={"turns": "lenient", "ignore_keys": [*data.ignore_keys, *IGNORED]})
-        tools = self.tools if self.tools and self.tool_choice != "none" else []
-        record = {"messages": [*self.messages, ANSWER], "tools": tools}
-        sample = Converter(rules, Rules(rules, trains=False))(record)
-        asked: Sequence[Message] = sample.data[:-1]
-        return chat.prompt(asked, "\n".join(sample.meta_prompt), sample.tools)
-
-    def settings(self, default: Settings) -> Settings:
-        """How the answer is sampled: what the request says, else the recipe's."""
-        tokens = self.max_completion_tokens or self.max_tokens
-        given = {"max_new_tokens": tokens, "temperature": self.temperature, "top_p": self.top_p}
-        return default.model_copy(update={name: value for name, value in given.items() if value is not None})
+LARGEST = 1 << 22  # bytes of a request: several times the longest context as text
 
 
 class _Stopped(Exception):
@@ -109,17 +59,19 @@ class Endpoint:
         if not self._admits(http):
             return _error(401, "the API key is missing or wrong", "invalid_api_key")
         try:
-            request = Request.model_validate_json(await http.body())
+            request = Request.model_validate_json(await _body(http))
             if request.model != self.name:
                 return _error(404, f"there is no model {request.model!r} here, but {self.name!r}", "model_not_found")
             prompt = await asyncio.get_running_loop().run_in_executor(self.pool, request.prompt, self.chat)
             self.chat.room(prompt)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
+            first = max(error.errors(), key=lambda one: len(one["loc"]))  # of a union's, the one that came farthest
+            where = ".".join(part for part in map(str, first["loc"]) if "[" not in part)
             return _error(400, f"{where}: {first['msg']}" if where else first["msg"])
         except (BadSample, UserError) as error:
             return _error(400, str(error))
+        except (ClientDisconnect, asyncio.CancelledError):  # Cancelled: the server stops, and the request never ends
+            return Response(status_code=CLOSED)
         answer = _Answer(self, request, prompt)
         if request.stream:
             return StreamingResponse(answer.events(), media_type="text/event-stream")
@@ -167,12 +119,16 @@ class _Answer:
     async def deltas(self) -> AsyncIterator[dict[str, Any]]:
         """Pieces of the message, each as soon as it is generated."""
         parts, done = Parts(), self._loop.run_in_executor(self._endpoint.pool, self._generate)
+        sent = ""
         while (text := await self._texts.get()) is not None:
             name, piece = parts(text)
             if piece and name != "calls":
+                sent += piece if name == "text" else ""
                 yield {"reasoning_content" if name == "thinking" else "content": piece}
         if not await done:
             raise _Stopped
+        if rest := answer_of(self._completion.text).text[len(sent) :]:
+            yield {"content": rest}  # calls that are none
         if calls := self._calls():
             yield {"tool_calls": [{"index": number, **call} for number, call in enumerate(calls)]}
 
@@ -187,7 +143,7 @@ class _Answer:
                 yield _event({**self._head, "object": "chat.completion.chunk", "choices": [], "usage": self._usage()})
             yield "data: [DONE]\n\n"
         except _Stopped:
-            pass
+            yield _event(json.loads(bytes(_error(503, "the server is stopping", "stopping").body)))
         finally:
             self.cancelled.set()
 
@@ -224,6 +180,15 @@ class _Answer:
     def _usage(self) -> dict[str, int]:
         asked, answered = len(self._prompt), self._completion.tokens
         return {"prompt_tokens": asked, "completion_tokens": answered, "total_tokens": asked + answered}
+
+
+async def _body(http: HttpRequest) -> bytes:
+    found = b""
+    async for piece in http.stream():
+        found += piece
+        if len(found) > LARGEST:
+            raise UserError(f"the request has more than {LARGEST:,} bytes", remedy="shorten it")
+    return found
 
 
 def _event(content: dict[str, Any]) -> str:
