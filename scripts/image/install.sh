@@ -75,7 +75,7 @@ fi
 echo /opt/openpangu/app/src >"$site/openpangu_sft.pth"
 cat >$venv/bin/openpangu-sft <<END
 #!$venv/bin/python
-from openpangu_sft.cli.main import main
+from openpangu_sft.__main__ import main
 
 main()
 END

@@ -1,5 +1,15 @@
 """Run as: python -m openpangu_sft STAGE --recipe recipes/demo.yaml"""
 
-from openpangu_sft.cli.main import main
+import os
 
-main()
+from openpangu_sft.util.signals import interrupt_on_signals
+
+if "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun's workers may wait in C++ for one that is gone: they just end
+    interrupt_on_signals()  # before imports that take seconds
+
+from openpangu_sft.cli.main import main  # noqa: E402
+
+__all__ = ["main"]
+
+if __name__ == "__main__":
+    main()

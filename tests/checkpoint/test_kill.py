@@ -91,15 +91,16 @@ def test_sigkill_at_many_moments(base: Path, mcore: Path, tmp_path: Path, kind: 
     assert {path.name for path in target.parent.iterdir()} == {"result", ".result.lock"}
 
 
-def test_ctrl_c_is_one_line_and_leaves_nothing(base: Path, mcore: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_one_line_and_leaves_nothing(base: Path, mcore: Path, tmp_path: Path, number: int) -> None:
     stage = stage_of("convert", base, mcore, tmp_path / "result")
     process = stopped_while_writing(stage, tmp_path / "result", 10_000_000)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     process.send_signal(signal.SIGCONT)
     assert (
         without_progress(process.communicate()[1]).strip() == "openpangu-sft: interrupted; nothing half-written is left"
     )
-    assert process.returncode == 128 + signal.SIGINT
+    assert process.returncode == 128 + number
     assert {path.name for path in tmp_path.iterdir()} == {".result.lock"}
 
 

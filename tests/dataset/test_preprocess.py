@@ -901,11 +901,12 @@ def test_killed_at_any_moment_and_run_again_it_is_as_if_undisturbed(make_recipe:
     assert tree(recipe.path("shards")) == tree(undisturbed.path("shards"))
 
 
-def test_ctrl_c_is_one_line(much: Recipe) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_one_line(much: Recipe, number: int) -> None:
     running = start(much, 3)
-    os.killpg(running.pid, signal.SIGINT)
+    os.killpg(running.pid, number)
     out, err = running.communicate(timeout=PATIENCE)
-    assert (running.returncode, out) == (130, "")
+    assert (running.returncode, out) == (128 + number, "")
     assert without_progress(err).strip() == "openpangu-sft: interrupted; nothing half-written is left"
     wait_until_gone(running.pid)
     assert tree(much.path("shards")) == {}

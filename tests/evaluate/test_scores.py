@@ -129,6 +129,7 @@ def test_contains_no_part_of_a_word_or_a_number(expected: str, answer: str) -> N
         *["I think it's B.", "The answer should be Option B", "A dog barks, so B.", "The correct option is B"],
         "Let me see: A says 3, B says 4. Answer: B",
         "The answer is B and I'm sure.",
+        "答案不是A，而是B。",
     ],
 )
 def test_an_answer_decides_for_b(answer: str) -> None:

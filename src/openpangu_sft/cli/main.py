@@ -49,8 +49,9 @@ def _run() -> int:
     except Interrupted as stop:
         code = 128 + stop.signal_number
         return code if worker_rank() else _say(str(stop), code)  # one line for all processes of a run
-    except (KeyboardInterrupt, click.Abort):
-        return _say("interrupted; nothing half-written is left", 128 + signal.SIGINT)
+    except (KeyboardInterrupt, click.Abort) as stop:  # Abort: click's, of a KeyboardInterrupt
+        number = next(iter((stop.__cause__ or stop).args), signal.SIGINT)
+        return _say("interrupted; nothing half-written is left", 128 + number)
     except click.ClickException as error:
         return _say(_explain(error), error.exit_code)
     except SystemExit as request:  # of torchrun's agent

@@ -89,6 +89,7 @@ def _start(function: Callable[[Any], Any], workers: int, processes: dict[Connect
 
 
 def _work(function: Callable[[Any], Any], connection: Connection, inherited: list[Connection]) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for ours in inherited:  # else workers keep each other's pipes open and never see that the parent is gone
         ours.close()
     # What came with the fork stays: the collector need not visit it, which would copy its pages.

@@ -6,9 +6,30 @@ import contextlib
 import ctypes
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Callable
+from types import FrameType
+from typing import Callable, Optional
+
+
+def interrupt_on_signals() -> None:
+    """From now on SIGINT and SIGTERM raise KeyboardInterrupt with their number, unless the caller had them ignored."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _interrupt)
+
+
+def _interrupt(number: int, frame: Optional[FrameType]) -> None:
+    importing = frame
+    while importing:
+        if importing.f_code.co_filename.startswith("<frozen importlib"):  # in there libraries swallow it, or fail on it
+            later = threading.Timer(0.1, os.kill, (os.getpid(), number))
+            later.daemon = True
+            later.start()
+            return
+        importing = importing.f_back
+    raise KeyboardInterrupt(number)
 
 
 @contextlib.contextmanager
