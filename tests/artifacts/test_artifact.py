@@ -619,12 +619,42 @@ def test_what_is_no_manifest(tmp_path: Path, text: bytes) -> None:
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("[1]", "not an object"), ("{}", "kind is missing"), ('{"kind": "dataset", "wide": 1}', "unknown key wide")],
+    [
+        ("[1]", "Input should be an object"),
+        ("{}", "kind: Field required"),
+        ('{"kind": "dataset", "wide": 1}', "wide: Extra inputs are not permitted"),
+        ('{"kind": "dataset", "inputs": {"a": 1}}', "inputs.a: Input should be a valid string"),
+        ('{"kind": "dataset", "counts": {"packs": "3"}}', "counts.packs: Input should be a valid integer"),
+        ('{"kind": "dataset", "counts": {"packs": true}}', "counts.packs: Input should be a valid integer"),
+        ('{"kind": "dataset", "counts": {"tokens": -1}}', "counts.tokens: Input should be greater than or equal to 0"),
+        ('{"kind": "dataset", "counts": {"validation": null}}', "counts.validation: Input should be an object"),
+        (
+            '{"kind": "run", "settings": {"train.iterations": "9"}}',
+            "settings.train.iterations: Input should be a valid",
+        ),
+        ('{"kind": "dataset", "files": {"a": {"bytes": 3, "sha256": 4}}}', "files.a.sha256: Input should be a valid"),
+        *(
+            (f'{{"kind": "dataset", "files": {{"{name}": {{"bytes": 3, "sha256": "4"}}}}}}', "is no path below the")
+            for name in ("/etc/passwd", "..", "../a", "a/../../b", "a/..", "", ".", "./a", "a//b", "a\\u001b[31m")
+        ),
+    ],
 )
 def test_what_a_manifest_lacks_is_said_in_its_own_words(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / MANIFEST).write_text(text)
     message = refusal_of(read_manifest, tmp_path, "dataset", "run make merge")
-    assert message == f"{tmp_path / MANIFEST}: not a manifest: {said} -> run make merge"
+    assert message.startswith(f"{tmp_path / MANIFEST}: not a manifest: ")
+    assert said in message
+    assert message.endswith(" -> run make merge")
+    assert message.isprintable()
+
+
+@pytest.mark.parametrize("key", ["packs", "anything"])
+def test_a_missing_key_is_found_where_it_is_used(tmp_path: Path, key: str) -> None:
+    (tmp_path / MANIFEST).write_text('{"kind": "dataset", "counts": {"validation": {}}}')
+    manifest = read_manifest(tmp_path, "dataset", "run make merge")
+    for section in (manifest.counts, manifest.settings, manifest.inputs, manifest.counts["validation"]):
+        with pytest.raises(UserError, match=f"manifest.json: not a manifest: {key} is missing -> run make merge"):
+            section[key]
 
 
 def test_other_settings_are_found(tmp_path: Path) -> None:

@@ -235,3 +235,10 @@ def test_ids_of_calls_are_not_counted() -> None:
     found = converter()
     found(chat(says("assistant", None, tool_calls=[{**function("f", "{}"), "index": 0}])))
     assert not found.rules.keys.counts
+
+
+@pytest.mark.parametrize("repeated", [*CALLS, *THINKING, "<tool_call>", "</tool_call>", "<think>", "</think>"])
+@pytest.mark.parametrize("split", [split_answer, answer_of, split_thinking, split_tags])
+def test_a_long_answer_takes_linear_time(split: Callable[[str], object], repeated: str) -> None:
+    with contextlib.suppress(BadSample):  # a search from each tag to the end would take hours
+        split(repeated * 400_000)

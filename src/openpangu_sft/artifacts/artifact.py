@@ -20,10 +20,12 @@ from pathlib import Path
 from typing import Any, Callable, Optional
 
 from filelock import FileLock, Timeout
+from pydantic import ValidationError
 
 from openpangu_sft import __version__
 from openpangu_sft.artifacts.atomic import sync_directory, write_durably
-from openpangu_sft.util.errors import UserError, naming
+from openpangu_sft.artifacts.content import Content
+from openpangu_sft.util.errors import UserError, first_complaint, naming
 
 MANIFEST = "manifest.json"
 ROLES_SUFFIX = "_roles.bin"
@@ -63,6 +65,15 @@ class Manifest:
         """sha256 over the checksums of all files but roles: what the next stage records as its input."""
         sums = {name: entry["sha256"] for name, entry in sorted(self.files.items()) if not name.endswith(ROLES_SUFFIX)}
         return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
+
+
+class _Section(dict[str, Any]):
+    """An object of a manifest that was read: raises `UserError` for a key that it lacks."""
+
+    complaint: Callable[[str], UserError]
+
+    def __missing__(self, key: str) -> Any:
+        raise self.complaint(f"{key} is missing")
 
 
 def sha256_of(path: Path, advance: Callable[[int, str], object] = lambda units, note: None, **span: int) -> str:
@@ -221,22 +232,19 @@ def _require_replaceable(target: Path, kind: str) -> None:
 
 def parse_manifest(path: Path, remedy: str) -> Manifest:
     """Reads a manifest of any kind, without a look at its files; raises `UserError` where it is none."""
+
+    class Section(_Section):
+        complaint = staticmethod(lambda what: UserError(f"not a manifest: {what}", where=path, remedy=remedy))
+
     try:
-        content = json.loads(path.read_text("utf-8"))
-        if not isinstance(content, dict) or "kind" not in content:
-            raise TypeError("kind is missing" if isinstance(content, dict) else "not an object")
-        if unknown := content.keys() - Manifest.__dataclass_fields__:
-            raise TypeError(f"unknown key {min(unknown)}")
-        manifest = Manifest(**content)
-        for part in (manifest.settings, manifest.inputs, manifest.counts, manifest.files):
-            if not isinstance(part, dict):
-                raise TypeError("a section is not an object")
-        for entry in manifest.files.values():
-            if not isinstance(entry, dict) or not {"bytes", "sha256"} <= set(entry):
-                raise TypeError("an entry of files has no bytes or no sha256")
-    except (ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"not a manifest: {error}", where=path, remedy=remedy) from None
-    return manifest
+        content = Content.model_validate_json(path.read_bytes()).model_dump(exclude_unset=True, by_alias=True)
+    except ValidationError as error:
+        raise Section.complaint(first_complaint(error)) from None
+    for name in ("settings", "inputs", "counts"):
+        content[name] = Section(content.get(name, {}))
+    if "validation" in content["counts"]:
+        content["counts"]["validation"] = Section(content["counts"]["validation"])
+    return Manifest(**content)
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:

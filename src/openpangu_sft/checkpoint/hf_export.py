@@ -15,7 +15,7 @@ from openpangu_sft.recipe.model_config import CONFIG, PANGU, llama_config, read_
 from openpangu_sft.tokenizer.template import END
 from openpangu_sft.tokenizer.tokenizer import Tokenizer, load_hf, tokenizer_files
 from openpangu_sft.util.console import say
-from openpangu_sft.util.errors import UserError, naming, printable
+from openpangu_sft.util.errors import UserError, naming
 
 LLAMA, OPENPANGU, PEFT = "llama", "openpangu", "peft"
 SAME_IDS = "gives the same ids"
@@ -72,7 +72,7 @@ def _with_right_eos(config: Mapping[str, Any], base: Path, name: str) -> Mapping
     ids, right = config.get("eos_token_id"), _end_id(base)
     if right is None or right in (ids if isinstance(ids, list) else [ids]):
         return config
-    say(printable(f"{base / name}: eos_token_id is {ids}; it is exported as {right}, the id of {END}"))
+    say(f"{base / name}: eos_token_id is {ids}; it is exported as {right}, the id of {END}")
     return {**config, "eos_token_id": right}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from openpangu_sft.conversations.calls import Answer, call_text, tools_text
 from openpangu_sft.conversations.keys import BadSample
 from openpangu_sft.model.chat import Parts
-from openpangu_sft.util.errors import UserError
+from openpangu_sft.util.errors import TEXT, UserError, printable
 
 
 class AnswerPrinter:
@@ -26,7 +26,8 @@ class AnswerPrinter:
         if self._part == "calls":
             self._calls += text
         else:
-            print(text, end="", file=sys.stderr if self._part == "thinking" else sys.stdout, flush=True)
+            file = sys.stderr if self._part == "thinking" else sys.stdout
+            print(printable(text, TEXT), end="", file=file, flush=True)
 
     def end(self, answer: Answer) -> None:
         """Ends the line and prints the calls, one on a line, or what the model wrote in their place."""
@@ -35,9 +36,9 @@ class AnswerPrinter:
         if answer.text or not self._calls:
             print(flush=True)
         for call in map(json.loads, map(call_text, json.loads(answer.calls or "[]"))):
-            print(f"call: {call['name']} {json.dumps(call['arguments'], ensure_ascii=False)}", flush=True)
+            print(printable(f"call: {call['name']} {json.dumps(call['arguments'], ensure_ascii=False)}"), flush=True)
         if self._calls and not answer.calls:
-            print(f"no valid call: {self._calls}", flush=True)
+            print(f"no valid call: {printable(self._calls)}", flush=True)
         self._parts, self._part, self._calls = Parts(), "text", ""
 
 

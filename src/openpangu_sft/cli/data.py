@@ -12,7 +12,6 @@ from openpangu_sft.artifacts.artifact import Manifest, sum_counts
 from openpangu_sft.cli.options import exported, option, packing_efficiency, show, stage, without_torch
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.console import print_table, say, stdout
-from openpangu_sft.util.errors import printable
 
 SHARDS_ON_A_SCREEN = 12
 
@@ -77,7 +76,7 @@ def preview_command(recipe: Recipe, sample: Optional[int], count: Optional[int],
 
     preview, page = run_preview(recipe, sample, count, html)
     show_preview(preview, stdout())
-    say(f"page: {printable(str(page))}")
+    say(f"page: {page}")
 
 
 @stage("inspect", "/cache/finetune_dataset/shards/demo")

@@ -18,7 +18,7 @@ def show_header(recipe: Recipe, counts: dict[str, Any]) -> None:
     """Prints a table on stderr, and a line for what was perhaps not meant. `counts` are those of the dataset."""
     print_table("make sft", header(recipe, counts))
     for line in warnings(recipe, counts):
-        console.print(line, style="yellow", markup=False)
+        console.print(line, style="yellow")
 
 
 def header(recipe: Recipe, counts: dict[str, Any]) -> dict[str, str]:

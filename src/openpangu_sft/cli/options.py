@@ -129,7 +129,7 @@ def show_chosen(recipe: Recipe) -> None:
     if isinstance(recipe, ChosenRecipe):
         if isinstance(recipe.model, UnknownModel):
             raise recipe.model.reason
-        console.print(recipe.chosen, markup=False, soft_wrap=True)
+        console.print(recipe.chosen, soft_wrap=True)
 
 
 def recipe_arguments() -> list[str]:
@@ -161,12 +161,12 @@ def show(title: str, path: Path, manifest: Manifest, recipe: Optional[Recipe] = 
             )
     if recipe and "packs" in counts:
         rows["packing efficiency"] = packing_efficiency(counts, recipe)
-        rows["share trained"] = f"{counts['trained_tokens'] / counts['tokens']:.1%}"
+        rows["share trained"] = f"{counts['trained_tokens'] / max(counts['tokens'], 1):.1%}"
     print_table(f"{title}: {path}", rows)
 
 
 def packing_efficiency(counts: dict[str, Any], recipe: Recipe) -> str:
-    return f"{counts['tokens'] / (counts['packs'] * recipe.data.seq_length):.1%}"
+    return f"{counts['tokens'] / max(counts['packs'] * recipe.data.seq_length, 1):.1%}"
 
 
 def readable(value: object) -> str:

@@ -40,7 +40,7 @@ def report_command(recipe: Recipe, run: Optional[Path], other: Optional[Path], h
     """
     from openpangu_sft.report.page import run_report
 
-    print(run_report(recipe, run, other, html))
+    print(printable(str(run_report(recipe, run, other, html))))
 
 
 def _show(evaluation: Evaluation, run: Path) -> None:
@@ -60,12 +60,11 @@ def _show(evaluation: Evaluation, run: Path) -> None:
         print_table(label, {checkpoint_name(number): value for number, value in values.items()}, console)
     for question, verdicts, lines in compared({"": evaluation}):
         heading = ": ".join(filter(None, (question.source, *verdicts.values())))
-        console.print(f"\n{heading}", style="bold", markup=False, soft_wrap=True)
+        console.print(f"\n{heading}", style="bold", soft_wrap=True)
         reference = ("expected" if question.score else "reference", question.reference)
         for name, text in [*question.turns, *([reference] if question.reference else []), *lines.items()]:
-            shown = "\n".join(map(printable, text.split("\n"))) or "(nothing)"  # printable escapes line breaks too
-            console.print(f"{name}: {shown}", markup=False, soft_wrap=True)
-    console.print(f"\nfull results: {printable(str(run / EVALUATION))}", markup=False, soft_wrap=True)
+            console.print(f"{name}: {text or '(nothing)'}", soft_wrap=True)
+    console.print(f"\nfull results: {run / EVALUATION}", soft_wrap=True)
 
 
 def _between(least: float, most: float) -> Callable[[str], float]:

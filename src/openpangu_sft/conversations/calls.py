@@ -23,7 +23,6 @@ _ANSWER = re.compile(
     r"(?:\[unused16\](?P<thinking>.*?)\[unused17\])?(?P<text>.*?)(?:\[unused11\](?P<calls>.*?)\[unused12\])?", re.DOTALL
 )
 _THINK = re.compile(r"\s*<think>(?P<thinking>.*?)</think>\s*(?P<text>.*)", re.DOTALL)
-_TOOL_CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 
 _WRAPPER = frozenset(("function", "id", "type", "index"))
 _ARGUMENTS = ("arguments", "parameters", "input", "args")
@@ -41,7 +40,8 @@ class Answer(NamedTuple):
 
 def split_answer(content: str, keys: Optional[Keys] = None) -> Answer:
     """The parts of an answer that is written in the model's own tokens; all of it is text where it is not."""
-    found = _ANSWER.fullmatch(content) if "[unused1" in content else None
+    once = "[unused1" in content and max(map(content.count, (*THINKING, *CALLS))) == 1  # else it takes quadratic time
+    found = _ANSWER.fullmatch(content) if once else None
     if found and (found["thinking"] is not None or found["calls"]):
         parts = Answer(found["thinking"], found["text"], found["calls"] or "")
         if found["calls"] != "" and not any(_TAGS.search(part or "") for part in parts):
@@ -80,9 +80,10 @@ def split_tags(content: str, keys: Optional[Keys] = None) -> Answer:
     if "<tool_call>" not in text:
         return Answer(thinking, text, "")
     text, tag, rest = text.partition("<tool_call>")
-    if _TOOL_CALL.sub("", tag + rest).strip():
+    *calls, after = map(str.strip, (tag + rest).split("</tool_call>"))
+    if after or not all(call.startswith(tag) for call in calls):
         raise BadSample("has <tool_call> that is not closed, or text after it: put the text before the calls")
-    calls = [call_text(json_or(call, "a <tool_call>"), keys) for call in _TOOL_CALL.findall(tag + rest)]
+    calls = [call_text(json_or(call.removeprefix(tag), "a <tool_call>"), keys) for call in calls]
     return Answer(thinking, text.rstrip(), joined_calls(calls))
 
 

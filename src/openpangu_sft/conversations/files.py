@@ -12,7 +12,7 @@ from openpangu_sft.conversations.opening import COMPRESSED, LOST, UTF8
 from openpangu_sft.conversations.readers import RawRecord, read_json, read_lines
 from openpangu_sft.conversations.tables import read_arrow, read_csv, read_parquet
 from openpangu_sft.util.console import say
-from openpangu_sft.util.errors import UserError, printable
+from openpangu_sft.util.errors import UserError
 
 READERS: dict[str, Callable[[Path, str], Iterator[RawRecord]]] = {
     ".jsonl": read_lines,
@@ -62,13 +62,13 @@ def raw_files(path: Path) -> list[RawFile]:
     for file in files:
         require_usable(file)
     if passed:
-        say(printable(f"passed over: {', '.join(sorted(passed))}"))
+        say(f"passed over: {', '.join(sorted(passed))}")
     if not files:
         raise UserError("holds no raw conversations", where=path, remedy=f"put files there: {_KNOWN}")
     splits = sorted({split for file in files for split in _SPLITS.findall(file.name.lower())})
     if len(files) > 1 and len(splits) > 1:
         text = f"all splits become samples: {', '.join(splits)}; for one, give a directory with its files only"
-        say(printable(text))
+        say(text)
     return files
 
 

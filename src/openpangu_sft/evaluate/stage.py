@@ -180,7 +180,7 @@ def _evaluate(recipe: Recipe, evaluation: Evaluation, number: int, benchmarks: O
         write_evaluation(run, evaluation)
     for name in missing:
         assert benchmarks
-        console.print(f"{checkpoint_name(number)}: {printable(name)}", soft_wrap=True)
+        console.print(f"{checkpoint_name(number)}: {name}", soft_wrap=True)
         result = replace(result, benchmarks={**result.benchmarks, name: benchmarks.scores(name, chat)})
         evaluation.add(result)
         write_evaluation(run, evaluation)

@@ -9,7 +9,6 @@ from rich.text import Text
 from openpangu_sft.preview.segments import NEWLINE, PART, SPACE, Segment, Token, Turn
 from openpangu_sft.preview.stage import Preview
 from openpangu_sft.util.console import print_rows
-from openpangu_sft.util.errors import printable
 
 INDENT = 4
 TRAINED = "green"
@@ -33,7 +32,7 @@ def show(preview: Preview, console: Console) -> None:
     turns = figures.roles.note or ", ".join(f"{count:,} {role}" for role, count in figures.roles.bars.items())
     rows += [(each.title, "", each.note) for each in (figures.lengths, figures.fill)]
     rows.append((figures.roles.title, "", turns))
-    print_rows(f"dataset: {printable(str(preview.dataset))}", (), rows, console)
+    print_rows(f"dataset: {preview.dataset}", (), rows, console)
 
 
 def _show_segment(segment: Segment, console: Console) -> None:

@@ -9,18 +9,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Optional
 
-from openpangu_sft.artifacts.artifact import MANIFEST, Manifest, read_manifest
+from openpangu_sft.artifacts.artifact import Manifest, read_manifest
 from openpangu_sft.dataset.index_file import VALIDATION
 from openpangu_sft.evaluate.record import Evaluation, read_evaluation
 from openpangu_sft.training.run.metrics import read_metrics
 from openpangu_sft.training.run.provenance import read_starts
 from openpangu_sft.util.errors import UserError
-
-SIZES = {
-    "settings": ("train.iterations", "train.global_batch_size", "data.seq_length"),
-    "counts": ("packed", "packs", "tokens", "trained_tokens"),
-}
-"""What a run's manifest must have, by section: numbers from 1."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +43,7 @@ class Run:
     def epochs(self) -> float:
         """Epochs trained so far."""
         packs = len(self.metrics) * self.manifest.settings["train.global_batch_size"]
-        return float(packs / self.manifest.counts["packs"])
+        return float(packs / max(self.manifest.counts["packs"], 1))
 
     @property
     def validation(self) -> dict[str, int]:
@@ -82,10 +76,4 @@ def read_run(path: Path, name: str = "") -> Run:
     metrics = read_metrics(path)
     if not metrics:
         raise UserError("no iteration yet", where=path, remedy="run make sft, or check paths.run")
-    for part, keys in SIZES.items():
-        values = getattr(manifest, part)
-        for key in keys:
-            if not isinstance(values.get(key), int) or values[key] < 1:
-                what = f"{part}: {key} is {values.get(key, 'missing')}, expected a number from 1"
-                raise UserError(what, where=path / MANIFEST, remedy="is it a run of this project?")
     return Run(name or path.name, path, manifest, metrics, read_starts(path), read_evaluation(path))

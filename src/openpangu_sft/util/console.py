@@ -10,15 +10,27 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
-from typing import Callable
+from typing import Callable, Optional
 
 from rich.cells import cell_len
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-_console = partial(Console, markup=False, emoji=False, highlight=False)  # [x] and :x: may be in a path or an answer
+from openpangu_sft.util.errors import TEXT, printable
+
+
+class _Printable(Console):
+    """What it prints may come from files: of control characters only its own reach the terminal."""
+
+    def render(self, renderable: RenderableType, options: Optional[ConsoleOptions] = None) -> Iterator[Segment]:
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else printable(text, TEXT), style, control)
+
+
+_console = partial(_Printable, markup=False, emoji=False, highlight=False)  # [x] and :x: may be in a path or an answer
 console = _console(stderr=True)
 
 MB = 1_000_000
@@ -95,7 +107,7 @@ def print_rows(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], t
 
     Only the widest column is wrapped: rich narrows columns to less than their longest word, which it then cuts.
     """
-    to.print(title, style="bold", soft_wrap=True, markup=False, emoji=False)
+    to.print(title, style="bold", soft_wrap=True)
     table = Table(*head, show_header=bool(head))
     for row in rows:
         table.add_row(*map(Text, row))  # as text: a path may have brackets, which are markup in a str

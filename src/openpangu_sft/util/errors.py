@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 LONGEST = 1000  # characters of a message that are shown: a name from a damaged file may have any length
+TEXT = "\n\t\xa0\u3000\u200c\u200d"  # what running text has, no terminal acts on, and `str.isprintable` denies
 
 
 class UserError(Exception):
@@ -45,9 +46,14 @@ class SizesUnknown(UserError):
     """The recipe takes sizes of the model from a checkpoint that does not provide them (yet)."""
 
 
-def printable(text: str) -> str:
-    """A text from a file with control characters escaped, so that no terminal or browser acts on them."""
-    return "".join(mark if mark.isprintable() else repr(mark)[1:-1] for mark in text)
+def printable(text: str, keep: str = "") -> str:
+    """A text from a file with control characters escaped, so that no terminal or browser acts on them.
+
+    Line breaks are escaped too, unless they are among those to `keep`, as in `TEXT`.
+    """
+    if text.isprintable():
+        return text
+    return "".join(mark if mark.isprintable() or mark in keep else repr(mark)[1:-1] for mark in text)
 
 
 def read_utf8(path: Path) -> str:

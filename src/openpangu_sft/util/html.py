@@ -8,20 +8,22 @@ from __future__ import annotations
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
-from openpangu_sft.util.errors import printable
+from openpangu_sft.util.errors import TEXT, printable
 
 
 def render_page(template: Path, **values: object) -> str:
-    """Renders a template that extends base.html; values other than Markup are escaped."""
+    """Renders a template that extends base.html; values other than Markup are escaped, control characters too."""
     environment = Environment(
         loader=FileSystemLoader([template.parent, Path(__file__).parent]),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=lambda value: value if isinstance(value, Markup) else printable(str(value), TEXT),
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(printable=printable, thousands="{:,}".format, share=share)
+    environment.filters.update(thousands="{:,}".format, share=share)
     return environment.get_template(template.name).render(values)
 
 
