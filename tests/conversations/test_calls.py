@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from converting import answer, chat, convert, converter, refused, says, tool, user
+from openpangu_sft.conversations.calls import CALLS, THINKING, answer_of, split_answer, split_tags, split_thinking
 from openpangu_sft.conversations.conversation import Message, parse_sample
+from openpangu_sft.conversations.keys import BadSample
 from parameter_ids import named_by, shortened
 
 F = '[{"name":"f","arguments":{"x":1}}]'
