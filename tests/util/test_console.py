@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import subprocess
 import sys
 
 import pytest
-from rich.console import Console
 
 from openpangu_sft.util import console as module
 from openpangu_sft.util.console import print_rows, print_table, progress, say
@@ -68,11 +68,43 @@ def test_a_terminal_gets_a_bar() -> None:
     assert "ETA" in text
 
 
+EVIL = "\x1b[31mred\x9b2J\u202e"
+"""Control characters of a terminal, of seven and of eight bits, and one that turns the direction of text."""
+
+
+def test_control_characters_of_a_file_reach_no_terminal() -> None:
+    program = (
+        "import sys\n"
+        "from openpangu_sft.util.console import console, print_rows, print_table, progress, say, stdout\n"
+        f"evil = {EVIL!r}\n"
+        "say(evil)\n"
+        "console.print(evil, style='bold')\n"
+        "print_table(evil, {evil: evil})\n"
+        "print_rows(evil, (evil,), [(evil,)], stdout())\n"
+        "with progress(evil, 2) as advance: advance(1, evil)"
+    )
+    leader, follower = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=follower, stderr=follower, env=environment)
+    os.close(follower)
+    screen = b""
+    with contextlib.suppress(OSError):  # the other end is closed
+        while block := os.read(leader, 4096):
+            screen += block
+    os.close(leader)
+    assert process.wait() == 0, screen.decode()
+    text = screen.decode()
+    assert text.count(r"\x1b[31mred\x9b2J\u202e") == 8
+    assert "\x1b[31m" not in text
+    assert not {"\x9b", "\u202e"} & set(text)
+    assert "\x1b[1m" in text  # its own styles
+
+
 PATH = f"/cache/{'a' * 60}/{'b' * 60}/model-00001-of-00002.safetensors"
 
 
 def test_a_path_stays_in_one_piece_in_a_table(capsys: pytest.CaptureFixture[str]) -> None:
-    narrow = Console(width=60)
+    narrow = module._console(width=60)
     print_table(f"run: {PATH}", {"written": PATH, "told": "several words " * 20}, narrow)
     print_rows("files", ("file", "bytes"), [(PATH, "1")], narrow)
     print_rows("beside words", (), [("two words", "1", f"{PATH}: 1"), ("three words", "1", "others")], narrow)
@@ -83,12 +115,14 @@ def test_a_path_stays_in_one_piece_in_a_table(capsys: pytest.CaptureFixture[str]
 
 
 def test_a_table_that_fits_is_no_wider_than_the_console(capsys: pytest.CaptureFixture[str]) -> None:
-    print_table("run", {"path": "/cache/run", "told": "several words " * 20}, Console(width=60))
+    print_table("run", {"path": "/cache/run", "told": "several words " * 20}, module._console(width=60))
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 60
 
 
 def test_brackets_in_a_path_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
-    print_table("run: /data/[old]", {"path": "/data/[old]/run", "other": "/data/[/old]/:smile:"}, Console(width=80))
+    print_table(
+        "run: /data/[old]", {"path": "/data/[old]/run", "other": "/data/[/old]/:smile:"}, module._console(width=80)
+    )
     shown = capsys.readouterr().out
     assert "run: /data/[old]\n" in shown
     assert "│ /data/[old]/run " in shown

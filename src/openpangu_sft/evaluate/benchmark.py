@@ -14,8 +14,8 @@ from typing import Any, Optional
 
 import torch
 from datasets.exceptions import DatasetsError
+from lm_eval import evaluator
 from lm_eval.api.task import ConfigurableTask
-from lm_eval.evaluator import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import load_yaml_config
@@ -29,6 +29,8 @@ from openpangu_sft.tokenizer.template import TextSpan
 from openpangu_sft.util.errors import UserError
 
 AT_ONCE = 4  # samples in a batch: the logits of one of 2,000 tokens take 1.2 GB in fp32
+
+evaluator.get_git_commit_hash = lambda: None  # it runs git, which complains on the screen outside of a clone
 
 
 class _Model(HFLM):  # type: ignore[misc]  # lm_eval has no types
@@ -112,7 +114,7 @@ class Benchmarks:
     def scores(self, name: str, chat: Chat) -> Scores:
         """Asks a model one of them; raises `UserError` where its data cannot be had or a prompt does not fit."""
         try:
-            found = simple_evaluate(
+            found = evaluator.simple_evaluate(
                 _Model(chat),
                 tasks=[self._tasks[name]],
                 task_manager=self._manager,

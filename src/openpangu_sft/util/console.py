@@ -109,6 +109,7 @@ def print_rows(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], t
     """
     to.print(title, style="bold", soft_wrap=True)
     table = Table(*head, show_header=bool(head))
+    rows = [[printable(cell, TEXT) for cell in row] for row in rows]  # here too, for their widths
     for row in rows:
         table.add_row(*map(Text, row))  # as text: a path may have brackets, which are markup in a str
     widths = [max(map(cell_len, column)) for column in zip(*filter(None, [head, *rows]))]
