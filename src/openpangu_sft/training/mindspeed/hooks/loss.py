@@ -8,6 +8,7 @@ are accumulated, and divided by the trained tokens of the global batch once, aft
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Optional
@@ -33,8 +34,14 @@ _evaluated: Optional[list[torch.Tensor]] = None
 """As _sums, of an evaluation of ours."""
 
 
+def report(**values: Any) -> None:
+    """Prints values on a line that training/mindspeed/log.py reads; the last process does, as it prints iterations."""
+    if distributed.get_rank() == distributed.get_world_size() - 1:
+        print(f"openpangu-sft reports {json.dumps(values)}", flush=True)
+
+
 class _Progress:
-    """Prints how many micro batches of a slow iteration are done; training/mindspeed/log.py reads the line."""
+    """Reports how many micro batches of a slow iteration are done."""
 
     def __init__(self) -> None:
         self.done, self.printed = 0, time.monotonic()
@@ -43,10 +50,9 @@ class _Progress:
         """Called after the forward pass of each micro batch."""
         size, now = get_num_microbatches(), time.monotonic()
         self.done = self.done % size + 1
-        last = distributed.get_rank() == distributed.get_world_size() - 1  # which also prints the iterations
-        if last and now - self.printed >= SECONDS_BETWEEN_LINES:
+        if now - self.printed >= SECONDS_BETWEEN_LINES:
             self.printed = now
-            print(f"openpangu-sft micro-batch: {self.done}/{size}", flush=True)
+            report(micro_batches=[self.done, size])
 
 
 _progress = _Progress()
