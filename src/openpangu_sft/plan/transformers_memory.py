@@ -22,7 +22,7 @@ def transformers_memory(recipe: Recipe) -> Memory:
     """The same for every process."""
     trained = sum(_trained_sizes(recipe).values())
     static = [
-        held_weights(recipe),
+        _held_weights(recipe),
         Part("gradients", trained * 4, f"{trained:,} of adapters x 4" if recipe.train.lora.rank else "x 4"),
         Part("optimizer state", trained * 8, "x 8: Adam's two moments"),
     ]
@@ -101,7 +101,7 @@ def _copies(recipe: Recipe) -> int:
     return sum(sizes) * 2 if _autocast(recipe) else 0
 
 
-def held_weights(recipe: Recipe) -> Part:
+def _held_weights(recipe: Recipe) -> Part:
     """In fp32; frozen linear layers of bf16 runs in bf16."""
     parameters = parameter_count(recipe.model, recipe.train.lora.adapter)
     if not (recipe.train.lora.rank and _autocast(recipe)):
