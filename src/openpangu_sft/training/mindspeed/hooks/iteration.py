@@ -33,7 +33,9 @@ def after_iteration(
     if iteration - args.iteration == MEASURED_AFTER:
         report(memory=measure().model_dump())
     last = iteration == args.train_iters and args.eval_interval < NEVER
-    if (iteration % args.eval_interval == 0 or last) and _has_validation():
+    # always there with make sft, which has checked it; perhaps not where upstream is run by hand
+    validation = field_path(Path(args.data_path[0]).parent, VALIDATION, "labels", "bin")
+    if (iteration % args.eval_interval == 0 or last) and validation.is_file():
         timers = get_timers()
         timers("interval-time").stop()
         gathers = args.use_distributed_optimizer and args.overlap_param_gather
@@ -43,11 +45,6 @@ def after_iteration(
         if gathers:
             optimizer.enable_pre_hook()
         timers("interval-time").start(barrier=True)
-
-
-def _has_validation() -> bool:
-    """Always with make sft, which has checked it; perhaps not where upstream is run by hand."""
-    return field_path(Path(get_args().data_path[0]).parent, VALIDATION, "labels", "bin").is_file()
 
 
 @torch.no_grad()

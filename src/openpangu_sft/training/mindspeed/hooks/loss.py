@@ -131,30 +131,26 @@ def weighing_tokens(finalize: Callable[[Any], None]) -> Callable[[Any], None]:
 
     def finalize_and_divide(model: Sequence[Any]) -> None:
         finalize(model)
-        if get_args().calculate_per_token_loss:
-            _divide(model)
+        if not get_args().calculate_per_token_loss:
+            return
+        replicas = mpu.get_data_parallel_group(with_context_parallel=True)
+        sums = torch.stack(_sums).sum(0) if _sums else torch.zeros(2, device="cuda")
+        distributed.all_reduce(sums, group=replicas)
+        if mpu.get_pipeline_model_parallel_world_size() > 1:  # only the last stage has losses
+            last, group = mpu.get_pipeline_model_parallel_last_rank(), mpu.get_pipeline_model_parallel_group()
+            distributed.broadcast(sums, last, group=group)
+        mean = sums[0] / sums[1]
+        _require_number(mean)
+        for logged in _logged:
+            logged.copy_(mean)
+        _sums.clear()
+        _logged.clear()
+        scale = distributed.get_world_size(replicas) / sums[1]  # the reduction has divided by their number
+        for chunk in model:
+            for buffer in chunk.buffers:
+                buffer.grad_data.mul_(scale)
 
     return finalize_and_divide
-
-
-def _divide(model: Sequence[Any]) -> None:
-    """Divides the reduced gradients, and fills what is logged."""
-    replicas = mpu.get_data_parallel_group(with_context_parallel=True)
-    sums = torch.stack(_sums).sum(0) if _sums else torch.zeros(2, device="cuda")
-    distributed.all_reduce(sums, group=replicas)
-    if mpu.get_pipeline_model_parallel_world_size() > 1:  # only the last stage has losses
-        last, group = mpu.get_pipeline_model_parallel_last_rank(), mpu.get_pipeline_model_parallel_group()
-        distributed.broadcast(sums, last, group=group)
-    mean = sums[0] / sums[1]
-    _require_number(mean)
-    for logged in _logged:
-        logged.copy_(mean)
-    _sums.clear()
-    _logged.clear()
-    scale = distributed.get_world_size(replicas) / sums[1]  # the reduction has divided by their number
-    for chunk in model:
-        for buffer in chunk.buffers:
-            buffer.grad_data.mul_(scale)
 
 
 def _require_number(loss: torch.Tensor) -> None:
