@@ -124,13 +124,9 @@ def _not_mine(address: str) -> str:
     """Why other machines cannot reach this one by an address; empty where they can."""
     try:
         family, *_, found = socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)[0]
+        socket.create_server((str(found[0]), 0), family=family).close()
     except (socket.gaierror, UnicodeError):
         return "is no name that is known here"
-    number = str(found[0])
-    if ipaddress.ip_address(number).is_loopback:
-        return "is known to this machine only"
-    try:
-        socket.create_server((number, 0), family=family).close()
     except OSError:
         return "is no address of this machine, which is the first one (NODE_RANK=0)"
-    return ""
+    return "is known to this machine only" if ipaddress.ip_address(str(found[0])).is_loopback else ""
