@@ -77,14 +77,6 @@ def test_an_adapter_is_named_with_its_base(adapter: Path, make_recipe: MakeRecip
     assert "give its base as paths.hf" in message
 
 
-def test_an_adapter_without_its_configuration(adapter: Path, make_recipe: MakeRecipe) -> None:
-    (adapter / "adapter_config.json").unlink()
-    what = f"{adapter}: is a LoRA adapter without its adapter_config.json"
-    assert refusal_of(run_convert, make_recipe(), adapter).startswith(what)
-    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
-    assert refusal_of(Chat, make_recipe(), adapter).startswith(what)
-
-
 @pytest.mark.parametrize(
     ("prefix", "remedy"),
     [

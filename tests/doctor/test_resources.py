@@ -87,7 +87,7 @@ def test_needs_follow_from_the_models_size(make_recipe: MakeRecipe) -> None:
     recipe.path("mcore").mkdir(parents=True)
     assert "mcore" not in disk_bytes(recipe)
     portable = make_recipe(*model, "parallel.devices_per_node=2")
-    assert memory_bytes(portable) == parameters * 16 * 2
+    assert memory_bytes(portable) == parameters * 20 * 2
 
 
 def test_needs_of_lora(make_recipe: MakeRecipe) -> None:
@@ -98,7 +98,7 @@ def test_needs_of_lora(make_recipe: MakeRecipe) -> None:
     assert memory_bytes(recipe) == weights * 8 * 2 + adapters * 12
     assert disk_bytes(recipe)["run"] == 3 * (2 * weights + 12 * adapters)
     portable = make_recipe("parallel.devices_per_node=2", "train.lora.rank=4")
-    assert memory_bytes(portable) == (weights * 4 + adapters * 12) * 2
+    assert memory_bytes(portable) == (weights * 4 + adapters * 16) * 2
 
 
 @pytest.mark.parametrize(("mb", "state"), [(64, State.WARNING), (2048, State.OK)])

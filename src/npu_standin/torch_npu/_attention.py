@@ -7,7 +7,6 @@ core/transformer/dot_product_attention.py:315).
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Optional
 
@@ -15,7 +14,7 @@ import torch
 
 from ._operators import DTYPES, require
 
-COMPRESSED = 2048  # mode 4 takes a triangle of this size for any lengths
+COMPRESSED = torch.ones(2048, 2048, dtype=torch.bool).triu(1)  # mode 4 takes this triangle for any lengths
 STATISTICS = 8  # the NPU repeats each row's maximum and sum this many times
 
 Attention = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int, int, int]
@@ -80,9 +79,16 @@ def npu_fusion_attention(
             raise NotImplementedError(f"attention with {name}")
     require(inner_precise in (0, 1, 2), f"inner_precise {inner_precise}")
     _check_tensors(query, key, value, head_num)
-    _check_mask(atten_mask)
-    _check_ends(actual_seq_qlen, len(query))
-    lengths = [end - begin for begin, end in zip([0, *actual_seq_qlen], actual_seq_qlen) if begin < end]
+    if atten_mask is None:  # the NPU would ignore the mode and let every query see every key
+        raise ValueError("sparse_mode 4 without atten_mask: the NPU would mask nothing")
+    require(atten_mask.dtype in (torch.bool, torch.uint8), f"atten_mask is {atten_mask.dtype}, not bool or uint8")
+    triangle = torch.equal(atten_mask.bool(), COMPRESSED)
+    require(triangle, "sparse_mode 4 takes a 2048×2048 mask, true above the diagonal")
+    ends, rows = list(actual_seq_qlen), len(query)
+    require(all(type(end) is int for end in ends), f"actual_seq_qlen has other than integers: {ends}")
+    require(ends == sorted(ends), f"actual_seq_qlen does not rise: {ends}")
+    require(len(ends) > 0 and ends[0] >= 0 and ends[-1] == rows, f"actual_seq_qlen ends at {ends[-1:]}, {rows} rows")
+    lengths = [end - begin for begin, end in zip([0, *ends], ends) if begin < end]
     segments = zip(*(torch.split(x.transpose(0, 1), lengths, dim=1) for x in (query, key, value)))
     parts = zip(*(_attend(q, k, v, scale) for q, k, v in segments))
     # contiguous, as on the NPU: what comes next would keep a copy beside it
@@ -102,25 +108,6 @@ def _check_tensors(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, 
     require(query.shape[::2] == key.shape[::2], f"query of shape {shapes[0]}, key of {shapes[1]}")
     heads = key.shape[1]
     require(heads > 0 and head_num % heads == 0, f"{heads} heads of key for {head_num} of query")
-
-
-def _check_mask(mask: Optional[torch.Tensor]) -> None:
-    if mask is None:  # the NPU would ignore the mode and let every query see every key
-        raise ValueError("sparse_mode 4 without atten_mask: the NPU would mask nothing")
-    require(mask.dtype in (torch.bool, torch.uint8), f"atten_mask is {mask.dtype}, not bool or uint8")
-    triangle = mask.shape == (COMPRESSED, COMPRESSED) and torch.equal(mask.bool(), _triangle(COMPRESSED))
-    require(triangle, f"sparse_mode 4 takes a {COMPRESSED}×{COMPRESSED} mask, true above the diagonal")
-
-
-@functools.lru_cache(maxsize=1)
-def _triangle(size: int) -> torch.Tensor:
-    return torch.ones(size, size, dtype=torch.bool).triu(1)
-
-
-def _check_ends(ends: Sequence[int], rows: int) -> None:
-    require(all(type(end) is int for end in ends), f"actual_seq_qlen has other than integers: {ends}")
-    require(list(ends) == sorted(ends), f"actual_seq_qlen does not rise: {ends}")
-    require(len(ends) > 0 and ends[0] >= 0 and ends[-1] == rows, f"actual_seq_qlen ends at {ends[-1:]}, {rows} rows")
 
 
 def _attend(

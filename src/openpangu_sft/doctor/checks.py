@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import platform
@@ -76,10 +75,8 @@ def where(context: Context) -> dict[str, str]:
     system = parse_info(context.machine.read("/etc/os-release")).get("pretty_name", "").strip('"')
     place = "in a container that is not of this project's image" if context.in_container else "on the host"
     if context.in_image:
-        place = f"in an image {packages.NAME}:{__version__}"
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            made = json.loads(context.machine.read(f"{IMAGE}/versions.json") or "")
-            place = f"in the image {packages.NAME}:{__version__}-{made['target']}, commit {str(made['commit'])[:12]}"
+        made = json.loads(context.machine.read(f"{IMAGE}/versions.json") or "")
+        place = f"in the image {packages.NAME}:{__version__}-{made['target']}, commit {made['commit'][:12]}"
     return {
         "where": place,
         "user": context.machine.environment.get("USER") or str(os.geteuid()),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 import re
 import socket
 from contextlib import suppress
@@ -110,42 +109,24 @@ def nodes(context: Context) -> Finding:
             found = f"MASTER_ADDR={address} {problem}"
             return failed(found, "set it to this machine's address, as the others reach it", "its address")
         return ok(f"{address} is this machine, the first of {count}")
-    answer = reach(address, port)
-    found = f"MASTER_ADDR={address}, port {port}: {answer}"
-    if answer == "answers":
-        return ok(found)
-    if answer == "no such name":
-        return failed(found, "fix it, or /etc/hosts")
-    remedy = "normal before make sft has started there; otherwise check its firewall (NODE_RANK=0)"
-    return warning(found, remedy, "an answer")
-
-
-def reach(host: str, port: int) -> str:
-    """`answers`, `reached; …` where nothing listens on the port, or why the host is not reachable."""
+    found = f"MASTER_ADDR={address}, port {port}:"
     try:
-        with socket.create_connection((host, port), SECONDS):
-            return "answers"
-    except ConnectionRefusedError:
-        return f"reached; nothing listens on port {port}"
+        with socket.create_connection((address, port), SECONDS):
+            return ok(f"{found} answers")
     except (socket.gaierror, UnicodeError):  # UnicodeError: not a valid name, as a..b or a label of over 63 letters
-        return "no such name"
-    except socket.timeout:
-        return f"no answer within {SECONDS:.0f} s"
+        return failed(f"{found} no such name", "fix it, or /etc/hosts")
     except OSError as error:
-        return os.strerror(error.errno) if error.errno else str(error)
+        remedy = "normal before make sft has started there; otherwise check its firewall (NODE_RANK=0)"
+        return warning(f"{found} {error.strerror or error}", remedy, "an answer")
 
 
 def _not_mine(address: str) -> str:
     """Why other machines cannot reach this one by an address; empty where they can."""
     try:
         family, *_, found = socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)[0]
+        socket.create_server((str(found[0]), 0), family=family).close()
     except (socket.gaierror, UnicodeError):
         return "is no name that is known here"
-    number = str(found[0])
-    if ipaddress.ip_address(number).is_loopback:
-        return "is known to this machine only"
-    try:
-        socket.create_server((number, 0), family=family).close()
     except OSError:
         return "is no address of this machine, which is the first one (NODE_RANK=0)"
-    return ""
+    return "is known to this machine only" if ipaddress.ip_address(str(found[0])).is_loopback else ""

@@ -77,20 +77,14 @@ def sources(context: Context, target: Path = SOURCES, patches: Path = PATCHES) -
         return skipped(f"not needed: train.engine={context.recipe.train.engine}")
     require_pinned(target, patches)
     manifest = parse_manifest(target / MANIFEST, "run make sources")
-    changed = [name for name, entry in manifest.files.items() if not _same(target / name, entry["sha256"])]
-    if changed:
+    sums = {name: sha256_of(target / name) for name in manifest.files if (target / name).is_file()}
+    if changed := [name for name, entry in manifest.files.items() if sums.get(name) != entry["sha256"]]:
         found = f"missing or changed in {target}: {', '.join(changed)}"
         return failed(found, f"remove {target}, and run make sources", "as make sources left it")
     if not compiled_helper(target).is_file() and not shutil.which("g++", path=context.machine.environment.get("PATH")):
         return failed("Megatron-LM's helper is not compiled, and g++ is not installed", "install g++")
     patched = ", ".join(f"{name} {len(chosen['patches'])}" for name, chosen in manifest.settings.items())
     return ok(f"{len(manifest.files):,} files as made; patches: {patched}")
-
-
-def _same(file: Path, digest: str) -> bool:
-    with contextlib.suppress(OSError):
-        return sha256_of(file) == digest
-    return False
 
 
 def docker(context: Context) -> Finding:

@@ -13,7 +13,8 @@ from openpangu_sft.artifacts.artifact import require_no_obstacle
 from openpangu_sft.checkpoint.checklist import CHECKLIST, check_published
 from openpangu_sft.checkpoint.sharding import parameter_count
 from openpangu_sft.doctor.machine import Context, Finding, failed, ok, skipped, warning
-from openpangu_sft.plan.transformers_memory import held_weights
+from openpangu_sft.plan.memory import total
+from openpangu_sft.plan.transformers_memory import transformers_memory
 from openpangu_sft.recipe.model_config import CONFIG, model_of, read_config
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.run.retention import bytes_at_start
@@ -27,7 +28,6 @@ HIERARCHIES = (
     ("/sys/fs/cgroup/memory", "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
 )
 """Control groups v2, and v1 for memory: mount, controller, files of limit and use. See cgroups(7)."""
-OPTIMIZER_BYTES = 12  # per trained parameter: its fp32 value and Adam's two moments, as in checkpoint_bytes
 
 
 def gb(size: float) -> str:
@@ -191,10 +191,10 @@ def memory_bytes(recipe: Recipe) -> int:
     (get_parameter_state in distrib_optimizer.py).
     """
     parallel = recipe.parallel
-    optimizer = parameter_count(recipe.model, recipe.train.lora.adapter, trained=True) * OPTIMIZER_BYTES
     if recipe.train.engine == "transformers":
-        weights = held_weights(recipe).size
-        return (weights + (0 if recipe.train.device == "cuda" else optimizer)) * parallel.devices_per_node
+        held = transformers_memory(recipe).static  # the weights first
+        return total(held[:1] if recipe.train.device == "cuda" else held) * parallel.devices_per_node
+    optimizer = parameter_count(recipe.model, recipe.train.lora.adapter, trained=True) * 12  # as in a checkpoint
     return weight_bytes(recipe) * parallel.devices_per_node // (parallel.tensor * parallel.pipeline) + optimizer
 
 

@@ -22,7 +22,7 @@ def transformers_memory(recipe: Recipe) -> Memory:
     """The same for every process."""
     trained = sum(_trained_sizes(recipe).values())
     static = [
-        held_weights(recipe),
+        _held_weights(recipe),
         Part("gradients", trained * 4, f"{trained:,} of adapters x 4" if recipe.train.lora.rank else "x 4"),
         Part("optimizer state", trained * 8, "x 8: Adam's two moments"),
     ]
@@ -58,7 +58,10 @@ def layer_input(recipe: Recipe) -> int:
 
 def _phases(recipe: Recipe) -> Iterator[Phase]:
     model, tokens, autocast = recipe.model, _tokens(recipe), _autocast(recipe)
-    width, frozen, copies = 2 if autocast else 4, recipe.train.lora.rank > 0, _copies(recipe)
+    width, frozen, trained_sizes = 2 if autocast else 4, recipe.train.lora.rank > 0, _trained_sizes(recipe)
+    # autocast's bf16 copies of a layer's matrices; frozen ones are held in bf16
+    matrix = re.compile(r"model\.layers\.0\..*_proj\..*weight").fullmatch
+    copies = sum(size for name, size in trained_sizes.items() if matrix(name)) * 2 if autocast else 0
     again, vocabulary = recomputed_layers(recipe, model.num_layers), model.vocab_size * model.hidden_size
     # ids, labels and positions in int64; cosine and sine of every position
     batch = Part("batch", tokens * (3 * 8 + 2 * 4 * model.kv_channels), "ids, labels, positions and their angles")
@@ -87,21 +90,13 @@ def _phases(recipe: Recipe) -> Iterator[Phase]:
     yield Phase("backward", tuple(backward))
 
     # AdamW: on CUDA the roots of all second moments at once, on a CPU two copies of one tensor at a time
-    sizes = _trained_sizes(recipe).values()
-    roots = Part("roots", sum(sizes) * 4, "x 4: of all second moments (on CUDA)")
+    roots = Part("roots", sum(trained_sizes.values()) * 4, "x 4: of all second moments (on CUDA)")
     if recipe.train.device == "cpu":
-        roots = Part("roots", max(sizes) * 8, "of the largest tensor, twice")
+        roots = Part("roots", max(trained_sizes.values()) * 8, "of the largest tensor, twice")
     yield Phase("optimizer step", (roots,))
 
 
-def _copies(recipe: Recipe) -> int:
-    """Bytes of autocast's bf16 copies of a layer's matrices; frozen ones are held in bf16."""
-    matrix = re.compile(r"model\.layers\.0\..*_proj\..*weight").fullmatch
-    sizes = (size for name, size in _trained_sizes(recipe).items() if matrix(name))
-    return sum(sizes) * 2 if _autocast(recipe) else 0
-
-
-def held_weights(recipe: Recipe) -> Part:
+def _held_weights(recipe: Recipe) -> Part:
     """In fp32; frozen linear layers of bf16 runs in bf16."""
     parameters = parameter_count(recipe.model, recipe.train.lora.adapter)
     if not (recipe.train.lora.rank and _autocast(recipe)):

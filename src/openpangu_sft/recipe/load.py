@@ -130,8 +130,12 @@ def _apply(content: dict[str, Any], override: str) -> str:
 def _model(content: Mapping[str, Any]) -> Any:
     """`model:` of a recipe with all sizes; unchanged if it is wrong, to be refused by the validation."""
     stated = {} if content.get("model") is None else content["model"]
-    if not _only_incomplete(stated):
+    try:
+        Model.model_validate(stated)
         return stated
+    except ValidationError as error:
+        if any(detail["type"] != "missing" for detail in error.errors()):
+            return stated
     try:
         paths = Paths.model_validate(content.get("paths") or {})
     except ValidationError:
@@ -148,15 +152,6 @@ def _model(content: Mapping[str, Any]) -> Any:
     except UserError as error:
         return UnknownModel.model_construct(reason=error, **stated)
     return require_stated(stated, config, path)
-
-
-def _only_incomplete(stated: Any) -> bool:
-    """Whether sizes are missing, and nothing else is wrong."""
-    try:
-        Model.model_validate(stated)
-    except ValidationError as error:
-        return all(detail["type"] == "missing" for detail in error.errors())
-    return False
 
 
 def _require_value(parts: Sequence[str], where: str) -> None:

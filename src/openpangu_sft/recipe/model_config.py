@@ -154,9 +154,6 @@ def not_hf(directory: Path, otherwise: UserError) -> UserError:
         base = read_object(settings).get("base_model_name_or_path")
         what = f"is a LoRA adapter, not a model (its base: {base or 'not named'})"
         return UserError(what, where=directory, remedy="give its base as paths.hf, and the adapter as FROM or MODEL")
-    if any((directory / f"adapter_model.{kind}").is_file() for kind in ("safetensors", "bin")):
-        what = f"is a LoRA adapter without its {ADAPTER_CONFIG}"
-        return UserError(what, where=directory, remedy="add the file")
     if (directory / TRACKER).is_file():
         what = "is a Megatron-core checkpoint; a Hugging Face one is needed"
         return UserError(what, where=directory, remedy=f"check the path, or convert it: make export FROM={directory}")

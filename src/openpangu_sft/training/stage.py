@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 from openpangu_sft.artifacts.artifact import MANIFEST, Manifest, only_one_run, read_manifest, require_settings
@@ -30,8 +31,7 @@ def run_sft(recipe: Recipe, command_line: Sequence[str], planned: int = 0, chang
 
     `command_line` repeats this call in torchrun's processes; `planned` peak bytes of tensors on a device (0: unknown)
     are compared with those measured; `changed` lets a run go on with another learning rate or schedule. Raises
-    `UserError` as `run_manifest`, or for a run with other settings, or a tracker
-    that is not installed.
+    `UserError` as `run_manifest`, or for a run with other settings, or a tracker that is not installed.
     """
     manifest = run_manifest(recipe)
     run = recipe.path("run")
@@ -45,11 +45,8 @@ def run_sft(recipe: Recipe, command_line: Sequence[str], planned: int = 0, chang
         launch(recipe, command_line)
     from openpangu_sft.training.portable.loop import train  # imports torch and transformers, after the checks
 
-    if rank:
-        train(recipe, manifest, command_line, planned)
-        return
     run.mkdir(parents=True, exist_ok=True)
-    with only_one_run(run):
+    with contextlib.nullcontext() if rank else only_one_run(run):
         train(recipe, manifest, command_line, planned)
 
 

@@ -14,11 +14,10 @@ from openpangu_sft.training.mindspeed.log import (
     SAVED,
     error_of,
     iteration_of,
-    memory_of,
-    micro_batches_of,
+    report_of,
     warning,
 )
-from openpangu_sft.training.run.metrics import DeviceMemory, Row
+from openpangu_sft.training.run.metrics import Row
 from parameter_ids import named_by
 from upstream_log import FULL_DEVICE, ITERATION
 
@@ -51,16 +50,20 @@ def test_any_other_line_is_none(text: str) -> None:
         assert iteration_of(text, 1) is None
 
 
-def test_the_device_memory() -> None:
-    memory = DeviceMemory(peak=41 << 30, left=17 << 30, total=61 << 30)
-    assert memory_of(f"openpangu-sft memory: {memory.model_dump_json()}\n") == memory
-    assert memory_of('openpangu-sft memory: {"peak":0,"left":68719476736,"total":68719476736}\n') is None
-    assert memory_of('openpangu-sft memory: {"peak":3openpangu-sft') is None
-
-
-def test_micro_batches() -> None:
-    assert micro_batches_of("openpangu-sft micro-batch: 3/16\n") == (3, 16)
-    assert micro_batches_of("openpangu-sft micro-batch: 3/16openpangu") is None
+@pytest.mark.parametrize(
+    ("line", "said"),
+    named_by(
+        0,
+        ('openpangu-sft reports {"memory": {"peak": 3}}\n', {"memory": {"peak": 3}}),
+        ('INFO:openpangu-sft reports {"micro_batches": [3, 16]}\n', {"micro_batches": [3, 16]}),
+        ('openpangu-sft reports {"validation": Infinity}\n', {"validation": math.inf}),
+        ('openpangu-sft reports {"micro_batches": [3, 16]}openpangu-sft\n', {}),
+        ('openpangu-sft reports {"memory": {"pea openpangu-sft: no room}\n', {}),
+        ("another line", {}),
+    ),
+)
+def test_what_our_hooks_report(line: str, said: dict[str, object]) -> None:
+    assert report_of(line) == said
 
 
 @pytest.mark.parametrize(

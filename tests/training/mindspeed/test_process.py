@@ -116,7 +116,8 @@ def test_the_device_memory_is_shown_and_recorded(make_recipe: MakeRecipe, capsys
     recipe = make_recipe("train.engine=mindspeed", "train.iterations=3", "train.lr_warmup_iterations=1")
     memory = DeviceMemory(peak=41 << 30, left=1 << 30, total=61 << 30)
     lines = [ITERATION.replace("12/", f"{number}/") for number in (1, 2, 3)]
-    train_with(recipe, "".join([lines[0], f"openpangu-sft memory: {memory.model_dump_json()}\n", *lines[1:]]))
+    report = f'openpangu-sft reports {{"memory": {memory.model_dump_json()}}}\n'
+    train_with(recipe, "".join([lines[0], report, *lines[1:]]))
     said = capsys.readouterr().err
     assert "device memory: peak 41.0 GiB of tensors measured, 1.0 of 61.0 GiB left; planned: 45.0 GiB\n" in said
     assert "a later iteration may run out of memory -> recompute more (train.recompute)" in said
@@ -149,7 +150,7 @@ def test_stopped_and_resumed_as_without_interruption(case: Case) -> None:
     assert (case.run.with_name("whole") / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert list((case.run.with_name("whole") / "tensorboard").iterdir())
     (log,) = (case.run.with_name("whole") / "logs").iterdir()
-    assert log.read_text("utf-8").count('openpangu-sft memory: {"peak":0,"left":') == 1  # the stand-in counts none
+    assert log.read_text("utf-8").count('reports {"memory": {"peak": 0, "left":') == 1  # the stand-in counts none
 
     # stopped after the first iteration, perhaps only when all are done; the schedule is the same
     endless = ["train.iterations=6", "train.keep_checkpoints=1"]

@@ -153,16 +153,13 @@ def _require_free(more: Sequence[str], keys: Mapping[str, str]) -> None:
     fixed = {word[2:]: f"is fixed {reason}" for word, reason in flags}
     fixed |= dict.fromkeys(AT_BEGINNING, "depends on whether a run begins or resumes")
     fixed["exit-on-missing-checkpoint"] = "is not needed: a start without weights is refused"
-    for number, word in enumerate(more):
+    for word in more:
         if not word.startswith("--"):
             continue
-        name, _, value = word[2:].partition("=")
+        name = word[2:].partition("=")[0]
         dashed = name.replace("_", "-")
         name = dashed if dashed in keys or dashed in fixed else name
-        following = value or (more[number + 1] if number + 1 < len(more) else "")
         where = f"train.upstream_flags --{name}"
-        if name == "cp-attention-mask-type" and following == "general":
-            continue
         if name in keys:
             raise UserError("is set by the recipe", where=where, remedy=f"set {keys[name]} instead")
         if refusal := HARMFUL.get(name) or fixed.get(name):

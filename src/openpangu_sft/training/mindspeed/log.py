@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
 import re
 from collections.abc import Sequence
 from statistics import median
 from typing import Any, Optional
 
-from openpangu_sft.training.run.metrics import DeviceMemory, Row
+from openpangu_sft.training.run.metrics import Row
 
 _ITERATION = re.compile(r"iteration\s+([1-9]\d{0,11})/\s*\d+ \|")
 _FIELDS = {
@@ -18,9 +20,7 @@ _FIELDS = {
     "grad_norm": re.compile(r"grad norm: (\S+)"),
 }
 _ERROR = re.compile(r"^(?:\[rank\d+\]:\s*)?([A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)|EL0004): (.+)")
-_MEMORY = re.compile(r'openpangu-sft memory: (\{"peak":\d+,"left":-?\d+,"total":\d+\})')  # hooks/iteration.py
-_VALIDATION = re.compile(r"openpangu-sft validation: ([0-9.e+-]+|nan|inf)$")
-_MICRO_BATCHES = re.compile(r"openpangu-sft micro-batch: (\d{1,9})/(\d{1,9})$")  # hooks/loss.py
+_REPORT = re.compile(r"openpangu-sft reports (\{.*\})$")
 
 SAVED = re.compile(r"successfully saved checkpoint at iteration\s+(\d+)")
 NO_CHECKPOINT = re.compile(r"could not (find the metadata file|load the checkpoint)|will not load any checkpoints")
@@ -45,23 +45,12 @@ def iteration_of(line: str, tokens: int) -> Optional[Row]:
     return Row(iteration=int(found[1]), tokens=tokens, **values)
 
 
-def micro_batches_of(line: str) -> Optional[tuple[int, int]]:
-    """How many micro batches of an iteration are done, and how many it has; or None."""
-    found = _MICRO_BATCHES.search(line.rstrip())
-    return (int(found[1]), int(found[2])) if found else None
-
-
-def validation_of(line: str) -> Optional[float]:
-    """The loss on the validation split that a line reports, or None."""
-    found = _VALIDATION.search(line.rstrip())
-    return _number(found) if found else None
-
-
-def memory_of(line: str) -> Optional[DeviceMemory]:
-    """The device memory that a line reports, or None. The stand-in counts none."""
-    found = _MEMORY.search(line)
-    memory = DeviceMemory.model_validate_json(found[1]) if found else None
-    return memory if memory and memory.peak else None
+def report_of(line: str) -> dict[str, Any]:
+    """What a line of `report` in hooks/loss.py says: micro_batches, memory or validation; of another line nothing."""
+    found = _REPORT.search(line.rstrip())
+    with contextlib.suppress(ValueError):  # another process has printed into it
+        return dict(json.loads(found[1])) if found else {}
+    return {}
 
 
 def error_of(line: str) -> Optional[str]:

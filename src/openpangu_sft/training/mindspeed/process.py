@@ -145,13 +145,13 @@ class Training:
                     if not self.enough and (enough := stops_early(self.recipe, self.losses)):
                         self.enough = enough
                         signal_children(process.pid, signal.SIGTERM)
-                elif micro_batches := log.micro_batches_of(line):
-                    advance(0, self.step.update(*micro_batches))
-                elif (validation := log.validation_of(line)) is not None:
-                    self.measured["validation"] = validation
-                elif measured := log.memory_of(line):
-                    self.measured["memory"] = measured
-                    measured.show(self.planned)
+                elif report := log.report_of(line):
+                    if micro_batches := report.pop("micro_batches", None):
+                        advance(0, self.step.update(*micro_batches))
+                    if (memory := report.pop("memory", None)) and memory["peak"]:  # the stand-in counts none
+                        report["memory"] = metrics.DeviceMemory(**memory)
+                        report["memory"].show(self.planned)
+                    self.measured.update(report)
                 elif saved := log.SAVED.search(line):
                     self.saved = int(saved[1])
                     train = self.recipe.train

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -39,7 +38,7 @@ KIND = "sources"
 VARIABLES = {"megatron-lm": "MEGATRON_LM_URL", "mindspeed": "MINDSPEED_URL", "mindspeed-llm": "MINDSPEED_LLM_URL"}
 """The repositories, and the environment variable that replaces each one's URL and mirrors."""
 
-PACKAGE = "megatron"  # megatron-LM's package, which MindSpeed-LLM expects in its own folder
+PACKAGE = "megatron"  # Megatron-LM's package, which MindSpeed-LLM expects in its own folder
 
 HELPERS = f"mindspeed-llm/{PACKAGE}/core/datasets"  # here Megatron-LM's helper is compiled before the first run
 
@@ -59,7 +58,7 @@ class Pin(BaseModel):
 
 
 def read_pins(patches: Path = PATCHES) -> dict[str, Pin]:
-    """Reads upstream.toml in the folder of the patches; `UserError` where it is invalid, or a file is missing."""
+    """Reads upstream.toml in the folder of the patches; `UserError` where it is missing or invalid."""
     file = patches / PINS
     if not file.is_file():
         raise UserError("no such file", where=file, remedy="run from a clone of this project")
@@ -71,14 +70,9 @@ def read_pins(patches: Path = PATCHES) -> dict[str, Pin]:
         what = f"has {', '.join(content) or 'nothing'}, expected {', '.join(VARIABLES)}"
         raise UserError(what, where=file, remedy="fix it")
     try:
-        pins = TypeAdapter(dict[str, Pin]).validate_python({name: content[name] for name in VARIABLES})
+        return TypeAdapter(dict[str, Pin]).validate_python({name: content[name] for name in VARIABLES})
     except ValidationError as error:
         raise UserError(first_complaint(error), where=file, remedy="fix it") from None
-    for name, pin in pins.items():
-        for patch in pin.patches:
-            if not (patches / patch).is_file():
-                raise UserError("no such patch", where=patches / patch, remedy=f"see {name}.patches in {file}")
-    return pins
 
 
 def make_sources(target: Path = SOURCES, patches: Path = PATCHES) -> tuple[Manifest, bool]:
@@ -101,8 +95,8 @@ def make_sources(target: Path = SOURCES, patches: Path = PATCHES) -> tuple[Manif
             wanted.counts[name] = {"files": 0, "committed": time}
             for patch in pin.patches:
                 apply_patch(staging / name, patches / patch, name, f"rebase the patch onto commit {pin.commit}")
-        _add_megatron(staging)
-        _require_plain(staging)
+        # as MindSpeed-LLM's installation guide does
+        shutil.copytree(staging / "megatron-lm" / PACKAGE, staging / "mindspeed-llm" / PACKAGE)
         wanted.files = _described(staging)
         for name, counts in wanted.counts.items():
             counts["files"] = sum(_owner(path) == name for path in wanted.files)
@@ -134,7 +128,7 @@ def find_sources(target: Path = SOURCES, patches: Path = PATCHES) -> Optional[Ma
             what += ", and would be lost when the sources are made again"
             raise UserError(what, where=target / name, remedy=remedy)
     same = (found.version, found.settings, found.inputs) == (wanted.version, wanted.settings, wanted.inputs)
-    if not same or files.keys() != found.files.keys() or any(_empty_folders(target)):
+    if not same or files.keys() != found.files.keys():
         return None
     _settle(target, found)
     return found
@@ -149,27 +143,6 @@ def wanted_manifest(patches: Path) -> Manifest:
         settings={name: {"commit": pin.commit, "patches": pin.patches} for name, pin in pins.items()},
         inputs={f"patches/{patch}": sha256_of(patches / patch) for patch in names},
     )
-
-
-def _add_megatron(sources: Path) -> None:
-    """Copies Megatron-LM's package into MindSpeed-LLM's folder, as MindSpeed-LLM's installation guide does."""
-    package, place = sources / "megatron-lm" / PACKAGE, sources / "mindspeed-llm" / PACKAGE
-    if not package.is_dir() or place.exists():
-        what = "mindspeed-llm has one already" if place.exists() else "megatron-lm has none"
-        raise UserError(f"the folder {PACKAGE}: {what}", where=PATCHES / PINS, remedy="pin versions that fit together")
-    shutil.copytree(package, place)
-
-
-def _require_plain(sources: Path) -> None:
-    """Refuses symbolic links and submodules: upstream has none, and they are not supported here."""
-    links = [path for path in sources.rglob("*") if path.is_symlink()]
-    for path in [*links, *_empty_folders(sources)]:
-        what = "is a symbolic link" if path.is_symlink() else "is an empty folder: a submodule?"
-        raise UserError(what, where=path.relative_to(sources), remedy="pin a commit without: they are not supported")
-
-
-def _empty_folders(sources: Path) -> Iterator[Path]:
-    return (path for path in sources.rglob("*") if path.is_dir() and not any(path.iterdir()))
 
 
 def _described(sources: Path) -> dict[str, dict[str, Any]]:

@@ -1,6 +1,6 @@
 """What upstream's processes report after an iteration: device memory once, and the loss on the validation split.
 
-training/mindspeed/log.py reads the lines. Upstream's own evaluation would take whole global batches of packs at random,
+Upstream's own evaluation would take whole global batches of packs at random,
 and average the means of micro batches: another number than that of `make evaluate`.
 """
 
@@ -20,7 +20,7 @@ from torch import distributed
 from openpangu_sft.dataset.index_file import FIELDS, VALIDATION, field_path, read_rows
 from openpangu_sft.tokenizer.tokenizer import IGNORED
 from openpangu_sft.training.mindspeed.flags import NEVER
-from openpangu_sft.training.mindspeed.hooks.loss import evaluation
+from openpangu_sft.training.mindspeed.hooks.loss import evaluation, report
 from openpangu_sft.training.mindspeed.hooks.segments import positions
 from openpangu_sft.training.run.metrics import MEASURED_AFTER, measure
 
@@ -31,28 +31,20 @@ def after_iteration(
     """To be called by all processes after each iteration, before upstream logs it."""
     args = get_args()
     if iteration - args.iteration == MEASURED_AFTER:
-        _report(f"memory: {measure().model_dump_json()}")
+        report(memory=measure().model_dump())
     last = iteration == args.train_iters and args.eval_interval < NEVER
-    if (iteration % args.eval_interval == 0 or last) and _has_validation():
+    # always there with make sft, which has checked it; perhaps not where upstream is run by hand
+    validation = field_path(Path(args.data_path[0]).parent, VALIDATION, "labels", "bin")
+    if (iteration % args.eval_interval == 0 or last) and validation.is_file():
         timers = get_timers()
         timers("interval-time").stop()
         gathers = args.use_distributed_optimizer and args.overlap_param_gather
         if gathers:
             optimizer.disable_pre_hook()
-        _report(f"validation: {_validation_loss(model, forward_step, config)!r}")
+        report(validation=_validation_loss(model, forward_step, config))
         if gathers:
             optimizer.enable_pre_hook()
         timers("interval-time").start(barrier=True)
-
-
-def _has_validation() -> bool:
-    """Always with make sft, which has checked it; perhaps not where upstream is run by hand."""
-    return field_path(Path(get_args().data_path[0]).parent, VALIDATION, "labels", "bin").is_file()
-
-
-def _report(line: str) -> None:
-    if distributed.get_rank() == distributed.get_world_size() - 1:  # which also prints the iterations
-        print(f"openpangu-sft {line}", flush=True)
 
 
 @torch.no_grad()

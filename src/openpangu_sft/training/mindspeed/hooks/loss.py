@@ -8,6 +8,7 @@ are accumulated, and divided by the trained tokens of the global batch once, aft
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Optional
@@ -33,8 +34,14 @@ _evaluated: Optional[list[torch.Tensor]] = None
 """As _sums, of an evaluation of ours."""
 
 
+def report(**values: Any) -> None:
+    """Prints values on a line that training/mindspeed/log.py reads; the last process does, as it prints iterations."""
+    if distributed.get_rank() == distributed.get_world_size() - 1:
+        print(f"openpangu-sft reports {json.dumps(values)}", flush=True)
+
+
 class _Progress:
-    """Prints how many micro batches of a slow iteration are done; training/mindspeed/log.py reads the line."""
+    """Reports how many micro batches of a slow iteration are done."""
 
     def __init__(self) -> None:
         self.done, self.printed = 0, time.monotonic()
@@ -43,10 +50,9 @@ class _Progress:
         """Called after the forward pass of each micro batch."""
         size, now = get_num_microbatches(), time.monotonic()
         self.done = self.done % size + 1
-        last = distributed.get_rank() == distributed.get_world_size() - 1  # which also prints the iterations
-        if last and now - self.printed >= SECONDS_BETWEEN_LINES:
+        if now - self.printed >= SECONDS_BETWEEN_LINES:
             self.printed = now
-            print(f"openpangu-sft micro-batch: {self.done}/{size}", flush=True)
+            report(micro_batches=[self.done, size])
 
 
 _progress = _Progress()
@@ -125,30 +131,26 @@ def weighing_tokens(finalize: Callable[[Any], None]) -> Callable[[Any], None]:
 
     def finalize_and_divide(model: Sequence[Any]) -> None:
         finalize(model)
-        if get_args().calculate_per_token_loss:
-            _divide(model)
+        if not get_args().calculate_per_token_loss:
+            return
+        replicas = mpu.get_data_parallel_group(with_context_parallel=True)
+        sums = torch.stack(_sums).sum(0) if _sums else torch.zeros(2, device="cuda")
+        distributed.all_reduce(sums, group=replicas)
+        if mpu.get_pipeline_model_parallel_world_size() > 1:  # only the last stage has losses
+            last, group = mpu.get_pipeline_model_parallel_last_rank(), mpu.get_pipeline_model_parallel_group()
+            distributed.broadcast(sums, last, group=group)
+        mean = sums[0] / sums[1]
+        _require_number(mean)
+        for logged in _logged:
+            logged.copy_(mean)
+        _sums.clear()
+        _logged.clear()
+        scale = distributed.get_world_size(replicas) / sums[1]  # the reduction has divided by their number
+        for chunk in model:
+            for buffer in chunk.buffers:
+                buffer.grad_data.mul_(scale)
 
     return finalize_and_divide
-
-
-def _divide(model: Sequence[Any]) -> None:
-    """Divides the reduced gradients, and fills what is logged."""
-    replicas = mpu.get_data_parallel_group(with_context_parallel=True)
-    sums = torch.stack(_sums).sum(0) if _sums else torch.zeros(2, device="cuda")
-    distributed.all_reduce(sums, group=replicas)
-    if mpu.get_pipeline_model_parallel_world_size() > 1:  # only the last stage has losses
-        last, group = mpu.get_pipeline_model_parallel_last_rank(), mpu.get_pipeline_model_parallel_group()
-        distributed.broadcast(sums, last, group=group)
-    mean = sums[0] / sums[1]
-    _require_number(mean)
-    for logged in _logged:
-        logged.copy_(mean)
-    _sums.clear()
-    _logged.clear()
-    scale = distributed.get_world_size(replicas) / sums[1]  # the reduction has divided by their number
-    for chunk in model:
-        for buffer in chunk.buffers:
-            buffer.grad_data.mul_(scale)
 
 
 def _require_number(loss: torch.Tensor) -> None:
