@@ -98,7 +98,7 @@ def open_mcore(
         require_tensors(tensors, {t.name: t.shape for t in table}, where, _RECIPE)
         for tensor in table:
             parts.extend(parts_of(tensor.blocks, tensors[tensor.name], where))
-    weights = Weights(parts, "the ranks are not of one checkpoint", adapter)
+    weights = Weights(parts, adapter)
     return McoreCheckpoint(directory, number, layout, Merged(weights) if adapter else weights, manifest)
 
 
@@ -200,7 +200,5 @@ def _differences(layout: Layout, args: object, model: Model) -> Iterator[str]:
         yield "; ".join(f"has {key} {found}, the recipe says {wanted}" for key, found, wanted in wrong)
     if sum(layout.stages) != model.num_layers:
         yield f"has {sum(layout.stages)} layers, the recipe says model.num_layers {model.num_layers}"
-    if not (rows := layout.padded_vocab_size):
-        yield f"tensor {_EMBEDDING} is missing"
-    if rows < model.vocab_size:
+    if (rows := layout.padded_vocab_size) < model.vocab_size:
         yield f"has {rows} rows in its embedding, the recipe says model.vocab_size {model.vocab_size}"
