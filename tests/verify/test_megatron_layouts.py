@@ -271,7 +271,8 @@ def test_patches_apply_below_a_clone_and_one_that_does_not_is_named(
     (tmp_path / "patches/0001.patch").write_text(
         "--- a/megatron/core/absent.py\n+++ b/megatron/core/absent.py\n@@ -1 +1 @@\n-a\n+b\n"
     )
-    monkeypatch.setattr(megatron, "PATCHES", tmp_path / "patches")
+    own = SimpleNamespace(patches=[tmp_path / "patches/0001.patch"])
+    monkeypatch.setattr(megatron, "read_pins", lambda: {"megatron-lm": own})
     message = refusal_of(find_core, tmp_path / "other")
     assert "0001.patch: does not apply to megatron-core 0.6.0: " in message
     assert "absent.py" in message

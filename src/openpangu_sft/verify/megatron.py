@@ -27,14 +27,12 @@ from openpangu_sft.checkpoint.mcore import FIRST, arguments, rank_file
 from openpangu_sft.checkpoint.sharding import Layout
 from openpangu_sft.model.tensors import Precision
 from openpangu_sft.recipe.sections import Model
-from openpangu_sft.training.mindspeed.sources import SOURCES, require_pinned
+from openpangu_sft.training.mindspeed.sources import PATCHES, SOURCES, read_pins, require_pinned
 from openpangu_sft.util.errors import UserError
 from openpangu_sft.util.git import apply_patch, require_git
 from openpangu_sft.util.signals import end_with_parent
 
 VERSION = "0.6.0"
-PATCHES = Path(__file__).parents[3] / "patches" / "megatron-lm"
-
 REFUSED = 3  # exit code of a rank where the checkpoint is at fault
 _RANK = "openpangu_sft.verify.rank"
 _WHEELS = "run make sources, which works everywhere; PyPI has wheels for CPython 3.10 and 3.11 on x86-64 only"
@@ -44,16 +42,14 @@ def find_core(folder: Path) -> Path:
     """A folder with the `megatron/core` of training: in the upstream sources, or else `folder`, to which PyPI's package
     is copied and patched.
 
-    Raises `UserError` where the sources are of other pins, megatron-core or git is not installed, or a patch does not
-    apply.
+    Raises `UserError` where the sources are of other pins, megatron-core, git or the patches are not here, or a patch
+    does not apply.
     """
     if (SOURCES / MANIFEST).is_file():
         require_pinned(SOURCES)
         return SOURCES / "mindspeed-llm"
-    # PyPI's package has megatron/core only
-    patches = [patch for patch in sorted(PATCHES.glob("*.patch")) if "a/megatron/core/" in patch.read_text("utf-8")]
-    if not patches:
-        raise UserError("no patches for Megatron-LM here", where=PATCHES, remedy="run from a clone of this project")
+    pinned = [PATCHES / patch for patch in read_pins()["megatron-lm"].patches]
+    patches = [path for path in pinned if "a/megatron/core/" in path.read_text("utf-8")]  # PyPI's has no more than core
     require_git("applies the patches to megatron-core")
     try:
         installed = metadata.distribution("megatron-core").locate_file("megatron/core")
