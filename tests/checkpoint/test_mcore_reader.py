@@ -140,6 +140,14 @@ def test_a_rank_too_many_is_refused(converted: Recipe) -> None:
     assert f"{rank(converted, 'mp_rank_02_000')}: belongs to no rank of TP 2, PP 2" in refusal(converted)
 
 
+def test_any_number_of_ranks_may_be_claimed(converted: Recipe) -> None:
+    edit(
+        rank(converted, "mp_rank_00_000") / FILE,
+        lambda content: setattr(content["args"], "tensor_model_parallel_size", 10**18),
+    )
+    assert f"is half-written: of TP {10**18}, PP 2 this rank is missing" in refusal(converted)
+
+
 def test_ranks_of_two_checkpoints_are_refused(converted: Recipe) -> None:
     """A norm is on all tensor ranks: without shared storage, old and new files mix easily."""
 

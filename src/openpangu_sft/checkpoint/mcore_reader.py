@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
@@ -154,13 +153,15 @@ def _read_ranks(directory: Path, remedy: str) -> Contents:
     for kind, last in zip(("tensor", "pipeline"), map(max, zip(*contents))):
         size = getattr(args, f"{kind}_model_parallel_size", None)
         sizes.append(size if isinstance(size, int) else last + 1)
-    for tp, pp in product(*map(range, sizes)):
-        if (tp, pp) not in found:
-            what = f"is half-written: of TP {sizes[0]}, PP {sizes[1]} this rank is missing"
-            raise UserError(what, where=(directory / rank_file(tp, pp, sizes[1])).parent, remedy=remedy)
-    if more := found.keys() - set(product(*map(range, sizes))):
-        what = f"belongs to no rank of TP {sizes[0]}, PP {sizes[1]}"
-        raise UserError(what, where=found[max(more)], remedy="remove it")
+    tensor, pipeline = sizes
+    missing = ((tp, pp) for pp in range(pipeline) for tp in range(tensor) if (tp, pp) not in found)
+    for tp, pp in missing:  # the first one: a file may claim any number
+        what = f"is half-written: of TP {tensor}, PP {pipeline} this rank is missing"
+        raise UserError(what, where=(directory / rank_file(tp, pp, pipeline)).parent, remedy=remedy)
+    for tp, pp in sorted(found, reverse=True):
+        if tp >= tensor or pp >= pipeline:
+            what = f"belongs to no rank of TP {tensor}, PP {pipeline}"
+            raise UserError(what, where=found[tp, pp], remedy="remove it")
     return contents
 
 
