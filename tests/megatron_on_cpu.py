@@ -22,7 +22,8 @@ from openpangu_sft.verify.rank import build, load_strictly, stand_in
 def run_gpt(checkpoint: str, result: str) -> None:
     """Loads a checkpoint of TP 1, PP 1, and writes `model` as Megatron would save it, in the checkpoint's dtype."""
     content = load_checkpoint_file(Path(checkpoint))
-    given, state = vars(content["args"]), {name: as_tensor(value) for name, value in content["model"].items()}
+    given, found = vars(content["args"]), content["model"]
+    state = {name: value if value is None else as_tensor(value) for name, value in found.items()}
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     model = build(given, [given["num_layers"]], state["embedding.word_embeddings.weight"].dtype)
     load_strictly(model, state, Path(checkpoint))

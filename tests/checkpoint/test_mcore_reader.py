@@ -70,7 +70,7 @@ def rank(recipe: Recipe, name: str) -> Path:
         (lambda content: content.update(model=[]), "holds no model"),
         (
             lambda content: content.update(model0=content.pop("model"), model1={}),
-            "has several model parts in one rank (--num-layers-per-virtual-pipeline-stage)",
+            "holds no model, or several parts of one (--num-layers-per-virtual-pipeline-stage)",
         ),
     ],
     ids=[
@@ -98,13 +98,17 @@ def test_unfit_ranks_are_refused(converted: Recipe, spoil: Callable[[Any], Any],
         (lambda args: setattr(args, "num_query_groups", 4), "has num_query_groups 4, the recipe says 2"),
         (lambda args: setattr(args, "kv_channels", 16), "has kv_channels 16, the recipe says 8"),
         (lambda args: setattr(args, "rotary_base", 10000), "has rotary_base 10000, the recipe says 4000000.0"),
+        (
+            lambda args: setattr(args, "rotary_seq_len_interpolation_factor", 4),
+            "has rotary_seq_len_interpolation_factor 4, the recipe says None",
+        ),
         (lambda args: setattr(args, "norm_epsilon", 1e-6), "has norm_epsilon 1e-06, the recipe says 1e-05"),
         (
             lambda args: vars(args).update(kv_channels=16, norm_epsilon=1e-6),
             "has kv_channels 16, the recipe says 8; has norm_epsilon 1e-06, the recipe says 1e-05 -> ",
         ),
     ],
-    ids=["heads", "query groups", "head size", "rope base", "norm epsilon", "two of them"],
+    ids=["heads", "query groups", "head size", "rope base", "interpolation", "norm epsilon", "two of them"],
 )
 def test_sizes_that_no_shape_tells_are_compared(converted: Recipe, spoil: Callable[[Any], Any], complaint: str) -> None:
     edit(rank(converted, "mp_rank_00_000") / FILE, lambda content: spoil(content["args"]))
@@ -136,6 +140,14 @@ def test_a_rank_too_many_is_refused(converted: Recipe) -> None:
     assert f"{rank(converted, 'mp_rank_02_000')}: belongs to no rank of TP 2, PP 2" in refusal(converted)
 
 
+def test_any_number_of_ranks_may_be_claimed(converted: Recipe) -> None:
+    edit(
+        rank(converted, "mp_rank_00_000") / FILE,
+        lambda content: setattr(content["args"], "tensor_model_parallel_size", 10**18),
+    )
+    assert f"is half-written: of TP {10**18}, PP 2 this rank is missing" in refusal(converted)
+
+
 def test_ranks_of_two_checkpoints_are_refused(converted: Recipe) -> None:
     """A norm is on all tensor ranks: without shared storage, old and new files mix easily."""
 
@@ -159,6 +171,10 @@ def test_a_tied_copy_that_differs_is_refused(converted: Recipe) -> None:
 
 def test_another_number_of_layers_is_refused(converted: Recipe) -> None:
     model = converted.model.model_copy(update={"num_layers": 4})
+    message = refusal_of(open_mcore, converted.path("mcore"), model)
+    assert "has num_layers 2, the recipe says 4" in message
+    for path in rank(converted, "").iterdir():
+        edit(path / FILE, lambda content: content.pop("args"))
     message = refusal_of(open_mcore, converted.path("mcore"), model)
     assert "has 2 layers, the recipe says model.num_layers 4" in message
 

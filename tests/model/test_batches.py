@@ -70,4 +70,3 @@ def test_a_batch_holds_what_was_written(tmp_path: pytest.TempPathFactory) -> Non
     assert batch.labels.tolist() == [[-100, 7] + [-100] * 6, [-100, -100, 6, -100, 7, -100, -100, -100]]
     assert batch.position_ids.tolist() == [[0, 1, 0, 1, 2, 3, 4, 5], [0, 1, 2, 0, 1, 0, 1, 2]]
     assert batch.segments == [[(0, 2), (2, 8)], [(0, 3), (3, 5), (5, 8)]]
-    assert batch.tokens == 16

@@ -453,7 +453,7 @@ def test_a_class_that_does_more_is_left_to_itself(pangu_files: Path, tiny_hf: Pa
     def renumber(hf: Any) -> None:
         hf._convert_token_to_id = lambda token: hf.sp_model.piece_to_id(token) ^ 1
 
-    assert reason(lambda hf: setattr(hf, "do_lower_case", True)) == "it makes letters small"
+    assert "it gives other ids" in reason(lambda hf: setattr(hf, "do_lower_case", True))
     assert reason(lambda hf: setattr(hf, "sp_model", Lookalike(hf.sp_model))) == "it has no sp_model of SentencePiece's"
     assert reason(strip) == "its added token [unused9] takes spaces around it away, or wants them there"
     assert "it gives other ids than SentencePiece alone for" in reason(renumber)

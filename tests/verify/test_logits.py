@@ -29,7 +29,8 @@ from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.recipe.sections import Model
 from openpangu_sft.tokenizer.template import prompt_spans
 from openpangu_sft.tokenizer.tokenizer import IGNORED, Tokenizer
-from openpangu_sft.verify.megatron import copy_core, megatron_logits
+from openpangu_sft.verify import megatron
+from openpangu_sft.verify.megatron import find_core, megatron_logits
 from refusals import message_of
 
 
@@ -120,10 +121,12 @@ def test_converted_checkpoint_is_the_same_model_in_megatron(
 
 @pytest.mark.usefixtures("wheel")
 def test_without_the_patch_megatron_refuses_the_checkpoint(
-    make_recipe: MakeRecipe, tiny_hf: Path, tmp_path: Path
+    make_recipe: MakeRecipe, tiny_hf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = convert_random(make_recipe, tiny_hf, tmp_path / "random", torch.float32, True)
-    copy_core(tmp_path)
+    monkeypatch.setattr(megatron, "SOURCES", tmp_path / "absent")
+    monkeypatch.setattr(megatron, "apply_patch", lambda *_: None)
+    find_core(tmp_path)
     given = (converted(recipe), [[1, 2]], "fp32", recipe.model, single(recipe.model))
     message = message_of(megatron_logits, *given, core=tmp_path)
     assert "Unexpected key" in message

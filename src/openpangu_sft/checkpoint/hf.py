@@ -26,6 +26,7 @@ from openpangu_sft.recipe.sections import Model
 from openpangu_sft.util.errors import UserError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+_FILE = re.compile(r"[^/]*\.safetensors")
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
@@ -96,9 +97,9 @@ def weight_files(directory: Path) -> list[Path]:
         raise UserError(f"there are two sets of weights, {WEIGHTS} and {INDEX}", where=directory, remedy="remove one")
     if index.is_file():
         shards = read_object(index).get("weight_map")
-        if not isinstance(shards, dict) or not shards or not all(_is_file_name(name) for name in shards.values()):
+        names = sorted(set(map(str, shards.values()))) if isinstance(shards, dict) else []
+        if not names or not all(map(_FILE.fullmatch, names)):
             raise UserError("weight_map names no files", where=index, remedy=AGAIN)
-        names = sorted(set(shards.values()))
     elif not (directory / WEIGHTS).is_file():
         names = _without_index(directory)
     for path in (paths := [directory / name for name in names]):
@@ -127,7 +128,3 @@ def _without_index(directory: Path) -> list[str]:
         if name not in shards:
             raise UserError(f"shard is missing, and so is {INDEX}", where=directory / name, remedy="download both")
     return shards
-
-
-def _is_file_name(name: object) -> bool:
-    return isinstance(name, str) and name == Path(name).name and name.endswith(".safetensors")

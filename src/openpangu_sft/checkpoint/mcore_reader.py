@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
@@ -29,8 +28,11 @@ _RECIPE = "was it made with the model of this recipe?"
 _EMBEDDING = "embedding.word_embeddings.weight"
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
 _ADAPTED = re.compile(r"\.lora_A\.default\.weight$")
-_DESCRIBED = ("num_attention_heads", "num_query_groups", "kv_channels", "rotary_base", "norm_epsilon")
-"""Sizes that neither shapes nor values of the weights show."""
+_DESCRIBED = (
+    "num_layers hidden_size ffn_hidden_size num_attention_heads num_query_groups kv_channels rotary_base norm_epsilon "
+    "rotary_seq_len_interpolation_factor"
+)
+"""Saved arguments that must be the recipe's: neither shapes nor values of the weights show some of them."""
 
 
 class McoreCheckpoint(NamedTuple):
@@ -95,7 +97,7 @@ def open_mcore(
         require_tensors(tensors, {t.name: t.shape for t in table}, where, _RECIPE)
         for tensor in table:
             parts.extend(parts_of(tensor.blocks, tensors[tensor.name], where))
-    weights = Weights(parts, "the ranks are not of one checkpoint", adapter)
+    weights = Weights(parts, adapter)
     return McoreCheckpoint(directory, number, layout, Merged(weights) if adapter else weights, manifest)
 
 
@@ -133,7 +135,9 @@ def _manifest(root: Path, directory: Path, remedy: str) -> Optional[Manifest]:
 
 
 def _read_ranks(directory: Path, remedy: str) -> Contents:
-    """The content of every rank's file; the ranks are complete."""
+    """The content of every rank's file. They are complete: by TP and PP of the saved arguments, or else of the ranks
+    that are there.
+    """
     if (directory / "metadata.json").is_file():
         what = "is in Megatron's distributed format (--use-dist-ckpt)"
         raise UserError(what, where=directory, remedy="save it without that flag")
@@ -145,11 +149,19 @@ def _read_ranks(directory: Path, remedy: str) -> Contents:
     if not found:
         raise UserError("holds no checkpoint (mp_rank_00)", where=directory, remedy=remedy)
     contents = {rank: _read_rank(path, remedy) for rank, path in found.items()}
-    tensor, pipeline = _sizes(contents, found)
-    for pp, tp in product(range(pipeline), range(tensor)):
-        if (tp, pp) not in found:
-            what = f"is half-written: of TP {tensor}, PP {pipeline} this rank is missing"
-            raise UserError(what, where=(directory / rank_file(tp, pp, pipeline)).parent, remedy=remedy)
+    sizes, args = [], contents[min(contents)].get("args")
+    for kind, last in zip(("tensor", "pipeline"), map(max, zip(*contents))):
+        size = getattr(args, f"{kind}_model_parallel_size", None)
+        sizes.append(size if isinstance(size, int) else last + 1)
+    tensor, pipeline = sizes
+    missing = ((tp, pp) for pp in range(pipeline) for tp in range(tensor) if (tp, pp) not in found)
+    for tp, pp in missing:  # the first one: a file may claim any number
+        what = f"is half-written: of TP {tensor}, PP {pipeline} this rank is missing"
+        raise UserError(what, where=(directory / rank_file(tp, pp, pipeline)).parent, remedy=remedy)
+    for tp, pp in sorted(found, reverse=True):
+        if tp >= tensor or pp >= pipeline:
+            what = f"belongs to no rank of TP {tensor}, PP {pipeline}"
+            raise UserError(what, where=found[tp, pp], remedy="remove it")
     return contents
 
 
@@ -160,30 +172,10 @@ def _read_rank(path: Path, remedy: str) -> Mapping[str, Any]:
             state = "has no end" if part.is_file() else "is missing"
             raise UserError(f"is half-written: this file {state}", where=part, remedy=remedy)
     content: Mapping[str, Any] = load_checkpoint_file(file)
-    if isinstance(content, dict) and isinstance(content.get("model0"), dict):
-        what = "has several model parts in one rank (--num-layers-per-virtual-pipeline-stage)"
-        raise UserError(what, where=file, remedy="save it without that flag")
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
-        raise UserError("holds no model", where=file, remedy="give a Megatron-core checkpoint")
+        what = "holds no model, or several parts of one (--num-layers-per-virtual-pipeline-stage)"
+        raise UserError(what, where=file, remedy="give a Megatron-core checkpoint, saved without that flag")
     return content
-
-
-def _sizes(contents: Contents, found: Mapping[tuple[int, int], Path]) -> tuple[int, int]:
-    """TP and PP: of the saved arguments, or else of the ranks that are there."""
-    seen = max(tp for tp, _ in found) + 1, max(pp for _, pp in found) + 1
-    sizes = set()
-    for content in contents.values():
-        args = content.get("args")
-        given = (getattr(args, f"{kind}_model_parallel_size", None) for kind in ("tensor", "pipeline"))
-        sizes.add(tuple(size if isinstance(size, int) else here for size, here in zip(given, seen)))
-    if len(sizes) > 1:
-        what, place = f"the ranks say different things of TP and PP: {sorted(sizes)}", found[min(found)].parent
-        raise UserError(what, where=place, remedy="they are not of one checkpoint")
-    tensor, pipeline = sizes.pop()
-    if seen[0] > tensor or seen[1] > pipeline:
-        what = f"belongs to no rank of TP {tensor}, PP {pipeline}"
-        raise UserError(what, where=found[max(found)], remedy="remove it")
-    return tensor, pipeline
 
 
 def _layout(contents: Contents, model: Model, directory: Path) -> Layout:
@@ -203,13 +195,11 @@ def _differences(layout: Layout, args: object, model: Model) -> Iterator[str]:
     for key, size in (("num_query_groups", model.num_query_groups), ("ffn_hidden_size", model.ffn_hidden_size)):
         if size % layout.tensor:
             yield f"has TP {layout.tensor}, which does not divide model.{key} {size}"
-    sizes = [(key, getattr(args, key, None), getattr(model, key)) for key in _DESCRIBED]
+    sizes = [(key, getattr(args, key, None), getattr(model, key, None)) for key in _DESCRIBED.split()]
     wrong = [size for size in sizes if isinstance(size[1], (int, float)) and size[1] != size[2]]
     if wrong:
         yield "; ".join(f"has {key} {found}, the recipe says {wanted}" for key, found, wanted in wrong)
     if sum(layout.stages) != model.num_layers:
         yield f"has {sum(layout.stages)} layers, the recipe says model.num_layers {model.num_layers}"
-    if not (rows := layout.padded_vocab_size):
-        yield f"tensor {_EMBEDDING} is missing"
-    if rows < model.vocab_size:
+    if (rows := layout.padded_vocab_size) < model.vocab_size:
         yield f"has {rows} rows in its embedding, the recipe says model.vocab_size {model.vocab_size}"

@@ -11,7 +11,6 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -22,19 +21,7 @@ from openpangu_sft.checkpoint.hf_export import LLAMA, PEFT, SAME_IDS, VLLM_TEMPL
 from openpangu_sft.recipe.lora import Adapter
 from openpangu_sft.util.errors import printable
 
-_TRAINING = {
-    "train.engine": "engine",
-    "train.precision": "precision",
-    "data.seq_length": "tokens in a pack",
-    "train.global_batch_size": "packs in an iteration",
-    "train.lr": "highest learning rate",
-    "train.seed": "seed",
-}
-
-
-def recipe_digest(settings: dict[str, Any]) -> str:
-    """sha256 over the settings that a manifest records."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+_SETTINGS = ("train.engine", "train.precision", "data.seq_length", "train.global_batch_size", "train.lr", "train.seed")
 
 
 def write_model_card(directory: Path, manifest: Manifest, name: str, base: str, source: str) -> None:
@@ -77,10 +64,9 @@ def _facts(manifest: Manifest, base: str) -> Iterator[tuple[str, object]]:
             yield f"{title}, sha256", _code(digest)
     if "dataset" in inputs:
         yield "training data, sha256", _code(inputs["dataset"])
-        yield "recipe, sha256", _code(recipe_digest(manifest.settings))
-        for key, title in _TRAINING.items():
-            if key in manifest.settings:
-                yield title, manifest.settings[key]
+        recipe = json.dumps(manifest.settings, sort_keys=True).encode()
+        yield "recipe, sha256", _code(hashlib.sha256(recipe).hexdigest())
+        yield from ((key, manifest.settings[key]) for key in _SETTINGS if key in manifest.settings)
     if "lora" in counts:
         yield "LoRA adapters", Adapter(**counts["lora"])
     if isinstance(iteration := counts.get("iteration"), int):

@@ -93,11 +93,7 @@ def _open_adapter(recipe: Recipe, path: Path) -> CheckpointSource:
         say(f"{path}: names its base {named!r}, not its sums; paths.hf is taken")
     merged = Merged(Weights([*base.weights.parts(), *adapter.parts()], adapter=adapter.adapter))
     return CheckpointSource(
-        merged,
-        manifest,
-        None,
-        lambda: {**(sums or base.digests()), "adapter": files_digest(adapter_files(path))},
-        stamps,
+        merged, manifest, None, lambda: {**(sums or base.digests()), "adapter": files_digest(files)}, stamps
     )
 
 

@@ -27,6 +27,7 @@ from openpangu_sft.util.console import say
 from openpangu_sft.util.errors import UserError
 
 COMPARED_AT_ONCE = 2
+_MIXED = "the ranks are not of one checkpoint"
 
 
 class Part(NamedTuple):
@@ -41,14 +42,12 @@ class Weights:
     """All tensors of a model, covered by parts. Values are read on use: parts are views of mapped files.
 
     With an `adapter` there are tensors A and B beside the weights, named as by `sharding.part_name`. Raises
-    `UserError`, with the remedy `repair`, where a part that is on several ranks is not the same on all of them.
+    `UserError` where a part that is on several ranks is not the same on all of them.
     """
 
     adapter: Optional[Adapter] = None
 
-    def __init__(
-        self, parts: Iterable[Part], repair: str = "make the checkpoint again", adapter: Optional[Adapter] = None
-    ) -> None:
+    def __init__(self, parts: Iterable[Part], adapter: Optional[Adapter] = None) -> None:
         self.adapter = adapter
         self._parts: dict[str, dict[Block, Part]] = {}
         for part in parts:
@@ -56,9 +55,9 @@ class Weights:
             other = next(iter(self._parts[part.block.name].values()))
             if other.array.dtype != part.array.dtype:
                 what = f"part of {part.block.name} is {part.array.dtype}, another is {other.array.dtype}"
-                raise UserError(f"{what} ({other.where})", where=part.where, remedy=repair)
+                raise UserError(f"{what} ({other.where})", where=part.where, remedy=_MIXED)
             if first is not part and (found := difference(part, first.array)):
-                raise UserError(f"{found} ({first.where}): all ranks hold it", where=part.where, remedy=repair)
+                raise UserError(f"{found} ({first.where}): all ranks hold it", where=part.where, remedy=_MIXED)
 
     @property
     def stored(self) -> Weights:

@@ -46,11 +46,6 @@ class Batch:
         """What each trained position predicts: int64 [rows]."""
         return self.labels.flatten()[self.rows + 1]
 
-    @property
-    def tokens(self) -> int:
-        """Number of tokens, padding included."""
-        return int(self.input_ids.numel())
-
 
 class PackedDataset(Rows):
     """A dataset of stage merge; with the prefix VALIDATION its validation split."""

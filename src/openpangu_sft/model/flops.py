@@ -12,16 +12,13 @@ from openpangu_sft.checkpoint.sharding import layout_of, parameter_count
 from openpangu_sft.recipe.schema import Recipe
 
 
-def model_flops_utilisation(recipe: Recipe, tokens_per_second: float) -> float:
-    """MFU: model FLOP/s as a share of the peak of all devices (`train.device_tflops`)."""
+def highest_rate(recipe: Recipe) -> float:
+    """Tokens/s at an MFU of 100 %, an upper bound of any run: model FLOPs at the peak of all devices
+    (`train.device_tflops`).
+    """
     model, adapter = recipe.model, recipe.train.lora.adapter
     work = 4 * parameter_count(model, adapter) + 2 * parameter_count(model, adapter, trained=True)
-    return work * tokens_per_second / (recipe.parallel.world * recipe.train.device_tflops * 1e12)
-
-
-def highest_rate(recipe: Recipe) -> float:
-    """Tokens/s at an MFU of 100 %: an upper bound of any run."""
-    return 1 / model_flops_utilisation(recipe, 1.0)
+    return recipe.parallel.world * recipe.train.device_tflops * 1e12 / work
 
 
 def flops_per_token(recipe: Recipe, trained: float = 1.0) -> float:

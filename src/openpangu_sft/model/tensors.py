@@ -20,29 +20,23 @@ TORCH_DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": tor
 """Precisions of computation, by the names that recipes use."""
 
 
-def as_tensor(value: Any) -> Any:
-    """A view of an array as a tensor; anything else stays what it is."""
-    if not isinstance(value, np.ndarray):
-        return value
-    if value.dtype == BF16:  # ml_dtypes' has the bits of torch's, which does not know it
-        return torch.from_numpy(value.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(value)
+def as_tensor(array: Array) -> torch.Tensor:
+    """A view of an array as a tensor."""
+    if array.dtype == BF16:  # ml_dtypes' has the bits of torch's, which does not know it
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
 
 
 def to_tensor(array: Array) -> torch.Tensor:
     """A copy on the CPU, independent of the file that the array is mapped from."""
-    tensor: torch.Tensor = as_tensor(np.array(array))
-    return tensor
+    return as_tensor(np.array(array))
 
 
 def to_array(tensor: torch.Tensor) -> Array:
     """A view of a tensor that is on the CPU."""
-    tensor = tensor.detach()
-    if tensor.dtype == torch.bfloat16:
-        bits: Array = tensor.contiguous().view(torch.int16).numpy()
-        return bits.view(BF16)
-    array: Array = tensor.numpy()
-    return array
+    reduced = tensor.dtype == torch.bfloat16
+    array: Array = (tensor.detach().contiguous().view(torch.int16) if reduced else tensor.detach()).numpy()
+    return array.view(BF16) if reduced else array
 
 
 def tensors_in(content: Any) -> Any:

@@ -238,8 +238,6 @@ class DirectEncoder:
     def __init__(self, hf: Any) -> None:
         if not isinstance(getattr(hf, "sp_model", None), SentencePieceProcessor):
             raise UserError("it has no sp_model of SentencePiece's")
-        if getattr(hf, "do_lower_case", False):
-            raise UserError("it makes letters small")
         for token in hf.added_tokens_decoder.values():
             if token.lstrip or token.rstrip or token.single_word:
                 raise UserError(f"its added token {token.content} takes spaces around it away, or wants them there")
@@ -247,7 +245,6 @@ class DirectEncoder:
         self._added: dict[str, int] = dict(hf.added_tokens_encoder)
         longest_first = sorted(filter(None, self._added), key=len, reverse=True)
         self._split = re.compile(f"({'|'.join(map(re.escape, longest_first))})").split
-        self._before, self._after = _affixes(hf)
 
     def __call__(self, spans: Sequence[TextSpan]) -> list[list[int]]:
         """Token ids of each span, encoded by itself."""
@@ -255,13 +252,13 @@ class DirectEncoder:
         encoded = iter(self._encode([text for parts in split for text in parts[::2] if text]))
         found = []
         for span, parts in zip(spans, split):
-            ids = [*self._before] if span.opens else []
+            ids: list[int] = []
             for number, part in enumerate(parts):
                 if number % 2:
                     ids.append(self._added[part])
                 elif part:
                     ids += next(encoded)
-            found.append([*ids, *self._after] if span.opens else ids)
+            found.append(self._hf.build_inputs_with_special_tokens(ids) if span.opens else ids)
         return found
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
@@ -271,12 +268,3 @@ class DirectEncoder:
             if unknown in ids:
                 encoded[number] = self._hf.convert_tokens_to_ids(self._hf._tokenize(texts[number]))
         return encoded
-
-
-def _affixes(hf: Any) -> tuple[list[int], list[int]]:
-    """What add_special_tokens puts before and after a text: bos, as a rule, and nothing."""
-    bare, full = (hf.encode(START, add_special_tokens=special) for special in (False, True))
-    for begin in range(len(full) - len(bare) + 1):
-        if full[begin : begin + len(bare)] == bare:
-            return full[:begin], full[begin + len(bare) :]
-    raise UserError("its special tokens change the text between them")

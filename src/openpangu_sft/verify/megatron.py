@@ -27,50 +27,35 @@ from openpangu_sft.checkpoint.mcore import FIRST, arguments, rank_file
 from openpangu_sft.checkpoint.sharding import Layout
 from openpangu_sft.model.tensors import Precision
 from openpangu_sft.recipe.sections import Model
-from openpangu_sft.training.mindspeed.sources import SOURCES, require_pinned
+from openpangu_sft.training.mindspeed.sources import PATCHES, SOURCES, read_pins, require_pinned
 from openpangu_sft.util.errors import UserError
 from openpangu_sft.util.git import apply_patch, require_git
 from openpangu_sft.util.signals import end_with_parent
 
 VERSION = "0.6.0"
-PATCHES = Path(__file__).parents[3] / "patches" / "megatron-lm"
-
 REFUSED = 3  # exit code of a rank where the checkpoint is at fault
 _RANK = "openpangu_sft.verify.rank"
 _WHEELS = "run make sources, which works everywhere; PyPI has wheels for CPython 3.10 and 3.11 on x86-64 only"
 
 
-def copy_core(folder: Path) -> None:
-    """Copies the installed megatron-core to a folder, as `megatron/core`; `UserError` if there is none."""
+def find_core(folder: Path) -> Path:
+    """A folder with the `megatron/core` of training: in the upstream sources, or else `folder`, to which PyPI's package
+    is copied and patched.
+
+    Raises `UserError` where the sources are of other pins, megatron-core, git or the patches are not here, or a patch
+    does not apply.
+    """
+    if (SOURCES / MANIFEST).is_file():
+        require_pinned(SOURCES)
+        return SOURCES / "mindspeed-llm"
+    pinned = [PATCHES / patch for patch in read_pins()["megatron-lm"].patches]
+    patches = [path for path in pinned if "a/megatron/core/" in path.read_text("utf-8")]  # PyPI's has no more than core
+    require_git("applies the patches to megatron-core")
     try:
         installed = metadata.distribution("megatron-core").locate_file("megatron/core")
     except metadata.PackageNotFoundError:
         raise UserError(f"megatron-core {VERSION} is not installed", remedy=_WHEELS) from None
     shutil.copytree(str(installed), folder / "megatron/core", ignore=shutil.ignore_patterns("__pycache__"))
-
-
-def find_core(scratch: Path) -> Path:
-    """A folder with a patched `megatron/core`: that of the upstream sources, or one made in scratch (patched_core).
-
-    Raises `UserError` where the sources are of other pins.
-    """
-    if (SOURCES / MANIFEST).is_file():
-        require_pinned(SOURCES)
-        return SOURCES / "mindspeed-llm"
-    return patched_core(scratch / "core")
-
-
-def patched_core(folder: Path) -> Path:
-    """Puts PyPI's megatron-core, with the patches that training applies to Megatron-LM, into a new folder.
-
-    Raises `UserError` where megatron-core or git is not installed, or a patch does not apply.
-    """
-    # PyPI's package has megatron/core only
-    patches = [patch for patch in sorted(PATCHES.glob("*.patch")) if "a/megatron/core/" in patch.read_text("utf-8")]
-    if not patches:
-        raise UserError("no patches for Megatron-LM here", where=PATCHES, remedy="run from a clone of this project")
-    require_git("applies the patches to megatron-core")
-    copy_core(folder)
     for patch in patches:
         apply_patch(folder, patch, f"megatron-core {VERSION}", "check out the file again, and run make setup")
     return folder
@@ -102,7 +87,7 @@ def megatron_logits(
     with tempfile.TemporaryDirectory(prefix="megatron-") as name:
         scratch = Path(name)
         job = {
-            "core": str(core or find_core(scratch)),
+            "core": str(core or find_core(scratch / "core")),
             "files": [str(iteration_directory / rank_file(*rank, layout.pipeline)) for rank in ranks],
             "prompts": prompts,
             "precision": precision,

@@ -28,11 +28,6 @@ from openpangu_sft.model.tensors import TORCH_DTYPES, as_tensor
 from openpangu_sft.util.errors import UserError, explain_os_error
 from openpangu_sft.verify.megatron import REFUSED
 
-COMPARED = """num_layers hidden_size ffn_hidden_size num_attention_heads num_query_groups kv_channels padded_vocab_size
-    normalization swiglu norm_epsilon rotary_base add_qkv_bias add_dense_bias untie_embeddings_and_output_weights
-    num_layer_list tensor_model_parallel_size pipeline_model_parallel_size rotary_seq_len_interpolation_factor"""
-"""Arguments in a checkpoint that must be the recipe's."""
-
 
 class RMSNorm(torch.nn.Module):
     """Root mean square norm over the last dimension, as Megatron-core's layers call it.
@@ -156,18 +151,6 @@ def compute_logits(model: Any, ids: list[int], dtype: torch.dtype) -> Optional[t
     return logits[0]
 
 
-def _require_arguments(found: dict[str, Any], wanted: dict[str, Any], file: Path) -> None:
-    """Raises `UserError` where the file's own arguments describe another model or layout than `wanted`.
-
-    Training compares some of them (check_checkpoint_args), and takes others from its command line.
-    """
-    for name in COMPARED.split():
-        value, expected = found.get(name), wanted.get(name)
-        if not isinstance(value, (int, float, str, type(None))) or (value or None) != (expected or None):
-            remedy = "was it made with the model and parallel sizes of this recipe?"
-            raise UserError(f"args.{name} is {value!r}, expected {expected!r}", where=file, remedy=remedy)
-
-
 def _without_adapters(state: dict[str, Any], model: torch.nn.Module) -> dict[str, Any]:
     """The weights beside LoRA adapters, if any, by the model's own names; training loads these without extra states."""
     if not any(".lora_" in name for name in state):
@@ -187,9 +170,7 @@ def run(scratch: Path, rank: int) -> None:
     files, stages, dtype = list(map(Path, job["files"])), job["stages"], TORCH_DTYPES[job["precision"]]
     stand_in(Path(job["core"]))
     rounded = getattr(torch, job["rounded"])
-    content = load_checkpoint_file(files[rank])
-    _require_arguments(getattr(content.get("args"), "__dict__", {}), job["arguments"], files[rank])
-    state: dict[str, Any] = content["model"]
+    state: dict[str, Any] = load_checkpoint_file(files[rank])["model"]
     for name, value in state.items():
         state[name] = as_tensor(value).to(rounded) if isinstance(value, np.ndarray) else value
     rendezvous = f"file://{scratch / 'rendezvous'}"

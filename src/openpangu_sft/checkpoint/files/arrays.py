@@ -46,16 +46,13 @@ def slabs(array: Array) -> Iterator[Array]:
         yield array[begin : begin + rows]
 
 
-def bits(array: Array) -> Array:
-    """The same memory as unsigned integers, which have no NaN and no two zeros."""
-    return array.view(np.dtype(f"u{array.dtype.itemsize}"))
-
-
 def first_difference(one: Array, other: Array) -> Optional[tuple[int, ...]]:
     """Index of the first element that has other bits, or None; both arrays have one shape and dtype."""
+    integers = f"u{one.dtype.itemsize}"  # which have no NaN and no two zeros
+    one, other = one.view(integers), other.view(integers)
     for part, counterpart in zip(slabs(one), slabs(other)):
-        if (bits(part) != bits(counterpart)).any():
-            return tuple(map(int, np.unravel_index(int((bits(one) != bits(other)).argmax()), one.shape)))
+        if (part != counterpart).any():
+            return tuple(map(int, np.unravel_index(int((one != other).argmax()), one.shape)))
     return None
 
 

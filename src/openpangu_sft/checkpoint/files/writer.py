@@ -36,7 +36,7 @@ class OutputFile:
         self.position = self._flushed = 0
         self._summing, self._flushing = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self._pending: deque[Future[None]] = deque()
-        self._flush: Optional[Future[None]] = None
+        self._flushes: list[Future[None]] = []
         self.entry: Entry = {}  # complete once the file is closed
 
     def __enter__(self) -> OutputFile:
@@ -46,7 +46,7 @@ class OutputFile:
         try:
             if kind is None:
                 os.fsync(self._stream.fileno())
-                for future in (*self._pending, *filter(None, [self._flush])):
+                for future in (*self._pending, *self._flushes):
                     future.result()
                 self.entry = {"bytes": self.position, "sha256": self._sum.hexdigest()}
         finally:
@@ -63,11 +63,9 @@ class OutputFile:
         self._pending.append(self._summing.submit(self._sum.update, view))
         if len(self._pending) > MOST_PENDING:
             self._pending.popleft().result()
-        if self.position - self._flushed >= FLUSHED_EVERY and (self._flush is None or self._flush.done()):
-            if self._flush:
-                self._flush.result()
+        if self.position - self._flushed >= FLUSHED_EVERY:
             self._flushed = self.position
-            self._flush = self._flushing.submit(os.fdatasync, self._stream.fileno())
+            self._flushes.append(self._flushing.submit(os.fdatasync, self._stream.fileno()))
         return view.nbytes
 
     def flush(self) -> None:

@@ -21,7 +21,7 @@ from statistics import median
 from typing import IO, Any, Callable, NamedTuple
 
 from openpangu_sft.artifacts.artifact import Manifest
-from openpangu_sft.model.flops import model_flops_utilisation
+from openpangu_sft.model.flops import highest_rate
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.training.mindspeed import log
 from openpangu_sft.training.run import metrics
@@ -181,7 +181,7 @@ class Training:
         self.recent.append(row)
         metrics.append(self.run, row)
         self.track(row)
-        return f"{row}, MFU {model_flops_utilisation(self.recipe, row.tokens / row.seconds):.1%}"
+        return f"{row}, MFU {row.tokens / row.seconds / highest_rate(self.recipe):.1%}"
 
     def _judge(self, code: int, path: Path) -> None:
         if self.without_checkpoint:

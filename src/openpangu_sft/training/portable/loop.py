@@ -154,7 +154,7 @@ class _Training:
         trained = self.dataset.trained_tokens(everything) if settings.loss == "token" else 0
         total, tokens, bf16 = torch.zeros((), device=self.device), 0, settings.precision == "bf16"
         for number, (packs, batch) in enumerate(zip(batches, self._read(batches)), 1):
-            tokens += batch.tokens * replicas
+            tokens += batch.input_ids.numel() * replicas
             divisor = trained or self.dataset.trained_tokens(packs) * len(batches) * replicas
             waits = isinstance(self.pack_loss, DistributedDataParallel) and number < len(batches)
             with self.pack_loss.no_sync() if waits else contextlib.nullcontext():  # gradients are averaged once
