@@ -90,8 +90,9 @@ def read_span(span: Span) -> Iterator[Optional[RawRecord]]:
         stream.seek(position)
         while position < end and (line := stream.readline()):
             number += 1
+            text = line.decode("utf-8" if position else "utf-8-sig", "surrogateescape")
             position += len(line)
-            yield record_of_line(line, number, position, first=position == len(line))
+            yield record_of_line(text, number, position)
 
 
 def lines_before(span: Span) -> int:
