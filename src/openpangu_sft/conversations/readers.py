@@ -8,12 +8,13 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-from openpangu_sft.conversations.fields import JSON, parse_json, too_much
+from openpangu_sft.conversations.fields import JSON, compact_json, parse_json, too_much
 from openpangu_sft.conversations.keys import BadSample
 from openpangu_sft.conversations.opening import BOM, LOST, UTF8, lost, open_raw, text_lines, text_of
 from openpangu_sft.util.errors import UserError
@@ -33,6 +34,16 @@ class RawRecord:
     content: object = None  # any JSON value
     unreadable: str = ""  # why there is no content
     text: str = ""  # where there is no content, the record as in the file
+
+
+def reject_line(raw: RawRecord, file: str, place: str, reason: str) -> bytes:
+    """A line of a rejects file: file, place, reason and the record, or its text where it could not be read."""
+    entry = {"file": file, "place": place, "reason": reason, "record": raw.text or raw.content}
+    try:
+        line = compact_json(entry)
+    except BadSample:  # a value from parquet that JSON does not have
+        line = compact_json({**entry, "record": reprlib.repr(raw.content)})
+    return f"{line}\n".encode("utf-8", "backslashreplace")  # an unpaired surrogate becomes its JSON escape
 
 
 def read_lines(path: Path, encoding: str = UTF8) -> Iterator[RawRecord]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Optional
 
-from openpangu_sft.artifacts.artifact import blocks_of, sha256_of
+from openpangu_sft.artifacts.artifact import sha256_of
 from openpangu_sft.conversations.readers import RawRecord, record_of_line
 from openpangu_sft.util.errors import UserError
 
@@ -93,10 +93,6 @@ def read_span(span: Span) -> Iterator[Optional[RawRecord]]:
             text = line.decode("utf-8" if position else "utf-8-sig", "surrogateescape")
             position += len(line)
             yield record_of_line(text, number, position)
-
-
-def lines_before(span: Span) -> int:
-    return sum(block.count(b"\n") for block in blocks_of(span.file, end=span.begin))
 
 
 def sha256_of_span(span: Span) -> str:
