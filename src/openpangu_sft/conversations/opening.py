@@ -42,7 +42,7 @@ def open_raw(path: Path, encoding: str) -> Iterator[tuple[io.BufferedReader, Cal
             name = codecs.lookup(encoding).name
             if name == UTF8 if found == "gb18030" else not name.startswith(found):
                 label = "GB18030 (GBK)" if found == "gb18030" else found.upper()
-                remedy = f"set data.encoding={found} (for all files), or save the file as {encoding.upper()}"
+                remedy = f"save it as {encoding.upper()}, or set data.encoding={found} for all raw files"
                 raise UserError(f"looks like {label}, not {encoding.upper()}", where=path, remedy=remedy)
             yield stream, file.tell
         except OSError as error:
