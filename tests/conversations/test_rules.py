@@ -90,8 +90,8 @@ RULES = {
     "list-content": Rule("nor a list", sample(data=content(["好"])), "content of message 1 is a list, not a text"),
     "half-character": Rule(
         "whole characters only",
-        sample(data=[]).replace(b"[]", b'[{"role": "user", "content": "\\ud800"}]'),
-        "content of message 1 holds half a character: '\\ud800', a surrogate without its pair",
+        sample(data=turns("user", "assistant")).replace(b'"content": "', b'"content": "\\ud800', 1),
+        "message 1 holds half a character: '\\ud800', a surrogate without its pair",
     ),
     "unknown-role": Rule(
         "roles are user, assistant, tool and function",

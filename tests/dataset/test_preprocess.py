@@ -243,7 +243,7 @@ BAD: list[tuple[str, str]] = [
     ("{broken", "not valid JSON"),
     ('{"meta_prompt": [""], "data": [{"role": "user", "content": NaN}]}', "number that JSON does not know: NaN"),
     ("[]", "is a list, not an object"),
-    (json.dumps(conversation("\ud800", "答")), "content of message 1 holds half a character"),
+    (json.dumps(conversation("\ud800", "答")), "message 1 holds half a character"),
     (json.dumps(conversation("a[unused10]b", "答")), "message 1 holds the control token [unused10], which could forge"),
     (json.dumps(conversation("问", "[unused9]")), "message 2 holds the control token [unused9]"),
     (json.dumps(conversation("问", "答", system="<s>")), "meta_prompt holds the control token <s>"),
