@@ -84,7 +84,7 @@ def test_names_of_tools(speaker: str) -> None:
         (says("assistant", "a", value="b"), "message 2 has content and value: keep one of them"),
         (says("assistant", ""), "message 2 (assistant) is empty: there is nothing to train on but its end"),
         (says("assistant", " \n"), "message 2 (assistant) is empty"),
-        (says("assistant", "\ud800"), "content of message 2 holds half a character"),
+        (says("assistant", "\ud800"), "message 2 holds half a character"),
     ),
 )
 def test_turns_that_are_refused(turn: object, reason: str) -> None:

@@ -197,8 +197,7 @@ def test_skip_puts_bad_records_aside_with_place_and_reason(tmp_path: Path) -> No
     target = tmp_path / "dataset"
     rejects = lines_of(target / "rejects" / "a.jsonl")
     assert [(entry["file"], entry["place"]) for entry in rejects] == [("a.jsonl", str(line)) for line in range(2, 7)]
-    assert [entry.get("text") for entry in rejects] == ["{broken", None, '{"a": NaN}', None, None]
-    assert [entry.get("record") for entry in rejects] == [None, BAD, None, {"messages": []}, 7]
+    assert [entry["record"] for entry in rejects] == ["{broken", BAD, '{"a": NaN}', {"messages": []}, 7]
     assert rejects[1]["reason"].startswith(EMPTY)
     assert lines_of(target / "rejects" / "b.jsonl")[0]["place"] == "[0]"
     assert not (target / "rejects" / "c.jsonl").exists()
@@ -246,7 +245,7 @@ def test_rejects_hold_what_json_cannot(tmp_path: Path) -> None:
     run_format(recipe(tmp_path, "data.on_bad_sample=skip", "data.ignore_keys=[score,raw]"))
     (reject,) = lines_of(tmp_path / "dataset" / "rejects" / "a.jsonl")
     assert reject["reason"].startswith(EMPTY)
-    assert "nan" in reject["text"]
+    assert "nan" in reject["record"]
 
 
 def test_a_fixed_format_is_not_guessed(tmp_path: Path) -> None:

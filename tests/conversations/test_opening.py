@@ -180,7 +180,7 @@ def test_another_encoding_is_named_and_then_read(tmp_path: Path, name: str, enco
     assert f"data.encoding={found} " in message
     assert contents(path, encoding) == contents(path, found) == [TALK, OTHER]
     path = put(tmp_path / name, text)
-    assert "looks like UTF-8, not GBK -> set data.encoding=utf-8" in refusal(path, "gbk")
+    assert "looks like UTF-8, not GBK -> save it as GBK, or set data.encoding=utf-8 for" in refusal(path, "gbk")
     assert contents(path, "UTF8") == [TALK, OTHER]
 
 

@@ -53,7 +53,7 @@ RULES = {
     "byte-order-mark": Rule("a byte order mark at the beginning of the file", b"\xef\xbb\xbf" + GOOD, ""),
     "crlf": Rule("CRLF at the end of a line", GOOD + b"\r", ""),
     "blank": Rule("blank lines", b"  \r\n\n" + GOOD, ""),
-    "not-utf8": Rule("valid UTF-8", b'{"a": "\xff"}', "not UTF-8: byte 0xff at byte 8 of the line"),
+    "not-utf8": Rule("valid UTF-8", b'{"a": "\xff"}', "not UTF-8: byte 0xff at character 8"),
     "not-json": Rule(
         "valid JSON", b"{broken", "not valid JSON: Expecting property name enclosed in double quotes (column 2)"
     ),
@@ -90,8 +90,8 @@ RULES = {
     "list-content": Rule("nor a list", sample(data=content(["好"])), "content of message 1 is a list, not a text"),
     "half-character": Rule(
         "whole characters only",
-        sample(data=[]).replace(b"[]", b'[{"role": "user", "content": "\\ud800"}]'),
-        "content of message 1 holds half a character: '\\ud800', a surrogate without its pair",
+        sample(data=turns("user", "assistant")).replace(b'"content": "', b'"content": "\\ud800', 1),
+        "message 1 holds half a character: '\\ud800', a surrogate without its pair",
     ),
     "unknown-role": Rule(
         "roles are user, assistant, tool and function",
@@ -251,8 +251,8 @@ def test_what_is_taken_as_it_is(make_recipe: MakeRecipe, name: str) -> None:
 @pytest.mark.parametrize(
     ("cut", "reason"),
     [
-        pytest.param(slice(5), "the last line is cut off, or not JSON: not valid JSON", id="cut-off"),
-        pytest.param(slice(-6), "the last line is cut off, inside a character", id="cut-off-inside"),
+        pytest.param(slice(5), "the last line is cut off, or not valid JSON", id="cut-off"),
+        pytest.param(slice(-6), "the last line is cut off, or not UTF-8: byte 0xe7", id="cut-off-inside"),
     ],
 )
 def test_a_last_line(make_recipe: MakeRecipe, cut: slice, reason: str) -> None:

@@ -174,7 +174,7 @@ def test_several_system_prompts_stay_several() -> None:
         (chat(A, system={"role": "system"}), "system is null, not a text"),
         (chat(A, system={"parts": [{"functionCall": {"name": "f"}}]}), "system is a list, not a text"),
         (chat(A, system=[{"type": "image"}]), "system has content other than text: 'image'"),
-        (chat(A, system="\udfff"), "meta_prompt 1 holds half a character"),
+        (chat(A, system="\udfff"), "meta_prompt holds half a character"),
     ),
 )
 def test_system_prompts_that_are_refused(record: dict[str, Any], reason: str) -> None:

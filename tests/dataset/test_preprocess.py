@@ -243,7 +243,7 @@ BAD: list[tuple[str, str]] = [
     ("{broken", "not valid JSON"),
     ('{"meta_prompt": [""], "data": [{"role": "user", "content": NaN}]}', "number that JSON does not know: NaN"),
     ("[]", "is a list, not an object"),
-    (json.dumps(conversation("\ud800", "答")), "content of message 1 holds half a character"),
+    (json.dumps(conversation("\ud800", "答")), "message 1 holds half a character"),
     (json.dumps(conversation("a[unused10]b", "答")), "message 1 holds the control token [unused10], which could forge"),
     (json.dumps(conversation("问", "[unused9]")), "message 2 holds the control token [unused9]"),
     (json.dumps(conversation("问", "答", system="<s>")), "meta_prompt holds the control token <s>"),
@@ -302,6 +302,15 @@ def test_bad_samples_are_skipped_into_a_file(make_recipe: MakeRecipe, count: int
         same = reject["record"] == line if isinstance(reject["record"], str) else reject["record"] == json.loads(line)
         assert same
     assert len(rejects) == len(BAD)
+
+
+def test_a_bad_sample_of_a_later_part_has_its_line_in_the_file(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe()
+    path = recipe.path("samples") / "a.jsonl"
+    path.parent.mkdir()
+    lines = [json.dumps(sample) for sample in samples(12)]
+    path.write_text("\n".join([*lines[:10], "{}", *lines[10:]]), "utf-8")
+    assert refusal_of(run_preprocess, recipe, 2, 2).startswith(f"{path}:11: meta_prompt is missing")
 
 
 def test_rejects_can_be_mended_and_run_again(make_recipe: MakeRecipe) -> None:
@@ -503,7 +512,7 @@ def link(path: Path) -> None:
         (lambda at: touch(at / "manifest.json", b"{"), "{at}/manifest.json: not a manifest"),
         (
             lambda at: touch(at / "a.jsonl", '{"meta_prompt": "你是一个有用的助手"}'.encode("gb18030")),
-            "{at}/a.jsonl: looks like GB18030, not UTF-8 -> run make format on it with data.encoding=gb18030, or save",
+            "{at}/a.jsonl: looks like GB18030 (GBK), not UTF-8 -> save it as UTF-8, or set data.encoding=gb18030",
         ),
         (lambda at: touch(at / "a.jsonl", "{}".encode("utf-16")), "{at}/a.jsonl: looks like UTF-16, not UTF-8"),
     ],

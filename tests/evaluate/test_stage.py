@@ -522,12 +522,12 @@ def test_a_random_answer_can_be_repeated(make: Callable[..., Recipe]) -> None:
         (
             "p.jsonl",
             b'{"instruction": "half \\ud800", "output": "a"}\n',
-            "p.jsonl:1: content of message 1 holds half a",
+            "p.jsonl:1: message 1 holds half a",
         ),
         (
             "p.jsonl",
             b'{"instruction": "q", "output": "half \\ud800"}\n',
-            "p.jsonl:1: content of message 2 holds half a",
+            "p.jsonl:1: message 2 holds half a",
         ),
     ],
     ids=[

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import reprlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Optional
 
@@ -75,6 +75,16 @@ class Sample:
             found["tools"] = self.tools
         return {**found, "data": [message.to_json() for message in self.data]}
 
+    def texts(self, first: int = 1) -> Iterator[tuple[str, str]]:
+        """All of its texts after their names, in which messages are counted from `first` on."""
+        yield from (("meta_prompt", prompt) for prompt in self.meta_prompt)
+        yield "tools", self.tools
+        for number, message in enumerate(self.data, first):
+            yield f"message {number}", message.content
+            if message.thinking or message.calls:
+                yield f"thinking of message {number}", message.thinking or ""
+                yield f"a call in message {number}", message.calls
+
 
 class Rules:
     """How samples are read: by data.ignore_keys and data.turns, or strictly; and what was done to them on the way."""
@@ -97,9 +107,14 @@ def parse_sample(record: object, rules: Optional[Rules] = None, first: int = 1) 
         if key not in known:
             raise BadSample(f"{key} is missing" + (': write "meta_prompt": [""] for none' if key != "data" else ""))
     messages = _messages(known["data"], rules, first)
-    prompts, tools = _meta_prompt(known["meta_prompt"]), tools_text(known.get("tools"))
-    _require_characters("tools", tools)
-    return Sample(prompts, messages, tools)
+    sample = Sample(_meta_prompt(known["meta_prompt"]), messages, tools_text(known.get("tools")))
+    for name, text in sample.texts(first):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # JSON can escape it; UTF-8 and tokenizers cannot represent it
+            half = text[error.start]
+            raise BadSample(f"{name} holds half a character: {half!a}, a surrogate without its pair") from None
+    return sample
 
 
 def reason_class(reason: str) -> str:
@@ -114,7 +129,7 @@ def _meta_prompt(value: object) -> tuple[str, ...]:
     if not prompts:  # the published handler would leave the header out that chat always writes
         raise BadSample('meta_prompt is an empty list: write [""] for no system prompt')
     for number, prompt in enumerate(prompts, 1):
-        _require_characters(f"meta_prompt {number}", expect(str, prompt, f"meta_prompt {number}", "a text"))
+        expect(str, prompt, f"meta_prompt {number}", "a text")
     return tuple(prompts)
 
 
@@ -167,7 +182,6 @@ def _message(entry: object, number: int, keys: Keys) -> Message:
             wrong = kind_of(found[key]) if key in found else "missing"
             raise BadSample(f"{key} of {name} is {wrong}, not a text")
     role, content = found["role"], found["content"]
-    _require_characters(f"content of {name}", content)
     if role == "system":
         raise BadSample(f"{name} has role system: move its content into meta_prompt")
     if role not in MESSAGE_ROLES:
@@ -189,8 +203,6 @@ def _answer(found: Mapping[str, Any], content: str, name: str, keys: Keys) -> Me
             thinking, content, calls = split_answer(content, keys)
         else:
             calls = calls_text(found.get("calls"), keys)
-    _require_characters(f"thinking of {name}", thinking or "")
-    _require_characters(f"calls of {name}", calls)
     if not content.strip() and not calls:
         raise BadSample(f"{name} (assistant) is empty: there is nothing to train on but its end")
     return Message("assistant", content, thinking, calls, trained)
@@ -201,11 +213,3 @@ def is_trained(value: object, name: str) -> bool:
     if value is None or (isinstance(value, (int, float)) and value in (0, 1)):
         return value is None or bool(value)
     raise BadSample(f"{name} is {reprlib.repr(value)}: tokens are trained on or not, so write 0 or 1")
-
-
-def _require_characters(name: str, text: str) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:  # JSON can escape it; UTF-8 and tokenizers cannot represent it
-        half = text[error.start]
-        raise BadSample(f"{name} holds half a character: {half!a}, a surrogate without its pair") from None

@@ -6,21 +6,18 @@ Every record is written, or rejected with its reason: read = written + rejected 
 from __future__ import annotations
 
 import json
-import reprlib
 from collections import Counter
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
 
 from openpangu_sft.artifacts.artifact import Manifest, sha256_of, staged_directory, sum_counts
 from openpangu_sft.artifacts.checks import require_apart, stamps_of, unchanged
 from openpangu_sft.conversations.conversation import Rules, Sample, reason_class
 from openpangu_sft.conversations.convert import BAD_EXAMPLE, Converter, LeftOut
-from openpangu_sft.conversations.fields import compact_json
 from openpangu_sft.conversations.files import RawFile, raw_files, read_records
 from openpangu_sft.conversations.keys import BadSample
-from openpangu_sft.conversations.readers import RawRecord
+from openpangu_sft.conversations.readers import RawRecord, reject_line
 from openpangu_sft.recipe.data import Data, Source
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.console import byte_progress
@@ -141,7 +138,7 @@ def _fill(staging: Path, inputs: list[Input], recipe: Recipe, manifest: Manifest
                     counts["read"] += 1
                     counts["written"] += len(lines)
                     if reason:
-                        rejects.write(_reject(record, item, reason))
+                        rejects.write(reject_line(record, item.name, record.place.lstrip(":"), reason))
                         counts["rejected"] += 1
                         reasons[reason_class(reason)] += 1
                     if counts["read"] % RECORDS_PER_STEP == 0:
@@ -176,14 +173,3 @@ def _convert(raw: RawRecord, item: Input, mixer: Mixer, recipe: Recipe) -> tuple
             remedy = "fix it, or set data.on_bad_sample=skip to leave such records out"
             raise UserError(str(error), where=f"{item.file.path}{raw.place}", remedy=remedy) from None
         return [], str(error)
-
-
-def _reject(raw: RawRecord, item: Input, reason: str) -> bytes:
-    """File, place, reason and the record, or its text where it could not be read, as a line of a rejects file."""
-    entry: dict[str, Any] = {"file": item.name, "place": raw.place.lstrip(":"), "reason": reason}
-    key, value = ("text", raw.text) if raw.unreadable else ("record", raw.content)
-    try:
-        line = compact_json({**entry, key: value})
-    except BadSample:  # a value from parquet that JSON does not have
-        line = compact_json({**entry, "text": reprlib.repr(value)})
-    return f"{line}\n".encode("utf-8", "backslashreplace")  # an unpaired surrogate becomes its JSON escape

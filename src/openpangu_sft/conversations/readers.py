@@ -5,18 +5,18 @@ An unreadable record is reported as one, and reading continues after it; a file 
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import json
 import re
+import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-from openpangu_sft.conversations.fields import JSON, parse_json, too_much
+from openpangu_sft.conversations.fields import JSON, compact_json, parse_json, too_much
 from openpangu_sft.conversations.keys import BadSample
-from openpangu_sft.conversations.opening import BOM, UTF8, is_utf8, lines_of, lost, open_raw, text_lines, text_of
+from openpangu_sft.conversations.opening import BOM, LOST, UTF8, lost, open_raw, text_lines, text_of
 from openpangu_sft.util.errors import UserError
 
 _BLANK = re.compile(r"[ \t\r\n]*")
@@ -30,10 +30,20 @@ class RawRecord:
     """One record of a raw file."""
 
     place: str  # suffix of the file's name: ":12" (line, from 1), "[3]" (index, from 0) or ":row 5" (from 0)
-    position: int  # bytes of the file read so far, for progress; an estimate except for plain JSON lines in UTF-8
+    position: int  # bytes of the file read so far, for progress: an estimate
     content: object = None  # any JSON value
     unreadable: str = ""  # why there is no content
     text: str = ""  # where there is no content, the record as in the file
+
+
+def reject_line(raw: RawRecord, file: str, place: str, reason: str) -> bytes:
+    """A line of a rejects file: file, place, reason and the record, or its text where it could not be read."""
+    entry = {"file": file, "place": place, "reason": reason, "record": raw.text or raw.content}
+    try:
+        line = compact_json(entry)
+    except BadSample:  # a value from parquet that JSON does not have
+        line = compact_json({**entry, "record": reprlib.repr(raw.content)})
+    return f"{line}\n".encode("utf-8", "backslashreplace")  # an unpaired surrogate becomes its JSON escape
 
 
 def read_lines(path: Path, encoding: str = UTF8) -> Iterator[RawRecord]:
@@ -46,50 +56,31 @@ def read_lines(path: Path, encoding: str = UTF8) -> Iterator[RawRecord]:
             what = f"holds {'an array' if found[1] == b'[' else 'objects'} over several lines, not one on each line"
             step = "name it .json" if found[1] == b"[" else "write each on one line: jq -c . OLD.jsonl > NEW.jsonl"
             raise UserError(what, where=path, remedy=step)
-        if is_utf8(encoding):
-            for number, line in enumerate(lines_of(stream, path), 1):
-                if record := record_of_line(line, number, position(), first=number == 1):
-                    yield record
-            return
-        for number, text in enumerate(text_lines(stream, path, encoding), 1):
-            if reason := lost(text, encoding):
-                shown = text.encode(errors="surrogateescape").decode(errors="backslashreplace").rstrip("\r\n")
-                yield RawRecord(f":{number}", position(), unreadable=reason, text=shown)
-            elif text.strip(" \t\r\n"):
-                yield _record_of_text(text, f":{number}", position())
+        for number, line in enumerate(text_lines(stream, path, encoding), 1):
+            if record := record_of_line(line, number, position(), encoding):
+                yield record
 
 
-def record_of_line(line: bytes, number: int, position: int, first: bool) -> Optional[RawRecord]:
+def record_of_line(line: str, number: int, position: int, encoding: str = UTF8) -> Optional[RawRecord]:
     """The record of a line (with its line feed) of a JSON lines file, None if it is blank.
 
-    Its number is counted from 1, `position` is that of its end in bytes; a byte order mark may precede the first one.
+    Its number is counted from 1, `position` is that of its end in bytes; see `lost` for bytes that cannot be decoded.
     """
-    if first:
-        line = line.removeprefix(codecs.BOM_UTF8)
-    place = f":{number}"
-    try:
-        text = line.decode()
-    except UnicodeDecodeError as error:
-        reason = f"not UTF-8: byte 0x{line[error.start]:02x} at byte {error.start + 1} of the line"
-        if error.reason == "unexpected end of data" and not line.endswith(b"\n"):
-            reason = "the last line is cut off, inside a character"
-        text = line.decode(errors="backslashreplace").rstrip("\r\n")
-        return RawRecord(place, position, unreadable=reason, text=text)
-    return _record_of_text(text, place, position) if line.strip() else None
-
-
-def _record_of_text(text: str, place: str, position: int) -> RawRecord:
-    try:
-        return RawRecord(place, position, parse_json(text))
-    except BadSample as error:
-        reason = str(error)
-    if "Extra data" in reason and "\r" in text.strip():
+    if not line.strip(" \t\r\n"):
+        return None
+    if not (reason := lost(line, encoding)):
+        try:
+            return RawRecord(f":{number}", position, parse_json(line))
+        except BadSample as error:
+            reason = str(error)
+    if "Extra data" in reason and "\r" in line.strip():
         reason = "its lines end with CR alone: write LF, e.g. tr '\\r' '\\n' < OLD.jsonl > NEW.jsonl"
-    elif not text.endswith("\n") and reason.startswith("not valid JSON"):
-        reason = f"the last line is cut off, or not JSON: {reason}"
-    elif text.strip() == "[":
+    elif not line.endswith("\n") and reason.startswith("not "):
+        reason = f"the last line is cut off, or {reason}"
+    elif line.strip() == "[":
         reason = "not valid JSON: an array over several lines; if the file is one array, name it .json"
-    return RawRecord(place, position, unreadable=reason, text=text.rstrip("\r\n"))
+    text = LOST.sub(lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", line.rstrip("\r\n"))
+    return RawRecord(f":{number}", position, unreadable=reason, text=text)
 
 
 def read_json(path: Path, encoding: str = UTF8) -> Iterator[RawRecord]:

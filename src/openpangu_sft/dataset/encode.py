@@ -6,7 +6,7 @@ Marked tokens: int32 [tokens]; id for a token that is trained on, ~id (below 0) 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate, chain
 from typing import NamedTuple, Union
@@ -117,23 +117,12 @@ def _spans(sample: Sample, tokenizer: Tokenizer, tool_prompt: ToolPrompt, policy
             raise BadSample(f"has thinking or calls, and {min(missing)} is no token of this tokenizer: check paths.hf")
     tools = tool_prompt(sample.tools, None if policy == "allow" else tokenizer.control_token)
     if policy == "refuse":
-        for name, text in _texts(sample):
+        for name, text in sample.texts():
             if found := tokenizer.control_token(text):
                 raise BadSample(f"{name} holds the control token {found.group()}, {FORGED}")
         if len(tools) > 1:  # cut where the template has put one together
             raise BadSample(f"tools rendered by data.tool_prompt hold a control token, {FORGED}")
     return list(sample_spans(sample, tokenizer.inside_control_tokens if policy == "escape" else whole, tools))
-
-
-def _texts(sample: Sample) -> Iterator[tuple[str, str]]:
-    for prompt in sample.meta_prompt:
-        yield "meta_prompt", prompt
-    yield "tools", sample.tools
-    for number, message in enumerate(sample.data, 1):
-        yield f"message {number}", message.content
-        if message.thinking or message.calls:
-            yield f"thinking of message {number}", message.thinking or ""
-            yield f"a call in message {number}", message.calls
 
 
 class _Tokens:

@@ -50,33 +50,27 @@ class PackedFiles:
 
 def find_dataset(path: Path) -> PackedFiles:
     """Finds the one dataset that a path means; `UserError` for none, several, or a manifest of something else."""
-    inside = _prefixes(path)
-    if path.is_dir() and ((path / MANIFEST).is_file() or inside == [PREFIX]):
-        return PackedFiles(path, PREFIX, _manifest(path))
+    match = NAMES.fullmatch(path.name)
+    directory, prefix = path.parent, match["prefix"] if match else path.name
+    inside = [PREFIX] if (path / MANIFEST).is_file() else _prefixes(path)
     if len(inside) > 1:
         what = f"holds several datasets: {', '.join(inside)}"
         raise UserError(what, where=path, remedy=f"name one: {path / inside[0]}")
     if inside:
-        return PackedFiles(path, inside[0])
-    match = NAMES.fullmatch(path.name)
-    prefix = match["prefix"] if match else path.name
-    if prefix in _prefixes(path.parent):
-        return PackedFiles(path.parent, prefix, _manifest(path.parent) if prefix in (PREFIX, VALIDATION) else None)
-    what = "no packed dataset here" if path.exists() else "no such dataset"
-    remedy = "give its directory, or its path up to _packed_input_ids_document.bin"
-    raise UserError(what, where=path, remedy=remedy)
+        directory, prefix = path, inside[0]
+    elif prefix not in _prefixes(directory):
+        what = "no packed dataset here" if path.exists() else "no such dataset"
+        remedy = "give its directory, or its path up to _packed_input_ids_document.bin"
+        raise UserError(what, where=path, remedy=remedy)
+    if prefix not in (PREFIX, VALIDATION) or not (directory / MANIFEST).is_file():
+        return PackedFiles(directory, prefix)
+    manifest = parse_manifest(directory / MANIFEST, AGAIN)
+    if manifest.kind not in ("dataset", "shard"):
+        remedy = "give a directory that make merge or make preprocess has left"
+        raise UserError(f"holds {manifest.kind}, expected dataset or shard", where=directory, remedy=remedy)
+    return PackedFiles(directory, prefix, manifest)
 
 
 def _prefixes(directory: Path) -> list[str]:
     matches = (NAMES.fullmatch(path.name) for path in directory.glob("*_packed_*_document.*"))
     return sorted({match["prefix"] for match in matches if match})
-
-
-def _manifest(directory: Path) -> Optional[Manifest]:
-    if not (directory / MANIFEST).is_file():
-        return None
-    manifest = parse_manifest(directory / MANIFEST, AGAIN)
-    if manifest.kind not in ("dataset", "shard"):
-        remedy = "give a directory that make merge or make preprocess has left"
-        raise UserError(f"holds {manifest.kind}, expected dataset or shard", where=directory, remedy=remedy)
-    return manifest

@@ -41,9 +41,6 @@ Roles = npt.NDArray[np.uint8]
 
 FIELDS = ("input_ids", "attention_mask", "labels")
 
-INTEGERS = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
-"""numpy's name of each type code of Megatron's; 6 and 7 are float64 and float32."""
-
 
 def field_path(directory: Path, prefix: str, field: str, suffix: str) -> Path:
     """The path of one of the six files of a packed dataset, named as MindSpeed-LLM looks for them."""
@@ -68,7 +65,6 @@ class Index:
     """The content of an `.idx`, mapped into memory."""
 
     path: Path  # of the `.idx`
-    dtype: np.dtype[Any]  # of the values in the `.bin`
     lengths: npt.NDArray[np.int32]  # [rows], values in each row
     offsets: npt.NDArray[np.int64]  # [rows], bytes before each row in the `.bin`
     documents: npt.NDArray[np.int64]  # [documents + 1], rows before each document
@@ -82,19 +78,16 @@ class Index:
 def read_index(path: Path, remedy: str) -> Index:
     """Maps an `.idx` into memory. Its entries are not checked: inspect does that.
 
-    Raises `UserError` where it is not an index of integers of Megatron's, or not as long as its header says.
+    Raises `UserError` where it is not an index of int32 values of Megatron's, or not as long as its header says.
     """
     size = path.stat().st_size
     if size < HEADER.size:
         raise UserError(f"is cut short: {size} bytes", where=path, remedy=remedy)
     content = np.memmap(path, "u1", "r")
-    magic, version, code, rows, documents = HEADER.unpack(content[: HEADER.size].tobytes())
-    if magic != MAGIC:
-        raise UserError("is not an index of Megatron's (its first bytes are others)", where=path, remedy=remedy)
-    if version != VERSION:
-        raise UserError(f"has version {version}, expected {VERSION}", where=path, remedy=remedy)
-    if code not in INTEGERS:
-        raise UserError(f"has type code {code}, which is no integer type of Megatron's", where=path, remedy=remedy)
+    *kind, rows, documents = HEADER.unpack(content[: HEADER.size].tobytes())
+    if kind != [MAGIC, VERSION, INT32_CODE]:
+        what = "is not an index of Megatron's with int32 values: magic, version or type code in its header is another"
+        raise UserError(what, where=path, remedy=remedy)
     expected = HEADER.size + 12 * rows + 8 * documents
     if size != expected:
         state = "is cut short" if size < expected else "is longer than its header says"
@@ -102,7 +95,6 @@ def read_index(path: Path, remedy: str) -> Index:
         raise UserError(what, where=path, remedy=remedy)
     return Index(
         path,
-        np.dtype(INTEGERS[code]),
         np.frombuffer(content, "<i4", rows, HEADER.size),
         np.frombuffer(content, "<i8", rows, HEADER.size + 4 * rows),
         np.frombuffer(content, "<i8", documents, HEADER.size + 12 * rows),
@@ -161,13 +153,13 @@ class Rows:
         return min(len(self.input_ids), len(self.segments), len(self.labels))
 
 
-def read_values(index: Index, begin: int, end: int) -> npt.NDArray[Any]:
-    """Reads rows begin..end - 1, of one length: [rows, seq_length]; not mapped, so that only they are in memory.
+def read_values(index: Index, begin: int, end: int) -> Ids:
+    """Reads rows begin..end - 1, of one length: int32 [rows, seq_length]; not mapped, so that only they are in memory.
 
     Raises `UserError` where the file is shorter by now.
     """
     count = int(index.lengths[begin:end].sum(dtype=np.int64))
-    found = np.fromfile(index.data, index.dtype, count, offset=int(index.offsets[begin]))
+    found = np.fromfile(index.data, "<i4", count, offset=int(index.offsets[begin]))
     if len(found) != count:
         raise UserError("was cut short while it was read", where=index.data, remedy="wait until nothing writes it")
     return found.reshape(end - begin, -1)

@@ -115,23 +115,21 @@ class _Split:
 
     def _check_index(self, index: Index, first: Index) -> None:
         """Compares the entries of an index with each other, those of another field, and the size of the `.bin`."""
-        lengths, offsets, item = index.lengths, index.offsets, index.dtype.itemsize
+        lengths, offsets = index.lengths, index.offsets
         if not (rows := len(lengths)):
             self._add("holds no rows", index.path)
             return
         # Each row against the one before it, so that one wrong length is not counted with all rows after it.
-        wrong = np.flatnonzero(offsets != np.append(0, offsets[:-1] + lengths[:-1].astype(np.int64) * item))
+        wrong = np.flatnonzero(offsets != np.append(0, offsets[:-1] + 4 * lengths[:-1].astype(np.int64)))
         if wrong.size:
             what = f"byte offset {offsets[wrong[0]]} does not follow from the row before it"
             self._add(f"{wrong.size:,} of {rows:,} rows, first row {wrong[0]}: {what}", index.path)
         if not np.array_equal(index.documents, np.arange(rows + 1)):
             self._add(f"document boundaries are not 0 to {rows}: every row is a document", index.path)
-        size, expected = index.data.stat().st_size, int(lengths.sum(dtype=np.int64)) * item
+        size, expected = index.data.stat().st_size, 4 * int(lengths.sum(dtype=np.int64))
         if size != expected:
             state = "is cut short" if size < expected else "is longer than its index says"
             self._add(f"{state}: {size} bytes, expected {expected}", index.data)
-        if index.path == self._files.file("labels", "idx") and index.dtype.kind == "u":
-            self._add(f"has values of type {index.dtype.name}, which cannot hold -100", index.path)
         if not np.array_equal(lengths, first.lengths):
             what = f"{rows} rows of {_tokens(lengths)} tokens, but {first.path.name} has"
             self._add(f"{what} {len(first.lengths)} of {_tokens(first.lengths)}", index.path)

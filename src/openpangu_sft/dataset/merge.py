@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from openpangu_sft.artifacts.artifact import (
 )
 from openpangu_sft.artifacts.checks import require_apart
 from openpangu_sft.dataset.encode import Encoded, input_ids_of, labels_of
-from openpangu_sft.dataset.index_file import AGAIN, PREFIX, VALIDATION, Ids, PackedWriter, Rows, field_path, roles_path
+from openpangu_sft.dataset.index_file import AGAIN, PREFIX, VALIDATION, PackedWriter, Rows, field_path, roles_path
 from openpangu_sft.dataset.packing import plan_packs
 from openpangu_sft.dataset.preprocess import data_settings, sample_files, shard_directories
 from openpangu_sft.dataset.segments import Int64s, blocks, segment_runs
@@ -31,7 +32,7 @@ from openpangu_sft.dataset.spans import Part, parts_of, sha256_of_span
 from openpangu_sft.dataset.spool import Spool
 from openpangu_sft.recipe.data import Data
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.util.console import byte_progress, say
+from openpangu_sft.util.console import byte_progress
 from openpangu_sft.util.errors import UserError
 
 PADDING = 0.01  # share of padding from which on a pack is underfilled
@@ -65,15 +66,9 @@ def run_merge(recipe: Recipe) -> Manifest:
             what = f"{which} of the {samples:,} samples falls into the validation split"
             remedy = f"{change} data.validation_share, or set another data.seed, and run make preprocess again"
             raise UserError(what, where=source, remedy=remedy)
-    without = [path.name for path, shard in shards.items() if roles_path(path, PREFIX).name not in shard.files]
-    if without:
-        what = f"shard {without[0]} was made by an earlier version and holds no roles, so the dataset gets none"
-        say(f"{what}: {AGAIN} to see roles")
     with staged_directory(target, manifest) as staging:
         for prefix, counts in splits.items():
             counts.update(join_shards(list(shards), staging, prefix, counts["packs"], recipe.data))
-            if without:
-                roles_path(staging, prefix).unlink()
     return manifest
 
 
@@ -95,6 +90,8 @@ def _shard_of(part: Part, directory: Path, settings: dict[str, Any]) -> Manifest
         raise UserError(f"part {part.part} is missing: no such shard", where=directory, remedy=again)
     shard = read_manifest(directory, "shard", again)
     require_settings(directory, shard.settings, {**settings, "shard": part.part}, f"{again} again")
+    if roles_path(directory, PREFIX).name not in shard.files:
+        raise UserError("was made by an earlier version and holds no roles", where=directory, remedy=again)
     if shard.inputs != {part.source: sha256_of_span(part.span)}:
         raise UserError(f"made from another content of {part.span.file.name}", where=directory, remedy=again)
     return shard
@@ -104,76 +101,60 @@ class Underfilled:
     """The underfilled rows of a shard, a block in memory at a time; if there are none, ask for `numbers` only."""
 
     def __init__(self, shard: Path, prefix: str, seq_length: int) -> None:
-        self._shard, self._prefix, self._seq_length = shard, prefix, seq_length
+        self._labels, self._seq_length = field_path(shard, prefix, "labels", "bin"), seq_length
+        # not kept open: there may be more shards than files that a process may open
+        self._rows = partial(Rows, shard, seq_length, prefix)
         self.numbers: Int64s = np.empty(0, np.int64)  # of the rows, ascending
-        if field_path(shard, prefix, "attention_mask", "bin").stat().st_size:
+        if self._labels.stat().st_size:
             self.numbers = np.flatnonzero(self._rows().segments[:, -max(1, int(PADDING * seq_length))] == 0)
 
-    def lengths(self) -> Ids:
-        """Tokens of each segment: int32 [segments]."""
-        return np.concatenate([(ends - begins).astype(np.int32) for _, (_, begins, ends) in self._blocks(self._rows())])
-
     def segments(self) -> Iterator[Encoded]:
-        """Their segments, roles 0 where the shard has none; raises `UserError` for a label not the token or -100."""
+        """Their segments; raises `UserError` for a label that is neither the token there nor -100."""
         rows = self._rows()
-        for block, runs in self._blocks(rows):
-            ids, labels = rows.input_ids[block], rows.labels[block]
+        assert rows.roles is not None  # see `_shard_of`
+        for part in blocks(len(self.numbers), self._seq_length):
+            block = self.numbers[part.start : part.stop]
+            ids, labels, roles = rows.input_ids[block], rows.labels[block], rows.roles[block]
             marked = np.where(labels < 0, ~ids, ids)
             if (input_ids_of(marked) != ids).any() or (labels_of(marked) != labels).any():
-                where = field_path(self._shard, self._prefix, "labels", "bin")
-                raise UserError("has a label that is neither its token nor -100", where=where, remedy=AGAIN)
-            roles = np.zeros(ids.shape, np.uint8) if rows.roles is None else rows.roles[block]
-            for row, begin, end in np.stack(runs, axis=1).tolist():
+                what = "has a label that is neither its token nor -100"
+                raise UserError(what, where=self._labels, remedy=AGAIN)
+            for row, begin, end in np.stack(segment_runs(rows.segments[block]), axis=1).tolist():
                 yield Encoded(marked[row, begin:end], roles[row, begin:end])
 
     def pad_id(self) -> int:
         return int(self._rows().input_ids[self.numbers[0], -1])
 
-    def _rows(self) -> Rows:  # not kept: there may be more shards than files that a process may open
-        return Rows(self._shard, self._seq_length, self._prefix)
-
-    def _blocks(self, rows: Rows) -> Iterator[tuple[Int64s, tuple[Int64s, Int64s, Int64s]]]:
-        """Numbers of rows, and the segments in them: row of the block, first column, past-the-last column."""
-        for part in blocks(len(self.numbers), self._seq_length):
-            block = self.numbers[part.start : part.stop]
-            yield block, segment_runs(rows.segments[block])
-
 
 def join_shards(shards: Sequence[Path], staging: Path, prefix: str, packs: int, data: Data) -> dict[str, int]:
     """Writes the `packs` rows of all shards, one after another, then the underfilled ones, packed again.
 
-    Files are made in `staging`; roles are 0 unless all shards have them. Returns packs after and before, and how many
-    were packed again: none where that would not save one. Raises `UserError` where a shard is damaged.
+    Files are made in `staging`. Returns packs after and before, and how many were packed again: none where that would
+    not save one. Raises `UserError` where a shard is damaged.
     """
     underfilled = [Underfilled(shard, prefix, data.seq_length) for shard in shards]
     rows = [each.numbers for each in underfilled]
-    candidates = [each for each in underfilled if each.numbers.size]
     # a single shard was planned as a whole: nothing to gain
-    lengths = [np.empty(0, np.int32), *(each.lengths() for each in candidates if len(shards) > 1)]
-    plan = plan_packs(np.concatenate(lengths), data.seq_length, data.seed)
-    if not 0 < len(plan) < sum(map(len, rows)):
-        rows, plan = [each[:0] for each in rows], plan_packs([], data.seq_length, data.seed)
-    again = sum(map(len, rows))
-    kept = packs - again
-    writer = PackedWriter(staging, prefix, kept + len(plan), data.seq_length)
-    _copy(shards, rows, writer)
-    if again:
-        with Spool(staging / "spool") as spool:
-            for each in candidates:
-                spool.runs.append(spool.write(each.segments()))
-            spool.finish()
+    candidates = [each for each in underfilled if each.numbers.size and len(shards) > 1]
+    with Spool(staging / "spool") as spool:
+        spool.runs = [spool.write(each.segments()) for each in candidates]
+        spool.finish()
+        plan = plan_packs(spool.lengths, data.seq_length, data.seed)
+        if not 0 < len(plan) < sum(map(len, rows)):
+            rows, plan = [each[:0] for each in rows], plan_packs([], data.seq_length, data.seed)
+        again = sum(map(len, rows))
+        kept = packs - again
+        writer = PackedWriter(staging, prefix, kept + len(plan), data.seq_length)
+        _copy(shards, rows, writer)
+        if again:
             title, pad_id = "merge, underfilled packs (packs)", candidates[0].pad_id()
             write_packs(title, spool, plan, writer, pad_id, data.workers, kept)
     return {"packs": kept + len(plan), "packs_in_shards": packs, "packed_again": again}
 
 
 def _copy(shards: Sequence[Path], left_out: Sequence[Int64s], writer: PackedWriter) -> None:
-    """Copies the rows of all shards except those left out of each, by number; roles only if all shards have them."""
-    widths = {
-        path: writer.seq_length * np.dtype(dtype).itemsize
-        for path, dtype in writer.files.values()
-        if all((shard / path.name).is_file() for shard in shards)
-    }
+    """Copies the rows of all shards except those left out of each, by number."""
+    widths = {path: writer.seq_length * np.dtype(dtype).itemsize for path, dtype in writer.files.values()}
     total = sum((shard / path.name).stat().st_size for shard in shards for path in widths)
     total -= sum(map(len, left_out)) * sum(widths.values())
     with byte_progress("merge", total) as advance, ThreadPoolExecutor(len(widths)) as pool:

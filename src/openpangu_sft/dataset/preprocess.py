@@ -18,10 +18,10 @@ from openpangu_sft.artifacts.checks import stamps_of, unchanged
 from openpangu_sft.conversations.conversation import Rules, parse_sample
 from openpangu_sft.conversations.files import RawFile, require_usable, suffix_of
 from openpangu_sft.conversations.keys import BadSample
-from openpangu_sft.conversations.opening import UTF8, guess
+from openpangu_sft.conversations.opening import UTF8, open_raw
 from openpangu_sft.dataset.index_file import PREFIX, roles_path
 from openpangu_sft.dataset.shard import write_shard
-from openpangu_sft.dataset.spans import Part, Span, parts_of, read_span, sha256_of_span
+from openpangu_sft.dataset.spans import Part, Span, parts_of, read_span, sha256_of_span, spans_of
 from openpangu_sft.recipe.data import Data
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.tokenizer.template import TEMPLATE_DIGEST, TextSpan, sample_spans
@@ -31,8 +31,8 @@ from openpangu_sft.util.errors import UserError
 
 SUFFIX = ".jsonl"  # of samples files
 
-PLACES, SAMPLES_PER_PLACE = 8, 16
-"""How many of the user's samples are compared with the tokenizer's class before SentencePiece is used alone."""
+PLACES, SAMPLES = 8, 128
+"""Where and how many samples are compared with the tokenizer's class before SentencePiece is used alone: at most."""
 
 COMPARED = 20_000  # characters of a text that are compared at most: the class takes 12 s for one of 4 MB
 
@@ -99,16 +99,13 @@ def open_tokenizer(directory: Path, trust_remote_code: bool, spans: Sequence[Spa
 
 def _spans_to_compare(spans: Sequence[Span], rules: Rules) -> Iterator[TextSpan]:
     """Text spans of samples from all over the inputs."""
-    total = sum(span.end - span.begin for span in spans)
-    for place in (total * number // PLACES for number in range(PLACES)):
-        for file, begin, end in spans:
-            if place < end - begin:
-                for raw in islice(filter(None, read_span(Span(file, begin + place, end))), SAMPLES_PER_PLACE):
-                    with contextlib.suppress(BadSample):  # reported when it is encoded
-                        texts = sample_spans(parse_sample(raw.content, rules))
-                        yield from (text._replace(text=text.text[:COMPARED]) for text in texts)
-                break
-            place -= end - begin
+    pieces = [piece for span in spans for piece in spans_of(span, 1)]
+    places = pieces[:: len(pieces) // PLACES + 1]
+    for place in places:
+        for raw in islice(filter(None, read_span(place)), SAMPLES // len(places)):
+            with contextlib.suppress(BadSample):  # reported when it is encoded
+                texts = sample_spans(parse_sample(raw.content, rules))
+                yield from (text._replace(text=text.text[:COMPARED]) for text in texts)
 
 
 def sample_files(path: Path) -> list[Path]:
@@ -126,11 +123,8 @@ def sample_files(path: Path) -> list[Path]:
         if entry.suffix != SUFFIX:
             raise UserError(f"is not a {SUFFIX} file", where=entry, remedy="run make format on it, or move it away")
         require_usable(RawFile(entry, entry.name))
-        with entry.open("rb") as file:
-            found = guess(file.peek(1))
-        if found not in ("", UTF8):
-            remedy = f"run make format on it with data.encoding={found}, or save it as UTF-8"
-            raise UserError(f"looks like {found.upper()}, not UTF-8", where=entry, remedy=remedy)
+        with open_raw(entry, UTF8):  # refuses what looks like another encoding
+            pass
     if not known:
         raise UserError(f"no {SUFFIX} files here", where=path, remedy="run make format, or put samples there")
     return sorted(known)

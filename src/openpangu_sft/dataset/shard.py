@@ -6,7 +6,6 @@ All of it runs in several processes, and gives the same bytes for any number of 
 from __future__ import annotations
 
 import contextlib
-import json
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
@@ -18,16 +17,16 @@ from typing import Any, NamedTuple, Union
 import numpy as np
 import numpy.typing as npt
 
-from openpangu_sft.artifacts.artifact import sum_counts
+from openpangu_sft.artifacts.artifact import blocks_of, sum_counts
 from openpangu_sft.conversations.conversation import Rules, Sample, parse_sample, reason_class
 from openpangu_sft.conversations.keys import BadSample
-from openpangu_sft.conversations.readers import RawRecord
+from openpangu_sft.conversations.readers import RawRecord, reject_line
 from openpangu_sft.dataset.encode import Encoded, TooLong, encode_samples, input_ids_of, labels_of, training_views
 from openpangu_sft.dataset.index_file import BEGINS, PREFIX, ROLES, VALIDATION, PackedWriter
 from openpangu_sft.dataset.packing import Plan, plan_packs
 from openpangu_sft.dataset.pool import ordered_map
 from openpangu_sft.dataset.segments import blocks
-from openpangu_sft.dataset.spans import Span, lines_before, read_span, spans_of
+from openpangu_sft.dataset.spans import Span, read_span, spans_of
 from openpangu_sft.dataset.spool import Spool, TokenRun
 from openpangu_sft.recipe.data import Data
 from openpangu_sft.tokenizer.tokenizer import Tokenizer
@@ -43,11 +42,10 @@ USER, ASSISTANT = (BEGINS + ROLES.index(role) + 1 for role in ("user", "assistan
 
 
 class Refused(NamedTuple):
-    """A sample that is left out: line in the span, reason, the record or its text, and whether it is dropped."""
+    """A sample that is left out: its record, whose place is the line in the span, why, and whether it is dropped."""
 
-    line: int
+    raw: RawRecord
     reason: str
-    record: Any
     dropped: bool
 
 
@@ -97,17 +95,22 @@ def _encode(
     """Encodes the lines of a span into the spool; returns counts, and which of the samples are for validation."""
     counts: dict[str, Counter[str]] = {name: Counter() for name in (PREFIX, VALIDATION, *NOTES)}
     validation = [np.empty(0, np.bool_)]
-    lines, first_line = 0, None
+    lines, before = 0, None
     spans = spans_of(span, data.workers)
     encode = partial(_encode_span, tokenizer, data, spool)
     results = ordered_map(encode, spans, min(data.workers, len(spans)) or 1)
     with byte_progress(f"encoding {span.file.name}", span.end - span.begin) as advance, contextlib.closing(results):
         for result, part in zip(results, spans):
             if result.refused:
-                first_line = lines_before(span) if first_line is None else first_line  # reads the file through: once
-                with naming(rejects), rejects.open("a", encoding="utf-8", errors="backslashreplace") as stream:
-                    for refused in result.refused:
-                        _note(refused, span.file, first_line + lines + refused.line, data, stream)
+                if before is None:  # reads the file through: once
+                    before = sum(block.count(b"\n") for block in blocks_of(span.file, end=span.begin))
+                with naming(rejects), rejects.open("ab") as stream:
+                    for raw, reason, dropped in result.refused:
+                        line = before + lines + int(raw.place[1:])
+                        if data.on_bad_sample == "refuse" and not dropped:
+                            remedy = "fix it, or set data.on_bad_sample=skip"
+                            raise UserError(reason, where=f"{span.file}:{line}", remedy=remedy)
+                        stream.write(reject_line(raw, span.file.name, str(line), reason))
             lines += result.lines
             spool.runs.append(result.run)
             validation.append(result.validation)
@@ -115,24 +118,14 @@ def _encode(
                 counts[name].update(counted)
             advance(part.end - part.begin, "")
     training, held_out = counts[PREFIX], counts[VALIDATION]
-    left_out = training["rejected"] + training["dropped"] - counts["changes"][ADDED]
-    read = training["packed"] + held_out["packed"] + left_out
-    if not read:
+    if not training["read"]:
         raise UserError("holds no records", where=span.file, remedy="fill it, or move it away")
-    names = ("packed", "rejected", "dropped", "truncated", "trained_tokens")
-    found: dict[str, Any] = {"read": read, **{name: training[name] for name in names}}
+    names = ("read", "packed", "rejected", "dropped", "truncated", "trained_tokens")
+    found: dict[str, Any] = {name: training[name] for name in names}
     found.update({name: dict(sorted(counts[name].items())) for name in NOTES})
     if data.validation_share:
         found[VALIDATION] = {name: held_out[name] for name in ("packed", "trained_tokens")}
     return found, np.concatenate(validation)
-
-
-def _note(refused: Refused, file: Path, line: int, data: Data, stream: Any) -> None:
-    """Writes a sample that is left out into the rejects file; raises `UserError` if bad ones are not to be left out."""
-    if data.on_bad_sample == "refuse" and not refused.dropped:
-        raise UserError(refused.reason, where=f"{file}:{line}", remedy="fix it, or set data.on_bad_sample=skip")
-    entry = {"file": file.name, "place": str(line), "reason": refused.reason, "record": refused.record}
-    stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
 
 def _encode_span(tokenizer: Tokenizer, data: Data, spool: Spool, span: Span) -> SpanResult:
@@ -142,11 +135,12 @@ def _encode_span(tokenizer: Tokenizer, data: Data, spool: Spool, span: Span) -> 
     outcomes = iter(encode_samples([view for _, _, views in read for view in views], tokenizer, data))
     encoded, validation, refused = list[Encoded](), list[bool](), list[Refused]()
     counts: dict[str, Counter[str]] = {name: Counter() for name in (PREFIX, VALIDATION, *NOTES)}
+    counts[PREFIX]["read"] = len(read)
     for raw, rules, views in read:
         kept = _kept(list(islice(outcomes, len(views))), data)
         if isinstance(kept, BadSample):
             dropped = isinstance(kept, TooLong) and data.too_long == "drop"
-            refused.append(Refused(int(raw.place[1:]), str(kept), raw.text or raw.content, dropped))
+            refused.append(Refused(raw, str(kept), dropped))
             counts[PREFIX]["dropped" if dropped else "rejected"] += 1
             counts["reasons"][reason_class(str(kept))] += 1
             continue

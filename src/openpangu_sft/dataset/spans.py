@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Optional
 
-from openpangu_sft.artifacts.artifact import blocks_of, sha256_of
+from openpangu_sft.artifacts.artifact import sha256_of
 from openpangu_sft.conversations.readers import RawRecord, record_of_line
 from openpangu_sft.util.errors import UserError
 
@@ -90,12 +90,9 @@ def read_span(span: Span) -> Iterator[Optional[RawRecord]]:
         stream.seek(position)
         while position < end and (line := stream.readline()):
             number += 1
+            text = line.decode("utf-8" if position else "utf-8-sig", "surrogateescape")
             position += len(line)
-            yield record_of_line(line, number, position, first=position == len(line))
-
-
-def lines_before(span: Span) -> int:
-    return sum(block.count(b"\n") for block in blocks_of(span.file, end=span.begin))
+            yield record_of_line(text, number, position)
 
 
 def sha256_of_span(span: Span) -> str:

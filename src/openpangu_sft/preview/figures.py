@@ -15,7 +15,8 @@ from openpangu_sft.tokenizer.tokenizer import IGNORED
 from openpangu_sft.util.console import progress
 from openpangu_sft.util.errors import printable
 
-BARS = 16  # most bars in a histogram
+BARS = 16  # most bars in a histogram, each 1, 2, 5, 10, 20… wide
+QUANTILES = (0, 0.5, 1)  # the smallest value, the median and the largest value
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,9 @@ def figures_of(statistics: Statistics, manifest: Manifest) -> Figures:
 
 
 def _lengths(lengths: Ids) -> Histogram:
-    shortest, median, longest = _quantiles(lengths)
-    width = _round_width(longest)
+    shortest, median, longest = np.quantile(lengths, QUANTILES, method="lower").tolist()
+    widths = (int(digit * 10**power) for power in count() for digit in (1, 2, 5))
+    width = next(width for width in widths if longest <= BARS * width)
     edges = list(range(0, longest + width, width))
     labels = [f"{edge + 1:,}–{edge + width:,}" if width > 1 else f"{edge + 1:,}" for edge in edges[:-1]]
     note = f"shortest {shortest:,}, median {median:,}, mean {lengths.mean():,.1f}, longest {longest:,}"
@@ -119,25 +121,13 @@ def _lengths(lengths: Ids) -> Histogram:
     return Histogram("Sample length", "tokens in a sample", "samples", _bars(lengths, edges, labels), ticks, note)
 
 
-def _round_width(span: int) -> int:
-    """The smallest of 1, 2, 5, 10, 20… that gives at most `BARS` bars."""
-    widths = (int(digit * 10**power) for power in count() for digit in (1, 2, 5))
-    return next(width for width in widths if span <= BARS * width)
-
-
 def _fill(fill: Ids, whole: int) -> Histogram:
     labels = [f"{tenth}–{tenth + 10}%" for tenth in range(0, 100, 10)]
     bars = _bars(fill, [round(whole * tenth / 10) for tenth in range(11)], labels)
-    least, middle, most = (value / whole for value in _quantiles(fill))
+    least, middle, most = np.quantile(fill, QUANTILES, method="lower") / whole
     note = f"emptiest {least:.1%}, median {middle:.1%}, fullest {most:.1%}"
     across, ticks = "share of a pack that is not padding", ("0%", "50%", "100%")
     return Histogram("Packs by efficiency", across, "packs", bars, ticks, note)
-
-
-def _quantiles(values: Ids) -> tuple[int, int, int]:
-    """The smallest value, the lower median and the largest value."""
-    smallest, median, largest = np.sort(values)[[0, (len(values) - 1) // 2, -1]].tolist()
-    return smallest, median, largest
 
 
 def _bars(values: Ids, edges: list[int], labels: list[str]) -> dict[str, int]:

@@ -6,7 +6,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from openpangu_sft.preview.segments import NEWLINE, PART, SPACE, Segment, Token, Turn
+from openpangu_sft.preview.segments import NEWLINE, PART, SPACE, Token, Turn
 from openpangu_sft.preview.stage import Preview
 from openpangu_sft.util.console import print_rows
 
@@ -23,8 +23,12 @@ def show(preview: Preview, console: Console) -> None:
     """Prints samples, then numbers."""
     console.print(Text(LEGEND, "dim"))
     for segment in preview.segments:
+        where = f"pack {segment.pack:,}, segment {segment.position:,}, from token {segment.offset:,}"
+        share = f"{segment.length:,} tokens, {segment.trained:,} trained ({segment.trained / segment.length:.1%})"
         console.print()
-        _show_segment(segment, console)
+        console.print(Text.assemble((f"sample {segment.sample:,}", "bold"), f"  {where}; {share}"))
+        for turn in segment.turns:
+            _show_turn(turn, console)
     console.print()
     figures = preview.figures
     values = max(len(figure.value) for figure in figures.single)
@@ -33,14 +37,6 @@ def show(preview: Preview, console: Console) -> None:
     rows += [(each.title, "", each.note) for each in (figures.lengths, figures.fill)]
     rows.append((figures.roles.title, "", turns))
     print_rows(f"dataset: {preview.dataset}", (), rows, console)
-
-
-def _show_segment(segment: Segment, console: Console) -> None:
-    where = f"pack {segment.pack:,}, segment {segment.position:,}, from token {segment.offset:,}"
-    share = f"{segment.length:,} tokens, {segment.trained:,} trained ({segment.trained / segment.length:.1%})"
-    console.print(Text.assemble((f"sample {segment.sample:,}", "bold"), f"  {where}; {share}"))
-    for turn in segment.turns:
-        _show_turn(turn, console)
 
 
 def _show_turn(turn: Turn, console: Console) -> None:
