@@ -357,6 +357,10 @@ def test_override_of_a_section_that_the_file_has_not_and_the_last_one_counts() -
         ('data.ignore_keys=["\\ud800"]', "surrogates not allowed -> see docs/recipe.md"),
         ('data.columns={"prompt": "\\ud800"}', "surrogates not allowed"),
         ('data.sources=[{"path": a, "system": "\\ud800"}]', "data.sources.0.system = '\\ud800': Value error"),
+        (
+            'data.sources=[{"path": a, "system": "<s>"}]',
+            "data.sources[0].system holds the control token <s> ->",
+        ),
         ("paths.raw=a\0b", "--set paths.raw: paths.raw 'a\\x00b' is not a path"),
         ("paths.raw=~nobody-here/x", "begins with an unknown home directory -> write it out"),
         ("train=", "--set train: train is a section -> set its keys one by one: train.engine=…"),

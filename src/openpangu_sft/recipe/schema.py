@@ -5,6 +5,7 @@ cannot work. Any key can be overridden on the command line: `--set train.lr=1e-5
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import permutations
@@ -128,6 +129,11 @@ def _others(recipe: Recipe) -> Iterator[Conflict]:
     for name, default in {"data.source_format": "auto", "data.columns": {}}.items():
         if recipe.data.sources and attrgetter(name)(recipe) != default:
             yield Conflict(f"{name} is not used with data.sources", "set it in each source", name, "data.sources")
+    for number, source in enumerate(recipe.data.sources):
+        token = re.search(r"\[unused\d+\]|</?s>", source.system or "")  # openPangu's; preprocess finds any others
+        if token and recipe.data.control_tokens == "refuse":
+            what = f"data.sources[{number}].system holds the control token {token.group()}"
+            yield Conflict(what, "take it out, or set data.control_tokens=escape", "data.sources")
     yield from _overlap(recipe.paths)
 
 
