@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -237,8 +238,9 @@ def test_a_dialogue_from_a_pipe_with_tools(tiny_hf: Path, tmp_path: Path) -> Non
     assert "the message holds the control token [unused9] -> take it out" in refused.stderr
 
 
-def test_ctrl_c_on_a_terminal(tiny_hf: Path, tmp_path: Path) -> None:
-    """It ends an answer, or does nothing at the prompt; Ctrl-D ends the session."""
+@pytest.mark.parametrize("last", ["Ctrl-D", "SIGTERM"])
+def test_ctrl_c_on_a_terminal(tiny_hf: Path, tmp_path: Path, last: str) -> None:
+    """It ends an answer, or does nothing at the prompt; Ctrl-D and SIGTERM end the session."""
     settings = [f"--set={key}" for key in (*TINY, "chat.max_new_tokens=9999", f"paths.cache={tmp_path}")]
     command = [sys.executable, "-m", "openpangu_sft", "chat", "--recipe", str(ROOT / "recipes/demo.yaml"), *settings]
     ours, its = pty.openpty()
@@ -269,8 +271,12 @@ def test_ctrl_c_on_a_terminal(tiny_hf: Path, tmp_path: Path) -> None:
         os.write(ours, f"/save {tmp_path}/kept.jsonl\n".encode())
         read_until(b"\n")
         read_until(b"> ")
-        os.write(ours, b"\x04")
-        assert process.wait(PATIENCE) == 0
+        if last == "SIGTERM":
+            process.terminate()
+            assert process.wait(PATIENCE) == 128 + signal.SIGTERM
+        else:
+            os.write(ours, b"\x04")
+            assert process.wait(PATIENCE) == 0
     finally:
         process.kill()
         process.wait()

@@ -427,6 +427,11 @@ def test_a_manifest_that_is_damaged_is_named(recipe: Recipe, part: str, name: st
     assert f"{MANIFEST}: not a manifest: {name} is missing" in refusal_of(run_report, recipe)
 
 
+def test_a_run_of_a_version_that_recorded_no_engine(recipe: Recipe) -> None:
+    with_manifest(recipe.path("run"), "settings", "train.engine", DROPPED)
+    assert "engine unknown" in run_report(recipe).read_text("utf-8")
+
+
 @pytest.mark.parametrize("line", ["[]", "{}", '"x"', "garbage", '{"time": 1}'])
 def test_a_line_of_starts_that_is_damaged_is_named(recipe: Recipe, line: str) -> None:
     with (recipe.path("run") / STARTS).open("a", encoding="utf-8") as stream:

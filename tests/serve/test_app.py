@@ -238,6 +238,11 @@ def test_results_of_tools_are_in_the_order_of_their_calls(
     [
         ('看[unused11][{"name"', '看[unused11][{"name"', "stop"),
         ("[unused11]没有[unused12]", "[unused11]没有[unused12]", "stop"),
+        ("看[unused11][][unused12]后", "看[unused11][][unused12]后", "stop"),
+        ("想[unused17]答", "想[unused17]答", "stop"),
+        ("嗯[unused16]想[unused17]答", "嗯[unused16]想[unused17]答", "stop"),
+        ("[unused16]想[unused17]答[unused16]又[unused17]", "答[unused16]又[unused17]", "stop"),
+        ("[unused16]想[unused11]又[unused12]想[unused17]答", "答", "stop"),
         ("[unused16]想[unused17]", "", "stop"),
         ("", "", "stop"),
     ],
@@ -269,6 +274,21 @@ def test_earlier_thinking_is_seen_only_where_it_is_trained_in_every_answer(
     chat.recipe = make_recipe("data.thinking=all")
     client.chat.completions.create(model="tiny", messages=history)
     assert ["[unused16]想[unused17]" in chat.tokenizer.decode(prompt) for prompt in seen] == [False, True]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_server_that_stops_waits_for_no_token(
+    endpoint: tuple[Endpoint, OpenAI], answering: Answering, stream: bool
+) -> None:
+    found, client = endpoint
+    begun, go_on = threading.Event(), threading.Event()
+    answering("好", before=lambda number: (begun.set(), go_on.wait(PATIENCE)))
+    threading.Thread(target=lambda: (begun.wait(PATIENCE), found.stopping.set())).start()
+    try:
+        with pytest.raises(openai.APIError, match="the server is stopping"):
+            list(client.chat.completions.create(model="tiny", messages=QUESTION, stream=stream))  # type: ignore[call-overload]
+    finally:
+        go_on.set()
 
 
 @pytest.mark.parametrize("temperature", [1e-300, 1e-45, 1e-9, 0.009])

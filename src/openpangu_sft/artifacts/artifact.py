@@ -237,7 +237,9 @@ def parse_manifest(path: Path, remedy: str) -> Manifest:
         complaint = staticmethod(lambda what: UserError(f"not a manifest: {what}", where=path, remedy=remedy))
 
     try:
-        content = Content.model_validate_json(path.read_bytes()).model_dump(exclude_unset=True, by_alias=True)
+        text = path.read_bytes()
+        Content.model_validate_json(text)
+        content = json.loads(text)  # as it is: a model would put its own fields first
     except ValidationError as error:
         raise Section.complaint(first_complaint(error)) from None
     for name in ("settings", "inputs", "counts"):

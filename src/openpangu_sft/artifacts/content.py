@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeIn
 
 def _below(name: str) -> str:
     parts = PurePosixPath(name).parts
-    if not parts or "/".join(parts) != name or ".." in parts or not name.isprintable():
+    if not parts or "/".join(parts) != name or ".." in parts:
         raise ValueError("is no path below the artifact")
     return name
 
@@ -26,6 +26,13 @@ class _Counts(_Open):
     packed: NonNegativeInt = 0
     tokens: NonNegativeInt = 0
     trained_tokens: NonNegativeInt = 0
+    read: NonNegativeInt = 0
+    rejected: NonNegativeInt = 0
+    dropped: NonNegativeInt = 0
+    truncated: NonNegativeInt = 0
+    reasons: dict[str, NonNegativeInt] = {}
+    ignored_keys: dict[str, NonNegativeInt] = {}
+    changes: dict[str, NonNegativeInt] = {}
     validation: _Counts = None  # type: ignore[assignment]
 
 

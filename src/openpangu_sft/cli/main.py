@@ -50,7 +50,8 @@ def _run() -> int:
         code = 128 + stop.signal_number
         return code if worker_rank() else _say(str(stop), code)  # one line for all processes of a run
     except (KeyboardInterrupt, click.Abort) as stop:  # Abort: click's, of a KeyboardInterrupt
-        number = next(iter((stop.__cause__ or stop).args), signal.SIGINT)
+        number = next(iter((stop.__cause__ or stop).args), None)  # of an EOFError a text
+        number = number if isinstance(number, int) else signal.SIGINT
         return _say("interrupted; nothing half-written is left", 128 + number)
     except click.ClickException as error:
         return _say(_explain(error), error.exit_code)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import signal
 import socket
 import sys
 from collections.abc import Iterator
@@ -154,8 +155,8 @@ def _typed_lines() -> Iterator[str]:
             yield input("> " if sys.stdin.isatty() else "")
         except EOFError:
             return
-        except KeyboardInterrupt:
-            if not sys.stdin.isatty():
+        except KeyboardInterrupt as stop:
+            if not sys.stdin.isatty() or signal.SIGTERM in stop.args:
                 raise
             print()  # a Ctrl-C that came after the answer's end
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
@@ -193,8 +194,8 @@ class Dialogue:
 
         try:
             answer = self._chat.reply(asked, self._system, self._tools, take)
-        except KeyboardInterrupt:
-            if not breaks:
+        except KeyboardInterrupt as stop:
+            if not breaks or signal.SIGTERM in stop.args:
                 raise
             if not texts:
                 return Answer(None, "", "")  # as if it had not been asked

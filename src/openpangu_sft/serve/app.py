@@ -23,7 +23,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from openpangu_sft.conversations.calls import answer_of, call_text
+from openpangu_sft.conversations.calls import CALLS, THINKING, answer_of, call_text
 from openpangu_sft.conversations.keys import BadSample
 from openpangu_sft.model.chat import Chat, Completion, Parts
 from openpangu_sft.serve.request import Request
@@ -31,7 +31,10 @@ from openpangu_sft.util.errors import UserError
 
 AT_ONCE = 4  # requests that are answered at the same time; others wait
 CLOSED = 499  # status of a request that its client has given up, in logs; nobody receives it
+SECONDS = 1.0  # between looks whether anybody waits, where no token comes
 LARGEST = 1 << 22  # bytes of a request: several times the longest context as text
+
+_FIELDS = {"thinking": "reasoning_content", "text": "content"}
 
 
 class _Stopped(Exception):
@@ -117,27 +120,44 @@ class _Answer:
         self._loop.call_soon_threadsafe(self._texts.put_nowait, text)
 
     async def deltas(self) -> AsyncIterator[dict[str, Any]]:
-        """Pieces of the message, each as soon as it is generated."""
+        """Pieces of the message, each as soon as it is generated; now and then an empty one."""
         parts, done = Parts(), self._loop.run_in_executor(self._endpoint.pool, self._generate)
-        sent = ""
-        while (text := await self._texts.get()) is not None:
+        sent, tags, held = {"thinking": 0, "text": 0}, list[str](), False
+        while (text := await self._next()) is not None:
             name, piece = parts(text)
-            if piece and name != "calls":
-                sent += piece if name == "text" else ""
-                yield {"reasoning_content" if name == "thinking" else "content": piece}
+            if text in (*THINKING, *CALLS):  # only the end tells whether one is text, but for thinking at the beginning
+                tags.append(text)
+                held = held or sent["text"] > 0 or tags != [*THINKING][: len(tags)]
+            if not piece or held:
+                yield {}
+            else:
+                sent[name] += len(piece)
+                yield {_FIELDS[name]: piece}
         if not await done:
             raise _Stopped
-        if rest := answer_of(self._completion.text).text[len(sent) :]:
-            yield {"content": rest}  # calls that are none
+        found = answer_of(self._completion.text)
+        for name, whole in (("thinking", found.thinking or ""), ("text", found.text)):
+            if rest := whole[sent[name] :]:
+                yield {_FIELDS[name]: rest}
         if calls := self._calls():
             yield {"tool_calls": [{"index": number, **call} for number, call in enumerate(calls)]}
+
+    async def _next(self) -> Optional[str]:
+        """The next token's text, None after the last one, empty where there is none for a while."""
+        if self._endpoint.stopping.is_set():
+            raise _Stopped
+        try:
+            return await asyncio.wait_for(self._texts.get(), SECONDS)
+        except asyncio.TimeoutError:
+            return ""
 
     async def events(self) -> AsyncIterator[str]:
         """The answer as server-sent events."""
         try:
             yield self._event({"role": "assistant", "content": ""})
             async for delta in self.deltas():
-                yield self._event(delta)
+                if delta:
+                    yield self._event(delta)
             yield self._event({}, self._reason())
             if (self._request.stream_options or {}).get("include_usage"):
                 yield _event({**self._head, "object": "chat.completion.chunk", "choices": [], "usage": self._usage()})
