@@ -141,7 +141,14 @@ def test_an_answer_decides_for_b(answer: str) -> None:
     "answer",
     [
         *["", "A", "北京", "Banana", "12", "不知道", "BB", "a b"],
-        *["答案：A", "答案是A，而不是B", "选项B错误，答案是A", "The answer is A, not B", "\\boxed{A}, not B"],
+        *[
+            "答案：A",
+            "答案是A，而不是B",
+            "答案是A，因为它不是脂肪而是B类",
+            "选项B错误，答案是A",
+            "The answer is A, not B",
+            "\\boxed{A}, not B",
+        ],
     ],
 )
 def test_an_answer_does_not_decide_for_b(answer: str) -> None:

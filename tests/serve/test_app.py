@@ -189,15 +189,20 @@ def test_a_server_that_stops_ends_its_answers(endpoint: tuple[Endpoint, OpenAI],
         ({"messages": [{"role": "system", "content": "a"}]}, "the last one is to be a user's or a tool's"),
         ({"messages": [*QUESTION, {"role": "system", "content": "a"}]}, "a system message comes after others"),
         ({"messages": [*QUESTION, {"role": "tool", "tool_call_id": "a", "content": "b"}]}, "has the tool_call_id 'a'"),
+        ({"messages": [*QUESTION, {**CALLED, "role": "user"}]}, "in a message that is not the assistant's"),
+        (
+            {"messages": [*QUESTION, {**CALLED, "tool_calls": CALLED["tool_calls"][:1] * 2}, *RESULTS]},
+            "a tool_call_id stands twice",
+        ),
         ({"messages": [*QUESTION, CALLED, *QUESTION]}, "each of the calls ['c1', 'c2'] needs one result"),
         ({"messages": [*QUESTION, CALLED, RESULTS[0], *QUESTION]}, "each of the calls ['c1', 'c2'] needs one result"),
         ({"messages": [*QUESTION, CALLED, RESULTS[0], RESULTS[0]]}, "each of the calls ['c1', 'c2'] needs one result"),
-        ({"messages": [{"role": "user", "content": [IMAGE]}]}, "messages.0.content.0.image_url: Extra inputs are not"),
+        ({"messages": [{"role": "user", "content": [IMAGE]}]}, "messages.0.content.0.type: Input should be 'text'"),
         ({"messages": [{"role": "user", "content": "a", "weight": 0}]}, "messages.0.weight: Extra inputs"),
         ({"messages": [{"role": "user", "content": "a" * (1 << 22)}]}, "the request has more than 4,194,304 bytes"),
         ({"tools": [{"type": "function"}]}, "tools.0.function: Field required"),
         ({"temperature": 3}, "temperature: Input should be less than or equal to 2"),
-        ({"extra_body": {"tool_choice": "required"}}, "tool_choice: Input should be 'auto', 'none' or None"),
+        ({"extra_body": {"tool_choice": "required"}}, "tool_choice: Input should be 'auto' or 'none'"),
         ({"messages": []}, "messages: List should have at least 1 item"),
         ({"n": 2}, "n: Input should be 1"),
         ({"stop": ["a"]}, "stop: "),
@@ -317,3 +322,20 @@ def test_a_client_that_leaves_before_its_request_is_whole(
         half.sendall(f"{head}\r\n{{".encode())
     assert [model.id for model in client.models.list()] == ["tiny"]  # the server has seen the end of the other by then
     assert "Traceback" not in caplog.text
+
+
+def test_what_is_null_is_not_given(endpoint: tuple[Endpoint, OpenAI], answering: Answering) -> None:
+    _, client = endpoint
+    seen = answering("好")
+    nothing = dict.fromkeys(("stream", "seed", "stop", "n", "tools", "logit_bias", "response_format", "user"))
+    for extra in ({}, nothing):
+        client.chat.completions.create(model="tiny", messages=QUESTION, extra_body=extra)
+    assert seen[0] == seen[1]
+
+
+def test_a_tool_is_shown_as_it_is_given(endpoint: tuple[Endpoint, OpenAI], answering: Answering, chat: Chat) -> None:
+    _, client = endpoint
+    seen = answering("好")
+    tool: Any = {"type": "function", "function": {"description": "天气", "parameters": {"type": "object"}, "name": "w"}}
+    client.chat.completions.create(model="tiny", messages=QUESTION, tools=[tool])
+    assert '"description":"天气","parameters":{"type":"object"},"name":"w"' in chat.tokenizer.decode(seen[0])

@@ -151,7 +151,7 @@ def sum_counts(counts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for name, value in single.items():
             if isinstance(value, dict):
                 total[name] = dict(sorted(sum_counts([total.get(name, {}), value]).items()))
-            else:
+            elif isinstance(value, int):
                 total[name] = total.get(name, 0) + value
     return total
 

@@ -131,7 +131,7 @@ def serve_command(recipe: Recipe, model: Optional[Path], iteration: Optional[str
     with listening:
         checkpoint = model.absolute() if model else recipe.path("run") if iteration else default_checkpoint(recipe)
         chat = Chat(recipe, checkpoint, iteration_in(checkpoint, iteration))
-        name = checkpoint.name
+        name = printable(checkpoint.name)
         address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}/v1"
         say(f"serving {name} at {address}; Ctrl-C to stop")
         with contextlib.suppress(KeyboardInterrupt):  # raised again when all connections are closed

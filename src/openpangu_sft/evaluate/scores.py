@@ -11,7 +11,8 @@ Score = Literal["exact", "contains", "choice"]
 _PUNCTUATION = " ,;:!?'\"*`()[]。、“”‘’「」『』《》〈〉【】"  # not what is part of a value: - + % # $
 _LETTER = r"\b([A-Z])\b(?!(?<=I)['’ ][a-z])"  # alone, beside Chinese too (re.ASCII), and not the pronoun
 _ALONE = re.compile(_LETTER + r"(?!(?<=A) (?!(?:is|and|or)\b)[a-z])", re.ASCII)  # nor the article
-_MARK = r"答案|而是|正确的?选项|(?<!不)(?<!不[应该能可])选(?!项)|(?i:answer|choose|correct (?:option|choice))|boxed"
+_CHOSEN = r"(?<!不)(?<!不[应该能可])选(?!项)|不是[A-Z],?而是"
+_MARK = rf"答案|正确的?选项|{_CHOSEN}|(?i:answer|choose|correct (?:option|choice))|boxed"
 _BETWEEN = r"(?:[\s:=()\[\]{*\"'`“‘「【】$\\是为应该的选择项-]|(?i:is|be|would|should|option|choice|text|boxed)){0,30}"
 _LIST = r"(?!\s*(?:(?:[和与或]|and|or)\s*[A-Z]\b|[、,/]\s*[A-Z]\s*(?:[.,。、\n]|$)))"  # of letters: no decision
 _DECIDED = re.compile(f"(?:{_MARK}){_BETWEEN}{_LETTER}{_LIST}", re.ASCII)

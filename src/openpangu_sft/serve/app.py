@@ -159,7 +159,7 @@ class _Answer:
                 if delta:
                     yield self._event(delta)
             yield self._event({}, self._reason())
-            if (self._request.stream_options or {}).get("include_usage"):
+            if self._request.stream_options.get("include_usage"):
                 yield _event({**self._head, "object": "chat.completion.chunk", "choices": [], "usage": self._usage()})
             yield "data: [DONE]\n\n"
         except _Stopped:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Optional, Union
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from openpangu_sft.conversations.calls import calls_text, tools_text
 from openpangu_sft.conversations.conversation import Message
@@ -19,6 +19,12 @@ from openpangu_sft.recipe.sections import Chat as Settings
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _given(cls, value: Any) -> Any:
+        """A null is as good as nothing."""
+        return {key: inner for key, inner in value.items() if inner is not None} if isinstance(value, dict) else value
 
 
 class _Part(_Strict):
@@ -35,18 +41,12 @@ class _Call(_Strict):
     id: str
     type: Literal["function"]
     function: _Called
-    index: Optional[int] = None  # of a stream
-
-
-class _Function(BaseModel):
-    model_config = ConfigDict(extra="allow")  # the prompt shows the whole definition
-
-    name: str = Field(min_length=1)
+    index: int = 0  # of a stream
 
 
 class _Tool(_Strict):
     type: Literal["function"]
-    function: _Function
+    function: dict[str, Any]  # as it is: the prompt shows the whole definition
 
 
 class _Turn(_Strict):
@@ -56,13 +56,11 @@ class _Turn(_Strict):
     content: Union[str, list[_Part], None] = None
     reasoning_content: Optional[str] = None
     reasoning: Any = None  # the same in newer vLLM
-    tool_calls: Optional[list[_Call]] = None
+    tool_calls: list[_Call] = []
     tool_call_id: Optional[str] = None
     name: Any = None  # of a participant or a function: the template has no place for it
     refusal: Any = None
     annotations: Any = None
-    audio: None = None
-    function_call: None = None
 
     @property
     def text(self) -> str:
@@ -76,21 +74,20 @@ class Request(_Strict):
     messages: list[_Turn] = Field(min_length=1)
     model: str
     stream: bool = False
-    stream_options: Optional[dict[Literal["include_usage"], bool]] = None
+    stream_options: dict[Literal["include_usage"], bool] = {}
     max_tokens: Optional[int] = Field(default=None, gt=0)
     max_completion_tokens: Optional[int] = Field(default=None, gt=0)
     temperature: Optional[float] = Field(default=None, ge=0, le=2)
     top_p: Optional[float] = Field(default=None, gt=0, le=1)
-    tools: Optional[list[_Tool]] = None
-    tool_choice: Literal["auto", "none", None] = None
-    parallel_tool_calls: Literal[True, None] = None
-    response_format: Optional[dict[Literal["type"], Literal["text"]]] = None
-    n: Literal[1, None] = None
-    logprobs: Literal[False, None] = None
-    frequency_penalty: Optional[float] = Field(default=None, ge=0, le=0)
-    presence_penalty: Optional[float] = Field(default=None, ge=0, le=0)
-    stop: Optional[Sequence[str]] = Field(default=None, max_length=0)
-    prediction: None = None
+    tools: list[_Tool] = []
+    tool_choice: Literal["auto", "none"] = "auto"
+    parallel_tool_calls: Literal[True] = True
+    response_format: dict[Literal["type"], Literal["text"]] = {"type": "text"}
+    n: Literal[1] = 1
+    logprobs: Literal[False] = False
+    frequency_penalty: float = Field(default=0, ge=0, le=0)
+    presence_penalty: float = Field(default=0, ge=0, le=0)
+    stop: Sequence[str] = Field(default=(), max_length=0)
     user: Any = None  # whoever asks, and notes for the service: they change no answer
     metadata: Any = None
     store: Any = None
@@ -100,8 +97,7 @@ class Request(_Strict):
         systems = [turn.text for turn in self.messages if turn.role in ("system", "developer")]
         if any(turn.role not in ("system", "developer") for turn in self.messages[: len(systems)]):
             raise BadSample("messages: a system message comes after others: put it first")
-        tools = self.tools if self.tools and self.tool_choice != "none" else []
-        defined = tools_text([tool.model_dump() for tool in tools])
+        defined = tools_text([tool.model_dump() for tool in self.tools if self.tool_choice != "none"])
         return chat.prompt([*_asked(self.messages[len(systems) :])], "\n".join(systems), defined)
 
     def settings(self, default: Settings) -> Settings:
@@ -121,7 +117,9 @@ def _asked(turns: Sequence[_Turn]) -> Iterator[Message]:
         place += 1
         if turn.role == "tool":
             raise BadSample(f"messages: no call has the tool_call_id {turn.tool_call_id!r}")
-        calls = turn.tool_calls or []
+        calls = turn.tool_calls
+        if len({call.id for call in calls}) < len(calls) or (calls and turn.role != "assistant"):
+            raise BadSample("messages: a tool_call_id stands twice, or in a message that is not the assistant's")
         if turn.role == "assistant":
             dumped = [call.function.model_dump() for call in calls]
             yield Message("assistant", turn.text, turn.reasoning_content, calls_text(dumped))
