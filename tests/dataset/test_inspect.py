@@ -386,10 +386,12 @@ def test_rows_of_no_tokens(make_recipe: MakeRecipe, tmp_path: Path, length: int)
 
 
 def test_a_manifest_with_another_length(recipe: Recipe) -> None:
-    for value, shown in ((256, "256"), ("128", "128"), (None, "None")):
-        edit_manifest(recipe, lambda content, value=value: content["settings"].update({"data.seq_length": value}))
-        (said,) = findings(run_inspect(recipe))
-        assert f"rows have 128 tokens, the manifest has data.seq_length = {shown} -> run make preprocess" in said
+    edit_manifest(recipe, lambda content: content["settings"].update({"data.seq_length": 256}))
+    (said,) = findings(run_inspect(recipe))
+    assert "rows have 128 tokens, the manifest has data.seq_length = 256 -> run make preprocess" in said
+    edit_manifest(recipe, lambda content: content["settings"].pop("data.seq_length"))
+    (said,) = findings(run_inspect(recipe))
+    assert "rows have 128 tokens, the manifest has data.seq_length = None -> run make preprocess" in said
 
 
 # Rows
@@ -574,7 +576,9 @@ def test_a_changed_byte_is_found_by_its_digest(recipe: Recipe, field: str, suffi
 def test_wrong_counts_in_a_manifest(recipe: Recipe, key: str, noun: str, gone: bool) -> None:
     path = recipe.path("dataset") / "manifest.json"
     right = json.loads(path.read_text("utf-8"))["counts"][key]
-    edit_manifest(recipe, lambda content: content["counts"].update({key: None if gone else right + 1}))
+    edit_manifest(
+        recipe, lambda content: content["counts"].pop(key) if gone else content["counts"].update({key: right + 1})
+    )
     said = (
         f"says {key} = {None if gone else right + 1}, found {right} {noun} -> run make preprocess and make merge again"
     )
@@ -611,8 +615,8 @@ def test_a_manifest_is_of_its_own_dataset_only(recipe: Recipe, make_recipe: Make
 def test_rows_of_any_length_beside_a_manifest_without_one(recipe: Recipe) -> None:
     rows = {field: [row[:at] for row, at in zip(sound_rows()[field], (12, 16, 11))] for field in FIELDS}
     write_dataset(recipe.path("dataset"), rows, "data")
-    edit_manifest(recipe, lambda content: content["settings"].update({"data.seq_length": "128"}))
-    assert "rows have 11 to 16 tokens, the manifest has data.seq_length = 128" in findings(run_inspect(recipe))[0]
+    edit_manifest(recipe, lambda content: content["settings"].pop("data.seq_length"))
+    assert "rows have 11 to 16 tokens, the manifest has data.seq_length = None" in findings(run_inspect(recipe))[0]
 
 
 # Anything
