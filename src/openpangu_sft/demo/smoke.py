@@ -180,6 +180,7 @@ class Smoke:
 
     def _upstream(self, *command: str) -> None:
         folder, environment = environment_of(self.recipe(*MINDSPEED), self.sources)
+        environment["OMP_NUM_THREADS"] = "1"  # the child that convert_ckpt.py forks waits for lost threads
         self._call([sys.executable, *command], folder, **environment)
 
     def _call(self, command: Sequence[str], folder: Optional[Path] = None, **variables: str) -> None:
