@@ -70,10 +70,12 @@ class Manifest:
 class _Section(dict[str, Any]):
     """An object of a manifest that was read: raises `UserError` for a key that it lacks."""
 
-    complaint: Callable[[str], UserError]
+    def __init__(self, content: Any = (), complaint: Callable[[str], Exception] = KeyError) -> None:
+        super().__init__(content)
+        self._complaint = complaint
 
     def __missing__(self, key: str) -> Any:
-        raise self.complaint(f"{key} is missing")
+        raise self._complaint(f"{key} is missing")
 
 
 def sha256_of(path: Path, advance: Callable[[int, str], object] = lambda units, note: None, **span: int) -> str:
@@ -233,19 +235,19 @@ def _require_replaceable(target: Path, kind: str) -> None:
 def parse_manifest(path: Path, remedy: str) -> Manifest:
     """Reads a manifest of any kind, without a look at its files; raises `UserError` where it is none."""
 
-    class Section(_Section):
-        complaint = staticmethod(lambda what: UserError(f"not a manifest: {what}", where=path, remedy=remedy))
+    def complaint(what: str) -> UserError:
+        return UserError(f"not a manifest: {what}", where=path, remedy=remedy)
 
     try:
         text = path.read_bytes()
         Content.model_validate_json(text)
         content = json.loads(text)  # as it is: a model would put its own fields first
     except ValidationError as error:
-        raise Section.complaint(first_complaint(error)) from None
+        raise complaint(first_complaint(error)) from None
     for name in ("settings", "inputs", "counts"):
-        content[name] = Section(content.get(name, {}))
+        content[name] = _Section(content.get(name, {}), complaint)
     if "validation" in content["counts"]:
-        content["counts"]["validation"] = Section(content["counts"]["validation"])
+        content["counts"]["validation"] = _Section(content["counts"]["validation"], complaint)
     return Manifest(**content)
 
 
