@@ -10,6 +10,7 @@ import select
 import signal
 import subprocess
 import sys
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +245,9 @@ def test_ctrl_c_on_a_terminal(tiny_hf: Path, tmp_path: Path, last: str) -> None:
     settings = [f"--set={key}" for key in (*TINY, "chat.max_new_tokens=9999", f"paths.cache={tmp_path}")]
     command = [sys.executable, "-m", "openpangu_sft", "chat", "--recipe", str(ROOT / "recipes/demo.yaml"), *settings]
     ours, its = pty.openpty()
+    attributes = termios.tcgetattr(its)
+    attributes[3] |= termios.NOFLSH  # else Ctrl-C discards what is not read yet, even a prompt printed after it
+    termios.tcsetattr(its, termios.TCSANOW, attributes)
     process = subprocess.Popen(
         ["setsid", "--ctty", *command, f"--set=paths.hf={tiny_hf}", "--model", str(tiny_hf)],
         stdin=its,
