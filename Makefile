@@ -21,6 +21,7 @@ endif
 ##@+ Variables of all targets
 ##= RECIPE  recipe file (recipes/openpangu-1b.yaml; for demo: recipes/demo.yaml)
 ##= SET  override the recipe: SET="train.lr=1e-5 train.iterations=9"
+##= YES  0|1: 1 runs the Python files of the checkpoint's tokenizer unasked: docs/checkpoints.md
 ##= RUNTIME  docker|host: run in the image or in VENV (docker, if an engine answers and has this version's image)
 ##= TARGET  npu|cpu: which image (for stages: npu on a host with NPUs; for the image's targets: npu)
 ##= NPUS  NPUs visible in the container: 0,1,2,3 (all)
@@ -94,7 +95,7 @@ TRL ?=
 
 # Values are text and not Make: a $ in a prompt stays a $.
 options := RECIPE SET SHARD SAMPLE HTML RUN WITH DATASET PROMPT SYSTEM TOOLS MODEL FROM ITERATION DTYPE FORM PROMPTS
-options += HF MCORE ONLY MEMORY TOKENS_PER_SECOND DRY_RUN RESUME JSON CLAIM LISTEN BENCH
+options += YES HF MCORE ONLY MEMORY TOKENS_PER_SECOND DRY_RUN RESUME JSON CLAIM LISTEN BENCH
 $(foreach v,$(options) $(typed) VENV PYPI_INDEX SIZE DATA_DIR NNODES TARGET ARCH,$(eval override $v := $$(value $v)))
 ifneq ($(NNODES),)
 override SET += parallel.nodes=$(NNODES)
@@ -139,7 +140,7 @@ kubernetes: ## print a Kubernetes (Volcano) job
 commands := demo doctor plan format preprocess merge convert sft export chat serve
 commands += preview inspect verify evaluate report smoke slurm kubernetes
 # What a command takes of the options, by the ##= lines, reaches it as OPENPANGU_RECIPE and so on.
-taken = $(filter RECIPE SET $(shell awk -v mode=taken -v target=$1 -f scripts/targets.awk Makefile),$(options))
+taken = $(filter RECIPE SET YES $(shell awk -v mode=taken -v target=$1 -f scripts/targets.awk Makefile),$(options))
 given = $(foreach v,$(call taken,$1),$(if $(value $v),$v))
 $(foreach t,$(filter $(commands),$(MAKECMDGOALS)),$(foreach v,$(call given,$t),$(eval $t: export OPENPANGU_$v := $$($v))))
 $(commands):

@@ -29,6 +29,8 @@ from stamp import pytest_addoption, pytest_configure  # noqa: F401  # pytest fin
 
 # Its library warns on stderr when a process that has used it forks, as stages do here after whatever tests came before.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["OPENPANGU_YES"] = "1"  # the tests' own tokenizers may run
+os.environ["XDG_STATE_HOME"] = os.devnull  # what this machine's user has agreed to changes no test
 
 # A background job of a script ignores these, and so would the processes that tests start and then interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -133,7 +133,7 @@ def test_every_exported_option_is_a_variable_of_make_for_its_command() -> None:
         for option in command.params:
             if isinstance(option.envvar, str):
                 variable = option.envvar[len(PREFIX) :]
-                takers = "  " if variable in ("RECIPE", "SET") else rf"  for .*\b{name}\b"
+                takers = "  " if variable in ("RECIPE", "SET", "YES") else rf"  for .*\b{name}\b"
                 assert re.search(rf"^##= {variable}{takers}", MAKEFILE, re.MULTILINE), (name, option.opts)
                 found.add(variable)
     assert found == exported
@@ -174,6 +174,7 @@ def test_what_verify_compares(arguments: list[str], only: str) -> None:
 
 def test_arguments_come_before_variables_which_child_processes_do_not_get(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENPANGU_HTML", "x.html")
+    monkeypatch.setenv("OPENPANGU_YES", "0")
     monkeypatch.setenv("OPENPANGU_SET", "train.lr=x")
     monkeypatch.setenv("OPENPANGU_SFT_IMAGE", "kept")
     done = CliRunner().invoke(app, ["sft", "--recipe", str(ROOT / "none.yaml"), "--set", "train.lr=1"])

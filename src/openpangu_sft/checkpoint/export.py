@@ -19,6 +19,7 @@ from openpangu_sft.checkpoint.source import CheckpointSource, open_checkpoint
 from openpangu_sft.checkpoint.weights import Resharder, Weights, differences, require_equal, rounded_to, warn_of_cast
 from openpangu_sft.recipe.model_config import CONFIG
 from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.tokenizer.remote_code import Trust
 from openpangu_sft.tokenizer.tokenizer import Tokenizer, tokenizer_digest, tokenizer_files
 from openpangu_sft.util.console import byte_progress
 from openpangu_sft.util.errors import UserError
@@ -109,7 +110,7 @@ def _require_base_weights(recipe: Recipe, weights: Weights, path: Path) -> Check
     return base
 
 
-def _require_base(checkpoint: CheckpointSource, base: Path, path: Path, trust_remote_code: bool) -> None:
+def _require_base(checkpoint: CheckpointSource, base: Path, path: Path, trust_remote_code: Trust) -> None:
     """Requires that training began with the configuration and tokenizer that are exported with its weights."""
     for name, found in (("tokenizer", tokenizer_digest(base)), ("config", sha256_of(base / CONFIG))):
         recorded = checkpoint.base(name)

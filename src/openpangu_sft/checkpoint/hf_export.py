@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from openpangu_sft.recipe.model_config import CONFIG, PANGU, llama_config, read_object, write_object
+from openpangu_sft.tokenizer.remote_code import Trust
 from openpangu_sft.tokenizer.template import END
 from openpangu_sft.tokenizer.tokenizer import Tokenizer, load_hf, tokenizer_files
 from openpangu_sft.util.console import say
@@ -85,7 +86,7 @@ def _end_id(base: Path) -> Optional[int]:
     return next((int(number) for number in ends if number.isdecimal()), None)
 
 
-def make_tokenizer_stock(directory: Path, base: Path, trust_remote_code: bool) -> str:
+def make_tokenizer_stock(directory: Path, base: Path, trust_remote_code: Trust) -> str:
     """Makes the copy of a tokenizer load without its own code, and compares it with the original.
 
     openPangu's class becomes Llama's slow one, which splits and encodes in the same way if it is `legacy`: otherwise

@@ -18,6 +18,7 @@ from openpangu_sft.artifacts.artifact import Manifest
 from openpangu_sft.recipe.load import load_recipe
 from openpangu_sft.recipe.schema import ChosenRecipe, Recipe
 from openpangu_sft.recipe.sections import UnknownModel
+from openpangu_sft.tokenizer.remote_code import YES
 from openpangu_sft.util.console import console, print_table, say
 from openpangu_sft.util.errors import UserError, printable
 
@@ -85,8 +86,10 @@ def stage(
 
         @option("-r", "--recipe", "recipe_file", type=Path, default=default_recipe, show_default=True, help="YAML file")
         @option("-s", "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="override a key; repeatable")
+        @option("--yes", is_flag=True, help="run the tokenizer's Python files unasked")
         @functools.wraps(function)
-        def command(recipe_file: Path, overrides: tuple[str, ...], **given: Any) -> None:
+        def command(recipe_file: Path, overrides: tuple[str, ...], yes: bool, **given: Any) -> None:
+            os.environ.update({YES: "1"} if yes else {})
             function(load_recipe(recipe_file, overrides, _choose), **given)
 
         return app.command(name, help=help_text)(command)

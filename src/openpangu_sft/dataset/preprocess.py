@@ -24,6 +24,7 @@ from openpangu_sft.dataset.shard import write_shard
 from openpangu_sft.dataset.spans import Part, Span, parts_of, read_span, sha256_of_span, spans_of
 from openpangu_sft.recipe.data import Data
 from openpangu_sft.recipe.schema import Recipe
+from openpangu_sft.tokenizer.remote_code import Trust
 from openpangu_sft.tokenizer.template import TEMPLATE_DIGEST, TextSpan, sample_spans
 from openpangu_sft.tokenizer.tokenizer import Tokenizer, tokenizer_digest
 from openpangu_sft.util.console import say
@@ -89,7 +90,7 @@ def _unchanged(directory: Path, wanted: Manifest) -> Optional[Manifest]:
     return found if same and roles_path(Path(), PREFIX).name in found.files else None
 
 
-def open_tokenizer(directory: Path, trust_remote_code: bool, spans: Sequence[Span], data: Data) -> Tokenizer:
+def open_tokenizer(directory: Path, trust_remote_code: Trust, spans: Sequence[Span], data: Data) -> Tokenizer:
     """Loads a tokenizer, which uses SentencePiece directly where some of the samples get the same ids."""
     tokenizer = Tokenizer(directory, trust_remote_code)
     if reason := tokenizer.go_direct(list(_spans_to_compare(spans, Rules(data)))):

@@ -61,8 +61,8 @@ def _values(field: FieldInfo) -> str:
 
 def _named(kind: Any) -> str:
     origin, given = get_origin(kind), get_args(kind)
-    if origin is Union:  # Optional
-        return _named(given[0])
+    if origin is Union:
+        return ", or ".join(_named(one) for one in given if one is not type(None))
     if origin is Literal:
         return ", ".join(f"`{choice}`" for choice in given)
     if origin is list:

@@ -6,7 +6,7 @@ Field names follow Megatron-LM's arguments where it has one. docs/recipe.md is g
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Optional
+from typing import Any, Literal, Optional, Union
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -110,8 +110,8 @@ class UnknownModel(Model):
 class Tokenizer(Section):
     """Loading the tokenizer in `paths.hf`."""
 
-    trust_remote_code: bool = False
-    """Run the Python code of openPangu's tokenizer, which comes with its weights."""
+    trust_remote_code: Union[bool, dict[str, str]] = False
+    """Run the Python files of the tokenizer, which come with the weights: true asks first; or their sha256 by name."""
 
 
 class Recompute(Section):

@@ -16,6 +16,7 @@ from sentencepiece import SentencePieceProcessor
 
 from openpangu_sft.artifacts.artifact import files_digest
 from openpangu_sft.conversations.calls import CALLS, THINKING
+from openpangu_sft.tokenizer.remote_code import Trust, may_run
 from openpangu_sft.tokenizer.template import END, HEADERS, START, TextSpan, cut_inside
 from openpangu_sft.util.errors import UserError
 
@@ -30,15 +31,16 @@ FILES = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", 
 
 
 class Tokenizer:
-    """The tokenizer of a Hugging Face checkpoint; with `trust_remote_code` Python files in its directory may be run.
+    """The tokenizer of a Hugging Face checkpoint; with `trust_remote_code` Python files in its directory are run.
 
-    Raises `UserError` where files are missing or invalid, or openPangu's special tokens are not single tokens.
+    Raises `UserError` as `may_run`, and where files are missing or invalid, or openPangu's special tokens are not
+    single tokens.
     """
 
-    def __init__(self, directory: Path, trust_remote_code: bool) -> None:
+    def __init__(self, directory: Path, trust_remote_code: Trust) -> None:
         _require_tokenizer(directory)
         self.directory = directory
-        self.hf = load_hf(directory, trust_remote_code)
+        self.hf = load_hf(directory, may_run(directory, trust_remote_code))
         self._direct: Optional[DirectEncoder] = None
         self.start_id, self.end_id = self._single(START), self._single(END)
         self.pad_id: int = self.hf.pad_token_id if self.hf.pad_token_id is not None else 0
