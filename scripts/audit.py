@@ -111,12 +111,11 @@ def main() -> int:
         )
         return 1 if gone else NOT_REACHED
 
+    for package, ids in accepted.items():
+        if unknown := sorted(ids - set().union(*map(names, known.get(package, ())))):
+            print(f"{LIST} lists for {package} what the database does not: {', '.join(unknown)}")
     unlisted: dict[str, str] = {}
-    count = 0
     for package, found in known.items():
-        ids = set().union(*map(names, found))
-        for each in sorted(accepted.get(package, set()) - ids):
-            print(f"{LIST} lists {each} for {package}; the database does not")
         for record in found:
             if names(record) & accepted.get(package, set()):
                 continue
@@ -125,7 +124,6 @@ def main() -> int:
             unlisted[f"{package}: {label}"] = (
                 f" ({', '.join(packages[package])}): {summary[:150]} https://osv.dev/{record['id']}"
             )
-        count += len(found)
     for what, text in unlisted.items():
         print(f"{what}{text}", file=sys.stderr)
     if unlisted:
@@ -135,6 +133,7 @@ def main() -> int:
             file=sys.stderr,
         )
         return 1
+    count = sum(map(len, known.values()))
     print(f"{len(packages)} packages of locks/: {count} records in the database, all listed in {LIST}")
     return 1 if gone else 0
 
