@@ -214,6 +214,9 @@ lint: env ## check formatting, style, types, shell scripts
 	    else echo "$$1 is not installed (it has no wheel for this machine): not run"; fi; }; \
 	    check shellcheck -x $(wildcard .ci/run *.sh */*.sh */*/*.sh) && check hadolint Dockerfile
 
+audit: env ## look up known vulnerabilities of the packages in locks/: SECURITY.md
+	@$(bin)python scripts/audit.py
+
 fmt: env ## apply formatting and style fixes
 	@$(bin)ruff format .
 	@$(bin)ruff check --fix-only .
@@ -254,4 +257,4 @@ env:
 	@scripts/setup.sh
 
 .PHONY: $(commands) help help-all setup sources test-upstream shell image image-diff save load push lock-base \
-    bench-data bench-convert bench-step bench-train test test-random test-image lint fmt lock clean env
+    bench-data bench-convert bench-step bench-train test test-random test-image lint audit fmt lock clean env

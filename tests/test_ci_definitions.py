@@ -142,6 +142,29 @@ def test_what_the_scan_passes_over_is_of_one_package_and_has_a_reason() -> None:
         assert finding["statement"]
 
 
+@pytest.mark.parametrize(("status", "ends"), [(0, 0), (1, 1), (3, 0)])
+def test_a_vulnerability_database_that_is_not_reached_is_reported_and_fails_nothing(
+    tmp_path: Path, status: int, ends: int
+) -> None:
+    [github] = [step["run"] for step in load(GITHUB)["jobs"]["audit"]["steps"] if "run" in step]
+    local = re.search(r"^audit\(\) \{.*?^\}$", text_of(".ci/run"), re.MULTILINE | re.DOTALL)
+    assert local
+    stub = f"#!/bin/sh\necho $@ >>{tmp_path}/calls\nexit {status}\n"
+    for name in ("python3", ".venv/bin/python"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(stub)
+        (tmp_path / name).chmod(0o755)
+    for script in (github, f"{local[0]}\naudit"):
+        command = ["bash", "-eo", "pipefail", "-c", script]
+        environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == ends
+        assert ("not checked" in done.stdout.lower()) == (status == 3)
+    assert (tmp_path / "calls").read_text() == 2 * "scripts/audit.py\n"
+    assert load(GITLAB)["audit"]["script"][-1] == "python3 scripts/audit.py"
+    assert load(GITLAB)["audit"]["allow_failure"] == {"exit_codes": 3}
+
+
 def test_a_job_may_only_read_unless_it_pushes_a_tag_or_proposes_new_bases() -> None:
     workflow = load(GITHUB)
     assert workflow["permissions"] == READ_ONLY

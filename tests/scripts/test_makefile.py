@@ -29,6 +29,7 @@ TARGETS += [
     "test-random",
     "test-image",
     "lint",
+    "audit",
     "fmt",
 ]
 TARGETS += ["lock", "clean"]

@@ -49,7 +49,7 @@ def build_model(config_directory: Path, tensors: Tensors, attention: str, device
         tensors: by Hugging Face name, without lm_head.weight where embeddings are tied. Their dtype is kept.
         attention: "segments" for packs, in fp32; "eager" for generation ("sdpa" requires torch 2.1.1).
     """
-    config = LlamaConfig(**llama_config(read_config(config_directory)), attn_implementation=attention)
+    config = LlamaConfig(**{**llama_config(read_config(config_directory)), "attn_implementation": attention})
     with no_init_weights():
         model = LlamaForCausalLM(config)
     if config.tie_word_embeddings:

@@ -141,7 +141,7 @@ def llama_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        **{key: value for key, value in config.items() if key not in own},
+        **{key: value for key, value in config.items() if key not in own and not key.startswith("_")},  # CVE-2026-4372
         "attention_bias": bool(_has_bias(config)),
         "mlp_bias": False,
         "tie_word_embeddings": bool(config.get("tie_word_embeddings", False)),  # written out: no default to rely on
