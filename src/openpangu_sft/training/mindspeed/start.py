@@ -120,8 +120,7 @@ def plan(recipe: Recipe, sources: Path, data: Path, is_main: bool) -> tuple[Comm
 
 def dry_run(recipe: Recipe) -> str:
     """Environment and command of a start as shell commands; writes nothing and needs no device."""
-    data = recipe.path("run") / "data" / PREFIX
-    return str(plan(recipe, SOURCES, data, is_main=False)[0])
+    return str(plan(recipe, SOURCES, recipe.path("run") / "data" / PREFIX, is_main=False)[0])
 
 
 def environment_of(recipe: Recipe, sources: Path) -> tuple[Path, dict[str, str]]:
