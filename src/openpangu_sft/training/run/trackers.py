@@ -89,7 +89,8 @@ def _service(tracker: str, recipe: Recipe, begun: int) -> Iterator[Log]:
         package.finish()
 
 
-_TRACKERS = {"tensorboard": _tensorboard, **{name: partial(_service, name) for name in SERVERS}}
+_TRACKERS: dict[str, Callable[[Recipe, int], contextlib.AbstractContextManager[Log]]] = {"tensorboard": _tensorboard}
+_TRACKERS |= {name: partial(_service, name) for name in SERVERS}
 
 
 def _mode(tracker: str, server: str) -> str:
