@@ -59,8 +59,7 @@ def check_published(recipe: Recipe, directory: Path, bar: bool = True) -> Publis
     """
     listed = _listed(directory / CHECKLIST)
     files = [*weight_files(directory), directory / CONFIG, *tokenizer_files(directory)] if listed else []
-    memory = Path(recipe.paths.cache).expanduser().absolute() / REMEMBERED
-    sums = _sums([path for path in files if path.name in listed], memory, bar)
+    sums = _sums([path for path in files if path.name in listed], recipe.paths.under_cache(REMEMBERED), bar)
     wrong = [path for path, found in sums.items() if found != listed[path.name]]
     for path in wrong:
         if path.suffix in _BINARY:

@@ -128,9 +128,8 @@ def environment_of(recipe: Recipe, sources: Path) -> tuple[Path, dict[str, str]]
     paths = [sources / "mindspeed", sources / "mindspeed-llm", ROOT / "src"]
     if recipe.train.device == "cpu":
         paths.insert(0, STAND_IN)
-    before = os.environ.get("PYTHONPATH")
     environment = {name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()}
-    environment["PYTHONPATH"] = os.pathsep.join([*map(str, paths), *([before] if before else [])])
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [*map(str, paths), os.environ.get("PYTHONPATH")]))
     environment["PYTHONDONTWRITEBYTECODE"] = "1"  # the sources stay unchanged
     return sources / "mindspeed-llm", {**environment, **worker_environment(recipe)}
 
