@@ -26,10 +26,11 @@ from benchmarks.train import table
 from benchmarks.train_once import ENGINES, Clock, Steps
 from conftest import ROOT, SHARED, TINY, MakeRecipe, write_packs
 from openpangu_sft.checkpoint.files.arrays import BF16
-from openpangu_sft.checkpoint.hf import open_hf, require_model
+from openpangu_sft.checkpoint.hf import open_hf
 from openpangu_sft.checkpoint.sharding import hf_shapes, parameter_count, whole
 from openpangu_sft.conversations.conversation import parse_sample
 from openpangu_sft.plan.choose import bytes_sent
+from openpangu_sft.recipe.model_config import require_model
 from openpangu_sft.training.mindspeed.sources import find_sources, require_ready
 from upstream import require_compiler
 

@@ -13,9 +13,9 @@ from transformers import LlamaConfig
 
 from checkpoint_files import read_hf, set_config, write_hf
 from conftest import MakeRecipe
-from openpangu_sft.checkpoint.hf import INDEX, WEIGHTS, open_hf, require_model, weight_files
+from openpangu_sft.checkpoint.hf import INDEX, WEIGHTS, open_hf, weight_files
 from openpangu_sft.checkpoint.source import hf_digests
-from openpangu_sft.recipe.model_config import llama_config, model_of, read_config
+from openpangu_sft.recipe.model_config import llama_config, model_of, read_config, require_model
 from openpangu_sft.recipe.sections import Model
 from parameter_ids import named_by
 from refusals import refusal_of

@@ -59,14 +59,12 @@ def check_published(recipe: Recipe, directory: Path, bar: bool = True) -> Publis
     """
     listed = _listed(directory / CHECKLIST)
     files = [*weight_files(directory), directory / CONFIG, *tokenizer_files(directory)] if listed else []
-    memory = Path(recipe.paths.cache).expanduser().absolute() / REMEMBERED
-    sums = _sums([path for path in files if path.name in listed], memory, bar)
+    sums = _sums([path for path in files if path.name in listed], recipe.paths.under_cache(REMEMBERED), bar)
     wrong = [path for path, found in sums.items() if found != listed[path.name]]
     for path in wrong:
         if path.suffix in _BINARY:
             what = f"is not the published file: sha256 {sums[path][:12]}…, {CHECKLIST} has {listed[path.name][:12]}…"
-            remedy = f"download it again; if it is meant to differ, remove {CHECKLIST}"
-            raise UserError(what, where=path, remedy=remedy)
+            raise UserError(what, where=path, remedy=f"download it again; if it is meant to differ, remove {CHECKLIST}")
     unlisted = [path.name for path in files if path.name not in listed]
     return Published(len(files), {"changed": [path.name for path in wrong], "not listed": unlisted}, sums)
 

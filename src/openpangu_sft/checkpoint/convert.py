@@ -70,12 +70,8 @@ def run_convert(
         base = {name: checkpoint.base(name) for name in ("weights", "config", "tokenizer")}
         manifest.inputs = {**{name: digest for name, digest in base.items() if digest}, **digests.result()}
         manifest.inputs.setdefault("tokenizer", tokenizer_digest(recipe.path("hf")))
-        manifest.counts = {
-            "parameters": parameter_count(model),
-            "ranks": len(ranks),
-            "layout": str(layout),
-            "dtype": "+".join(written.dtypes()),
-        }
+        manifest.counts = {"parameters": parameter_count(model), "ranks": len(ranks), "layout": str(layout)}
+        manifest.counts["dtype"] = "+".join(written.dtypes())
     warn_of_cast(resharder)
     return manifest
 

@@ -12,12 +12,12 @@ from openpangu_sft.artifacts.checks import require_apart, require_room, unchange
 from openpangu_sft.checkpoint import lora
 from openpangu_sft.checkpoint.files.arrays import DTYPES
 from openpangu_sft.checkpoint.files.safetensors import write_safetensors
-from openpangu_sft.checkpoint.hf import WEIGHTS, open_hf, require_model
+from openpangu_sft.checkpoint.hf import WEIGHTS, open_hf
 from openpangu_sft.checkpoint.hf_export import LLAMA, PEFT, make_tokenizer_stock, write_companions, write_config
 from openpangu_sft.checkpoint.model_card import write_model_card
 from openpangu_sft.checkpoint.source import CheckpointSource, open_checkpoint
 from openpangu_sft.checkpoint.weights import Resharder, Weights, differences, require_equal, rounded_to, warn_of_cast
-from openpangu_sft.recipe.model_config import CONFIG
+from openpangu_sft.recipe.model_config import CONFIG, require_model
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.tokenizer.remote_code import Trust
 from openpangu_sft.tokenizer.tokenizer import Tokenizer, tokenizer_digest, tokenizer_files
@@ -81,8 +81,7 @@ def run_export(
             write_config(staging, config, base, form, dtype_name)
         write_companions(staging, base, form)
         if form == LLAMA:
-            found = make_tokenizer_stock(staging, base, recipe.tokenizer.trust_remote_code)
-            manifest.counts["fast_tokenizer"] = found
+            manifest.counts["fast_tokenizer"] = make_tokenizer_stock(staging, base, recipe.tokenizer.trust_remote_code)
         digests = pool.submit(checkpoint.digests)  # shares the reads of the copy
         with byte_progress("export", 2 * size) as advance:
             manifest.files[file] = write_safetensors(tensors, staging / file, advance)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -12,16 +11,7 @@ from openpangu_sft.checkpoint.files.arrays import Array, same_bits
 from openpangu_sft.checkpoint.files.safetensors import map_safetensors
 from openpangu_sft.checkpoint.sharding import hf_shapes
 from openpangu_sft.checkpoint.weights import Weights, require_tensors, weights_of_arrays
-from openpangu_sft.recipe.model_config import (
-    AGAIN,
-    CONFIG,
-    PUBLISHED,
-    as_version_4,
-    not_hf,
-    read_config,
-    read_object,
-    require_stated,
-)
+from openpangu_sft.recipe.model_config import AGAIN, PUBLISHED, not_hf, read_object
 from openpangu_sft.recipe.sections import Model
 from openpangu_sft.util.errors import UserError
 
@@ -33,13 +23,6 @@ _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _FREQUENCIES = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 _FP32_ROUNDING = 2.0**-18
 """Largest relative error of base^(-2i/d) computed in fp32: 32 units in the last place, as devices differ."""
-
-
-def require_model(directory: Path, model: Model) -> dict[str, Any]:
-    """Reads config.json with transformers 4.53.2's keys; `UserError` names those that differ from the recipe's."""
-    config = read_config(directory)
-    require_stated(model.model_dump(), config, directory / CONFIG)
-    return as_version_4(config)
 
 
 def open_hf(directory: Path, model: Model) -> Weights:

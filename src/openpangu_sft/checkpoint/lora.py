@@ -77,11 +77,10 @@ class Merged(Weights):
         own = part_name(name, "A")
         names = own if own in self._stored._parts else first_name(own), part_name(name, "B")
         a, b = (self._whole(part).astype(np.float64) for part in names)
-        product = b @ a
+        product: Array = b @ a
         product *= self._scale
         product += self._whole(name).astype(np.float32)
-        merged: Array = product.astype(np.float32).astype(self.dtype(name))
-        return merged
+        return product.astype(np.float32).astype(self.dtype(name))
 
     def _whole(self, name: str) -> Array:
         blocks = self._stored._parts[name]
@@ -155,8 +154,7 @@ def open_adapter(directory: Path, model: Model) -> Weights:
 
 def _scale(config: Mapping[str, Any], path: Path) -> tuple[int, float]:
     if config.get("peft_type") != "LORA":
-        what = f"peft_type is {config.get('peft_type')!r}"
-        raise UserError(what, where=path, remedy="only LORA can be used")
+        raise UserError(f"peft_type is {config.get('peft_type')!r}", where=path, remedy="only LORA can be used")
     for key, value in config.items():
         if key not in _KNOWN and value not in (_INITIAL if key == "init_lora_weights" else _UNSET):
             remedy = "merge it into its base with PEFT (merge_and_unload(), then save_pretrained), and give the result"

@@ -28,10 +28,8 @@ _RECIPE = "was it made with the model of this recipe?"
 _EMBEDDING = "embedding.word_embeddings.weight"
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
 _ADAPTED = re.compile(r"\.lora_A\.default\.weight$")
-_DESCRIBED = (
-    "num_layers hidden_size ffn_hidden_size num_attention_heads num_query_groups kv_channels rotary_base norm_epsilon "
-    "rotary_seq_len_interpolation_factor"
-)
+_DESCRIBED = """num_layers hidden_size ffn_hidden_size num_attention_heads num_query_groups kv_channels rotary_base
+    norm_epsilon rotary_seq_len_interpolation_factor"""
 """Saved arguments that must be the recipe's: neither shapes nor values of the weights show some of them."""
 
 

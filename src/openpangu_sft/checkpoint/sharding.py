@@ -197,12 +197,10 @@ class _Rank:
         yield _stack(qkv + "weight", list(self._qkv(there, "weight", hidden)))
         if model.add_qkv_bias:
             yield _stack(qkv + "bias", list(self._qkv(there, "bias", None)))
-        norm = Block(there + "post_attention_layernorm.weight", 0, hidden)
-        yield _stack(here + "pre_mlp_layernorm.weight", [norm])
+        yield _stack(here + "pre_mlp_layernorm.weight", [Block(there + "post_attention_layernorm.weight", 0, hidden)])
         gate_up = [Block(f"{there}mlp.{name}_proj.weight", ffn_begin, ffn, 0, hidden) for name in ("gate", "up")]
         yield _stack(here + "mlp.linear_fc1.weight", gate_up)
-        down = Block(there + "mlp.down_proj.weight", 0, hidden, ffn_begin, ffn)
-        yield _stack(here + "mlp.linear_fc2.weight", [down])
+        yield _stack(here + "mlp.linear_fc2.weight", [Block(there + "mlp.down_proj.weight", 0, hidden, ffn_begin, ffn)])
 
     def _qkv(self, there: str, kind: str, columns: Optional[int]) -> Iterator[Block]:
         model, (first, groups) = self.model, self._share(self.model.num_query_groups)

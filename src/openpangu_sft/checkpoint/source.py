@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Callable, NamedTuple, Optional
 
 from openpangu_sft.artifacts.artifact import MANIFEST, Manifest, files_digest, read_manifest, sha256_of
 from openpangu_sft.artifacts.checks import Stamp, stamps_of
 from openpangu_sft.checkpoint.checklist import check_published
-from openpangu_sft.checkpoint.hf import open_hf, require_model, weight_files
+from openpangu_sft.checkpoint.hf import open_hf, weight_files
 from openpangu_sft.checkpoint.lora import Merged, adapter_files, is_adapter, open_adapter
 from openpangu_sft.checkpoint.mcore import MODEL_FILE
 from openpangu_sft.checkpoint.mcore_reader import open_mcore
 from openpangu_sft.checkpoint.weights import Weights
-from openpangu_sft.recipe.model_config import ADAPTER_CONFIG, CONFIG, TRACKER, not_hf, read_object
+from openpangu_sft.recipe.model_config import ADAPTER_CONFIG, CONFIG, TRACKER, not_hf, read_object, require_model
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.tokenizer.tokenizer import tokenizer_files
 from openpangu_sft.util.console import say
@@ -97,7 +96,7 @@ def _open_adapter(recipe: Recipe, path: Path) -> CheckpointSource:
     )
 
 
-def hf_digests(directory: Path, known: Mapping[Path, str] = MappingProxyType({})) -> dict[str, str]:
+def hf_digests(directory: Path, known: Optional[Mapping[Path, str]] = None) -> dict[str, str]:
     """sha256 of a Hugging Face checkpoint's weights, configuration and tokenizer; of some files it may be known."""
     return {
         "weights": files_digest(weight_files(directory), known),

@@ -9,16 +9,7 @@ from typing import NamedTuple, Optional
 
 import numpy as np
 
-from openpangu_sft.checkpoint.files.arrays import (
-    CHUNK,
-    DTYPES,
-    Array,
-    DType,
-    Shape,
-    Stored,
-    convert_dtype,
-    first_difference,
-)
+from openpangu_sft.checkpoint.files.arrays import CHUNK, DTYPES, Array, DType, Shape, Stored, first_difference
 from openpangu_sft.checkpoint.files.writer import Advance, nothing
 from openpangu_sft.checkpoint.sharding import Block, Layout, hf_shapes, mcore_tensors, whole
 from openpangu_sft.recipe.lora import Adapter
@@ -131,6 +122,12 @@ def difference(part: Part, other: Array) -> Optional[str]:
         return None
     place = ", ".join(str(position + begin) for position, begin in zip(index, (part.block.row, part.block.column)))
     return f"{part.block.name}[{place}] is {part.array[index]} here, {other[index]} there"
+
+
+def convert_dtype(array: Array, dtype: Optional[DType]) -> Array:
+    """Rounds to nearest even; keeps an array of this dtype, or where None."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return array.astype(dtype or array.dtype, copy=False)
 
 
 class Resharder:

@@ -67,8 +67,7 @@ def raw_files(path: Path) -> list[RawFile]:
         raise UserError("holds no raw conversations", where=path, remedy=f"put files there: {_KNOWN}")
     splits = sorted({split for file in files for split in _SPLITS.findall(file.name.lower())})
     if len(files) > 1 and len(splits) > 1:
-        text = f"all splits become samples: {', '.join(splits)}; for one, give a directory with its files only"
-        say(text)
+        say(f"all splits become samples: {', '.join(splits)}; for one, give a directory with its files only")
     return files
 
 

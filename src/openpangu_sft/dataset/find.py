@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from openpangu_sft.artifacts.artifact import MANIFEST, Manifest, parse_manifest
-from openpangu_sft.dataset.index_file import AGAIN, FIELDS, PREFIX, VALIDATION, field_path
+from openpangu_sft.dataset.index_file import AGAIN, FIELDS, PREFIX, VALIDATION, Index, field_path, read_index
 from openpangu_sft.util.errors import UserError
 
 NAMES = re.compile(rf"(?P<prefix>.+)_packed_({'|'.join(FIELDS)})_document(\.(bin|idx))?", re.DOTALL)
@@ -46,6 +46,10 @@ class PackedFiles:
 
     def file(self, name: str, suffix: str) -> Path:
         return field_path(self.directory, self.prefix, name, suffix)
+
+    def index(self, name: str) -> Index:
+        """The index of a field; raises `UserError` as `read_index`."""
+        return read_index(self.file(name, "idx"), self.remedy)
 
 
 def find_dataset(path: Path) -> PackedFiles:

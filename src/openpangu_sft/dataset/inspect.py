@@ -15,16 +15,7 @@ import numpy.typing as npt
 from openpangu_sft.artifacts.artifact import MANIFEST
 from openpangu_sft.artifacts.checks import absolute, wrong_files
 from openpangu_sft.dataset.find import PackedFiles, find_dataset
-from openpangu_sft.dataset.index_file import (
-    FIELDS,
-    ROLES,
-    UNKNOWN,
-    Index,
-    count_turns,
-    read_index,
-    read_roles,
-    read_values,
-)
+from openpangu_sft.dataset.index_file import FIELDS, ROLES, UNKNOWN, Index, count_turns, read_roles, read_values
 from openpangu_sft.dataset.row_rules import FIELD_OF, PackedRules
 from openpangu_sft.dataset.segments import blocks
 from openpangu_sft.recipe.schema import Recipe
@@ -108,7 +99,7 @@ class _Split:
         for path in missing:
             self._add("is missing", path)
         try:
-            return None if missing else read_index(self._files.file(name, "idx"), self._files.remedy)
+            return None if missing else self._files.index(name)
         except UserError as finding:
             self._findings.append(finding)
             return None
@@ -188,8 +179,7 @@ class _Split:
             return "unknown: see the finding"
         if roles is None:
             return UNKNOWN
-        turns = [count_turns(roles[block.start : block.stop]) for block in blocks(rows, seq_length)]
-        counts = np.sum(turns, axis=0)
+        counts = np.sum([count_turns(roles[block.start : block.stop]) for block in blocks(rows, seq_length)], axis=0)
         return ", ".join(f"{count:,} {role}" for role, count in zip(ROLES, counts))
 
 

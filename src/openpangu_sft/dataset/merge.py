@@ -9,26 +9,18 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from openpangu_sft.artifacts.artifact import (
-    Manifest,
-    blocks_of,
-    read_manifest,
-    require_settings,
-    staged_directory,
-    sum_counts,
-)
+from openpangu_sft.artifacts.artifact import Manifest, blocks_of, staged_directory, sum_counts
 from openpangu_sft.artifacts.checks import require_apart
 from openpangu_sft.dataset.encode import Encoded, input_ids_of, labels_of
-from openpangu_sft.dataset.index_file import AGAIN, PREFIX, VALIDATION, PackedWriter, Rows, field_path, roles_path
+from openpangu_sft.dataset.index_file import AGAIN, PREFIX, VALIDATION, PackedWriter, Rows, field_path
 from openpangu_sft.dataset.packing import plan_packs
-from openpangu_sft.dataset.preprocess import data_settings, sample_files, shard_directories
+from openpangu_sft.dataset.preprocess import data_settings, sample_files, shard_directories, shard_of
 from openpangu_sft.dataset.segments import Int64s, blocks, segment_runs
 from openpangu_sft.dataset.shard import write_packs
-from openpangu_sft.dataset.spans import Part, parts_of, sha256_of_span
+from openpangu_sft.dataset.spans import parts_of
 from openpangu_sft.dataset.spool import Spool
 from openpangu_sft.recipe.data import Data
 from openpangu_sft.recipe.schema import Recipe
@@ -53,7 +45,7 @@ def run_merge(recipe: Recipe) -> Manifest:
     if left_over := {path.name for path in present} - {part.name for part in parts}:
         remedy = "remove it, or run make preprocess again"
         raise UserError("belongs to no samples file as they are now", where=source / min(left_over), remedy=remedy)
-    shards = {source / part.name: _shard_of(part, source / part.name, settings) for part in parts}
+    shards = {source / part.name: shard_of(part, source / part.name, settings) for part in parts}
     manifest = Manifest("dataset", settings, {directory.name: shard.digest for directory, shard in shards.items()})
     manifest.counts = sum_counts([shard.counts for shard in shards.values()])
     splits = {PREFIX: manifest.counts}
@@ -84,19 +76,6 @@ def _divided_into(shards: dict[Path, Manifest], source: Path) -> int:
     return next(iter(found), 1)
 
 
-def _shard_of(part: Part, directory: Path, settings: dict[str, Any]) -> Manifest:
-    again = f"run make preprocess SHARD={part.part}" if part.part else "run make preprocess"
-    if part.part and not directory.exists():
-        raise UserError(f"part {part.part} is missing: no such shard", where=directory, remedy=again)
-    shard = read_manifest(directory, "shard", again)
-    require_settings(directory, shard.settings, {**settings, "shard": part.part}, f"{again} again")
-    if roles_path(directory, PREFIX).name not in shard.files:
-        raise UserError("was made by an earlier version and holds no roles", where=directory, remedy=again)
-    if shard.inputs != {part.source: sha256_of_span(part.span)}:
-        raise UserError(f"made from another content of {part.span.file.name}", where=directory, remedy=again)
-    return shard
-
-
 class Underfilled:
     """The underfilled rows of a shard, a block in memory at a time; if there are none, ask for `numbers` only."""
 
@@ -111,14 +90,13 @@ class Underfilled:
     def segments(self) -> Iterator[Encoded]:
         """Their segments; raises `UserError` for a label that is neither the token there nor -100."""
         rows = self._rows()
-        assert rows.roles is not None  # see `_shard_of`
+        assert rows.roles is not None  # see `shard_of`
         for part in blocks(len(self.numbers), self._seq_length):
             block = self.numbers[part.start : part.stop]
             ids, labels, roles = rows.input_ids[block], rows.labels[block], rows.roles[block]
             marked = np.where(labels < 0, ~ids, ids)
             if (input_ids_of(marked) != ids).any() or (labels_of(marked) != labels).any():
-                what = "has a label that is neither its token nor -100"
-                raise UserError(what, where=self._labels, remedy=AGAIN)
+                raise UserError("has a label that is neither its token nor -100", where=self._labels, remedy=AGAIN)
             for row, begin, end in np.stack(segment_runs(rows.segments[block]), axis=1).tolist():
                 yield Encoded(marked[row, begin:end], roles[row, begin:end])
 

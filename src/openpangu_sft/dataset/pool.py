@@ -115,5 +115,4 @@ def _alive(process: ForkProcess) -> Iterator[None]:
         process.join(timeout=5)
         code = process.exitcode
         how = f"by {signal.Signals(-code).name}" if code and code < 0 else f"with exit code {code}"
-        remedy = "if memory ran out, lower data.workers"
-        raise UserError(f"a worker process was ended {how}", remedy=remedy) from None
+        raise UserError(f"a worker process was ended {how}", remedy="if memory ran out, lower data.workers") from None

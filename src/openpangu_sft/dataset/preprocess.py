@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
-from openpangu_sft.artifacts.artifact import MANIFEST, Manifest, read_manifest, staged_directory
+from openpangu_sft.artifacts.artifact import MANIFEST, Manifest, read_manifest, require_settings, staged_directory
 from openpangu_sft.artifacts.checks import stamps_of, unchanged
 from openpangu_sft.conversations.conversation import Rules, parse_sample
 from openpangu_sft.conversations.files import RawFile, require_usable, suffix_of
@@ -138,6 +138,20 @@ def shard_directories(directory: Path) -> dict[Path, Manifest]:
         with contextlib.suppress(UserError):
             found[path] = read_manifest(path, "shard", "")
     return found
+
+
+def shard_of(part: Part, directory: Path, settings: dict[str, Any]) -> Manifest:
+    """The manifest of a part's shard; `UserError` where it is missing, outdated, or made with other settings."""
+    again = f"run make preprocess SHARD={part.part}" if part.part else "run make preprocess"
+    if part.part and not directory.exists():
+        raise UserError(f"part {part.part} is missing: no such shard", where=directory, remedy=again)
+    shard = read_manifest(directory, "shard", again)
+    require_settings(directory, shard.settings, {**settings, "shard": part.part}, f"{again} again")
+    if roles_path(directory, PREFIX).name not in shard.files:
+        raise UserError("was made by an earlier version and holds no roles", where=directory, remedy=again)
+    if shard.inputs != {part.source: sha256_of_span(part.span)}:
+        raise UserError(f"made from another content of {part.span.file.name}", where=directory, remedy=again)
+    return shard
 
 
 def data_settings(recipe: Recipe) -> dict[str, Any]:

@@ -38,8 +38,7 @@ def segment_runs(numbers: Numbers) -> tuple[Int64s, Int64s, Int64s]:
 
 def segment_bounds(numbers: Numbers) -> list[tuple[int, int]]:
     """(begin, end) of each run of one number in a pack, int [seq_length]; padding is the last run."""
-    cuts = np.flatnonzero(np.diff(numbers)) + 1
-    edges = [0, *cuts.tolist(), len(numbers)]
+    edges = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
     return list(zip(edges[:-1], edges[1:]))
 
 

@@ -60,8 +60,7 @@ def cann(context: Context) -> Finding:
         return failed("installed, but its environment is not set (ASCEND_TOOLKIT_HOME)", remedy, CANN)
     info = cann_info(machine.environment, machine.root)
     if not info:
-        found = f"no ascend_toolkit_install.info in {home}"
-        return failed(found, f"fix ASCEND_TOOLKIT_HOME, or {remedy}", CANN)
+        return failed(f"no ascend_toolkit_install.info in {home}", f"fix ASCEND_TOOLKIT_HOME, or {remedy}", CANN)
     return judge_cann(info.get("version", ""), remedy)
 
 

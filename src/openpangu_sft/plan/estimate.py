@@ -75,17 +75,13 @@ def warnings(recipe: Recipe, counts: dict[str, Any]) -> Iterator[str]:
     """What a run would do that was perhaps not meant."""
     train, course = recipe.train, course_of(recipe, counts)
     if train.global_batch_size > counts["packs"]:
-        yield (
-            f"train.global_batch_size {train.global_batch_size} is above the dataset's {counts['packs']} packs: "
-            "one iteration takes packs more than once -> lower it"
-        )
+        what = f"train.global_batch_size {train.global_batch_size} is above the dataset's {counts['packs']} packs"
+        yield f"{what}: one iteration takes packs more than once -> lower it"
     if course.unseen:
-        yield (f"{course.unseen:,} of {counts['packs']:,} packs are never seen -> for one epoch set train.epochs=1")
+        yield f"{course.unseen:,} of {counts['packs']:,} packs are never seen -> for one epoch set train.epochs=1"
     if course.epochs > MANY_EPOCHS:
-        yield (
-            f"every pack is seen {course.epochs:,.1f} times: much for fine-tuning -> for three epochs "
-            'SET="train.epochs=3 train.lr_warmup_ratio=0.1"'
-        )
+        what = f"every pack is seen {course.epochs:,.1f} times: much for fine-tuning"
+        yield f'{what} -> for three epochs SET="train.epochs=3 train.lr_warmup_ratio=0.1"'
     if train.warmup > course.iterations_per_epoch > 1:
         yield f"the warm-up, {train.warmup} iterations, is longer than an epoch -> lower it"
 

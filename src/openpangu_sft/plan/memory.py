@@ -94,8 +94,5 @@ def loss_parts(
         return trained, Part("logits", logits, how)
     if gradients > logits:
         how = f"{columns:,} x ({chunk:,} x {element} + {hidden:,} x {product}): a chunk's gradients"
-    return (
-        trained,
-        Part("output layer's gradient", columns * hidden * 4, f"{columns:,} x {hidden:,} x 4: summed in fp32"),
-        Part("logits", max(logits, gradients), how),
-    )
+    gradient = Part("output layer's gradient", columns * hidden * 4, f"{columns:,} x {hidden:,} x 4: summed in fp32")
+    return trained, gradient, Part("logits", max(logits, gradients), how)

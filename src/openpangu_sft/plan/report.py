@@ -52,8 +52,7 @@ class Report:
             dataset = read_manifest(directory, "dataset", "run make preprocess and make merge again")
             made, wanted = dataset.settings.get("data.seq_length"), recipe.data.seq_length
             if made != wanted:
-                what = f"the dataset has packs of {made} tokens, data.seq_length is {wanted} -> make merge"
-                self.warnings.append(what)
+                self.warnings = [f"the dataset has packs of {made} tokens, data.seq_length is {wanted} -> make merge"]
             self.counts, self.course = dataset.counts, course_of(recipe, dataset.counts)
             self.warnings += warnings(recipe, dataset.counts)
         self.recipe, self.memory, self.disk = recipe, memory_of(recipe), disk_of(recipe)
@@ -140,8 +139,7 @@ def as_json(report: Report) -> dict[str, Any]:
 
 
 def _decisive(choice: Choice) -> dict[str, Any]:
-    parallel = choice.recipe.parallel
-    sizes = {name: getattr(parallel, name) for name in ("data", "context", "tensor", "pipeline")}
+    sizes = {name: getattr(choice.recipe.parallel, name) for name in ("data", "context", "tensor", "pipeline")}
     recompute = choice.recipe.train.recompute.model_dump()
     figures = {"flops_per_token": choice.flops, "bytes_sent": choice.sent, "work": choice.work}
     return {**sizes, "recompute": recompute, "needed": choice.memory.needed, **figures}

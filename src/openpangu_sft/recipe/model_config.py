@@ -114,6 +114,13 @@ def require_stated(stated: Mapping[str, Any], config: Mapping[str, Any], path: P
     return found
 
 
+def require_model(directory: Path, model: Model) -> dict[str, Any]:
+    """Reads config.json with transformers 4.53.2's keys; `UserError` names those that differ from the recipe's."""
+    config = read_config(directory)
+    require_stated(model.model_dump(), config, directory / CONFIG)
+    return as_version_4(config)
+
+
 def pangu_config(model: Model, eos_id: int, dtype: str) -> dict[str, Any]:
     """The content of config.json, in openPangu's own form, for a new model; `eos_id` ends a message."""
     return {

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from openpangu_sft.artifacts.artifact import MANIFEST, Manifest, only_one_run, read_manifest, require_settings
 from openpangu_sft.checkpoint.convert import mcore_settings
-from openpangu_sft.checkpoint.hf import require_model
 from openpangu_sft.checkpoint.sharding import parameter_count
 from openpangu_sft.dataset.index_file import VALIDATION
 from openpangu_sft.dataset.preprocess import data_settings
+from openpangu_sft.recipe.model_config import require_model
 from openpangu_sft.recipe.schema import Recipe, complaints
 from openpangu_sft.training.mindspeed.start import run_mindspeed
 from openpangu_sft.training.run.launch import launch, worker_rank

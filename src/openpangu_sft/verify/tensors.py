@@ -8,11 +8,12 @@ from typing import NamedTuple, Optional
 from openpangu_sft.artifacts.artifact import MANIFEST, parse_manifest
 from openpangu_sft.artifacts.checks import wrong_files
 from openpangu_sft.checkpoint.files.arrays import DType
-from openpangu_sft.checkpoint.hf import open_hf, require_model
+from openpangu_sft.checkpoint.hf import open_hf
 from openpangu_sft.checkpoint.lora import base_of
 from openpangu_sft.checkpoint.mcore_reader import McoreCheckpoint, open_mcore
 from openpangu_sft.checkpoint.sharding import hf_shapes, parameter_count
 from openpangu_sft.checkpoint.weights import differences, rounded_to
+from openpangu_sft.recipe.model_config import require_model
 from openpangu_sft.recipe.schema import Recipe
 from openpangu_sft.util.console import byte_progress
 from openpangu_sft.util.errors import UserError

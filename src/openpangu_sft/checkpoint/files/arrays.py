@@ -59,9 +59,3 @@ def first_difference(one: Array, other: Array) -> Optional[tuple[int, ...]]:
 def same_bits(one: Array, other: Array) -> bool:
     """Whether two arrays are equal in shape, dtype and every bit."""
     return one.shape == other.shape and one.dtype == other.dtype and first_difference(one, other) is None
-
-
-def convert_dtype(array: Array, dtype: Optional[DType]) -> Array:
-    """Rounds to nearest even; keeps an array of this dtype, or where None."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return array.astype(dtype or array.dtype, copy=False)

@@ -148,8 +148,7 @@ def _tensor(record: Inert) -> Array:
         return np.empty(size, values.dtype)
     if last >= len(values):
         raise UnpicklingError("a tensor reaches beyond its storage")
-    steps = [step * values.itemsize for step in stride]
-    return np.lib.stride_tricks.as_strided(values[offset:], size, steps)
+    return np.lib.stride_tricks.as_strided(values[offset:], size, [step * values.itemsize for step in stride])
 
 
 def _numbers(shape: Any, dtype: Any, data: Any, order: Literal["C", "F"] = "C") -> Array:

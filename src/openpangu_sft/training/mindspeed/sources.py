@@ -138,11 +138,8 @@ def wanted_manifest(patches: Path) -> Manifest:
     """The manifest's pins and checksums of the patches, before anything is fetched."""
     pins = read_pins(patches)
     names = [patch for pin in pins.values() for patch in pin.patches]
-    return Manifest(
-        KIND,
-        settings={name: {"commit": pin.commit, "patches": pin.patches} for name, pin in pins.items()},
-        inputs={f"patches/{patch}": sha256_of(patches / patch) for patch in names},
-    )
+    settings = {name: {"commit": pin.commit, "patches": pin.patches} for name, pin in pins.items()}
+    return Manifest(KIND, settings, {f"patches/{patch}": sha256_of(patches / patch) for patch in names})
 
 
 def _described(sources: Path) -> dict[str, dict[str, Any]]:

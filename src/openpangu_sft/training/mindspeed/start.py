@@ -124,8 +124,7 @@ def plan(recipe: Recipe, sources: Path, data: Path, is_main: bool) -> tuple[Comm
 
 def dry_run(recipe: Recipe) -> str:
     """Environment and command of a start as shell commands; writes nothing and needs no device."""
-    data = recipe.path("run") / "data" / PREFIX
-    return str(plan(recipe, SOURCES, data, is_main=False)[0])
+    return str(plan(recipe, SOURCES, recipe.path("run") / "data" / PREFIX, is_main=False)[0])
 
 
 def environment_of(recipe: Recipe, sources: Path) -> tuple[Path, dict[str, str]]:
@@ -133,9 +132,8 @@ def environment_of(recipe: Recipe, sources: Path) -> tuple[Path, dict[str, str]]
     paths = [sources / "mindspeed", sources / "mindspeed-llm", ROOT / "src"]
     if recipe.train.device == "cpu":
         paths.insert(0, STAND_IN)
-    before = os.environ.get("PYTHONPATH")
     environment = {name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()}
-    environment["PYTHONPATH"] = os.pathsep.join([*map(str, paths), *([before] if before else [])])
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [*map(str, paths), os.environ.get("PYTHONPATH")]))
     environment["PYTHONDONTWRITEBYTECODE"] = "1"  # the sources stay unchanged
     return sources / "mindspeed-llm", {**environment, **worker_environment(recipe)}
 

@@ -77,12 +77,8 @@ class _Training:
         for layer in self.model.model.layers[:recomputed]:
             layer.gradient_checkpointing = True
             layer._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(self.model, settings.weight_decay),
-            lr=settings.lr,
-            betas=(settings.adam_beta1, settings.adam_beta2),
-            eps=settings.adam_eps,
-        )
+        groups, betas = parameter_groups(self.model, settings.weight_decay), (settings.adam_beta1, settings.adam_beta2)
+        self.optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=betas, eps=settings.adam_eps)
         if state:
             self.optimizer.load_state_dict(state["optimizer"])
         self.pack_loss: torch.nn.Module = PackLoss(self.model)
@@ -169,17 +165,10 @@ class _Training:
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_grad).item()
         if not math.isfinite(mean) or not math.isfinite(norm):
             what = f"loss {mean}, gradient norm {norm} at iteration {self.iteration}"
-            remedy = "lower train.lr, or look at the packs of this iteration"
-            raise UserError(what, where=self.directory, remedy=remedy)
+            raise UserError(what, where=self.directory, remedy="lower train.lr, or look at the packs of this iteration")
         self.optimizer.step()
-        row = metrics.Row(
-            iteration=self.iteration,
-            loss=mean,
-            lr=rate,
-            grad_norm=norm,
-            tokens=tokens,
-            seconds=time.monotonic() - self.step.began,
-        )
+        seconds = time.monotonic() - self.step.began
+        row = metrics.Row(iteration=self.iteration, loss=mean, lr=rate, grad_norm=norm, tokens=tokens, seconds=seconds)
         if self.device.type == "cuda" and self.iteration == self.begun + metrics.MEASURED_AFTER:
             row.memory = metrics.measure()
         if self.rank == 0 and row.memory:
@@ -216,7 +205,7 @@ class _Training:
     def _save(self, loss: float) -> None:
         train = self.recipe.train
         if self.rank == 0:
-            save(self.directory, self.recipe, self.manifest, self.model, self.optimizer, self.iteration, loss)
+            save(self.recipe, self.manifest, self.model, self.optimizer, self.iteration, loss)
             prune(self.directory, train.keep_checkpoints, self.iteration, train.keep_best)
             metrics.draw_curve(self.directory)
         if distributed.is_initialized():
@@ -242,8 +231,7 @@ def _model(recipe: Recipe, state: dict[str, Any], device: torch.device) -> Llama
     """The model as the run begins, or resumes with the engine's state."""
     tensors, adapter = state.get("weights", {}), recipe.train.lora.adapter
     if adapter or not tensors:  # frozen weights are those that the run began with: checkpoints of bf16 round them
-        resumed = state and not tensors
-        source = recipe.path("run" if resumed else "mcore")
+        source = recipe.path("run" if state and not tensors else "mcore")
         tensors = {**tensors_of(open_mcore(source, recipe.model).weights.stored, recipe.model), **tensors}
     if adapter:
         return build_lora(recipe, tensors, device)

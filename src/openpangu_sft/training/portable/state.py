@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import transformers
+from torch.optim import Optimizer
 from transformers import LlamaForCausalLM
 
 from openpangu_sft import __version__
@@ -34,27 +35,16 @@ VERSIONS = {"openpangu-sft": __version__, "torch": torch.__version__, "transform
 
 
 def save(
-    run: Path,
-    recipe: Recipe,
-    run_manifest: Manifest,
-    model: LlamaForCausalLM,
-    optimizer: torch.optim.Optimizer,
-    iteration: int,
-    loss: float,
+    recipe: Recipe, made_by: Manifest, model: LlamaForCausalLM, optimizer: Optimizer, iteration: int, loss: float
 ) -> None:
-    """Writes the checkpoint of an iteration, then the tracker file."""
-    manifest = Manifest(
-        "checkpoint",
-        settings=run_manifest.settings,
-        inputs=run_manifest.inputs,
-        counts={"iteration": iteration, "loss": loss, "versions": VERSIONS},
-    )
+    """Writes the checkpoint of an iteration of the run with this manifest, then the tracker file."""
+    run, counts = recipe.path("run"), {"iteration": iteration, "loss": loss, "versions": VERSIONS}
+    manifest = Manifest("checkpoint", made_by.settings, made_by.inputs, counts)
     dtype, layout = TORCH_DTYPES[recipe.train.precision], layout_of(recipe.model, recipe.parallel)
     adapter = recipe.train.lora.adapter
     position = Position(iteration, iteration * recipe.train.global_batch_size)
     with staged_directory(iteration_directory(run, iteration), manifest) as staging:
-        resharder = Resharder(weights_of(tensors_of_model(model, dtype), adapter), recipe.model)
-        tensors = resharder.mcore(layout, 0, 0)
+        tensors = Resharder(weights_of(tensors_of_model(model, dtype), adapter), recipe.model).mcore(layout, 0, 0)
         write_rank(staging, recipe.model, layout, (0, 0), tensors, position, adapter=adapter)
         state: dict[str, Any] = {"optimizer": optimizer.state_dict()}
         if dtype != torch.float32:

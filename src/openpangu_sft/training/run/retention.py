@@ -64,8 +64,7 @@ def newest_whole(run: Path, is_whole: Callable[[int], bool], is_main: bool) -> O
                 write_tracker(run, iteration)
             return iteration
     if named or len(there) > 1:
-        remedy = "choose another paths.run"
-        raise UserError("no checkpoint here is complete", where=run, remedy=remedy)
+        raise UserError("no checkpoint here is complete", where=run, remedy="choose another paths.run")
     return None
 
 
@@ -82,9 +81,8 @@ def stops_early(recipe: Recipe, losses: Mapping[int, float]) -> str:
     since = sum(iteration > best for iteration in losses)
     if not patience or since < patience:
         return ""
-    return (
-        f"stopped early: validation loss was lowest at iteration {best:,} ({losses[best]:.4f}), {since} evaluations ago"
-    )
+    lowest = f"lowest at iteration {best:,} ({losses[best]:.4f}), {since} evaluations ago"
+    return f"stopped early: validation loss was {lowest}"
 
 
 def nothing_to_do(recipe: Recipe, done: int) -> str:
@@ -103,9 +101,7 @@ def prune(run: Path, keep: Optional[int], newest: int, best: bool = False) -> No
         return
     finished = [iteration for iteration in iterations(run) if iteration <= newest]
     kept = {*finished[-keep:], best_iteration(run) if best else None}
-    for iteration in finished:
-        if iteration in kept:
-            continue
+    for iteration in sorted({*finished} - kept):
         directory = iteration_directory(run, iteration)
         doomed = directory.with_name(f".{directory.name}.removed")  # never taken for a checkpoint while half removed
         directory.rename(doomed)

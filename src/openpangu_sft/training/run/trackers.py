@@ -11,6 +11,7 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Callable
@@ -23,6 +24,7 @@ from openpangu_sft.util.errors import UserError
 Log = Callable[[Mapping[str, float], int], object]
 """Records values of an iteration."""
 PROJECT = "openpangu-sft"
+SERVERS = {"swanlab": "https://api.swanlab.cn", "wandb": "https://api.wandb.ai"}
 _PACKAGES = {"tensorboard": "tensorboardX"}
 
 
@@ -57,10 +59,8 @@ def tracked(recipe: Recipe, begun: int) -> Iterator[Callable[[Row], None]]:
 
 @contextlib.contextmanager
 def _tensorboard(recipe: Recipe, begun: int) -> Iterator[Log]:
-    writer_of = import_module("tensorboardX").SummaryWriter
-    with writer_of(
-        str(recipe.path("run") / "tensorboard"), purge_step=begun + 1, filename_suffix=f".{begun}"
-    ) as writer:
+    folder, suffix = str(recipe.path("run") / "tensorboard"), f".{begun}"
+    with import_module("tensorboardX").SummaryWriter(folder, purge_step=begun + 1, filename_suffix=suffix) as writer:
 
         def log(values: Mapping[str, float], iteration: int) -> None:
             for name, value in values.items():
@@ -70,32 +70,27 @@ def _tensorboard(recipe: Recipe, begun: int) -> Iterator[Log]:
 
 
 @contextlib.contextmanager
-def _swanlab(recipe: Recipe, begun: int) -> Iterator[Log]:
-    swanlab, folder = import_module("swanlab"), recipe.path("run") / "swanlab"
-    settings = swanlab.Settings(interactive=False, terminal={"proxy_type": "none"})
-    names = {"project": os.environ.get("SWANLAB_PROJ_NAME", PROJECT), "name": recipe.path("run").name}
-    mode = _mode("swanlab", os.environ.get("SWANLAB_API_HOST", "https://api.swanlab.cn"))
-    swanlab.init(mode=mode, log_dir=str(folder), config=_config(recipe), settings=settings, **names)
+def _service(tracker: str, recipe: Recipe, begun: int) -> Iterator[Log]:
+    """SwanLab or Weights & Biases: their packages differ in settings only."""
+    package, run = import_module(tracker), recipe.path("run")
+    if tracker == "swanlab":
+        settings = package.Settings(interactive=False, terminal={"proxy_type": "none"})
+        given: dict[str, Any] = {"log_dir": str(run / "swanlab"), "settings": settings}
+        server, project = "SWANLAB_API_HOST", "SWANLAB_PROJ_NAME"
+    else:
+        given = {"dir": run, "settings": package.Settings(console="off", silent=True)}
+        server, project = "WANDB_BASE_URL", "WANDB_PROJECT"
+    given |= {"mode": _mode(tracker, os.environ.get(server, SERVERS[tracker])), "name": run.name}
+    config = recipe.model_dump(mode="json", include={"model", "data", "parallel", "train"})
+    package.init(project=os.environ.get(project, PROJECT), config=config, **given)
     try:
-        yield lambda values, iteration: swanlab.log(dict(values), step=iteration)
+        yield lambda values, iteration: package.log(dict(values), step=iteration)
     finally:
-        swanlab.finish()
+        package.finish()
 
 
-@contextlib.contextmanager
-def _wandb(recipe: Recipe, begun: int) -> Iterator[Log]:
-    wandb, run = import_module("wandb"), recipe.path("run")
-    settings = wandb.Settings(console="off", silent=True)
-    names = {"project": os.environ.get("WANDB_PROJECT", PROJECT), "name": run.name}
-    mode = _mode("wandb", os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
-    wandb.init(mode=mode, dir=run, config=_config(recipe), settings=settings, **names)
-    try:
-        yield lambda values, iteration: wandb.log(dict(values), step=iteration)
-    finally:
-        wandb.finish()
-
-
-_TRACKERS = {"tensorboard": _tensorboard, "swanlab": _swanlab, "wandb": _wandb}
+_TRACKERS: dict[str, Callable[[Recipe, int], contextlib.AbstractContextManager[Log]]] = {"tensorboard": _tensorboard}
+_TRACKERS |= {name: partial(_service, name) for name in SERVERS}
 
 
 def _mode(tracker: str, server: str) -> str:
@@ -113,7 +108,3 @@ def _mode(tracker: str, server: str) -> str:
         say(f"{tracker} records offline: {server} does not answer ({error})")
         return "offline"
     return "online"
-
-
-def _config(recipe: Recipe) -> dict[str, Any]:
-    return recipe.model_dump(mode="json", include={"model", "data", "parallel", "train"})

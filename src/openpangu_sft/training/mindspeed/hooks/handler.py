@@ -28,15 +28,8 @@ from openpangu_sft.training.mindspeed.hooks import one_line
 from openpangu_sft.util.console import say
 from openpangu_sft.util.errors import UserError, naming
 
-FIXED = {
-    "append_eod": False,
-    "split_sentences": False,
-    "streaming": False,
-    "n_subs": 1,
-    "hf_datasets_params": None,
-    "map_keys": None,
-    "max_samples": None,
-}
+FIXED: dict[str, object] = {"append_eod": False, "split_sentences": False, "streaming": False, "n_subs": 1}
+FIXED |= {"hf_datasets_params": None, "map_keys": None, "max_samples": None}
 """Flags of preprocess_data.py that this handler does not support, and their defaults."""
 
 

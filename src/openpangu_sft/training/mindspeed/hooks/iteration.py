@@ -51,8 +51,7 @@ def after_iteration(
 def _validation_loss(model: Sequence[Any], forward_step: Callable[..., Any], config: Any) -> float:
     """Mean cross-entropy over all trained tokens of the validation packs, in nats; on the last pipeline stage."""
     args = get_args()
-    directory = Path(args.data_path[0]).parent
-    fields = {name: read_rows(directory, VALIDATION, name, args.seq_length) for name in FIELDS}
+    fields = {name: read_rows(Path(args.data_path[0]).parent, VALIDATION, name, args.seq_length) for name in FIELDS}
     packs, replicas = len(fields["labels"]), mpu.get_data_parallel_world_size()
     micro_batches = -(-packs // (args.micro_batch_size * replicas))  # of each replica
     first = mpu.get_data_parallel_rank() * micro_batches * args.micro_batch_size

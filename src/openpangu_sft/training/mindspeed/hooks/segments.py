@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from openpangu_sft.dataset.find import find_dataset
-from openpangu_sft.dataset.index_file import FIELDS, read_index, read_values
+from openpangu_sft.dataset.index_file import FIELDS, read_values
 from openpangu_sft.dataset.row_rules import PackedRules
 from openpangu_sft.dataset.segments import misnumbered, positions_within, segment_bounds
 from openpangu_sft.training.mindspeed.hooks import one_line
@@ -57,7 +57,7 @@ def check_segments(data_prefix: str) -> None:
     Raises `UserError` where attention_mask holds token ids, or 1 everywhere, as other software writes it.
     """
     place = find_dataset(Path(data_prefix))
-    indexes = [read_index(place.file(name, "idx"), place.remedy) for name in FIELDS]
+    indexes = [place.index(name) for name in FIELDS]
     lengths = indexes[0].lengths
     rules = PackedRules(np.iinfo(np.int32).max, trusted=place.manifest is not None)
     for row in np.unique(np.linspace(0, len(lengths) - 1, min(CHECKED_ROWS, len(lengths)), dtype=np.int64)).tolist():
