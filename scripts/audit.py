@@ -103,7 +103,7 @@ def main() -> int:
         print(f"openpangu-sft: {LIST} lists {package}, which is in no lock -> remove its rows", file=sys.stderr)
     try:
         known = records(packages)
-    except (OSError, HTTPException, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, HTTPException, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         print(
             f"openpangu-sft: the vulnerability database was not reached, locks/ is not checked: {error}"
             " -> check the network, HTTPS_PROXY and OSV_URL",
@@ -120,7 +120,8 @@ def main() -> int:
             if names(record) & accepted.get(package, set()):
                 continue
             label = min(names(record), key=lambda each: (not each.startswith("CVE-"), each))
-            summary = record.get("summary") or record.get("details", "").partition("\n")[0]
+            summary = record.get("summary") or record.get("details") or ""
+            summary = "".join(filter(str.isprintable, " ".join(str(summary).split())))  # no line or escape of its own
             unlisted[f"{package}: {label}"] = (
                 f" ({', '.join(packages[package])}): {summary[:150]} https://osv.dev/{record['id']}"
             )

@@ -45,7 +45,7 @@ def make_run(recipe: Recipe, iteration: int = 3, seed: int = 0) -> Tensors:
     inputs = {"dataset": "d" * 64, **{f"hf.{name}": digest for name, digest in hf_digests(base).items()}}
     manifest = Manifest("run", settings={"train.lr": recipe.train.lr}, inputs=inputs)
     optimizer = torch.optim.AdamW(model.parameters())
-    save(recipe.path("run"), recipe, manifest, model, optimizer, iteration, 1.25)
+    save(recipe, manifest, model, optimizer, iteration, 1.25)
     return tensors
 
 

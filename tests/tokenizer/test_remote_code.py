@@ -15,7 +15,8 @@ import pytest
 
 from conftest import MakeRecipe
 from openpangu_sft.dataset.preprocess import run_preprocess
-from openpangu_sft.tokenizer.remote_code import YES, Trust, may_run
+from openpangu_sft.tokenizer import remote_code
+from openpangu_sft.tokenizer.remote_code import YES, Trust, classes_of, may_run
 from openpangu_sft.training.mindspeed import start
 from openpangu_sft.util.errors import UserError
 from refusals import refusal_of
@@ -46,7 +47,14 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     directory = tmp_path / "hf"
     directory.mkdir()
     (directory / CODE).write_text("1\n", "utf-8")
+    name_class(directory, {"AutoTokenizer": ["tokenization_own.Own", None]})
+    monkeypatch.setattr(remote_code, "_agreed", set())
     return directory
+
+
+def name_class(directory: Path, classes: object, kind: object = "OwnTokenizer") -> None:
+    config = {"tokenizer_class": kind, "auto_map": classes}
+    (directory / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")
 
 
 def on_a_terminal(directory: Path, typed: str) -> str:
@@ -123,18 +131,57 @@ def test_sums_in_the_recipe(files: Path, trust: Trust, may: Optional[bool], monk
         assert may_run(files, trust) is False
 
 
-@pytest.mark.parametrize("name", ["tokenizer_config.json", "config.json"])
-@pytest.mark.parametrize("classes", ["other/repository--own.Own", ["../there--own.Own", None]])
-def test_code_of_another_repository_is_refused(files: Path, name: str, classes: object) -> None:
-    (files / name).write_text(json.dumps({"auto_map": {"AutoTokenizer": classes}}), "utf-8")
-    trust = {CODE: sum_of("1\n")}
-    assert refusal_of(may_run, files, trust).startswith(f"{files / name}: auto_map names code in another repository")
+@pytest.mark.parametrize(
+    "classes",
+    [
+        {"AutoTokenizer": ["sub/tokenization_own.Own", None]},
+        {"AutoTokenizer": [None, "/tmp/tokenization_own.Own"]},
+        {"AutoTokenizer": ["other/repository--tokenization_own.Own", None]},
+        {"AutoTokenizer": ["missing.Own", None]},
+        {"AutoTokenizer": "tokenization_own.Own"},
+        ["tokenization_own.Own", "..tokenization_own.Own"],
+        [["tokenization_own.Own"]],
+    ],
+)
+@pytest.mark.parametrize("trust", [True, {CODE: sum_of("1\n")}])
+def test_a_class_that_is_not_in_a_file_here_is_refused(
+    files: Path, trust: Trust, classes: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(YES, "1")
+    name_class(files, classes)
+    (files / "sub").mkdir()
+    (files / "sub" / CODE).write_text("1\n", "utf-8")
+    assert ": no class of a Python file here -> " in refusal_of(may_run, files, trust)
+    assert classes_of(files)  # so MindSpeed-LLM is not started without trust either
 
 
-@pytest.mark.parametrize("content", [b"", b"[1]", b"\xff", b"[" * 100_000, b'{"auto_map": null}'])
-def test_other_faults_of_a_configuration_are_left_to_its_reader(files: Path, content: bytes) -> None:
+@pytest.mark.parametrize("kind", ["LlamaForCausalLM", "AutoTokenizer", "RagTokenizer", "pipeline", "models", None, 1])
+@pytest.mark.parametrize("trust", [False, True])
+def test_what_is_no_tokenizer_is_not_loaded(files: Path, kind: object, trust: bool) -> None:
+    """from_pretrained of a model loads the adapter that adapter_config.json names, by torch.load."""
+    name_class(files, {}, kind)
+    if kind == 1:  # no name at all: transformers says so
+        assert may_run(files, trust) is False
+    else:
+        assert refusal_of(may_run, files, trust).startswith(
+            f"{files}/tokenizer_config.json: tokenizer_class is {kind}: no tokenizer"
+        )
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b"\xff", b"[" * 100_000, b"5"])
+def test_a_configuration_that_cannot_be_read(files: Path, content: bytes) -> None:
     (files / "tokenizer_config.json").write_bytes(content)
-    assert may_run(files, {CODE: sum_of("1\n")})
+    assert "the tokenizer does not load: " in refusal_of(may_run, files, trust=False)
+
+
+def test_without_a_class_of_its_own_nothing_is_asked(files: Path) -> None:
+    name_class(files, {"AutoModel": "modeling_own.Own"}, "LlamaTokenizer")
+    assert may_run(files, trust=True) is False
+
+
+def test_code_that_changes_while_it_is_read_is_refused(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_code, "_ask", lambda directory, sums: (directory / CODE).write_text("2\n", "utf-8"))
+    assert "its Python files changed meanwhile" in refusal_of(may_run, files, trust=True)
 
 
 def test_names_of_files_are_printed_without_control_characters(files: Path) -> None:
@@ -145,7 +192,13 @@ def test_names_of_files_are_printed_without_control_characters(files: Path) -> N
 
 def test_a_stage_without_consent_writes_nothing(files: Path, tiny_hf: Path, make_recipe: MakeRecipe) -> None:
     for source in tiny_hf.iterdir():
-        (files / source.name).symlink_to(source)
+        if source.name != "tokenizer_config.json":
+            (files / source.name).symlink_to(source)
+    config = json.loads((tiny_hf / "tokenizer_config.json").read_text("utf-8"))
+    config.update(tokenizer_class="OwnTokenizer", auto_map={"AutoTokenizer": ["tokenization_own.OwnTokenizer", None]})
+    (files / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")
+    code = "from transformers import LlamaTokenizer\nclass OwnTokenizer(LlamaTokenizer):\n    pass\n"
+    (files / CODE).write_text(code, "utf-8")
     recipe = make_recipe(f"paths.hf={files}", "tokenizer.trust_remote_code=true")
     samples = recipe.path("samples")
     samples.mkdir(parents=True)
@@ -154,12 +207,12 @@ def test_a_stage_without_consent_writes_nothing(files: Path, tiny_hf: Path, make
     assert "its Python code would be run" in refusal_of(run_preprocess, recipe)
     assert not recipe.path("shards").exists()
     arguments = ["preprocess", "--recipe", "recipes/demo.yaml", "--set", f"paths.hf={files}"]
-    for yes, code in (([], 1), (["--yes"], 0)):
+    for yes, exit_code in (([], 1), (["--yes"], 0)):
         command = [sys.executable, "-m", "openpangu_sft", *arguments, *yes]
         settings = [f"--set=paths.samples={samples}", f"--set=paths.cache={files.parent}"]
         settings += ["--set=tokenizer.trust_remote_code=true", "--set=data.validation_share=0"]
         done = subprocess.run([*command, *settings], capture_output=True, text=True, check=False)
-        assert done.returncode == code, done.stderr
+        assert done.returncode == exit_code, done.stderr
 
 
 def test_mindspeed_is_not_started_where_it_would_run_code(

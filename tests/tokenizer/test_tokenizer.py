@@ -569,7 +569,7 @@ def test_a_tokenizer_that_is_unfit(tiny_hf: Path, tmp_path: Path, number: int) -
     files = copy_of(tiny_hf, tmp_path / "hf")
     damage(files)
     message = refusal_of(Tokenizer, files, trust_remote_code=False)
-    assert message.startswith(f"{files}: ")
+    assert message.startswith(str(files))
     assert said in message
 
 

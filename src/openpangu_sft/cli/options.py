@@ -136,10 +136,10 @@ def show_chosen(recipe: Recipe) -> None:
 
 
 def recipe_arguments() -> list[str]:
-    """--recipe and --set as the current command was given them."""
+    """--recipe, --set and --yes as the current command was given them."""
     given = click.get_current_context().params
     sets = (word for override in given["overrides"] for word in ("--set", override))
-    return ["--recipe", str(given["recipe_file"]), *sets]
+    return ["--recipe", str(given["recipe_file"]), *sets, *(["--yes"] if given["yes"] else [])]
 
 
 def without_torch() -> None:

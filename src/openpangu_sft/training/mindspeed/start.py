@@ -18,7 +18,7 @@ from openpangu_sft.checkpoint.mcore import OPTIMIZER_FILE, iteration_directory, 
 from openpangu_sft.checkpoint.sharding import layout_of
 from openpangu_sft.dataset.index_file import PREFIX, VALIDATION
 from openpangu_sft.recipe.schema import Recipe
-from openpangu_sft.tokenizer.remote_code import may_run
+from openpangu_sft.tokenizer.remote_code import classes_of, may_run
 from openpangu_sft.training.mindspeed.flags import training_flags
 from openpangu_sft.training.mindspeed.process import Command, Training
 from openpangu_sft.training.mindspeed.sources import ROOT, SOURCES, STAND_IN, require_ready
@@ -40,7 +40,7 @@ def run_mindspeed(recipe: Recipe, manifest: Manifest, command_line: Sequence[str
     `planned` are the peak bytes of tensors on a device; 0 if they are not known.
     """
     run, sources, base = recipe.path("run"), require_ready(SOURCES), recipe.path("hf")
-    if not may_run(base, recipe.tokenizer.trust_remote_code) and next(base.glob("*.py"), None):
+    if not may_run(base, recipe.tokenizer.trust_remote_code) and classes_of(base):
         remedy = "read them, then set tokenizer.trust_remote_code"
         raise UserError("MindSpeed-LLM runs the Python files here", where=base, remedy=remedy)
     require_devices(recipe)

@@ -24,6 +24,7 @@ from openpangu_sft.dataset.preprocess import open_tokenizer, sample_files
 from openpangu_sft.dataset.shard import write_shard
 from openpangu_sft.dataset.spans import Span
 from openpangu_sft.recipe.data import Data
+from openpangu_sft.tokenizer.remote_code import YES
 from openpangu_sft.training.mindspeed.hooks import one_line
 from openpangu_sft.util.console import say
 from openpangu_sft.util.errors import UserError, naming
@@ -55,7 +56,7 @@ class PanguInstructionHandler:
         with one_line("make preprocess"):
             spans = [Span(file, 0, file.stat().st_size) for file in self._files]
             data = _settings(self._args)
-            # trusted: upstream has run its code already
+            os.environ[YES] = "1"  # upstream has run its code already
             tokenizer = open_tokenizer(Path(self._args.tokenizer_name_or_path), True, spans, data)
             with _in_place(self._directory, self._prefix) as staging, unchanged(stamps_of(self._files)):
                 counts = write_shard(data, tokenizer, spans, staging, self._prefix)
