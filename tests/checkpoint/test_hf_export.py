@@ -23,6 +23,7 @@ from openpangu_sft.model.llama import build_model
 from openpangu_sft.tokenizer.tokenizer import Tokenizer, load_hf
 from pangu_base import TRUSTED, logits, make_pangu_base
 from pangu_base import own_module_cache as own_module_cache  # a fixture
+from refusals import refusal_of
 from tokenizer.test_tokenizer import REMOTE_CODE, TEXT, sentencepiece_model
 from tokenizer.test_tokenizer import odd_tokenizer as odd_tokenizer  # a fixture
 
@@ -205,22 +206,25 @@ def test_where_the_fast_class_differs_the_card_says_so(
     assert "Both need transformers 4" in card
 
 
-@pytest.mark.parametrize("place", ["list", "config.json"])
-def test_wherever_the_code_is_named(tmp_path: Path, tiny_hf: Path, make_recipe: MakeRecipe, place: str) -> None:
+def test_code_named_in_a_list(tmp_path: Path, tiny_hf: Path, make_recipe: MakeRecipe) -> None:
     code: Any = ["tokenization_openpangu.PanguTokenizer", None]
-    if place == "list":
-        base = make_pangu_base(tmp_path / "openPangu-list", tiny_hf, auto_map=code)
-    else:
-        base = make_pangu_base(tmp_path / "openPangu-config", tiny_hf, auto_map=..., tokenizer_class=...)
-        config = json.loads((base / "config.json").read_text("utf-8"))
-        config["auto_map"]["AutoTokenizer"] = code
-        (base / "config.json").write_text(json.dumps(config), "utf-8")
+    base = make_pangu_base(tmp_path / "openPangu-list", tiny_hf, auto_map=code)
     recipe = make_recipe(f"paths.hf={base}", TRUSTED)
     make_run(recipe)
     run_export(recipe)
     exported = load_hf(recipe.path("export"), trust_remote_code=False)
     assert type(exported).__name__ == "LlamaTokenizer"
     assert "auto_map" not in (recipe.path("export") / "tokenizer_config.json").read_text("utf-8")
+
+
+def test_code_named_in_the_models_configuration_is_refused(
+    tmp_path: Path, tiny_hf: Path, make_recipe: MakeRecipe
+) -> None:
+    """transformers follows that file, and others that it names, only where tokenizer_class is missing."""
+    base = make_pangu_base(tmp_path / "openPangu-config", tiny_hf, auto_map=..., tokenizer_class=...)
+    recipe = make_recipe(f"paths.hf={base}", TRUSTED)
+    make_run(recipe)
+    assert "tokenizer_class is None: no tokenizer" in refusal_of(run_export, recipe)
 
 
 def test_a_stock_class_beside_code_that_is_not_run(tmp_path: Path, tiny_hf: Path, make_recipe: MakeRecipe) -> None:
